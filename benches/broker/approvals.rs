@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dipylon::broker::{RequestTokenInput, TokenReply};
-use dipylon_sdk::client::ballot::Seen;
-use dipylon_sdk::client::{Endpoint, Outcome, Person, Task};
+use dipylon_sdk::client::vote::ReviewedCard;
+use dipylon_sdk::client::{ApproverClient, Endpoint, TaskHandle, TokenOutcome};
 use dipylon_sdk::jose::SigningKey;
 use dipylon_sdk::model::*;
 use tokio::sync::mpsc;
@@ -36,7 +36,7 @@ pub fn run(counts: &Counts, report: &mut Report) {
             ("lee", "inbox of an approver of all of it, one page"),
             ("olga", "inbox of an approver of none of it"),
         ] {
-            let person = setup.served.person(who);
+            let person = setup.served.approver(who);
             let took = read(&person, counts.inboxes, counts.pending).await;
             report.line(what, &summary(&took, "p99 below 200 ms"));
         }
@@ -163,11 +163,11 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
+async fn read(person: &ApproverClient, times: usize, pending: usize) -> Vec<u64> {
     let mut took = Vec::new();
     for _ in 0..times {
         let began = Instant::now();
-        let report = person.inbox(false, 50, "").await.expect("reads");
+        let report = person.inbox_page(false, 50, "").await.expect("reads");
         took.push(nanos(began.elapsed()));
         // The number shown to one approver at once is bounded: the others are queued.
         assert_eq!((report.total + report.queued) as usize, pending);
@@ -220,8 +220,10 @@ async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Ve
         tasks.spawn(async move {
             loop {
                 match task.request_token(&order).await {
-                    Ok(Outcome::Token(_)) => break heard.send((n, Instant::now())).expect("told"),
-                    Ok(Outcome::Pending(_)) => {}
+                    Ok(TokenOutcome::Token(_)) => {
+                        break heard.send((n, Instant::now())).expect("told");
+                    }
+                    Ok(TokenOutcome::Pending(_)) => {}
                     other => panic!("{other:?}"),
                 }
             }
@@ -247,14 +249,14 @@ async fn vote_and_hear(
     votes: usize,
     hears: &mut mpsc::UnboundedReceiver<(usize, Instant)>,
 ) -> Vec<u64> {
-    let lee = setup.served.person("lee");
+    let lee = setup.served.approver("lee");
     let mut took = Vec::new();
     // Spread over all, not only the first.
     let step = (asked.len() / votes.max(1)).max(1);
     for n in (0..asked.len()).step_by(step).take(votes) {
         let card = lee.card(asked[n].id).await.expect("card");
         let profile = ProfileName::parse("one-security").expect("profile");
-        let seen = Seen {
+        let seen = ReviewedCard {
             card: &card,
             realm: &Realm::parse("test").expect("realm"),
             profile: &profile,
@@ -272,7 +274,7 @@ async fn vote_and_hear(
 }
 
 /// The tasks, spread over connections of [`PER_CONNECTION`] each.
-fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<Task> {
+fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<TaskHandle> {
     let endpoints: Vec<Endpoint> = (0..asked.len().div_ceil(PER_CONNECTION))
         .map(|_| setup.served.endpoint())
         .collect();
@@ -282,7 +284,7 @@ fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<Task> {
         .map(|(n, one)| {
             let evidence = setup.served.evidence(&one.agent);
             let endpoint = endpoints[n / PER_CONNECTION].clone();
-            Task::attach(endpoint, evidence, one.task, one.key.clone())
+            TaskHandle::attach(endpoint, evidence, one.task, one.key.clone())
         })
         .collect()
 }

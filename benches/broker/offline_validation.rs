@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{PublicKey, dpop};
-use dipylon_sdk::validator::{Presented, Require, Validator};
+use dipylon_sdk::validator::{PresentedToken, RequiredAction, Validator};
 
 use super::Counts;
 use super::calls::tokens;
@@ -51,13 +51,13 @@ pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
 }
 
 /// A token and a DPoP proof for one request, with the index of its task.
-struct PresentedToken {
+struct IssuedTokenWithProof {
     holder: usize,
     token: String,
     proof: String,
 }
 
-fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<PresentedToken> {
+fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<IssuedTokenWithProof> {
     let places = (0..holders.len()).cycle().take(count);
     places
         .map(|place| {
@@ -69,11 +69,11 @@ fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<Prese
                 jti: &format!("proof-{:016x}", fresh()),
                 nonce: None,
                 ath: Some(dpop::ath(&token)),
-                adg: None,
-                evh: None,
+                action_digest: None,
+                evidence_hash: None,
             };
             let proof = dpop::create(&holders[place].key, &claims).expect("proof");
-            PresentedToken {
+            IssuedTokenWithProof {
                 holder: place,
                 token,
                 proof: proof.expose_secret().to_owned(),
@@ -86,9 +86,9 @@ fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<Prese
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn check(validator: &Validator, shown: &[PresentedToken]) -> Duration {
+async fn check(validator: &Validator, shown: &[IssuedTokenWithProof]) -> Duration {
     let action = read_case();
-    let require = Require {
+    let require = RequiredAction {
         action: action.name,
         target: action.target,
         parameters: Some(action.parameters),
@@ -96,7 +96,7 @@ async fn check(validator: &Validator, shown: &[PresentedToken]) -> Duration {
     let openings = BTreeMap::new();
     let start = Instant::now();
     for one in shown {
-        let presented = Presented {
+        let presented = PresentedToken {
             token: &one.token,
             dpop: Some(&one.proof),
             method: "GET",
@@ -112,7 +112,7 @@ async fn check(validator: &Validator, shown: &[PresentedToken]) -> Duration {
 }
 
 /// The signature verifications that no check of a token and a proof can omit.
-fn signatures(holders: &[TaskHolder], signer: &PublicKey, shown: &[PresentedToken]) {
+fn signatures(holders: &[TaskHolder], signer: &PublicKey, shown: &[IssuedTokenWithProof]) {
     for one in shown {
         for (text, key) in [
             (&one.token, signer),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dipylon_sdk::client::{Outcome, Task, Token};
+use dipylon_sdk::client::{AccessToken, TaskHandle, TokenOutcome};
 use dipylon_sdk::model::{AgentId, FreezeScope, TaskOutcome};
-use dipylon_sdk::validator::{Presented, Rejected, Require, Validator};
+use dipylon_sdk::validator::{PresentedToken, RequiredAction, ValidationError, Validator};
 
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
@@ -22,7 +22,7 @@ pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     report.part("From an acknowledged revocation to the validator's rejection");
     setup.load.block_on(async {
         let validator = setup.served.validator("cases", CASES).await;
-        let operator = setup.served.person("olga");
+        let operator = setup.served.operator("olga");
         let (mut completed, mut suspended, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..counts.ends {
             let (task, token) = begin(setup, &validator, "triage").await;
@@ -64,11 +64,11 @@ pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     });
 }
 
-async fn begin(setup: &BenchSetup, validator: &Validator, agent: &str) -> (Task, Token) {
+async fn begin(setup: &BenchSetup, validator: &Validator, agent: &str) -> (TaskHandle, AccessToken) {
     let task = setup.served.task(agent).await;
     let order = order(read_case(), &format!("r-{}", fresh()));
     let token = match task.request_token(&order).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     assert!(
@@ -82,11 +82,11 @@ async fn begin(setup: &BenchSetup, validator: &Validator, agent: &str) -> (Task,
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn until_refused(validator: &Validator, token: &Token) -> u64 {
+async fn until_refused(validator: &Validator, token: &AccessToken) -> u64 {
     let acknowledged = Instant::now();
     for _ in 0..CHECKS_MAX {
         match check(validator, token).await {
-            Err(Rejected::Revoked) => return nanos(acknowledged.elapsed()),
+            Err(ValidationError::Revoked) => return nanos(acknowledged.elapsed()),
             Ok(()) => tokio::task::yield_now().await,
             Err(other) => panic!("rejected for another reason: {other}"),
         }
@@ -94,15 +94,15 @@ async fn until_refused(validator: &Validator, token: &Token) -> u64 {
     panic!("never rejected");
 }
 
-async fn check(validator: &Validator, token: &Token) -> Result<(), Rejected> {
+async fn check(validator: &Validator, token: &AccessToken) -> Result<(), ValidationError> {
     let headers = token.headers("GET", URL).expect("headers");
     let action = read_case();
-    let require = Require {
+    let require = RequiredAction {
         action: action.name,
         target: action.target,
         parameters: Some(action.parameters),
     };
-    let presented = Presented {
+    let presented = PresentedToken {
         token: token.jwt().expose_secret(),
         dpop: Some(headers.dpop.expose_secret()),
         method: "GET",

@@ -175,7 +175,7 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     let (half, counted) = (counts.meanwhile / 2, done.clone());
     let operator = {
         let _within = setup.load.enter();
-        setup.served.person("olga")
+        setup.served.operator("olga")
     };
     let agent = AgentId::parse("reporter").expect("id");
     let (slice, (asked, acknowledged, index)) = setup.load.block_on(async {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dipylon::broker::{Broker, CallContext, RequestTokenInput};
 use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, RateLimitConfig};
 use dipylon::serve::authorization;
-use dipylon_sdk::client::{Agent, OpenTask};
+use dipylon_sdk::client::{AgentClient, OpenTaskRequest};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
@@ -86,12 +86,12 @@ impl BenchSetup {
             let mut holders = Vec::new();
             for n in 0..count {
                 let key = Arc::new(SigningKey::generate().expect("key").0);
-                let opener = Agent::new(
+                let opener = AgentClient::new(
                     self.served.endpoint(),
                     self.served.evidence(agent),
                     Some(key.clone()),
                 );
-                let order = OpenTask {
+                let order = OpenTaskRequest {
                     purpose: "contain INC-8841".into(),
                     max_duration_s: 3_600,
                     idempotency_key: Some(format!("open-{n}-{}", fresh())),
@@ -138,8 +138,8 @@ impl BenchSetup {
             jti: &format!("proof-{:016x}", fresh()),
             nonce: Some(nonce),
             ath: None,
-            adg,
-            evh: None,
+            action_digest: adg,
+            evidence_hash: None,
         };
         dpop::create(key, &claims).expect("proof")
     }

@@ -80,7 +80,7 @@ impl<'a> VotingKey<'a> {
         statement: &VoteStatement,
         proof: &VoteProof,
         party: &RelyingParty,
-    ) -> Result<Option<webauthn::Seen>, VoteProofError> {
+    ) -> Result<Option<webauthn::VerifiedAssertion>, VoteProofError> {
         let digest = statement.digest().map_err(|_| VoteProofError::Signature)?;
         match (self, proof) {
             (Self::Registered(key), VoteProof::Signature(signature)) => key
@@ -92,7 +92,7 @@ impl<'a> VotingKey<'a> {
                 if URL_SAFE_NO_PAD.encode(&assertion.credential) != record.credential {
                     return Err(VoteProofError::NotEnrolled);
                 }
-                webauthn::check(
+                webauthn::verify_assertion(
                     party,
                     digest.as_bytes(),
                     &record.jwk,
@@ -129,7 +129,7 @@ pub fn verify_signature(
     statement: &VoteStatement,
     proof: &VoteProof,
     party: &RelyingParty,
-) -> Result<Option<webauthn::Seen>, VoteProofError> {
+) -> Result<Option<webauthn::VerifiedAssertion>, VoteProofError> {
     let by_passkey = matches!(proof, VoteProof::Passkey(_));
     VotingKey::find(person, enrolled, key, method, by_passkey)?.verify(statement, proof, party)
 }
@@ -303,7 +303,7 @@ mod tests {
     fn each_vote_is_verified_once_and_anew_when_a_byte_or_the_key_differs() {
         let (ours, other) = (SigningKey::generate(), SigningKey::generate());
         let (ours, other) = (ours.expect("key").0, other.expect("key").0);
-        let party = RelyingParty::at("https://console.test");
+        let party = RelyingParty::from_origin("https://console.test");
         let signed = statement(300);
         let original = vote(&signed, &ours);
         let cache = VoteProofCache::default();
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(verified(&resigned, &ours, &party), (false, 4), "signature");
 
         assert_eq!(verified(&original, &other, &party), (false, 5), "key");
-        let elsewhere = RelyingParty::at("https://other.test");
+        let elsewhere = RelyingParty::from_origin("https://other.test");
         assert_eq!(verified(&original, &ours, &elsewhere), (true, 6), "party");
 
         let mut gone = original.clone();

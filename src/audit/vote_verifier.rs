@@ -14,7 +14,7 @@ use super::AuditError;
 use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{BundleFiles, VoteMethod, Person, PolicyBundle, StepUpProfile};
-use crate::webauthn::{self, Assertion, EvidenceError, WebauthnError};
+use crate::webauthn::{self, Assertion, AssertionEvidenceError, WebauthnError};
 
 /// Why a journalled vote cannot be verified.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum VoteError {
     NoEvidence,
     /// The evidence cannot be read.
     #[error("its evidence: {0}")]
-    Evidence(#[from] EvidenceError),
+    Evidence(#[from] AssertionEvidenceError),
     /// A WebAuthn check fails.
     #[error("its passkey: {0}")]
     Passkey(#[from] WebauthnError),
@@ -233,7 +233,7 @@ impl VoteVerifier {
             return Err(VoteError::KeyNotActive);
         }
         let party = assertion.party()?;
-        let seen = webauthn::check(
+        let seen = webauthn::verify_assertion(
             &party,
             digest.as_bytes(),
             &passkey.jwk,

@@ -28,7 +28,7 @@ pub use crate::approve::vote_proof::VoteProof;
 pub use crate::approve::votes::Ineligible;
 use crate::approve::{DecisionLimits, DecisionContext};
 pub use crate::card::AccessRequestStatus;
-use crate::clock::{Clock, ClockWatch};
+use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
 pub use crate::journal::JournalHead;
 use crate::journal::{AppendError, Journal};
@@ -65,7 +65,7 @@ pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, PendingReply, ProfileState, RuleShown, RequestTokenInput, IssuedReply, TokenReply,
+    DeniedReply, PendingReply, ProfileState, RuleSummary, RequestTokenInput, IssuedReply, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
@@ -105,7 +105,7 @@ pub struct BrokerSettings {
 impl BrokerSettings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
-        RelyingParty::at(&self.console_url)
+        RelyingParty::from_origin(&self.console_url)
     }
 }
 
@@ -133,7 +133,7 @@ pub struct Broker {
     vote_proofs: VoteProofCache,
     clock: Clock,
     /// Compares the wall clock with the time since start.
-    clock_watch: Mutex<ClockWatch>,
+    clock_watch: Mutex<ClockMonitor>,
     /// The latest time any call or entry was handled at, in milliseconds.
     latest_seen: Arc<AtomicI64>,
     journal: Journal,
@@ -295,7 +295,7 @@ impl Broker {
     /// Whether the wall clock runs steadily, and how many milliseconds it is behind the latest time seen.
     fn clock_status(&self) -> (bool, i64) {
         let (wall, uptime) = (self.clock.now(), self.clock.uptime());
-        let steady = self.lock(&self.clock_watch).sure(wall, uptime);
+        let steady = self.lock(&self.clock_watch).is_reliable(wall, uptime);
         let latest_seen = self.latest_seen.load(Ordering::SeqCst);
         (steady, latest_seen.saturating_sub(wall.millis()))
     }

@@ -78,7 +78,7 @@ impl Projections {
                 Ok(key) => {
                     let mut keys = (**self.own_keys.load()).clone();
                     keys.push((f.kid.clone(), key));
-                    match KeySet::of(keys.iter().map(|(kid, key)| (kid.clone(), key))) {
+                    match KeySet::from_keys(keys.iter().map(|(kid, key)| (kid.clone(), key))) {
                         Ok(set) => self.own_set.store(Some(Arc::new(set))),
                         Err(why) => self.fail(format!("key {}: {why}", f.kid)),
                     }

@@ -12,7 +12,7 @@ use super::{Common, Say, shapes};
 use crate::clock::Clock;
 use crate::model::AgentId;
 use crate::model::text::escape_invisible;
-use crate::proto::v1;
+use crate::client;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Agent {
@@ -53,12 +53,12 @@ pub(super) enum Agent {
 pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitCode, Failure> {
     match verb {
         Agent::List { key } => {
-            let agents = key.person(common)?.agents().await?;
+            let agents = key.operator(common)?.agents().await?;
             say.either(
                 || agents.iter().map(to_json).collect::<Value>(),
                 || {
                     let head = ["AGENT", "OWNER", "ENVIRONMENT", "STANDS", "TASKS", "TOKENS"];
-                    let row = |a: &v1::RegisteredAgent| {
+                    let row = |a: &client::AgentInfo| {
                         vec![
                             escape_invisible(&a.agent_id),
                             escape_invisible(&a.owner),
@@ -77,7 +77,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
             );
         }
         Agent::Show { id, key } => {
-            let agent = key.person(common)?.agent(&id).await?;
+            let agent = key.operator(common)?.agent(&id).await?;
             let now = Clock::system().now();
             say.either(
                 || to_json(&agent),
@@ -112,20 +112,20 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
             );
         }
         Agent::Suspend { id, reason, key } => {
-            let done = key.person(common)?.suspend(&id, &reason).await?;
+            let done = key.operator(common)?.suspend(&id, &reason).await?;
             say.either(
                 || json!({ "agent": id, "suspended": true, "tasks_ended": done.tasks_ended, "position": done.position }),
                 || format!("{id} is suspended by entry {}: {} tasks ended with their tokens", done.position, done.tasks_ended),
             );
         }
         Agent::Resume { id, key } => {
-            let done = key.person(common)?.resume(&id).await?;
+            let done = key.operator(common)?.resume(&id).await?;
             say.either(
-                || json!({ "agent": id, "suspended": false, "position": done.position }),
+                || json!({ "agent": id, "suspended": false, "position": done }),
                 || {
                     format!(
                         "{id} may operate again since entry {}; nothing that ended came back",
-                        done.position
+                        done
                     )
                 },
             );
@@ -135,7 +135,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
 }
 
 /// What it did with its actions, and which of its ceiling it never asked for.
-fn activity(rows: &mut Rows, activity: &[v1::ActionUse]) {
+fn activity(rows: &mut Rows, activity: &[client::AgentActionStats]) {
     for used in activity.iter().filter(|used| used.asked > 0) {
         let counts = [
             ("asked", used.asked),
@@ -168,7 +168,7 @@ fn activity(rows: &mut Rows, activity: &[v1::ActionUse]) {
 }
 
 /// How an agent stands, in a word or two.
-fn stands(agent: &v1::RegisteredAgent) -> String {
+fn stands(agent: &client::AgentInfo) -> String {
     let mut words = Vec::new();
     if !agent.registered {
         words.push("not registered".to_owned());
@@ -189,7 +189,7 @@ fn stands(agent: &v1::RegisteredAgent) -> String {
     }
 }
 
-fn to_json(agent: &v1::RegisteredAgent) -> Value {
+fn to_json(agent: &client::AgentInfo) -> Value {
     json!({
         "agent": agent.agent_id, "registered": agent.registered, "spiffe_id": agent.spiffe_id, "owner": agent.owner,
         "environment": agent.environment, "model": agent.model, "autonomy": agent.autonomy, "groups": agent.groups,
@@ -201,7 +201,7 @@ fn to_json(agent: &v1::RegisteredAgent) -> Value {
     })
 }
 
-fn use_json(used: &v1::ActionUse) -> Value {
+fn use_json(used: &client::AgentActionStats) -> Value {
     json!({
         "action": used.action, "in_ceiling": used.in_ceiling, "asked": used.asked, "granted": used.granted,
         "refused": used.refused, "approved": used.approved, "denied": used.denied, "expired": used.expired,

@@ -12,7 +12,7 @@ use super::{Common, Say, shapes};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{Digest, ParseError, PersonId, Thumbprint, Timestamp};
-use crate::proto::v1;
+use crate::client;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Approver {
@@ -49,19 +49,19 @@ fn thumbprint(text: &str) -> Result<Thumbprint, ParseError> {
 pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<ExitCode, Failure> {
     match verb {
         Approver::Invite { id, key } => {
-            let invited = key.person(common)?.invite(&id).await?;
+            let invited = key.operator(common)?.invite(&id).await?;
             let now = Clock::system().now();
             say.either(
                 || {
                     json!({
-                        "person": id, "code": invited.code, "url": invited.url,
+                        "person": id, "code": invited.code.expose_secret(), "url": invited.url.expose_secret(),
                         "expires_at": shapes::moment(invited.expires_at.as_ref()),
                     })
                 },
                 || {
                     let mut rows = Rows::default();
-                    rows.own("open", escape_invisible(&invited.url))
-                        .own("or type", escape_invisible(&invited.code))
+                    rows.own("open", escape_invisible(invited.url.expose_secret()))
+                        .own("or type", escape_invisible(invited.code.expose_secret()))
                         .own("within", shapes::left(invited.expires_at.as_ref(), now));
                     format!(
                         "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first is {id} here\n{}",
@@ -71,7 +71,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<Ex
             );
         }
         Approver::List { key } => {
-            let people = key.person(common)?.approvers().await?;
+            let people = key.operator(common)?.approvers().await?;
             let now = Clock::system().now();
             say.either(
                 || people.iter().map(to_json).collect::<Value>(),
@@ -79,7 +79,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<Ex
             );
         }
         Approver::Revoke { id, only, key } => {
-            let revoked = key.person(common)?.revoke_keys(&id, only).await?;
+            let revoked = key.operator(common)?.revoke_keys(&id, only).await?;
             say.either(
                 || json!({ "person": id, "revoked": revoked }),
                 || match revoked {
@@ -98,7 +98,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<Ex
 }
 
 /// One line for each key: a person without any has one too.
-fn listed(people: &[v1::Approver], now: Timestamp) -> String {
+fn listed(people: &[client::ApproverInfo], now: Timestamp) -> String {
     let head = [
         "PERSON",
         "NAME",
@@ -164,8 +164,8 @@ fn listed(people: &[v1::Approver], now: Timestamp) -> String {
     table(&rows)
 }
 
-fn to_json(person: &v1::Approver) -> Value {
-    let passkey = |p: &v1::Passkey| {
+fn to_json(person: &client::ApproverInfo) -> Value {
+    let passkey = |p: &client::PasskeyInfo| {
         json!({
             "key": p.key, "label": p.label, "backup_eligible": p.backup_eligible,
             "added_at": shapes::moment(p.added_at.as_ref()),

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::{Say, card};
-use crate::card::{AccessRequestStatus, Card, safe};
-use crate::client::Person;
+use crate::card::{AccessRequestStatus, Card, escape_untrusted};
+use crate::client::ApproverClient;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
 
@@ -19,12 +19,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Says where to vote, opens the page where there is a desktop, and waits until the request is decided by anyone or time.
 pub(super) async fn decide(
     say: &Say,
-    person: &Person,
+    person: &ApproverClient,
     shown: Card,
     verdict: Verdict,
 ) -> Result<ExitCode, Failure> {
     let id = shown.access_request;
-    if shown.standing == AccessRequestStatus::Waiting {
+    if shown.status == AccessRequestStatus::Waiting {
         let page = page(&shown)?;
         say.aside(&format!(
             "only a passkey counts here: vote at the console, where the phrase is {}\n  {page}",
@@ -36,16 +36,16 @@ pub(super) async fn decide(
     }
     let mut now_shown = shown;
     let mut said_yes = yes_count(&now_shown);
-    while now_shown.standing == AccessRequestStatus::Waiting {
+    while now_shown.status == AccessRequestStatus::Waiting {
         tokio::time::sleep(LOOK_AGAIN).await;
         now_shown = person.card(id).await?;
         let yes = yes_count(&now_shown);
-        if yes > said_yes && now_shown.standing == AccessRequestStatus::Waiting {
+        if yes > said_yes && now_shown.status == AccessRequestStatus::Waiting {
             say.aside(&format!("{yes} said yes; more are needed"));
         }
         said_yes = yes;
     }
-    let standing = now_shown.standing;
+    let standing = now_shown.status;
     say.either(
         || json!({ "card": card::to_json(&now_shown), "status": standing.as_str() }),
         || format!("{id} is {}", standing.as_str()),
@@ -78,7 +78,7 @@ fn yes_count(card: &Card) -> usize {
 fn page(card: &Card) -> Result<String, Failure> {
     let page = card.console_url.clone().unwrap_or_default();
     let web = page.starts_with("https://") || page.starts_with("http://");
-    if web && page == safe(&page) && !page.contains([' ', '"', '\'', '\\', '`', '$', '<', '>']) {
+    if web && page == escape_untrusted(&page) && !page.contains([' ', '"', '\'', '\\', '`', '$', '<', '>']) {
         Ok(page)
     } else {
         Err(Failure::failed(

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::card::{self, COLUMNS_MIN, Card, Need, Who};
+use crate::card::{self, COLUMNS_MIN, Card, ProfileProgress, PersonRef};
 use crate::model::{Action, Param, Timestamp};
 
 /// Widest card: longer lines are hard to read.
@@ -12,7 +12,7 @@ const COLUMNS_MAX: usize = 120;
 
 /// The card for people, as wide as their terminal.
 pub(super) fn text(shown: &Card, now: Timestamp) -> String {
-    card::text(shown, now, columns())
+    card::render_terminal(shown, now, columns())
 }
 
 fn columns() -> usize {
@@ -35,7 +35,7 @@ pub(super) fn to_json(card: &Card) -> Value {
         "access_request": card.access_request,
         "match_phrase": card.phrase().to_string(),
         "realm": card.realm,
-        "status": card.standing.as_str(),
+        "status": card.status.as_str(),
         "title": card.title, "effect": card.effect, "reversible": card.reversible, "undo": card.undo,
         "risk": card.risk.map(|risk| risk.as_str()),
         "action": card.action.as_deref().map(action),
@@ -90,8 +90,8 @@ fn action(action: &Action) -> Value {
     })
 }
 
-fn need(need: &Need) -> Value {
-    let ids = |who: &Who| who.id.to_string();
+fn need(need: &ProfileProgress) -> Value {
+    let ids = |who: &PersonRef| who.id.to_string();
     json!({
         "profile": need.profile.name, "digest": need.profile.digest, "group": need.group, "quorum": need.quorum,
         "approvals": need.approvers.len(), "approvers": need.approvers.iter().map(ids).collect::<Value>(),

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::net::KeyArgs;
 use super::probe::{self, Answered};
 use super::{Common, Say, audit, dev, net};
-use crate::client::{Reach, Route};
+use crate::client::{ConnectOptions, Transport};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{OpenError, JournalReader};
@@ -252,7 +252,7 @@ async fn reached(
     common: &Common,
     config: &Config,
     listen: SocketAddr,
-) -> (Option<Route>, Result<Answered, String>) {
+) -> (Option<Transport>, Result<Answered, String>) {
     let external = &config.settings.external_url;
     let authority = external.split_once("://").map_or("", |(_, rest)| rest);
     let (url, authorities) = match &config.tls {
@@ -265,8 +265,8 @@ async fn reached(
     };
     let mut told = Err("there is no way to it".to_owned());
     for ca in authorities {
-        let reach = Reach { ca, socket: None };
-        let route = match Route::new(&url, &reach) {
+        let reach = ConnectOptions { ca, socket: None };
+        let route = match Transport::new(&url, &reach) {
             Ok(route) => route.at(listen),
             Err(error) => {
                 told = Err(error.to_string());
@@ -282,7 +282,7 @@ async fn reached(
 }
 
 /// Whether what listens has published a key of this journal.
-async fn ours(authority: &str, route: Option<&Route>, walked: &Walked) -> Finding {
+async fn ours(authority: &str, route: Option<&Transport>, walked: &Walked) -> Finding {
     let published = match route {
         Some(route) => probe::get(route, "/.well-known/jwks.json").await,
         None => Err(String::new()),
@@ -396,15 +396,15 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 /// A broker somewhere, by its URL, and whether it knows a key.
 async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Finding {
     let mut under = Vec::new();
-    let answer = match Route::new(url.trim_end_matches('/'), &net::reach(common)) {
+    let answer = match Transport::new(url.trim_end_matches('/'), &net::reach(common)) {
         Ok(route) => probe::get(&route, "/readyz").await,
         Err(error) => Err(error.to_string()),
     };
     under.extend(answers(url, answer, now));
     if key.given() {
-        under.push(match key.person(common) {
+        under.push(match key.approver(common) {
             Err(failure) => Finding::fail(failure.message, "name a key of yours"),
-            Ok(person) => match person.list().await {
+            Ok(person) => match person.access_requests().await {
                 Ok(waiting) => Finding::ok(format!(
                     "the key is known; {} access requests wait",
                     waiting.len()
@@ -453,7 +453,7 @@ mod tests {
         let now = Timestamp::from_secs(1_800_000_000);
         let options = JournalOptions {
             realm: Realm::parse("r").expect("realm"),
-            clock: Clock::by_hand(now).0,
+            clock: Clock::manual(now).0,
             faults: FaultInjection::default(),
             observe: None,
         };

@@ -23,7 +23,7 @@ pub(super) struct Explain {
 }
 
 pub(super) async fn run(common: &Common, say: &Say, verb: Explain) -> Result<ExitCode, Failure> {
-    let found = verb.key.person(common)?.explain(&verb.id).await?;
+    let found = verb.key.operator(common)?.explain(&verb.id).await?;
     say.either(
         || {
             let lines: Value = found

@@ -88,7 +88,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let exit = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => Exit::Unavailable,
-            Error::Url(_) | Error::Trust(_) | Error::Malformed(_) => Exit::UsageError,
+            Error::Url(_) | Error::Trust(_) | Error::InvalidInput(_) => Exit::UsageError,
             Error::Refused(_)
                 if error.reason().is_none() && error.code() == Some("UNAVAILABLE") =>
             {
@@ -97,7 +97,7 @@ impl From<Error> for Failure {
             Error::Refused(_)
             | Error::Evidence(_)
             | Error::Answer(_)
-            | Error::Ballot(_)
+            | Error::SignVote(_)
             | Error::Key(_)
             | Error::Proof(_)
             | Error::NoRandomness => error.reason().map_or(Exit::Failed, Reason::exit),
@@ -106,14 +106,14 @@ impl From<Error> for Failure {
             Error::Unreachable { .. } | Error::TimedOut { .. } => {
                 Some("is it running? 'dipylon serve --dev' starts one; DIPYLON_URL names another")
             }
-            Error::Ballot(_) => Some(
+            Error::SignVote(_) => Some(
                 "the broker says one thing and asks you to sign another: do not vote, tell your security team",
             ),
             Error::Refused(_)
             | Error::Url(_)
             | Error::Trust(_)
             | Error::Evidence(_)
-            | Error::Malformed(_)
+            | Error::InvalidInput(_)
             | Error::Answer(_)
             | Error::Key(_)
             | Error::Proof(_)

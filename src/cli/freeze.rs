@@ -12,7 +12,7 @@ use super::{Common, Say, shapes};
 use crate::clock::Clock;
 use crate::model::FreezeScope;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
-use crate::proto::v1;
+use crate::client;
 
 #[derive(Debug, Args)]
 pub(super) struct Freeze {
@@ -36,7 +36,7 @@ pub(super) struct Unfreeze {
 }
 
 pub(super) async fn freeze(common: &Common, say: &Say, verb: Freeze) -> Result<ExitCode, Failure> {
-    let operator = verb.key.person(common)?;
+    let operator = verb.key.operator(common)?;
     let Some(scope) = verb.scope else {
         let frozen = operator.freezes().await?;
         list(say, &frozen);
@@ -70,24 +70,24 @@ pub(super) async fn unfreeze(
     verb: Unfreeze,
 ) -> Result<ExitCode, Failure> {
     let scope = verb.scope;
-    let done = verb.key.person(common)?.unfreeze(&scope).await?;
+    let done = verb.key.operator(common)?.unfreeze(&scope).await?;
     say.either(
-        || json!({ "scope": scope.to_string(), "frozen": false, "position": done.position }),
+        || json!({ "scope": scope.to_string(), "frozen": false, "position": done }),
         || {
             format!(
                 "the freeze of {scope} was lifted by entry {}; nothing that ended came back",
-                done.position
+                done
             )
         },
     );
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(say: &Say, frozen: &[v1::FreezeInForce]) {
+fn list(say: &Say, frozen: &[client::FreezeInfo]) {
     let now = Clock::system().now();
     say.either(
         || {
-            let to_json = |f: &v1::FreezeInForce| {
+            let to_json = |f: &client::FreezeInfo| {
                 json!({
                     "scope": f.scope, "since": shapes::moment(f.since.as_ref()), "by": f.by, "reason": f.reason,
                     "position": f.position,
@@ -100,7 +100,7 @@ fn list(say: &Say, frozen: &[v1::FreezeInForce]) {
                 return "nothing is frozen".to_owned();
             }
             let head = ["FROZEN", "BY", "SINCE", "ENTRY", "WHY"].map(str::to_owned).to_vec();
-            let row = |f: &v1::FreezeInForce| {
+            let row = |f: &client::FreezeInfo| {
                 vec![
                     escape_invisible(&f.scope),
                     escape_invisible(&f.by),

@@ -9,10 +9,10 @@ use super::failure::Failure;
 use super::net::KeyArgs;
 use super::say::table;
 use super::{Common, Say, card, shapes};
-use crate::card::{Headline, safe};
+use crate::card::{Headline, escape_untrusted};
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
-use crate::proto::{convert, v1};
+use crate::client;
 
 #[derive(Debug, Args)]
 pub(super) struct Inbox {
@@ -30,7 +30,7 @@ pub(super) struct Show {
 }
 
 pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<ExitCode, Failure> {
-    let (rows, queued) = verb.key.person(common)?.inbox_rows().await?;
+    let (rows, queued) = verb.key.approver(common)?.inbox().await?;
     let now = Clock::system().now();
     say.either(
         || rows.iter().map(to_json).collect::<Value>(),
@@ -66,15 +66,14 @@ pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<Exit
 }
 
 /// In the order of the broker, with the headline of the card.
-fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
-    let request = row.access_request.clone().unwrap_or_default();
-    let action = request.action.as_ref().map(convert::action);
-    let action = action.and_then(Result::ok);
+fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
+    let request = &row.access_request;
+    let action = &request.action;
     let risks = [Risk::Low, Risk::Medium, Risk::High];
     let risk = risks.into_iter().find(|r| r.as_str() == request.risk);
     let head = Headline::new(&request.title, action.as_ref(), None, risk);
     let warning = if head.flags.is_empty() { "" } else { " [!]" };
-    let need = |p: &v1::Profile| safe(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
+    let need = |p: &client::RequiredProfile| escape_untrusted(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
     let needs: Vec<String> = request.needs.iter().map(need).collect();
     let phrase = AccessRequestId::parse(&request.access_request_id)
         .map_or_else(|_| "?".to_owned(), |id| MatchPhrase::from_request(&id).to_string());
@@ -85,11 +84,11 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
             head.verb, head.object_type, head.object
         ),
         with(action.as_ref(), row.abridged),
-        safe(&format!("{} ({})", request.agent_id, row.owner)),
+        escape_untrusted(&format!("{} ({})", request.agent_id, row.owner)),
         needs.join(", "),
         shapes::left(request.expires_at.as_ref(), now),
         phrase,
-        safe(&request.access_request_id),
+        escape_untrusted(&request.access_request_id),
     ]
 }
 
@@ -111,7 +110,7 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
         let text = all.join(" ");
         let total = text.chars().count();
         if total <= WITH_CHARS_MAX {
-            return safe(&text);
+            return escape_untrusted(&text);
         }
         let head: String = text.chars().take(WITH_CHARS_MAX).collect();
         let digest: String = action
@@ -121,7 +120,7 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
             .take(DIGEST_CHARS)
             .collect();
         let more = total - WITH_CHARS_MAX;
-        format!("{} [{more} more characters, digest {digest}…]", safe(&head))
+        format!("{} [{more} more characters, digest {digest}…]", escape_untrusted(&head))
     }
 }
 
@@ -130,9 +129,9 @@ const WITH_CHARS_MAX: usize = 40;
 /// Characters of the action's digest behind what is cut off, which the card has in full.
 const DIGEST_CHARS: usize = 6;
 
-fn to_json(row: &v1::InboxRow) -> Value {
-    let request = row.access_request.clone().unwrap_or_default();
-    let mut value = shapes::access_request(&request);
+fn to_json(row: &client::InboxEntry) -> Value {
+    let request = &row.access_request;
+    let mut value = shapes::access_request(request);
     let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::from_request(&id));
     if let Some(members) = value.as_object_mut() {
         let phrase = phrase.map_or(Value::Null, |phrase| json!(phrase.to_string()));
@@ -145,7 +144,7 @@ fn to_json(row: &v1::InboxRow) -> Value {
 }
 
 pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitCode, Failure> {
-    let shown = verb.key.person(common)?.card(verb.access_request).await?;
+    let shown = verb.key.approver(common)?.card(verb.access_request).await?;
     say.either(
         || card::to_json(&shown),
         || card::text(&shown, Clock::system().now()),

@@ -8,7 +8,7 @@ use clap::Args;
 use super::Common;
 use super::dev::Home;
 use super::failure::Failure;
-use crate::client::{Endpoint, Person, Reach};
+use crate::client::{ApproverClient, ConnectOptions, Endpoint, OperatorClient};
 use crate::jose::SigningKey;
 use crate::keys;
 use crate::model::Realm;
@@ -57,8 +57,12 @@ impl KeyArgs {
         Ok(Arc::new(keys::read(&path)?))
     }
 
-    pub(super) fn person(&self, common: &Common) -> Result<Person, Failure> {
-        Ok(Person::new(endpoint(common)?, self.key(common)?))
+    pub(super) fn approver(&self, common: &Common) -> Result<ApproverClient, Failure> {
+        Ok(ApproverClient::new(endpoint(common)?, self.key(common)?))
+    }
+
+    pub(super) fn operator(&self, common: &Common) -> Result<OperatorClient, Failure> {
+        Ok(OperatorClient::new(endpoint(common)?, self.key(common)?))
     }
 }
 
@@ -74,12 +78,12 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, Failure> {
             home.config().settings.external_url.clone()
         }
     };
-    Ok(Endpoint::reach(&url, &reach(common))?)
+    Ok(Endpoint::connect_with(&url, &reach(common))?)
 }
 
 /// How the broker is reached, as the arguments say.
-pub(super) fn reach(common: &Common) -> Reach {
-    Reach {
+pub(super) fn reach(common: &Common) -> ConnectOptions {
+    ConnectOptions {
         ca: common.ca.clone(),
         socket: common.socket.clone(),
     }

@@ -12,7 +12,7 @@ use super::say::table;
 use super::{Common, Say, bundle, checkup, dev, shapes};
 use crate::model::text::escape_invisible;
 use crate::model::{Secret, format_seconds};
-use crate::proto::v1;
+use crate::client;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
@@ -65,7 +65,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
         } => {
             // Everything that is wrong is said here, with files and lines, before the broker is asked.
             bundle::load(&dir)?;
-            let (person, files) = (key.person(common)?, bundle::read(&dir)?);
+            let (person, files) = (key.operator(common)?, bundle::read(&dir)?);
             let applied = match one_time_code(say, code, code_file).await? {
                 Some(code) => person.apply_first_policy_bundle(&files, &code).await?,
                 None => person.apply_policy_bundle(&files).await?,
@@ -95,7 +95,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
             );
         }
         Policy::Rules { key } => {
-            let rules = key.person(common)?.rules().await?;
+            let rules = key.operator(common)?.rules().await?;
             say.either(
                 || rules.iter().map(rule_json).collect::<Value>(),
                 || rule_table(&rules),
@@ -105,9 +105,9 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-fn rule_table(rules: &[v1::RuleFigures]) -> String {
+fn rule_table(rules: &[client::RuleStatistics]) -> String {
     let head = ["RULE", "REMEDY", "HITS", "ASKED", "APPROVED", "MEDIAN", ""];
-    let row = |rule: &v1::RuleFigures| {
+    let row = |rule: &client::RuleStatistics| {
         let share = rule.approved_percent.map(|share| {
             let decided = rule.approved.saturating_add(rule.denied);
             format!("{share} % of {decided}")
@@ -135,7 +135,7 @@ fn rule_table(rules: &[v1::RuleFigures]) -> String {
     table(&rows)
 }
 
-fn rule_json(rule: &v1::RuleFigures) -> Value {
+fn rule_json(rule: &client::RuleStatistics) -> Value {
     json!({
         "rule": rule.rule_id, "file": rule.file, "line": rule.line, "why": rule.why, "kind": rule.kind,
         "remedy": (!rule.remedy.is_empty()).then_some(&rule.remedy), "hits": rule.hits, "asked": rule.asked,
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_a_row_with_its_share_its_median_and_its_flag() {
-        let asks = v1::RuleFigures {
+        let asks = client::RuleStatistics {
             rule_id: "destructive\u{202E}".to_owned(),
             kind: "forbid".to_owned(),
             remedy: "step_up one-security".to_owned(),
@@ -189,12 +189,12 @@ mod tests {
             approved_percent: Some(95),
             median_seconds: Some(62),
             rubber_stamp: true,
-            ..v1::RuleFigures::default()
+            ..client::RuleStatistics::default()
         };
-        let permit = v1::RuleFigures {
+        let permit = client::RuleStatistics {
             rule_id: "reads".to_owned(),
             kind: "permit".to_owned(),
-            ..v1::RuleFigures::default()
+            ..client::RuleStatistics::default()
         };
         let text = rule_table(&[asks, permit]);
         let cells = |line: &str| {

@@ -9,7 +9,7 @@ use hyper::client::conn::http1;
 use hyper::header::{DATE, HOST};
 use hyper_util::rt::TokioIo;
 
-use crate::client::{Protocol, Route};
+use crate::client::{Protocol, Transport};
 
 /// What came back.
 pub(super) struct Answered {
@@ -20,7 +20,7 @@ pub(super) struct Answered {
 }
 
 /// Asks a broker for a path. The error is one line for people.
-pub(super) async fn get(route: &Route, path: &str) -> Result<Answered, String> {
+pub(super) async fn get(route: &Transport, path: &str) -> Result<Answered, String> {
     let authority = route.uri().authority().map_or("", |one| one.as_str());
     let exchange = async {
         let stream = route

@@ -2,27 +2,27 @@
 
 use serde_json::{Value, json};
 
-use crate::card::safe;
+use crate::card::{AccessRequestStatus, escape_untrusted};
 use crate::model::text::escape_invisible;
-use crate::model::{Timestamp, format_seconds};
-use crate::proto::{convert, v1};
+use crate::model::{Action, Target, Timestamp, format_seconds};
+use crate::client;
 
 /// RFC 3339, or null.
-pub(super) fn moment(wire: Option<&prost_types::Timestamp>) -> Value {
+pub(super) fn moment(wire: Option<&Timestamp>) -> Value {
     read(wire).map_or(Value::Null, |at| Value::String(at.to_string()))
 }
 
 /// Whole seconds, or null.
-pub(super) fn seconds(wire: Option<&prost_types::Duration>) -> Value {
-    wire.map_or(Value::Null, |d| Value::from(d.seconds))
+pub(super) fn seconds(wire: Option<&i64>) -> Value {
+    wire.map_or(Value::Null, |seconds| Value::from(*seconds))
 }
 
-fn read(wire: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
-    convert::timestamp("moment", wire?).ok()
+fn read(wire: Option<&Timestamp>) -> Option<Timestamp> {
+    wire.copied()
 }
 
 /// `2026-11-22T10:00:00Z, in 4m 59s`.
-pub(super) fn when(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+pub(super) fn when(wire: Option<&Timestamp>, now: Timestamp) -> String {
     read(wire).map_or_else(
         || "unknown".to_owned(),
         |at| format!("{at}, {}", distance(at, now)),
@@ -30,7 +30,7 @@ pub(super) fn when(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> Str
 }
 
 /// `2026-11-22T10:00:00Z`.
-pub(super) fn instant(wire: Option<&prost_types::Timestamp>) -> String {
+pub(super) fn instant(wire: Option<&Timestamp>) -> String {
     read(wire).map_or_else(|| "unknown".to_owned(), |at| at.to_string())
 }
 
@@ -45,24 +45,15 @@ pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// How long from now, or 0s.
-pub(super) fn left(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+pub(super) fn left(wire: Option<&Timestamp>, now: Timestamp) -> String {
     format_seconds(read(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
 }
 
-pub(super) fn status(number: i32) -> &'static str {
-    match v1::AccessRequestStatus::try_from(number) {
-        Ok(v1::AccessRequestStatus::Waiting) => "waiting",
-        Ok(v1::AccessRequestStatus::Approved) => "approved",
-        Ok(v1::AccessRequestStatus::Denied) => "denied",
-        Ok(v1::AccessRequestStatus::Consumed) => "consumed",
-        Ok(v1::AccessRequestStatus::Cancelled) => "cancelled",
-        Ok(v1::AccessRequestStatus::Expired) => "expired",
-        Ok(v1::AccessRequestStatus::Ended) => "ended",
-        Ok(v1::AccessRequestStatus::Unspecified) | Err(_) => "unknown",
-    }
+pub(super) fn status(status: Option<AccessRequestStatus>) -> &'static str {
+    status.map_or("unknown", AccessRequestStatus::as_str)
 }
 
-pub(super) fn rules(rules: &[v1::Rule]) -> Value {
+pub(super) fn rules(rules: &[client::MatchedRule]) -> Value {
     rules
         .iter()
         .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why }))
@@ -70,8 +61,8 @@ pub(super) fn rules(rules: &[v1::Rule]) -> Value {
 }
 
 /// One rule a line: its name, where it stands, and why.
-pub(super) fn rule_lines(rules: &[v1::Rule]) -> String {
-    let line = |r: &v1::Rule| {
+pub(super) fn rule_lines(rules: &[client::MatchedRule]) -> String {
+    let line = |r: &client::MatchedRule| {
         let why = if r.why.is_empty() {
             String::new()
         } else {
@@ -86,8 +77,8 @@ pub(super) fn rule_lines(rules: &[v1::Rule]) -> String {
     rules.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn profiles(needs: &[v1::Profile]) -> Value {
-    let one = |p: &v1::Profile| {
+pub(super) fn profiles(needs: &[client::RequiredProfile]) -> Value {
+    let one = |p: &client::RequiredProfile| {
         json!({
             "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "approvers": p.approvers,
             "digest": p.digest,
@@ -97,8 +88,8 @@ pub(super) fn profiles(needs: &[v1::Profile]) -> Value {
 }
 
 /// One profile a line: `one-security: 0 of 1 from security`.
-pub(super) fn profile_lines(needs: &[v1::Profile]) -> String {
-    let line = |p: &v1::Profile| {
+pub(super) fn profile_lines(needs: &[client::RequiredProfile]) -> String {
+    let line = |p: &client::RequiredProfile| {
         let who = if p.approvers.is_empty() {
             String::new()
         } else {
@@ -115,27 +106,27 @@ pub(super) fn profile_lines(needs: &[v1::Profile]) -> String {
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn ttl(sum: Option<&v1::TtlSum>) -> Value {
+pub(super) fn ttl(sum: Option<&client::GrantedTtl>) -> Value {
     let Some(sum) = sum else { return Value::Null };
     let bounds: Vec<Value> = sum
-        .bounds
+        .limits
         .iter()
         .map(|b| json!({ "by": b.by, "ttl": seconds(b.ttl.as_ref()) }))
         .collect();
-    json!({ "asked": seconds(sum.asked.as_ref()), "bounds": bounds, "granted": seconds(sum.granted.as_ref()) })
+    json!({ "asked": seconds(sum.requested.as_ref()), "bounds": bounds, "granted": seconds(sum.granted.as_ref()) })
 }
 
 /// `5m = least of asked 15m, cap 15m, rules 10m`.
-pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
+pub(super) fn ttl_line(sum: Option<&client::GrantedTtl>) -> String {
     let Some(sum) = sum else {
         return "unknown".to_owned();
     };
-    let show = |d: Option<&prost_types::Duration>| {
-        d.map_or_else(|| "?".to_owned(), |d| format_seconds(d.seconds))
+    let show = |d: Option<&i64>| {
+        d.map_or_else(|| "?".to_owned(), |d| format_seconds(*d))
     };
-    let mut terms = vec![format!("asked {}", show(sum.asked.as_ref()))];
+    let mut terms = vec![format!("asked {}", show(sum.requested.as_ref()))];
     terms.extend(
-        sum.bounds
+        sum.limits
             .iter()
             .map(|b| format!("{} {}", escape_invisible(&b.by), show(b.ttl.as_ref()))),
     );
@@ -147,38 +138,35 @@ pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
 }
 
 /// The parameters, as they are in the action.
-pub(super) fn parameters(action: &v1::Action) -> Value {
-    match convert::action(action) {
-        Ok(action) => action
-            .parameters
-            .iter()
-            .map(|(name, value)| (name.clone(), value.to_json()))
-            .collect(),
-        Err(_) => Value::Null,
-    }
+pub(super) fn parameters(action: &Action) -> Value {
+    action
+        .parameters
+        .iter()
+        .map(|(name, value)| (name.clone(), value.to_json()))
+        .collect()
 }
 
-pub(super) fn action(action: Option<&v1::Action>) -> Value {
+pub(super) fn action(action: Option<&Action>) -> Value {
     let Some(action) = action else {
         return Value::Null;
     };
     json!({
         "action": action.name,
-        "target": target(action.target.as_ref()),
+        "target": target(Some(&action.target)),
         "parameters": parameters(action),
         "audience": action.audience,
     })
 }
 
 /// `Type::id`, safe to print in a row: no run of blanks in it looks like the next column.
-pub(super) fn target(target: Option<&v1::Target>) -> String {
+pub(super) fn target(target: Option<&Target>) -> String {
     target.map_or_else(
         || "?".to_owned(),
-        |t| safe(&format!("{}::{}", t.r#type, t.id)),
+        |t| escape_untrusted(&format!("{}::{}", t.kind, t.id)),
     )
 }
 
-pub(super) fn access_request(request: &v1::AccessRequest) -> Value {
+pub(super) fn access_request(request: &client::AccessRequestInfo) -> Value {
     json!({
         "access_request": request.access_request_id,
         "task": request.task_id,
@@ -193,7 +181,7 @@ pub(super) fn access_request(request: &v1::AccessRequest) -> Value {
     })
 }
 
-pub(super) fn end_report(report: &v1::EndReport) -> Value {
+pub(super) fn end_report(report: &client::TaskEndReport) -> Value {
     json!({
         "task": report.task_id,
         "cause": report.cause,
@@ -207,7 +195,7 @@ pub(super) fn end_report(report: &v1::EndReport) -> Value {
 }
 
 /// What an end ended, in one line.
-pub(super) fn end_line(report: &v1::EndReport) -> String {
+pub(super) fn end_line(report: &client::TaskEndReport) -> String {
     format!(
         "{} ended ({}) by entry {}: {} of {} tokens were alive and are revoked, {} access requests closed",
         escape_invisible(&report.task_id),
@@ -225,20 +213,20 @@ mod tests {
 
     #[test]
     fn the_arithmetic_reads_as_a_sum() {
-        let s = |n| Some(convert::seconds_to_wire(n));
+        let s = Some::<i64>;
         let bounds = vec![
-            v1::TtlBound {
+            client::TtlLimitInfo {
                 by: "cap".into(),
                 ttl: s(900),
             },
-            v1::TtlBound {
+            client::TtlLimitInfo {
                 by: "rules".into(),
                 ttl: s(600),
             },
         ];
-        let sum = v1::TtlSum {
-            asked: s(900),
-            bounds,
+        let sum = client::GrantedTtl {
+            requested: s(900),
+            limits: bounds,
             granted: s(600),
         };
         assert_eq!(
@@ -249,8 +237,8 @@ mod tests {
 
     #[test]
     fn a_target_cannot_make_a_column() {
-        let wild = v1::Target {
-            r#type: "Account".into(),
+        let wild = Target {
+            kind: "Account".into(),
             id: "ann  APPROVED\u{202e} ".into(),
         };
         assert_eq!(
@@ -261,11 +249,11 @@ mod tests {
 
     #[test]
     fn an_end_counts_every_token() {
-        let report = v1::EndReport {
+        let report = client::TaskEndReport {
             tokens: vec!["tok_1".into()],
             tokens_revoked: 7,
             tokens_total: 5_000,
-            ..v1::EndReport::default()
+            ..client::TaskEndReport::default()
         };
         let line = end_line(&report);
         assert!(line.contains("7 of 5000 tokens were alive"), "{line}");

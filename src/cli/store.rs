@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Common;
 use super::dev::{self, Home};
 use super::failure::{Failure, failed};
-use crate::client::{Endpoint, EvidenceSource, Task, WorkloadApi};
+use crate::client::{Endpoint, EvidenceSource, TaskHandle, WorkloadApi};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::keys;
@@ -201,7 +201,7 @@ pub(super) fn drop_key(given: Option<&Path>, made: &Path) {
 impl Kept {
     /// What to keep of a task that was just opened.
     pub(super) fn new(
-        task: &Task,
+        task: &TaskHandle,
         url: &str,
         key: PathBuf,
         purpose: &str,
@@ -284,7 +284,7 @@ impl Kept {
     }
 
     /// Takes the task up again.
-    pub(super) fn attach(&self, common: &Common, evidence: &EvidenceArgs) -> Result<Task, Failure> {
+    pub(super) fn attach(&self, common: &Common, evidence: &EvidenceArgs) -> Result<TaskHandle, Failure> {
         let source = if evidence.given() {
             evidence.source(common)?.0
         } else {
@@ -292,8 +292,8 @@ impl Kept {
         };
         let url = common.url.as_deref().unwrap_or(&self.url);
         let key = Arc::new(keys::read(&self.key)?);
-        Ok(Task::attach(
-            Endpoint::reach(url, &super::net::reach(common))?,
+        Ok(TaskHandle::attach(
+            Endpoint::connect_with(url, &super::net::reach(common))?,
             source,
             self.task,
             key,
@@ -334,13 +334,13 @@ pub(super) fn attach_by_key(
     task: TaskId,
     key: &Path,
     evidence: &EvidenceArgs,
-) -> Result<Task, Failure> {
+) -> Result<TaskHandle, Failure> {
     let source = if evidence.given() {
         evidence.source(common)?.0
     } else {
         Origin::Once.source()?
     };
-    Ok(Task::attach(
+    Ok(TaskHandle::attach(
         super::net::endpoint(common)?,
         source,
         task,

@@ -11,11 +11,10 @@ use super::net::{self, KeyArgs};
 use super::say::{Rows, table};
 use super::store::{self, EvidenceArgs, Kept};
 use super::{Common, Say, parse, shapes};
-use crate::client::{self, OpenTask};
+use crate::client::{self, OpenTaskRequest};
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
 use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
-use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Task {
@@ -95,7 +94,7 @@ impl Which {
         &self,
         common: &Common,
         evidence: &EvidenceArgs,
-    ) -> Result<client::Task, Failure> {
+    ) -> Result<client::TaskHandle, Failure> {
         match (&self.key, self.task) {
             (Some(key), Some(task)) => store::attach_by_key(common, task, key, evidence),
             (None | Some(_), task) => Kept::find(task)?.attach(common, evidence),
@@ -203,26 +202,26 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
             key,
         } => {
             let tasks = key
-                .person(common)?
+                .operator(common)?
                 .tasks(agent.as_ref(), ended, max)
                 .await?;
             list(say, &tasks);
         }
         Task::Timeline { task, key } => {
-            timeline(say, &key.person(common)?.timeline(task).await?);
+            timeline(say, &key.operator(common)?.timeline(task).await?);
         }
         Task::End { task, key } => {
-            let report = key.person(common)?.end_task(task).await?;
+            let report = key.operator(common)?.end_task(task).await?;
             say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
+fn timeline(say: &Say, told: &client::TaskTimeline) {
     say.either(
         || {
-            let to_json = |m: &v1::Moment| {
+            let to_json = |m: &client::TimelineEntry| {
                 json!({
                     "entry": m.index, "at": shapes::moment(m.at.as_ref()), "kind": (!m.kind.is_empty()).then_some(&m.kind),
                     "what": m.what, "who": m.who, "detail": m.detail, "ids": m.ids,
@@ -231,7 +230,7 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
             json!({
                 "task": told.task_id, "agent": told.agent_id, "owner": told.owner,
                 "ended": (!told.ended.is_empty()).then_some(&told.ended), "left_out": told.left_out,
-                "moments": told.moments.iter().map(to_json).collect::<Value>(),
+                "moments": told.entries.iter().map(to_json).collect::<Value>(),
             })
         },
         || {
@@ -243,7 +242,7 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
                 0 => String::new(),
                 n => format!(", {n} entries in its midst left out"),
             };
-            let row = |m: &v1::Moment| {
+            let row = |m: &client::TimelineEntry| {
                 vec![
                     shapes::instant(m.at.as_ref()),
                     m.index.map(|index| index.to_string()).unwrap_or_default(),
@@ -253,7 +252,7 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
                 ]
             };
             let head = ["WHEN", "ENTRY", "WHAT", "WHO", ""].map(str::to_owned).to_vec();
-            let rows: Vec<_> = std::iter::once(head).chain(told.moments.iter().map(row)).collect();
+            let rows: Vec<_> = std::iter::once(head).chain(told.entries.iter().map(row)).collect();
             format!(
                 "{} of {} (owner {}), {state}{left_out}\n{}",
                 escape_invisible(&told.task_id),
@@ -265,11 +264,11 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
     );
 }
 
-fn list(say: &Say, tasks: &[v1::TaskRow]) {
+fn list(say: &Say, tasks: &[client::TaskInfo]) {
     let now = Clock::system().now();
     say.either(
         || {
-            let to_json = |t: &v1::TaskRow| {
+            let to_json = |t: &client::TaskInfo| {
                 json!({
                     "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": shapes::moment(t.opened_at.as_ref()),
                     "deadline": shapes::moment(t.deadline.as_ref()), "lease_until": shapes::moment(t.lease_until.as_ref()),
@@ -284,7 +283,7 @@ fn list(say: &Say, tasks: &[v1::TaskRow]) {
                 return "no task".to_owned();
             }
             let head = ["TASK", "AGENT", "OWNER", "LEFT", "TOKENS", "WAITING", "AGENT SAYS (UNVERIFIED)"];
-            let row = |t: &v1::TaskRow| {
+            let row = |t: &client::TaskInfo| {
                 let left = match t.ended.as_str() {
                     "" => shapes::left(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
                     cause => format!("over: {}", escape_invisible(cause)),
@@ -311,8 +310,8 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
     let url = endpoint.url().to_owned();
     let (source, kept) = verb.evidence.source(common)?;
     let (key, key_file) = store::new_key(verb.key.as_deref())?;
-    let agent = client::Agent::new(endpoint, source, Some(key));
-    let order = OpenTask {
+    let agent = client::AgentClient::new(endpoint, source, Some(key));
+    let order = OpenTaskRequest {
         purpose: verb.purpose.clone(),
         max_duration_s: i64::from(verb.max_duration),
         idempotency_key: None,
@@ -372,7 +371,7 @@ async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
                 .theirs("what", &request.title)
                 .own(
                     "target",
-                    shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
+                    shapes::target(request.action.as_ref().map(|a| &a.target)),
                 )
                 .own("needs", shapes::profile_lines(&request.needs))
                 .own("until", shapes::when(request.expires_at.as_ref(), now));

@@ -14,12 +14,11 @@ use super::store::EvidenceArgs;
 use super::task::Which;
 use super::{Common, Say, dev, shapes};
 use crate::client::{
-    Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods,
+    self, AccessToken as Given, Denial, Identity, PendingApproval, TokenOutcome, TokenRequest,
 };
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
-use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
@@ -94,11 +93,11 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
         Token::Request(request) => self::request(common, say, *request).await,
         Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
         Token::List { max, key } => {
-            list(say, &key.person(common)?.live_tokens(max).await?);
+            list(say, &key.operator(common)?.active_tokens(max).await?);
             Ok(ExitCode::SUCCESS)
         }
         Token::Revoke { jti, key } => {
-            let done = key.person(common)?.revoke_token(jti).await?;
+            let done = key.operator(common)?.revoke_token(jti).await?;
             say.either(
                 || json!({ "token": jti, "changed": done.changed, "cause": done.cause, "position": done.position }),
                 || {
@@ -115,11 +114,11 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
     }
 }
 
-fn list(say: &Say, tokens: &[v1::LiveToken]) {
+fn list(say: &Say, tokens: &[client::ActiveToken]) {
     let now = Clock::system().now();
     say.either(
         || {
-            let to_json = |t: &v1::LiveToken| {
+            let to_json = |t: &client::ActiveToken| {
                 json!({
                     "jti": t.jti, "agent": t.agent_id, "owner": t.owner, "task": t.task_id, "action": t.action,
                     "target": shapes::target(t.target.as_ref()), "audience": t.audience,
@@ -134,7 +133,7 @@ fn list(say: &Say, tokens: &[v1::LiveToken]) {
                 return "no token is good now".to_owned();
             }
             let head = ["TOKEN", "AGENT", "OWNER", "FOR", "LEFT", "USES LEFT", "APPROVED UNDER"];
-            let row = |t: &v1::LiveToken| {
+            let row = |t: &client::ActiveToken| {
                 vec![
                     escape_invisible(&t.jti),
                     escape_invisible(&t.agent_id),
@@ -160,11 +159,11 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
     )?;
     let mut task = verb.which.attach(common, &verb.evidence)?;
     if verb.evidence.given() {
-        task = task.showing_evidence();
+        task = task.always_send_evidence();
     }
     let clock = Clock::system();
     let until = clock.now().plus_secs(i64::from(verb.wait.unwrap_or(0)));
-    let mut order = TokenOrder {
+    let mut order = TokenRequest {
         action,
         ttl_s: i64::from(verb.ttl),
         reason: verb.reason,
@@ -172,7 +171,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         wait_s: 0,
     };
     let mut outcome = task.request_token(&order).await?;
-    if let Outcome::Pending(pending) = &outcome
+    if let TokenOutcome::Pending(pending) = &outcome
         && verb.wait.is_some()
     {
         let needs = shapes::profile_lines(pending.needs()).replace('\n', "; ");
@@ -185,17 +184,17 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
     }
     let now = clock.now();
     Ok(match outcome {
-        Outcome::Token(token) => {
+        TokenOutcome::Token(token) => {
             given(say, &token, verb.show_token, now);
             ExitCode::SUCCESS
         }
-        Outcome::Pending(pending) => {
+        TokenOutcome::Pending(pending) => {
             waits(say, &pending, &order.action, now);
             ExitCode::from(Exit::Pending.number())
         }
-        Outcome::Denied(no) => {
+        TokenOutcome::Denied(no) => {
             denied(say, &no, &order.action);
-            let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
+            let exit = no.reason().map_or(Exit::Denied, DeniedReason::exit);
             ExitCode::from(exit.number())
         }
     })
@@ -238,7 +237,7 @@ fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
     );
 }
 
-fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
+fn waits(say: &Say, pending: &PendingApproval, action: &Action, now: Timestamp) {
     say.either(
         || {
             json!({
@@ -246,7 +245,7 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
                 "match_phrase": pending.match_phrase().to_string(), "request_id": pending.idempotency_key(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
-                "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.show_evidence(),
+                "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.send_evidence(),
             })
         },
         || {
@@ -263,29 +262,29 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
     );
 }
 
-fn denied(say: &Say, no: &Denied, action: &Action) {
+fn denied(say: &Say, no: &Denial, action: &Action) {
     say.either(
         || {
             json!({
-                "outcome": "denied", "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()),
+                "outcome": "denied", "reason": no.reason_str(), "comment": no.comment(), "rules": shapes::rules(no.rules()),
                 "access_request": no.access_request_id(), "decision": no.decision_id(),
             })
         },
         || {
             let mut rows = Rows::default();
-            rows.own("denied", escape_invisible(no.reason()))
+            rows.own("denied", escape_invisible(no.reason_str()))
                 .theirs("they say", no.comment().unwrap_or_default())
                 .own("for", what(action));
             let rules = shapes::rule_lines(no.rules());
             rows.own(
                 "because",
-                match (rules.is_empty(), no.known_reason()) {
+                match (rules.is_empty(), no.reason()) {
                     (true, Some(reason)) => reason.text().to_owned(),
                     (true, None) => "the broker says no more".to_owned(),
                     (false, _) => rules,
                 },
             );
-            if let Some(reason) = no.known_reason() {
+            if let Some(reason) = no.reason() {
                 rows.own("next", reason.next_step());
             }
             if let Some(id) = no.access_request_id() {
@@ -304,11 +303,8 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
 async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<ExitCode, Failure> {
     let endpoint = net::endpoint(common)?;
     let identity = Identity::Key(verb.key.key(common)?);
-    let request = v1::IntrospectRequest {
-        token: dev::read_text(&verb.token)?,
-    };
     let found = endpoint
-        .call::<methods::Introspect>(Order::by(&identity), &[request])
+        .introspect(&identity, &dev::read_text(&verb.token)?)
         .await?;
     let now = Clock::system().now();
     say.either(

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::net::{self, KeyArgs};
 use super::{Common, Say, at_console, card, parse, shapes};
 use crate::card::Card;
-use crate::client::ballot::Seen;
+use crate::client::vote::ReviewedCard;
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Comment, Exit, Narrowing, ProfileName, Realm, Verdict};
 
@@ -46,7 +46,7 @@ pub(super) async fn run(
     verb: Vote,
     verdict: Verdict,
 ) -> Result<ExitCode, Failure> {
-    let person = verb.key.person(common)?;
+    let person = verb.key.approver(common)?;
     let realm = net::realm(common, verb.realm)?;
     let shown = person.card(verb.access_request).await?;
     let card_viewed_at = Clock::system().now();
@@ -75,7 +75,7 @@ pub(super) async fn run(
         max_ttl: verb.ttl.map(i64::from),
         max_uses: verb.uses,
     };
-    let seen = Seen {
+    let seen = ReviewedCard {
         card: &shown,
         realm: &realm,
         profile: &profile,
@@ -83,8 +83,8 @@ pub(super) async fn run(
         narrowing,
         comment: verb.comment.as_ref(),
     };
-    let ballot = person.ballot(&seen).await?;
-    let (after, suspended) = person.cast(&ballot).await?;
+    let ballot = person.sign_vote(&seen).await?;
+    let (after, suspended) = person.cast_vote(&ballot).await?;
     say.either(
         || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after), "agent_suspended": suspended }),
         || {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::approve::{Approved, Reapproved};
 use crate::jose::access_token::{
-    self, AccessTokenClaims, ActionDetail, Confirmation, Expect, TokenError,
+    self, AccessTokenClaims, ActionDetail, Confirmation, ExpectedToken, TokenError,
 };
 use crate::jose::{KeySet, KeySetError, PublicKey, SigningKey};
 use crate::model::*;
@@ -92,7 +92,7 @@ impl TokenIssuer {
     /// An issuer with a key; `issuer` is the `iss` of every token.
     pub fn new(key: SigningKey, issuer: String) -> Result<Self, KeySetError> {
         let kid = Self::key_id(key.public());
-        let own = KeySet::of([(kid.clone(), key.public())])?;
+        let own = KeySet::from_keys([(kid.clone(), key.public())])?;
         Ok(Self {
             key,
             kid,
@@ -206,7 +206,7 @@ impl TokenIssuer {
     fn sign(&self, issued: &TokenIssued, epoch: u64, now: Timestamp) -> Result<Secret, MintError> {
         let claims = claims_of(issued, epoch, &self.issuer);
         let token = access_token::sign(&claims, &self.kid, &self.key).map_err(MintError::Sign)?;
-        let expect = Expect {
+        let expect = ExpectedToken {
             iss: &self.issuer,
             aud: Some(&issued.action.audience),
             now,

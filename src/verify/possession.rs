@@ -35,7 +35,7 @@ impl Possession {
     /// INVARIANT (a proof is used once): no `Possession` exists whose proof was not just marked as used.
     pub fn check(call: &DpopInput<'_>, now: Timestamp) -> Result<Self, VerifyError> {
         let proof = call.proof.ok_or(VerifyError::MissingProof)?;
-        let expect = dpop::Expect {
+        let expect = dpop::ExpectedProof {
             htm: "POST",
             htu: call.htu,
             freshness: Freshness::Nonce,
@@ -48,10 +48,10 @@ impl Possession {
             .nonce()
             .and_then(|nonce| call.nonces.check(nonce, now))
             .ok_or(VerifyError::InvalidNonce)?;
-        if checked.adg() != call.action {
+        if checked.action_digest() != call.action {
             return Err(VerifyError::ProofMismatch("action"));
         }
-        if checked.evh() != call.evidence {
+        if checked.evidence_hash() != call.evidence {
             return Err(VerifyError::ProofMismatch("evidence"));
         }
         if checked.ath().is_some() {
@@ -62,7 +62,7 @@ impl Possession {
         Ok(Self {
             key: checked.key().clone(),
             jkt,
-            action_digest: checked.adg(),
+            action_digest: checked.action_digest(),
         })
     }
 

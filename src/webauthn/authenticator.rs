@@ -1,5 +1,4 @@
-//! What the authenticator says: the attestation object around a registration (WebAuthn L3 §6.5.4) and the authenticator data
-//! (§6.1), which are what is signed.
+//! Authenticator data (WebAuthn L3 §6.1), which are signed, and the attestation object of a registration (§6.5.4).
 
 use ciborium::Value;
 
@@ -15,7 +14,7 @@ pub(super) struct AuthenticatorData<'a> {
     pub(super) attested: Option<AttestedCredential<'a>>,
 }
 
-/// Attested credential data (§6.5.1), as they stand there.
+/// Attested credential data (§6.5.1), unchecked.
 #[derive(Debug)]
 pub(super) struct AttestedCredential<'a> {
     pub(super) aaguid: [u8; 16],
@@ -37,7 +36,7 @@ const AT: u8 = 1 << 6;
 const ED: u8 = 1 << 7;
 
 impl<'a> AuthenticatorData<'a> {
-    /// Reads all of it. The two reserved flags say nothing yet (§6.1) and are passed over.
+    /// Reads every byte. The two reserved flags (§6.1) are ignored.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, WebauthnError> {
         let mut rest = bytes;
         let rp_id_hash = *take(&mut rest)?;
@@ -59,7 +58,7 @@ impl<'a> AuthenticatorData<'a> {
             })
         };
         if flags & ED != 0 {
-            // None was asked for, so none is used; what is there must still be what it says.
+            // No extension is requested, so none is used; extension data must still be well-formed.
             let extensions = item(&mut rest).as_ref().and_then(named).is_some();
             if !extensions {
                 return Err(WebauthnError::AuthenticatorData(

@@ -1,4 +1,4 @@
-//! What the browser says: `clientDataJSON` (WebAuthn L3 §5.8.1).
+//! Client data: `clientDataJSON` of the browser (WebAuthn L3 §5.8.1).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{CHALLENGE_BYTES_MIN, CLIENT_DATA_BYTES_MAX, RelyingParty, WebauthnError, within};
 use crate::model::json;
 
-/// Which of the two answers it must be.
+/// The expected ceremony.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ceremony {
     Create,
@@ -23,34 +23,34 @@ impl Ceremony {
     }
 }
 
-/// Checks type, challenge, origin and frame. Members not known here are passed over, as §5.8.1 demands; a member that stands
-/// twice is refused, for two readers could take different ones.
+/// Checks type, challenge, origin and frame. Unknown members are ignored, as §5.8.1 requires; a duplicate member is
+/// rejected, because two parsers could take different ones.
 pub(super) fn check(
     ceremony: Ceremony,
     rp: &RelyingParty,
     challenge: &[u8],
     client_data_json: &[u8],
 ) -> Result<(), WebauthnError> {
-    let said = read(client_data_json)?;
-    if text(&said, "type")? != ceremony.type_name() {
+    let data = read(client_data_json)?;
+    if text(&data, "type")? != ceremony.type_name() {
         return Err(WebauthnError::Type);
     }
-    // An empty challenge would be answered by anything ever signed.
+    // Any signature ever made would answer an empty challenge.
     if challenge.len() < CHALLENGE_BYTES_MIN
-        || text(&said, "challenge")? != URL_SAFE_NO_PAD.encode(challenge)
+        || text(&data, "challenge")? != URL_SAFE_NO_PAD.encode(challenge)
     {
         return Err(WebauthnError::Challenge);
     }
-    if text(&said, "origin")? != rp.origin {
+    if text(&data, "origin")? != rp.origin {
         return Err(WebauthnError::Origin);
     }
     // No page of ours is ever framed. `tokenBinding` is reserved and says nothing (§5.8.1).
-    match said.get("crossOrigin") {
+    match data.get("crossOrigin") {
         None | Some(Value::Bool(false)) => {}
         Some(Value::Bool(true)) => return Err(WebauthnError::CrossOrigin),
         Some(_) => return Err(WebauthnError::ClientData("crossOrigin must be a boolean")),
     }
-    if said.contains_key("topOrigin") {
+    if data.contains_key("topOrigin") {
         return Err(WebauthnError::CrossOrigin);
     }
     Ok(())
@@ -68,7 +68,7 @@ fn read(client_data_json: &[u8]) -> Result<Map<String, Value>, WebauthnError> {
         &(1..=CLIENT_DATA_BYTES_MAX),
     )?;
     match json::parse(client_data_json) {
-        Ok(Value::Object(said)) => Ok(said),
+        Ok(Value::Object(data)) => Ok(data),
         Ok(_) => Err(WebauthnError::ClientData("not an object")),
         Err(_) => Err(WebauthnError::ClientData(
             "not one JSON text with each member once",
@@ -76,8 +76,8 @@ fn read(client_data_json: &[u8]) -> Result<Map<String, Value>, WebauthnError> {
     }
 }
 
-fn text<'a>(said: &'a Map<String, Value>, name: &str) -> Result<&'a str, WebauthnError> {
-    said.get(name)
+fn text<'a>(data: &'a Map<String, Value>, name: &str) -> Result<&'a str, WebauthnError> {
+    data.get(name)
         .and_then(Value::as_str)
         .ok_or(WebauthnError::ClientData(
             "type, challenge and origin must be strings",

@@ -1,4 +1,4 @@
-//! An assertion as evidence: what is kept of it, so that anyone can check it later without us.
+//! Assertion evidence: the stored form of an assertion, so that an auditor can verify it later without the broker.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,9 +10,9 @@ use crate::model::json::{self, JsonError};
 /// Longest evidence, in bytes: the parts at their longest, in base64url.
 pub const EVIDENCE_BYTES_MAX: usize = 16 * 1024;
 
-/// Why kept evidence is not what [`Assertion::evidence`] writes.
+/// Why stored evidence is not in the form that [`Assertion::evidence`] writes.
 #[derive(Debug, thiserror::Error)]
-pub enum EvidenceError {
+pub enum AssertionEvidenceError {
     /// Longer than [`EVIDENCE_BYTES_MAX`].
     #[error("longer than {EVIDENCE_BYTES_MAX} bytes")]
     TooLong,
@@ -24,10 +24,10 @@ pub enum EvidenceError {
     Form,
 }
 
-/// The form on record. The signature stands in the entry beside it; the user handle is not kept, for nothing signs it.
+/// The stored form. The signature is in the journal entry beside it; the user handle is not stored, because it is not signed.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Kept {
+struct AssertionRecord {
     authenticator_data: String,
     client_data_json: String,
     credential: String,
@@ -37,7 +37,7 @@ impl Assertion {
     /// What must be kept beside the signature, in its canonical form (RFC 8785): `{authenticator_data, client_data_json,
     /// credential}`, each base64url without padding.
     pub fn evidence(&self) -> Result<String, JsonError> {
-        json::canonical_of(&Kept {
+        json::canonical_of(&AssertionRecord {
             authenticator_data: URL_SAFE_NO_PAD.encode(&self.authenticator_data),
             client_data_json: URL_SAFE_NO_PAD.encode(&self.client_data_json),
             credential: URL_SAFE_NO_PAD.encode(&self.credential),
@@ -45,15 +45,15 @@ impl Assertion {
     }
 
     /// Reads what [`Assertion::evidence`] wrote, byte for byte, and puts the signature beside it again.
-    pub fn from_evidence(text: &str, signature: Vec<u8>) -> Result<Self, EvidenceError> {
+    pub fn from_evidence(text: &str, signature: Vec<u8>) -> Result<Self, AssertionEvidenceError> {
         if text.len() > EVIDENCE_BYTES_MAX {
-            return Err(EvidenceError::TooLong);
+            return Err(AssertionEvidenceError::TooLong);
         }
-        let kept: Kept = json::parse_as(text.as_bytes())?;
+        let kept: AssertionRecord = json::parse_as(text.as_bytes())?;
         let decode = |part: &str| {
             URL_SAFE_NO_PAD
                 .decode(part)
-                .map_err(|_| EvidenceError::Form)
+                .map_err(|_| AssertionEvidenceError::Form)
         };
         let assertion = Self {
             credential: decode(&kept.credential)?,
@@ -63,7 +63,7 @@ impl Assertion {
             user: None,
         };
         if assertion.evidence()? != text {
-            return Err(EvidenceError::Form);
+            return Err(AssertionEvidenceError::Form);
         }
         Ok(assertion)
     }

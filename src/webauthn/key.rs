@@ -1,4 +1,4 @@
-//! The credential's key: COSE_Key in, JWK out.
+//! Credential keys: COSE_Key (RFC 9052 §7) to JWK.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -1,12 +1,13 @@
-//! Passkeys: what a browser and an authenticator hand over, checked whole (W3C Web Authentication Level 3, §7.1 and §7.2).
+//! WebAuthn: verification of passkey registrations and assertions (W3C Web Authentication Level 3, §7.1 and §7.2).
 //!
 //! In: the bytes of a registration or an assertion, the relying party they must be for, the challenge they must answer, and
-//! for an assertion the key on record. Out: a new [`Credential`], or what the authenticator said besides ([`Seen`]).
+//! for an assertion the key on record. Out: a [`NewCredential`] or a
+//! [`VerifiedAssertion`].
 //! Trusts: `jose` for keys and signatures; the caller for whose credential it is, that a challenge is answered once and in
 //! time, and for comparing the counter.
 //! Refuses: every answer without user presence *and* user verification, another origin (byte for byte, no suffixes), frames
-//! of another origin, a challenge that is not the one asked, flags that contradict each other or the record, and bytes that
-//! could be read in two ways.
+//! of another origin, another challenge, flags that contradict each other or the record, and bytes that two parsers could
+//! read differently.
 //! Never: judges an attestation (we ask for none), reads a clock, remembers a challenge, or puts a value from outside into
 //! an error.
 
@@ -24,9 +25,9 @@ use crate::model::{Digest, PersonId};
 use authenticator::AuthenticatorData;
 use client::Ceremony;
 
-pub use evidence::{EVIDENCE_BYTES_MAX, EvidenceError};
+pub use evidence::{EVIDENCE_BYTES_MAX, AssertionEvidenceError};
 
-/// Who asks: the domain that passkeys belong to, and the one origin that may use them (WebAuthn L3 §4, "RP ID", "origin").
+/// The relying party: the domain that passkeys belong to, and the one origin that may use them (WebAuthn L3 §4, "RP ID").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelyingParty {
     /// The RP ID: a domain, without scheme and port.
@@ -36,8 +37,8 @@ pub struct RelyingParty {
 }
 
 impl RelyingParty {
-    /// The one an origin stands for here: its host is the RP ID.
-    pub fn at(origin: &str) -> Self {
+    /// The relying party of an origin: its host is the RP ID.
+    pub fn from_origin(origin: &str) -> Self {
         let host = origin.split_once("://").map_or("", |(_, rest)| rest);
         let host = host.split_once(':').map_or(host, |(host, _port)| host);
         Self {
@@ -79,7 +80,7 @@ pub fn user_handle(person: &PersonId) -> Vec<u8> {
 
 /// A passkey as registered (WebAuthn L3 §4, "credential record").
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credential {
+pub struct NewCredential {
     /// The credential ID, [`CREDENTIAL_ID_BYTES`].
     pub id: Vec<u8>,
     /// The public key: the required members of its type, as [`AuthenticatorKey::from_jwk`] reads them.
@@ -94,19 +95,19 @@ pub struct Credential {
     pub aaguid: [u8; 16],
 }
 
-/// What an assertion said besides "yes".
+/// A verified assertion: what the authenticator reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct VerifiedAssertion {
     /// The signature counter: above the one on record, or both 0 (WebAuthn L3 §7.2). The caller compares.
     pub sign_count: u32,
     /// BS: whether the passkey is synchronised now.
     pub backed_up: bool,
 }
 
-/// Why a registration or an assertion was not taken. Names the check, never a value.
+/// Why a registration or an assertion was rejected. Names the check, never a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WebauthnError {
-    /// A part is empty or longer than this room reads.
+    /// A part is shorter or longer than its bounds.
     #[error("{0} is too short or too long")]
     Length(&'static str),
     /// The client data are not one JSON object with the members they must have, each once.
@@ -115,7 +116,7 @@ pub enum WebauthnError {
     /// A registration where an assertion must be, or the reverse.
     #[error("client data: another type of ceremony")]
     Type,
-    /// Answers another challenge than the one asked.
+    /// Of another challenge.
     #[error("client data: another challenge")]
     Challenge,
     /// Made on a page of another origin.
@@ -133,7 +134,7 @@ pub enum WebauthnError {
     /// Made for another relying party.
     #[error("authenticator data: another relying party")]
     RelyingParty,
-    /// Nobody touched the authenticator.
+    /// The user was not present (UP).
     #[error("authenticator data: no user present")]
     NotPresent,
     /// The authenticator did not verify its user (by PIN or biometrics).
@@ -154,17 +155,17 @@ pub enum WebauthnError {
     /// The signature is not the key's over these bytes.
     #[error("signature does not verify")]
     Signature,
-    /// The key on record cannot be read: ours to mend.
+    /// The stored key cannot be read: a fault of the broker.
     #[error("the key on record cannot be read")]
     Record,
 }
 
-/// Checks a registration (WebAuthn L3 §7.1). Whether the credential is registered already, the caller knows.
-pub fn register(
+/// Verifies a registration (WebAuthn L3 §7.1). The caller checks whether the credential is registered already.
+pub fn verify_registration(
     rp: &RelyingParty,
     challenge: &[u8],
     made: &Registration,
-) -> Result<Credential, WebauthnError> {
+) -> Result<NewCredential, WebauthnError> {
     client::check(Ceremony::Create, rp, challenge, &made.client_data_json)?;
     let data = authenticator::of_attestation(&made.attestation_object)?;
     let data = AuthenticatorData::parse(&data)?;
@@ -173,7 +174,7 @@ pub fn register(
     let attested = data.attested.ok_or(WebauthnError::AuthenticatorData(
         "a registration without a credential",
     ))?;
-    Ok(Credential {
+    Ok(NewCredential {
         id: attested.credential.to_vec(),
         jwk: key::to_jwk(attested.key)?,
         sign_count: data.sign_count,
@@ -183,15 +184,14 @@ pub fn register(
     })
 }
 
-/// Checks an assertion (WebAuthn L3 §7.2) under the key on record. Everything but whose the credential is and the counter,
-/// which are the caller's to compare.
-pub fn check(
+/// Verifies an assertion (WebAuthn L3 §7.2) under the stored key. The caller compares the credential's owner and the counter.
+pub fn verify_assertion(
     rp: &RelyingParty,
     challenge: &[u8],
     jwk: &Value,
     backup_eligible: bool,
     assertion: &Assertion,
-) -> Result<Seen, WebauthnError> {
+) -> Result<VerifiedAssertion, WebauthnError> {
     let key = AuthenticatorKey::from_jwk(jwk).map_err(|_| WebauthnError::Record)?;
     within("credential ID", &assertion.credential, &CREDENTIAL_ID_BYTES)?;
     if let Some(user) = &assertion.user {
@@ -222,17 +222,17 @@ pub fn check(
     if !key.verify(&signed_bytes(assertion), &assertion.signature) {
         return Err(WebauthnError::Signature);
     }
-    Ok(Seen {
+    Ok(VerifiedAssertion {
         sign_count: data.sign_count,
         backed_up: data.backed_up(),
     })
 }
 
 impl Assertion {
-    /// The relying party it was made for, as far as it says: the origin the browser wrote. For whoever checks a vote
-    /// without the broker's configuration; whether that origin was the broker's, nothing here can tell.
+    /// The relying party of the origin that the browser wrote. For checking a vote without the broker's configuration; whether
+    /// the origin was the broker's is unknown here.
     pub fn party(&self) -> Result<RelyingParty, WebauthnError> {
-        client::origin(&self.client_data_json).map(|origin| RelyingParty::at(&origin))
+        client::origin(&self.client_data_json).map(|origin| RelyingParty::from_origin(&origin))
     }
 }
 
@@ -254,14 +254,14 @@ fn within(
     }
 }
 
-/// COSE algorithms accepted, the best liked first, to ask a browser for: ES256, EdDSA over Ed25519, RS256 (of authenticators
+/// Accepted COSE algorithms, in order of preference: ES256, EdDSA over Ed25519, RS256 (of authenticators
 /// that have nothing newer).
 pub const ALGORITHMS: [i64; 3] = [-7, -8, -257];
 /// Fewest bytes of a challenge (WebAuthn L3 §13.4.3). A digest has 32.
 pub const CHALLENGE_BYTES_MIN: usize = 16;
 /// Longest `clientDataJSON`, in bytes: browsers write about 200.
 pub const CLIENT_DATA_BYTES_MAX: usize = 4 * 1024;
-/// Longest attestation object, in bytes: 200 without an attestation, a few thousand with certificates nobody asked for.
+/// Longest attestation object, in bytes: 200 without an attestation, a few thousand with unrequested certificates.
 pub const ATTESTATION_BYTES_MAX: usize = 16 * 1024;
 /// Longest authenticator data of an assertion, in bytes: 37, and more only with extensions.
 pub const AUTHENTICATOR_DATA_BYTES_MAX: usize = 1024;

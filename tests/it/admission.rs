@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dipylon::rate_limit::RateLimitConfig;
-use dipylon_sdk::client::{Agent, Error, OpenTask, Outcome};
+use dipylon_sdk::client::{AgentClient, Error, OpenTaskRequest, TokenOutcome};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::v1;
 use tonic::transport::Channel;
@@ -140,7 +140,8 @@ async fn reserved_classes_are_served_under_overload() {
     };
     let s = ServedBroker::start_at(few).await;
     let task = s.task("triage").await;
-    let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
+    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    else {
         panic!("a token")
     };
     let validator = s.validator("cases", CASES).await;
@@ -148,7 +149,7 @@ async fn reserved_classes_are_served_under_overload() {
     let shed = Arc::new(AtomicUsize::new(0));
     let flood: Vec<_> = (0..40)
         .map(|_| {
-            let agent = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
+            let agent = AgentClient::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
             let (stop, shed) = (stop.clone(), shed.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::SeqCst) {
@@ -173,7 +174,7 @@ async fn reserved_classes_are_served_under_overload() {
     assert_eq!(report.tokens_revoked, 1);
     let dead = validator.introspect(token.jwt().expose_secret()).await;
     assert!(!dead.expect("asked").active);
-    s.person("olga")
+    s.operator("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
         .expect("an operator suspends it");
@@ -210,10 +211,10 @@ async fn waiting_calls_release_their_permit() {
         ask.wait_s = 30;
         waiting.push(tokio::spawn(async move { task.request_token(&ask).await }));
     }
-    let maria = s.person("maria");
+    let maria = s.approver("maria");
     let mut listed = Vec::new();
     for _ in 0..500 {
-        listed = maria.list().await.expect("a permit is free");
+        listed = maria.access_requests().await.expect("a permit is free");
         if listed.len() == 4 {
             break;
         }
@@ -221,7 +222,7 @@ async fn waiting_calls_release_their_permit() {
     }
     assert_eq!(listed.len(), 4, "all are pending at once");
     assert!(waiting.iter().all(|w| !w.is_finished()));
-    s.person("olga")
+    s.operator("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "enough")
         .await
         .expect("suspended");
@@ -243,7 +244,10 @@ async fn client_honours_retry_delay() {
         let outcome = task
             .request_token(&order(read_case(), &format!("r-{i}")))
             .await;
-        assert!(matches!(outcome, Ok(Outcome::Token(_))), "{i}: {outcome:?}");
+        assert!(
+            matches!(outcome, Ok(TokenOutcome::Token(_))),
+            "{i}: {outcome:?}"
+        );
     }
     let text = s.broker.read_metrics();
     let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
@@ -253,7 +257,7 @@ async fn client_honours_retry_delay() {
     // retry delay.
     assert!((1..=6).contains(&told), "{told}");
     // A wait beyond the client's deadline is not begun.
-    let impatient = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
+    let impatient = AgentClient::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
     let mut told = None;
     for _ in 0..20 {
         if let Err(error) = impatient.open_task(&opening()).await {
@@ -342,8 +346,8 @@ async fn anonymous_calls_do_not_consume_caller_rates() {
         .expect("the task's own rate is untouched");
 }
 
-fn opening() -> OpenTask {
-    OpenTask {
+fn opening() -> OpenTaskRequest {
+    OpenTaskRequest {
         purpose: "flood".into(),
         max_duration_s: 60,
         idempotency_key: None,

@@ -164,7 +164,7 @@ async fn clock_stepping_back_revives_no_token() {
         b.env.trust_bundle(),
     )];
     let b = b
-        .restart_with(trust, Clock::by_hand(START.plus_secs(10)).0)
+        .restart_with(trust, Clock::manual(START.plus_secs(10)).0)
         .await
         .expect("starts");
     assert!(

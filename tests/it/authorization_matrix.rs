@@ -52,8 +52,8 @@ impl Caller<'_> {
                 jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
                 nonce: Some(nonce),
                 ath: None,
-                adg,
-                evh,
+                action_digest: adg,
+                evidence_hash: evh,
             };
             let proof = dpop::create(key, &claims).expect("proof");
             request.metadata_mut().insert(
@@ -391,7 +391,8 @@ async fn authorization_matrix() {
         .expect("connects");
     let task = s.task("triage").await;
     let disable = crate::support::served_broker::order(crate::support::disable("ann"), "r-1");
-    let Ok(dipylon_sdk::client::Outcome::Pending(pending)) = task.request_token(&disable).await
+    let Ok(dipylon_sdk::client::TokenOutcome::Pending(pending)) =
+        task.request_token(&disable).await
     else {
         panic!("pending")
     };

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon_sdk::card::{
-    self, AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
+    self, AccessRequestStatus, AgentRegistration, Attestation, Card, History, PersonRef,
+    ProfileProgress, Requester, RuleSummary,
 };
-use dipylon_sdk::client::{Agent, OpenTask, Outcome, TokenOrder};
+use dipylon_sdk::client::{AgentClient, OpenTaskRequest, TokenOutcome, TokenRequest};
 use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
@@ -24,15 +25,15 @@ const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const WILD: &str = "x\u{202E}\u{2066}\u{200B}\u{FE0F}\u{E0041}\u{E000}\n  owner       Nobody (nobody)\r\n\u{1B}[2J\u{9B}31m\u{2028}  \
      needs  0 of 0\u{0}\u{335}\u{335}\u{335}\u{335} p\u{430}yp\u{430}l \u{FF41}dmin <b onclick=x>*_`@all ";
 
-fn who(id: &str, name: &str) -> Who {
-    Who {
+fn who(id: &str, name: &str) -> PersonRef {
+    PersonRef {
         id: word(id, PersonId::parse),
         name: Some(name.to_owned()),
     }
 }
 
-fn need(name: &str, quorum: u32, approvers: Vec<Who>, passkey: bool) -> Need {
-    Need {
+fn need(name: &str, quorum: u32, approvers: Vec<PersonRef>, passkey: bool) -> ProfileProgress {
+    ProfileProgress {
         profile: ProfileRef {
             name: word(name, ProfileName::parse),
             digest: Digest::sha256(name.as_bytes()),
@@ -47,7 +48,7 @@ fn need(name: &str, quorum: u32, approvers: Vec<Who>, passkey: bool) -> Need {
 fn ordinary() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),
-        standing: AccessRequestStatus::Waiting,
+        status: AccessRequestStatus::Waiting,
         realm: word("soc", Realm::parse),
         title: "Disable an account".to_owned(),
         effect: "The account can no longer sign in.".to_owned(),
@@ -65,10 +66,10 @@ fn ordinary() -> Card {
             ("name".to_owned(), "Ann Archer".to_owned()),
             ("protected".to_owned(), "false".to_owned()),
         ]),
-        agent: Asker {
+        agent: Requester {
             id: word("triage", AgentId::parse),
             owner: who("dana", "Dana Ruiz"),
-            registered: Some(Registered {
+            registered: Some(AgentRegistration {
                 environment: "prod".to_owned(),
                 model: "example-large-2".to_owned(),
                 autonomy: "supervised".to_owned(),
@@ -80,7 +81,7 @@ fn ordinary() -> Card {
             verified_at: NOW.plus_secs(-12),
             expires_at: NOW.plus_secs(288),
         },
-        rules: vec![RuleShown {
+        rules: vec![RuleSummary {
             id: "destructive-needs-a-yes".to_owned(),
             file: "rules/20-guardrails.cedar".to_owned(),
             why: "Somebody from security agrees before anything stops working.".to_owned(),
@@ -172,7 +173,7 @@ fn everything() -> Card {
         parameter_titles: titles.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         rules: vec![
             ordinary().rules[0].clone(),
-            RuleShown {
+            RuleSummary {
                 id: "isolating-production-needs-two".to_owned(),
                 file: "rules/20-guardrails.cedar".to_owned(),
                 why: String::new(),
@@ -221,9 +222,9 @@ fn hostile() -> Card {
         action: Some(Arc::new(asked.expect("action"))),
         parameter_titles: [("note".to_owned(), wild())].into(),
         target_facts: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
-        agent: Asker {
+        agent: Requester {
             owner: who("dana", WILD),
-            registered: Some(Registered {
+            registered: Some(AgentRegistration {
                 environment: wild(),
                 model: wild(),
                 autonomy: wild(),
@@ -234,12 +235,12 @@ fn hostile() -> Card {
             kind: wild(),
             ..ordinary().verified
         },
-        rules: vec![RuleShown {
+        rules: vec![RuleSummary {
             id: wild(),
             file: wild(),
             why: wild(),
         }],
-        needs: vec![Need {
+        needs: vec![ProfileProgress {
             group: wild(),
             approvers: vec![who("lee", WILD)],
             ..need("one-security", 1, Vec::new(), false)
@@ -303,9 +304,12 @@ fn card_layouts_golden() {
     ] {
         golden(
             &format!("card/{name}.text.txt"),
-            &card::text(&card, NOW, 80),
+            &card::render_terminal(&card, NOW, 80),
         );
-        golden(&format!("card/{name}.chat.txt"), &card::chat(&card, NOW));
+        golden(
+            &format!("card/{name}.chat.txt"),
+            &card::render_chat(&card, NOW),
+        );
         golden(&format!("card/{name}.rows.txt"), &rows(&card));
     }
 }
@@ -405,10 +409,10 @@ fn assert_layout_is_intact(shown: &str, columns: usize) {
 fn untrusted_text_cannot_forge_rows() {
     for card in [ordinary(), everything(), hostile()] {
         for columns in [0, 80, 81, 100, 133, 10_000] {
-            assert_layout_is_intact(&card::text(&card, NOW, columns), columns.max(80));
+            assert_layout_is_intact(&card::render_terminal(&card, NOW, columns), columns.max(80));
         }
     }
-    let chat = card::chat(&hostile(), NOW);
+    let chat = card::render_chat(&hostile(), NOW);
     assert!(!chat.contains(|c| c != '\n' && needs_escape(c)), "{chat}");
     assert!(
         !chat
@@ -425,7 +429,7 @@ fn untrusted_text_cannot_forge_rows() {
         "end_sessions",
     ] {
         assert!(
-            !card::chat(&ordinary(), NOW).contains(secret),
+            !card::render_chat(&ordinary(), NOW).contains(secret),
             "{secret} in a chat"
         );
     }
@@ -434,7 +438,7 @@ fn untrusted_text_cannot_forge_rows() {
 #[test]
 fn signed_fields_precede_agent_text() {
     let card = everything();
-    let shown = card::text(&card, NOW, 100_000);
+    let shown = card::render_terminal(&card, NOW, 100_000);
     let asked = card.action.clone().expect("action");
     let signed = [
         card.realm.to_string(),
@@ -472,7 +476,7 @@ fn signed_fields_precede_agent_text() {
         "only in the agent's words"
     );
     assert!(shown.find("ISOLATE A HOST").expect("verb") < shown.find("agent ").expect("agent"));
-    let unknown = card::text(&hostile(), NOW, 80);
+    let unknown = card::render_terminal(&hostile(), NOW, 80);
     for said in [
         "RISK UNKNOWN",
         "unknown: no figures",
@@ -486,7 +490,7 @@ fn signed_fields_precede_agent_text() {
         target_facts: None,
         ..ordinary()
     };
-    let gone = card::text(&gone, NOW, 80);
+    let gone = card::render_terminal(&gone, NOW, 80);
     assert!(
         gone.contains("NO LONGER ON RECORD") && gone.contains("NOT KNOWN"),
         "{gone}"
@@ -531,8 +535,8 @@ proptest! {
             reason: UntrustedText::parse("reason", &text(7)).ok(),
             ..hostile()
         };
-        assert_layout_is_intact(&card::text(&card, NOW, columns), columns);
-        for line in card::chat(&card, NOW).lines() {
+        assert_layout_is_intact(&card::render_terminal(&card, NOW, columns), columns);
+        for line in card::render_chat(&card, NOW).lines() {
             prop_assert!(!line.contains(needs_escape), "{line:?}");
         }
     }
@@ -581,7 +585,7 @@ proptest! {
                 ..ordinary()
             }
         };
-        let lines = |card: &Card| card::text(card, NOW, columns).lines().count();
+        let lines = |card: &Card| card::render_terminal(card, NOW, columns).lines().count();
         let wild = card(&|text| text.to_owned());
         let (shown, calm) = (lines(&wild), lines(&card(&plain)));
         // Four rows; at most seven flags of the set and one of each other; each at most ten lines.
@@ -602,7 +606,7 @@ fn truncated_text_is_not_flagged() {
         reason: UntrustedText::parse("reason", &said).ok(),
         ..ordinary()
     };
-    let shown = card::text(&card, NOW, 80);
+    let shown = card::render_terminal(&card, NOW, 80);
     assert!(
         shown.contains("and 7 more characters, not shown"),
         "{shown}"
@@ -624,20 +628,20 @@ async fn untrusted_text_end_to_end() {
     let entities = entities.replacen("\"Ann Archer\"", &wild, 1);
     files.insert("entities.json".to_owned(), entities);
     served
-        .person("olga")
+        .operator("olga")
         .apply_policy_bundle(&files)
         .await
         .expect("in force");
 
-    let agent = Agent::new(served.endpoint(), served.evidence("triage"), None);
-    let opening = OpenTask {
+    let agent = AgentClient::new(served.endpoint(), served.evidence("triage"), None);
+    let opening = OpenTaskRequest {
         purpose: WILD.into(),
         max_duration_s: 600,
         idempotency_key: None,
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
-    let order = TokenOrder {
+    let order = TokenRequest {
         action: action(
             "account.disable",
             "Account",
@@ -655,7 +659,7 @@ async fn untrusted_text_end_to_end() {
         wait_s: 0,
     };
     let pending = match task.request_token(&order).await {
-        Ok(Outcome::Pending(pending)) => pending,
+        Ok(TokenOutcome::Pending(pending)) => pending,
         other => panic!("not pending: {other:?}"),
     };
     let id = pending.access_request_id().to_string();

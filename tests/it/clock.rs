@@ -106,7 +106,7 @@ async fn start_with_clock_behind_journal_blocks_mint() {
         TrustDomain::parse(DOMAIN).expect("domain"),
         b.env.trust_bundle(),
     )];
-    let (clock, manual_clock) = Clock::by_hand(START.plus_secs(10));
+    let (clock, manual_clock) = Clock::manual(START.plus_secs(10));
     let mut b = b.restart_with(trust, clock.clone()).await.expect("starts");
     b.clock = clock;
     b.manual_clock = manual_clock;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dipylon::config::ConnectionLimits;
-use dipylon_sdk::client::{Endpoint, Reach};
+use dipylon_sdk::client::{ConnectOptions, Endpoint};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::dpop;
 use dipylon_sdk::proto::v1;
@@ -210,11 +210,11 @@ async fn full_server_queues_new_connections() {
         })
         .collect();
     // The operator listener has its own limit.
-    let socket = Reach {
+    let socket = ConnectOptions {
         ca: None,
         socket: Some(site.root.join("dipylon.sock")),
     };
-    let local = Endpoint::reach(&site.url, &socket).expect("endpoint");
+    let local = Endpoint::connect_with(&site.url, &socket).expect("endpoint");
     site.task(local.with_retry_ms(0)).await.expect("opens");
     let patient = site.endpoint().with_retry_ms(60_000);
     let task = in_time("the next client is served", site.task(patient))
@@ -277,8 +277,8 @@ async fn watch_revocations(site: &TestServer) -> tonic::Streaming<v1::WatchRevoc
             jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
             nonce: Some(&nonce),
             ath: None,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         let proof = dpop::create(&key, &claims).expect("proof");
         let mut request = tonic::Request::new(v1::WatchRevocationsRequest { after: None });

@@ -13,7 +13,7 @@ use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::authorization;
 use dipylon::serve::routes::{Access, ROUTES, Route, RouteKind};
 use dipylon::webauthn::Assertion;
-use dipylon_sdk::client::{Outcome, Task};
+use dipylon_sdk::client::{TaskHandle, TokenOutcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::dpop;
 use dipylon_sdk::model::*;
@@ -167,8 +167,8 @@ fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
         jti: &jti,
         nonce: Some(&nonce),
         ath: None,
-        adg: None,
-        evh: None,
+        action_digest: None,
+        evidence_hash: None,
     };
     CallContext {
         method: policy.name,
@@ -312,9 +312,9 @@ impl ConsoleUser {
     }
 }
 
-async fn pending(task: &Task, action: Action, idempotency_key: &str) -> AccessRequestId {
+async fn pending(task: &TaskHandle, action: Action, idempotency_key: &str) -> AccessRequestId {
     match task.request_token(&order(action, idempotency_key)).await {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     }
 }
@@ -632,7 +632,7 @@ async fn passkey_vote_end_to_end() {
     let cast = maria.vote(id, narrowed).await.ok();
     assert_eq!(cast.json()["status"], "approved");
     let token = match task.request_token(&order(disable("ann"), "r-1")).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let left = token.expires_at().since(Clock::system().now());
@@ -863,7 +863,7 @@ async fn untrusted_text_is_html_escaped() {
     let mut asked = order(disable("ann"), "r-1");
     asked.reason = HOSTILE.to_owned();
     let id = match task.request_token(&asked).await {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     };
     let (maria, olga) = (
@@ -965,7 +965,7 @@ async fn revoke_token_form() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let token = match task.request_token(&order(read_case(), "r-1")).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let olga = ConsoleUser::sign_in(&s, "olga").await;
@@ -1169,7 +1169,7 @@ async fn slow_bodies_hold_no_permit() {
         let minted = task
             .request_token(&order(read_case(), &format!("r-{n}")))
             .await;
-        assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
+        assert!(matches!(minted, Ok(TokenOutcome::Token(_))), "{minted:?}");
     }
     let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
     let figures = s.broker.read_metrics();

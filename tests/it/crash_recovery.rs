@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dipylon::audit::Checkpoint;
-use dipylon_sdk::client::ballot::Seen;
-use dipylon_sdk::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Person};
+use dipylon_sdk::client::vote::ReviewedCard;
+use dipylon_sdk::client::{
+    AgentClient, ApproverClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest,
+    OperatorClient, TokenOutcome,
+};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 use dipylon_sdk::validator::{Validator, ValidatorConfig};
@@ -161,9 +164,9 @@ impl BrokerDeployment {
 
     /// An agent that reads cases and completes its tasks.
     async fn reads(self: Arc<Self>) {
-        let agent = Agent::new(self.endpoint(), self.evidence(), None);
+        let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
         while self.go_on() {
-            let opening = OpenTask {
+            let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 idempotency_key: None,
@@ -176,7 +179,7 @@ impl BrokerDeployment {
                 l.tasks.insert(task.id());
             });
             for _ in 0..3 {
-                if let Ok(Outcome::Token(token)) = task
+                if let Ok(TokenOutcome::Token(token)) = task
                     .request_token(&order(read_case(), &self.name("r")))
                     .await
                 {
@@ -196,13 +199,13 @@ impl BrokerDeployment {
 
     /// An agent that needs an approval, an approver, and a resource server that consumes the token.
     async fn step_ups(self: Arc<Self>) {
-        let agent = Agent::new(self.endpoint(), self.evidence(), None);
-        let maria = Person::new(self.endpoint(), Arc::new(self.env.key_of("maria")));
+        let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
+        let maria = ApproverClient::new(self.endpoint(), Arc::new(self.env.key_of("maria")));
         let idp = self.validator("idp", IDP).await;
         let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
         let profile = ProfileName::parse("one-security").expect("profile");
         // Requests left pending by the previous process would fill the pending limit.
-        for left in maria.list().await.unwrap_or_default() {
+        for left in maria.access_requests().await.unwrap_or_default() {
             let Ok(id) = AccessRequestId::parse(&left.access_request_id) else {
                 continue;
             };
@@ -210,7 +213,7 @@ impl BrokerDeployment {
                 continue;
             };
             let narrowing = Narrowing::default();
-            let seen = Seen {
+            let seen = ReviewedCard {
                 card: &card,
                 realm: &realm,
                 profile: &profile,
@@ -223,7 +226,7 @@ impl BrokerDeployment {
             }
         }
         while self.go_on() {
-            let opening = OpenTask {
+            let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 idempotency_key: None,
@@ -233,14 +236,14 @@ impl BrokerDeployment {
                 continue;
             };
             let ask = order(disable("ann"), &self.name("r"));
-            let Ok(Outcome::Pending(pending)) = task.request_token(&ask).await else {
+            let Ok(TokenOutcome::Pending(pending)) = task.request_token(&ask).await else {
                 continue;
             };
             let Ok(card) = maria.card(pending.access_request_id()).await else {
                 continue;
             };
             let narrowing = Narrowing::default();
-            let seen = Seen {
+            let seen = ReviewedCard {
                 card: &card,
                 realm: &realm,
                 profile: &profile,
@@ -251,7 +254,7 @@ impl BrokerDeployment {
             if maria.vote(&seen).await.is_ok() {
                 self.note(|l| l.votes += 1);
             }
-            let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
+            let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
                 continue;
             };
             let jwt = token.jwt().expose_secret().to_owned();
@@ -262,7 +265,7 @@ impl BrokerDeployment {
             let headers = token
                 .headers("POST", "https://idp.soc.example/x")
                 .expect("headers");
-            let presented = dipylon_sdk::validator::Presented {
+            let presented = dipylon_sdk::validator::PresentedToken {
                 token: token.jwt().expose_secret(),
                 dpop: Some(headers.dpop.expose_secret()),
                 method: "POST",
@@ -270,14 +273,14 @@ impl BrokerDeployment {
                 openings: token.openings(),
             };
             let action = disable("ann");
-            let require = dipylon_sdk::validator::Require {
+            let require = dipylon_sdk::validator::RequiredAction {
                 action: action.name,
                 target: action.target,
                 parameters: Some(action.parameters),
             };
             let use_id = self.name("use");
             if let Ok(admitted) = idp.check(&presented, &require).await
-                && idp.spend(admitted, &use_id).await.is_ok()
+                && idp.consume(admitted, &use_id).await.is_ok()
             {
                 self.note(|l| {
                     l.uses.insert((token.jti(), use_id));
@@ -288,7 +291,7 @@ impl BrokerDeployment {
 
     /// An operator who keeps applying equivalent policies.
     async fn rules(self: Arc<Self>) {
-        let olga = Person::new(self.endpoint(), Arc::new(self.env.key_of("olga")));
+        let olga = OperatorClient::new(self.endpoint(), Arc::new(self.env.key_of("olga")));
         while self.go_on() {
             let files = self.env.policy_with("rules/20-guardrails.cedar", |t| {
                 format!("{t}\n// {}\n", self.name("version"))

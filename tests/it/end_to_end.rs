@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dipylon_sdk::client::ballot::Seen;
-use dipylon_sdk::client::{Error, Outcome, Token};
+use dipylon_sdk::client::vote::ReviewedCard;
+use dipylon_sdk::client::{AccessToken, Error, TokenOutcome};
 use dipylon_sdk::model::*;
-use dipylon_sdk::validator::{Presented, Rejected, Require, Validator};
+use dipylon_sdk::validator::{PresentedToken, RequiredAction, ValidationError, Validator};
 
 use crate::support::served_broker::{ServedBroker, order};
 use crate::support::{CASES, IDP, disable, read_case};
@@ -15,9 +15,9 @@ const URL: &str = "https://cases.soc.example/cases/INC-8841";
 
 pub async fn present(
     validator: &Validator,
-    token: &Token,
+    token: &AccessToken,
     action: &Action,
-) -> Result<dipylon_sdk::validator::Admitted, Rejected> {
+) -> Result<dipylon_sdk::validator::Authorized, ValidationError> {
     let headers = token.headers("GET", URL).expect("headers");
     let jwt = headers
         .authorization
@@ -25,12 +25,12 @@ pub async fn present(
         .strip_prefix("DPoP ")
         .expect("scheme")
         .to_owned();
-    let require = Require {
+    let require = RequiredAction {
         action: action.name.clone(),
         target: action.target.clone(),
         parameters: Some(action.parameters.clone()),
     };
-    let presented = Presented {
+    let presented = PresentedToken {
         token: &jwt,
         dpop: Some(headers.dpop.expose_secret()),
         method: "GET",
@@ -40,16 +40,16 @@ pub async fn present(
     validator.check(&presented, &require).await
 }
 
-fn token(outcome: Result<Outcome, Error>) -> Token {
+fn token(outcome: Result<TokenOutcome, Error>) -> AccessToken {
     match outcome {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
-fn pending(outcome: Result<Outcome, Error>) -> AccessRequestId {
+fn pending(outcome: Result<TokenOutcome, Error>) -> AccessRequestId {
     match outcome {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     }
 }
@@ -67,7 +67,7 @@ async fn task_lifecycle_end_to_end() {
     assert!(
         matches!(
             present(&validator, &read, &another).await,
-            Err(Rejected::WrongTarget)
+            Err(ValidationError::WrongTarget)
         ),
         "another target"
     );
@@ -80,12 +80,15 @@ async fn task_lifecycle_end_to_end() {
         (report.cause.as_str(), report.tokens_revoked),
         ("completed", 1)
     );
-    let learnt =
-        tokio::time::timeout(Duration::from_secs(5), validator.read_past(report.position)).await;
+    let learnt = tokio::time::timeout(
+        Duration::from_secs(5),
+        validator.wait_for_position(report.position),
+    )
+    .await;
     learnt.expect("a subscribed validator learns of the revocation");
     assert!(matches!(
         present(&validator, &read, &read_case()).await,
-        Err(Rejected::Revoked)
+        Err(ValidationError::Revoked)
     ));
     assert!(
         !validator
@@ -100,7 +103,7 @@ async fn task_lifecycle_end_to_end() {
     assert!(
         matches!(
             present(&validator, &read, &read_case()).await,
-            Err(Rejected::Revoked)
+            Err(ValidationError::Revoked)
         ),
         "still after a restart"
     );
@@ -123,13 +126,13 @@ async fn step_up_while_the_agent_waits() {
         }
     };
     let waiting = tokio::spawn(waiting);
-    let maria = s.person("maria");
-    assert_eq!(maria.list().await.expect("lists").len(), 1);
+    let maria = s.approver("maria");
+    assert_eq!(maria.access_requests().await.expect("lists").len(), 1);
     let card = maria.card(id).await.expect("card");
     assert_eq!(card.title, "Disable an account");
     let realm = Realm::parse("test").expect("realm");
     let profile = ProfileName::parse("one-security").expect("profile");
-    let seen = Seen {
+    let seen = ReviewedCard {
         card: &card,
         realm: &realm,
         profile: &profile,
@@ -147,15 +150,15 @@ async fn step_up_while_the_agent_waits() {
     let admitted = present(&validator, &given, &disable("ann"))
         .await
         .expect("admitted");
-    let spent = validator.spend(admitted, "use-1").await.expect("spends");
+    let spent = validator.consume(admitted, "use-1").await.expect("spends");
     assert_eq!(spent.uses_left(), Some(0));
     let again = present(&validator, &given, &disable("ann"))
         .await
         .expect("valid offline");
     assert!(
         matches!(
-            validator.spend(again, "use-2").await,
-            Err(Rejected::UseSpent)
+            validator.consume(again, "use-2").await,
+            Err(ValidationError::UseSpent)
         ),
         "a second use"
     );
@@ -163,7 +166,7 @@ async fn step_up_while_the_agent_waits() {
     assert!(
         matches!(
             present(&replayed, &given, &disable("ann")).await,
-            Err(Rejected::Token(_))
+            Err(ValidationError::Token(_))
         ),
         "for another audience"
     );
@@ -177,16 +180,16 @@ async fn operator_actions_and_explain() {
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
     let read = token(task.request_token(&order(read_case(), "r-1")).await);
-    let olga = s.person("olga");
+    let olga = s.operator("olga");
     let suspended = olga
         .suspend(&AgentId::parse("triage").expect("id"), "odd requests")
         .await
         .expect("suspends");
-    validator.read_past(suspended.position).await;
+    validator.wait_for_position(suspended.position).await;
     assert!(
         matches!(
             present(&validator, &read, &read_case()).await,
-            Err(Rejected::Revoked)
+            Err(ValidationError::Revoked)
         ),
         "the agent-wide revocation holds"
     );
@@ -248,7 +251,7 @@ async fn operator_actions_and_explain() {
             .reason(),
         Some(Reason::InvalidPolicyBundle)
     );
-    let maria = s.person("maria");
+    let maria = s.operator("maria");
     assert_eq!(
         maria
             .apply_policy_bundle(&s.env.policy)

@@ -99,7 +99,7 @@ enum Case {
     Signed {
         /// Attested credential data, from the registration.
         credential_data: Vec<u8>,
-        credential: webauthn::Credential,
+        credential: webauthn::NewCredential,
         challenge: Vec<u8>,
         assertion: Assertion,
     },
@@ -148,7 +148,7 @@ impl Tally {
     fn judge(&mut self, peer: &mut Fido2Process, rp: &RelyingParty, name: &str, case: &Case) {
         let (ours, asked) = match case {
             Case::Made { challenge, made } => (
-                webauthn::register(rp, challenge, made).map(|_| ()),
+                webauthn::verify_registration(rp, challenge, made).map(|_| ()),
                 json!({
                     "ask": "register", "rp": rp.id, "origin": rp.origin, "creation": text(challenge),
                     "made_client_data": text(&made.client_data_json),
@@ -161,7 +161,7 @@ impl Tally {
                 challenge,
                 assertion,
             } => (
-                webauthn::check(
+                webauthn::verify_assertion(
                     rp,
                     challenge,
                     &credential.jwk,
@@ -263,7 +263,7 @@ fn matches_fido2_on_its_own_output() {
             client_data_json: bytes(&answer["made_client_data"]),
             attestation_object: bytes(&answer["attestation_object"]),
         };
-        let registered = webauthn::register(&rp, &creation, &made);
+        let registered = webauthn::verify_registration(&rp, &creation, &made);
         if !accepted {
             assert!(
                 matches!(registered, Err(WebauthnError::Key(_))),
@@ -280,7 +280,8 @@ fn matches_fido2_on_its_own_output() {
             user: None,
         };
         assert_eq!(credential.id, assertion.credential);
-        let check = |a: &Assertion| webauthn::check(&rp, &request, &credential.jwk, false, a);
+        let check =
+            |a: &Assertion| webauthn::verify_assertion(&rp, &request, &credential.jwk, false, a);
         assert!(check(&assertion).is_ok(), "{alg} {bits}");
         let last = assertion.signature.len() - 1;
         assertion.signature[last] ^= 1;
@@ -311,7 +312,7 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             &[1; 16],
             &PasskeyBehaviour::default(),
         );
-        let credential = webauthn::register(&rp, &challenge, &made).expect("good");
+        let credential = webauthn::verify_registration(&rp, &challenge, &made).expect("good");
         let behaviour = random_behaviour(&mut rng);
         let (_, mannered) = SoftwareAuthenticator::create_as(
             kind, &rp.id, &rp.origin, &challenge, &[1; 16], &behaviour,

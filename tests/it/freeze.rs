@@ -152,7 +152,7 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
         .broker
         .card(&call, &waiting.access_request)
         .expect("a card");
-    assert_eq!(card.standing, AccessRequestStatus::Ended);
+    assert_eq!(card.status, AccessRequestStatus::Ended);
     assert_eq!(
         refused(
             b.request_token(&agent, task, &disable("ann"), 120, "ann")

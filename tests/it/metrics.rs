@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dipylon::serve::{AdminListener, serve_admin};
 use dipylon::telemetry::METRICS_DOC;
-use dipylon_sdk::client::ballot::Seen;
-use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon_sdk::client::vote::ReviewedCard;
+use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest, TokenOutcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
@@ -88,11 +88,11 @@ async fn metrics_end_to_end() {
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
     let read = task.request_token(&order(read_case(), "r-1")).await;
-    let Ok(Outcome::Token(_)) = read else {
+    let Ok(TokenOutcome::Token(_)) = read else {
         panic!("a token: {read:?}")
     };
     let asked = task.request_token(&order(disable("ann"), "r-2")).await;
-    let Ok(Outcome::Pending(pending)) = asked else {
+    let Ok(TokenOutcome::Pending(pending)) = asked else {
         panic!("pending: {asked:?}")
     };
     let during = scrape(&place).await;
@@ -105,12 +105,12 @@ async fn metrics_end_to_end() {
         "the agent's and the validator's"
     );
 
-    let maria = s.person("maria");
+    let maria = s.approver("maria");
     let card = maria.card(pending.access_request_id()).await.expect("card");
     let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
     let profile = ProfileName::parse("one-security").expect("profile");
     maria
-        .vote(&Seen {
+        .vote(&ReviewedCard {
             card: &card,
             realm: &realm,
             profile: &profile,
@@ -124,7 +124,7 @@ async fn metrics_end_to_end() {
         .await
         .expect("votes");
     let granted = task.request_token(&order(disable("ann"), "r-2")).await;
-    assert!(matches!(granted, Ok(Outcome::Token(_))), "{granted:?}");
+    assert!(matches!(granted, Ok(TokenOutcome::Token(_))), "{granted:?}");
     let closed = action("case.note", "Case", "INC-9999", CASES, &[]);
     task.request_token(&order(closed, "r-3"))
         .await
@@ -226,8 +226,8 @@ async fn metric_cardinality_is_bounded() {
         }
         let id = format!("spiffe://{DOMAIN}/agent/hostile-{round}");
         let evidence = s.env.svid_for(&s.url, &id, Clock::system().now(), 60);
-        let stranger = Agent::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
-        let opening = OpenTask {
+        let stranger = AgentClient::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let opening = OpenTaskRequest {
             purpose: "hostile".into(),
             max_duration_s: 60,
             idempotency_key: None,
@@ -371,15 +371,16 @@ async fn json_log_has_one_line_per_call() {
     let svid = realm
         .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
-    let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
-    let opening = OpenTask {
+    let agent = AgentClient::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
+    let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
         idempotency_key: Some("open-1".into()),
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
-    let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
+    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    else {
         panic!("a token")
     };
     let unknown = action("case.read", "Case", "INC-9999", CASES, &[]);

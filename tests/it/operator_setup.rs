@@ -8,8 +8,8 @@ use dipylon::broker::*;
 use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::authorization;
-use dipylon_sdk::client::{Endpoint, Person};
-use dipylon_sdk::clock::{Clock, Hand};
+use dipylon_sdk::client::{Endpoint, OperatorClient};
+use dipylon_sdk::clock::{Clock, ManualClock};
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 
@@ -70,7 +70,7 @@ const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
 struct BrokerWithoutPolicy {
     env: TestEnvironment,
     broker: Arc<Broker>,
-    manual_clock: Hand,
+    manual_clock: ManualClock,
     clock: Clock,
     key: Vec<u8>,
     dir: tempfile::TempDir,
@@ -78,7 +78,7 @@ struct BrokerWithoutPolicy {
 
 impl BrokerWithoutPolicy {
     async fn start() -> Self {
-        let (clock, manual_clock) = Clock::by_hand(START);
+        let (clock, manual_clock) = Clock::manual(START);
         let key = SigningKey::generate().expect("key").1.to_vec();
         let (env, dir) = (TestEnvironment::new(), tempfile::tempdir().expect("dir"));
         let broker = Self::open(&env, dir.path(), &clock, &key).await;
@@ -153,8 +153,8 @@ impl BrokerWithoutPolicy {
             jti: &format!("{:016x}{:016x}", rand_u64(), rand_u64()),
             nonce: Some(&self.broker.nonce()),
             ath: None,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         let proof = Some(dpop::create(&self.env.keys[name], &claims).expect("proof"));
         CallContext {
@@ -511,7 +511,7 @@ async fn concurrent_bootstrap_clients_one_wins() {
     let clients: Vec<_> = (0..50)
         .map(|_| {
             let endpoint = Endpoint::connect(&site.url).expect("endpoint");
-            let person = Person::new(endpoint, Arc::new(site.env.key_of("olga")));
+            let person = OperatorClient::new(endpoint, Arc::new(site.env.key_of("olga")));
             let (files, code) = (site.env.policy.clone(), code.clone());
             tokio::spawn(async move { person.apply_first_policy_bundle(&files, &code).await })
         })

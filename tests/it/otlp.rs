@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask};
+use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest};
 use dipylon_sdk::clock::Clock;
 use tonic::{Request, Response, Status};
 
@@ -76,8 +76,8 @@ async fn spans_reach_a_collector() {
     let svid = realm
         .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
-    let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
-    let opening = OpenTask {
+    let agent = AgentClient::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
+    let opening = OpenTaskRequest {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
         idempotency_key: Some("open-1".into()),

@@ -11,10 +11,10 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
-use dipylon_sdk::client::{Identity, Reach};
+use dipylon_sdk::client::{ConnectOptions, Identity};
 use dipylon_sdk::jose::SigningKey;
 use dipylon_sdk::model::Audience;
-use dipylon_sdk::validator::{Presented, Require, Validator, ValidatorConfig};
+use dipylon_sdk::validator::{PresentedToken, RequiredAction, Validator, ValidatorConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
@@ -128,13 +128,13 @@ impl CaseSystem {
     async fn start(walk: &Walkthrough) -> Arc<Self> {
         let pem = std::fs::read_to_string(walk.path("cases.pem")).expect("key");
         let key = Arc::new(SigningKey::from_pem(&pem).expect("key"));
-        let reach = Reach {
+        let reach = ConnectOptions {
             ca: Some(walk.path("ca.pem")),
-            ..Reach::default()
+            ..ConnectOptions::default()
         };
         let audience = Audience::parse(CASES).expect("audience");
         let config = ValidatorConfig {
-            reach,
+            connect: reach,
             ..ValidatorConfig::new(&walk.url, &walk.url, audience, Identity::Key(key))
         };
         let validator = Validator::connect(config).await.expect("connects");
@@ -158,7 +158,7 @@ impl CaseSystem {
         };
         let (authorization, proof) = (one("authorization"), one("dpop"));
         let url = format!("{}{}", at.url, head.uri.path());
-        let presented = Presented {
+        let presented = PresentedToken {
             token: authorization.strip_prefix("DPoP ").unwrap_or_default(),
             dpop: Some(&proof),
             method: head.method.as_str(),
@@ -166,7 +166,7 @@ impl CaseSystem {
             openings: &Default::default(),
         };
         let action = read_case();
-        let require = Require {
+        let require = RequiredAction {
             action: action.name,
             target: action.target,
             parameters: Some(action.parameters),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest, TokenOutcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
@@ -33,8 +33,8 @@ async fn assert_no_secret_is_logged(form: &str) {
     let svid = realm
         .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
-    let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
-    let opening = OpenTask {
+    let agent = AgentClient::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
+    let opening = OpenTaskRequest {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
         idempotency_key: None,
@@ -44,13 +44,13 @@ async fn assert_no_secret_is_logged(form: &str) {
         .open_task(&opening)
         .await
         .expect("opens")
-        .showing_evidence();
+        .always_send_evidence();
     let words = BTreeMap::from([("text", Param::Str("CANARY-parameter".into()))]);
     let words: Vec<(&str, Param)> = words.into_iter().collect();
     let note = action("case.note", "Case", "INC-8841", CASES, &words);
     let mut ask = order(note, "r-1");
     ask.reason = "CANARY-reason".into();
-    let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
+    let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
         panic!("a token")
     };
     let proof = token
@@ -75,7 +75,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     );
     // Refused calls carry secrets too: invalid evidence, an unknown parameter.
     let bent = Secret::new(format!("{}x", svid.expose_secret()));
-    let liar = Agent::new(realm.endpoint(), EvidenceSource::Fixed(bent), None);
+    let liar = AgentClient::new(realm.endpoint(), EvidenceSource::Fixed(bent), None);
     let refused = liar
         .open_task(&opening)
         .await

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dipylon_sdk::client::{Endpoint, Error, Outcome, Reach};
+use dipylon_sdk::client::{ConnectOptions, Endpoint, Error, TokenOutcome};
 use dipylon_sdk::model::*;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
@@ -98,21 +98,21 @@ impl TlsDeployment {
     }
 
     fn endpoint(&self) -> Endpoint {
-        let reach = Reach {
+        let reach = ConnectOptions {
             ca: Some(self.root.join("ca.pem")),
             socket: None,
         };
-        Endpoint::reach(&self.url, &reach)
+        Endpoint::connect_with(&self.url, &reach)
             .expect("endpoint")
             .with_retry_ms(0)
     }
 
     fn through_the_socket(&self) -> Endpoint {
-        let reach = Reach {
+        let reach = ConnectOptions {
             ca: None,
             socket: Some(self.root.join("dipylon.sock")),
         };
-        Endpoint::reach(&self.url, &reach)
+        Endpoint::connect_with(&self.url, &reach)
             .expect("endpoint")
             .with_retry_ms(0)
     }
@@ -144,7 +144,7 @@ async fn sigterm_under_load_loses_nothing() {
             loop {
                 let name = format!("r-{}", next.fetch_add(1, Ordering::SeqCst));
                 match task.request_token(&order(read_case(), &name)).await {
-                    Ok(Outcome::Token(token)) => {
+                    Ok(TokenOutcome::Token(token)) => {
                         told.lock().expect("told").insert(token.jti());
                     }
                     Ok(other) => panic!("{other:?}"),
@@ -177,7 +177,7 @@ async fn sigterm_under_load_loses_nothing() {
     let answer = in_time("the waiting call is answered", waiting)
         .await
         .expect("joined");
-    assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
+    assert!(matches!(answer, Ok(TokenOutcome::Pending(_))), "{answer:?}");
     while let Some(error) = in_time("the load ends", load.join_next()).await {
         let error = error.expect("joined");
         // No call in flight is cut: the next one finds no listener, is not sent, or meets a closing connection.

@@ -745,14 +745,16 @@ async fn stats_over_grpc() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let disable = crate::support::served_broker::order(disable("ann"), "r-1");
-    let Ok(dipylon_sdk::client::Outcome::Pending(_)) = task.request_token(&disable).await else {
+    let Ok(dipylon_sdk::client::TokenOutcome::Pending(_)) = task.request_token(&disable).await
+    else {
         panic!("pending")
     };
     let read = crate::support::served_broker::order(read_case(), "r-2");
-    let Ok(dipylon_sdk::client::Outcome::Token(token)) = task.request_token(&read).await else {
+    let Ok(dipylon_sdk::client::TokenOutcome::Token(token)) = task.request_token(&read).await
+    else {
         panic!("a token")
     };
-    let (olga, maria, audit) = (s.person("olga"), s.person("maria"), s.person("audit"));
+    let (olga, maria, audit) = (s.operator("olga"), s.operator("maria"), s.operator("audit"));
     for reader in [&olga, &maria, &audit] {
         let rules = reader.rules().await.expect("may read");
         let asks = rules
@@ -762,7 +764,7 @@ async fn stats_over_grpc() {
         assert_eq!((asks.hits, asks.asked, asks.median_seconds), (1, 1, None));
         assert!(asks.why.starts_with("Somebody from security"));
         let told = reader.timeline(task.id()).await.expect("may read");
-        let kinds: Vec<_> = told.moments.iter().map(|m| m.kind.as_str()).collect();
+        let kinds: Vec<_> = told.entries.iter().map(|m| m.kind.as_str()).collect();
         assert_eq!(
             kinds,
             ["", "TaskOpened", "AccessRequestOpened", "TokenIssued"]
@@ -776,21 +778,21 @@ async fn stats_over_grpc() {
         not_permitted
     );
     assert_eq!(
-        closed(maria.live_tokens(9).await.expect_err("no")),
+        closed(maria.active_tokens(9).await.expect_err("no")),
         not_permitted
     );
     assert_eq!(
-        closed(maria.approver_figures().await.expect_err("no")),
+        closed(maria.approver_statistics().await.expect_err("no")),
         not_permitted
     );
-    let tokens = audit.live_tokens(9).await.expect("may read");
+    let tokens = audit.active_tokens(9).await.expect("may read");
     assert_eq!(tokens.len(), 1);
     assert_eq!(tokens[0].jti, token.jti().to_string());
-    let approvers = olga.approver_figures().await.expect("may read");
+    let approvers = olga.approver_statistics().await.expect("may read");
     assert_eq!(approvers.len(), 3);
     let found = audit.search("triage", None).await.expect("may search");
     assert_eq!(
-        found.moments.len(),
+        found.entries.len(),
         3,
         "opened, requested, issued: {found:?}"
     );

@@ -21,7 +21,8 @@ use dipylon::serve::tls::Tls;
 use dipylon::serve::unix::GuardedUnixListener;
 use dipylon::serve::{self, ServerConfig};
 use dipylon_sdk::client::{
-    Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
+    AgentClient, ConnectOptions, Endpoint, Error, EvidenceSource, Identity, OpenTaskRequest,
+    TaskHandle, TokenOutcome,
 };
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::SigningKey;
@@ -192,15 +193,15 @@ impl TestServer {
         }
     }
 
-    fn reach(&self) -> Reach {
-        Reach {
+    fn reach(&self) -> ConnectOptions {
+        ConnectOptions {
             ca: Some(self.root.join("ca.pem")),
             socket: None,
         }
     }
 
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::reach(&self.url, &self.reach()).expect("endpoint")
+        Endpoint::connect_with(&self.url, &self.reach()).expect("endpoint")
     }
 
     /// An endpoint without retries.
@@ -208,7 +209,7 @@ impl TestServer {
         self.endpoint().with_retry_ms(0)
     }
 
-    pub async fn task(&self, endpoint: Endpoint) -> Result<Task, Error> {
+    pub async fn task(&self, endpoint: Endpoint) -> Result<TaskHandle, Error> {
         open(&self.env, &self.url, endpoint).await
     }
 
@@ -240,29 +241,29 @@ impl TestServer {
     }
 }
 
-pub async fn open(env: &TestEnvironment, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
+pub async fn open(env: &TestEnvironment, url: &str, endpoint: Endpoint) -> Result<TaskHandle, Error> {
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = EvidenceSource::Fixed(env.svid_for(url, &id, Clock::system().now(), 3_600));
-    let opening = OpenTask {
+    let opening = OpenTaskRequest {
         purpose: "contain INC-8841".into(),
         max_duration_s: 3_600,
         idempotency_key: None,
         heartbeat_s: None,
     };
-    Agent::new(endpoint, evidence, None)
+    AgentClient::new(endpoint, evidence, None)
         .open_task(&opening)
         .await
 }
 
-fn token(outcome: Result<Outcome, Error>) -> TokenId {
+fn token(outcome: Result<TokenOutcome, Error>) -> TokenId {
     match outcome {
-        Ok(Outcome::Token(token)) => token.jti(),
+        Ok(TokenOutcome::Token(token)) => token.jti(),
         other => panic!("not a token: {other:?}"),
     }
 }
 
 /// A complete call: both gates and an entry.
-pub async fn works(task: &Task, n: u64) {
+pub async fn works(task: &TaskHandle, n: u64) {
     token(
         task.request_token(&order(read_case(), &format!("honest-{n}")))
             .await,
@@ -335,7 +336,8 @@ async fn tls_end_to_end() {
     })
     .await;
     let task = site.task(site.once()).await.expect("opens");
-    let Ok(Outcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await else {
+    let Ok(TokenOutcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await
+    else {
         panic!("not a token");
     };
     // The validator fetches its keys and follows its feed over TLS too.
@@ -345,7 +347,7 @@ async fn tls_end_to_end() {
         Audience::parse(CASES).expect("audience"),
         Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
-    config.reach = site.reach();
+    config.connect = site.reach();
     let cases = Validator::connect(config.clone()).await.expect("connects");
     assert!(
         cases
@@ -358,8 +360,8 @@ async fn tls_end_to_end() {
     // Another authority is not trusted, whether it comes from a file or the system.
     put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
     for ca in [Some(site.root.join("other.pem")), None] {
-        let reach = Reach { ca, socket: None };
-        let stranger = match Endpoint::reach(&site.url, &reach) {
+        let reach = ConnectOptions { ca, socket: None };
+        let stranger = match Endpoint::connect_with(&site.url, &reach) {
             Ok(endpoint) => endpoint.with_retry_ms(0),
             // A system without authorities trusts no certificate.
             Err(error) => {
@@ -376,7 +378,7 @@ async fn tls_end_to_end() {
             }
             other => panic!("{other:?}"),
         }
-        config.reach = reach;
+        config.connect = reach;
         assert!(Validator::connect(config.clone()).await.is_err());
     }
     // Plain HTTP to the TLS port gets no HTTP response, and does no harm.
@@ -464,11 +466,11 @@ async fn unix_socket_listener() {
     })
     .await;
     let path = site.root.join("dipylon.sock");
-    let reach = Reach {
+    let reach = ConnectOptions {
         ca: None,
         socket: Some(path.clone()),
     };
-    let endpoint = Endpoint::reach(&site.url, &reach).expect("endpoint");
+    let endpoint = Endpoint::connect_with(&site.url, &reach).expect("endpoint");
     let task = site.task(endpoint.with_retry_ms(0)).await.expect("opens");
     works(&task, 1).await;
     let mut config = ValidatorConfig::new(
@@ -477,7 +479,7 @@ async fn unix_socket_listener() {
         Audience::parse(CASES).expect("audience"),
         Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
-    config.reach = reach;
+    config.connect = reach;
     Validator::connect(config).await.expect("connects");
 
     let mut stream = tokio::net::UnixStream::connect(&path)
@@ -716,7 +718,7 @@ async fn connection_max_age_fails_no_call() {
     while site.counts.max_age.load(Ordering::Relaxed) < 6 {
         let asked = order(read_case(), &format!("r-{served}"));
         match task.request_token(&asked).await {
-            Ok(Outcome::Token(_)) => served += 1,
+            Ok(TokenOutcome::Token(_)) => served += 1,
             // A call on a closing connection was not sent, or was refused by GOAWAY, and is retried under the same
             // idempotency key. A call in progress is never cut.
             Err(Error::Unreachable { cause, .. })
@@ -737,7 +739,7 @@ async fn connection_max_age_fails_no_call() {
     let report = task.complete(TaskOutcome::Succeeded).await.expect("ended");
     in_time(
         "the validator learns of the revocation",
-        cases.read_past(report.position),
+        cases.wait_for_position(report.position),
     )
     .await;
     let found = invariants::check(&site.root.join("data"));
@@ -794,5 +796,5 @@ async fn waiting_calls_are_answered_on_shutdown() {
     .await;
     site.stop().await;
     let answer = waiting.await.expect("joined");
-    assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
+    assert!(matches!(answer, Ok(TokenOutcome::Pending(_))), "{answer:?}");
 }

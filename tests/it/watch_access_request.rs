@@ -5,15 +5,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::card::AccessRequestStatus as Status;
+use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::client::{
-    Agent, Endpoint, EvidenceSource, OpenTask, Outcome, Pending, Person, Task, Watch,
+    AccessRequestWatch, AgentClient, ApproverClient, Endpoint, EvidenceSource, OpenTaskRequest,
+    PendingApproval, TaskHandle, TokenOutcome,
 };
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::v1;
-use dipylon_sdk::proto::v1::AccessRequestStatus as Status;
 use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 
 use crate::support::served_broker::{ServedBroker, order};
@@ -26,20 +27,20 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(BOUND, what).await.expect("in time")
 }
 
-async fn pending(task: &Task, idempotency_key: &str) -> Pending {
+async fn pending(task: &TaskHandle, idempotency_key: &str) -> PendingApproval {
     match task
         .request_token(&order(disable("ann"), idempotency_key))
         .await
     {
-        Ok(Outcome::Pending(pending)) => pending,
+        Ok(TokenOutcome::Pending(pending)) => pending,
         other => panic!("not pending: {other:?}"),
     }
 }
 
-async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
+async fn vote(person: &ApproverClient, id: AccessRequestId, verdict: Verdict) {
     let card = person.card(id).await.expect("card");
     let profile = ProfileName::parse("one-security").expect("profile");
-    let seen = Seen {
+    let seen = ReviewedCard {
         card: &card,
         realm: &Realm::parse("test").expect("realm"),
         profile: &profile,
@@ -50,9 +51,9 @@ async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
     person.vote(&seen).await.expect("the vote counts");
 }
 
-async fn stands(watch: &mut Watch) -> Option<Status> {
+async fn stands(watch: &mut AccessRequestWatch) -> Option<Status> {
     let next = in_time(watch.next()).await.expect("watches");
-    next.map(|request| request.status())
+    next.map(|request| request.status.expect("known"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,10 +62,10 @@ async fn watch_reports_every_final_status() {
     let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
     let s = ServedBroker::start_in(env).await;
-    let maria = s.person("maria");
-    let lee = s.person("lee");
+    let maria = s.approver("maria");
+    let lee = s.approver("lee");
 
-    let begin = async |agent_task: &Task, idempotency_key: &str| {
+    let begin = async |agent_task: &TaskHandle, idempotency_key: &str| {
         let id = pending(agent_task, idempotency_key)
             .await
             .access_request_id();
@@ -84,7 +85,7 @@ async fn watch_reports_every_final_status() {
     );
     // The watch mints nothing: RequestToken does.
     let given = task.request_token(&order(disable("ann"), "r-yes")).await;
-    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
     assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
     assert_eq!(stands(&mut watch).await, None);
 
@@ -114,7 +115,7 @@ async fn watch_reports_every_final_status() {
 
     let other = s.task("triage").await;
     let (_, mut watch) = begin(&other, "r-frozen").await;
-    let olga = s.person("olga");
+    let olga = s.operator("olga");
     let scope = FreezeScope::parse("action/account.disable").expect("scope");
     olga.freeze(&scope, "").await.expect("freezes");
     assert_eq!(stands(&mut watch).await, Some(Status::Ended));
@@ -137,7 +138,7 @@ async fn foreign_requests_are_not_found() {
     let (mine, theirs) = (s.task("triage").await, s.task("triage").await);
     let id = pending(&mine, "r-1").await.access_request_id();
     let nothing = AccessRequestId::from_random([9; 16]);
-    let refused = async |task: &Task, id| {
+    let refused = async |task: &TaskHandle, id| {
         let error = in_time(task.watch(id).next()).await.expect_err("refused");
         (error.reason(), error.code())
     };
@@ -148,7 +149,7 @@ async fn foreign_requests_are_not_found() {
     assert_eq!(refused(&theirs, nothing).await, refused(&theirs, id).await);
     // An unknown key for an existing task.
     let stranger = Arc::new(SigningKey::generate().expect("key").0);
-    let stolen = Task::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
+    let stolen = TaskHandle::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
     assert_eq!(refused(&stolen, id).await, refused(&theirs, id).await);
     let mut own = mine.watch(id);
     assert_eq!(stands(&mut own).await, Some(Status::Waiting));
@@ -170,8 +171,8 @@ async fn first_message(
         jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
         nonce: Some(&s.broker.nonce()),
         ath: None,
-        adg: None,
-        evh: None,
+        action_digest: None,
+        evidence_hash: None,
     };
     let mut request = tonic::Request::new(v1::WatchAccessRequestRequest {
         task_id: task.to_string(),
@@ -199,8 +200,8 @@ async fn watch_resumes_and_sends_heartbeats() {
     use dipylon_sdk::proto::v1::watch_access_request_response::Message;
     let s = ServedBroker::start().await;
     let key = Arc::new(SigningKey::generate().expect("key").0);
-    let agent = Agent::new(s.endpoint(), s.evidence("triage"), Some(key.clone()));
-    let opening = OpenTask {
+    let agent = AgentClient::new(s.endpoint(), s.evidence("triage"), Some(key.clone()));
+    let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
         idempotency_key: None,
@@ -220,12 +221,15 @@ async fn watch_resumes_and_sends_heartbeats() {
     };
     assert_eq!(heartbeat.mark, stands.mark);
     // An older mark gets the current status, which covers all changes since.
-    vote(&s.person("maria"), id, Verdict::Approve).await;
+    vote(&s.approver("maria"), id, Verdict::Approve).await;
     let now = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
     let Some(Message::Stands(now)) = now else {
         panic!("{now:?}")
     };
-    assert_eq!(now.access_request.expect("one").status(), Status::Approved);
+    assert_eq!(
+        now.access_request.expect("one").status(),
+        v1::AccessRequestStatus::Approved
+    );
     assert!(now.mark.expect("one").version > stands.mark.expect("one").version);
 }
 
@@ -273,12 +277,12 @@ async fn watchers_wake_only_for_their_request() {
             .await
             .expect("answers");
     }
-    vote(&s.person("maria"), second, Verdict::Deny).await;
+    vote(&s.approver("maria"), second, Verdict::Deny).await;
     assert_eq!(answers(), before + 1, "only its own");
     assert!(!waiting.is_finished());
-    vote(&s.person("maria"), id, Verdict::Approve).await;
+    vote(&s.approver("maria"), id, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -295,13 +299,13 @@ async fn waiting_survives_broker_and_agent_restart() {
     ));
     let endpoint = || Endpoint::connect(&realm.url).expect("endpoint");
     let key = Arc::new(SigningKey::generate().expect("key").0);
-    let opening = OpenTask {
+    let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
         idempotency_key: None,
         heartbeat_s: None,
     };
-    let agent = Agent::new(endpoint(), evidence.clone(), Some(key.clone()));
+    let agent = AgentClient::new(endpoint(), evidence.clone(), Some(key.clone()));
     let task = agent.open_task(&opening).await.expect("opens");
     let asked = pending(&task, "r-1").await;
     let until = Clock::system().now().plus_secs(120);
@@ -318,18 +322,18 @@ async fn waiting_survives_broker_and_agent_restart() {
     let _next = realm.broker_with_log(Stdio::inherit(), "error").await;
 
     // The agent restarts: with its key and the same action it finds the same access request.
-    let again = Task::attach(endpoint(), evidence, task.id(), key);
+    let again = TaskHandle::attach(endpoint(), evidence, task.id(), key);
     let mut ask = order(disable("ann"), "r-after");
     ask.wait_s = 0;
     let found = match again.request_token(&ask).await {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("{other:?}"),
     };
     assert_eq!(found, asked.access_request_id());
-    let maria = Person::new(endpoint(), Arc::new(realm.env.key_of("maria")));
+    let maria = ApproverClient::new(endpoint(), Arc::new(realm.env.key_of("maria")));
     vote(&maria, found, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
     // The watch begun before the kill gets it too: it may have missed `approved`.
     let mut last = None;
     while let Some(status) = stands(&mut watch).await {

@@ -5,7 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ciborium::cbor;
 use ciborium::value::Value as Cbor;
-use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty, WebauthnError};
+use dipylon::webauthn::{
+    self, Assertion, NewCredential, Registration, RelyingParty, WebauthnError,
+};
 use dipylon_sdk::jose::AuthenticatorKey;
 use dipylon_sdk::model::Digest;
 use proptest::prelude::*;
@@ -107,7 +109,7 @@ fn spec_examples() {
             _ if foreign => Err(WebauthnError::Algorithm),
             _ => Ok(()),
         };
-        let registered = webauthn::register(&rp, &c.creation, &c.registration);
+        let registered = webauthn::verify_registration(&rp, &c.creation, &c.registration);
         if let Ok(credential) = &registered {
             assert_eq!(credential.id, c.assertion.credential, "{}", c.name);
             made += 1;
@@ -130,7 +132,7 @@ fn spec_examples() {
         let message = [&c.assertion.authenticator_data[..], client.as_bytes()].concat();
         assert!(key.verify(&message, &c.assertion.signature), "{}", c.name);
         signed += 1;
-        let checked = webauthn::check(
+        let checked = webauthn::verify_assertion(
             &rp,
             &c.request,
             &credential.jwk,
@@ -159,7 +161,10 @@ fn spec_examples() {
 
 /// The credential of a ceremony, as if its registration had user verification and no frame: flags and client
 /// data are not signed without an attestation.
-pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential, WebauthnError> {
+pub fn registered_verified(
+    rp: &RelyingParty,
+    c: &Ceremony,
+) -> Result<NewCredential, WebauthnError> {
     let mut object: Cbor =
         ciborium::from_reader(&c.registration.attestation_object[..]).expect("CBOR");
     for (name, value) in object.as_map_mut().expect("map") {
@@ -176,14 +181,14 @@ pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential
         client_data_json: said.to_string().into_bytes(),
         attestation_object: encoded(&object),
     };
-    webauthn::register(rp, &c.creation, &made)
+    webauthn::verify_registration(rp, &c.creation, &made)
 }
 
 const CHALLENGE: [u8; 32] = [7; 32];
 const OTHER: [u8; 32] = [8; 32];
 const USER: [u8; 16] = [9; 16];
 
-fn enrolled(kind: KeyKind) -> (SoftwareAuthenticator, Credential) {
+fn enrolled(kind: KeyKind) -> (SoftwareAuthenticator, NewCredential) {
     let rp = example();
     let (passkey, made) = SoftwareAuthenticator::create_as(
         kind,
@@ -193,12 +198,12 @@ fn enrolled(kind: KeyKind) -> (SoftwareAuthenticator, Credential) {
         &USER,
         &PasskeyBehaviour::default(),
     );
-    let credential = webauthn::register(&rp, &CHALLENGE, &made).expect("registered");
+    let credential = webauthn::verify_registration(&rp, &CHALLENGE, &made).expect("registered");
     (passkey, credential)
 }
 
-fn check(credential: &Credential, assertion: &Assertion) -> Result<(), WebauthnError> {
-    webauthn::check(
+fn check(credential: &NewCredential, assertion: &Assertion) -> Result<(), WebauthnError> {
+    webauthn::verify_assertion(
         &example(),
         &CHALLENGE,
         &credential.jwk,
@@ -216,8 +221,9 @@ fn registration_and_assertion() {
         assert_eq!(credential.sign_count, 1);
         assert!(credential.backup_eligible && credential.backed_up);
         let assertion = passkey.get(&CHALLENGE, &example().origin);
-        let seen = webauthn::check(&example(), &CHALLENGE, &credential.jwk, true, &assertion)
-            .expect("checked");
+        let seen =
+            webauthn::verify_assertion(&example(), &CHALLENGE, &credential.jwk, true, &assertion)
+                .expect("checked");
         assert_eq!((seen.sign_count, seen.backed_up), (2, true));
         let kept = assertion.evidence().expect("evidence");
         let back = Assertion::from_evidence(&kept, assertion.signature.clone()).expect("evidence");
@@ -375,7 +381,7 @@ fn webauthn_mutations() {
                 kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &behaviour,
             );
             assert_eq!(
-                webauthn::register(&rp, &CHALLENGE, &made),
+                webauthn::verify_registration(&rp, &CHALLENGE, &made),
                 Err(expected),
                 "registered: {name}"
             );
@@ -445,7 +451,7 @@ fn registration_is_not_assertion() {
         &got,
     );
     assert_eq!(
-        webauthn::register(&rp, &CHALLENGE, &made),
+        webauthn::verify_registration(&rp, &CHALLENGE, &made),
         Err(WebauthnError::Type)
     );
 }
@@ -458,7 +464,7 @@ fn short_challenge_is_rejected() {
     for challenge in [&[][..], &[1], &[1; 15]] {
         let assertion = passkey.get(challenge, &rp.origin);
         assert_eq!(
-            webauthn::check(&rp, challenge, &credential.jwk, true, &assertion),
+            webauthn::verify_assertion(&rp, challenge, &credential.jwk, true, &assertion),
             Err(WebauthnError::Challenge)
         );
     }
@@ -549,7 +555,7 @@ fn registration_parsing_is_strict() {
             attestation_object,
             ..made.clone()
         };
-        webauthn::register(&rp, &CHALLENGE, &made)
+        webauthn::verify_registration(&rp, &CHALLENGE, &made)
     };
     assert!(register(object.clone()).is_ok());
 
@@ -708,7 +714,7 @@ fn stored_key_is_validated() {
         (another.jwk, WebauthnError::Signature),
     ] {
         assert_eq!(
-            webauthn::check(&example(), &CHALLENGE, &jwk, true, &assertion),
+            webauthn::verify_assertion(&example(), &CHALLENGE, &jwk, true, &assertion),
             Err(expected)
         );
     }
@@ -780,7 +786,7 @@ proptest! {
         data[32] = flags;
         data[33..37].copy_from_slice(&count.to_be_bytes());
         let assertion = passkey.sign(data, good.client_data_json);
-        let seen = webauthn::check(&example(), &CHALLENGE, &credential.jwk, true, &assertion);
+        let seen = webauthn::verify_assertion(&example(), &CHALLENGE, &credential.jwk, true, &assertion);
         let may = flags & 0b1100_1101 == 0b0000_1101;
         prop_assert_eq!(seen.is_ok(), may, "{:08b}: {:?}", flags, seen);
         if let Ok(seen) = seen {
@@ -795,7 +801,7 @@ proptest! {
         let rp = example();
         let assertion = passkey.get(&CHALLENGE, &rp.origin);
         let under = |rp: &RelyingParty, challenge: &[u8]| {
-            webauthn::check(rp, challenge, &credential.jwk, true, &assertion).map(|_| ())
+            webauthn::verify_assertion(rp, challenge, &credential.jwk, true, &assertion).map(|_| ())
         };
         prop_assert_eq!(under(&rp, &challenge) == Ok(()), challenge == CHALLENGE);
         let elsewhere = RelyingParty { origin: origin.clone(), ..rp.clone() };
@@ -811,9 +817,9 @@ proptest! {
         let rp = example();
         let (_, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
         let object = Registration { attestation_object: object, ..made.clone() };
-        prop_assert!(webauthn::register(&rp, &CHALLENGE, &object).is_err());
+        prop_assert!(webauthn::verify_registration(&rp, &CHALLENGE, &object).is_err());
         let inside = Registration { attestation_object: attestation_object(&data), ..made };
-        prop_assert!(webauthn::register(&rp, &CHALLENGE, &inside).is_err());
+        prop_assert!(webauthn::verify_registration(&rp, &CHALLENGE, &inside).is_err());
         let good = passkey.get(&CHALLENGE, &rp.origin);
         let signed = passkey.sign(data, good.client_data_json);
         prop_assert!(check(&credential, &signed).is_err());

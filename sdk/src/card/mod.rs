@@ -1,38 +1,39 @@
-//! The card: what a person reads before they say yes or no, and every field that their vote will sign.
+//! Approval card: the view of an access request that an approver reads before a vote, with every field that the vote signs.
 //!
-//! In: plain values, as the broker has them or as the wire brought them. Out: [`Shown`], sections of rows of text that is
-//! safe to show anywhere. There is one renderer, [`Card::show`]; the terminal ([`text`]), a chat ([`chat`]) and the console's
-//! pages only lay out what it says, so nobody decides on another card than their colleague's.
+//! In: plain values, from the broker or from the wire. Out: [`CardView`], sections of rows of text that is safe to show
+//! anywhere. There is one renderer, [`Card::show`]; the terminal ([`render_terminal`]), a chat ([`render_chat`]) and the
+//! console's pages only lay out its rows, so every approver decides on the same card.
 //!
 //! Verb and object come first, in the catalogue's words; the agent's own words come last, quoted, capped and labelled.
-//! Nothing that is signed is ever shortened. What the eye cannot see or would misread is written as codes (`safe`) and
-//! named (`suspect`); no text of others makes a line, a row or a label of its own. What is not known is said to be unknown.
-//! Nothing here reads a clock, decides anything, or writes HTML.
+//! A signed field is never shortened. Invisible and misleading characters are written as codes ([`escape_untrusted`]) and
+//! flagged ([`confusable_warnings`]); no untrusted text makes a line, a row or a label of its own. A missing value is shown as
+//! unknown.
+//! Never: reads a clock, decides anything, or writes HTML.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::*;
 
-mod faces;
-mod rows;
-mod safe;
+mod layout;
+mod view;
+mod escape;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sample;
-mod suspect;
+mod confusables;
 
-pub use faces::{COLUMNS_MIN, chat, text};
-pub use rows::{AGENT_WORDS_MAX, Headline, Row, Section, SectionKind, Shown, Tone};
-pub use safe::{quoted, safe};
-pub use suspect::suspect;
+pub use layout::{COLUMNS_MIN, render_chat, render_terminal};
+pub use view::{AGENT_WORDS_MAX, Headline, CardRow, CardSection, SectionKind, CardView, Tone};
+pub use escape::{quoted, escape_untrusted};
+pub use confusables::confusable_warnings;
 
-/// Everything an approver must know of one access request.
+/// Everything an approver must know about one access request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Card {
     /// The access request.
     pub access_request: AccessRequestId,
-    /// Where it stands.
-    pub standing: AccessRequestStatus,
+    /// Its status.
+    pub status: AccessRequestStatus,
     /// The realm the vote counts in.
     pub realm: Realm,
     /// The catalogue's verb; empty when the catalogue no longer has the action.
@@ -43,22 +44,22 @@ pub struct Card {
     pub reversible: String,
     /// How it is undone; empty when the catalogue does not say.
     pub undo: String,
-    /// How much harm it can do; absent when nobody said.
+    /// Its risk; absent when the catalogue does not say.
     pub risk: Option<Risk>,
-    /// The action in plain; absent when retention dropped it: then nobody can decide it any more.
+    /// The action with its plain parameters; absent when retention dropped it: then it cannot be decided any more.
     pub action: Option<Arc<Action>>,
     /// What people call its parameters, by path: `hosts`, `who.name`; where the catalogue says.
     pub parameter_titles: BTreeMap<String, String>,
     /// What the policy bundle says of the target; absent when it does not know it.
     pub target_facts: Option<Vec<(String, String)>>,
-    /// Who asks.
-    pub agent: Asker,
-    /// What gate 1 saw.
+    /// The agent that requests it.
+    pub agent: Requester,
+    /// What gate 1 verified.
     pub verified: Attestation,
     /// The rules that ask for people.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// The profiles they ask for, and how far each is.
-    pub needs: Vec<Need>,
+    pub needs: Vec<ProfileProgress>,
     /// The task it is asked in.
     pub task: TaskId,
     /// Thumbprint of the key the token will be bound to.
@@ -88,33 +89,34 @@ pub struct Card {
 }
 
 impl Card {
-    /// What both sides say to each other to know that they speak of the same request.
+    /// Words that approver and requester compare, to know that they speak of the same request (the `binding_message` of
+    /// OpenID CIBA §7.1).
     pub fn phrase(&self) -> MatchPhrase {
         MatchPhrase::from_request(&self.access_request)
     }
 }
 
-/// Where an access request stands, everything considered.
+/// The status of an access request, with expiry and the state of its task considered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessRequestStatus {
     /// It waits for people.
     Waiting,
-    /// Enough people said yes.
+    /// Enough people approved.
     Approved,
-    /// A person said no.
+    /// A person denied it.
     Denied,
-    /// A grant consumed it.
+    /// A token was issued on it.
     Consumed,
-    /// The agent took it back.
+    /// The agent cancelled it.
     Cancelled,
-    /// Nobody decided in time.
+    /// It was not decided in time.
     Expired,
-    /// Its task, its agent or the rules ended it.
+    /// The end of its task or agent, or a change of rules, closed it.
     Ended,
 }
 
 impl AccessRequestStatus {
-    /// The word on cards and in explanations.
+    /// Its name on cards and in explanations.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -138,27 +140,27 @@ impl AccessRequestStatus {
 
 /// A person: the id that is signed, and the name that colleagues know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
+pub struct PersonRef {
     /// The opaque id of entries and votes.
     pub id: PersonId,
     /// As the policy bundle has it; absent when it no longer lists the person.
     pub name: Option<String>,
 }
 
-/// The agent that asks.
+/// The agent that requests the action.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asker {
+pub struct Requester {
     /// Its id.
     pub id: AgentId,
-    /// Who answered for it when it asked; never counted among its approvers.
-    pub owner: Who,
-    /// What the registry claims of it; absent when it is registered no more.
-    pub registered: Option<Registered>,
+    /// Its owner at the time of the request; never counts as an approver of it.
+    pub owner: PersonRef,
+    /// Its registration; absent when it is no longer registered.
+    pub registered: Option<AgentRegistration>,
 }
 
-/// What the registry claims of an agent: words of the security team, attested by nobody.
+/// The registration of an agent in the policy bundle: claims of the security team, not attested.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
+pub struct AgentRegistration {
     /// Where it runs.
     pub environment: String,
     /// The model behind it.
@@ -167,22 +169,22 @@ pub struct Registered {
     pub autonomy: String,
 }
 
-/// What gate 1 saw when the request was opened.
+/// The evidence that gate 1 verified when the request was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attestation {
     /// The kind of evidence, in its own word.
     pub kind: String,
-    /// Whom it names.
+    /// The workload it names.
     pub subject: SpiffeId,
-    /// When this broker checked it.
+    /// When the broker verified it.
     pub verified_at: Timestamp,
-    /// When it ends.
+    /// When it expires.
     pub expires_at: Timestamp,
 }
 
-/// A rule with what the security team says of it.
+/// A policy rule with its annotations.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RuleShown {
+pub struct RuleSummary {
     /// Its `@id`.
     pub id: String,
     /// Its file in the policy bundle.
@@ -191,17 +193,17 @@ pub struct RuleShown {
     pub why: String,
 }
 
-/// A profile that must be satisfied, and how far it is.
+/// A step-up profile that must be satisfied, and its approvals so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Need {
+pub struct ProfileProgress {
     /// Name and digest.
     pub profile: ProfileRef,
-    /// Whose yes counts.
+    /// The group whose members may vote.
     pub group: String,
-    /// How many different people.
+    /// How many different people must approve.
     pub quorum: u32,
-    /// Who said yes and still counts.
-    pub approvers: Vec<Who>,
+    /// The people whose approvals count.
+    pub approvers: Vec<PersonRef>,
     /// Whether only passkeys count.
     pub passkey: bool,
 }
@@ -213,18 +215,18 @@ pub struct History {
     pub approved: u32,
     /// Denied by anyone.
     pub denied: u32,
-    /// Yes votes of the card's reader.
+    /// Approvals by the card's reader.
     pub yours_approved: u32,
-    /// No votes of the card's reader.
+    /// Denials by the card's reader.
     pub yours_denied: u32,
     /// The last time one was approved.
     pub last_approved_at: Option<Timestamp>,
     /// The last time one was denied.
     pub last_denied_at: Option<Timestamp>,
     /// By whom.
-    pub last_denied_by: Option<Who>,
-    /// How many were asked on this day (UTC), this one included.
+    pub last_denied_by: Option<PersonRef>,
+    /// How many were requested on this day (UTC), this one included.
     pub today: u32,
-    /// Whether none was decided before: no token given, and no no of a person.
+    /// Whether none was decided before: no token issued, no denial by a person.
     pub first: bool,
 }

@@ -1,9 +1,9 @@
-//! A card for unit tests of every room that takes one.
+//! A sample card for unit tests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{AccessRequestStatus, Asker, Attestation, Card, Need, Registered, RuleShown, Who};
+use super::{AccessRequestStatus, Requester, Attestation, Card, ProfileProgress, AgentRegistration, RuleSummary, PersonRef};
 use crate::model::*;
 
 pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -21,8 +21,8 @@ pub fn action(target: &str, flag: bool) -> Action {
 /// The first profile of the sample, and of what its digest is.
 pub const PROFILE: &str = "two-security";
 
-fn need(name: &str) -> Need {
-    Need {
+fn need(name: &str) -> ProfileProgress {
+    ProfileProgress {
         profile: ProfileRef {
             name: ProfileName::parse(name).expect("profile"),
             digest: Digest::sha256(name.as_bytes()),
@@ -38,7 +38,7 @@ fn need(name: &str) -> Need {
 pub fn card() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),
-        standing: AccessRequestStatus::Waiting,
+        status: AccessRequestStatus::Waiting,
         realm: Realm::parse("prod").expect("realm"),
         title: "Disable an account".to_owned(),
         effect: "The person cannot sign in.".to_owned(),
@@ -48,13 +48,13 @@ pub fn card() -> Card {
         action: Some(Arc::new(action("ann", true))),
         parameter_titles: BTreeMap::from([("end_sessions".to_owned(), "End sessions".to_owned())]),
         target_facts: Some(vec![("environment".to_owned(), "prod".to_owned())]),
-        agent: Asker {
+        agent: Requester {
             id: AgentId::parse("ci").expect("agent"),
-            owner: Who {
+            owner: PersonRef {
                 id: PersonId::parse("p1").expect("person"),
                 name: Some("Dana Ruiz".to_owned()),
             },
-            registered: Some(Registered {
+            registered: Some(AgentRegistration {
                 environment: "prod".to_owned(),
                 model: "m-1".to_owned(),
                 autonomy: "supervised".to_owned(),
@@ -66,7 +66,7 @@ pub fn card() -> Card {
             verified_at: NOW.plus_secs(-12),
             expires_at: NOW.plus_secs(288),
         },
-        rules: vec![RuleShown {
+        rules: vec![RuleSummary {
             id: "destructive-needs-a-yes".to_owned(),
             file: "rules/20.cedar".to_owned(),
             why: "It locks people out.".to_owned(),

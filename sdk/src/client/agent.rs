@@ -1,9 +1,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::answer::{Denied, Outcome, Pending, Token};
-use super::watch::Watch;
-use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_name};
+use super::token_outcome::{Denial, TokenOutcome, PendingApproval, AccessToken};
+use super::watch::AccessRequestWatch;
+use super::responses::{AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport};
+use super::{CallOptions, Endpoint, Error, EvidenceSource, Identity, methods, random_name, required};
 use crate::jose::SigningKey;
 use crate::model::{
     AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, ParseError, UntrustedText, Reason,
@@ -12,30 +13,30 @@ use crate::model::{
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
 
-/// A workload that may open tasks, by the evidence it can show.
+/// A client for agents: opens tasks with the workload's evidence (gate 1).
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub struct AgentClient {
     endpoint: Endpoint,
     evidence: EvidenceSource,
     task_key: Option<Arc<SigningKey>>,
 }
 
-/// A task as asked for.
+/// The request for a new task.
 #[derive(Debug, Clone)]
-pub struct OpenTask {
-    /// Why, in the agent's words; at most 2,000 bytes.
+pub struct OpenTaskRequest {
+    /// The task's purpose in the agent's words, at most 2,000 bytes. Approvers read it, rules do not.
     pub purpose: String,
-    /// How long it may run, in seconds; the broker clamps it.
+    /// Longest duration of the task, in seconds; the broker limits it further.
     pub max_duration_s: i64,
-    /// Idempotency key; drawn when absent.
+    /// Idempotency key: the same key opens the same task. Random when absent.
     pub idempotency_key: Option<String>,
-    /// End the task when this many seconds pass without [`Task::keep_alive`]: 2 to 3,600. Absent: the deadline alone.
+    /// End the task when this many seconds pass without [`TaskHandle::keep_alive`]: 2 to 3,600. Absent: the deadline alone.
     pub heartbeat_s: Option<u32>,
 }
 
-impl Agent {
-    /// An agent at this broker. Each task gets a new key, unless one is given: a given one can be kept by the caller, so
-    /// that another process takes the task up with [`Task::attach`].
+impl AgentClient {
+    /// A client of this broker. Each task gets a new key, unless `task_key` is given: the caller can keep that one, so that
+    /// another process continues the task with [`TaskHandle::attach`].
     pub fn new(
         endpoint: Endpoint,
         evidence: EvidenceSource,
@@ -48,67 +49,68 @@ impl Agent {
         }
     }
 
-    /// Opens a task: gate 1.
-    pub async fn open_task(&self, order: &OpenTask) -> Result<Task, Error> {
+    /// Opens a task. Fails with [`Error::Refused`] when gate 1 does not accept the evidence.
+    pub async fn open_task(&self, request: &OpenTaskRequest) -> Result<TaskHandle, Error> {
         let key = match &self.task_key {
             Some(key) => key.clone(),
             None => Arc::new(SigningKey::generate()?.0),
         };
         let identity = Identity::Key(key.clone());
-        let evidence = self.evidence.show().await?;
-        let evh = Digest::sha256(evidence.expose_secret().as_bytes());
-        let request = v1::OpenTaskRequest {
+        let evidence = self.evidence.fetch().await?;
+        let evidence_hash = Digest::sha256(evidence.expose_secret().as_bytes());
+        let message = v1::OpenTaskRequest {
             evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
-            purpose: UntrustedText::parse("purpose", &order.purpose)?.as_str().to_owned(),
-            max_duration: Some(convert::seconds_to_wire(order.max_duration_s)),
-            request_id: idempotency_key(order.idempotency_key.as_deref())?.to_string(),
-            heartbeat: order
+            purpose: UntrustedText::parse("purpose", &request.purpose)?.as_str().to_owned(),
+            max_duration: Some(convert::seconds_to_wire(request.max_duration_s)),
+            request_id: idempotency_key(request.idempotency_key.as_deref())?.to_string(),
+            heartbeat: request
                 .heartbeat_s
                 .map(|seconds| convert::seconds_to_wire(i64::from(seconds))),
         };
-        let order = Order {
-            evh: Some(evh),
-            ..Order::by(&identity)
+        let options = CallOptions {
+            evidence_hash: Some(evidence_hash),
+            ..CallOptions::by(&identity)
         };
         let answer = self
             .endpoint
-            .call::<methods::OpenTask>(order, &[request])
+            .call::<methods::OpenTask>(options, &[message])
             .await?;
-        let opened = Opened::read(answer).map_err(Error::Answer)?;
-        Ok(Task {
+        let opened = OpenTaskResult::read(answer).map_err(Error::Answer)?;
+        Ok(TaskHandle {
             endpoint: self.endpoint.clone(),
             evidence: self.evidence.clone(),
             id: opened.id,
             key,
             identity,
             opened: Some(opened),
-            show_always: false,
+            always_send_evidence: false,
         })
     }
 }
 
-/// A task of one's own, open at the broker. Dropping it ends nothing: [`Task::complete`] does, or its deadline.
+/// An open task, with the key that its tokens are bound to. Dropping the handle does not end the task:
+/// [`TaskHandle::complete`] does, or its deadline.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub struct TaskHandle {
     endpoint: Endpoint,
     evidence: EvidenceSource,
     id: TaskId,
     key: Arc<SigningKey>,
     identity: Identity,
-    opened: Option<Opened>,
-    show_always: bool,
+    opened: Option<OpenTaskResult>,
+    always_send_evidence: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Opened {
+struct OpenTaskResult {
     id: TaskId,
     agent_id: AgentId,
     deadline: Timestamp,
     lease_until: Option<Timestamp>,
-    verification: v1::Verification,
+    verification: EvidenceVerification,
 }
 
-impl Opened {
+impl OpenTaskResult {
     fn read(answer: v1::OpenTaskResponse) -> Result<Self, ParseError> {
         Ok(Self {
             id: TaskId::parse(&answer.task_id)?,
@@ -124,28 +126,29 @@ impl Opened {
                 .transpose()?,
             verification: answer
                 .verification
-                .ok_or_else(|| ParseError::new("verification", "is required"))?,
+                .ok_or_else(|| ParseError::new("verification", "is required"))?
+                .read(),
         })
     }
 }
 
-/// A token as asked for.
+/// The request for a token.
 #[derive(Debug, Clone)]
-pub struct TokenOrder {
-    /// The one thing it is for.
+pub struct TokenRequest {
+    /// The one action that the token is for.
     pub action: Action,
-    /// Asked life, in seconds; the broker clamps it.
+    /// Requested lifetime, in seconds; the broker limits it further.
     pub ttl_s: i64,
-    /// Why, in the agent's words; at most 2,000 bytes. Invisible to rules.
+    /// The reason in the agent's words, at most 2,000 bytes. Approvers read it, rules do not.
     pub reason: String,
-    /// Idempotency key; drawn when absent.
+    /// Idempotency key: the same key gets the same token or the same access request. Random when absent.
     pub idempotency_key: Option<String>,
-    /// How long the broker may wait for people before it answers pending, in seconds, at most 60.
+    /// How long the broker may wait for approvals before it answers *pending*, in seconds, at most 60.
     pub wait_s: u32,
 }
 
-impl Task {
-    /// Takes a task up again: the key is the one it was opened with.
+impl TaskHandle {
+    /// A handle to a task opened before, by its id and the key it was opened with. Makes no call.
     pub fn attach(
         endpoint: Endpoint,
         evidence: EvidenceSource,
@@ -159,39 +162,40 @@ impl Task {
             identity: Identity::Key(key.clone()),
             key,
             opened: None,
-            show_always: false,
+            always_send_evidence: false,
         }
     }
 
-    /// Its id, the `txn` of its tokens.
+    /// The task's id: the `txn` of its tokens.
     pub fn id(&self) -> TaskId {
         self.id
     }
 
-    /// The registered agent that the evidence matched; unknown of an attached task.
+    /// The registered agent that the evidence matched; `None` for an attached task.
     pub fn agent_id(&self) -> Option<&AgentId> {
         self.opened.as_ref().map(|opened| &opened.agent_id)
     }
 
-    /// When it ends by itself; unknown of an attached task.
+    /// When the task ends by itself; `None` for an attached task.
     pub fn deadline(&self) -> Option<Timestamp> {
         self.opened.as_ref().map(|opened| opened.deadline)
     }
 
-    /// When it ends unless it is kept alive, as of its opening; absent without a heartbeat, unknown of an attached task.
+    /// When the task ends without [`TaskHandle::keep_alive`], as of its opening; `None` without a heartbeat and for an attached
+    /// task.
     pub fn lease_until(&self) -> Option<Timestamp> {
         self.opened.as_ref().and_then(|opened| opened.lease_until)
     }
 
-    /// A sign of life: extends the lease of a task opened with a heartbeat, and says until when. About three calls in a
-    /// heartbeat's length leave room for one that is lost.
+    /// Heartbeat: extends the lease of a task opened with [`OpenTaskRequest::heartbeat_s`]. Returns until when. About three
+    /// calls in a heartbeat's length tolerate the loss of one.
     pub async fn keep_alive(&self) -> Result<Timestamp, Error> {
         let request = v1::KeepAliveRequest {
             task_id: self.id.to_string(),
         };
         let answer = self
             .endpoint
-            .call::<methods::KeepAlive>(Order::by(&self.identity), &[request])
+            .call::<methods::KeepAlive>(CallOptions::by(&self.identity), &[request])
             .await?;
         let until = convert::required("lease_until", answer.lease_until.as_ref());
         until
@@ -199,40 +203,40 @@ impl Task {
             .map_err(Error::Answer)
     }
 
-    /// What gate 1 saw; unknown of an attached task.
-    pub fn verification(&self) -> Option<&v1::Verification> {
+    /// What gate 1 verified; `None` for an attached task.
+    pub fn verification(&self) -> Option<&EvidenceVerification> {
         self.opened.as_ref().map(|opened| &opened.verification)
     }
 
-    /// Shows the evidence in every call, whether the broker needs it again or not.
+    /// Sends the evidence with every token request, not only when the broker requires it again.
     #[must_use]
-    pub fn showing_evidence(self) -> Self {
+    pub fn always_send_evidence(self) -> Self {
         Self {
-            show_always: true,
+            always_send_evidence: true,
             ..self
         }
     }
 
-    /// Asks for a token, once. Evidence is shown again if the broker says that what it saw is too old.
-    pub async fn request_token(&self, order: &TokenOrder) -> Result<Outcome, Error> {
-        let idempotency_key = idempotency_key(order.idempotency_key.as_deref())?;
-        self.ask(order, &idempotency_key, order.wait_s, self.show_always)
+    /// Requests a token, once. Evidence is sent again if the broker answers that what it verified is too old.
+    pub async fn request_token(&self, request: &TokenRequest) -> Result<TokenOutcome, Error> {
+        let key = idempotency_key(request.idempotency_key.as_deref())?;
+        self.request(request, &key, request.wait_s, self.always_send_evidence)
             .await
     }
 
-    /// Asks under one request id until the answer is a token or a no, or until this moment: then the last pending answer is
-    /// given. Between two questions it watches what people decide; where no stream can be had, the broker waits, or says
-    /// when to ask again. Evidence is shown again when the broker wants it. A broker that is away for a while is waited for
-    /// too, and so is one that starts again: the same action in the same task finds the same access request.
+    /// Requests a token under one idempotency key until it is issued or denied, or until `until`: then the last pending answer is
+    /// returned. In between it watches the access request; without a stream it polls, at the interval that the broker names.
+    /// Evidence is sent again when the broker requires it. A broker that cannot be reached, or restarts, is retried: the same
+    /// action in the same task finds the same access request.
     pub async fn wait_for_token(
         &self,
-        order: &TokenOrder,
+        request: &TokenRequest,
         until: Timestamp,
-    ) -> Result<Outcome, Error> {
-        let idempotency_key = idempotency_key(order.idempotency_key.as_deref())?;
+    ) -> Result<TokenOutcome, Error> {
+        let key = idempotency_key(request.idempotency_key.as_deref())?;
         let clock = self.endpoint.clock().clone();
-        let mut show = self.show_always;
-        let mut watch: Option<Watch> = None;
+        let mut send = self.always_send_evidence;
+        let mut watch: Option<AccessRequestWatch> = None;
         let mut streams = true;
         loop {
             let began = clock.now();
@@ -241,31 +245,31 @@ impl Task {
                 true => 0,
                 false => u32::try_from(left_s).unwrap_or(WAIT_S_MAX).min(WAIT_S_MAX),
             };
-            let answer = self.ask(order, &idempotency_key, wait_s, show).await;
+            let answer = self.request(request, &key, wait_s, send).await;
             let now = clock.now();
             let pause_ms = match &answer {
-                Ok(Outcome::Pending(pending)) => {
-                    show = self.show_always || pending.show_evidence();
+                Ok(TokenOutcome::Pending(pending)) => {
+                    send = self.always_send_evidence || pending.send_evidence();
                     let id = pending.access_request_id();
-                    if streams && !show {
+                    if streams && !send {
                         let watch = match &mut watch {
                             Some(watch) if watch.access_request_id() == id => watch,
                             other => other.insert(self.watch(id)),
                         };
-                        // Asked again now and then, whatever the watch says: rules and time may have decided it.
-                        let by = until.min(now.plus_millis(ASK_AGAIN_MS));
-                        // Whatever keeps a stream from being had, asking does without.
+                        // Requested again at intervals even without a change: rules and time may have decided it.
+                        let by = until.min(now.plus_millis(REQUEST_INTERVAL_MS));
+                        // Without a stream, polling does.
                         streams = watch.decided(by).await.is_ok();
                         if streams { PAUSE_MS_MIN } else { 0 }
-                    } else if now.since(began) >= 1_000 || show {
-                        // A broker that did wait is asked again at once.
+                    } else if now.since(began) >= 1_000 || send {
+                        // The broker did wait: request again at once.
                         PAUSE_MS_MIN
                     } else {
-                        pending.poll_after_s().saturating_mul(1_000)
+                        pending.poll_interval_s().saturating_mul(1_000)
                     }
                 }
                 Err(error) if error.retryable() => i64::from(error.retry_after_ms()),
-                Ok(Outcome::Token(_) | Outcome::Denied(_)) | Err(_) => return answer,
+                Ok(TokenOutcome::Token(_) | TokenOutcome::Denied(_)) | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
             if left_ms <= 0 {
@@ -276,70 +280,67 @@ impl Task {
         }
     }
 
-    /// Follows an access request of this task to its end: how it stands now, and each change.
-    pub fn watch(&self, access_request: AccessRequestId) -> Watch {
-        Watch::new(self.clone(), access_request)
+    /// Watches an access request of this task until its final status.
+    pub fn watch(&self, access_request: AccessRequestId) -> AccessRequestWatch {
+        AccessRequestWatch::new(
+            self.endpoint.clone(),
+            self.identity.clone(),
+            self.id,
+            access_request,
+        )
     }
 
-    pub(super) const fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    pub(super) const fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    async fn ask(
+    async fn request(
         &self,
-        order: &TokenOrder,
-        idempotency_key: &IdempotencyKey,
+        request: &TokenRequest,
+        key: &IdempotencyKey,
         wait_s: u32,
-        show: bool,
-    ) -> Result<Outcome, Error> {
+        send_evidence: bool,
+    ) -> Result<TokenOutcome, Error> {
         let wait_s = wait_s.min(WAIT_S_MAX);
-        let answer = match self.ask_once(order, idempotency_key, wait_s, show).await {
-            Err(error) if error.reason() == Some(Reason::EvidenceStale) && !show => {
-                self.ask_once(order, idempotency_key, wait_s, true).await?
+        let answer = match self.request_once(request, key, wait_s, send_evidence).await {
+            Err(error) if error.reason() == Some(Reason::EvidenceStale) && !send_evidence => {
+                self.request_once(request, key, wait_s, true).await?
             }
             answer => answer?,
         };
-        self.outcome(answer, &order.action, idempotency_key)
+        self.outcome(answer, &request.action, key)
             .map_err(Error::Answer)
     }
 
-    async fn ask_once(
+    async fn request_once(
         &self,
-        order: &TokenOrder,
-        idempotency_key: &IdempotencyKey,
+        request: &TokenRequest,
+        key: &IdempotencyKey,
         wait_s: u32,
-        show: bool,
+        send_evidence: bool,
     ) -> Result<v1::RequestTokenResponse, Error> {
-        let evidence = if show {
-            Some(self.evidence.show().await?)
+        let evidence = if send_evidence {
+            Some(self.evidence.fetch().await?)
         } else {
             None
         };
-        let call = Order {
+        let options = CallOptions {
             identity: &self.identity,
-            adg: Some(order.action.digest()),
-            evh: evidence
+            action_digest: Some(request.action.digest()),
+            evidence_hash: evidence
                 .as_ref()
                 .map(|evidence| Digest::sha256(evidence.expose_secret().as_bytes())),
             wait_s,
             code: None,
         };
-        let request = v1::RequestTokenRequest {
+        let message = v1::RequestTokenRequest {
             task_id: self.id.to_string(),
-            action: Some(convert::action_to_wire(&order.action)),
-            ttl: Some(convert::seconds_to_wire(order.ttl_s)),
-            reason: UntrustedText::parse("reason", &order.reason)?.as_str().to_owned(),
-            request_id: idempotency_key.to_string(),
+            action: Some(convert::action_to_wire(&request.action)),
+            ttl: Some(convert::seconds_to_wire(request.ttl_s)),
+            reason: UntrustedText::parse("reason", &request.reason)?.as_str().to_owned(),
+            request_id: key.to_string(),
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
             evidence: evidence
                 .map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
         };
         self.endpoint
-            .call::<methods::RequestToken>(call, &[request])
+            .call::<methods::RequestToken>(options, &[message])
             .await
     }
 
@@ -347,8 +348,8 @@ impl Task {
         &self,
         answer: v1::RequestTokenResponse,
         action: &Action,
-        idempotency_key: &IdempotencyKey,
-    ) -> Result<Outcome, ParseError> {
+        key: &IdempotencyKey,
+    ) -> Result<TokenOutcome, ParseError> {
         let decision = DecisionId::parse(&answer.decision_id)?;
         let moment = |what, wire: Option<prost_types::Timestamp>| {
             convert::timestamp(what, convert::required(what, wire.as_ref())?)
@@ -363,7 +364,7 @@ impl Task {
                     .into_iter()
                     .map(|o| (o.parameter, o.salt))
                     .collect();
-                Ok(Outcome::Token(Token {
+                Ok(TokenOutcome::Token(AccessToken {
                     jwt,
                     key: self.key.clone(),
                     endpoint: self.endpoint.clone(),
@@ -372,60 +373,68 @@ impl Task {
                     jti: TokenId::parse(&info.jti)?,
                     expires_at: moment("expires_at", info.expires_at)?,
                     openings,
-                    info: Box::new(info),
+                    ttl: info.ttl.read(),
+                    uses: info.uses,
+                    rules: info.rules.read(),
+                    reissued: info.reissued,
                 }))
             }
-            request_token_response::Outcome::Pending(info) => Ok(Outcome::Pending(Pending {
+            request_token_response::Outcome::Pending(info) => Ok(TokenOutcome::Pending(PendingApproval {
                 decision,
-                idempotency_key: idempotency_key.clone(),
+                idempotency_key: key.clone(),
                 access_request_id: AccessRequestId::parse(&info.access_request_id)?,
                 expires_at: moment("expires_at", info.expires_at)?,
-                poll_after_s: match &info.poll_after {
+                poll_interval_s: match &info.poll_after {
                     Some(wire) => convert::seconds("poll_after", wire)?,
                     None => 1,
                 },
-                info,
+                send_evidence: info.show_evidence,
+                needs: info.needs.read(),
+                rules: info.rules.read(),
+                ttl: info.ttl.read(),
             })),
             request_token_response::Outcome::Denied(info) => {
                 let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
                 let access_request_id = id.map(AccessRequestId::parse).transpose()?;
-                Ok(Outcome::Denied(Denied {
+                Ok(TokenOutcome::Denied(Denial {
                     decision,
                     access_request_id,
-                    info,
+                    reason: info.reason,
+                    rules: info.rules.read(),
+                    comment: info.comment,
                 }))
             }
         }
     }
 
-    /// Shows an access request of this task.
-    pub async fn access_request(&self, id: AccessRequestId) -> Result<v1::AccessRequest, Error> {
+    /// An access request of this task.
+    pub async fn access_request(&self, id: AccessRequestId) -> Result<AccessRequestInfo, Error> {
         let request = v1::GetAccessRequestRequest {
             task_id: self.id.to_string(),
             access_request_id: id.to_string(),
         };
         let answer = self
             .endpoint
-            .call::<methods::GetAccessRequest>(Order::by(&self.identity), &[request])
+            .call::<methods::GetAccessRequest>(CallOptions::by(&self.identity), &[request])
             .await?;
-        there("access_request", answer.access_request)
+        Ok(required("access_request", answer.access_request)?.read())
     }
 
-    /// Takes an access request back.
-    pub async fn cancel(&self, id: AccessRequestId) -> Result<v1::AccessRequest, Error> {
+    /// Cancels an access request of this task. Returns it after that.
+    pub async fn cancel(&self, id: AccessRequestId) -> Result<AccessRequestInfo, Error> {
         let request = v1::CancelAccessRequestRequest {
             task_id: self.id.to_string(),
             access_request_id: id.to_string(),
         };
         let answer = self
             .endpoint
-            .call::<methods::CancelAccessRequest>(Order::by(&self.identity), &[request])
+            .call::<methods::CancelAccessRequest>(CallOptions::by(&self.identity), &[request])
             .await?;
-        there("access_request", answer.access_request)
+        Ok(required("access_request", answer.access_request)?.read())
     }
 
-    /// Ends the task, its tokens and its access requests. Again is the same.
-    pub async fn complete(&self, outcome: TaskOutcome) -> Result<v1::EndReport, Error> {
+    /// Ends the task, its tokens and its access requests. Idempotent.
+    pub async fn complete(&self, outcome: TaskOutcome) -> Result<TaskEndReport, Error> {
         let outcome = convert::task_outcome_to_wire(outcome).into();
         let request = v1::CompleteTaskRequest {
             task_id: self.id.to_string(),
@@ -433,9 +442,9 @@ impl Task {
         };
         let answer = self
             .endpoint
-            .call::<methods::CompleteTask>(Order::by(&self.identity), &[request])
+            .call::<methods::CompleteTask>(CallOptions::by(&self.identity), &[request])
             .await?;
-        there("report", answer.report)
+        Ok(required("report", answer.report)?.read())
     }
 }
 
@@ -446,16 +455,12 @@ fn idempotency_key(given: Option<&str>) -> Result<IdempotencyKey, Error> {
     }
 }
 
-fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
-    field.ok_or_else(|| Error::Answer(ParseError::new(what, "is required")))
-}
-
-/// Longest wait that the broker grants, in seconds.
+/// Longest wait that the broker accepts, in seconds.
 const WAIT_S_MAX: u32 = 60;
 const PAUSE_MS_MIN: i64 = 20;
 const PAUSE_MS_MAX: i64 = 5_000;
-/// Longest time that a watch is relied on alone, in milliseconds.
-const ASK_AGAIN_MS: i64 = 60_000;
+/// Longest time between two requests while a watch is open, in milliseconds.
+const REQUEST_INTERVAL_MS: i64 = 60_000;
 
 #[cfg(test)]
 mod tests {
@@ -463,7 +468,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::jose::dpop::{self, Expect, Freshness};
+    use crate::jose::dpop::{self, ExpectedProof, Freshness};
     use crate::model::{ActionName, Audience, Target};
 
     fn action() -> Action {
@@ -481,11 +486,11 @@ mod tests {
         .expect("action")
     }
 
-    fn task() -> Task {
+    fn task() -> TaskHandle {
         let key = Arc::new(SigningKey::generate().expect("key").0);
         let evidence = EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned()));
         let endpoint = Endpoint::connect("http://127.0.0.1:1").expect("endpoint");
-        Task::attach(endpoint, evidence, TaskId::from_random([1; 16]), key)
+        TaskHandle::attach(endpoint, evidence, TaskId::from_random([1; 16]), key)
     }
 
     fn issued() -> v1::RequestTokenResponse {
@@ -510,13 +515,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_is_shown_with_a_proof_and_never_printed() {
+    async fn token_headers_carry_proof_and_debug_is_redacted() {
         let task = task();
         let outcome = task
             .outcome(issued(), &action(), &idempotency_key(Some("r1")).expect("id"))
             .expect("outcome");
         assert!(!format!("{task:?} {outcome:#?}").contains("s3cr3t"));
-        let Outcome::Token(token) = outcome else {
+        let TokenOutcome::Token(token) = outcome else {
             panic!("a token")
         };
         assert_eq!(
@@ -537,7 +542,7 @@ mod tests {
         };
         let proof = dpop::check(
             headers.dpop.expose_secret(),
-            &Expect {
+            &ExpectedProof {
                 htm: "POST",
                 htu: url,
                 freshness,
@@ -553,7 +558,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_form_is_refused() {
+    async fn malformed_response_is_an_error() {
         let task = task();
         let id = idempotency_key(None).expect("id");
         let bends: [&dyn Fn(&mut v1::RequestTokenResponse); 5] = [
@@ -584,9 +589,9 @@ mod tests {
     }
 
     #[test]
-    fn an_idempotency_key_is_drawn_or_checked() {
+    fn idempotency_key_is_generated_or_validated() {
         let (a, b) = (idempotency_key(None).expect("id"), idempotency_key(None).expect("id"));
         assert_ne!(a, b);
-        assert!(matches!(idempotency_key(Some("a b")), Err(Error::Malformed(_))));
+        assert!(matches!(idempotency_key(Some("a b")), Err(Error::InvalidInput(_))));
     }
 }

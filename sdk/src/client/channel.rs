@@ -9,28 +9,29 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use super::route::{Connector, Reach, Route};
-use super::{Error, EvidenceSource, random, random_name};
+use super::transport::{Connector, ConnectOptions, Transport};
+use super::responses::ReadWire as _;
+use super::{Error, EvidenceSource, Introspection, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, NONCE_BYTES_MAX, ProofClaims};
 use crate::model::{Digest, ParseError, Reason, Secret, Timestamp};
-use crate::proto::BOOTSTRAP_CODE;
+use crate::proto::{BOOTSTRAP_CODE, v1};
 use crate::proto::strict::StrictCodec;
 
-/// A broker, by the external URL that its configuration names: proofs are made for that URL and no other.
+/// A broker, by the external URL in its configuration: proofs are made for that URL and no other (`htu`, RFC 9449 §4.2).
 /// Cheap to clone; clones share the connection and the newest nonce.
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
-    route: Route,
+    transport: Transport,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
     clock: Clock,
     retry_ms: u32,
 }
 
-/// Who calls.
+/// How the caller authenticates.
 #[derive(Debug, Clone)]
 pub enum Identity {
     /// The holder of a key, proved by DPoP (RFC 9449): agents by their task's key, people and validators by their own.
@@ -39,26 +40,26 @@ pub enum Identity {
     Svid(EvidenceSource),
 }
 
-/// One call: who makes it and what its proof binds.
+/// Options of one call: the caller's identity and what its proof binds.
 #[derive(Clone, Copy)]
-pub struct Order<'a> {
+pub struct CallOptions<'a> {
     pub identity: &'a Identity,
-    /// Digest of the action asked for.
-    pub adg: Option<Digest>,
+    /// Digest of the requested action.
+    pub action_digest: Option<Digest>,
     /// SHA-256 of the evidence in the call.
-    pub evh: Option<Digest>,
-    /// How long the broker was asked to wait, in seconds.
+    pub evidence_hash: Option<Digest>,
+    /// How long the broker may wait before it answers, in seconds.
     pub wait_s: u32,
     /// The one-time code of a first operator.
     pub code: Option<&'a Secret>,
 }
 
-impl<'a> Order<'a> {
+impl<'a> CallOptions<'a> {
     pub fn by(identity: &'a Identity) -> Self {
         Self {
             identity,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
             wait_s: 0,
             code: None,
         }
@@ -66,23 +67,23 @@ impl<'a> Order<'a> {
 }
 
 /// A method, with the messages that belong to it.
-pub trait Method {
+pub trait RpcMethod {
     const PATH: &'static str;
-    /// Whether a second call, after one whose fate is unknown, does no more than the first.
+    /// Whether the method is idempotent: a retry after an unknown result is safe.
     const REPEATABLE: bool;
     type Request: Message + Name + Clone + Default + Send + Sync + 'static;
     type Response: Message + Name + Default + Send + Sync + 'static;
 }
 
 pub mod methods {
-    use super::Method;
+    use super::RpcMethod;
     use crate::proto::v1;
 
     macro_rules! methods {
         ($($name:ident = $path:literal, $request:ident, $response:ident, $repeatable:literal;)*) => {
             $(pub struct $name;
 
-            impl Method for $name {
+            impl RpcMethod for $name {
                 const PATH: &'static str = $path;
                 const REPEATABLE: bool = $repeatable;
                 type Request = v1::$request;
@@ -141,25 +142,25 @@ pub mod methods {
 }
 
 impl Endpoint {
-    /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificates; it connects
-    /// with the first call. A trailing slash is left out. Call it within a tokio runtime.
+    /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificate authorities.
+    /// Connects with the first call. A trailing slash is dropped. Must be called within a tokio runtime.
     pub fn connect(url: &str) -> Result<Self, Error> {
-        Self::reach(url, &Reach::default())
+        Self::connect_with(url, &ConnectOptions::default())
     }
 
-    /// The same, reached through a Unix socket or with certificates of one's own.
-    pub fn reach(url: &str, reach: &Reach) -> Result<Self, Error> {
+    /// The same, through a Unix socket or with other certificate authorities.
+    pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
-        let route = Route::new(url, reach)?;
-        let channel = tonic::transport::Endpoint::from(route.uri().clone())
+        let transport = Transport::new(url, options)?;
+        let channel = tonic::transport::Endpoint::from(transport.uri().clone())
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector(route.clone()));
+            .connect_with_connector_lazy(Connector(transport.clone()));
         Ok(Self {
             url: url.into(),
-            route,
+            transport,
             channel,
             nonce: Arc::default(),
             clock: Clock::system(),
@@ -174,7 +175,7 @@ impl Endpoint {
         self
     }
 
-    /// The time that proofs carry.
+    /// The clock for the `iat` of proofs; the machine's by default.
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -185,9 +186,24 @@ impl Endpoint {
         &self.url
     }
 
-    /// The way to the broker, for what is not a call.
-    pub(crate) fn route(&self) -> &Route {
-        &self.route
+    /// Asks the broker for the status of a token (after RFC 7662), as a validator for its own audience.
+    pub async fn introspect(
+        &self,
+        identity: &Identity,
+        token: &str,
+    ) -> Result<Introspection, Error> {
+        let request = v1::IntrospectRequest {
+            token: token.to_owned(),
+        };
+        let response = self
+            .call::<methods::Introspect>(CallOptions::by(identity), &[request])
+            .await?;
+        Ok(response.read())
+    }
+
+    /// How to connect to the broker, for plain HTTP requests.
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -195,17 +211,17 @@ impl Endpoint {
     }
 
     /// Makes a call with the messages (one, unless the method streams them) and reads its one answer.
-    pub async fn call<M: Method>(
+    pub async fn call<M: RpcMethod>(
         &self,
-        order: Order<'_>,
+        options: CallOptions<'_>,
         messages: &[M::Request],
     ) -> Result<M::Response, Error> {
-        let mut attempts = Attempts::default();
+        let mut retry = RetryState::default();
         loop {
             let mut request = Request::new(tokio_stream::iter(messages.to_vec()));
-            *request.metadata_mut() = self.headers::<M>(&order).await?;
+            *request.metadata_mut() = self.headers::<M>(&options).await?;
             request.set_timeout(Duration::from_secs(
-                CALL_TIMEOUT_S + u64::from(order.wait_s),
+                CALL_TIMEOUT_S + u64::from(options.wait_s),
             ));
             let answer = match self.ready().await {
                 Ok(mut grpc) => {
@@ -219,21 +235,21 @@ impl Endpoint {
                     self.remember(response.metadata());
                     return Ok(response.into_inner());
                 }
-                Err(status) => attempts.again::<M>(self, &status).await?,
+                Err(status) => retry.backoff::<M>(self, &status).await?,
             }
         }
     }
 
-    /// Makes a call whose answers go on.
-    pub(crate) async fn watch<M: Method>(
+    /// Makes a call with a stream of responses.
+    pub(crate) async fn watch<M: RpcMethod>(
         &self,
-        order: Order<'_>,
+        options: CallOptions<'_>,
         message: &M::Request,
     ) -> Result<Streaming<M::Response>, Error> {
-        let mut attempts = Attempts::default();
+        let mut retry = RetryState::default();
         loop {
             let mut request = Request::new(message.clone());
-            *request.metadata_mut() = self.headers::<M>(&order).await?;
+            *request.metadata_mut() = self.headers::<M>(&options).await?;
             let answer = match self.ready().await {
                 Ok(mut grpc) => {
                     grpc.server_streaming(request, path::<M>()?, codec::<M>())
@@ -246,13 +262,13 @@ impl Endpoint {
                     self.remember(response.metadata());
                     return Ok(response.into_inner());
                 }
-                Err(status) => attempts.again::<M>(self, &status).await?,
+                Err(status) => retry.backoff::<M>(self, &status).await?,
             }
         }
     }
 
-    /// Reads why a stream ended.
-    pub(crate) fn ended(&self, status: &Status) -> Error {
+    /// The error that ended a stream.
+    pub(crate) fn stream_error(&self, status: &Status) -> Error {
         self.remember(status.metadata());
         Error::from_status(&self.url, status)
     }
@@ -265,8 +281,8 @@ impl Endpoint {
         Ok(grpc)
     }
 
-    async fn headers<M: Method>(&self, order: &Order<'_>) -> Result<MetadataMap, Error> {
-        let (name, secret) = match order.identity {
+    async fn headers<M: RpcMethod>(&self, options: &CallOptions<'_>) -> Result<MetadataMap, Error> {
+        let (name, secret) = match options.identity {
             Identity::Key(key) => {
                 let nonce = self
                     .nonce
@@ -280,14 +296,14 @@ impl Endpoint {
                     jti: &random_name()?,
                     nonce: nonce.as_deref(),
                     ath: None,
-                    adg: order.adg,
-                    evh: order.evh,
+                    action_digest: options.action_digest,
+                    evidence_hash: options.evidence_hash,
                 };
                 (DPOP, dpop::create(key, &claims)?)
             }
             Identity::Svid(source) => (
                 AUTHORIZATION,
-                Secret::new(format!("Bearer {}", source.show().await?.expose_secret())),
+                Secret::new(format!("Bearer {}", source.fetch().await?.expose_secret())),
             ),
         };
         let mut value = MetadataValue::from_str(secret.expose_secret())
@@ -295,7 +311,7 @@ impl Endpoint {
         value.set_sensitive(true);
         let mut headers = MetadataMap::new();
         headers.insert(name, value);
-        if let Some(code) = order.code {
+        if let Some(code) = options.code {
             let mut value = MetadataValue::from_str(code.expose_secret())
                 .map_err(|_| ParseError::new("one-time code", "is not ASCII text"))?;
             value.set_sensitive(true);
@@ -304,7 +320,7 @@ impl Endpoint {
         Ok(headers)
     }
 
-    /// Keeps the nonce that came with an answer, whatever the answer was.
+    /// Keeps the nonce of a response or an error (RFC 9449 §8.2).
     fn remember(&self, metadata: &MetadataMap) {
         let nonce = metadata
             .get(DPOP_NONCE)
@@ -317,19 +333,19 @@ impl Endpoint {
     }
 }
 
-/// One call's attempts, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
+/// The attempts of one call, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
 /// broker is away.
 #[derive(Default)]
-struct Attempts {
+struct RetryState {
     made: u32,
     failing_since: Option<Timestamp>,
     slept_ms: i64,
     nonce_given: bool,
 }
 
-impl Attempts {
+impl RetryState {
     /// Waits until the next attempt is due, or gives up.
-    async fn again<M: Method>(
+    async fn backoff<M: RpcMethod>(
         &mut self,
         endpoint: &Endpoint,
         status: &Status,
@@ -357,18 +373,18 @@ impl Attempts {
             | Error::Url(_)
             | Error::Trust(_)
             | Error::Evidence(_)
-            | Error::Malformed(_)
+            | Error::InvalidInput(_)
             | Error::Answer(_)
-            | Error::Ballot(_)
+            | Error::SignVote(_)
             | Error::Key(_)
             | Error::Proof(_)
             | Error::NoRandomness => false,
         };
         let now = endpoint.clock.now();
         let failing_ms = now.since(*self.failing_since.get_or_insert(now));
-        let pause_ms = pause_ms(self.made)?;
+        let pause_ms = backoff_ms(self.made)?;
         let pause_ms = match reason {
-            Some(Reason::RateLimited) => told_ms(status).saturating_add(pause_ms / 2),
+            Some(Reason::RateLimited) => retry_after_ms(status).saturating_add(pause_ms / 2),
             Some(_) | None => pause_ms,
         };
         self.made = self.made.saturating_add(1);
@@ -393,18 +409,18 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-fn path<M: Method>() -> Result<PathAndQuery, Error> {
+fn path<M: RpcMethod>() -> Result<PathAndQuery, Error> {
     PathAndQuery::from_str(&format!("/{}", M::PATH))
         .map_err(|_| Error::Url("a method's path is not a path"))
 }
 
-fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
+fn codec<M: RpcMethod>() -> StrictCodec<M::Request, M::Response> {
     StrictCodec::default()
 }
 
-/// How long the broker says to wait (`RetryInfo`), in milliseconds. A wait longer than the retry budget is none: the error
-/// goes to the caller at once.
-fn told_ms(status: &Status) -> u32 {
+/// `RetryInfo` of the broker, in milliseconds. A wait longer than the retry budget ends the retries: the error is returned at
+/// once.
+fn retry_after_ms(status: &Status) -> u32 {
     let delay = status
         .get_details_retry_info()
         .and_then(|info| info.retry_delay);
@@ -415,8 +431,8 @@ fn told_ms(status: &Status) -> u32 {
     })
 }
 
-/// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.
-pub(crate) fn pause_ms(round: u32) -> Result<u32, Error> {
+/// Exponential backoff from 50 ms to a second, half of it random, so that many clients do not return at once.
+pub(crate) fn backoff_ms(round: u32) -> Result<u32, Error> {
     let full = PAUSE_MS
         .saturating_mul(1_u32.checked_shl(round.min(16)).unwrap_or(u32::MAX))
         .min(PAUSE_MS_MAX);
@@ -429,9 +445,9 @@ const DPOP_NONCE: &str = "dpop-nonce";
 const AUTHORIZATION: &str = "authorization";
 /// To establish a connection.
 const CONNECT_TIMEOUT_S: u64 = 3;
-/// For an answer, beside the wait that was asked for.
+/// For an answer, beside the requested wait.
 const CALL_TIMEOUT_S: u64 = 10;
-/// A connection on which nothing is heard for the sum of both is given up.
+/// A connection without a reply to a ping for the sum of both is closed.
 const KEEP_ALIVE_INTERVAL_S: u64 = 20;
 const KEEP_ALIVE_TIMEOUT_S: u64 = 10;
 const RETRY_MS: u32 = 5_000;
@@ -444,7 +460,7 @@ mod tests {
     use crate::proto;
 
     #[test]
-    fn every_method_is_called_by_its_name() {
+    fn methods_match_the_descriptor() {
         let ours: Vec<_> = methods::ALL.iter().map(|(path, _, _)| *path).collect();
         for method in proto::methods() {
             assert!(ours.contains(&method.as_str()), "{method}");
@@ -463,7 +479,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_is_one_that_a_proof_can_name() {
+    async fn broker_url_validation() {
         for good in [
             "http://127.0.0.1:7700",
             "http://127.0.0.1:7700/",
@@ -496,9 +512,9 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_bound() {
+    fn backoff_is_capped() {
         for (round, full) in [(0, 50), (1, 100), (4, 800), (5, 1_000), (99, 1_000)] {
-            let pause = pause_ms(round).expect("pause");
+            let pause = backoff_ms(round).expect("pause");
             assert!((full / 2..=full).contains(&pause), "{round}: {pause}");
         }
     }

@@ -4,65 +4,65 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::EvidenceError;
-use super::ballot::BallotError;
+use super::vote::SignVoteError;
 use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
 use crate::model::text::escape_invisible_capped;
 use crate::model::{ParseError, Reason, RetryHint};
 use crate::proto::{ERROR_DOMAIN, code_name};
 
-/// Why a call did not give what it was for. One line, and never a secret.
+/// Why a call failed. One line, never with a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The broker's URL is not one that this client can call.
     #[error("broker URL: {0}")]
     Url(&'static str),
-    /// There are no certificates to know the broker by.
-    #[error("which certificates to trust: {0}")]
+    /// The certificate authorities to trust cannot be read.
+    #[error("certificate authorities: {0}")]
     Trust(String),
     /// The broker could not be reached, or the connection broke before it answered.
     #[error("the broker at {url} cannot be reached: {cause}")]
     Unreachable {
         /// Where it should be.
         url: String,
-        /// What the transport said.
+        /// The transport's error.
         cause: String,
     },
-    /// No answer in time.
+    /// The broker did not answer in time.
     #[error("the broker at {url} did not answer in time")]
     TimedOut {
         /// Where it should be.
         url: String,
     },
-    /// The broker said no.
+    /// The broker refused the call.
     #[error("{0}")]
-    Refused(Refused),
-    /// The evidence could not be had.
+    Refused(RefusedCall),
+    /// There is no evidence to send.
     #[error("{0}")]
     Evidence(#[from] EvidenceError),
-    /// What was asked for is not of its form.
+    /// A value of the request is malformed.
     #[error("{0}")]
-    Malformed(#[from] ParseError),
-    /// The answer is not of its form.
-    #[error("the broker's answer is not understood: {0}")]
+    InvalidInput(#[from] ParseError),
+    /// The broker's response is malformed.
+    #[error("the broker's response cannot be read: {0}")]
     Answer(ParseError),
     /// The vote was not signed.
     #[error("{0}")]
-    Ballot(#[from] BallotError),
-    /// A key could not be made.
+    SignVote(#[from] SignVoteError),
+    /// A key could not be generated.
     #[error("key: {0}")]
     Key(#[from] KeyError),
-    /// A proof could not be made.
+    /// A DPoP proof could not be created.
     #[error("{0}")]
     Proof(#[from] ProofError),
     /// The operating system gave no randomness.
-    #[error("no randomness")]
+    #[error("the operating system gave no randomness")]
     NoRandomness,
 }
 
-/// A refusal as the broker gave it.
+/// A call that the broker refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedCall {
     reason: Option<Reason>,
     code: Code,
     message: String,
@@ -70,12 +70,12 @@ pub struct Refused {
 }
 
 impl Error {
-    /// The broker's reason, when it gave one that this client knows.
+    /// The broker's reason, if it sent one that this client knows.
     pub fn reason(&self) -> Option<Reason> {
         self.refused().and_then(|refused| refused.reason)
     }
 
-    /// What the caller can do about it, when the broker gave a reason that this client knows.
+    /// What the caller can do about it, if the broker sent a reason that this client knows.
     pub fn next(&self) -> Option<&'static str> {
         self.reason().map(Reason::next_step)
     }
@@ -85,13 +85,13 @@ impl Error {
         self.refused().map(|refused| code_name(refused.code))
     }
 
-    /// What the operator's `explain` finds the refused call by.
+    /// The id by which the operator's `explain` finds the refused call.
     pub fn correlation(&self) -> Option<&str> {
         self.refused()
             .and_then(|refused| refused.correlation.as_deref())
     }
 
-    /// Whether the same call may go through later, unchanged.
+    /// Whether the same call may succeed later, unchanged.
     pub fn retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
@@ -99,16 +99,16 @@ impl Error {
             Self::Url(_)
             | Self::Trust(_)
             | Self::Evidence(_)
-            | Self::Malformed(_)
+            | Self::InvalidInput(_)
             | Self::Answer(_)
-            | Self::Ballot(_)
+            | Self::SignVote(_)
             | Self::Key(_)
             | Self::Proof(_)
             | Self::NoRandomness => false,
         }
     }
 
-    /// How long to wait before the same call is made again, in milliseconds: as the reason says, at least a second.
+    /// How long to wait before the call is repeated, in milliseconds: by its reason, at least 1,000.
     pub fn retry_after_ms(&self) -> u32 {
         match self.reason().map(Reason::retry) {
             Some(RetryHint::AfterMs(ms)) => ms.max(RETRY_MS_MIN),
@@ -116,7 +116,7 @@ impl Error {
         }
     }
 
-    fn refused(&self) -> Option<&Refused> {
+    fn refused(&self) -> Option<&RefusedCall> {
         match self {
             Self::Refused(refused) => Some(refused),
             Self::Url(_)
@@ -124,9 +124,9 @@ impl Error {
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::Evidence(_)
-            | Self::Malformed(_)
+            | Self::InvalidInput(_)
             | Self::Answer(_)
-            | Self::Ballot(_)
+            | Self::SignVote(_)
             | Self::Key(_)
             | Self::Proof(_)
             | Self::NoRandomness => None,
@@ -156,7 +156,7 @@ impl Error {
                 };
             }
         }
-        Self::Refused(Refused {
+        Self::Refused(RefusedCall {
             reason: info.as_ref().and_then(|info| Reason::parse(&info.reason)),
             code: status.code(),
             message: escape_invisible_capped(status.message(), MESSAGE_CHARS_MAX),
@@ -167,7 +167,7 @@ impl Error {
     }
 }
 
-impl Refused {
+impl RefusedCall {
     fn retryable(&self) -> bool {
         match self.reason {
             Some(reason) => reason.retry() != RetryHint::Never,
@@ -180,7 +180,7 @@ impl Refused {
 }
 
 /// `REASON: message [correlation]`.
-impl fmt::Display for Refused {
+impl fmt::Display for RefusedCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.reason.map_or(code_name(self.code), Reason::as_str))?;
         if !self.message.is_empty() {
@@ -193,7 +193,7 @@ impl fmt::Display for Refused {
     }
 }
 
-/// What the transport says, and what lies at the bottom of it: "transport error" alone tells nobody of a certificate.
+/// The transport's message with its root cause: "transport error" alone does not mention the certificate.
 fn root(message: &str, source: &dyn std::error::Error) -> String {
     let mut root = source;
     while let Some(deeper) = root.source() {
@@ -205,7 +205,7 @@ fn root(message: &str, source: &dyn std::error::Error) -> String {
     }
 }
 
-/// What tonic says when a call's own time is over; its code is CANCELLED.
+/// tonic's message when the timeout of a call is over; its code is CANCELLED.
 const TIMED_OUT: &str = "Timeout expired";
 /// Shortest wait before a call is repeated by hand.
 const RETRY_MS_MIN: u32 = 1_000;
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_readable_line() {
+    fn refusal_displays_as_one_line() {
         let error = Error::from_status(
             "u",
             &status(
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn another_domain_has_no_reason() {
+    fn unknown_error_domain_has_no_reason() {
         let error = Error::from_status("u", &status(Code::Unavailable, "CONFLICT", "other", "m"));
         assert_eq!(
             (error.reason(), error.code(), error.correlation()),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_transport_is_not_the_broker() {
+    fn transport_errors_are_not_refusals() {
         let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));
         assert!(matches!(
             Error::from_status("http://b", &broken),

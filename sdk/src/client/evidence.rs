@@ -9,23 +9,23 @@ use zeroize::Zeroizing;
 use super::WorkloadApi;
 use crate::model::Secret;
 
-/// Where a JWT-SVID comes from, asked anew each time one is shown: they are short-lived.
+/// A source of JWT-SVIDs, read again for each call that sends one: they are short-lived.
 #[derive(Clone)]
 pub enum EvidenceSource {
-    /// Always the same.
+    /// A fixed JWT-SVID.
     Fixed(Secret),
-    /// A file that something else keeps fresh; read again each time, its last newline left out.
+    /// A file that another process keeps fresh; read each time, without its last newline.
     File(PathBuf),
     /// The SPIFFE agent of this machine.
     WorkloadApi(WorkloadApi),
-    /// Whatever the function gives; an error is one line without a secret.
+    /// A function; its error is one line without a secret.
     Fn(Arc<EvidenceFn>),
 }
 
 /// A function that gives evidence.
 pub type EvidenceFn = dyn Fn() -> Result<Secret, String> + Send + Sync;
 
-/// Why evidence could not be had.
+/// Why there is no evidence to send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
     /// The file could not be read.
@@ -36,7 +36,7 @@ pub enum EvidenceError {
         /// What the system said.
         kind: io::ErrorKind,
     },
-    /// The SPIFFE agent gave none.
+    /// The SPIFFE agent returned none.
     #[error("Workload API at {socket}: {cause}")]
     WorkloadApi {
         /// Where it should listen.
@@ -45,7 +45,7 @@ pub enum EvidenceError {
         cause: String,
     },
     /// Empty, too long, or with a blank in it.
-    #[error("evidence: must be one word of 1 to 16384 visible ASCII characters")]
+    #[error("evidence: expected 1 to 16384 visible ASCII characters without a space")]
     Form,
     /// The function failed.
     #[error("evidence: {0}")]
@@ -56,8 +56,8 @@ pub enum EvidenceError {
 const EVIDENCE_BYTES_MAX: usize = 16 * 1024;
 
 impl EvidenceSource {
-    /// The evidence to show now.
-    pub async fn show(&self) -> Result<Secret, EvidenceError> {
+    /// The evidence to send now.
+    pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
         let evidence = match self {
             Self::Fixed(evidence) => evidence.clone(),
             Self::File(path) => {
@@ -103,32 +103,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_each_time() {
+    async fn file_is_read_on_each_fetch() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("svid");
         let source = EvidenceSource::File(path.clone());
         assert!(matches!(
-            source.show().await,
+            source.fetch().await,
             Err(EvidenceError::File { .. })
         ));
         for text in ["first", "second"] {
             std::fs::write(&path, format!("{text}\n")).expect("write");
-            assert_eq!(source.show().await.expect("evidence").expose_secret(), text);
+            assert_eq!(source.fetch().await.expect("evidence").expose_secret(), text);
         }
         for bad in ["", "\n", "a b", "a\nb", "é"] {
             std::fs::write(&path, bad).expect("write");
             assert_eq!(
-                source.show().await.err(),
+                source.fetch().await.err(),
                 Some(EvidenceError::Form),
                 "{bad:?}"
             );
         }
         std::fs::write(&path, "x".repeat(EVIDENCE_BYTES_MAX + 1)).expect("write");
-        assert_eq!(source.show().await.err(), Some(EvidenceError::Form));
+        assert_eq!(source.fetch().await.err(), Some(EvidenceError::Form));
     }
 
     #[test]
-    fn it_does_not_print() {
+    fn debug_redacts_evidence() {
         let source = EvidenceSource::Fixed(Secret::new("s3cr3t".to_owned()));
         assert!(!format!("{source:?}").contains("s3cr3t"));
     }

@@ -1,50 +1,56 @@
-//! What agents, approvers and operators link: calls with proofs, nonces, retries and evidence taken care of.
+//! Broker client for agents, approvers and operators, with DPoP proofs, nonces, retries and evidence.
 //!
-//! In: a broker's URL (and, where it is not the network's, the way to it), keys, evidence, and words of the model. Out: typed answers, or an [`Error`].
-//! Trusts: its own keys; of the broker's answers only their form, and of a vote's statement nothing that the approver did
-//! not see ([`ballot`]).
-//! Refuses: to sign a statement that says anything else than the card; URLs that a proof could not name.
-//! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries what could happen twice.
+//! In: a broker's URL (and how to connect to it), keys, evidence, and types of the model. Out: plain values, or an [`Error`].
+//! Trusts: its own keys; of the broker's responses only their form, and of a vote's statement nothing that the approver did
+//! not see ([`vote`]).
+//! Refuses: to sign a statement that differs from the card; URLs that a proof could not name.
+//! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries a call that is not idempotent.
 
 mod agent;
-mod answer;
-pub mod ballot;
+mod approver;
 mod channel;
 mod error;
 mod evidence;
-mod person;
-mod route;
+mod operator;
+mod responses;
 #[cfg(test)]
 mod tests;
+mod token_outcome;
+mod transport;
+pub mod vote;
 mod watch;
 mod workload_api;
 
-pub use agent::{Agent, OpenTask, Task, TokenOrder};
-pub use answer::{Denied, Headers, Outcome, Pending, Token};
-pub(crate) use channel::pause_ms;
+pub use agent::{AgentClient, OpenTaskRequest, TaskHandle, TokenRequest};
+pub use approver::{ApproverClient, InboxWatcher};
+pub(crate) use channel::{CallOptions, backoff_ms, methods};
 pub use channel::{Endpoint, Identity};
-#[cfg(not(feature = "internals"))]
-pub(crate) use channel::{Order, methods};
-#[cfg(feature = "internals")]
-pub use channel::{Order, methods};
-pub use error::{Error, Refused};
+pub use error::{Error, RefusedCall};
 pub use evidence::{EvidenceError, EvidenceSource};
-pub use person::Person;
-pub use route::Reach;
+pub use operator::OperatorClient;
+pub use responses::*;
+pub use token_outcome::{AccessToken, Denial, DpopHeaders, PendingApproval, TokenOutcome};
+pub use transport::ConnectOptions;
 #[cfg(not(feature = "internals"))]
-pub(crate) use route::{Protocol, Route};
+pub(crate) use transport::{Protocol, Transport};
 #[cfg(feature = "internals")]
-pub use route::{Protocol, Route};
-pub use watch::Watch;
+pub use transport::{Protocol, Transport};
+pub use watch::AccessRequestWatch;
 pub use workload_api::WorkloadApi;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use crate::model::ParseError;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// 128 random bits, base64url: a proof's `jti`, an idempotency key.
+/// 128 random bits, base64url: for the `jti` of a proof or an idempotency key.
 pub fn random_name() -> Result<String, Error> {
     Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
+}
+
+/// A field that the response must have.
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
+    value.ok_or_else(|| Error::Answer(ParseError::new(field, "is required")))
 }
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {

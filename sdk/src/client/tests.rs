@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::clock::Clock;
-use crate::jose::dpop::{self, CheckedProof, Expect, Freshness};
+use crate::jose::dpop::{self, CheckedProof, ExpectedProof, Freshness};
 use crate::jose::{Nonces, SigningKey};
 use crate::model::{
     Action, ActionName, AgentId, Audience, DecisionId, Digest, Reason, Secret, Target, TaskId,
@@ -67,8 +67,8 @@ impl FakeBroker {
         Endpoint::connect(&self.url).expect("endpoint")
     }
 
-    fn agent(&self) -> Agent {
-        Agent::new(
+    fn agent(&self) -> AgentClient {
+        AgentClient::new(
             self.endpoint(),
             EvidenceSource::Fixed(Secret::new("svid".to_owned())),
             None,
@@ -100,7 +100,7 @@ impl FakeBroker {
         let nonces = self.nonces.lock().expect("nonces").clone();
         let checked = dpop::check(
             proof,
-            &Expect {
+            &ExpectedProof {
                 htm: "POST",
                 htu: &htu,
                 freshness: Freshness::Nonce,
@@ -354,8 +354,8 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
     }
 }
 
-fn open() -> OpenTask {
-    OpenTask {
+fn open() -> OpenTaskRequest {
+    OpenTaskRequest {
         purpose: "why".to_owned(),
         max_duration_s: 600,
         idempotency_key: None,
@@ -363,7 +363,7 @@ fn open() -> OpenTask {
     }
 }
 
-fn order(reason: &str) -> TokenOrder {
+fn order(reason: &str) -> TokenRequest {
     let target = Target::parse("Account", "ann").expect("target");
     let (name, audience) = (
         ActionName::parse("account.disable"),
@@ -376,7 +376,7 @@ fn order(reason: &str) -> TokenOrder {
         BTreeMap::new(),
     )
     .expect("action");
-    TokenOrder {
+    TokenRequest {
         action,
         ttl_s: 300,
         reason: reason.to_owned(),
@@ -386,7 +386,7 @@ fn order(reason: &str) -> TokenOrder {
 }
 
 #[tokio::test]
-async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
+async fn nonce_is_cached_and_renewed_after_restart() {
     let broker = FakeBroker::start().await;
     let agent = broker.agent();
     let task = tokio::spawn(async move { agent.open_task(&open()).await })
@@ -410,7 +410,7 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
     let proofs = broker.proofs.lock().expect("proofs");
     let claims: Vec<_> = proofs
         .iter()
-        .map(|(name, proof)| (*name, proof.adg(), proof.evh()))
+        .map(|(name, proof)| (*name, proof.action_digest(), proof.evidence_hash()))
         .collect();
     assert_eq!(
         claims,
@@ -430,7 +430,7 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_nonce_that_is_never_good_is_asked_for_once() {
+async fn rejected_nonce_is_retried_once() {
     let broker = FakeBroker::start().await;
     broker.refuse([
         refusal(Code::Unauthenticated, Reason::UseDpopNonce),
@@ -446,7 +446,7 @@ async fn a_nonce_that_is_never_good_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn what_passes_is_waited_for_and_what_does_not_is_not() {
+async fn only_retryable_errors_are_retried() {
     let broker = FakeBroker::start().await;
     let away = || refusal(Code::Unavailable, Reason::JournalUnavailable);
     broker.refuse([away(), refusal(Code::Aborted, Reason::Conflict), away()]);
@@ -465,14 +465,14 @@ async fn what_passes_is_waited_for_and_what_does_not_is_not() {
     assert_eq!(broker.calls("TaskService/CompleteTask"), 1);
 
     // Its fate would be unknown.
-    let person = Person::new(
+    let operator = OperatorClient::new(
         broker.endpoint(),
         Arc::new(SigningKey::generate().expect("key").0),
     );
     broker.refuse([away()]);
     let agent = AgentId::parse("ci").expect("agent");
     assert_eq!(
-        person
+        operator
             .suspend(&agent, "")
             .await
             .expect_err("refused")
@@ -481,19 +481,19 @@ async fn what_passes_is_waited_for_and_what_does_not_is_not() {
     );
     assert_eq!(broker.calls("GovernanceService/SuspendAgent"), 1);
     broker.refuse([refusal(Code::Aborted, Reason::Conflict)]);
-    person.suspend(&agent, "").await.expect("suspended");
+    operator.suspend(&agent, "").await.expect("suspended");
     assert_eq!(broker.calls("GovernanceService/SuspendAgent"), 3);
 }
 
 #[tokio::test]
-async fn a_broker_that_stays_away_is_given_up() {
+async fn retries_stop_at_the_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     drop(listener);
     let endpoint = Endpoint::connect(&url)
         .expect("endpoint")
         .with_retry_ms(200);
-    let agent = Agent::new(
+    let agent = AgentClient::new(
         endpoint,
         EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned())),
         None,
@@ -508,21 +508,21 @@ async fn a_broker_that_stays_away_is_given_up() {
 }
 
 #[tokio::test]
-async fn stale_evidence_is_shown_again_once() {
+async fn stale_evidence_is_resent_once() {
     let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let stale = || refusal(Code::Unauthenticated, Reason::EvidenceStale);
     broker.refuse([stale()]);
     assert!(matches!(
         task.request_token(&order("")).await,
-        Ok(Outcome::Token(_))
+        Ok(TokenOutcome::Token(_))
     ));
     {
         let requests = broker.requests.lock().expect("requests");
         assert!(requests.last().expect("a request").evidence.is_some());
         let proofs = broker.proofs.lock().expect("proofs");
         assert_eq!(
-            proofs.last().expect("a proof").1.evh(),
+            proofs.last().expect("a proof").1.evidence_hash(),
             Some(Digest::sha256(b"svid"))
         );
     }
@@ -532,13 +532,13 @@ async fn stale_evidence_is_shown_again_once() {
 }
 
 #[tokio::test]
-async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
+async fn waiting_reuses_idempotency_key_and_resends_evidence() {
     let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let until = Clock::system().now().plus_secs(30);
     assert!(matches!(
         task.wait_for_token(&order("pend"), until).await,
-        Ok(Outcome::Token(_))
+        Ok(TokenOutcome::Token(_))
     ));
     let requests = broker.requests.lock().expect("requests");
     assert_eq!(requests.len(), 3);
@@ -562,20 +562,20 @@ async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
 }
 
 #[tokio::test]
-async fn waiting_ends_in_time_with_the_last_answer() {
+async fn waiting_ends_at_deadline_with_last_outcome() {
     let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let now = Clock::system().now();
     assert!(matches!(
         task.wait_for_token(&order("pend"), now).await,
-        Ok(Outcome::Pending(_))
+        Ok(TokenOutcome::Pending(_))
     ));
 }
 
 #[tokio::test]
-async fn a_policy_bundle_goes_in_pieces() {
+async fn policy_bundle_is_uploaded_in_chunks() {
     let broker = FakeBroker::start().await;
-    let person = Person::new(
+    let operator = OperatorClient::new(
         broker.endpoint(),
         Arc::new(SigningKey::generate().expect("key").0),
     );
@@ -584,7 +584,7 @@ async fn a_policy_bundle_goes_in_pieces() {
         ("b.toml".to_owned(), "y".to_owned()),
     ]);
     assert_eq!(
-        person
+        operator
             .apply_policy_bundle(&files)
             .await
             .expect("applied")
@@ -594,7 +594,7 @@ async fn a_policy_bundle_goes_in_pieces() {
 }
 
 #[tokio::test]
-async fn the_strict_decoder_stands_at_the_door() {
+async fn server_rejects_unknown_fields() {
     let broker = FakeBroker::start().await;
     let mut grpc = tonic::client::Grpc::new(
         tonic::transport::Channel::from_shared(broker.url.clone())

@@ -2,83 +2,99 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
-use super::agent::Task;
-use super::{Error, Order, methods, pause_ms};
-use crate::model::{AccessRequestId, ParseError, Timestamp};
+use super::responses::ReadWire as _;
+use super::{AccessRequestInfo, CallOptions, Endpoint, Error, Identity, backoff_ms, methods};
+use crate::card::AccessRequestStatus;
+use crate::model::{AccessRequestId, ParseError, TaskId, Timestamp};
 use crate::proto::v1;
 use crate::proto::v1::watch_access_request_response::Message;
 
-/// One access request of a task, followed to its end: over broken connections and restarts of the broker. Dropping it ends
-/// nothing.
+/// Watches one access request of a task until it is final: over broken connections and restarts of the broker. Dropping it
+/// ends nothing.
 #[derive(Debug)]
-pub struct Watch {
-    task: Task,
+pub struct AccessRequestWatch {
+    endpoint: Endpoint,
+    identity: Identity,
+    task: TaskId,
     id: AccessRequestId,
-    seen: Option<v1::AccessRequestMark>,
+    /// The last status received: where the next stream goes on.
+    cursor: Option<v1::AccessRequestMark>,
     stream: Option<Streaming<v1::WatchAccessRequestResponse>>,
-    /// Streams that broke since one was heard of.
+    /// Streams that broke since the last message.
     broken: u32,
     last: bool,
 }
 
-impl Watch {
-    pub(super) fn new(task: Task, id: AccessRequestId) -> Self {
+impl AccessRequestWatch {
+    /// A watch of this access request of the task. `identity` is the holder of the task's key. It connects with the first
+    /// [`AccessRequestWatch::next`].
+    pub fn new(
+        endpoint: Endpoint,
+        identity: Identity,
+        task: TaskId,
+        id: AccessRequestId,
+    ) -> Self {
         Self {
+            endpoint,
+            identity,
             task,
             id,
-            seen: None,
+            cursor: None,
             stream: None,
             broken: 0,
             last: false,
         }
     }
 
-    /// What is watched.
+    /// The access request that is watched.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.id
     }
 
-    /// How it stands, as soon as that is not what was told last; `None` after it was decided for good. While the broker is
-    /// away it is waited for: bound it with a time of your own. An error is a no of the broker: watching again would get the
-    /// same. May be dropped while it waits: nothing is lost.
-    pub async fn next(&mut self) -> Result<Option<v1::AccessRequest>, Error> {
+    /// The access request as soon as it differs from the last one returned; `None` after its final status. While the broker
+    /// cannot be reached it retries without end: bound it with a timeout of your own. An error is a refusal by the broker:
+    /// another watch would get the same. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<AccessRequestInfo>, Error> {
         while !self.last {
-            let told = match &mut self.stream {
+            let received = match &mut self.stream {
                 Some(stream) => tokio::time::timeout(SILENCE, stream.message()).await,
                 None => {
                     match self.begin().await {
                         Ok(stream) => self.stream = Some(stream),
-                        Err(error) => self.pause(error).await?,
+                        Err(error) => self.reconnect_after(error).await?,
                     }
                     continue;
                 }
             };
-            match told {
+            match received {
                 Ok(Ok(Some(message))) => {
                     self.broken = 0;
-                    if let Some(stands) = self.take(message).map_err(Error::Answer)? {
-                        return Ok(Some(stands));
+                    if let Some(request) = self.receive(message).map_err(Error::Answer)? {
+                        return Ok(Some(request));
                     }
                 }
-                // The broker wants the key proved again, or stops.
-                Ok(Ok(None)) => self.again().await?,
+                // The broker wants a new proof of the key, or stops.
+                Ok(Ok(None)) => self.reconnect().await?,
                 Ok(Err(status)) => {
-                    let error = self.task.endpoint().ended(&status);
-                    self.pause(error).await?;
+                    let error = self.endpoint.stream_error(&status);
+                    self.reconnect_after(error).await?;
                 }
-                Err(_silent) => self.again().await?,
+                Err(_silent) => self.reconnect().await?,
             }
         }
         Ok(None)
     }
 
-    /// The same until it is decided, one way or another: approved counts. `None` when that did not come by this moment.
-    pub async fn decided(&mut self, until: Timestamp) -> Result<Option<v1::AccessRequest>, Error> {
-        let left = until.after(self.task.endpoint().clock().now());
+    /// The access request once it no longer waits for people: approved counts. `None` when that did not happen by `until`.
+    pub async fn decided(
+        &mut self,
+        until: Timestamp,
+    ) -> Result<Option<AccessRequestInfo>, Error> {
+        let left = until.after(self.endpoint.clock().now());
         let decided = async {
-            while let Some(stands) = self.next().await? {
-                if stands.status() != v1::AccessRequestStatus::Waiting {
-                    return Ok(Some(stands));
+            while let Some(request) = self.next().await? {
+                if request.status != Some(AccessRequestStatus::Waiting) {
+                    return Ok(Some(request));
                 }
             }
             Ok(None)
@@ -90,56 +106,55 @@ impl Watch {
 
     async fn begin(&self) -> Result<Streaming<v1::WatchAccessRequestResponse>, Error> {
         let request = v1::WatchAccessRequestRequest {
-            task_id: self.task.id().to_string(),
+            task_id: self.task.to_string(),
             access_request_id: self.id.to_string(),
-            seen: self.seen,
+            seen: self.cursor,
         };
-        self.task
-            .endpoint()
-            .watch::<methods::WatchAccessRequest>(Order::by(self.task.identity()), &request)
+        self.endpoint
+            .watch::<methods::WatchAccessRequest>(CallOptions::by(&self.identity), &request)
             .await
     }
 
-    fn take(
+    fn receive(
         &mut self,
         message: v1::WatchAccessRequestResponse,
-    ) -> Result<Option<v1::AccessRequest>, ParseError> {
-        let missing = |what| ParseError::new(what, "is required");
+    ) -> Result<Option<AccessRequestInfo>, ParseError> {
+        let missing = |field| ParseError::new(field, "is required");
         match message.message.ok_or_else(|| missing("message"))? {
-            Message::Stands(stands) => {
-                let request = stands
+            Message::Stands(update) => {
+                let request = update
                     .access_request
                     .ok_or_else(|| missing("access_request"))?;
                 if request.access_request_id != self.id.to_string() {
                     return Err(ParseError::new("access_request", "is another one"));
                 }
-                self.seen = Some(stands.mark.ok_or_else(|| missing("mark"))?);
-                self.last = stands.last;
-                Ok(Some(request))
+                self.cursor = Some(update.mark.ok_or_else(|| missing("mark"))?);
+                self.last = update.last;
+                Ok(Some(request.read()))
             }
             Message::Heartbeat(heartbeat) => {
-                self.seen = Some(heartbeat.mark.ok_or_else(|| missing("mark"))?);
+                self.cursor = Some(heartbeat.mark.ok_or_else(|| missing("mark"))?);
                 Ok(None)
             }
         }
     }
 
-    /// Lets the stream go and waits a little, unless the broker said no.
-    async fn pause(&mut self, error: Error) -> Result<(), Error> {
+    /// Drops the stream and waits a little, unless the broker refused the watch.
+    async fn reconnect_after(&mut self, error: Error) -> Result<(), Error> {
         if !error.retryable() {
             return Err(error);
         }
-        self.again().await
+        self.reconnect().await
     }
 
-    async fn again(&mut self) -> Result<(), Error> {
+    async fn reconnect(&mut self) -> Result<(), Error> {
         self.stream = None;
-        let pause = pause_ms(self.broken)?;
+        let pause = backoff_ms(self.broken)?;
         self.broken = self.broken.saturating_add(1);
         tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
         Ok(())
     }
 }
 
-/// A stream on which nothing is heard for this long is given up: the broker says every five seconds that it is there.
+/// A stream without a message for this long is given up: the broker sends a heartbeat every five seconds.
 const SILENCE: Duration = Duration::from_secs(20);

@@ -1,5 +1,5 @@
-//! The SPIFFE Workload API: a JWT-SVID from the agent of this machine, over its unix socket. The agent attests the caller
-//! by the socket itself; nothing is shown to it.
+//! SPIFFE Workload API client: JWT-SVIDs from the agent of this machine, over its Unix socket. The agent attests the caller
+//! by the socket itself; no credential is sent to it.
 
 use std::fmt;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl WorkloadApi {
         let path = address
             .strip_prefix("unix://")
             .or_else(|| address.strip_prefix("unix:"))
-            .ok_or_else(|| wrong("must be unix:///path; other transports are not spoken"))?;
+            .ok_or_else(|| wrong("must be unix:///path; other transports are not supported"))?;
         // SPIFFE Workload Endpoint §4: an absolute path, and neither authority, query nor fragment.
         if !path.starts_with('/') || path.len() > SOCKET_BYTES_MAX || path.contains(['?', '#', '%'])
         {
@@ -66,7 +66,7 @@ impl WorkloadApi {
                 .map_err(|_| unanswered("is not an address"))?
                 .connect()
                 .await
-                .map_err(|_| unanswered("nobody answers there"))?;
+                .map_err(|_| unanswered("no agent answers there"))?;
             let mut request = Request::new(JwtsvidRequest {
                 audience: vec![self.audience.clone()],
                 spiffe_id: self
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_an_absolute_path_and_no_more() {
+    fn address_must_be_an_absolute_path() {
         for (good, socket) in [
             (
                 "unix:///run/spire/agent.sock",
@@ -149,13 +149,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_is_said_with_the_socket() {
+    async fn workload_api_error_names_the_socket() {
         let dir = tempfile::tempdir().expect("dir");
         let address = format!("unix://{}/none.sock", dir.path().display());
         let api = WorkloadApi::new(&address, "http://b", None).expect("address");
-        let error = api.fetch().await.expect_err("nobody listens").to_string();
+        let error = api.fetch().await.expect_err("no listener").to_string();
         assert!(
-            error.contains(&address) && error.contains("nobody answers"),
+            error.contains(&address) && error.contains("no agent answers"),
             "{error}"
         );
     }

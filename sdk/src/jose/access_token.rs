@@ -1,5 +1,5 @@
-//! Dipylon's access token: the claims and `typ` of RFC 9068, bound to a key (RFC 9449 §6), for one approved action
-//! (RFC 9396). The fixture signs here and reads back with [`check`], the validators' own check.
+//! Access token: the claims and `typ` of RFC 9068, bound to a key (RFC 9449 §6), for one approved action (RFC 9396). The
+//! issuer signs with [`sign`] and reads back with [`check`], the check that validators use.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -11,9 +11,9 @@ use crate::model::{
     Target, TaskId, Thumbprint, Timestamp, TokenId,
 };
 
-/// Longest life of a token, in seconds, whatever the configuration says.
+/// Longest lifetime of a token, in seconds; no configuration exceeds it.
 pub const TTL_MAX_S: i64 = 3_600;
-/// How far ahead `nbf` and `iat` may lie, in seconds: the broker's clock before the validator's. `exp` has no leeway.
+/// How far `nbf` and `iat` may be ahead of the validator's clock, in seconds. `exp` has no leeway.
 pub const LEEWAY_S: i64 = 5;
 
 const TYP: &str = "at+jwt";
@@ -24,10 +24,10 @@ const RULES: HeaderRules = HeaderRules {
     extras: &[],
 };
 
-/// Why a token was refused. Holds nothing of the token.
+/// Why a token was rejected. Holds nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not a compact JWS of this kind; nothing of it was believed.
+    /// Not a compact JWS of this kind; none of its claims was read.
     #[error("malformed: {0}")]
     Malformed(JoseError),
     /// Signed by a key that is not, or no longer, the issuer's.
@@ -40,20 +40,20 @@ pub enum TokenError {
     #[error("the claims are not those of this token: {0}")]
     Claims(&'static str),
     /// From another issuer.
-    #[error("another issuer's")]
+    #[error("of another issuer")]
     WrongIssuer,
     /// For another resource server.
     #[error("for another audience")]
     WrongAudience,
-    /// Its life is over.
+    /// `exp` has passed.
     #[error("expired")]
     Expired,
-    /// Its life has not begun.
+    /// `nbf` or `iat` is in the future.
     #[error("not yet valid")]
     NotYet,
 }
 
-/// What the token says. Integers are Unix seconds.
+/// The claims. Integers are Unix seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessTokenClaims {
@@ -77,20 +77,20 @@ pub struct AccessTokenClaims {
     pub cnf: Confirmation,
     /// The one approved action.
     pub authorization_details: [ActionDetail; 1],
-    /// The task it belongs to, and dies with.
+    /// The task it belongs to; the end of the task revokes it.
     pub txn: TaskId,
-    /// The life of the journal it was decided in.
+    /// The epoch (incarnation) of the journal it was decided in.
     pub epoch: u64,
-    /// The journal index its decision had folded: events after it may end it.
+    /// The last journal index that the decision took into account: later events may revoke it.
     pub pos: u64,
-    /// How often it may be used, at least 1; absent when its life is the only limit.
+    /// How often it may be used, at least 1; absent when its lifetime is the only limit.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "present"
     )]
     pub uses: Option<u32>,
-    /// The approval it rests on, if one was needed.
+    /// The approval of people, if one was needed.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -99,7 +99,7 @@ pub struct AccessTokenClaims {
     pub approval: Option<ApprovalClaim>,
 }
 
-/// What the holder must show (RFC 7800).
+/// Confirmation: the key that the holder must prove (RFC 7800 §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Confirmation {
@@ -152,8 +152,8 @@ impl AccessTokenClaims {
         detail
     }
 
-    /// What no clock and no caller is needed to see.
-    fn sound(&self) -> Result<(), TokenError> {
+    /// Checks that need no clock and no caller.
+    fn check_form(&self) -> Result<(), TokenError> {
         for seconds in [self.exp, self.iat, self.nbf] {
             if !(0..=INTEGER_MAX).contains(&seconds) {
                 return Err(TokenError::Claims(
@@ -179,20 +179,20 @@ impl AccessTokenClaims {
     }
 }
 
-/// What a token must be for.
+/// The issuer, audience and time that a token is checked against.
 #[derive(Debug, Clone, Copy)]
-pub struct Expect<'a> {
+pub struct ExpectedToken<'a> {
     /// The broker's issuer URL, compared byte by byte.
     pub iss: &'a str,
-    /// The validator's own audience. `None` only where the broker looks at its own tokens for somebody else and compares the
-    /// audience there; a validator always names its own.
+    /// The validator's own audience. `None` only where the broker checks its own tokens and compares the audience itself; a
+    /// validator always names its own.
     pub aud: Option<&'a Audience>,
-    /// The moment of the check.
+    /// The time of the check.
     pub now: Timestamp,
 }
 
-/// A token that holds: signed by a key of the set, from the issuer, for the audience, within its life. Not whether it was
-/// revoked or spent, nor whether its bearer holds the key.
+/// A verified token: signed by a key of the set, from the issuer, for the audience, within its lifetime. Says nothing about
+/// revocation, consumed uses, or whether the bearer holds the key.
 #[derive(Debug)]
 pub struct CheckedToken {
     kid: KeyId,
@@ -205,12 +205,12 @@ impl CheckedToken {
         &self.kid
     }
 
-    /// What it says.
+    /// The claims.
     pub fn claims(&self) -> &AccessTokenClaims {
         &self.claims
     }
 
-    /// What it says, by value.
+    /// The claims, by value.
     pub fn into_claims(self) -> AccessTokenClaims {
         self.claims
     }
@@ -223,7 +223,7 @@ pub fn sign(
     kid: &KeyId,
     key: &SigningKey,
 ) -> Result<Secret, TokenError> {
-    claims.sound()?;
+    claims.check_form()?;
     let header = json!({ "alg": Alg::Es256.as_str(), "kid": kid, "typ": TYP });
     let claims =
         serde_json::to_value(claims).map_err(|_| TokenError::Malformed(JoseError::Unsignable))?;
@@ -233,7 +233,7 @@ pub fn sign(
 }
 
 /// Checks a token: signature, form, issuer, audience, life, in that order.
-pub fn check(token: &str, keys: &KeySet, expect: &Expect<'_>) -> Result<CheckedToken, TokenError> {
+pub fn check(token: &str, keys: &KeySet, expect: &ExpectedToken<'_>) -> Result<CheckedToken, TokenError> {
     let jws = jws::verify(token, keys, &RULES).map_err(|error| match error {
         JoseError::UnknownKey => TokenError::UnknownKey,
         JoseError::Signature => TokenError::Signature,
@@ -256,7 +256,7 @@ pub fn check(token: &str, keys: &KeySet, expect: &Expect<'_>) -> Result<CheckedT
     }
     // The deserialiser's own words may repeat a value, so they end here.
     let claims: AccessTokenClaims = serde_json::from_value(payload).map_err(|_| WRONG_FORM)?;
-    claims.sound()?;
+    claims.check_form()?;
     if claims.iss != expect.iss {
         return Err(TokenError::WrongIssuer);
     }
@@ -360,11 +360,11 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let (key, _) = SigningKey::generate().expect("key");
-            let keys = KeySet::of([(kid(), key.public())]).expect("set");
+            let keys = KeySet::from_keys([(kid(), key.public())]).expect("set");
             Self { key, keys }
         }
 
-        /// Signs whatever it is given.
+        /// Signs any header and payload.
         fn forge(&self, header: &Value, payload: &str) -> String {
             let text = format!(
                 "{}.{}",
@@ -386,7 +386,7 @@ mod tests {
             check(
                 token,
                 &self.keys,
-                &Expect {
+                &ExpectedToken {
                     iss: ISS,
                     aud: Some(&claims().aud),
                     now,
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_is_read_back() {
+    fn sign_check_roundtrip() {
         let fixture = Fixture::new();
         let token = sign(&claims(), &kid(), &fixture.key).expect("token");
         let checked = fixture.check(token.expose_secret(), NOW).expect("checked");
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_the_claims_is_fixed() {
+    fn claims_encoding_is_fixed() {
         let payload = serde_json::to_value(claims()).expect("json");
         let digest = claims().detail().digest.to_string();
         let jkt = claims().cnf.jkt.to_string();
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn life_has_a_beginning_and_an_end() {
+    fn exp_iat_nbf_bounds() {
         let fixture = Fixture::new();
         let token = sign(&claims(), &kid(), &fixture.key).expect("token");
         let at = |ms| {
@@ -478,10 +478,10 @@ mod tests {
     }
 
     #[test]
-    fn issuer_audience_key_and_signature_are_told_apart() {
+    fn issuer_audience_key_and_signature_errors_differ() {
         let (fixture, other) = (Fixture::new(), Fixture::new());
         let token = sign(&claims(), &kid(), &fixture.key).expect("token");
-        let expect = Expect {
+        let expect = ExpectedToken {
             iss: ISS,
             aud: None,
             now: NOW,
@@ -489,16 +489,16 @@ mod tests {
         let aud = Audience::parse("https://idp.example/").expect("audience");
         let keys = &fixture.keys;
         assert!(check(token.expose_secret(), keys, &expect).is_ok());
-        let wrong = |expect: Expect<'_>| check(token.expose_secret(), keys, &expect).map(drop);
+        let wrong = |expect: ExpectedToken<'_>| check(token.expose_secret(), keys, &expect).map(drop);
         assert_eq!(
-            wrong(Expect {
+            wrong(ExpectedToken {
                 iss: "https://broker.example/",
                 ..expect
             }),
             Err(TokenError::WrongIssuer)
         );
         assert_eq!(
-            wrong(Expect {
+            wrong(ExpectedToken {
                 aud: Some(&aud),
                 ..expect
             }),
@@ -600,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_is_an_access_tokens() {
+    fn typ_must_be_at_jwt() {
         let fixture = Fixture::new();
         let payload = serde_json::to_string(&claims()).expect("json");
         let with = |typ: Value| {
@@ -637,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_refused_is_not_signed() {
+    fn sign_rejects_invalid_claims() {
         let fixture = Fixture::new();
         for claims in [
             AccessTokenClaims {

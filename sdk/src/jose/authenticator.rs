@@ -92,7 +92,7 @@ mod tests {
     use crate::jose::{SigningKey, encode};
 
     #[test]
-    fn one_key_has_one_record() {
+    fn webauthn_jwk_is_canonical() {
         let (key, _) = SigningKey::generate().expect("key");
         let jwk = key.public().to_jwk();
         let read = AuthenticatorKey::from_jwk(&jwk).expect("key");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn jose_form_is_not_the_authenticators() {
+    fn raw_signature_is_rejected() {
         let (key, _) = SigningKey::generate().expect("key");
         let read = AuthenticatorKey::from_jwk(&key.public().to_jwk()).expect("key");
         let raw = key.sign(b"message").expect("signature");

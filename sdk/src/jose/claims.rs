@@ -1,4 +1,4 @@
-//! Claims read strictly: a claim of the wrong JSON type is an error, never an absent one.
+//! JWT claims, read strictly: a claim of the wrong JSON type is an error, never an absent one.
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ pub struct ClaimError {
     pub rule: &'static str,
 }
 
-/// The claims of a JWT (RFC 7519 §4), without duplicates. Only a check of this room makes them.
+/// The claims of a JWT (RFC 7519 §4), without duplicates. Only a check of this module makes them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Claims(Map<String, Value>);
 
@@ -24,7 +24,7 @@ impl Claims {
         Self(members)
     }
 
-    /// Every claim as it stands.
+    /// Every claim, unchecked.
     pub fn as_map(&self) -> &Map<String, Value> {
         &self.0
     }
@@ -34,7 +34,7 @@ impl Claims {
         self.0
     }
 
-    /// Whether no claim but those listed is there.
+    /// Whether there are no claims but these.
     pub fn only(&self, names: &[&str]) -> bool {
         self.0.keys().all(|name| names.contains(&name.as_str()))
     }
@@ -57,7 +57,7 @@ impl Claims {
     }
 
     /// A required NumericDate: whole seconds since 1970, 0 to 2^53 − 1, written as a JSON integer.
-    /// RFC 7519 §2 also allows fractions; nobody needs them and readers round them differently.
+    /// RFC 7519 §2 also allows fractions; no token here needs them, and parsers round them differently.
     pub fn seconds(&self, name: &'static str) -> Result<i64, ClaimError> {
         self.optional_seconds(name)?.ok_or(missing(name))
     }

@@ -1,4 +1,4 @@
-//! Proofs of possession (RFC 9449 §4), with two claims of our own: `adg`, the action digest, and `evh`, the SHA-256 of the
+//! DPoP proofs of possession (RFC 9449 §4), with two private claims: `adg`, the action digest, and `evh`, the SHA-256 of the
 //! evidence in the same call.
 
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ pub const NONCE_BYTES_MAX: usize = 256;
 const TYP: &str = "dpop+jwt";
 const CLAIMS: [&str; 8] = ["jti", "htm", "htu", "iat", "nonce", "ath", "adg", "evh"];
 
-/// Why a proof was refused. Holds nothing of the proof.
+/// Why a proof was rejected. Holds nothing of the proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// Not a compact JWS with exactly `typ`, `alg` ES256 and `jwk` in its header.
@@ -39,62 +39,62 @@ pub enum ProofError {
     /// For another URL.
     #[error("proof: htu is not the URL of this call")]
     WrongUrl,
-    /// Made too long ago, or in the future.
+    /// Created too long ago, or in the future.
     #[error("proof: iat is too far from now")]
     Stale,
-    /// In order in everything else, but without a nonce: the caller is given one and tries again (RFC 9449 §8).
+    /// Valid except for a missing nonce: the server sends one and the client repeats the call (RFC 9449 §8).
     #[error("proof: a nonce is required")]
     NonceMissing,
 }
 
-/// What a proof says.
+/// The claims of a new proof.
 #[derive(Debug, Clone)]
 pub struct ProofClaims<'a> {
     /// The HTTP method; POST for gRPC.
     pub htm: &'a str,
     /// The URL of the call, without query and fragment.
     pub htu: &'a str,
-    /// When it is made.
+    /// When it is created.
     pub iat: Timestamp,
     /// Fresh and random, 1 to [`JTI_BYTES_MAX`] visible ASCII characters.
     pub jti: &'a str,
     /// The server's newest nonce.
     pub nonce: Option<&'a str>,
-    /// SHA-256 of the access token shown beside the proof ([`ath`]).
+    /// SHA-256 of the access token in the same request ([`ath`]).
     pub ath: Option<Digest>,
-    /// Digest of the action asked for.
-    pub adg: Option<Digest>,
-    /// SHA-256 of the evidence shown in the call.
-    pub evh: Option<Digest>,
+    /// `adg`: the digest of the requested action.
+    pub action_digest: Option<Digest>,
+    /// `evh`: SHA-256 of the evidence in the call.
+    pub evidence_hash: Option<Digest>,
 }
 
-/// What a proof must be for.
+/// The method, URL and freshness that a proof is checked against.
 #[derive(Debug, Clone, Copy)]
-pub struct Expect<'a> {
+pub struct ExpectedProof<'a> {
     /// The HTTP method, compared byte by byte.
     pub htm: &'a str,
     /// The configured external URL of the method called, never one taken from the call; compared byte by byte.
     pub htu: &'a str,
-    /// How the proof shows that it is new.
+    /// How the proof must show its freshness.
     pub freshness: Freshness,
 }
 
-/// How a proof shows that it is new.
+/// How a proof shows its freshness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// By a nonce, which must be there and which the caller then checks; `iat` is not compared (RFC 9449 §8).
+    /// By a nonce, which is required and which the caller then checks; `iat` is not compared (RFC 9449 §8).
     Nonce,
     /// By `iat`, at most `window_s` seconds from `now` on either side (§11.1).
     Iat {
-        /// The moment of the call.
+        /// The time of the call.
         now: Timestamp,
         /// Seconds.
         window_s: u32,
     },
 }
 
-/// A proof that holds: signed by the key it shows, for this method and URL. Whether its nonce is ours, its `jti` unused and
-/// its key the right one, the caller decides.
+/// A verified proof: signed by the key in its header, for this method and URL. The caller checks its nonce, the replay of its
+/// `jti`, and whether the key is the expected one.
 #[derive(Debug)]
 pub struct CheckedProof {
     key: PublicKey,
@@ -102,49 +102,49 @@ pub struct CheckedProof {
     iat: Timestamp,
     nonce: Option<String>,
     ath: Option<Digest>,
-    adg: Option<Digest>,
-    evh: Option<Digest>,
+    action_digest: Option<Digest>,
+    evidence_hash: Option<Digest>,
 }
 
 impl CheckedProof {
-    /// The key that was proved to be held.
+    /// The key whose possession is proved.
     pub fn key(&self) -> &PublicKey {
         &self.key
     }
 
-    /// Its thumbprint: what a task or token is bound to.
+    /// Its thumbprint: tasks and tokens are bound to it (RFC 9449 §6.1).
     pub fn jkt(&self) -> Thumbprint {
         self.key.thumbprint()
     }
 
-    /// The proof's own id; with the key it is used once.
+    /// The proof's id; unique for its key.
     pub fn jti(&self) -> &str {
         &self.jti
     }
 
-    /// When the holder says it was made.
+    /// When the holder says it was created.
     pub fn iat(&self) -> Timestamp {
         self.iat
     }
 
-    /// The nonce it carries; always there under [`Freshness::Nonce`], never yet compared.
+    /// Its nonce, not yet checked; always present under [`Freshness::Nonce`].
     pub fn nonce(&self) -> Option<&str> {
         self.nonce.as_deref()
     }
 
-    /// SHA-256 of the access token it goes with.
+    /// SHA-256 of the access token it belongs to.
     pub fn ath(&self) -> Option<Digest> {
         self.ath
     }
 
-    /// Digest of the action it asks for.
-    pub fn adg(&self) -> Option<Digest> {
-        self.adg
+    /// `adg`: the digest of the requested action.
+    pub fn action_digest(&self) -> Option<Digest> {
+        self.action_digest
     }
 
-    /// SHA-256 of the evidence it goes with.
-    pub fn evh(&self) -> Option<Digest> {
-        self.evh
+    /// `evh`: SHA-256 of the evidence it belongs to.
+    pub fn evidence_hash(&self) -> Option<Digest> {
+        self.evidence_hash
     }
 }
 
@@ -153,7 +153,7 @@ pub fn ath(token: &str) -> Digest {
     Digest::sha256(token.as_bytes())
 }
 
-/// Makes a proof. Refuses to sign what [`check`] would refuse for its form.
+/// Creates a proof. Refuses to sign claims whose form [`check`] would reject.
 pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, ProofError> {
     let mut out = Map::new();
     out.insert("jti".to_owned(), claims.jti.into());
@@ -163,13 +163,13 @@ pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, Proo
     out.extend(claims.nonce.map(|nonce| ("nonce".to_owned(), nonce.into())));
     for (name, digest) in [
         ("ath", claims.ath),
-        ("adg", claims.adg),
-        ("evh", claims.evh),
+        ("adg", claims.action_digest),
+        ("evh", claims.evidence_hash),
     ] {
         out.extend(digest.map(|digest| (name.to_owned(), digest.to_string().into())));
     }
     let claims = Claims::new(out);
-    Form::read(&claims)?;
+    ProofForm::read(&claims)?;
     let header = json!({ "typ": TYP, "alg": Alg::Es256.as_str(), "jwk": key.public().to_jwk() });
     jws::sign(&header, &Value::Object(claims.into_map()), key)
         .map(Secret::new)
@@ -178,7 +178,7 @@ pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, Proo
 
 /// Checks a proof (RFC 9449 §4.3). The signature comes before every claim, so an answer about a claim is an answer to the
 /// holder of the key.
-pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofError> {
+pub fn check(proof: &str, expect: &ExpectedProof<'_>) -> Result<CheckedProof, ProofError> {
     let jws = Compact::split(proof).map_err(ProofError::Malformed)?;
     jws.check_header(TypRule::Required(&[TYP]), &["jwk"])
         .map_err(ProofError::Malformed)?;
@@ -196,7 +196,7 @@ pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofErro
         return Err(ProofError::Signature);
     }
     let claims = jws.claims().map_err(ProofError::Malformed)?;
-    let form = Form::read(&claims)?;
+    let form = ProofForm::read(&claims)?;
     if form.htm != expect.htm {
         return Err(ProofError::WrongMethod);
     }
@@ -220,24 +220,24 @@ pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofErro
         iat,
         nonce,
         ath: form.ath,
-        adg: form.adg,
-        evh: form.evh,
+        action_digest: form.action_digest,
+        evidence_hash: form.evidence_hash,
     })
 }
 
-/// The claims of a proof, in form but compared with nothing.
-struct Form<'a> {
+/// The claims of a proof, well-formed but not compared.
+struct ProofForm<'a> {
     jti: &'a str,
     htm: &'a str,
     htu: &'a str,
     iat: i64,
     nonce: Option<&'a str>,
     ath: Option<Digest>,
-    adg: Option<Digest>,
-    evh: Option<Digest>,
+    action_digest: Option<Digest>,
+    evidence_hash: Option<Digest>,
 }
 
-impl<'a> Form<'a> {
+impl<'a> ProofForm<'a> {
     fn read(claims: &'a Claims) -> Result<Self, ProofError> {
         if !claims.only(&CLAIMS) {
             return Err(ProofError::UnknownClaim);
@@ -254,8 +254,8 @@ impl<'a> Form<'a> {
                 None => None,
             },
             ath: digest("ath")?,
-            adg: digest("adg")?,
-            evh: digest("evh")?,
+            action_digest: digest("adg")?,
+            evidence_hash: digest("evh")?,
         };
         // RFC 9449 §4.2: without query and fragment.
         if form.htu.contains(['?', '#']) {
@@ -287,7 +287,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
     fn claims() -> ProofClaims<'static> {
-        let (ath, adg, evh) = (
+        let (ath, action_digest, evidence_hash) = (
             Some(Digest::sha256(b"token")),
             Some(Digest::sha256(b"action")),
             Some(Digest::sha256(b"evidence")),
@@ -299,13 +299,13 @@ mod tests {
             jti: "one",
             nonce: Some("n-1"),
             ath,
-            adg,
-            evh,
+            action_digest,
+            evidence_hash,
         }
     }
 
-    fn by_iat(now: Timestamp) -> Expect<'static> {
-        Expect {
+    fn by_iat(now: Timestamp) -> ExpectedProof<'static> {
+        ExpectedProof {
             htm: "POST",
             htu: HTU,
             freshness: Freshness::Iat { now, window_s: 60 },
@@ -327,12 +327,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_checks_and_tells_all() {
+    fn dpop_roundtrip() {
         let key = key();
         let proof = create(&key, &claims()).expect("proof");
         let checked = check(
             proof.expose_secret(),
-            &Expect {
+            &ExpectedProof {
                 freshness: Freshness::Nonce,
                 ..by_iat(NOW)
             },
@@ -347,14 +347,14 @@ mod tests {
             ("one", Some("n-1"), NOW)
         );
         assert_eq!(
-            (checked.ath(), checked.adg(), checked.evh()),
-            (claims().ath, claims().adg, claims().evh)
+            (checked.ath(), checked.action_digest(), checked.evidence_hash()),
+            (claims().ath, claims().action_digest, claims().evidence_hash)
         );
         assert_eq!(checked.ath(), Some(ath("token")));
     }
 
     #[test]
-    fn time_counts_only_without_a_nonce() {
+    fn iat_is_ignored_when_a_nonce_is_required() {
         let key = key();
         let proof = create(
             &key,
@@ -370,7 +370,7 @@ mod tests {
             (at(61), at(-61)),
             (Err(ProofError::Stale), Err(ProofError::Stale))
         );
-        let nonce = Expect {
+        let nonce = ExpectedProof {
             freshness: Freshness::Nonce,
             ..by_iat(NOW)
         };
@@ -390,12 +390,12 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_for_one_method_and_url() {
+    fn method_and_url_are_exact() {
         let proof = create(&key(), &claims()).expect("proof");
         let with = |htm, htu| {
             check(
                 proof.expose_secret(),
-                &Expect {
+                &ExpectedProof {
                     htm,
                     htu,
                     ..by_iat(NOW)
@@ -429,7 +429,7 @@ mod tests {
             assert!(matches!(
                 check(
                     &proof,
-                    &Expect {
+                    &ExpectedProof {
                         htu: &htu,
                         ..by_iat(NOW)
                     }
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_has_its_three_members_and_no_other() {
+    fn header_members_are_exact() {
         let key = key();
         assert!(check(&signed(&key, |_, _| {}), &by_iat(NOW)).is_ok());
         for (name, value) in [
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_typed_and_no_others_stand_there() {
+    fn claims_are_typed_and_known() {
         let key = key();
         for (name, value) in [
             ("jti", json!("")),

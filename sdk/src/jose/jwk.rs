@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 
+use ring::agreement::{ECDH_P256, ECDH_P384};
 use ring::signature::{
     ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
     RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384,
@@ -9,8 +10,8 @@ use ring::signature::{
 };
 use serde_json::{Map, Value};
 
-use super::key::{PRIVATE_MEMBERS, ops_verify};
-use super::{PublicKey, curve, decode};
+use super::key::{PRIVATE_MEMBERS, is_on_curve, ops_verify};
+use super::{PublicKey, decode};
 use crate::model::KeyId;
 use crate::model::json::{self, INTEGER_MAX};
 
@@ -97,7 +98,7 @@ const RSA_FAMILY: &[Alg] = &[
 ];
 const ED25519_NAMES: &[Alg] = &[Alg::EdDsa, Alg::Ed25519];
 
-/// Why a key set was refused whole. Names the rule, never a key or a name from the set.
+/// Why a key set was rejected as a whole. Names the rule, never a key or a name from the set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
     /// More than [`KEY_SET_BYTES_MAX`] bytes or [`KEYS_MAX`] entries.
@@ -113,7 +114,7 @@ pub enum KeySetError {
     #[error("key set: has a symmetric key or a member of a private key")]
     Private,
     /// Two entries of one name.
-    #[error("key set: a kid stands twice")]
+    #[error("key set: duplicate `kid`")]
     DuplicateKid,
     /// A key that counts has no name, so a token could not say which it means.
     #[error("key set: a key has no kid")]
@@ -123,7 +124,7 @@ pub enum KeySetError {
     Key(&'static str),
 }
 
-/// The public keys of one issuer or trust domain, by name. Immutable; which issuer it speaks for, the holder knows.
+/// The public keys of one issuer or trust domain, by `kid`. Immutable; the caller knows whose they are.
 #[derive(Clone)]
 pub struct KeySet {
     keys: BTreeMap<KeyId, VerifyingKey>,
@@ -188,7 +189,7 @@ impl KeySet {
     }
 
     /// The set of ES256 keys held here by name, such as this broker's own. Refuses a name twice.
-    pub fn of<'a>(
+    pub fn from_keys<'a>(
         keys: impl IntoIterator<Item = (KeyId, &'a PublicKey)>,
     ) -> Result<Self, KeySetError> {
         let mut out = Self {
@@ -377,17 +378,18 @@ impl Material {
         let material = match (kty, crv) {
             (Some("EC"), Some("P-256")) => {
                 let (x, y) = (fixed::<32>(jwk, "x")?, fixed::<32>(jwk, "y")?);
-                if !curve::on_p256(&x, &y) {
+                if !is_on_curve(&ECDH_P256, &[&[4][..], &x, &y].concat()) {
                     return Err(KeySetError::Key("the point is not on the curve"));
                 }
                 Self::P256(PublicKey::from_coordinates(&x, &y))
             }
             (Some("EC"), Some("P-384")) => {
                 let (x, y) = (fixed::<48>(jwk, "x")?, fixed::<48>(jwk, "y")?);
-                if !curve::on_p384(&x, &y) {
+                let point = [&[4][..], &x, &y].concat();
+                if !is_on_curve(&ECDH_P384, &point) {
                     return Err(KeySetError::Key("the point is not on the curve"));
                 }
-                Self::P384([&[4][..], &x, &y].concat())
+                Self::P384(point)
             }
             (Some("RSA"), _) => {
                 let (n, e) = (integer(jwk, "n")?, integer(jwk, "e")?);
@@ -555,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_read_by_name() {
+    fn keys_are_found_by_kid() {
         let set = parse(&json!({ "keys": [jwk("a"), jwk("b")] }), Usage::Signature).expect("set");
         assert_eq!(
             set.kids().map(KeyId::as_str).collect::<Vec<_>>(),
@@ -577,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn dangerous_sets_are_refused_whole() {
+    fn private_or_symmetric_keys_reject_the_set() {
         let (a, b) = (jwk("a"), jwk("b"));
         assert_eq!(
             parse(&json!({ "keys": [a, a] }), Usage::Signature).err(),
@@ -649,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_what_it_says_or_refuses_the_set() {
+    fn malformed_key_rejects_the_set() {
         assert!(one("use", json!("sig")).is_ok());
         for (name, value) in [
             ("alg", json!("RS256")),

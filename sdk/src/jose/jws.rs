@@ -1,4 +1,4 @@
-//! JWS compact serialisation (RFC 7515 §3.1), strictly.
+//! JWS compact serialisation (RFC 7515 §3.1), strict.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::model::json;
 /// Longest token, in bytes of its compact form.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Why a token was refused. Says which rule it broke; holds nothing of the token.
+/// Why a token was rejected: the rule it broke. Holds nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JoseError {
     /// More than [`TOKEN_BYTES_MAX`] bytes.
@@ -33,7 +33,7 @@ pub enum JoseError {
     /// `alg` is missing, unknown, or not one the key's record allows.
     #[error("alg is not one the key may be used with")]
     Alg,
-    /// The set has no key of that name.
+    /// The set has no key of this `kid`.
     #[error("no such key")]
     UnknownKey,
     /// The signature is not the key's over these bytes.
@@ -48,12 +48,12 @@ pub enum JoseError {
     /// The signing key failed.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// What should be signed has no canonical JSON form.
-    #[error("what should be signed has no canonical JSON form")]
+    /// The header or the claims have no canonical JSON form (RFC 8785).
+    #[error("header or claims have no canonical JSON form")]
     Unsignable,
 }
 
-/// What a header of one kind of token looks like.
+/// Rules for the header of one kind of token.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderRules {
     /// Accepted types.
@@ -73,24 +73,24 @@ pub enum TypRule {
     Optional(&'static [&'static str]),
 }
 
-/// What a missing `kid` means.
+/// How a missing `kid` is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KidRule {
     /// Refused.
     Required,
-    /// The only key of the set; refused when the set has more. No key is ever found by trying.
+    /// Means the only key of the set; rejected when the set has more. Keys are never tried one by one.
     OnlyKey,
 }
 
-/// A token whose signature verified under a key of the given set, with its claims. Nothing of them is checked but that they
-/// are a JSON object without duplicates.
+/// A token whose signature verified under a key of the given set. Of its claims only the form is checked: a JSON object
+/// without duplicates.
 #[derive(Debug)]
 pub struct Jws {
     header: Header,
     claims: Claims,
 }
 
-/// What the header of a verified token said.
+/// The header of a verified token.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) kid: KeyId,
@@ -136,7 +136,7 @@ pub fn verify(compact: &str, keys: &KeySet, rules: &HeaderRules) -> Result<Jws, 
     })
 }
 
-/// A string claim of a token that nothing has verified: a hint at whose keys to try, never a fact.
+/// A string claim of an unverified token: a hint at which issuer's keys to use, nothing more.
 pub fn unverified_string(compact: &str, name: &'static str) -> Result<String, JoseError> {
     let claims = object(&Compact::split(compact)?.payload)
         .map(Claims::new)
@@ -244,11 +244,11 @@ impl<'a> Compact<'a> {
     /// Whether every member is one this kind of token may have, and `typ` one of its own.
     pub(super) fn check_header(&self, typ: TypRule, extras: &[&str]) -> Result<(), JoseError> {
         for name in self.header.keys() {
-            if let Some(known) = UNDERSTOOD_BY_NOBODY.iter().find(|known| *known == name) {
+            if let Some(known) = UNSUPPORTED_HEADERS.iter().find(|known| *known == name) {
                 return Err(JoseError::HeaderMember(known));
             }
             if !matches!(name.as_str(), "alg" | "kid" | "typ") && !extras.contains(&name.as_str()) {
-                let known = KEYS_BROUGHT_ALONG.iter().find(|known| *known == name);
+                let known = EMBEDDED_KEY_HEADERS.iter().find(|known| *known == name);
                 return Err(JoseError::HeaderMember(known.copied().unwrap_or("unknown")));
             }
         }
@@ -293,9 +293,9 @@ impl<'a> Compact<'a> {
 }
 
 /// Members that change how a JWS is read (RFC 7515 §4.1.11, RFC 7797 §3, RFC 7516 §4.1.3): no rules allow them.
-const UNDERSTOOD_BY_NOBODY: [&str; 5] = ["crit", "b64", "zip", "enc", "cty"];
+const UNSUPPORTED_HEADERS: [&str; 5] = ["crit", "b64", "zip", "enc", "cty"];
 /// Members that bring a key or point at one (RFC 7515 §4.1.2 to §4.1.8): allowed only where rules name them, never followed.
-const KEYS_BROUGHT_ALONG: [&str; 6] = ["jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256"];
+const EMBEDDED_KEY_HEADERS: [&str; 6] = ["jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256"];
 
 fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     match json::parse(bytes) {

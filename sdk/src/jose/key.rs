@@ -6,6 +6,7 @@ use jsonwebtoken::jwk::{
     AlgorithmParameters, CommonParameters, EllipticCurve, EllipticCurveKeyParameters,
     EllipticCurveKeyType, Jwk, KeyAlgorithm, PublicKeyUse,
 };
+use ring::agreement::{self, ECDH_P256, EphemeralPrivateKey};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair,
@@ -14,16 +15,16 @@ use ring::signature::{
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{Usage, curve, decode_exactly, encode};
+use super::{Usage, decode_exactly, encode};
 use crate::model::{Digest, KeyId, Thumbprint};
 
-/// Why a key was not read, made or used. Never holds any part of the key.
+/// Why a key could not be read, generated or used. Holds no part of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The JWK is not a public ES256 key in the form this broker reads.
     #[error("JWK: {0}")]
     Jwk(&'static str),
-    /// A member of a private or symmetric key stands where only a public key may.
+    /// A member of a private or symmetric key in a public key.
     #[error("JWK: has a member of a private or symmetric key")]
     Private,
     /// The point is not on P-256.
@@ -57,8 +58,7 @@ impl PublicKey {
     /// is not on the curve.
     pub fn from_jwk(jwk: &Value) -> Result<Self, KeyError> {
         let key = Self::from_jwk_before_use(jwk)?;
-        let (x, y) = key.coordinates();
-        if curve::on_p256(x, y) {
+        if is_on_curve(&ECDH_P256, &key.point) {
             Ok(key)
         } else {
             Err(KeyError::OffCurve)
@@ -184,6 +184,15 @@ impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PublicKey({})", self.thumbprint)
     }
+}
+
+/// Whether the uncompressed point is a valid public key of the curve (SEC 1 §3.2.2.1). ring has no such check by itself, but
+/// makes it before it agrees on a secret; the secret is dropped. Without randomness from the system, `false`.
+pub(super) fn is_on_curve(curve: &'static agreement::Algorithm, point: &[u8]) -> bool {
+    let peer = agreement::UnparsedPublicKey::new(curve, point);
+    EphemeralPrivateKey::generate(curve, &SystemRandom::new())
+        .and_then(|own| agreement::agree_ephemeral(own, &peer, |_secret| ()))
+        .is_ok()
 }
 
 fn exactly(
@@ -338,10 +347,35 @@ const PEM_BYTES_MAX: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use ring::agreement::ECDH_P384;
+    use ring::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
+
     use super::*;
 
     #[test]
-    fn a_key_goes_through_pem_and_back() {
+    fn on_curve_check() {
+        let rng = SystemRandom::new();
+        for (alg, half, curve) in [
+            (&ECDSA_P256_SHA256_FIXED_SIGNING, 32, &ECDH_P256),
+            (&ECDSA_P384_SHA384_FIXED_SIGNING, 48, &ECDH_P384),
+        ] {
+            for _ in 0..8 {
+                let pkcs8 = EcdsaKeyPair::generate_pkcs8(alg, &rng).unwrap();
+                let pair = EcdsaKeyPair::from_pkcs8(alg, pkcs8.as_ref(), &rng).unwrap();
+                let mut point = pair.public_key().as_ref().to_vec();
+                assert!(is_on_curve(curve, &point));
+                point[1 + half] ^= 1;
+                assert!(!is_on_curve(curve, &point));
+            }
+        }
+        let p256 = |x: &[u8], y: &[u8]| is_on_curve(&ECDH_P256, &[&[4][..], x, y].concat());
+        assert!(!p256(&[0; 32], &[0; 32]));
+        assert!(!p256(&[0xff; 32], &[0xff; 32]), "not reduced");
+        assert!(!p256(&[0; 31], &[0; 32]));
+    }
+
+    #[test]
+    fn pem_roundtrip() {
         let (key, pkcs8) = SigningKey::generate().expect("key");
         let pem = SigningKey::to_pem(&pkcs8);
         let back = SigningKey::from_pem(&pem).expect("pem");
@@ -355,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn other_pem_is_refused() {
+    fn malformed_pem_is_rejected() {
         let (_, pkcs8) = SigningKey::generate().expect("key");
         let pem = SigningKey::to_pem(&pkcs8).to_string();
         let bad = [
@@ -380,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jwk_is_read_strictly() {
+    fn jwk_parsing_is_strict() {
         let (key, _) = SigningKey::generate().expect("key");
         let good = key.public().to_jwk();
         assert_eq!(PublicKey::from_jwk(&good).as_ref(), Ok(key.public()));

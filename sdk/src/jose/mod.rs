@@ -1,12 +1,12 @@
-//! The one strict JOSE checker: every signed JSON text passes through here, ours and other people's.
+//! Strict JOSE: JWS verification and signing, JWK sets, access tokens (RFC 9068) and DPoP proofs (RFC 9449).
 //!
 //! In: untrusted text and bytes, keys chosen by the caller, and the time as an argument.
 //! Out: values that only a successful check can make ([`Jws`], [`dpop::CheckedProof`], [`access_token::CheckedToken`]),
 //! keys, and signatures by keys held here.
-//! Trusts: ring for the arithmetic of signatures; the caller for which keys belong to which issuer.
-//! Refuses: what two readers could read differently (padding, duplicate members, unknown header members), every
-//! algorithm but the one in the key's own record, symmetric keys, private members, `crit` and keys brought along by
-//! a header, save the proof's own in DPoP.
+//! Trusts: ring for signatures and for the validity of points; the caller for which keys belong to which issuer.
+//! Refuses: input that two parsers could read differently (padding, duplicate members, unknown header members), every
+//! algorithm but the one in the key's own record, symmetric keys, private members, `crit` and keys embedded in a header,
+//! except the proof's own in DPoP.
 //! Never: reads a clock, fetches a key, follows a URL, or puts a token, a key or a value from outside into an error.
 //!
 //! The order of every check: bounds and alphabet, header, key, signature, and only then the payload.
@@ -14,7 +14,6 @@
 pub mod access_token;
 mod authenticator;
 mod claims;
-mod curve;
 pub mod dpop;
 mod jwk;
 pub mod jws;
@@ -22,7 +21,7 @@ mod key;
 mod nonce;
 
 #[cfg(test)]
-mod attacks;
+mod negative_tests;
 #[cfg(test)]
 mod vectors;
 

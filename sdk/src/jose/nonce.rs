@@ -3,8 +3,8 @@ use ring::hmac;
 use super::{decode_exactly, encode};
 use crate::model::Timestamp;
 
-/// Server nonces for proofs (RFC 9449 §8), without memory: an expiry and its MAC under a key of this boot. A nonce serves
-/// many proofs until it expires; after a restart none of the old ones is good.
+/// Stateless server nonces for DPoP proofs (RFC 9449 §8): an expiry and its MAC under a key of this process. A nonce serves
+/// many proofs until it expires; a restart invalidates all.
 pub struct Nonces {
     key: hmac::Key,
 }
@@ -20,14 +20,14 @@ const NONCE_BYTES: usize = EXPIRY_BYTES + MAC_BYTES;
 const TAG: &[u8] = b"dipylon/nonce/v1\0";
 
 impl Nonces {
-    /// Nonces under a key drawn at boot and kept nowhere.
+    /// Nonces under a random key that is not stored.
     pub fn new(boot_key: &[u8; 32]) -> Self {
         Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, boot_key),
         }
     }
 
-    /// A nonce that is good from now for one minute.
+    /// A nonce that is valid for one minute from now.
     pub fn issue(&self, now: Timestamp) -> String {
         let expiry = now.plus_millis(LIFE_MS).millis().to_be_bytes();
         let mut bytes = [0; NONCE_BYTES];
@@ -38,7 +38,7 @@ impl Nonces {
         encode(&bytes)
     }
 
-    /// Until when the nonce is good; `None` when it is old, of another boot, or none of ours.
+    /// Until when the nonce is valid; `None` when it has expired or was not issued by this process.
     pub fn check(&self, nonce: &str, now: Timestamp) -> Option<Timestamp> {
         let bytes: [u8; NONCE_BYTES] = decode_exactly(nonce)?;
         let (expiry, mac) = bytes.split_first_chunk::<EXPIRY_BYTES>()?;
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nonce_is_good_for_a_minute_of_one_boot() {
+    fn nonce_is_valid_for_a_minute_in_one_process() {
         let (ours, other) = (Nonces::new(&[1; 32]), Nonces::new(&[2; 32]));
         let now = Timestamp::from_secs(1_800_000_000);
         let nonce = ours.issue(now);

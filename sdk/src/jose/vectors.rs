@@ -1,4 +1,4 @@
-//! Public test vectors against this room.
+//! Public test vectors (Wycheproof, RFCs, SPIFFE).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -357,7 +357,7 @@ fn rfc9449_proofs() {
             let freshness = dpop::Freshness::Iat { now, window_s: 60 };
             dpop::check(
                 text(&example["proof"]),
-                &dpop::Expect {
+                &dpop::ExpectedProof {
                     htm: text(&claims["htm"]),
                     htu: text(&claims["htu"]),
                     freshness,
@@ -469,9 +469,9 @@ fn spiffe_trust_bundles() {
 
 /// What the refusals of the vectors rest on: each names its own rule.
 #[test]
-fn an_unknown_key_is_told_from_a_bad_signature() {
+fn unknown_key_and_bad_signature_errors_differ() {
     let (key, _) = SigningKey::generate().expect("key");
-    let keys = KeySet::of([(KeyId::parse("a").expect("kid"), key.public())]).expect("set");
+    let keys = KeySet::from_keys([(KeyId::parse("a").expect("kid"), key.public())]).expect("set");
     let token = |kid: &str| {
         jws::sign(&json!({ "alg": "ES256", "kid": kid }), &json!({}), &key).expect("token")
     };

@@ -1,4 +1,4 @@
-//! The card on the wire, there and back: what the broker says is what its reader renders, or nothing is rendered at all.
+//! Card conversion: a card that the broker wrote is read completely, or refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::convert::{
 };
 use super::v1;
 use crate::card::{
-    AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
+    AccessRequestStatus, Requester, Attestation, Card, History, ProfileProgress, AgentRegistration, RuleSummary, PersonRef,
 };
 use crate::model::*;
 
@@ -18,7 +18,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
     v1::Card {
         access_request_id: card.access_request.to_string(),
         realm: card.realm.to_string(),
-        status: status(card.standing).into(),
+        status: status_to_wire(card.status).into(),
         title: card.title.clone(),
         effect: card.effect.clone(),
         reversible: card.reversible.clone(),
@@ -88,9 +88,9 @@ pub fn to_wire(card: &Card) -> v1::Card {
     }
 }
 
-/// Where an access request stands, on the wire.
-pub const fn status(standing: AccessRequestStatus) -> v1::AccessRequestStatus {
-    match standing {
+/// Writes the status of an access request.
+pub const fn status_to_wire(status: AccessRequestStatus) -> v1::AccessRequestStatus {
+    match status {
         AccessRequestStatus::Waiting => v1::AccessRequestStatus::Waiting,
         AccessRequestStatus::Approved => v1::AccessRequestStatus::Approved,
         AccessRequestStatus::Denied => v1::AccessRequestStatus::Denied,
@@ -116,8 +116,8 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
         .iter()
         .map(|p| (p.person_id.as_str(), p.name.as_str()))
         .collect();
-    let who = |id: &str| -> Result<Who, ParseError> {
-        Ok(Who {
+    let who = |id: &str| -> Result<PersonRef, ParseError> {
+        Ok(PersonRef {
             id: PersonId::parse(id)?,
             name: people.get(id).map(|name| (*name).to_owned()),
         })
@@ -126,7 +126,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
     let seen = required("verification", wire.verification.as_ref())?;
     Ok(Card {
         access_request: AccessRequestId::parse(&wire.access_request_id)?,
-        standing: standing(wire.status)?,
+        status: status(wire.status)?,
         realm: Realm::parse(&wire.realm)?,
         title: wire.title.clone(),
         effect: wire.effect.clone(),
@@ -143,10 +143,10 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             let facts = wire.target_facts.iter();
             facts.map(|f| (f.name.clone(), f.value.clone())).collect()
         }),
-        agent: Asker {
+        agent: Requester {
             id: AgentId::parse(&agent.agent_id)?,
             owner: who(&agent.owner)?,
-            registered: (!agent.environment.is_empty()).then(|| Registered {
+            registered: (!agent.environment.is_empty()).then(|| AgentRegistration {
                 environment: agent.environment.clone(),
                 model: agent.model.clone(),
                 autonomy: agent.autonomy.clone(),
@@ -161,7 +161,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
         rules: wire
             .rules
             .iter()
-            .map(|r| RuleShown {
+            .map(|r| RuleSummary {
                 id: r.id.clone(),
                 file: r.file.clone(),
                 why: r.why.clone(),
@@ -171,7 +171,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             .needs
             .iter()
             .map(|need| {
-                Ok(Need {
+                Ok(ProfileProgress {
                     profile: ProfileRef {
                         name: ProfileName::parse(&need.name)?,
                         digest: Digest::parse(&need.digest)?,
@@ -227,7 +227,7 @@ fn digest_of(action: Option<&Action>) -> String {
     action.map(|a| a.digest().to_string()).unwrap_or_default()
 }
 
-fn need_to_wire(need: &Need) -> v1::Profile {
+fn need_to_wire(need: &ProfileProgress) -> v1::Profile {
     let approvers = need.approvers.iter().map(|who| who.id.to_string());
     v1::Profile {
         name: need.profile.name.to_string(),
@@ -282,7 +282,7 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
 }
 
 /// Where an access request stands, by its number on the wire.
-pub fn standing(wire: i32) -> Result<AccessRequestStatus, ParseError> {
+pub fn status(wire: i32) -> Result<AccessRequestStatus, ParseError> {
     match v1::AccessRequestStatus::try_from(wire) {
         Ok(v1::AccessRequestStatus::Waiting) => Ok(AccessRequestStatus::Waiting),
         Ok(v1::AccessRequestStatus::Approved) => Ok(AccessRequestStatus::Approved),
@@ -336,7 +336,7 @@ mod tests {
     use crate::card::sample::{NOW, card};
 
     fn full() -> Card {
-        let lee = Who {
+        let lee = PersonRef {
             id: PersonId::parse("lee").expect("person"),
             name: Some("Lee Song".to_owned()),
         };
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_goes_there_and_back() {
+    fn card_roundtrip() {
         for ours in [
             card(),
             full(),
@@ -375,7 +375,7 @@ mod tests {
                 ..card()
             },
             Card {
-                agent: Asker {
+                agent: Requester {
                     registered: None,
                     ..card().agent
                 },
@@ -391,7 +391,7 @@ mod tests {
     type Bend = fn(&mut v1::Card);
 
     #[test]
-    fn half_a_card_is_none() {
+    fn incomplete_card_is_rejected() {
         let bends: [(&str, Bend); 16] = [
             ("request", |c| c.access_request_id.clear()),
             ("realm", |c| c.realm.clear()),

@@ -1,4 +1,4 @@
-//! Wire messages to words of the model and back: for both sides of a call.
+//! Conversions between wire messages and types of the model, for both sides of a call.
 
 use std::collections::BTreeMap;
 
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_goes_there_and_back_with_its_digest() {
+    fn action_roundtrip_keeps_digest() {
         let ours = sample();
         let back = action(&action_to_wire(&ours)).expect("reads back");
         assert_eq!(back, ours);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_twice_is_refused() {
+    fn missing_or_duplicate_fields_are_rejected() {
         let good = action_to_wire(&sample());
         let bent = |bend: &dyn Fn(&mut v1::Action)| {
             let mut wire = good.clone();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_keep_their_milliseconds() {
+    fn timestamps_keep_milliseconds() {
         for ms in [0, 1, 999, 1_800_000_000_123, -1] {
             let moment = Timestamp::from_millis(ms);
             assert_eq!(timestamp("at", &timestamp_to_wire(moment)), Ok(moment));
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_is_said() {
+    fn task_outcome_roundtrip() {
         for outcome in [
             TaskOutcome::Succeeded,
             TaskOutcome::Failed,
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_said() {
+    fn verdict_roundtrip() {
         assert_eq!(
             verdict(verdict_to_wire(Verdict::Deny).into()),
             Ok(Verdict::Deny)

@@ -1,10 +1,10 @@
-//! The wire words: what `proto/dipylon/v1` compiles to, and the two things both sides of it share.
+//! Protobuf messages of `proto/dipylon/v1`, with strict decoding and conversions to the model's types.
 //!
-//! In: bytes and generated messages. Out: messages whose every field was understood ([`strict`]), and words of the model
-//! ([`convert`]) and cards ([`card`]).
+//! In: bytes and generated messages. Out: messages without unknown fields ([`strict`]), types of the model ([`convert`]) and
+//! cards ([`card`]).
 //! Trusts: the descriptor compiled into this binary.
-//! Refuses: in a request, whatever it does not know; in a conversion, whatever the model's words refuse.
-//! Never: decides anything, or prints a token, evidence, a signature or a parameter's value (`redact`).
+//! Refuses: unknown fields in a request; values that the model's types refuse.
+//! Never: decides anything, or prints a token, evidence, a signature or a parameter's value (`debug`).
 
 use std::sync::OnceLock;
 
@@ -13,7 +13,7 @@ use prost_types::FileDescriptorSet;
 
 pub mod card;
 pub mod convert;
-mod redact;
+mod debug;
 pub mod strict;
 #[cfg(test)]
 mod strict_tests;
@@ -57,7 +57,7 @@ pub const ERROR_DOMAIN: &str = "dipylon";
 /// Metadata that carries the one-time code of a first operator, beside the proof, on ApplyPolicyBundle alone.
 pub const BOOTSTRAP_CODE: &str = "dipylon-bootstrap-code";
 
-/// The word for a gRPC code, in figures, logs and errors.
+/// The name of a gRPC code, in metrics, logs and errors.
 pub const fn code_name(code: tonic::Code) -> &'static str {
     match code {
         tonic::Code::Ok => "OK",
@@ -80,7 +80,7 @@ pub const fn code_name(code: tonic::Code) -> &'static str {
     }
 }
 
-/// Every method as `package.Service/Method`, as it stands in the path of a call, in the order of the files.
+/// Every method as `package.Service/Method`, as in the path of a call, in the order of the files.
 pub fn methods() -> &'static [String] {
     static METHODS: OnceLock<Vec<String>> = OnceLock::new();
     METHODS.get_or_init(|| {
@@ -100,7 +100,7 @@ pub fn methods() -> &'static [String] {
     })
 }
 
-/// The descriptor, read. `None` only if the build wrote something else; readers then refuse everything.
+/// The parsed descriptor. `None` only if the build wrote something else; decoders then refuse every request.
 fn descriptor() -> Option<FileDescriptorSet> {
     FileDescriptorSet::decode(DESCRIPTOR).ok()
 }

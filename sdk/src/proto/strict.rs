@@ -1,5 +1,5 @@
-//! The codec of every method. A request's bytes are walked against the descriptor before prost reads them, so that what
-//! this broker does not understand is refused and never dropped. Replies are read leniently: a newer broker may say more.
+//! Strict codec of every method: a request is validated against the descriptor before prost decodes it, so that unknown fields
+//! are refused and never dropped. prost has no such mode. Responses are decoded leniently: a newer broker may send more.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -23,7 +23,7 @@ pub const DEPTH_MAX: usize = 16;
 /// Most fields in a request, nested ones counted.
 pub const FIELDS_MAX: usize = 10_000;
 
-/// prost's encoding, with a decoder that refuses what it does not know in messages whose name ends in `Request`.
+/// prost's encoding, with a decoder that refuses unknown fields in messages whose name ends in `Request`.
 #[derive(Debug)]
 pub struct StrictCodec<T, U>(PhantomData<(T, U)>);
 
@@ -75,7 +75,7 @@ impl<U: Message + Name + Default> Decoder for StrictDecoder<U> {
             return ProstDecoder::default().decode(buf);
         }
         let bytes = buf.copy_to_bytes(buf.remaining());
-        read(&bytes).map(Some).map_err(|refusal| refusal.status())
+        read(&bytes).map(Some).map_err(|error| error.status())
     }
 
     fn buffer_settings(&self) -> BufferSettings {
@@ -84,24 +84,24 @@ impl<U: Message + Name + Default> Decoder for StrictDecoder<U> {
 }
 
 /// Reads a request strictly.
-pub fn read<U: Message + Name + Default>(bytes: &[u8]) -> Result<U, Refusal> {
-    let table = Table::ours().ok_or_else(|| Refusal::new("", "this broker has no descriptor"))?;
+pub fn read<U: Message + Name + Default>(bytes: &[u8]) -> Result<U, StrictDecodeError> {
+    let table = MessageTable::built_in().ok_or_else(|| StrictDecodeError::new("", "this broker has no descriptor"))?;
     let root = table
         .root(U::PACKAGE, U::NAME)
-        .ok_or_else(|| Refusal::new("", "of an unknown type"))?;
-    table.walk(bytes, root)?;
-    U::decode(bytes).map_err(|_| Refusal::new("", "cannot be decoded"))
+        .ok_or_else(|| StrictDecodeError::new("", "of an unknown type"))?;
+    table.validate(bytes, root)?;
+    U::decode(bytes).map_err(|_| StrictDecodeError::new("", "cannot be decoded"))
 }
 
 /// Why a request's bytes were refused: where, in the descriptor's own names and a field number, and which rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("message{}{path}: {rule}", if .path.is_empty() { "" } else { " at " })]
-pub struct Refusal {
+pub struct StrictDecodeError {
     path: String,
     rule: String,
 }
 
-impl Refusal {
+impl StrictDecodeError {
     fn new(path: &str, rule: impl Into<String>) -> Self {
         Self {
             path: path.to_owned(),
@@ -127,9 +127,9 @@ impl Refusal {
     }
 }
 
-/// How a field's value lies on the wire, and what of it can be wrong before prost looks.
+/// How the value of a field is encoded, with what prost does not check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum WireForm {
     /// A varint that fits the type.
     Varint(Range),
     Fixed64,
@@ -152,22 +152,22 @@ enum Range {
 struct Field {
     number: u32,
     name: String,
-    form: Form,
+    form: WireForm,
     /// Fields that may stand once share a slot with the others of their oneof; repeated ones have none.
     slot: Option<usize>,
 }
 
 /// Every message of the descriptor, by place.
 #[derive(Debug, Default)]
-struct Table {
+struct MessageTable {
     messages: Vec<Vec<Field>>,
     places: HashMap<String, usize>,
 }
 
-impl Table {
+impl MessageTable {
     /// The table of the descriptor in this binary, built once.
-    fn ours() -> Option<&'static Self> {
-        static TABLE: OnceLock<Option<Table>> = OnceLock::new();
+    fn built_in() -> Option<&'static Self> {
+        static TABLE: OnceLock<Option<MessageTable>> = OnceLock::new();
         TABLE
             .get_or_init(|| descriptor().and_then(|set| Self::build(&set)))
             .as_ref()
@@ -203,16 +203,16 @@ impl Table {
 
     fn field(&self, field: &FieldDescriptorProto, own_slot: usize) -> Option<Field> {
         let form = match field.r#type() {
-            Type::Bool => Form::Varint(Range::Bool),
-            Type::Uint32 => Form::Varint(Range::Unsigned32),
-            Type::Sint32 => Form::Varint(Range::Unsigned32),
-            Type::Int32 | Type::Enum => Form::Varint(Range::Signed32),
-            Type::Int64 | Type::Uint64 | Type::Sint64 => Form::Varint(Range::Any),
-            Type::Double | Type::Fixed64 | Type::Sfixed64 => Form::Fixed64,
-            Type::Float | Type::Fixed32 | Type::Sfixed32 => Form::Fixed32,
-            Type::String => Form::Text,
-            Type::Bytes => Form::Bytes,
-            Type::Message => Form::Message(*self.places.get(field.type_name().strip_prefix('.')?)?),
+            Type::Bool => WireForm::Varint(Range::Bool),
+            Type::Uint32 => WireForm::Varint(Range::Unsigned32),
+            Type::Sint32 => WireForm::Varint(Range::Unsigned32),
+            Type::Int32 | Type::Enum => WireForm::Varint(Range::Signed32),
+            Type::Int64 | Type::Uint64 | Type::Sint64 => WireForm::Varint(Range::Any),
+            Type::Double | Type::Fixed64 | Type::Sfixed64 => WireForm::Fixed64,
+            Type::Float | Type::Fixed32 | Type::Sfixed32 => WireForm::Fixed32,
+            Type::String => WireForm::Text,
+            Type::Bytes => WireForm::Bytes,
+            Type::Message => WireForm::Message(*self.places.get(field.type_name().strip_prefix('.')?)?),
             Type::Group => return None,
         };
         let oneof = field
@@ -238,7 +238,7 @@ impl Table {
         }
     }
 
-    fn walk(&self, bytes: &[u8], root: usize) -> Result<(), Refusal> {
+    fn validate(&self, bytes: &[u8], root: usize) -> Result<(), StrictDecodeError> {
         let mut left = FIELDS_MAX;
         self.message(bytes, root, 1, &mut left)
     }
@@ -249,9 +249,9 @@ impl Table {
         place: usize,
         depth: usize,
         left: &mut usize,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), StrictDecodeError> {
         if depth > DEPTH_MAX {
-            return Err(Refusal::new(
+            return Err(StrictDecodeError::new(
                 "",
                 format!("nests deeper than {DEPTH_MAX} messages"),
             ));
@@ -259,23 +259,23 @@ impl Table {
         let fields = self
             .messages
             .get(place)
-            .ok_or_else(|| Refusal::new("", "of an unknown type"))?;
+            .ok_or_else(|| StrictDecodeError::new("", "of an unknown type"))?;
         let mut seen = Vec::new();
         let mut wire = Wire(bytes);
         while !wire.0.is_empty() {
             let (number, wire_type) = wire
                 .tag()
-                .ok_or_else(|| Refusal::new("", "has a broken tag"))?;
+                .ok_or_else(|| StrictDecodeError::new("", "has a broken tag"))?;
             *left = left
                 .checked_sub(1)
-                .ok_or_else(|| Refusal::new("", format!("has more than {FIELDS_MAX} fields")))?;
+                .ok_or_else(|| StrictDecodeError::new("", format!("has more than {FIELDS_MAX} fields")))?;
             let field = fields
                 .iter()
                 .find(|field| field.number == number)
-                .ok_or_else(|| Refusal::new("", format!("field {number} is unknown")))?;
+                .ok_or_else(|| StrictDecodeError::new("", format!("field {number} is unknown")))?;
             if let Some(slot) = field.slot {
                 if seen.contains(&slot) {
-                    return Err(Refusal::new(
+                    return Err(StrictDecodeError::new(
                         &field.name,
                         format!("field {number}, or its oneof, stands twice"),
                     ));
@@ -283,7 +283,7 @@ impl Table {
                 seen.push(slot);
             }
             self.value(field, wire_type, &mut wire, depth, left)
-                .map_err(|refusal| refusal.within(&field.name))?;
+                .map_err(|error| error.within(&field.name))?;
         }
         Ok(())
     }
@@ -295,56 +295,56 @@ impl Table {
         wire: &mut Wire<'_>,
         depth: usize,
         left: &mut usize,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), StrictDecodeError> {
         let number = field.number;
-        let cut = || Refusal::new("", format!("field {number} is cut short"));
+        let cut = || StrictDecodeError::new("", format!("field {number} is cut short"));
         match (field.form, wire_type) {
-            (Form::Varint(range), WireType::Varint) => {
+            (WireForm::Varint(range), WireType::Varint) => {
                 let value = wire.varint().ok_or_else(cut)?;
                 range
-                    .holds(value)
+                    .accepts(value)
                     .then_some(())
-                    .ok_or_else(|| Refusal::new("", format!("field {number} is out of range")))
+                    .ok_or_else(|| StrictDecodeError::new("", format!("field {number} is out of range")))
             }
-            (Form::Fixed64, WireType::Fixed64) => wire.take(8).map(drop).ok_or_else(cut),
-            (Form::Fixed32, WireType::Fixed32) => wire.take(4).map(drop).ok_or_else(cut),
-            (Form::Bytes, WireType::Len) => wire.prefixed().map(drop).ok_or_else(cut),
-            (Form::Text, WireType::Len) => {
+            (WireForm::Fixed64, WireType::Fixed64) => wire.take(8).map(drop).ok_or_else(cut),
+            (WireForm::Fixed32, WireType::Fixed32) => wire.take(4).map(drop).ok_or_else(cut),
+            (WireForm::Bytes, WireType::Len) => wire.prefixed().map(drop).ok_or_else(cut),
+            (WireForm::Text, WireType::Len) => {
                 let text = wire.prefixed().ok_or_else(cut)?;
                 std::str::from_utf8(text)
                     .map(drop)
-                    .map_err(|_| Refusal::new("", format!("field {number} is not UTF-8")))
+                    .map_err(|_| StrictDecodeError::new("", format!("field {number} is not UTF-8")))
             }
-            (Form::Message(place), WireType::Len) => {
+            (WireForm::Message(place), WireType::Len) => {
                 self.message(wire.prefixed().ok_or_else(cut)?, place, depth + 1, left)
             }
             // proto3 packs repeated numbers; every reader takes both forms.
-            (Form::Varint(range), WireType::Len) if field.slot.is_none() => {
+            (WireForm::Varint(range), WireType::Len) if field.slot.is_none() => {
                 let mut packed = Wire(wire.prefixed().ok_or_else(cut)?);
                 while !packed.0.is_empty() {
                     let value = packed.varint().ok_or_else(cut)?;
                     *left = left.checked_sub(1).ok_or_else(|| {
-                        Refusal::new("", format!("has more than {FIELDS_MAX} fields"))
+                        StrictDecodeError::new("", format!("has more than {FIELDS_MAX} fields"))
                     })?;
-                    if !range.holds(value) {
-                        return Err(Refusal::new("", format!("field {number} is out of range")));
+                    if !range.accepts(value) {
+                        return Err(StrictDecodeError::new("", format!("field {number} is out of range")));
                     }
                 }
                 Ok(())
             }
             (
-                Form::Varint(_)
-                | Form::Fixed64
-                | Form::Fixed32
-                | Form::Text
-                | Form::Bytes
-                | Form::Message(_),
+                WireForm::Varint(_)
+                | WireForm::Fixed64
+                | WireForm::Fixed32
+                | WireForm::Text
+                | WireForm::Bytes
+                | WireForm::Message(_),
                 WireType::Varint
                 | WireType::Fixed64
                 | WireType::Len
                 | WireType::Group
                 | WireType::Fixed32,
-            ) => Err(Refusal::new(
+            ) => Err(StrictDecodeError::new(
                 "",
                 format!("field {number} is of another wire type"),
             )),
@@ -353,7 +353,7 @@ impl Table {
 }
 
 impl Range {
-    fn holds(self, value: u64) -> bool {
+    fn accepts(self, value: u64) -> bool {
         match self {
             Self::Any => true,
             Self::Bool => value <= 1,

@@ -3,7 +3,7 @@ use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::strict::{FIELDS_MAX, Refusal, read};
+use super::strict::{FIELDS_MAX, StrictDecodeError, read};
 use super::v1;
 
 /// A varint field.
@@ -30,9 +30,9 @@ fn open_task() -> Vec<u8> {
     .concat()
 }
 
-fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(bytes: &[u8]) -> Refusal {
+fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(bytes: &[u8]) -> StrictDecodeError {
     match read::<U>(bytes) {
-        Err(refusal) => refusal,
+        Err(error) => error,
         Ok(message) => panic!("was read: {message:?}"),
     }
 }
@@ -44,7 +44,7 @@ fn with_value(value: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_understood_is_read() {
+fn known_fields_are_accepted() {
     let message: v1::OpenTaskRequest = read(&open_task()).expect("read");
     assert_eq!(message.purpose, "why");
     assert_eq!(message.max_duration.map(|d| d.seconds), Some(60));
@@ -57,7 +57,7 @@ fn what_is_understood_is_read() {
 }
 
 #[test]
-fn every_top_level_refusal() {
+fn top_level_errors() {
     let with = |extra: Vec<u8>| [open_task(), extra].concat();
     let cases: [(&str, Vec<u8>, &str); 14] = [
         (
@@ -104,13 +104,13 @@ fn every_top_level_refusal() {
         ),
     ];
     for (what, bytes, text) in cases {
-        let refusal = refused::<v1::OpenTaskRequest>(&bytes).to_string();
-        assert!(refusal.contains(text), "{what}: {refusal}");
+        let error = refused::<v1::OpenTaskRequest>(&bytes).to_string();
+        assert!(error.contains(text), "{what}: {error}");
     }
 }
 
 #[test]
-fn nested_ones_too_with_their_path() {
+fn nested_errors_have_a_path() {
     let text = len(1, b"v");
     let cases: [(&str, Vec<u8>, &str); 6] = [
         (
@@ -145,8 +145,8 @@ fn nested_ones_too_with_their_path() {
         ),
     ];
     for (what, value, text) in cases {
-        let refusal = refused::<v1::RequestTokenRequest>(&with_value(&value)).to_string();
-        assert!(refusal.contains(text), "{what}: {refusal}");
+        let error = refused::<v1::RequestTokenRequest>(&with_value(&value)).to_string();
+        assert!(error.contains(text), "{what}: {error}");
     }
     let duration = len(3, &[varint(1, 60), varint(3, 1)].concat());
     assert!(
@@ -163,7 +163,7 @@ fn nested_ones_too_with_their_path() {
 }
 
 #[test]
-fn depth_and_number_are_bounded() {
+fn depth_and_field_count_are_bounded() {
     let nested = |sets: usize| (0..sets).fold(len(1, b"v"), |inner, _| len(4, &len(1, &inner)));
     // The request, its action, the parameter and the value are four; each set and its element two more.
     assert!(read::<v1::RequestTokenRequest>(&with_value(&nested(6))).is_ok());
@@ -195,7 +195,7 @@ fn depth_and_number_are_bounded() {
 }
 
 #[test]
-fn the_answer_is_invalid_argument_malformed_and_shows_no_value() {
+fn error_status_is_invalid_argument_without_values() {
     let bytes = [open_task(), len(9, b"s3cr3t")].concat();
     let status = refused::<v1::OpenTaskRequest>(&bytes).status();
     let info = status.get_details_error_info().expect("ErrorInfo");
@@ -255,7 +255,7 @@ fn passes<U: prost::Message + prost::Name + Default + PartialEq + std::fmt::Debu
 
 proptest! {
     #[test]
-    fn whatever_we_write_is_read(
+    fn encoder_output_is_accepted(
         (texts, bytes, number) in (prop::collection::vec(any::<String>(), 6), any::<Vec<u8>>(), any::<i32>()),
         parameters in prop::collection::vec((any::<String>(), value()), 0..5),
         (ttl, wait, evidence) in (duration(), duration(), evidence()),
@@ -304,7 +304,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics_and_never_says_more_than_prost(noise in any::<Vec<u8>>()) {
+    fn random_bytes_never_panic(noise in any::<Vec<u8>>()) {
         if read::<v1::RequestTokenRequest>(&noise).is_ok() {
             prop_assert!(v1::RequestTokenRequest::decode(noise.as_slice()).is_ok());
         }

@@ -4,81 +4,81 @@ use serde_json::Value;
 
 use crate::client::Error;
 use crate::jose::access_token::{AccessTokenClaims, CheckedToken, TokenError};
-use crate::jose::dpop::{self, CheckedProof, Expect, Freshness, ProofError};
+use crate::jose::dpop::{self, CheckedProof, ExpectedProof, Freshness, ProofError};
 use crate::model::{
     ActionName, AgentId, ApprovalClaim, Digest, Opening, Param, Secret, SpiffeId, Target, TaskId,
     Timestamp, TokenId,
 };
 
-/// What an HTTP request presented.
+/// The token, proof and target of an HTTP request.
 #[derive(Clone, Copy)]
-pub struct Presented<'a> {
-    /// The token, of `authorization: DPoP …`, without the word before it.
+pub struct PresentedToken<'a> {
+    /// The token: `authorization: DPoP …` without the scheme (RFC 9449 §7.1).
     pub token: &'a str,
-    /// The `dpop` header; exactly one may be there (RFC 9449 §4.3).
+    /// The `dpop` header; the request must have exactly one (RFC 9449 §4.3).
     pub dpop: Option<&'a str>,
     /// The HTTP method, as sent.
     pub method: &'a str,
     /// The server's own external URL of this request, never one taken from `Host`. Query and fragment are left out.
     pub url: &'a str,
-    /// Salts of sensitive parameters, by name, as the agent got them with the token.
+    /// Salts of sensitive parameters, by name, as the agent received them with the token.
     pub openings: &'a BTreeMap<String, String>,
 }
 
-/// What the server is about to do.
+/// The action that the server is about to do.
 #[derive(Debug, Clone)]
-pub struct Require {
-    /// The catalogue's name.
+pub struct RequiredAction {
+    /// Its name in the catalogue.
     pub action: ActionName,
-    /// What it is done to.
+    /// Its target.
     pub target: Target,
-    /// Exactly with what. `None` only where the server takes them from [`Admitted::parameters`] and nowhere else.
+    /// Its exact parameters. `None` only where the server takes them from [`Authorized::parameters`] and nowhere else.
     pub parameters: Option<BTreeMap<String, Param>>,
 }
 
-/// A request that may do what was required: its token holds, was not ended, and its sender has the key. Only
-/// [`super::Validator::check`] makes one; spending moves it.
+/// An authorized request: its token is valid and not revoked, and its sender holds the key. Only
+/// [`super::Validator::check`] makes one; [`super::Validator::consume`] takes it by value.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct Authorized {
     token: CheckedToken,
     text: Secret,
 }
 
-/// A request whose use, where its token has a limit, is spent.
+/// An authorized request whose use, where its token has a limit, is recorded.
 #[derive(Debug)]
-pub struct Spent {
-    admitted: Admitted,
+pub struct ConsumedUse {
+    authorized: Authorized,
     uses_left: Option<u32>,
     position: Option<u64>,
 }
 
-/// Why a request was rejected. Says nothing of the token but this.
+/// Why a request was rejected. Holds nothing of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// Ends may have been missed: the feed is silent or not complete, or the broker's keys cannot be fetched. Not the
+pub enum ValidationError {
+    /// Revocations may have been missed: the feed is silent or not complete, or the broker's keys cannot be fetched. Not the
     /// caller's fault.
-    #[error("revocations are not known to the present: nothing is admitted")]
+    #[error("revocation feed is stale; rejecting all tokens")]
     Stale,
     /// Too many proofs at once. Not the caller's fault.
     #[error("too many proofs at once")]
     Busy,
-    /// The token does not hold.
+    /// The token is not valid.
     #[error("token: {0}")]
     Token(TokenError),
-    /// The token, its task or its agent was ended.
+    /// The token, its task or its agent was revoked.
     #[error("token: revoked")]
     Revoked,
-    /// No proof.
-    #[error("proof: is missing")]
+    /// The request has no proof.
+    #[error("proof: missing")]
     ProofMissing,
-    /// The proof does not hold.
+    /// The proof is not valid.
     #[error("{0}")]
     Proof(ProofError),
     /// The proof is for another token.
-    #[error("proof: ath is not of this token")]
+    #[error("proof: `ath` is of another token")]
     ProofOfOtherToken,
     /// The proof is by another key than the token's.
-    #[error("proof: not by the key of the token")]
+    #[error("proof: signed by another key than the token's `cnf.jkt`")]
     ProofOfOtherKey,
     /// The proof was used before.
     #[error("proof: used before")]
@@ -89,18 +89,18 @@ pub enum Rejected {
     /// The token is for another target.
     #[error("the token is for another target")]
     WrongTarget,
-    /// The token is for other parameters, or a sensitive one was not opened.
+    /// The token is for other parameters, or the salt of a sensitive one is missing.
     #[error("the token is for other parameters")]
     WrongParameters,
-    /// Every use is spent.
+    /// Every use is consumed.
     #[error("token: its uses are spent")]
     UseSpent,
-    /// The use could not be spent. Not the caller's fault.
-    #[error("the use could not be spent: {0}")]
+    /// The use could not be recorded. Not the caller's fault.
+    #[error("the use could not be recorded: {0}")]
     Broker(Error),
 }
 
-impl Rejected {
+impl ValidationError {
     /// The HTTP status.
     pub fn status(&self) -> u16 {
         match self {
@@ -148,15 +148,15 @@ impl Rejected {
     }
 }
 
-/// The proof of the key that the token is bound to, for this request and this token.
+/// Checks the proof of possession for this request and this token (RFC 9449 §4.3, §7.1).
 pub(super) fn possession(
-    presented: &Presented<'_>,
+    presented: &PresentedToken<'_>,
     claims: &AccessTokenClaims,
     now: Timestamp,
-) -> Result<CheckedProof, Rejected> {
-    let proof = presented.dpop.ok_or(Rejected::ProofMissing)?;
+) -> Result<CheckedProof, ValidationError> {
+    let proof = presented.dpop.ok_or(ValidationError::ProofMissing)?;
     let htu = presented.url.split(['?', '#']).next().unwrap_or_default();
-    let expect = Expect {
+    let expect = ExpectedProof {
         htm: presented.method,
         htu,
         freshness: Freshness::Iat {
@@ -164,28 +164,28 @@ pub(super) fn possession(
             window_s: PROOF_WINDOW_S,
         },
     };
-    let proof = dpop::check(proof, &expect).map_err(Rejected::Proof)?;
+    let proof = dpop::check(proof, &expect).map_err(ValidationError::Proof)?;
     if proof.jkt() != claims.cnf.jkt {
-        return Err(Rejected::ProofOfOtherKey);
+        return Err(ValidationError::ProofOfOtherKey);
     }
     if proof.ath() != Some(dpop::ath(presented.token)) {
-        return Err(Rejected::ProofOfOtherToken);
+        return Err(ValidationError::ProofOfOtherToken);
     }
     Ok(proof)
 }
 
-/// The token's action is the one required, member by member.
+/// Checks that the token's action is the required one, member by member.
 pub(super) fn action(
-    presented: &Presented<'_>,
+    presented: &PresentedToken<'_>,
     claims: &AccessTokenClaims,
-    require: &Require,
-) -> Result<(), Rejected> {
+    require: &RequiredAction,
+) -> Result<(), ValidationError> {
     let detail = claims.detail();
     if detail.action != require.action {
-        return Err(Rejected::WrongAction);
+        return Err(ValidationError::WrongAction);
     }
     if detail.target != require.target {
-        return Err(Rejected::WrongTarget);
+        return Err(ValidationError::WrongTarget);
     }
     let Some(parameters) = &require.parameters else {
         return Ok(());
@@ -200,11 +200,11 @@ pub(super) fn action(
     if same {
         Ok(())
     } else {
-        Err(Rejected::WrongParameters)
+        Err(ValidationError::WrongParameters)
     }
 }
 
-/// A value equals itself; a commitment equals what its salt opens it to.
+/// A value is compared as it is, a commitment with the hash of salt and value.
 fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
     match commitment(held) {
         None => *held == param.to_json(),
@@ -223,7 +223,7 @@ fn commitment(held: &Value) -> Option<&str> {
     held.as_object()?.get("$commitment")?.as_str()
 }
 
-impl Admitted {
+impl Authorized {
     pub(super) fn new(token: CheckedToken, text: Secret) -> Self {
         Self { token, text }
     }
@@ -232,7 +232,7 @@ impl Admitted {
         &self.text
     }
 
-    /// The token's id: what logs carry.
+    /// The token's id: for logs.
     pub fn token_id(&self) -> TokenId {
         self.token.claims().jti
     }
@@ -252,49 +252,49 @@ impl Admitted {
         &self.token.claims().sub
     }
 
-    /// What it may do.
+    /// The authorized action.
     pub fn action(&self) -> &ActionName {
         &self.token.claims().detail().action
     }
 
-    /// To what.
+    /// Its target.
     pub fn target(&self) -> &Target {
         &self.token.claims().detail().target
     }
 
-    /// With what: values, or commitments for sensitive ones.
+    /// Its parameters: values, or commitments for sensitive ones.
     pub fn parameters(&self) -> &serde_json::Map<String, Value> {
         &self.token.claims().detail().parameters
     }
 
-    /// How often in all; `None` when its life is the only limit.
+    /// Uses in all; `None` when its lifetime is the only limit.
     pub fn uses(&self) -> Option<u32> {
         self.token.claims().uses
     }
 
-    /// When it ends by itself.
+    /// When the token expires.
     pub fn expires_at(&self) -> Timestamp {
         Timestamp::from_secs(self.token.claims().exp)
     }
 
-    /// The approval it rests on, if one was needed.
+    /// The approval of people, if one was needed.
     pub fn approval(&self) -> Option<&ApprovalClaim> {
         self.token.claims().approval.as_ref()
     }
 }
 
-impl Spent {
-    pub(super) fn new(admitted: Admitted, uses_left: Option<u32>, position: Option<u64>) -> Self {
+impl ConsumedUse {
+    pub(super) fn new(authorized: Authorized, uses_left: Option<u32>, position: Option<u64>) -> Self {
         Self {
-            admitted,
+            authorized,
             uses_left,
             position,
         }
     }
 
-    /// What was admitted.
-    pub fn admitted(&self) -> &Admitted {
-        &self.admitted
+    /// The authorized request.
+    pub fn authorized(&self) -> &Authorized {
+        &self.authorized
     }
 
     /// Uses left after this one; `None` when the token has no limit.
@@ -302,7 +302,7 @@ impl Spent {
         self.uses_left
     }
 
-    /// Index of the journal's entry of this use; `None` when there was nothing to spend.
+    /// Index of the journal entry of this use; `None` for a token without a limit.
     pub fn position(&self) -> Option<u64> {
         self.position
     }

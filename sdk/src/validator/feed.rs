@@ -1,32 +1,34 @@
-//! Follows `WatchRevocations` as long as the validator lives.
+//! Revocation feed: follows `WatchRevocations` until the validator is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{START_MS, Shared};
-use crate::client::{Error, Order, methods, pause_ms};
+use super::{START_MS, ValidatorState};
+use crate::client::{Error, CallOptions, methods, backoff_ms};
 use crate::model::{ParseError, Reason};
 use crate::proto::v1;
 
-/// Watches, and when the watch ends, for whatever cause, watches again from where it was; from the start after a gap.
-pub(super) async fn follow(shared: Arc<Shared>) {
+/// Watches, and when the stream ends, for any cause, watches again from the last position; from the start after a gap.
+pub(super) async fn run_feed(shared: Arc<ValidatorState>) {
     let mut round = 0;
     loop {
         if watch(&shared).await {
             round = 0;
         }
-        let pause = pause_ms(round).unwrap_or(1_000);
+        let pause = backoff_ms(round).unwrap_or(1_000);
         round = round.saturating_add(1);
         tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
-        // Watches last minutes at most, so a key that the broker took back goes from here in that time.
+        // Streams last minutes at most, so a key that the broker withdrew is dropped here within that time.
         let _kept = shared.keys.refresh(shared.config.clock.now()).await;
     }
 }
 
-/// One watch, to its end. Whether anything was heard.
-async fn watch(shared: &Shared) -> bool {
-    let order = Order::by(&shared.config.identity);
-    let after = shared.read(super::Revoked::read_through).map(Into::into);
+/// One stream, to its end. Returns whether a usable message was received.
+async fn watch(shared: &ValidatorState) -> bool {
+    let order = CallOptions::by(&shared.config.identity);
+    let after = shared
+        .read(super::RevocationSet::position)
+        .map(super::JournalPosition::to_wire);
     let request = v1::WatchRevocationsRequest { after };
     let started = shared
         .endpoint
@@ -44,24 +46,24 @@ async fn watch(shared: &Shared) -> bool {
                 error.reason(),
                 Some(Reason::PositionAhead | Reason::OtherEpoch)
             ) {
-                shared.change(super::Revoked::restart);
+                shared.change(super::RevocationSet::restart);
             }
             shared.note(error);
             return false;
         }
     };
-    let mut heard = false;
+    let mut received = false;
     let silence = Duration::from_millis(u64::from(shared.config.max_silence_ms));
     loop {
         let message = match tokio::time::timeout(silence, stream.message()).await {
             Ok(Ok(Some(message))) => message,
-            Ok(Ok(None)) => return heard,
+            Ok(Ok(None)) => return received,
             Ok(Err(status)) => {
-                shared.note(shared.endpoint.ended(&status));
-                return heard;
+                shared.note(shared.endpoint.stream_error(&status));
+                return received;
             }
-            // The connection may be dead without a sign.
-            Err(_) => return heard,
+            // The connection may be broken without a sign.
+            Err(_) => return received,
         };
         let now = shared.config.clock.now();
         if let Err(gap) = shared.change(|revoked| revoked.apply(message, now)) {
@@ -69,9 +71,9 @@ async fn watch(shared: &Shared) -> bool {
                 "revocation feed",
                 gap.to_string(),
             )));
-            // Heard, but of no use: back-off goes on.
+            // A message of no use: the backoff goes on.
             return false;
         }
-        heard = true;
+        received = true;
     }
 }

@@ -1,4 +1,4 @@
-//! The broker's public keys, fetched from its one configured place.
+//! Broker keys: the JWK set, fetched from the one configured URL.
 
 use std::time::Duration;
 
@@ -8,43 +8,43 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
 
-use crate::client::{Protocol, Route};
+use crate::client::{Protocol, Transport};
 use crate::jose::{KeySet, Usage};
 use crate::model::Timestamp;
 
-/// Why the broker's keys could not be had.
+/// Why the broker's keys could not be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// No connection, or it broke.
-    #[error("the broker's keys: it cannot be reached")]
+    #[error("broker keys: the broker cannot be reached")]
     Unreachable,
     /// Not within three seconds.
-    #[error("the broker's keys: no answer in time")]
+    #[error("broker keys: no answer in time")]
     TimedOut,
     /// Another status than 200.
-    #[error("the broker's keys: answered with status {0}")]
+    #[error("broker keys: expected status 200, got {0}")]
     Status(u16),
     /// More than 256 KiB.
-    #[error("the broker's keys: larger than 256 KiB, or cut short")]
+    #[error("broker keys: larger than 256 KiB, or truncated")]
     Body,
     /// Not a JWK set of public keys.
-    #[error("the broker's keys: not a set of public keys")]
+    #[error("broker keys: not a JWK set of public keys")]
     Form,
 }
 
 pub(super) struct Keys {
-    route: Route,
+    transport: Transport,
     set: ArcSwap<KeySet>,
-    /// When the last fetch began. Held through a fetch, so that many unknown names make one.
+    /// When the last fetch began. Locked through a fetch, so that many unknown key ids make one.
     fetched_at: Mutex<Timestamp>,
 }
 
 impl Keys {
     /// Fetches for the first time.
-    pub(super) async fn fetch(route: &Route, now: Timestamp) -> Result<Self, FetchError> {
-        let set = get(route).await?;
+    pub(super) async fn fetch(transport: &Transport, now: Timestamp) -> Result<Self, FetchError> {
+        let set = get(transport).await?;
         Ok(Self {
-            route: route.clone(),
+            transport: transport.clone(),
             set: ArcSwap::from_pointee(set),
             fetched_at: Mutex::new(now),
         })
@@ -55,28 +55,28 @@ impl Keys {
         self.set.load()
     }
 
-    /// Fetches again, at most once in ten seconds; keeps the keys it has when that fails.
+    /// Fetches again, at most once in ten seconds; keeps the present keys when that fails.
     pub(super) async fn refresh(&self, now: Timestamp) -> Result<(), FetchError> {
         let mut fetched_at = self.fetched_at.lock().await;
         if (0..REFETCH_MS).contains(&now.since(*fetched_at)) {
             return Ok(());
         }
         *fetched_at = now;
-        self.set.store(std::sync::Arc::new(get(&self.route).await?));
+        self.set.store(std::sync::Arc::new(get(&self.transport).await?));
         Ok(())
     }
 }
 
-async fn get(route: &Route) -> Result<KeySet, FetchError> {
-    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(route))
+async fn get(transport: &Transport) -> Result<KeySet, FetchError> {
+    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(transport))
         .await
         .map_err(|_| FetchError::TimedOut)??;
     KeySet::parse(&body, Usage::Signature).map_err(|_| FetchError::Form)
 }
 
-async fn get_body(route: &Route) -> Result<Bytes, FetchError> {
-    let authority = route.uri().authority().ok_or(FetchError::Unreachable)?;
-    let stream = route
+async fn get_body(transport: &Transport) -> Result<Bytes, FetchError> {
+    let authority = transport.uri().authority().ok_or(FetchError::Unreachable)?;
+    let stream = transport
         .connect(Protocol::Http1)
         .await
         .map_err(|_| FetchError::Unreachable)?;
@@ -121,10 +121,10 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::client::Reach;
+    use crate::client::ConnectOptions;
 
-    fn route(url: &str) -> Route {
-        Route::new(url, &Reach::default()).expect("route")
+    fn transport(url: &str) -> Transport {
+        Transport::new(url, &ConnectOptions::default()).expect("transport")
     }
 
     /// Answers each connection with the next of these bytes.
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_that_are_no_keys() {
+    async fn invalid_key_responses_are_rejected() {
         let long = "x".repeat(BODY_BYTES_MAX + 1);
         let cases = [
             (
@@ -171,7 +171,7 @@ mod tests {
         for (answer, error) in cases {
             let url = serve(vec![answer]).await;
             assert_eq!(
-                Keys::fetch(&route(&url), Timestamp::from_secs(0))
+                Keys::fetch(&transport(&url), Timestamp::from_secs(0))
                     .await
                     .err(),
                 Some(error)
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unknown_names_fetch_at_most_once_in_ten_seconds() {
+    async fn refetch_is_limited_to_once_in_ten_seconds() {
         let url = serve(vec![
             ok(r#"{"keys":[]}"#),
             ok("broken"),
@@ -188,7 +188,7 @@ mod tests {
         ])
         .await;
         let start = Timestamp::from_secs(1_800_000_000);
-        let keys = Keys::fetch(&route(&url), start).await.expect("keys");
+        let keys = Keys::fetch(&transport(&url), start).await.expect("keys");
         assert_eq!(
             keys.refresh(start.plus_millis(REFETCH_MS - 1)).await,
             Ok(()),

@@ -1,16 +1,16 @@
-//! What resource servers link: may this request, with this token and proof, do this one thing now?
+//! Offline token validation for resource servers: signature, lifetime, revocation, proof of possession and action.
 //!
-//! In: what a request presented, and what the server is about to do. Out: [`Admitted`], which only a whole check makes and
-//! which [`Validator::spend`] takes by value; or [`Rejected`].
-//! Trusts: the broker at its configured URL for keys and for the feed of ends; the server for its own external URL.
-//! Refuses: everything while the feed is silent, has a gap, or says what this validator does not understand.
-//! Never: asks the broker about a token that is checked here, shows a token, or takes an issuer, key or URL from the request.
+//! In: the token and proof of a request, and the action that the server is about to do. Out: [`Authorized`], which only a
+//! complete check makes and which [`Validator::consume`] takes by value; or a [`ValidationError`].
+//! Trusts: the broker at its configured URL for keys and for the revocation feed; the server for its own external URL.
+//! Refuses: every token while the feed is silent, has a gap, or sends a message that this validator cannot read.
+//! Never: calls the broker for an offline check, shows a token, or takes an issuer, key or URL from the request.
 
 mod check;
 mod feed;
 mod keys;
 mod replay;
-mod revoked;
+mod revocation_set;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,44 +18,44 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use check::{Admitted, Presented, Rejected, Require, Spent};
+pub use check::{Authorized, PresentedToken, ValidationError, RequiredAction, ConsumedUse};
 pub use keys::FetchError;
-pub use revoked::Position;
 
-use crate::client::{Endpoint, Error, Identity, Order, Reach, methods};
+pub use crate::client::{Introspection, JournalPosition};
+use crate::client::{CallOptions, ConnectOptions, Endpoint, Error, Identity, methods};
 use crate::clock::Clock;
 use crate::jose::access_token::{self, TokenError};
 use crate::model::{Audience, Reason, Secret, TokenId, UseId};
 use crate::proto::v1;
 use keys::Keys;
-use replay::Proofs;
-use revoked::Revoked;
+use replay::ReplayCache;
+use revocation_set::RevocationSet;
 
-/// Whose tokens a resource server takes, and how it hears of their end.
+/// Whose tokens a resource server accepts, and how it follows their revocation.
 #[derive(Clone)]
 pub struct ValidatorConfig {
     /// The broker's external URL.
     pub url: String,
-    /// How the broker is reached from here.
-    pub reach: Reach,
+    /// How to connect to the broker.
+    pub connect: ConnectOptions,
     /// The issuer that tokens must name, byte by byte.
     pub issuer: String,
     /// The one audience that tokens must name.
     pub audience: Audience,
-    /// How this server shows the broker who it is.
+    /// How this server authenticates to the broker.
     pub identity: Identity,
-    /// Longest silence of the feed, in milliseconds, before every check is refused.
+    /// Longest silence of the feed, in milliseconds, before every token is rejected.
     pub max_silence_ms: u32,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
 impl ValidatorConfig {
-    /// With a silence of at most 5,000 ms, the machine's clock, and the broker where its URL says.
+    /// With a silence of at most 5,000 ms, the machine's clock, and a direct connection to the URL.
     pub fn new(url: &str, issuer: &str, audience: Audience, identity: Identity) -> Self {
         Self {
             url: url.to_owned(),
-            reach: Reach::default(),
+            connect: ConnectOptions::default(),
             issuer: issuer.to_owned(),
             audience,
             identity,
@@ -68,44 +68,45 @@ impl ValidatorConfig {
 /// Why a validator did not start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The broker's keys could not be had.
+    /// The broker's keys could not be fetched.
     #[error("{0}")]
     Keys(#[from] FetchError),
-    /// The broker did not take the watch, or cannot be called.
+    /// The broker refused the feed, or cannot be called.
     #[error("{0}")]
     Broker(#[from] Error),
-    /// The feed did not come to its present end in time.
+    /// The feed did not reach the end of the journal in time.
     #[error("the revocation feed is not complete yet")]
     Feed,
 }
 
-/// Checks tokens offline, for one audience, and follows the feed of ends while it lives.
+/// Validates tokens offline, for one audience, and follows the revocation feed until it is dropped.
 pub struct Validator {
-    shared: Arc<Shared>,
-    proofs: Mutex<Proofs>,
+    shared: Arc<ValidatorState>,
+    proofs: Mutex<ReplayCache>,
     feed: JoinHandle<()>,
 }
 
-/// What the feed's task and the checks share.
-struct Shared {
+/// State shared by the feed's task and the checks.
+struct ValidatorState {
     config: ValidatorConfig,
     endpoint: Endpoint,
     keys: Keys,
-    revoked: RwLock<Revoked>,
-    position: watch::Sender<Option<Position>>,
+    revoked: RwLock<RevocationSet>,
+    position: watch::Sender<Option<JournalPosition>>,
     last_error: Mutex<Option<Error>>,
 }
 
 impl Validator {
-    /// Fetches the broker's keys and follows its feed; ready when it has heard everything that can still matter.
+    /// Fetches the broker's keys and follows its feed; returns once every revocation that can still matter is known, or fails
+    /// after ten seconds.
     pub async fn connect(config: ValidatorConfig) -> Result<Self, ConnectError> {
         let endpoint =
-            Endpoint::reach(&config.url, &config.reach)?.with_clock(config.clock.clone());
-        let keys = Keys::fetch(endpoint.route(), config.clock.now()).await?;
+            Endpoint::connect_with(&config.url, &config.connect)?.with_clock(config.clock.clone());
+        let keys = Keys::fetch(endpoint.transport(), config.clock.now()).await?;
         let position = watch::Sender::new(None);
         let mut heard = position.subscribe();
         let revoked = RwLock::default();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ValidatorState {
             config,
             endpoint,
             keys,
@@ -113,14 +114,14 @@ impl Validator {
             position,
             last_error: Mutex::default(),
         });
-        let feed = tokio::spawn(feed::follow(shared.clone()));
+        let feed = tokio::spawn(feed::run_feed(shared.clone()));
         let validator = Self {
             shared,
             proofs: Mutex::default(),
             feed,
         };
         let complete = async {
-            while !validator.shared.read(Revoked::is_complete) {
+            while !validator.shared.read(RevocationSet::is_complete) {
                 if heard.changed().await.is_err() {
                     break;
                 }
@@ -134,115 +135,111 @@ impl Validator {
         }
     }
 
-    /// Whether the request may do what is required: signature and life, ends, possession, and then the action itself.
+    /// Checks a request: signature and lifetime, revocation, proof of possession (RFC 9449 §7), and then the action.
     pub async fn check(
         &self,
-        presented: &Presented<'_>,
-        require: &Require,
-    ) -> Result<Admitted, Rejected> {
-        let Shared { config, keys, .. } = &*self.shared;
+        presented: &PresentedToken<'_>,
+        require: &RequiredAction,
+    ) -> Result<Authorized, ValidationError> {
+        let ValidatorState { config, keys, .. } = &*self.shared;
         let now = config.clock.now();
-        // An end may have been missed: nothing else is looked at.
+        // A revocation may have been missed: nothing else is checked.
         if self
             .shared
             .read(|revoked| revoked.is_stale(now, config.max_silence_ms))
         {
-            return Err(Rejected::Stale);
+            return Err(ValidationError::Stale);
         }
-        let expect = access_token::Expect {
+        let expect = access_token::ExpectedToken {
             iss: &config.issuer,
             aud: Some(&config.audience),
             now,
         };
         let token = match access_token::check(presented.token, &keys.now(), &expect) {
             Err(TokenError::UnknownKey) => {
-                keys.refresh(now).await.map_err(|_| Rejected::Stale)?;
+                keys.refresh(now).await.map_err(|_| ValidationError::Stale)?;
                 access_token::check(presented.token, &keys.now(), &expect)
             }
             checked => checked,
         };
-        let token = token.map_err(Rejected::Token)?;
+        let token = token.map_err(ValidationError::Token)?;
         // The fetch may have taken a while; the answer is of now.
         let now = config.clock.now();
         self.shared
-            .read(|revoked| revoked.judge(token.claims(), now, config.max_silence_ms))?;
+            .read(|revoked| revoked.check(token.claims(), now, config.max_silence_ms))?;
         let proof = check::possession(presented, token.claims(), now)?;
         self.proofs
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .once(&proof, now)?;
+            .insert_once(&proof, now)?;
         check::action(presented, token.claims(), require)?;
-        Ok(Admitted::new(
+        Ok(Authorized::new(
             token,
             Secret::new(presented.token.to_owned()),
         ))
     }
 
-    /// Spends one use of a token that has a limit: asks the broker, which records it before it answers. The same `use_id`
-    /// gets the same answer. A token without a limit costs no call.
-    pub async fn spend(&self, admitted: Admitted, use_id: &str) -> Result<Spent, Rejected> {
+    /// Consumes one use of a token that has a limit: the broker records the use before it answers. The same `use_id` gets the
+    /// same answer. A token without a limit costs no call.
+    pub async fn consume(&self, authorized: Authorized, use_id: &str) -> Result<ConsumedUse, ValidationError> {
         let use_id =
-            UseId::parse(use_id).map_err(|error| Rejected::Broker(Error::Malformed(error)))?;
-        if admitted.uses().is_none() {
-            return Ok(Spent::new(admitted, None, None));
+            UseId::parse(use_id).map_err(|error| ValidationError::Broker(Error::InvalidInput(error)))?;
+        if authorized.uses().is_none() {
+            return Ok(ConsumedUse::new(authorized, None, None));
         }
         let request = v1::ConsumeTokenRequest {
-            token: admitted.token().expose_secret().to_owned(),
+            token: authorized.token().expose_secret().to_owned(),
             use_id: use_id.to_string(),
         };
-        let Shared {
+        let ValidatorState {
             endpoint, config, ..
         } = &*self.shared;
         let answer = endpoint
-            .call::<methods::ConsumeToken>(Order::by(&config.identity), &[request])
+            .call::<methods::ConsumeToken>(CallOptions::by(&config.identity), &[request])
             .await;
         let answer = answer.map_err(|error| {
             if error.reason() == Some(Reason::UseSpent) {
-                Rejected::UseSpent
+                ValidationError::UseSpent
             } else if matches!(
                 error.reason(),
                 Some(Reason::TokenInactive | Reason::TokenDead | Reason::TaskEnded)
             ) {
-                Rejected::Revoked
+                ValidationError::Revoked
             } else {
-                Rejected::Broker(error)
+                ValidationError::Broker(error)
             }
         })?;
-        // Only an answer about this token that spent a use is a pass.
-        let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == admitted.token_id());
+        // Only an answer about this token, with the entry of the use, authorizes it.
+        let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
         match (own, answer.position) {
-            (true, Some(position)) => Ok(Spent::new(admitted, answer.uses_left, Some(position))),
-            (true, None) | (false, _) => Err(Rejected::Broker(Error::Answer(
+            (true, Some(position)) => Ok(ConsumedUse::new(authorized, answer.uses_left, Some(position))),
+            (true, None) | (false, _) => Err(ValidationError::Broker(Error::Answer(
                 crate::model::ParseError::new("use", "is not of this token"),
             ))),
         }
     }
 
-    /// Asks the broker about a token: the one answer that no lag can make old.
-    pub async fn introspect(&self, token: &str) -> Result<v1::IntrospectResponse, Error> {
-        let Shared {
+    /// Introspects a token at the broker: the one answer that no lag of the feed can make old.
+    pub async fn introspect(&self, token: &str) -> Result<Introspection, Error> {
+        let ValidatorState {
             endpoint, config, ..
         } = &*self.shared;
-        let request = v1::IntrospectRequest {
-            token: token.to_owned(),
-        };
-        endpoint
-            .call::<methods::Introspect>(Order::by(&config.identity), &[request])
-            .await
+        endpoint.introspect(&config.identity, token).await
     }
 
-    /// Up to where every end is known; `None` while the feed is not complete.
-    pub fn read_through(&self) -> Option<Position> {
+    /// The journal position up to which every revocation is known; `None` while the feed is not complete.
+    pub fn position(&self) -> Option<JournalPosition> {
         *self.shared.position.borrow()
     }
 
-    /// The same, to be waited on.
-    pub fn positions(&self) -> watch::Receiver<Option<Position>> {
+    /// The same, as a watch channel.
+    pub fn positions(&self) -> watch::Receiver<Option<JournalPosition>> {
         self.shared.position.subscribe()
     }
 
-    /// Waits until everything up to this index of the journal is known, such as the position of an end report.
-    pub async fn read_past(&self, index: u64) -> Position {
+    /// Waits until every revocation up to this journal index is known, such as the position of a
+    /// [`crate::client::TaskEndReport`].
+    pub async fn wait_for_position(&self, index: u64) -> JournalPosition {
         let mut positions = self.positions();
         loop {
             if let Some(position) = *positions.borrow_and_update()
@@ -257,7 +254,7 @@ impl Validator {
         }
     }
 
-    /// Why the feed last broke off, if it did.
+    /// The error that last interrupted the feed, if any.
     pub fn last_error(&self) -> Option<Error> {
         self.shared
             .last_error
@@ -284,17 +281,17 @@ impl std::fmt::Debug for Validator {
     }
 }
 
-impl Shared {
-    fn read<T>(&self, look: impl FnOnce(&Revoked) -> T) -> T {
+impl ValidatorState {
+    fn read<T>(&self, look: impl FnOnce(&RevocationSet) -> T) -> T {
         look(&self.revoked.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes what is known, and tells those who wait.
-    fn change<T>(&self, change: impl FnOnce(&mut Revoked) -> T) -> T {
+    /// Changes the revocations, and publishes the new position.
+    fn change<T>(&self, change: impl FnOnce(&mut RevocationSet) -> T) -> T {
         let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
         let out = change(&mut revoked);
         self.position.send_replace(if revoked.is_complete() {
-            revoked.read_through()
+            revoked.position()
         } else {
             None
         });

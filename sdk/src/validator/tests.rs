@@ -105,7 +105,7 @@ impl service::TokenService for Service {
             .is_some_and(|v| v == "Bearer svid");
         let proof = request.metadata().get("dpop").and_then(|v| v.to_str().ok());
         assert!(bearer != proof.is_some());
-        let expect = dpop::Expect {
+        let expect = dpop::ExpectedProof {
             htm: "POST",
             htu: &self.watch_url,
             freshness: dpop::Freshness::Nonce,
@@ -247,9 +247,9 @@ fn action() -> Action {
     .expect("action")
 }
 
-fn require() -> Require {
+fn require() -> RequiredAction {
     let action = action();
-    Require {
+    RequiredAction {
         action: action.name,
         target: action.target,
         parameters: Some(action.parameters),
@@ -301,8 +301,8 @@ fn proof(holder: &SigningKey, token: &str, bend: impl FnOnce(&mut ProofClaims<'_
         jti: &jti,
         nonce: None,
         ath,
-        adg: None,
-        evh: None,
+        action_digest: None,
+        evidence_hash: None,
     };
     bend(&mut claims);
     dpop::create(holder, &claims)
@@ -315,9 +315,9 @@ async fn check(
     validator: &Validator,
     token: &str,
     proof: Option<&str>,
-    require: &Require,
-) -> Result<Admitted, Rejected> {
-    let presented = Presented {
+    require: &RequiredAction,
+) -> Result<Authorized, ValidationError> {
+    let presented = PresentedToken {
         token,
         dpop: proof,
         method: "POST",
@@ -328,7 +328,7 @@ async fn check(
 }
 
 #[tokio::test]
-async fn only_what_the_token_is_for_by_whom_it_is_for() {
+async fn action_parameters_and_key_are_enforced() {
     let mut broker = Broker::start().await;
     let (validator, _feed) = broker.validator().await;
     let (holder, thief) = (
@@ -339,51 +339,51 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
     let fresh = || proof(&holder, &token, |_| ());
 
     let used = fresh();
-    let admitted = check(&validator, &token, Some(&used), &require())
+    let authorized = check(&validator, &token, Some(&used), &require())
         .await
-        .expect("admitted");
+        .expect("authorized");
     assert_eq!(
-        (admitted.task_id(), admitted.uses()),
+        (authorized.task_id(), authorized.uses()),
         (TaskId::from_random([2; 16]), None)
     );
-    assert!(!format!("{admitted:?}").contains(&token));
+    assert!(!format!("{authorized:?}").contains(&token));
     assert_eq!(
         check(&validator, &token, Some(&used), &require())
             .await
             .err(),
-        Some(Rejected::ProofReplayed)
+        Some(ValidationError::ProofReplayed)
     );
 
     let now = Clock::system().now();
     let rejected = [
-        (None, Rejected::ProofMissing),
+        (None, ValidationError::ProofMissing),
         (
             Some(proof(&thief, &token, |_| ())),
-            Rejected::ProofOfOtherKey,
+            ValidationError::ProofOfOtherKey,
         ),
         (
             Some(proof(&holder, "other", |_| ())),
-            Rejected::ProofOfOtherToken,
+            ValidationError::ProofOfOtherToken,
         ),
         (
             Some(proof(&holder, &token, |p| p.ath = None)),
-            Rejected::ProofOfOtherToken,
+            ValidationError::ProofOfOtherToken,
         ),
         (
             Some(proof(&holder, &token, |p| p.htm = "GET")),
-            Rejected::Proof(ProofError::WrongMethod),
+            ValidationError::Proof(ProofError::WrongMethod),
         ),
         (
             Some(proof(&holder, &token, |p| p.htu = "https://other/")),
-            Rejected::Proof(ProofError::WrongUrl),
+            ValidationError::Proof(ProofError::WrongUrl),
         ),
         (
             Some(proof(&holder, &token, |p| p.iat = now.plus_secs(-62))),
-            Rejected::Proof(ProofError::Stale),
+            ValidationError::Proof(ProofError::Stale),
         ),
         (
             Some(proof(&holder, &token, |p| p.iat = now.plus_secs(64))),
-            Rejected::Proof(ProofError::Stale),
+            ValidationError::Proof(ProofError::Stale),
         ),
     ];
     for (proof, expected) in rejected {
@@ -401,7 +401,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
         assert_eq!(error.status(), 401);
     }
 
-    let with = |bend: &dyn Fn(&mut Require)| {
+    let with = |bend: &dyn Fn(&mut RequiredAction)| {
         let mut require = require();
         bend(&mut require);
         require
@@ -419,24 +419,24 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
     let wrong = [
         (
             with(&|r| r.action = ActionName::parse("account.enable").expect("name")),
-            Rejected::WrongAction,
+            ValidationError::WrongAction,
         ),
         (
             with(&|r| r.target = Target::parse("Account", "bob").expect("target")),
-            Rejected::WrongTarget,
+            ValidationError::WrongTarget,
         ),
         (
             parameter("end_sessions", Param::Bool(false)),
-            Rejected::WrongParameters,
+            ValidationError::WrongParameters,
         ),
         (
             parameter("note", Param::Str("other words".to_owned())),
-            Rejected::WrongParameters,
+            ValidationError::WrongParameters,
         ),
-        (parameter("more", Param::Int(1)), Rejected::WrongParameters),
+        (parameter("more", Param::Int(1)), ValidationError::WrongParameters),
         (
             with(&|r| r.parameters = Some(BTreeMap::new())),
-            Rejected::WrongParameters,
+            ValidationError::WrongParameters,
         ),
     ];
     for (require, expected) in wrong {
@@ -462,7 +462,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
         .await
         .is_ok()
     );
-    let unopened = Presented {
+    let unopened = PresentedToken {
         token: &token,
         dpop: Some(&fresh()),
         method: "POST",
@@ -471,7 +471,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
     };
     assert_eq!(
         validator.check(&unopened, &require()).await.err(),
-        Some(Rejected::WrongParameters)
+        Some(ValidationError::WrongParameters)
     );
 
     for (bend, expected) in [
@@ -494,13 +494,13 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
             check(&validator, &token, Some(&proof), &require())
                 .await
                 .err(),
-            Some(Rejected::Token(expected))
+            Some(ValidationError::Token(expected))
         );
     }
 }
 
 #[tokio::test]
-async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
+async fn feed_resumes_after_disconnect_and_restarts_after_gap() {
     let mut broker = Broker::start().await;
     let (validator, feed) = broker.validator().await;
     let holder = SigningKey::generate().expect("key").0;
@@ -520,15 +520,15 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
 
     feed.send(Ok(ended(12, None, 2))).expect("sent");
     assert_eq!(
-        validator.read_past(12).await,
-        Position {
+        validator.wait_for_position(12).await,
+        JournalPosition {
             epoch: 1,
             index: 12
         }
     );
     assert_eq!(
         (ask(&good).await, ask(&token).await),
-        (None, Some(Rejected::Revoked))
+        (None, Some(ValidationError::Revoked))
     );
 
     // The broker closes watches after some minutes.
@@ -538,8 +538,8 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
     feed.send(Ok(ended(14, Some(13), 6))).expect("sent");
     let feed = broker.watch(None).await;
     assert_eq!(
-        (ask(&good).await, validator.read_through()),
-        (Some(Rejected::Stale), None)
+        (ask(&good).await, validator.position()),
+        (Some(ValidationError::Stale), None)
     );
     assert!(
         validator
@@ -548,17 +548,17 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
     );
     feed.send(Ok(ended(13, Some(12), 5))).expect("sent");
     feed.send(Ok(heartbeat(14, Some(13)))).expect("sent");
-    validator.read_past(14).await;
+    validator.wait_for_position(14).await;
     assert_eq!(
         (ask(&good).await, ask(&token).await),
-        (Some(Rejected::Revoked), Some(Rejected::Revoked))
+        (Some(ValidationError::Revoked), Some(ValidationError::Revoked))
     );
 }
 
 #[tokio::test]
-async fn a_silent_feed_closes_the_gate() {
+async fn stale_feed_rejects_all() {
     let mut broker = Broker::start().await;
-    let (clock, hand) = Clock::by_hand(Clock::system().now());
+    let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
         clock,
         ..broker.config()
@@ -585,17 +585,17 @@ async fn a_silent_feed_closes_the_gate() {
     let error = ask().await.expect("rejected");
     assert_eq!(
         (&error, error.status(), error.www_authenticate()),
-        (&Rejected::Stale, 503, None)
+        (&ValidationError::Stale, 503, None)
     );
     feed.send(Ok(heartbeat(11, None))).expect("sent");
-    validator.read_past(11).await;
+    validator.wait_for_position(11).await;
     assert_eq!(ask().await, None);
 }
 
 #[tokio::test]
-async fn an_unknown_key_is_looked_for_once() {
+async fn unknown_key_is_refetched_once() {
     let mut broker = Broker::start().await;
-    let (clock, hand) = Clock::by_hand(Clock::system().now());
+    let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
         clock,
         max_silence_ms: 3_600_000,
@@ -618,7 +618,7 @@ async fn an_unknown_key_is_looked_for_once() {
         .await
         .err()
     };
-    let unknown = Some(Rejected::Token(TokenError::UnknownKey));
+    let unknown = Some(ValidationError::Token(TokenError::UnknownKey));
     assert_eq!(
         (ask().await, broker.fetches.load(Ordering::SeqCst)),
         (unknown.clone(), 1)
@@ -645,7 +645,7 @@ async fn an_unknown_key_is_looked_for_once() {
 }
 
 #[tokio::test]
-async fn a_use_is_spent_only_where_there_is_a_limit() {
+async fn only_limited_tokens_consume_uses() {
     let mut broker = Broker::start().await;
     let (validator, _feed) = broker.validator().await;
     let holder = SigningKey::generate().expect("key").0;
@@ -658,43 +658,43 @@ async fn a_use_is_spent_only_where_there_is_a_limit() {
             &require(),
         )
         .await
-        .expect("admitted")
+        .expect("authorized")
     };
     let spent = validator
-        .spend(admit(Some(1)).await, "good")
+        .consume(admit(Some(1)).await, "good")
         .await
         .expect("spent");
     assert_eq!((spent.uses_left(), spent.position()), (Some(0), Some(77)));
-    assert_eq!(spent.admitted().token_id(), TokenId::from_random([1; 16]));
+    assert_eq!(spent.authorized().token_id(), TokenId::from_random([1; 16]));
     let free = validator
-        .spend(admit(None).await, "no-call-is-made")
+        .consume(admit(None).await, "no-call-is-made")
         .await
         .expect("free");
     assert_eq!((free.uses_left(), free.position()), (None, None));
     assert_eq!(
-        validator.spend(admit(Some(1)).await, "spent").await.err(),
-        Some(Rejected::UseSpent)
+        validator.consume(admit(Some(1)).await, "spent").await.err(),
+        Some(ValidationError::UseSpent)
     );
     assert_eq!(
         validator
-            .spend(admit(Some(1)).await, "inactive")
+            .consume(admit(Some(1)).await, "inactive")
             .await
             .err(),
-        Some(Rejected::Revoked)
+        Some(ValidationError::Revoked)
     );
     for use_id in ["unspent", "other", "unknown", "no good id"] {
         let error = validator
-            .spend(admit(Some(1)).await, use_id)
+            .consume(admit(Some(1)).await, use_id)
             .await
             .expect_err("rejected");
-        assert!(matches!(error, Rejected::Broker(_)), "{use_id}: {error}");
+        assert!(matches!(error, ValidationError::Broker(_)), "{use_id}: {error}");
         assert_eq!(error.status(), 503);
     }
     assert!(validator.introspect("token").await.expect("answer").active);
 }
 
 #[tokio::test]
-async fn a_key_is_an_identity_too() {
+async fn validator_may_authenticate_with_a_key() {
     let mut broker = Broker::start().await;
     let identity = Identity::Key(Arc::new(SigningKey::generate().expect("key").0));
     let connecting = tokio::spawn(Validator::connect(ValidatorConfig {
@@ -705,8 +705,8 @@ async fn a_key_is_an_identity_too() {
     feed.send(Ok(heartbeat(10, None))).expect("sent");
     let validator = connecting.await.expect("join").expect("validator");
     assert_eq!(
-        validator.read_through(),
-        Some(Position {
+        validator.position(),
+        Some(JournalPosition {
             epoch: 1,
             index: 10
         })
@@ -714,7 +714,7 @@ async fn a_key_is_an_identity_too() {
 }
 
 #[tokio::test]
-async fn without_keys_or_without_a_feed_nothing_starts() {
+async fn connect_requires_keys_and_feed() {
     let broker = Broker::start().await;
     *broker.keys.lock().await = serde_json::json!({});
     assert_eq!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
-use crate::card::{Asker, Attestation, Card, Need, Registered, Who};
+use crate::card::{Requester, Attestation, Card, ProfileProgress, AgentRegistration, PersonRef};
 use crate::model::*;
 use crate::policy::{CatalogueAction, VoteMethod, ParamSpec, ParamType, PolicyBundle};
 
@@ -34,7 +34,7 @@ impl Broker {
         let catalogue_text = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
         };
-        let need = |need: crate::broker::ProfileState| Need {
+        let need = |need: crate::broker::ProfileState| ProfileProgress {
             profile: need.profile,
             group: need.group,
             quorum: need.quorum,
@@ -45,14 +45,14 @@ impl Broker {
                 .collect(),
             passkey: need.method == Some(VoteMethod::Passkey),
         };
-        let registered = bundle.agent(&opened.agent).map(|agent| Registered {
+        let registered = bundle.agent(&opened.agent).map(|agent| AgentRegistration {
             environment: agent.environment.to_string(),
             model: agent.model.clone(),
             autonomy: agent.autonomy.clone(),
         });
         Ok(Card {
             access_request: opened.access_request,
-            standing,
+            status: standing,
             realm: self.settings.realm.clone(),
             title,
             effect: catalogue_text(|a| &a.effect),
@@ -62,7 +62,7 @@ impl Broker {
             action: request.action.clone(),
             parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
             target_facts: bundle.target_attributes(&opened.action.target),
-            agent: Asker {
+            agent: Requester {
                 id: opened.agent.clone(),
                 owner: who(bundle, opened.owner.clone()),
                 registered,
@@ -96,8 +96,8 @@ impl Broker {
     }
 }
 
-pub(in crate::broker) fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
-    Who {
+pub(in crate::broker) fn who(bundle: &PolicyBundle, id: PersonId) -> PersonRef {
+    PersonRef {
         name: bundle.person(&id).map(|person| person.name.clone()),
         id,
     }

@@ -200,7 +200,7 @@ impl Broker {
             self.sessions
                 .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
                 .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or it has expired"))?;
-            let credential = webauthn::register(self.relying_party(), &challenge, made)
+            let credential = webauthn::verify_registration(self.relying_party(), &challenge, made)
                 .map_err(|e| wrong(&e))?;
             let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
             let key = key.thumbprint();

@@ -227,7 +227,7 @@ impl Broker {
             return Err(wrong("the user handle is of another person".to_owned()));
         }
         let record = &passkey.record;
-        let seen = webauthn::check(
+        let seen = webauthn::verify_assertion(
             self.relying_party(),
             &challenge,
             &record.jwk,

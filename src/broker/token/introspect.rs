@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::jose::access_token::{self, Expect};
+use crate::jose::access_token::{self, ExpectedToken};
 use crate::journal::Append;
 use crate::mint::claims_of;
 use crate::model::*;
@@ -176,7 +176,7 @@ impl Broker {
         if let Some(cached) = self.verified_tokens.get(&keys, &text) {
             return Some(cached);
         }
-        let expect = Expect {
+        let expect = ExpectedToken {
             iss: &self.settings.issuer,
             aud: None,
             now,

@@ -53,7 +53,7 @@ pub struct IssuedReply {
     /// Whether it was signed again for a retry.
     pub reissued: bool,
     /// Rules that permitted it, with their texts.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
@@ -70,7 +70,7 @@ pub struct PendingReply {
     /// When it expires.
     pub expires_at: Timestamp,
     /// Rules that require approval.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// How the lifetime was computed so far.
     pub ttl: TtlBreakdown,
     /// The evidence went stale during the wait: the client must send new evidence.
@@ -115,7 +115,7 @@ pub struct DeniedReply {
     /// The decision; absent for an expiry without one.
     pub decision: Option<DecisionId>,
     /// Rules that deny it.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// The access request that was denied or has expired.
     pub access_request: Option<AccessRequestId>,
     /// The comment of the approver who denied it.
@@ -124,7 +124,7 @@ pub struct DeniedReply {
     pub facts: EvidenceFacts,
 }
 
-pub use crate::card::RuleShown;
+pub use crate::card::RuleSummary;
 
 /// A step-up profile and the votes it has.
 #[derive(Debug, Clone)]
@@ -441,7 +441,7 @@ impl Broker {
         Ok(())
     }
 
-    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleShown> {
+    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
         let in_force = self.projections.rules();
         let why = |id: &str| {
             in_force
@@ -452,7 +452,7 @@ impl Broker {
         };
         rules
             .iter()
-            .map(|r| RuleShown {
+            .map(|r| RuleSummary {
                 id: r.id.to_string(),
                 file: r.file.to_string(),
                 why: why(&r.id),

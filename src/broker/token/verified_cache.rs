@@ -66,7 +66,7 @@ mod tests {
     fn keys() -> Arc<KeySet> {
         let key = SigningKey::generate().expect("key").0;
         let kid = KeyId::from_thumbprint(key.thumbprint());
-        Arc::new(KeySet::of([(kid, key.public())]).expect("set"))
+        Arc::new(KeySet::from_keys([(kid, key.public())]).expect("set"))
     }
 
     #[test]

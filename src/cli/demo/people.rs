@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::child;
 use crate::cli::failure::Failure;
 use crate::cli::{bundle, shapes};
-use crate::client::ballot::Seen;
-use crate::client::{Endpoint, Person};
+use crate::client::vote::ReviewedCard;
+use crate::client::{ApproverClient, Endpoint, OperatorClient};
 use crate::keys;
 use crate::model::{AccessRequestId, Narrowing, Realm, Verdict};
 
@@ -39,14 +39,14 @@ pub(super) enum Order {
 }
 
 pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> {
-    let person = Person::new(
-        Endpoint::connect(&args.broker)?,
-        Arc::new(keys::read(&args.own_key)?),
-    );
+    let endpoint = Endpoint::connect(&args.broker)?;
+    let key = Arc::new(keys::read(&args.own_key)?);
+    let person = ApproverClient::new(endpoint.clone(), key.clone());
+    let operator = OperatorClient::new(endpoint, key);
     let realm = args.realm;
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Inbox => {
-            let waiting = person.list().await?;
+            let waiting = person.access_requests().await?;
             Ok(json!({ "outcome": "listed", "waiting": waiting.iter().map(|r| r.access_request_id.clone()).collect::<Value>() }))
         }
         Order::Approve { access_request } => {
@@ -54,12 +54,12 @@ pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> 
             let profile = card.needs.first().ok_or_else(|| Failure::failed("the card asks for nothing"))?;
             let profile = profile.profile.name.clone();
             let narrowing = Narrowing::default();
-            let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
+            let seen = ReviewedCard { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
             let after = person.vote(&seen).await?;
             Ok(json!({ "outcome": shapes::status(after.status), "title": card.title, "profile": profile }))
         }
         Order::Apply { dir } => {
-            let applied = person.apply_policy_bundle(&bundle::read(&dir)?).await?;
+            let applied = operator.apply_policy_bundle(&bundle::read(&dir)?).await?;
             let outcome = if applied.changed { "in force" } else { "unchanged" };
             Ok(json!({
                 "outcome": outcome, "version": applied.version, "tasks_ended": applied.tasks_ended,

@@ -21,7 +21,7 @@ use crate::cli::failure::{Failure, failed};
 use crate::client::{Identity, random_name};
 use crate::keys;
 use crate::model::{ActionName, Audience, ParseError, Param, Target};
-use crate::validator::{Admitted, Presented, Rejected, Require, Validator, ValidatorConfig};
+use crate::validator::{Authorized, PresentedToken, ValidationError, RequiredAction, Validator, ValidatorConfig};
 
 /// The audiences of the example.
 pub(super) const IDP: &str = "https://idp.soc.example";
@@ -150,7 +150,7 @@ async fn disable(
     let Ok(use_id) = random_name() else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let spent = match server.idp.spend(admitted, &format!("use-{use_id}")).await {
+    let spent = match server.idp.consume(admitted, &format!("use-{use_id}")).await {
         Ok(spent) => spent,
         Err(rejected) => return reject(&rejected),
     };
@@ -204,9 +204,9 @@ impl Server {
         (method, path): (&str, &str),
         (action, kind, id): (&str, &str, &str),
         parameters: BTreeMap<String, Param>,
-    ) -> Result<Admitted, Response> {
-        let require = || -> Result<Require, ParseError> {
-            Ok(Require {
+    ) -> Result<Authorized, Response> {
+        let require = || -> Result<RequiredAction, ParseError> {
+            Ok(RequiredAction {
                 action: ActionName::parse(action)?,
                 target: Target::parse(kind, id)?,
                 parameters: Some(parameters),
@@ -223,7 +223,7 @@ impl Server {
                 .into_response());
         };
         let url = format!("{}{path}", self.url);
-        let presented = Presented {
+        let presented = PresentedToken {
             token,
             dpop: one(headers, "dpop"),
             method,
@@ -248,7 +248,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-fn reject(rejected: &Rejected) -> Response {
+fn reject(rejected: &ValidationError) -> Response {
     let status = StatusCode::from_u16(rejected.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     let mut response = say(status, &json!({ "error": rejected.to_string() }));
     if let Some(challenge) = rejected

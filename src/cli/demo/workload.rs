@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{child, http};
 use crate::cli::failure::Failure;
 use crate::cli::{parse, shapes};
-use crate::client::{Agent, Endpoint, EvidenceSource, OpenTask, Outcome, Task, Token, TokenOrder};
+use crate::client::{AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TokenOutcome, TaskHandle, AccessToken, TokenRequest};
 use crate::clock::Clock;
 use crate::model::{Action, ActionName, Audience, TaskOutcome};
 
@@ -62,12 +62,12 @@ pub(super) enum Order {
 
 pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
     let endpoint = Endpoint::connect(&args.broker)?;
-    let agent = Agent::new(endpoint, EvidenceSource::File(args.evidence), None);
-    let mut task: Option<Task> = None;
-    let mut tokens: BTreeMap<String, Token> = BTreeMap::new();
+    let agent = AgentClient::new(endpoint, EvidenceSource::File(args.evidence), None);
+    let mut task: Option<TaskHandle> = None;
+    let mut tokens: BTreeMap<String, AccessToken> = BTreeMap::new();
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Open { purpose } => {
-            let opened = agent.open_task(&OpenTask { purpose, max_duration_s: 600, idempotency_key: None, heartbeat_s: None }).await?;
+            let opened = agent.open_task(&OpenTaskRequest { purpose, max_duration_s: 600, idempotency_key: None, heartbeat_s: None }).await?;
             let subject = opened.verification().map(|v| v.subject.clone());
             let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
             task = Some(opened);
@@ -81,7 +81,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
                 parse::target(&target)?,
                 parse::params(params)?,
             )?;
-            let order = TokenOrder { action, ttl_s: 300, reason, idempotency_key: Some(idempotency_key), wait_s: 0 };
+            let order = TokenRequest { action, ttl_s: 300, reason, idempotency_key: Some(idempotency_key), wait_s: 0 };
             let task = open(task.as_ref())?;
             let outcome = if wait_s == 0 {
                 task.request_token(&order).await?
@@ -89,7 +89,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
                 task.wait_for_token(&order, Clock::system().now().plus_secs(i64::from(wait_s))).await?
             };
             let answer = told(&outcome);
-            if let Outcome::Token(token) = outcome {
+            if let TokenOutcome::Token(token) = outcome {
                 tokens.insert(keep, token);
             }
             Ok(answer)
@@ -124,19 +124,19 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
     .await
 }
 
-fn open(task: Option<&Task>) -> Result<&Task, Failure> {
+fn open(task: Option<&TaskHandle>) -> Result<&TaskHandle, Failure> {
     task.ok_or_else(|| Failure::failed("no task is open"))
 }
 
-fn kept<'a>(tokens: &'a BTreeMap<String, Token>, name: &str) -> Result<&'a Token, Failure> {
+fn kept<'a>(tokens: &'a BTreeMap<String, AccessToken>, name: &str) -> Result<&'a AccessToken, Failure> {
     tokens
         .get(name)
         .ok_or_else(|| Failure::failed("no such token is kept"))
 }
 
 /// The answer, without the token.
-fn told(outcome: &Outcome) -> Value {
-    let ids = |rules: &[crate::proto::v1::Rule]| {
+fn told(outcome: &TokenOutcome) -> Value {
+    let ids = |rules: &[crate::client::MatchedRule]| {
         rules
             .iter()
             .map(|r| r.id.clone())
@@ -144,23 +144,23 @@ fn told(outcome: &Outcome) -> Value {
             .join(", ")
     };
     match outcome {
-        Outcome::Token(token) => json!({
+        TokenOutcome::Token(token) => json!({
             "outcome": "token", "jti": token.jti(), "uses": token.uses(), "ttl": shapes::ttl_line(token.ttl()),
             "rules": ids(token.rules()),
         }),
-        Outcome::Pending(pending) => json!({
+        TokenOutcome::Pending(pending) => json!({
             "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
             "needs": shapes::profile_lines(pending.needs()), "request_id": pending.idempotency_key(),
         }),
-        Outcome::Denied(denied) => {
-            json!({ "outcome": "denied", "reason": denied.reason(), "rules": ids(denied.rules()) })
+        TokenOutcome::Denied(denied) => {
+            json!({ "outcome": "denied", "reason": denied.reason_str(), "rules": ids(denied.rules()) })
         }
     }
 }
 
 /// One request with the token and a proof made for it.
 async fn present(
-    token: &Token,
+    token: &AccessToken,
     method: &str,
     url: &str,
     body: Option<&Value>,

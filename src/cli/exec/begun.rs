@@ -15,7 +15,7 @@ use crate::cli::failure::{Failure, failed};
 use crate::cli::net;
 use crate::cli::parse;
 use crate::cli::store::KeptEvidence;
-use crate::client::{Agent, Error, OpenTask, Task, TokenOrder};
+use crate::client::{AgentClient, Error, OpenTaskRequest, TaskHandle, TokenRequest};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::keys;
@@ -26,15 +26,15 @@ use crate::model::{AccessRequestId, Action};
 pub(super) enum Begun {
     /// A task to open.
     Anew {
-        agent: Agent,
-        opening: OpenTask,
-        order: TokenOrder,
+        agent: AgentClient,
+        opening: OpenTaskRequest,
+        order: TokenRequest,
         keep: Keep,
     },
     /// A task that is open, and waited for people.
     Again {
-        task: Box<Task>,
-        order: TokenOrder,
+        task: Box<TaskHandle>,
+        order: TokenRequest,
         later: Later,
     },
 }
@@ -101,15 +101,15 @@ impl Begun {
             evidence,
         };
         Ok(Self::Anew {
-            agent: Agent::new(endpoint, source, Some(Arc::new(key))),
-            opening: OpenTask {
+            agent: AgentClient::new(endpoint, source, Some(Arc::new(key))),
+            opening: OpenTaskRequest {
                 purpose,
                 max_duration_s: i64::from(verb.max_duration),
                 idempotency_key: None,
                 // Nobody keeps a task alive that waits while no program runs.
                 heartbeat_s: (!verb.no_wait).then_some(verb.heartbeat),
             },
-            order: TokenOrder {
+            order: TokenRequest {
                 action,
                 ttl_s: i64::from(verb.ttl),
                 reason: verb.reason.clone(),
@@ -129,7 +129,7 @@ impl Begun {
         verb.means = later.go_on_with(verb.means.clone()).clone();
         let (task, order) = later.resume(common, &verb.evidence)?;
         let task = if verb.evidence.given() {
-            task.showing_evidence()
+            task.always_send_evidence()
         } else {
             task
         };
@@ -140,7 +140,7 @@ impl Begun {
         })
     }
 
-    pub(super) fn order(&self) -> &TokenOrder {
+    pub(super) fn order(&self) -> &TokenRequest {
         match self {
             Self::Anew { order, .. } | Self::Again { order, .. } => order,
         }

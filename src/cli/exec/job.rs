@@ -21,7 +21,7 @@ use super::tell::Tell;
 use crate::cli::failure::Failure;
 use crate::cli::store::{self, Kept};
 use crate::cli::{Common, shapes};
-use crate::client::{Error, Outcome, Pending, Task, Token, TokenOrder};
+use crate::client::{Error, TokenOutcome, PendingApproval, TaskHandle, AccessToken, TokenRequest};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, format_seconds};
@@ -36,8 +36,8 @@ const BEATS: u64 = 3;
 pub(super) struct Job {
     pub(super) tell: Tell,
     pub(super) clock: Clock,
-    pub(super) task: Task,
-    pub(super) order: TokenOrder,
+    pub(super) task: TaskHandle,
+    pub(super) order: TokenRequest,
     pub(super) keep: Option<Keep>,
     /// How long the task lives without a sign of life, in seconds; `None`: to its deadline.
     pub(super) heartbeat_s: Option<u32>,
@@ -59,9 +59,9 @@ impl Drop for Alive {
 
 /// What came of asking.
 pub(super) enum Asked {
-    Token(Box<Token>),
+    Token(Box<AccessToken>),
     /// People have not decided, and nobody waits.
-    Pending(Box<Pending>),
+    Pending(Box<PendingApproval>),
     /// It will not run, and this is the code.
     No(u8),
 }
@@ -109,7 +109,7 @@ impl Job {
             signal = signals.next() => return Ok(self.stopped(signal, None).await),
         };
         let outcome = match first {
-            Ok(Outcome::Pending(pending)) => {
+            Ok(TokenOutcome::Pending(pending)) => {
                 self.tell.step_up(&pending);
                 if wait_s.is_none() {
                     return Ok(Asked::Pending(Box::new(pending)));
@@ -145,17 +145,17 @@ impl Job {
             }
         };
         Ok(match outcome {
-            Outcome::Token(token) => {
+            TokenOutcome::Token(token) => {
                 let by_people = waiting.is_some() || self.later.is_some();
                 self.tell.given(&token, by_people, program);
                 Asked::Token(Box::new(token))
             }
-            Outcome::Denied(no) => {
+            TokenOutcome::Denied(no) => {
                 self.tell.denied(&no);
-                let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
+                let exit = no.reason().map_or(Exit::Denied, DeniedReason::exit);
                 Asked::No(exit.number())
             }
-            Outcome::Pending(pending) => {
+            TokenOutcome::Pending(pending) => {
                 let id = pending.access_request_id();
                 self.tell.event(
                     "expired",
@@ -200,7 +200,7 @@ impl Job {
     pub(super) async fn run(
         &self,
         verb: &Exec,
-        token: Token,
+        token: AccessToken,
         origin: Origin,
         alive: &Alive,
         signals: &mut Signals,
@@ -304,7 +304,7 @@ impl Job {
         mut self,
         common: &Common,
         verb: &Exec,
-        pending: &Pending,
+        pending: &PendingApproval,
     ) -> Result<ExitCode, Failure> {
         if let Some(keep) = self.keep.take()
             && let Err(failure) = self.keep(keep, pending, &verb.means)
@@ -325,7 +325,7 @@ impl Job {
         Ok(ExitCode::from(Exit::Pending.number()))
     }
 
-    fn keep(&self, keep: Keep, pending: &Pending, means: &Means) -> Result<(), Failure> {
+    fn keep(&self, keep: Keep, pending: &PendingApproval, means: &Means) -> Result<(), Failure> {
         let key = match keep.key {
             KeyKept::Made(pkcs8) => store::keep_key(self.task.id(), &pkcs8)?,
             KeyKept::Versioned(path) => path,

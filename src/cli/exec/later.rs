@@ -10,7 +10,7 @@ use super::means::Means;
 use crate::cli::failure::{Failure, failed};
 use crate::cli::store::{self, Kept};
 use crate::cli::{Common, dev};
-use crate::client::{Pending, Task, TokenOrder};
+use crate::client::{PendingApproval, TaskHandle, TokenRequest};
 use crate::keys;
 use crate::model::{
     AccessRequestId, Action, ActionName, Audience, ParseError, Param, Target, TaskId, json,
@@ -41,7 +41,7 @@ struct Kind {
 }
 
 impl Later {
-    pub(super) fn new(pending: &Pending, task: &Task, order: &TokenOrder, means: Means) -> Self {
+    pub(super) fn new(pending: &PendingApproval, task: &TaskHandle, order: &TokenRequest, means: Means) -> Self {
         let action = &order.action;
         Self {
             access_request: pending.access_request_id(),
@@ -94,9 +94,9 @@ impl Later {
         &self,
         common: &Common,
         evidence: &store::EvidenceArgs,
-    ) -> Result<(Task, TokenOrder), Failure> {
+    ) -> Result<(TaskHandle, TokenRequest), Failure> {
         let task = Kept::find(Some(self.task))?.attach(common, evidence)?;
-        let order = TokenOrder {
+        let order = TokenRequest {
             action: self.action.read()?,
             ttl_s: self.ttl_s,
             reason: self.reason.clone(),

@@ -10,7 +10,7 @@ use hyper::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::cli::failure::Failure;
-use crate::client::{Protocol, Reach, Route};
+use crate::client::{Protocol, ConnectOptions, Transport};
 use crate::model::text::escape_invisible;
 
 /// A base URL: scheme, host, port and a path that everything lies below.
@@ -22,7 +22,7 @@ pub(super) struct Origin {
     base: String,
     /// Whether what is sent can be read on the way.
     open: bool,
-    route: Route,
+    route: Transport,
 }
 
 /// How the caller says where the audience is.
@@ -81,11 +81,11 @@ impl Origin {
             ))
             .next("use https, or accept it with --insecure-audience"));
         }
-        let reach = Reach {
+        let reach = ConnectOptions {
             ca: at.ca.map(Path::to_owned),
             socket: None,
         };
-        let route = Route::new(&format!("{scheme}://{authority}"), &reach)
+        let route = Transport::new(&format!("{scheme}://{authority}"), &reach)
             .map_err(|error| wrong(&error.to_string()))?;
         Ok(Self {
             scheme,

@@ -3,13 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::origin::Origin;
-use crate::client::{Error, Headers, Token};
+use crate::client::{Error, DpopHeaders, AccessToken};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
 /// Shows the token to the audience, and to nobody else, as long as there is anything to show.
 pub(super) struct Presenter {
-    pub(super) token: Token,
+    pub(super) token: AccessToken,
     pub(super) origin: Origin,
     clock: Clock,
     /// The resource server's newest nonce (RFC 9449 §9).
@@ -38,7 +38,7 @@ impl Dead {
 }
 
 impl Presenter {
-    pub(super) fn new(token: Token, origin: Origin, clock: Clock) -> Self {
+    pub(super) fn new(token: AccessToken, origin: Origin, clock: Clock) -> Self {
         Self {
             token,
             origin,
@@ -69,7 +69,7 @@ impl Presenter {
     }
 
     /// The headers of one request to a path below the audience's base.
-    pub(super) fn headers(&self, method: &str, path: &str) -> Result<Headers, Error> {
+    pub(super) fn headers(&self, method: &str, path: &str) -> Result<DpopHeaders, Error> {
         let nonce = self
             .nonce
             .lock()
@@ -84,7 +84,7 @@ impl Presenter {
         method: &str,
         path: &str,
         nonce: Option<&str>,
-    ) -> Result<Headers, Error> {
+    ) -> Result<DpopHeaders, Error> {
         self.token
             .headers_with_nonce(method, &self.origin.url(path), nonce)
     }

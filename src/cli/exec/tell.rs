@@ -4,10 +4,9 @@ use serde_json::{Value, json};
 
 use super::program::NotRun;
 use crate::cli::shapes;
-use crate::client::{Denied, Pending, Token};
+use crate::client::{self, Denial, PendingApproval, AccessToken};
 use crate::model::format_seconds;
 use crate::model::text::escape_invisible;
-use crate::proto::v1;
 
 /// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
 #[derive(Debug, Clone, Copy)]
@@ -34,9 +33,9 @@ impl Tell {
         let _gone = writeln!(std::io::stderr().lock(), "{line}");
     }
 
-    pub(super) fn step_up(self, pending: &Pending) {
+    pub(super) fn step_up(self, pending: &PendingApproval) {
         let id = pending.access_request_id();
-        let needs = |p: &v1::Profile| {
+        let needs = |p: &client::RequiredProfile| {
             format!(
                 "{} of group {}",
                 p.quorum.saturating_sub(p.approvals),
@@ -61,9 +60,9 @@ impl Tell {
     }
 
     /// Names the program alone: its arguments may be anything.
-    pub(super) fn given(self, token: &Token, by_people: bool, program: &str) {
+    pub(super) fn given(self, token: &AccessToken, by_people: bool, program: &str) {
         let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
-        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| format_seconds(ttl.seconds));
+        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| format_seconds(*ttl));
         let uses = token
             .uses()
             .map_or_else(String::new, |uses| format!(", uses {uses}"));
@@ -82,7 +81,7 @@ impl Tell {
         );
     }
 
-    pub(super) fn denied(self, no: &Denied) {
+    pub(super) fn denied(self, no: &Denial) {
         let by = if no.rules().is_empty() {
             String::new()
         } else {
@@ -93,18 +92,18 @@ impl Tell {
             Some(text) => format!(": \"{}\"", escape_invisible(text)),
         };
         let next = no
-            .known_reason()
+            .reason()
             .map_or_else(String::new, |reason| format!("{}; ", reason.next_step()));
         self.event(
             "denied",
             &format!(
                 "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
-                escape_invisible(no.reason()),
+                escape_invisible(no.reason_str()),
                 no.decision_id()
             ),
             json!({
-                "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
-                "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next_step),
+                "reason": no.reason_str(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
+                "decision": no.decision_id(), "next": no.reason().map(crate::model::DeniedReason::next_step),
             }),
         );
     }
@@ -119,7 +118,7 @@ impl Tell {
 }
 
 /// `rule "a" and rule "b"`.
-fn rules(rules: &[v1::Rule]) -> String {
+fn rules(rules: &[client::MatchedRule]) -> String {
     let names: Vec<String> = rules
         .iter()
         .map(|rule| format!("rule \"{}\"", escape_invisible(&rule.id)))

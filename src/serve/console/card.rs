@@ -13,7 +13,7 @@ use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
 use crate::broker::{AccessRequestStatus, VoteOptions, Ineligible};
-use crate::card::{Card, Row, SectionKind, Shown};
+use crate::card::{Card, CardRow, SectionKind, CardView};
 use crate::model::AccessRequestId;
 use crate::serve::request_log::record;
 
@@ -21,7 +21,7 @@ use crate::serve::request_log::record;
 #[template(path = "card.html", config = "src/serve/console/askama.toml")]
 struct CardPage {
     page: Page,
-    shown: Shown,
+    shown: CardView,
     /// The target's display name, if the policy bundle has one.
     name: Option<String>,
     status: &'static str,
@@ -77,7 +77,7 @@ pub(super) async fn page(
             *line = display_environment(line);
         }
     }
-    let open = card.standing == AccessRequestStatus::Waiting;
+    let open = card.status == AccessRequestStatus::Waiting;
     let (vote, not_eligible) = match &vote_options.vote {
         _ if !open => (None, None),
         Ok(profiles) => {
@@ -91,8 +91,8 @@ pub(super) async fn page(
     let title = format!("{} {}", shown.headline.verb, shown.headline.object);
     Ok(response::html(&CardPage {
         page: Page::new(&console, &request, &user, &title),
-        status: card.standing.as_str(),
-        status_message: status_message(card.standing),
+        status: card.status.as_str(),
+        status_message: status_message(card.status),
         risk: format::risk(card.risk),
         until: DisplayTime::new(card.expires_at, now),
         task: card.task.to_string(),
@@ -111,12 +111,12 @@ fn display_environment(environment: &str) -> String {
 }
 
 /// The target's display name, from the rows of its attributes.
-fn target_name(shown: &Shown) -> Option<String> {
+fn target_name(shown: &CardView) -> Option<String> {
     let facts = shown
         .sections
         .iter()
         .find(|s| s.kind == SectionKind::Target)?;
-    let named = |row: &&Row| matches!(row.label.as_str(), "target name" | "target title");
+    let named = |row: &&CardRow| matches!(row.label.as_str(), "target name" | "target title");
     let name = facts.rows.iter().find(named)?.lines.first()?;
     (*name != shown.headline.object).then(|| name.clone())
 }

@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use crate::broker::{
     AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage, InboxRow,
-    LiveToken, TimelineEvent, JournalPosition, ProfileState, RuleStatsRow, RuleShown, TaskView, TokenReply,
+    LiveToken, TimelineEvent, JournalPosition, ProfileState, RuleStatsRow, RuleSummary, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
@@ -43,7 +43,7 @@ fn ttl_sum(sum: &TtlBreakdown) -> v1::TtlSum {
     }
 }
 
-fn rules(rules: Vec<RuleShown>) -> Vec<v1::Rule> {
+fn rules(rules: Vec<RuleSummary>) -> Vec<v1::Rule> {
     rules
         .into_iter()
         .map(|r| v1::Rule {
@@ -231,7 +231,7 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         action: view.request.action.as_deref().map(action_to_wire),
-        status: card::status(view.status).into(),
+        status: card::status_to_wire(view.status).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
         opened_at: Some(timestamp_to_wire(view.request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),

@@ -134,7 +134,7 @@ fn parse_access_watch(
     let seen = match &message.seen {
         Some(mark) => Some(AccessRequestCursor {
             version: mark.version,
-            status: card::standing(mark.status)?,
+            status: card::status(mark.status)?,
         }),
         None => None,
     };
@@ -148,7 +148,7 @@ fn parse_access_watch(
 fn mark(mark: AccessRequestCursor) -> v1::AccessRequestMark {
     v1::AccessRequestMark {
         version: mark.version,
-        status: card::status(mark.status).into(),
+        status: card::status_to_wire(mark.status).into(),
     }
 }
 

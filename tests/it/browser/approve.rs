@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dipylon_sdk::client::{Denied, Outcome, Task, Token};
+use dipylon_sdk::client::{AccessToken, Denial, TaskHandle, TokenOutcome};
 use dipylon_sdk::model::*;
 use serde_json::json;
 
@@ -17,16 +17,16 @@ pub fn isolate(host: &str) -> Action {
     action("host.isolate", "Host", host, IDP, &[])
 }
 
-pub async fn token(task: &Task, action: Action, idempotency_key: &str) -> Token {
+pub async fn token(task: &TaskHandle, action: Action, idempotency_key: &str) -> AccessToken {
     match task.request_token(&order(action, idempotency_key)).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
-pub async fn denied(task: &Task, action: Action, idempotency_key: &str) -> Denied {
+pub async fn denied(task: &TaskHandle, action: Action, idempotency_key: &str) -> Denial {
     match task.request_token(&order(action, idempotency_key)).await {
-        Ok(Outcome::Denied(denied)) => denied,
+        Ok(TokenOutcome::Denied(denied)) => denied,
         other => panic!("not denied: {other:?}"),
     }
 }
@@ -206,13 +206,13 @@ async fn approval_yields_single_use_token() {
     assert!(said.contains("approved"), "{said}");
 
     let token = match waiting.await.expect("joined") {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let admitted = present(&validator, &token, &disable("ann")).await;
     let admitted = admitted.expect("admitted");
     assert!(admitted.approval().is_some());
-    let spent = validator.spend(admitted, "u-1").await.expect("spent");
+    let spent = validator.consume(admitted, "u-1").await.expect("spent");
     assert_eq!(spent.uses_left(), Some(0));
     let another = present(&validator, &token, &disable("cara")).await;
     another.expect_err("valid for ann only");
@@ -280,7 +280,7 @@ async fn denial_comment_reaches_the_agent() {
     assert_eq!(site.standing(id), "denied");
     let denied = denied(&task, disable("ann"), "r-1").await;
     assert_eq!(denied.comment(), Some("ann is on call; ask lee"));
-    assert_eq!(denied.known_reason(), Some(DeniedReason::DeniedByPerson));
+    assert_eq!(denied.reason(), Some(DeniedReason::DeniedByPerson));
     site.close().await;
 }
 
@@ -463,7 +463,7 @@ async fn late_approval_is_rejected() {
         assert!(maria.find("#approve").await.is_none());
     }
     let denied = denied(&task, disable("ann"), "r-1").await;
-    assert_eq!(denied.known_reason(), Some(DeniedReason::Expired));
+    assert_eq!(denied.reason(), Some(DeniedReason::Expired));
     site.close().await;
 }
 

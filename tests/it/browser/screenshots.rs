@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dipylon_sdk::client::Task;
+use dipylon_sdk::client::TaskHandle;
 use dipylon_sdk::model::*;
 
 use super::approve::{isolate, token};
@@ -86,7 +86,7 @@ async fn a_week_of_it(site: &ConsoleServer) {
     }
 }
 
-async fn says(site: &ConsoleServer, task: &Task, action: Action, reason: &str) -> AccessRequestId {
+async fn says(site: &ConsoleServer, task: &TaskHandle, action: Action, reason: &str) -> AccessRequestId {
     let mut order = order(action, &format!("r{}", crate::support::rand_u64()));
     order.reason = reason.to_owned();
     site.pends(task, &order).await
@@ -171,7 +171,7 @@ async fn console_screenshots() {
     site.pass(2);
     let admitted = present(&validator, &given, &disable("ann")).await;
     validator
-        .spend(admitted.expect("admitted"), "u-1")
+        .consume(admitted.expect("admitted"), "u-1")
         .await
         .expect("spent");
     site.pass(9);

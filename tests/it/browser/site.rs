@@ -10,9 +10,10 @@ use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, authorization};
 use dipylon_sdk::client::{
-    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
+    AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, TaskHandle, TokenOutcome,
+    TokenRequest,
 };
-use dipylon_sdk::clock::{Clock, Hand};
+use dipylon_sdk::clock::{Clock, ManualClock};
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 use dipylon_sdk::validator::{Validator, ValidatorConfig};
@@ -33,7 +34,7 @@ pub struct ConsoleServer {
     pub console: String,
     pub dir: PathBuf,
     clock: Clock,
-    manual_clock: Hand,
+    manual_clock: ManualClock,
     wire: String,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
@@ -64,7 +65,7 @@ impl ConsoleServer {
             console_url: console.clone(),
             ..settings()
         };
-        let (clock, manual_clock) = Clock::by_hand(today);
+        let (clock, manual_clock) = Clock::manual(today);
         let key = SigningKey::generate().expect("key").1;
         let broker = open_as(
             settings,
@@ -116,15 +117,15 @@ impl ConsoleServer {
 
     // ------------------------------------------------------------------ agents and resource servers
 
-    pub async fn task(&self, agent: &str) -> Task {
+    pub async fn task(&self, agent: &str) -> TaskHandle {
         self.task_for(agent, "contain INC-8841").await
     }
 
-    pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
+    pub async fn task_for(&self, agent: &str, purpose: &str) -> TaskHandle {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
         let evidence = self.env.svid_for(&self.wire, &id, self.now(), 36_000);
-        let agent = Agent::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
-        let order = OpenTask {
+        let agent = AgentClient::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 3_600,
             idempotency_key: None,
@@ -141,16 +142,16 @@ impl ConsoleServer {
     /// Requests a token that needs approval.
     pub async fn asks(
         &self,
-        task: &Task,
+        task: &TaskHandle,
         action: Action,
         idempotency_key: &str,
     ) -> AccessRequestId {
         self.pends(task, &order(action, idempotency_key)).await
     }
 
-    pub async fn pends(&self, task: &Task, order: &TokenOrder) -> AccessRequestId {
+    pub async fn pends(&self, task: &TaskHandle, order: &TokenRequest) -> AccessRequestId {
         match task.request_token(order).await {
-            Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+            Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
             other => panic!("not pending: {other:?}"),
         }
     }
@@ -177,8 +178,8 @@ impl ConsoleServer {
             jti: &format!("{:016x}", rand_u64()),
             nonce: Some(&self.broker.nonce()),
             ath: None,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         CallContext {
             method: policy.name,
@@ -232,7 +233,7 @@ impl ConsoleServer {
     pub fn standing(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
         let card = self.broker.card(&call, &id).expect("a card");
-        card.standing.as_str()
+        card.status.as_str()
     }
 
     /// Enrols a passkey in a browser through an invitation.
@@ -288,7 +289,7 @@ impl Drop for ConsoleServer {
     }
 }
 
-async fn tick(manual_clock: Hand) {
+async fn tick(manual_clock: ManualClock) {
     let machine = Clock::system();
     let mut told = machine.uptime();
     loop {

@@ -382,7 +382,7 @@ async fn proxy_stops_after_task_end() {
     let task = TaskId::parse(&running.stdout_line().await).expect("a task");
     setup
         .served
-        .person("olga")
+        .operator("olga")
         .end_task(task)
         .await
         .expect("ends");

@@ -180,7 +180,7 @@ async fn pinned_agent_task_key() {
         let pinned = format!("groups = [\"soc\"]\njkt = \"{jkt}\"");
         t.replacen("groups = [\"soc\"]", &pinned, 1)
     });
-    let olga = setup.served.person("olga");
+    let olga = setup.served.operator("olga");
     olga.apply_policy_bundle(&files).await.expect("applies");
     let path = file.to_str().expect("text");
     let with = [&READ[..], &["--task-key", path]].concat();

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon_sdk::client::{Agent, OpenTask, Outcome, Person};
+use dipylon_sdk::client::{AgentClient, ApproverClient, OpenTaskRequest, TokenOutcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::{MatchPhrase, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
@@ -378,8 +378,8 @@ async fn signal_while_waiting_cancels_request() {
     assert!(
         setup
             .served
-            .person("maria")
-            .list()
+            .approver("maria")
+            .access_requests()
             .await
             .expect("lists")
             .is_empty()
@@ -422,7 +422,7 @@ async fn waits_out_a_broker_restart() {
     running.stderr_line("waiting").await;
     broker.kill().await.expect("SIGKILL");
     let mut broker = realm.broker_with_log(Stdio::null(), "error").await;
-    let maria = Person::new(realm.endpoint(), Arc::new(realm.env.key_of("maria")));
+    let maria = ApproverClient::new(realm.endpoint(), Arc::new(realm.env.key_of("maria")));
     decide(&maria, Verdict::Approve).await;
     running
         .end()
@@ -488,12 +488,12 @@ async fn exit_codes_of_broker_errors() {
         .stderr_contains("NOT_AUTHENTICATED");
     std::fs::write(setup.svid(), setup.evidence("triage").expose_secret()).expect("evidence");
     // Five are pending: no more are accepted.
-    let agent = Agent::new(
+    let agent = AgentClient::new(
         setup.served.endpoint(),
         setup.served.evidence("triage"),
         None,
     );
-    let opening = OpenTask {
+    let opening = OpenTaskRequest {
         purpose: "fill".into(),
         max_duration_s: 600,
         idempotency_key: None,
@@ -504,7 +504,10 @@ async fn exit_codes_of_broker_errors() {
         let outcome = task
             .request_token(&order(disable("ann"), &format!("r-{n}")))
             .await;
-        assert!(matches!(outcome, Ok(Outcome::Pending(_))), "{outcome:?}");
+        assert!(
+            matches!(outcome, Ok(TokenOutcome::Pending(_))),
+            "{outcome:?}"
+        );
     }
     setup
         .script(&DISABLE, "true")

@@ -12,11 +12,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
-use dipylon_sdk::client::Person;
-use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::ApproverClient;
+use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::{AccessRequestId, Narrowing, ProfileName, Secret, Verdict};
-use dipylon_sdk::validator::{Presented, Require, Validator};
+use dipylon_sdk::validator::{PresentedToken, RequiredAction, Validator};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -103,14 +103,14 @@ impl ResourceServer {
             return StatusCode::UNAUTHORIZED.into_response();
         };
         let url = format!("{}{path}", at.url);
-        let presented = Presented {
+        let presented = PresentedToken {
             token,
             dpop: Some(&proof),
             method: head.method.as_str(),
             url: &url,
             openings: &BTreeMap::new(),
         };
-        let require = Require {
+        let require = RequiredAction {
             action: action.name,
             target: action.target,
             parameters: Some(action.parameters),
@@ -123,7 +123,7 @@ impl ResourceServer {
             }
         };
         let use_id = format!("use-{}", crate::support::rand_u64());
-        if let Err(no) = validator.spend(admitted, &use_id).await {
+        if let Err(no) = validator.consume(admitted, &use_id).await {
             return (StatusCode::UNAUTHORIZED, no.to_string()).into_response();
         }
         match path.as_str() {
@@ -264,7 +264,7 @@ impl ExecSetup {
     }
 
     pub async fn decide(&self, verdict: Verdict) -> AccessRequestId {
-        decide(&self.served.person("maria"), verdict).await
+        decide(&self.served.approver("maria"), verdict).await
     }
 
     /// Whether introspection says that the token is active.
@@ -288,15 +288,21 @@ impl ExecSetup {
 }
 
 /// Votes on the first access request that is pending.
-pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
+pub async fn decide(maria: &ApproverClient, verdict: Verdict) -> AccessRequestId {
     for _ in 0..1_500 {
-        if let Some(request) = maria.list().await.unwrap_or_default().into_iter().next() {
+        if let Some(request) = maria
+            .access_requests()
+            .await
+            .unwrap_or_default()
+            .into_iter()
+            .next()
+        {
             let id = AccessRequestId::parse(&request.access_request_id).expect("id");
             let card = maria.card(id).await.expect("card");
             let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
             let profile = ProfileName::parse("one-security").expect("profile");
             let narrowing = Narrowing::default();
-            let seen = Seen {
+            let seen = ReviewedCard {
                 card: &card,
                 realm: &realm,
                 profile: &profile,

@@ -362,7 +362,8 @@ impl InvariantChecker {
                     origin: origin.clone(),
                 };
                 let be = passkey.backup_eligible;
-                webauthn::check(&party, digest.as_bytes(), &passkey.jwk, be, &assertion).is_ok()
+                webauthn::verify_assertion(&party, digest.as_bytes(), &passkey.jwk, be, &assertion)
+                    .is_ok()
             }
         };
         assert!(signed, "the signature does not verify");

@@ -18,7 +18,7 @@ use dipylon::journal::FaultInjection;
 use dipylon::policy::BundleFiles;
 use dipylon::rate_limit::{ConcurrencyPermit, RateLimitConfig};
 use dipylon::serve::authorization;
-use dipylon_sdk::clock::{Clock, Hand};
+use dipylon_sdk::clock::{Clock, ManualClock};
 use dipylon_sdk::jose::{SigningKey, Usage, dpop};
 use dipylon_sdk::model::*;
 use serde_json::json;
@@ -144,7 +144,7 @@ pub fn soc() -> BTreeMap<String, String> {
 pub struct TestBroker {
     pub env: Arc<TestEnvironment>,
     pub broker: Arc<Broker>,
-    pub manual_clock: Hand,
+    pub manual_clock: ManualClock,
     pub clock: Clock,
     pub dir: PathBuf,
     signing_pkcs8: Vec<u8>,
@@ -196,7 +196,7 @@ impl TestBroker {
 
     async fn start_as(settings: BrokerSettings, env: TestEnvironment, faults: FaultInjection) -> Self {
         let temp = tempfile::tempdir().expect("dir");
-        let (clock, manual_clock) = Clock::by_hand(START);
+        let (clock, manual_clock) = Clock::manual(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
         let env = Arc::new(env);
         let dir = temp.path().join("data");
@@ -362,8 +362,8 @@ impl TestBroker {
             jti: &jti,
             nonce: Some(nonce),
             ath: None,
-            adg,
-            evh,
+            action_digest: adg,
+            evidence_hash: evh,
         };
         CallContext {
             method: policy.name,

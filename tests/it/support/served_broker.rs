@@ -9,7 +9,8 @@ use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::RateLimitConfig;
 use dipylon::serve;
 use dipylon_sdk::client::{
-    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
+    AgentClient, ApproverClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest,
+    OperatorClient, TaskHandle, TokenRequest,
 };
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::SigningKey;
@@ -143,13 +144,13 @@ impl ServedBroker {
         )
     }
 
-    pub async fn task(&self, agent: &str) -> Task {
+    pub async fn task(&self, agent: &str) -> TaskHandle {
         self.task_for(agent, "contain INC-8841").await
     }
 
-    pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
-        let agent = Agent::new(self.endpoint(), self.evidence(agent), None);
-        let order = OpenTask {
+    pub async fn task_for(&self, agent: &str, purpose: &str) -> TaskHandle {
+        let agent = AgentClient::new(self.endpoint(), self.evidence(agent), None);
+        let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 600,
             idempotency_key: None,
@@ -158,8 +159,12 @@ impl ServedBroker {
         agent.open_task(&order).await.expect("opens")
     }
 
-    pub fn person(&self, name: &str) -> Person {
-        Person::new(self.endpoint(), Arc::new(self.env.key_of(name)))
+    pub fn approver(&self, name: &str) -> ApproverClient {
+        ApproverClient::new(self.endpoint(), Arc::new(self.env.key_of(name)))
+    }
+
+    pub fn operator(&self, name: &str) -> OperatorClient {
+        OperatorClient::new(self.endpoint(), Arc::new(self.env.key_of(name)))
     }
 
     pub async fn validator(&self, name: &str, audience: &str) -> Validator {
@@ -173,8 +178,8 @@ impl ServedBroker {
     }
 }
 
-pub fn order(action: Action, idempotency_key: &str) -> TokenOrder {
-    TokenOrder {
+pub fn order(action: Action, idempotency_key: &str) -> TokenRequest {
+    TokenRequest {
         action,
         ttl_s: 300,
         reason: "phish confirmed".into(),

@@ -96,7 +96,7 @@ impl Debug for BeginVoteResponse {
     }
 }
 
-/// Whoever has a whole assertion has a vote.
+/// A whole assertion is a vote: redacted.
 impl Debug for PasskeyAssertion {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.debug_struct("PasskeyAssertion")
@@ -106,7 +106,7 @@ impl Debug for PasskeyAssertion {
     }
 }
 
-/// Whoever has the code enrols.
+/// The code lets its holder enrol: redacted.
 impl Debug for InviteApproverResponse {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.debug_struct("InviteApproverResponse")

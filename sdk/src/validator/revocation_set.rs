@@ -1,85 +1,68 @@
-//! What the feed has said, as a fold: messages in, verdicts on tokens out. No clock, no network.
+//! Revocation set: the feed's events as a pure fold, and the check of a token against them. No clock, no network.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::Rejected;
+use super::{JournalPosition, ValidationError};
 use crate::jose::access_token::{AccessTokenClaims, ActionDetail, TTL_MAX_S};
 use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
 use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
 
-/// A place in the journal: ordered by its life, then its index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
-    /// The life of the journal.
-    pub epoch: u64,
-    /// Index of an entry.
-    pub index: u64,
-}
-
-impl From<v1::Position> for Position {
-    fn from(wire: v1::Position) -> Self {
-        Self {
-            epoch: wire.epoch,
-            index: wire.index,
-        }
-    }
-}
-
-impl From<Position> for v1::Position {
-    fn from(position: Position) -> Self {
-        Self {
-            epoch: position.epoch,
-            index: position.index,
-        }
-    }
-}
-
-/// Why what follows cannot be relied on: the watch begins again without a position.
+/// Why the feed cannot be continued: the watch restarts without a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Gap {
     #[error("an event is missing")]
     Missed,
-    #[error("an event or heartbeat lies before what was read")]
+    #[error("an event or heartbeat is before the last position")]
     Backwards,
-    #[error("the journal has another life")]
+    #[error("the journal has another epoch")]
     Epoch,
-    #[error("a message is not understood")]
+    #[error("a message cannot be read")]
     Unknown,
-    #[error("too many ends to remember")]
+    #[error("too many revocations to keep")]
     Full,
 }
 
 /// The event that the next one must name as the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Chain {
+enum EventChain {
     /// A start: the first event may name one that is too old to matter.
     #[default]
     Any,
     After(Option<u64>),
 }
 
-/// Every end that can still matter. Only grows, except by forgetting: an end is never taken back, so what was known before
-/// a resync stays true after it.
-#[derive(Debug, Default)]
-pub(super) struct Revoked {
-    tasks: HashMap<TaskId, Timestamp>,
-    tokens: HashMap<TokenId, Timestamp>,
-    /// The newest event for each agent: everything decided before it is dead.
-    agents: HashMap<AgentId, (Position, Timestamp)>,
-    /// The same for each action.
-    actions: HashMap<ActionName, (Position, Timestamp)>,
-    /// The newest event for everything: every token decided before it is dead, for good.
-    everything: Option<Position>,
-    chain: Chain,
-    read_through: Option<Position>,
-    complete: bool,
-    heard_at: Option<Timestamp>,
-    swept_at: Option<Timestamp>,
+impl EventChain {
+    /// Checks the event that a message names as the last before it.
+    fn check(self, last_event: Option<u64>) -> Result<(), Gap> {
+        match self {
+            Self::Any => Ok(()),
+            Self::After(last) if last_event == last => Ok(()),
+            Self::After(_) => Err(Gap::Missed),
+        }
+    }
 }
 
-impl Revoked {
-    /// Takes a message of the feed. After an error nothing is complete until a new watch has come to its end.
+/// Every revocation that can still matter. A revocation is never undone, so those known before a resync stay true after it.
+#[derive(Debug, Default)]
+pub(super) struct RevocationSet {
+    tasks: HashMap<TaskId, Timestamp>,
+    tokens: HashMap<TokenId, Timestamp>,
+    /// The newest event for each agent: every token decided before it is revoked.
+    agents: HashMap<AgentId, (JournalPosition, Timestamp)>,
+    /// The same for each action.
+    actions: HashMap<ActionName, (JournalPosition, Timestamp)>,
+    /// The newest event for all tokens: every token decided before it is revoked. Never pruned.
+    everything: Option<JournalPosition>,
+    chain: EventChain,
+    position: Option<JournalPosition>,
+    complete: bool,
+    last_message_at: Option<Timestamp>,
+    pruned_at: Option<Timestamp>,
+}
+
+impl RevocationSet {
+    /// Applies a message of the feed. After an error the set is incomplete until a new watch reaches the end of the journal.
     pub(super) fn apply(
         &mut self,
         message: v1::WatchRevocationsResponse,
@@ -95,25 +78,25 @@ impl Revoked {
             None => Err(Gap::Unknown),
         };
         match applied {
-            Ok(()) => self.heard_at = Some(now),
+            Ok(()) => self.last_message_at = Some(now),
             Err(_) => self.restart(),
         }
         applied
     }
 
-    /// Forgets the place, not the ends: nothing is complete until a heartbeat follows a whole start.
+    /// Drops the position, not the revocations: the set is incomplete until a heartbeat ends a new start.
     pub(super) fn restart(&mut self) {
-        self.chain = Chain::Any;
-        self.read_through = None;
+        self.chain = EventChain::Any;
+        self.position = None;
         self.complete = false;
     }
 
     fn event(&mut self, event: v1::RevocationEvent, now: Timestamp) -> Result<(), Gap> {
-        let at = Position {
+        let at = JournalPosition {
             epoch: event.epoch,
             index: event.index,
         };
-        if let Some(read) = self.read_through {
+        if let Some(read) = self.position {
             if at.epoch != read.epoch {
                 return Err(Gap::Epoch);
             }
@@ -121,40 +104,36 @@ impl Revoked {
                 return Err(Gap::Backwards);
             }
         }
-        match self.chain {
-            Chain::Any => {}
-            Chain::After(last) if event.prev == last => {}
-            Chain::After(_) => return Err(Gap::Missed),
-        }
+        self.chain.check(event.prev)?;
         // A selector that this validator does not know may end any token.
         match event.selector.ok_or(Gap::Unknown)? {
-            Selector::Tasks(list) => learn(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
-            Selector::Tokens(list) => learn(&mut self.tokens, &list.jtis, TokenId::parse, now)?,
+            Selector::Tasks(list) => insert(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
+            Selector::Tokens(list) => insert(&mut self.tokens, &list.jtis, TokenId::parse, now)?,
             Selector::AgentId(id) => {
-                learn_broad(&mut self.agents, &[id], AgentId::parse, at, now)?;
+                insert_scoped(&mut self.agents, &[id], AgentId::parse, at, now)?;
             }
             Selector::Agents(list) => {
-                learn_broad(&mut self.agents, &list.agent_ids, AgentId::parse, at, now)?;
+                insert_scoped(&mut self.agents, &list.agent_ids, AgentId::parse, at, now)?;
             }
             Selector::Action(name) => {
-                learn_broad(&mut self.actions, &[name], ActionName::parse, at, now)?;
+                insert_scoped(&mut self.actions, &[name], ActionName::parse, at, now)?;
             }
             Selector::Everything(v1::EveryToken {}) => {
                 self.everything = self.everything.max(Some(at));
             }
         }
         let broad = self.agents.len() + self.actions.len();
-        if self.tasks.len() + self.tokens.len() + broad > ENDS_MAX {
+        if self.tasks.len() + self.tokens.len() + broad > REVOCATIONS_MAX {
             return Err(Gap::Full);
         }
-        self.chain = Chain::After(Some(at.index));
-        self.read_through = Some(at);
+        self.chain = EventChain::After(Some(at.index));
+        self.position = Some(at);
         Ok(())
     }
 
     fn heartbeat(&mut self, heartbeat: v1::RevocationHeartbeat, now: Timestamp) -> Result<(), Gap> {
-        let through = Position::from(heartbeat.read_through.ok_or(Gap::Unknown)?);
-        if let Some(read) = self.read_through {
+        let through = JournalPosition::from_wire(heartbeat.read_through.ok_or(Gap::Unknown)?);
+        if let Some(read) = self.position {
             if through.epoch != read.epoch {
                 return Err(Gap::Epoch);
             }
@@ -162,27 +141,23 @@ impl Revoked {
                 return Err(Gap::Backwards);
             }
         }
-        match self.chain {
-            Chain::Any => {}
-            Chain::After(last) if heartbeat.last_event == last => {}
-            Chain::After(_) => return Err(Gap::Missed),
-        }
-        self.chain = Chain::After(heartbeat.last_event);
-        self.read_through = Some(through);
+        self.chain.check(heartbeat.last_event)?;
+        self.chain = EventChain::After(heartbeat.last_event);
+        self.position = Some(through);
         self.complete = true;
-        self.forget(now);
+        self.prune(now);
         Ok(())
     }
 
-    /// Drops what can match no living token any more.
-    pub(super) fn forget(&mut self, now: Timestamp) {
+    /// Drops revocations older than the longest lifetime of a token.
+    pub(super) fn prune(&mut self, now: Timestamp) {
         if self
-            .swept_at
-            .is_some_and(|at| (0..SWEEP_MS).contains(&now.since(at)))
+            .pruned_at
+            .is_some_and(|at| (0..PRUNE_INTERVAL_MS).contains(&now.since(at)))
         {
             return;
         }
-        self.swept_at = Some(now);
+        self.pruned_at = Some(now);
         let keep = |at: &Timestamp| now.since(*at) <= KEEP_MS;
         self.tasks.retain(|_, at| keep(at));
         self.tokens.retain(|_, at| keep(at));
@@ -190,60 +165,60 @@ impl Revoked {
         self.actions.retain(|_, (_, at)| keep(at));
     }
 
-    /// Whether every end up to [`Revoked::read_through`] is known.
+    /// Whether every revocation up to [`RevocationSet::position`] is known.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The last entry that was read: where a broken watch goes on.
-    pub(super) fn read_through(&self) -> Option<Position> {
-        self.read_through
+    /// The last journal position received: where the next watch continues.
+    pub(super) fn position(&self) -> Option<JournalPosition> {
+        self.position
     }
 
-    /// Whether an end may have been missed: not complete, or nothing heard for too long. A clock that jumps counts as silence.
+    /// Whether a revocation may have been missed: incomplete, or no message for too long. A clock that jumps counts as silence.
     pub(super) fn is_stale(&self, now: Timestamp, max_silence_ms: u32) -> bool {
         let silent = self
-            .heard_at
+            .last_message_at
             .is_none_or(|at| now.since(at).unsigned_abs() > u64::from(max_silence_ms));
         silent || !self.complete
     }
 
-    /// Whether the token may still be alive, as far as the feed knows.
-    pub(super) fn judge(
+    /// Checks that no known event revokes the token.
+    pub(super) fn check(
         &self,
         claims: &AccessTokenClaims,
         now: Timestamp,
         max_silence_ms: u32,
-    ) -> Result<(), Rejected> {
+    ) -> Result<(), ValidationError> {
         let Some(read) = self
-            .read_through
+            .position
             .filter(|_| !self.is_stale(now, max_silence_ms))
         else {
-            return Err(Rejected::Stale);
+            return Err(ValidationError::Stale);
         };
-        // Of a life this feed has not heard of yet: its ends are unknown here.
+        // Of an epoch that the feed has not reached yet: its revocations are unknown here.
         if claims.epoch > read.epoch {
-            return Err(Rejected::Stale);
+            return Err(ValidationError::Stale);
         }
-        let decided = Position {
+        let decided = JournalPosition {
             epoch: claims.epoch,
             index: claims.pos,
         };
         let before =
-            |event: Option<&(Position, Timestamp)>| event.is_some_and(|(e, _)| decided < *e);
+            |event: Option<&(JournalPosition, Timestamp)>| event.is_some_and(|(e, _)| decided < *e);
         let [ActionDetail { action, .. }] = &claims.authorization_details;
-        // A new life of the journal ends everything of the lives before.
-        let dead = claims.epoch < read.epoch
+        // A new epoch of the journal revokes every token of earlier epochs.
+        let is_revoked = claims.epoch < read.epoch
             || self.tasks.contains_key(&claims.txn)
             || self.tokens.contains_key(&claims.jti)
             || before(self.agents.get(&claims.client_id))
             || before(self.actions.get(action))
             || self.everything.is_some_and(|event| decided < event);
-        if dead { Err(Rejected::Revoked) } else { Ok(()) }
+        if is_revoked { Err(ValidationError::Revoked) } else { Ok(()) }
     }
 }
 
-fn learn<T: Eq + Hash>(
+fn insert<T: Eq + Hash>(
     known: &mut HashMap<T, Timestamp>,
     ids: &[String],
     parse: impl Fn(&str) -> Result<T, crate::model::ParseError>,
@@ -255,11 +230,11 @@ fn learn<T: Eq + Hash>(
     Ok(())
 }
 
-fn learn_broad<T: Eq + Hash>(
-    known: &mut HashMap<T, (Position, Timestamp)>,
+fn insert_scoped<T: Eq + Hash>(
+    known: &mut HashMap<T, (JournalPosition, Timestamp)>,
     ids: &[String],
     parse: impl Fn(&str) -> Result<T, crate::model::ParseError>,
-    at: Position,
+    at: JournalPosition,
     now: Timestamp,
 ) -> Result<(), Gap> {
     for id in ids {
@@ -270,11 +245,11 @@ fn learn_broad<T: Eq + Hash>(
     Ok(())
 }
 
-/// How long an end is kept, in milliseconds: the longest life any token can have, and five minutes between clocks.
+/// How long a revocation is kept, in milliseconds: the longest lifetime of a token, and five minutes of clock skew.
 const KEEP_MS: i64 = (TTL_MAX_S + 300) * 1_000;
-const SWEEP_MS: i64 = 10_000;
-/// Most ends kept at once; above it every check is refused.
-const ENDS_MAX: usize = 1_000_000;
+const PRUNE_INTERVAL_MS: i64 = 10_000;
+/// Most revocations kept at once; above it every token is rejected.
+const REVOCATIONS_MAX: usize = 1_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -299,7 +274,7 @@ mod tests {
             sub: SpiffeId::parse("spiffe://d/a").expect("id"),
             aud: audience,
             exp: NOW.secs() + 300,
-            // What a selector compares is the position; this moment lies after every event here.
+            // Selectors compare positions, not times: this time is after every event here.
             iat: NOW.secs() + 200,
             nbf: NOW.secs(),
             jti: TokenId::from_random([1; 16]),
@@ -359,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn broad_selectors_end_what_was_decided_before_them() {
+    fn scoped_events_revoke_earlier_decisions() {
         let list = |ids: &[&str]| {
             let agent_ids = ids.iter().map(|id| (*id).to_owned()).collect();
             Some(Selector::Agents(v1::AgentList { agent_ids }))
@@ -372,34 +347,34 @@ mod tests {
             (Some(Selector::Everything(v1::EveryToken {})), true),
         ] {
             let mut revoked = started();
-            let told = format!("{selector:?}");
+            let context = format!("{selector:?}");
             revoked
                 .apply(event(20, Some(5), selector), NOW)
                 .expect("applies");
             revoked
                 .apply(heartbeat(1, 30, Some(20)), NOW)
                 .expect("applies");
-            let judged = |pos| revoked.judge(&claims(1, pos), NOW, SILENCE_MS).is_err();
+            let judged = |pos| revoked.check(&claims(1, pos), NOW, SILENCE_MS).is_err();
             assert_eq!(
                 (judged(19), judged(20), judged(25)),
                 (hits, false, false),
-                "{told}"
+                "{context}"
             );
         }
     }
 
     #[test]
-    fn an_end_of_everything_is_never_forgotten() {
+    fn freeze_all_is_permanent() {
         let mut revoked = started();
         let everything = Some(Selector::Everything(v1::EveryToken {}));
         revoked
             .apply(event(20, Some(5), everything), NOW)
             .expect("applies");
-        let late = NOW.plus_millis(KEEP_MS + SWEEP_MS + 1);
+        let late = NOW.plus_millis(KEEP_MS + PRUNE_INTERVAL_MS + 1);
         revoked
             .apply(heartbeat(1, 30, Some(20)), late)
             .expect("applies");
-        assert!(revoked.judge(&claims(1, 19), late, SILENCE_MS).is_err());
+        assert!(revoked.check(&claims(1, 19), late, SILENCE_MS).is_err());
         // Malformed ids of a broad selector are a gap, like any other.
         let odd = Some(Selector::Agents(v1::AgentList {
             agent_ids: vec!["a/b".to_owned()],
@@ -410,26 +385,26 @@ mod tests {
         );
     }
 
-    fn started() -> Revoked {
-        let mut revoked = Revoked::default();
+    fn started() -> RevocationSet {
+        let mut revoked = RevocationSet::default();
         revoked
             .apply(heartbeat(1, 10, Some(5)), NOW)
             .expect("heartbeat");
         revoked
     }
 
-    fn judge(revoked: &Revoked, claims: &AccessTokenClaims) -> Result<(), &'static str> {
-        match revoked.judge(claims, NOW, SILENCE_MS) {
+    fn judge(revoked: &RevocationSet, claims: &AccessTokenClaims) -> Result<(), &'static str> {
+        match revoked.check(claims, NOW, SILENCE_MS) {
             Ok(()) => Ok(()),
-            Err(Rejected::Revoked) => Err("revoked"),
-            Err(Rejected::Stale) => Err("stale"),
+            Err(ValidationError::Revoked) => Err("revoked"),
+            Err(ValidationError::Stale) => Err("stale"),
             Err(other) => panic!("{other}"),
         }
     }
 
     #[test]
-    fn nothing_is_good_before_the_start_is_complete() {
-        let mut revoked = Revoked::default();
+    fn incomplete_feed_is_stale() {
+        let mut revoked = RevocationSet::default();
         assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
         revoked
             .apply(event(8, Some(3), task(9)), NOW)
@@ -440,8 +415,8 @@ mod tests {
             .expect("heartbeat");
         assert_eq!(judge(&revoked, &claims(1, 9)), Ok(()));
         assert_eq!(
-            revoked.read_through(),
-            Some(Position {
+            revoked.position(),
+            Some(JournalPosition {
                 epoch: 1,
                 index: 10
             })
@@ -449,9 +424,9 @@ mod tests {
     }
 
     #[test]
-    fn each_selector_ends_its_own() {
+    fn selectors_match_their_tokens() {
         let good = claims(1, 9);
-        for (selector, dead) in [
+        for (selector, is_revoked) in [
             (task(2), true),
             (task(9), false),
             (token(1), true),
@@ -461,12 +436,12 @@ mod tests {
             revoked
                 .apply(event(11, Some(5), selector.clone()), NOW)
                 .expect("event");
-            assert_eq!(judge(&revoked, &good).is_err(), dead, "{selector:?}");
+            assert_eq!(judge(&revoked, &good).is_err(), is_revoked, "{selector:?}");
         }
     }
 
     #[test]
-    fn an_agent_selector_compares_positions_not_moments() {
+    fn agent_events_compare_positions_not_times() {
         let mut revoked = started();
         revoked
             .apply(event(20, Some(5), agent("ci")), NOW)
@@ -486,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_seen_and_closes_every_gate_until_a_whole_start() {
+    fn feed_gap_rejects_until_resync() {
         let gaps = [
             (event(12, Some(11), task(9)), Gap::Missed),
             (event(12, None, task(9)), Gap::Missed),
@@ -514,7 +489,7 @@ mod tests {
             let mut revoked = started();
             assert_eq!(revoked.apply(message.clone(), NOW), Err(gap), "{message:?}");
             assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
-            assert_eq!(revoked.read_through(), None, "no place to go on from");
+            assert_eq!(revoked.position(), None, "no position to continue from");
             revoked
                 .apply(event(12, Some(11), task(2)), NOW)
                 .expect("a start takes any prev");
@@ -527,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resync_keeps_ends_but_not_the_place() {
+    fn resync_keeps_revocations_and_drops_position() {
         let mut revoked = started();
         revoked
             .apply(event(11, Some(5), task(2)), NOW)
@@ -544,7 +519,7 @@ mod tests {
             )
             .expect("resync");
         assert_eq!(
-            (revoked.is_complete(), revoked.read_through()),
+            (revoked.is_complete(), revoked.position()),
             (false, None)
         );
         revoked
@@ -554,8 +529,8 @@ mod tests {
     }
 
     #[test]
-    fn another_life_of_the_journal() {
-        let mut revoked = Revoked::default();
+    fn epoch_change_forces_resync() {
+        let mut revoked = RevocationSet::default();
         revoked
             .apply(heartbeat(2, 3, None), NOW)
             .expect("heartbeat");
@@ -565,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_and_a_jumping_clock_are_stale() {
+    fn feed_staleness() {
         let revoked = started();
         for (ms, stale) in [(0, false), (5_000, false), (5_001, true), (-5_001, true)] {
             assert_eq!(
@@ -577,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_kept_as_long_as_a_token_could_live() {
+    fn revocations_are_kept_for_the_longest_token_lifetime() {
         let mut revoked = started();
         for (index, prev, selector) in [(11, 5, task(2)), (12, 11, token(1)), (13, 12, agent("ci"))]
         {
@@ -585,7 +560,7 @@ mod tests {
                 .apply(event(index, Some(prev), selector), NOW)
                 .expect("event");
         }
-        revoked.forget(NOW.plus_secs(TTL_MAX_S + 60));
+        revoked.prune(NOW.plus_secs(TTL_MAX_S + 60));
         assert_eq!(
             (
                 revoked.tasks.len(),
@@ -594,7 +569,7 @@ mod tests {
             ),
             (1, 1, 1)
         );
-        revoked.forget(NOW.plus_secs(TTL_MAX_S + 301));
+        revoked.prune(NOW.plus_secs(TTL_MAX_S + 301));
         assert_eq!(
             (
                 revoked.tasks.len(),

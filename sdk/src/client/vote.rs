@@ -1,5 +1,5 @@
-//! What an approver signs. The statement is built here from the card as it was shown, compared with the broker's member by
-//! member, and only then signed: a broker that lies gets no signature.
+//! Vote signing. The statement is built here from the card as the approver saw it, compared with the broker's member by
+//! member, and only then signed: a broker whose statement differs gets no signature.
 
 use std::fmt;
 
@@ -10,78 +10,78 @@ use crate::model::{
     VoteStatement,
 };
 
-/// What the approver saw and decided.
+/// A card as the approver saw it, and the decision.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
+pub struct ReviewedCard<'a> {
     /// The card as shown.
     pub card: &'a Card,
     /// The realm the approver votes in, by the approver's own configuration.
     pub realm: &'a Realm,
     /// The profile of the card that the vote is for.
     pub profile: &'a ProfileName,
-    /// Yes or no.
+    /// Approve or deny.
     pub verdict: Verdict,
-    /// What is made smaller.
+    /// Limits that the approver sets below the card's.
     pub narrowing: Narrowing,
-    /// What the agent is told.
+    /// The message for the agent.
     pub comment: Option<&'a Comment>,
 }
 
 /// A signed vote.
 #[derive(Clone)]
-pub struct Ballot {
+pub struct SignedVote {
     access_request_id: AccessRequestId,
     statement: String,
     not_after: Timestamp,
     signature: [u8; 64],
 }
 
-/// Why nothing was signed.
+/// Why a vote was not signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BallotError {
-    /// What was shown is not a whole card.
-    #[error("not signed: the card is not understood: {0}")]
+pub enum SignVoteError {
+    /// The card is incomplete, or of another realm.
+    #[error("vote not signed: the card cannot be read: {0}")]
     Card(ParseError),
-    /// The card does not ask for this profile.
-    #[error("not signed: the card does not ask for this profile")]
+    /// The card does not need this profile.
+    #[error("vote not signed: the card does not need this profile")]
     NotAsked,
     /// The broker's text is not a statement in canonical JSON, or has members this client does not know.
-    #[error("not signed: the broker's statement is not understood")]
+    #[error("vote not signed: the broker's statement cannot be read")]
     Statement,
-    /// The broker's statement says something else than the card.
-    #[error("not signed: the broker's statement differs from what was shown in {0}")]
+    /// The broker's statement differs from the card in this member.
+    #[error("vote not signed: the broker's statement differs from the card in `{0}`")]
     Differs(&'static str),
     /// `not_after` is over, or more than seven days away.
-    #[error("not signed: not_after must lie between now and seven days from now")]
+    #[error("vote not signed: `not_after` must be between now and seven days from now")]
     NotAfter,
     /// The nonce is not 16 bytes as base64url.
-    #[error("not signed: nonce must be 16 bytes as base64url")]
+    #[error("vote not signed: `nonce` must be 16 bytes as base64url")]
     Nonce,
     /// The signature could not be made.
-    #[error("not signed: the key failed")]
+    #[error("vote not signed: the key failed")]
     Key,
 }
 
-/// Signs the broker's statement if it says exactly what was seen. The signature is ES256 over the 32 bytes of its digest.
+/// Signs the broker's statement if it equals the one made from the card. The signature is ES256 over the 32 bytes of its digest.
 pub fn sign(
     key: &SigningKey,
-    seen: &Seen<'_>,
+    review: &ReviewedCard<'_>,
     statement: &str,
     now: Timestamp,
-) -> Result<Ballot, BallotError> {
-    let theirs = VoteStatement::parse(statement).map_err(|_| BallotError::Statement)?;
-    let ours = ours(seen, &theirs)?;
-    compare(&ours, &theirs)?;
-    if !(now.secs()..=now.secs().saturating_add(NOT_AFTER_S_MAX)).contains(&theirs.not_after) {
-        return Err(BallotError::NotAfter);
+) -> Result<SignedVote, SignVoteError> {
+    let received = VoteStatement::parse(statement).map_err(|_| SignVoteError::Statement)?;
+    let expected = expected(review, &received)?;
+    compare(&expected, &received)?;
+    if !(now.secs()..=now.secs().saturating_add(NOT_AFTER_S_MAX)).contains(&received.not_after) {
+        return Err(SignVoteError::NotAfter);
     }
-    // Canonical forms are equal exactly if the statements are; ours is the one that is signed.
-    let statement = ours.canonical().map_err(|_| BallotError::Statement)?;
-    let digest = ours.digest().map_err(|_| BallotError::Statement)?;
-    let signature = key.sign(digest.as_bytes()).map_err(|_| BallotError::Key)?;
-    let not_after = Timestamp::from_secs(ours.not_after);
-    Ok(Ballot {
-        access_request_id: ours.access_request_id,
+    // Canonical forms are equal exactly if the statements are; expected is the one that is signed.
+    let statement = expected.canonical().map_err(|_| SignVoteError::Statement)?;
+    let digest = expected.digest().map_err(|_| SignVoteError::Statement)?;
+    let signature = key.sign(digest.as_bytes()).map_err(|_| SignVoteError::Key)?;
+    let not_after = Timestamp::from_secs(expected.not_after);
+    Ok(SignedVote {
+        access_request_id: expected.access_request_id,
         statement,
         not_after,
         signature,
@@ -89,45 +89,45 @@ pub fn sign(
 }
 
 /// The statement as the card has it. Of the broker's only the moment and the nonce are taken, neither of which the card shows.
-fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, BallotError> {
-    let card = seen.card;
+fn expected(review: &ReviewedCard<'_>, received: &VoteStatement) -> Result<VoteStatement, SignVoteError> {
+    let card = review.card;
     let asked = card
         .needs
         .iter()
-        .find(|need| need.profile.name == *seen.profile)
-        .ok_or(BallotError::NotAsked)?;
-    if card.realm != *seen.realm {
+        .find(|need| need.profile.name == *review.profile)
+        .ok_or(SignVoteError::NotAsked)?;
+    if card.realm != *review.realm {
         let rule = "is another one than the approver's";
-        return Err(BallotError::Card(ParseError::new("realm", rule)));
+        return Err(SignVoteError::Card(ParseError::new("realm", rule)));
     }
     let Some(action) = &card.action else {
         let rule = "is no longer on record";
-        return Err(BallotError::Card(ParseError::new("action", rule)));
+        return Err(SignVoteError::Card(ParseError::new("action", rule)));
     };
     Ok(VoteStatement {
         v: 1,
-        realm: seen.realm.clone(),
+        realm: review.realm.clone(),
         access_request_id: card.access_request,
         agent: card.agent.id.clone(),
         owner: card.agent.owner.id.clone(),
         task: card.task,
         task_key: card.task_key,
         action: action.to_json(),
-        max_ttl: seen
+        max_ttl: review
             .narrowing
             .max_ttl
             .map_or(card.max_ttl, |narrow| narrow.min(card.max_ttl)),
-        uses: seen.narrowing.max_uses.into_iter().chain(card.uses).min(),
-        comment: seen.comment.cloned(),
+        uses: review.narrowing.max_uses.into_iter().chain(card.uses).min(),
+        comment: review.comment.cloned(),
         policy: card.policy,
         profile: asked.profile.clone(),
-        verdict: seen.verdict,
-        not_after: theirs.not_after,
-        nonce: nonce(&theirs.nonce)?,
+        verdict: review.verdict,
+        not_after: received.not_after,
+        nonce: nonce(&received.nonce)?,
     })
 }
 
-fn nonce(text: &str) -> Result<String, BallotError> {
+fn nonce(text: &str) -> Result<String, SignVoteError> {
     use base64::Engine as _;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(text)
@@ -135,12 +135,12 @@ fn nonce(text: &str) -> Result<String, BallotError> {
     if bytes.len() == 16 {
         Ok(text.to_owned())
     } else {
-        Err(BallotError::Nonce)
+        Err(SignVoteError::Nonce)
     }
 }
 
 /// Every member by name: a member added to the form does not compile until it is compared.
-fn compare(ours: &VoteStatement, theirs: &VoteStatement) -> Result<(), BallotError> {
+fn compare(expected: &VoteStatement, received: &VoteStatement) -> Result<(), SignVoteError> {
     let VoteStatement {
         v,
         realm,
@@ -158,35 +158,35 @@ fn compare(ours: &VoteStatement, theirs: &VoteStatement) -> Result<(), BallotErr
         verdict,
         not_after,
         nonce,
-    } = ours;
+    } = expected;
     let members = [
-        ("v", *v == theirs.v),
-        ("realm", *realm == theirs.realm),
+        ("v", *v == received.v),
+        ("realm", *realm == received.realm),
         (
             "access_request_id",
-            *access_request_id == theirs.access_request_id,
+            *access_request_id == received.access_request_id,
         ),
-        ("agent", *agent == theirs.agent),
-        ("owner", *owner == theirs.owner),
-        ("task", *task == theirs.task),
-        ("task_key", *task_key == theirs.task_key),
-        ("action", *action == theirs.action),
-        ("max_ttl", *max_ttl == theirs.max_ttl),
-        ("uses", *uses == theirs.uses),
-        ("comment", *comment == theirs.comment),
-        ("policy", *policy == theirs.policy),
-        ("profile", *profile == theirs.profile),
-        ("verdict", *verdict == theirs.verdict),
-        ("not_after", *not_after == theirs.not_after),
-        ("nonce", *nonce == theirs.nonce),
+        ("agent", *agent == received.agent),
+        ("owner", *owner == received.owner),
+        ("task", *task == received.task),
+        ("task_key", *task_key == received.task_key),
+        ("action", *action == received.action),
+        ("max_ttl", *max_ttl == received.max_ttl),
+        ("uses", *uses == received.uses),
+        ("comment", *comment == received.comment),
+        ("policy", *policy == received.policy),
+        ("profile", *profile == received.profile),
+        ("verdict", *verdict == received.verdict),
+        ("not_after", *not_after == received.not_after),
+        ("nonce", *nonce == received.nonce),
     ];
     match members.iter().find(|(_, same)| !same) {
-        Some((member, _)) => Err(BallotError::Differs(member)),
+        Some((member, _)) => Err(SignVoteError::Differs(member)),
         None => Ok(()),
     }
 }
 
-impl Ballot {
+impl SignedVote {
     /// What it decides.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id
@@ -197,7 +197,7 @@ impl Ballot {
         &self.statement
     }
 
-    /// Until when a yes holds: the broker's word, signed with the rest.
+    /// Until when an approval holds: set by the broker, signed with the rest.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
@@ -209,13 +209,13 @@ impl Ballot {
 }
 
 /// A statement holds the action in plain.
-impl fmt::Debug for Ballot {
+impl fmt::Debug for SignedVote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ballot({}, redacted)", self.access_request_id)
+        write!(f, "SignedVote({}, redacted)", self.access_request_id)
     }
 }
 
-/// Longest time that a yes may stay good, in seconds: seven days.
+/// Longest validity of an approval, in seconds: seven days.
 const NOT_AFTER_S_MAX: i64 = 7 * 86_400;
 
 #[cfg(test)]
@@ -248,7 +248,7 @@ mod tests {
         })
     }
 
-    fn vote(card: &Card, statement: &str, max_ttl: Option<i64>) -> Result<Ballot, BallotError> {
+    fn sign_vote(card: &Card, statement: &str, max_ttl: Option<i64>) -> Result<SignedVote, SignVoteError> {
         let (realm, profile) = (
             Realm::parse("prod").expect("realm"),
             ProfileName::parse("two-security").expect("profile"),
@@ -258,7 +258,7 @@ mod tests {
             max_uses: None,
         };
         let key = SigningKey::generate().expect("key").0;
-        let seen = Seen {
+        let review = ReviewedCard {
             card,
             realm: &realm,
             profile: &profile,
@@ -266,14 +266,14 @@ mod tests {
             narrowing,
             comment: None,
         };
-        let ballot = sign(&key, &seen, statement, NOW)?;
-        let digest = VoteStatement::parse(ballot.statement())
+        let vote = sign(&key, &review, statement, NOW)?;
+        let digest = VoteStatement::parse(vote.statement())
             .expect("statement")
             .digest()
             .expect("digest");
-        assert!(key.public().verify(digest.as_bytes(), ballot.signature()));
-        assert_eq!(ballot.statement(), statement);
-        Ok(ballot)
+        assert!(key.public().verify(digest.as_bytes(), vote.signature()));
+        assert_eq!(vote.statement(), statement);
+        Ok(vote)
     }
 
     fn text(statement: &Value) -> String {
@@ -281,18 +281,18 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_statement_is_signed() {
-        let ballot = vote(&card(), &text(&honest()), None).expect("signed");
-        assert!(!format!("{ballot:?}").contains("ann"));
+    fn matching_statement_is_signed() {
+        let vote = sign_vote(&card(), &text(&honest()), None).expect("signed");
+        assert!(!format!("{vote:?}").contains("ann"));
         let mut narrowed = honest();
         narrowed["max_ttl"] = json!(60);
-        assert!(vote(&card(), &text(&narrowed), Some(60)).is_ok());
+        assert!(sign_vote(&card(), &text(&narrowed), Some(60)).is_ok());
         // Asking for more than was shown changes nothing.
-        assert!(vote(&card(), &text(&honest()), Some(9_999)).is_ok());
+        assert!(sign_vote(&card(), &text(&honest()), Some(9_999)).is_ok());
         let mut unlimited = honest();
         unlimited.as_object_mut().expect("object").remove("uses");
         assert!(
-            vote(
+            sign_vote(
                 &Card {
                     uses: None,
                     ..card()
@@ -305,9 +305,9 @@ mod tests {
     }
 
     #[test]
-    fn a_lie_in_any_member_is_named_and_not_signed() {
+    fn statement_mismatch_names_the_field() {
         let other = |name: &str| json!({ "name": name, "digest": Digest::sha256(b"two-security") });
-        let lies = [
+        let mutations = [
             ("v", json!(2)),
             ("realm", json!("dev")),
             (
@@ -331,29 +331,29 @@ mod tests {
             ),
             ("verdict", json!("deny")),
         ];
-        for (member, lie) in lies {
+        for (member, value) in mutations {
             let mut statement = honest();
-            statement[member] = lie;
+            statement[member] = value;
             assert_eq!(
-                vote(&card(), &text(&statement), None).err(),
-                Some(BallotError::Differs(member)),
+                sign_vote(&card(), &text(&statement), None).err(),
+                Some(SignVoteError::Differs(member)),
                 "{member}"
             );
         }
         let mut statement = honest();
         statement.as_object_mut().expect("object").remove("uses");
         assert_eq!(
-            vote(&card(), &text(&statement), None).err(),
-            Some(BallotError::Differs("uses"))
+            sign_vote(&card(), &text(&statement), None).err(),
+            Some(SignVoteError::Differs("uses"))
         );
         assert_eq!(
-            vote(&card(), &text(&honest()), Some(60)).err(),
-            Some(BallotError::Differs("max_ttl"))
+            sign_vote(&card(), &text(&honest()), Some(60)).err(),
+            Some(SignVoteError::Differs("max_ttl"))
         );
     }
 
     #[test]
-    fn the_moment_and_the_nonce_are_bounded() {
+    fn not_after_and_nonce_are_validated() {
         for (after, good) in [
             (-1, false),
             (0, true),
@@ -362,10 +362,10 @@ mod tests {
         ] {
             let mut statement = honest();
             statement["not_after"] = json!(NOW.secs() + after);
-            let signed = vote(&card(), &text(&statement), None);
+            let signed = sign_vote(&card(), &text(&statement), None);
             assert_eq!(
                 signed.err(),
-                (!good).then_some(BallotError::NotAfter),
+                (!good).then_some(SignVoteError::NotAfter),
                 "{after}"
             );
         }
@@ -373,15 +373,15 @@ mod tests {
             let mut statement = honest();
             statement["nonce"] = json!(bad);
             assert_eq!(
-                vote(&card(), &text(&statement), None).err(),
-                Some(BallotError::Nonce),
+                sign_vote(&card(), &text(&statement), None).err(),
+                Some(SignVoteError::Nonce),
                 "{bad}"
             );
         }
     }
 
     #[test]
-    fn other_texts_and_other_cards_are_refused() {
+    fn non_canonical_statement_is_rejected() {
         let mut more = honest();
         more["extra"] = json!(1);
         for bad in [
@@ -391,8 +391,8 @@ mod tests {
             "{}".to_owned(),
         ] {
             assert_eq!(
-                vote(&card(), &bad, None).err(),
-                Some(BallotError::Statement),
+                sign_vote(&card(), &bad, None).err(),
+                Some(SignVoteError::Statement),
                 "{bad}"
             );
         }
@@ -405,16 +405,16 @@ mod tests {
             ..card()
         };
         for other in [elsewhere, forgotten] {
-            let signed = vote(&other, &text(&honest()), None);
-            assert!(matches!(signed.err(), Some(BallotError::Card(_))));
+            let signed = sign_vote(&other, &text(&honest()), None);
+            assert!(matches!(signed.err(), Some(SignVoteError::Card(_))));
         }
         let unasked = Card {
             needs: Vec::new(),
             ..card()
         };
         assert_eq!(
-            vote(&unasked, &text(&honest()), None).err(),
-            Some(BallotError::NotAsked)
+            sign_vote(&unasked, &text(&honest()), None).err(),
+            Some(SignVoteError::NotAsked)
         );
     }
 }

@@ -1,43 +1,43 @@
-//! The one renderer: a card in sections of rows. Every text in it is safe to print and is one line.
+//! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
-use super::suspect::{few, once, suspect};
-use super::{AccessRequestStatus, Card, History, Need, Who, quoted, safe};
+use super::confusables::{few, once, confusable_warnings};
+use super::{AccessRequestStatus, Card, History, ProfileProgress, PersonRef, quoted, escape_untrusted};
 use crate::model::*;
 
-/// Most characters shown of each of the agent's texts; how many are left out is said.
+/// Most characters shown of each of the agent's texts; the view states how many are left out.
 pub const AGENT_WORDS_MAX: usize = 500;
 
-/// A card, ready to be laid out. Every text is plain, safe and one line; what shows it escapes for its own markup.
+/// A rendered card. Every text is plain, safe and one line; the layout escapes it for its own markup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
-    /// Of which access request.
+pub struct CardView {
+    /// The access request.
     pub access_request: AccessRequestId,
-    /// Where it stands.
-    pub standing: AccessRequestStatus,
-    /// What would happen to what.
+    /// Its status.
+    pub status: AccessRequestStatus,
+    /// Verb and object.
     pub headline: Headline,
     /// The match phrase.
     pub phrase: String,
-    /// When waiting ends, RFC 3339 in UTC.
+    /// When the access request expires, RFC 3339 in UTC.
     pub deadline: String,
-    /// Seconds until then; 0 when it is over.
+    /// Seconds until then; 0 after it.
     pub left_s: i64,
     /// The same in words: `14m 12s`.
     pub left: String,
-    /// Seconds the card must have been shown before a yes is taken.
+    /// Seconds the card must have been shown before an approval is accepted.
     pub dwell_s: u32,
-    /// The console's page of it.
+    /// The console's page of the access request.
     pub console_url: Option<String>,
     /// Everything else, in the order to read it. No section is empty.
-    pub sections: Vec<Section>,
+    pub sections: Vec<CardSection>,
 }
 
 /// Verb and object: what an approver reads first, and the inbox and chats show alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Headline {
-    /// What would be done: the catalogue's title, or the action's name where it has none.
+    /// The verb: the catalogue's title, or the action's name where it has none.
     pub verb: String,
-    /// To what: the target's id.
+    /// The object: the target's id.
     pub object: String,
     /// The target's type.
     pub object_type: String,
@@ -45,23 +45,23 @@ pub struct Headline {
     pub environment: Option<String>,
     /// The action's name, as rules and tokens have it.
     pub action: String,
-    /// How much harm it can do; absent when nobody said.
+    /// Its risk; absent when the catalogue does not say.
     pub risk: Option<Risk>,
     /// `HIGH RISK`, or `RISK UNKNOWN`.
     pub risk_word: String,
-    /// What is suspect about how the verb or the object is written.
+    /// Warnings about how verb or object are written.
     pub flags: Vec<String>,
 }
 
 /// Rows that answer one question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Section {
-    /// Which question.
+pub struct CardSection {
+    /// The question.
     pub kind: SectionKind,
-    /// The question in words, ours.
+    /// The question as a heading.
     pub title: &'static str,
     /// At least one.
-    pub rows: Vec<Row>,
+    pub rows: Vec<CardRow>,
 }
 
 /// The questions, in the order they are answered.
@@ -129,20 +129,20 @@ impl SectionKind {
 /// A label and what stands beside it. A parameter's label begins with `with` and a fact's with `target`, so that no name
 /// chosen by others is the label of another row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
+pub struct CardRow {
     /// What the row is about; ours but for names after `with` and `target`.
     pub label: String,
     /// What people call it, where the catalogue says: for parameters.
     pub caption: Option<String>,
     /// The value, one line each, at least one.
     pub lines: Vec<String>,
-    /// How it should strike the eye.
+    /// The emphasis.
     pub tone: Tone,
-    /// What is suspect about how it is written: each once, the first six, then how many more.
+    /// Warnings about how it is written: each once, the first six, then how many more.
     pub flags: Vec<String>,
 }
 
-/// How a row should strike the eye.
+/// The emphasis of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tone {
     /// As text.
@@ -151,9 +151,9 @@ pub enum Tone {
     Strong,
     /// A reason to stop.
     Alarm,
-    /// Not known, which is never fine.
+    /// An unknown value.
     Unknown,
-    /// For those who compare: ids and digests.
+    /// Ids and digests, for comparison.
     Quiet,
     /// Words of the agent, in quotes.
     Quoted,
@@ -174,8 +174,8 @@ impl Tone {
 }
 
 impl Card {
-    /// The card as it is read at a moment.
-    pub fn show(&self, now: Timestamp) -> Shown {
+    /// Renders the card for a reader at this time.
+    pub fn show(&self, now: Timestamp) -> CardView {
         let left_s = self.expires_at.since(now).max(0) / 1_000;
         let sections = [
             (SectionKind::Who, self.who(now)),
@@ -197,22 +197,22 @@ impl Card {
                 for row in &mut rows {
                     row.flags = few(std::mem::take(&mut row.flags));
                 }
-                Section {
+                CardSection {
                     kind,
                     title: kind.title(),
                     rows,
                 }
             });
-        Shown {
+        CardView {
             access_request: self.access_request,
-            standing: self.standing,
+            status: self.status,
             headline: self.headline(),
             phrase: self.phrase().to_string(),
             deadline: self.expires_at.to_string(),
             left_s,
             left: format_seconds(left_s),
             dwell_s: self.dwell_s,
-            console_url: self.console_url.as_deref().map(safe),
+            console_url: self.console_url.as_deref().map(escape_untrusted),
             sections: sections.collect(),
         }
     }
@@ -229,24 +229,24 @@ impl Card {
         Headline::new(&self.title, self.action.as_deref(), environment, self.risk)
     }
 
-    fn who(&self, now: Timestamp) -> Vec<Row> {
-        let agent = Row::new("agent", self.agent.id.as_str()).strong();
-        let owner = Row::new("owner", &self.agent.owner.to_text());
+    fn who(&self, now: Timestamp) -> Vec<CardRow> {
+        let agent = CardRow::new("agent", self.agent.id.as_str()).strong();
+        let owner = CardRow::new("owner", &self.agent.owner.to_text());
         let seen = &self.verified;
-        let mut verified = Row::new("verified", seen.subject.as_str());
+        let mut verified = CardRow::new("verified", seen.subject.as_str());
         verified.lines.push(format!(
             "by {}, {} ({})",
-            safe(&seen.kind),
+            escape_untrusted(&seen.kind),
             distance(seen.verified_at, now),
             seen.verified_at
         ));
         let claims = match &self.agent.registered {
             Some(claims) => vec![
-                Row::known("environment", &claims.environment),
-                Row::known("model", &claims.model),
-                Row::known("autonomy", &claims.autonomy),
+                CardRow::known("environment", &claims.environment),
+                CardRow::known("model", &claims.model),
+                CardRow::known("autonomy", &claims.autonomy),
             ],
-            None => vec![Row::alarm(
+            None => vec![CardRow::alarm(
                 "registered",
                 "NOT ANY MORE: the policy bundle does not list this agent",
             )],
@@ -254,37 +254,37 @@ impl Card {
         [agent, owner, verified].into_iter().chain(claims).collect()
     }
 
-    fn why(&self) -> Vec<Row> {
+    fn why(&self) -> Vec<CardRow> {
         if self.rules.is_empty() {
-            return vec![Row::unknown("rule", "unknown: no rule is recorded")];
+            return vec![CardRow::unknown("rule", "unknown: no rule is recorded")];
         }
-        let row = |rule: &super::RuleShown| {
-            let mut row = Row::new("rule", &rule.id);
+        let row = |rule: &super::RuleSummary| {
+            let mut row = CardRow::new("rule", &rule.id);
             row.add(&rule.why);
-            row.lines.push(format!("in {}", safe(&rule.file)));
+            row.lines.push(format!("in {}", escape_untrusted(&rule.file)));
             row
         };
         self.rules.iter().map(row).collect()
     }
 
-    fn effect(&self) -> Vec<Row> {
+    fn effect(&self) -> Vec<CardRow> {
         let for_good = self.reversible.trim().eq_ignore_ascii_case("no");
         let mut rows = vec![
-            Row::known("effect", &self.effect),
+            CardRow::known("effect", &self.effect),
             match for_good {
-                true => Row::alarm("reversible", "NO: it cannot be undone"),
-                false => Row::known("reversible", &self.reversible),
+                true => CardRow::alarm("reversible", "NO: it cannot be undone"),
+                false => CardRow::known("reversible", &self.reversible),
             },
         ];
         if !self.undo.is_empty() {
-            rows.push(Row::new("undo", &self.undo));
+            rows.push(CardRow::new("undo", &self.undo));
         }
         rows
     }
 
-    fn parameters(&self) -> Vec<Row> {
+    fn parameters(&self) -> Vec<CardRow> {
         let Some(action) = &self.action else {
-            return vec![Row::alarm(
+            return vec![CardRow::alarm(
                 "with",
                 "NO LONGER ON RECORD: nobody can decide this any more",
             )];
@@ -294,20 +294,20 @@ impl Card {
             self.parameter(name, name, param, &mut rows);
         }
         if rows.is_empty() {
-            rows.push(Row::own("with", "no parameters"));
+            rows.push(CardRow::own("with", "no parameters"));
         }
         rows
     }
 
     /// Records become rows by path; a set of plain values is one row with a line for each, any other set numbers them.
     /// `pattern` is the path in the catalogue, which knows no numbers.
-    fn parameter(&self, path: &str, pattern: &str, param: &Param, rows: &mut Vec<Row>) {
-        let mut row = Row::own(&format!("with {}", safe(path)), "");
-        row.caption = self.parameter_titles.get(pattern).map(|title| safe(title));
+    fn parameter(&self, path: &str, pattern: &str, param: &Param, rows: &mut Vec<CardRow>) {
+        let mut row = CardRow::own(&format!("with {}", escape_untrusted(path)), "");
+        row.caption = self.parameter_titles.get(pattern).map(|title| escape_untrusted(title));
         row.flags = row
             .caption
             .iter()
-            .flat_map(|title| suspect(title))
+            .flat_map(|title| confusable_warnings(title))
             .collect();
         match param {
             Param::Record(members) if !members.is_empty() => {
@@ -341,16 +341,16 @@ impl Card {
         }
     }
 
-    fn target(&self) -> Vec<Row> {
+    fn target(&self) -> Vec<CardRow> {
         match &self.target_facts {
-            None => vec![Row::alarm(
+            None => vec![CardRow::alarm(
                 "target",
                 "NOT KNOWN to the policy bundle: nothing is recorded about it",
             )],
             Some(facts) => facts
                 .iter()
                 .map(|(name, value)| {
-                    let mut row = Row::new(&format!("target {}", safe(name)), value);
+                    let mut row = CardRow::new(&format!("target {}", escape_untrusted(name)), value);
                     row.add_suspect(name);
                     row
                 })
@@ -358,21 +358,21 @@ impl Card {
         }
     }
 
-    fn unusual(&self) -> Vec<Row> {
+    fn unusual(&self) -> Vec<CardRow> {
         if self.unusual.is_empty() {
             return vec![match self.history {
-                Some(_) => Row::own("unusual", "nothing"),
-                None => Row::unknown("unusual", "unknown: no figures are kept of it yet"),
+                Some(_) => CardRow::own("unusual", "nothing"),
+                None => CardRow::unknown("unusual", "unknown: no figures are kept of it yet"),
             }];
         }
         let rows = self.unusual.iter();
-        rows.map(|what| Row::new("unusual", what).strong())
+        rows.map(|what| CardRow::new("unusual", what).strong())
             .collect()
     }
 
-    fn history(&self, now: Timestamp) -> Vec<Row> {
+    fn history(&self, now: Timestamp) -> Vec<CardRow> {
         match &self.history {
-            None => vec![Row::unknown(
+            None => vec![CardRow::unknown(
                 "like this",
                 "unknown: no figures are kept of it yet",
             )],
@@ -380,50 +380,50 @@ impl Card {
         }
     }
 
-    fn token(&self) -> Vec<Row> {
+    fn token(&self) -> Vec<CardRow> {
         let uses = match self.uses {
             Some(1) => "one use".to_owned(),
             Some(uses) => format!("{uses} uses"),
             None => "any number of uses".to_owned(),
         };
         let life = format_seconds(self.max_ttl);
-        let mut rows = vec![Row::own("token", &format!("at most {life}, {uses}"))];
+        let mut rows = vec![CardRow::own("token", &format!("at most {life}, {uses}"))];
         if let Some(action) = &self.action {
-            rows.push(Row::new("only for", action.audience.as_str()));
+            rows.push(CardRow::new("only for", action.audience.as_str()));
         }
-        rows.push(Row::own("bound to", "the task's key"));
+        rows.push(CardRow::own("bound to", "the task's key"));
         rows
     }
 
-    fn needs(&self) -> Vec<Row> {
+    fn needs(&self) -> Vec<CardRow> {
         if self.needs.is_empty() {
-            return vec![Row::unknown("needs", "unknown: no profile is recorded")];
+            return vec![CardRow::unknown("needs", "unknown: no profile is recorded")];
         }
-        self.needs.iter().map(Need::row).collect()
+        self.needs.iter().map(ProfileProgress::row).collect()
     }
 
-    fn signed(&self) -> Vec<Row> {
+    fn signed(&self) -> Vec<CardRow> {
         let mut rows = Vec::new();
         if let Some(action) = &self.action {
-            rows.push(Row::quiet("action", action.name.as_str()));
-            rows.push(Row::quiet("digest", &action.digest().to_string()));
+            rows.push(CardRow::quiet("action", action.name.as_str()));
+            rows.push(CardRow::quiet("digest", &action.digest().to_string()));
         }
         rows.extend([
-            Row::quiet("request", &self.access_request.to_string()),
-            Row::quiet("realm", self.realm.as_str()),
-            Row::quiet("task", &self.task.to_string()),
-            Row::quiet("task key", &self.task_key.to_string()),
-            Row::quiet("policy", &self.policy.to_string()),
+            CardRow::quiet("request", &self.access_request.to_string()),
+            CardRow::quiet("realm", self.realm.as_str()),
+            CardRow::quiet("task", &self.task.to_string()),
+            CardRow::quiet("task key", &self.task_key.to_string()),
+            CardRow::quiet("policy", &self.policy.to_string()),
         ]);
         for need in &self.needs {
-            let mut row = Row::quiet("profile", need.profile.name.as_str());
+            let mut row = CardRow::quiet("profile", need.profile.name.as_str());
             row.add(&need.profile.digest.to_string());
             rows.push(row);
         }
         rows
     }
 
-    fn words(&self) -> Vec<Row> {
+    fn words(&self) -> Vec<CardRow> {
         let said = [("for", &self.purpose), ("reason", &self.reason)];
         said.into_iter()
             .filter_map(|(label, said)| Some((label, said.as_ref()?.as_str())))
@@ -431,13 +431,13 @@ impl Card {
             .map(|(label, said)| {
                 let head: String = said.chars().take(AGENT_WORDS_MAX).collect();
                 let more = said.chars().count().saturating_sub(AGENT_WORDS_MAX);
-                let mut row = Row::own(label, &quoted(&head));
+                let mut row = CardRow::own(label, &quoted(&head));
                 if more > 0 {
                     row.lines
                         .push(format!("and {more} more characters, not shown"));
                 }
                 row.tone = Tone::Quoted;
-                row.flags = suspect(&head);
+                row.flags = confusable_warnings(&head);
                 row
             })
             .collect()
@@ -454,29 +454,29 @@ impl Headline {
     ) -> Self {
         let name = action.map(|a| a.name.as_str()).unwrap_or_default();
         let (object, object_type) = match action {
-            Some(action) => (safe(&action.target.id), safe(&action.target.kind)),
+            Some(action) => (escape_untrusted(&action.target.id), escape_untrusted(&action.target.kind)),
             None => ("?".to_owned(), "no longer on record".to_owned()),
         };
         let id = action.map(|a| a.target.id.as_str()).unwrap_or_default();
         let texts = [title, id, environment.unwrap_or_default()];
         Self {
-            verb: safe(if title.is_empty() { name } else { title }),
+            verb: escape_untrusted(if title.is_empty() { name } else { title }),
             object,
             object_type,
-            environment: environment.map(safe),
-            action: safe(name),
+            environment: environment.map(escape_untrusted),
+            action: escape_untrusted(name),
             risk,
             risk_word: risk.map_or_else(
                 || "RISK UNKNOWN".to_owned(),
                 |risk| format!("{} RISK", risk.as_str().to_uppercase()),
             ),
-            flags: few(texts.iter().flat_map(|text| suspect(text))),
+            flags: few(texts.iter().flat_map(|text| confusable_warnings(text))),
         }
     }
 }
 
 impl History {
-    fn rows(&self, now: Timestamp) -> Vec<Row> {
+    fn rows(&self, now: Timestamp) -> Vec<CardRow> {
         let count = |n: u32, word: &str| format!("{n} {word}");
         let at = |moment: Option<Timestamp>| {
             moment.map_or_else(String::new, |at| {
@@ -484,12 +484,12 @@ impl History {
             })
         };
         let by = match &self.last_denied_by {
-            Some(who) => format!(" by {}", safe(&who.to_text())),
+            Some(who) => format!(" by {}", escape_untrusted(&who.to_text())),
             None => String::new(),
         };
         let mut like = match self.first {
-            true => Row::own("like this", "none decided before").strong(),
-            false => Row::own(
+            true => CardRow::own("like this", "none decided before").strong(),
+            false => CardRow::own(
                 "like this",
                 &format!(
                     "{}{}",
@@ -508,8 +508,8 @@ impl History {
         let yours = format!("{} yes, {} no", self.yours_approved, self.yours_denied);
         vec![
             like,
-            Row::own("your votes", &yours),
-            Row::own(
+            CardRow::own("your votes", &yours),
+            CardRow::own(
                 "today",
                 &format!("{} asked (UTC), with this one", self.today),
             ),
@@ -517,25 +517,25 @@ impl History {
     }
 }
 
-impl Need {
-    fn row(&self) -> Row {
-        let mut row = Row::new("needs", self.profile.name.as_str());
+impl ProfileProgress {
+    fn row(&self) -> CardRow {
+        let mut row = CardRow::new("needs", self.profile.name.as_str());
         let how = if self.passkey { ", by passkey" } else { "" };
         row.lines.push(format!(
             "{} of {} from {}{how}",
             self.approvers.len(),
             self.quorum,
-            safe(&self.group)
+            escape_untrusted(&self.group)
         ));
         for who in &self.approvers {
             row.add_suspect(&who.to_text());
-            row.lines.push(format!("yes: {}", safe(&who.to_text())));
+            row.lines.push(format!("yes: {}", escape_untrusted(&who.to_text())));
         }
         row
     }
 }
 
-impl Who {
+impl PersonRef {
     /// `Dana Ruiz (dana)`; the id alone where there is no name. Not yet safe.
     pub(super) fn to_text(&self) -> String {
         match &self.name {
@@ -545,7 +545,7 @@ impl Who {
     }
 }
 
-impl Row {
+impl CardRow {
     /// A row whose text is ours and safe.
     fn own(label: &str, text: &str) -> Self {
         Self {
@@ -562,7 +562,7 @@ impl Row {
         let shown = if text.is_empty() {
             "(empty)".to_owned()
         } else {
-            safe(text)
+            escape_untrusted(text)
         };
         let mut row = Self::own(label, &shown);
         row.add_suspect(text);
@@ -610,12 +610,12 @@ impl Row {
     fn add(&mut self, text: &str) {
         if !text.is_empty() {
             self.add_suspect(text);
-            self.lines.push(safe(text));
+            self.lines.push(escape_untrusted(text));
         }
     }
 
     fn add_suspect(&mut self, text: &str) {
-        self.add_flags(suspect(text));
+        self.add_flags(confusable_warnings(text));
     }
 
     fn add_flags(&mut self, flags: impl IntoIterator<Item = String>) {
@@ -644,7 +644,7 @@ fn plain(param: &Param) -> String {
 
 fn suspect_param(param: &Param) -> Vec<String> {
     match param {
-        Param::Str(text) => suspect(text),
+        Param::Str(text) => confusable_warnings(text),
         Param::Bool(_) | Param::Int(_) | Param::Set(_) | Param::Record(_) => Vec::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! Text of others that reads as something it is not.
+//! Confusable text: warnings about untrusted text that looks like other text (UTS #39).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use unicode_script::{Script, UnicodeScript as _};
 use unicode_security::confusable_detection::skeleton;
 
-use super::safe;
+use super::escape_untrusted;
 use crate::model::text::needs_escape;
 
 /// Most odd characters that are named one by one; the others are counted.
@@ -26,7 +26,7 @@ const FLAGS_MAX: usize = 6;
 ///   (UTS #39 §5.2, §5.3, with the sets of its "highly restrictive" level).
 /// - A word that is written in one foreign script and looks like a Latin one (UTS #39 §4, whole-script confusables).
 /// - Letters that run from right to left, because what stands beside them is shown in another order than it is stored.
-pub fn suspect(text: &str) -> Vec<String> {
+pub fn confusable_warnings(text: &str) -> Vec<String> {
     // The common case costs one look at each byte.
     if text.is_ascii() {
         return Vec::new();
@@ -229,7 +229,7 @@ fn named(odd: &BTreeSet<char>) -> String {
                 Script::Common | Script::Inherited | Script::Unknown => "not ASCII",
                 script => script.full_name(),
             };
-            format!("{} U+{:04X} {script}", safe(&c.to_string()), u32::from(*c))
+            format!("{} U+{:04X} {script}", escape_untrusted(&c.to_string()), u32::from(*c))
         })
         .collect();
     if odd.len() > NAMED_MAX {
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_write_is_left_alone() {
+    fn ordinary_text_raises_no_flag() {
         for fine in [
             "ann@corp.example",
             "Ann Lée, Łódź, Dvořák, Nguyễn, straße, æther",
@@ -255,19 +255,19 @@ mod tests {
             "“quoted” – it’s fine…",
             "emoji 😀",
         ] {
-            assert_eq!(suspect(fine), Vec::<String>::new(), "{fine}");
+            assert_eq!(confusable_warnings(fine), Vec::<String>::new(), "{fine}");
         }
     }
 
     #[test]
-    fn mixed_scripts_are_named() {
+    fn mixed_scripts_are_flagged() {
         assert_eq!(
-            suspect("p\u{430}ypal"),
+            confusable_warnings("p\u{430}ypal"),
             ["MIXED SCRIPTS: \u{430} U+0430 Cyrillic"]
         );
-        // The stranger is whoever is fewer.
+        // The script with fewer letters is the odd one.
         assert_eq!(
-            suspect("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
+            confusable_warnings("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
             ["MIXED SCRIPTS: a U+0061 Latin, v U+0076 Latin"]
         );
         for (text, odd) in [
@@ -282,20 +282,20 @@ mod tests {
             ("\u{2460}", "U+2460 not ASCII"),
             ("\u{13a0}dmin", "U+13A0 Cherokee"),
         ] {
-            let found = suspect(text).join("\n");
+            let found = confusable_warnings(text).join("\n");
             assert!(
                 found.starts_with("MIXED SCRIPTS: ") && found.contains(odd),
                 "{text}: {found}"
             );
         }
         let many: String = ('\u{430}'..='\u{44a}').collect();
-        let found = suspect(&format!("{}{many}", "x".repeat(40)));
+        let found = confusable_warnings(&format!("{}{many}", "x".repeat(40)));
         assert!(found.join("").ends_with("and 19 more"), "{found:?}");
     }
 
     #[test]
-    fn a_word_that_only_looks_latin_is_named() {
-        let found = suspect("\u{441}\u{43e}\u{440}");
+    fn latin_lookalike_is_flagged() {
+        let found = confusable_warnings("\u{441}\u{43e}\u{440}");
         assert_eq!(found.len(), 1);
         assert!(
             found[0].starts_with("LOOKS LIKE \"cop\" but is written in Cyrillic"),
@@ -304,19 +304,19 @@ mod tests {
     }
 
     #[test]
-    fn many_words_make_one_sentence() {
+    fn confusable_flags_are_merged() {
         let word = |n: usize| "\u{441}\u{43e}\u{440}".repeat(n);
         let text: Vec<String> = (1..=200).map(word).chain([word(1), word(2)]).collect();
-        let found = suspect(&text.join(" "));
+        let found = confusable_warnings(&text.join(" "));
         assert_eq!(found.len(), 1, "{found:?}");
         let start = "LOOKS LIKE \"cop\", \"copcop\", \"copcopcop\" and 197 more words but is";
         assert!(found[0].starts_with(start), "{found:?}");
-        let long = suspect(&word(5_000));
+        let long = confusable_warnings(&word(5_000));
         assert!(long[0].len() < 300, "{long:?}");
     }
 
     #[test]
-    fn flags_are_few_and_the_others_are_counted() {
+    fn flags_are_capped() {
         let flags = |n: usize| (0..n).chain(0..n).map(|n| format!("flag {n}"));
         assert_eq!(few(flags(FLAGS_MAX)).len(), FLAGS_MAX);
         let many = few(flags(FLAGS_MAX + 40));
@@ -325,8 +325,8 @@ mod tests {
     }
 
     #[test]
-    fn right_to_left_is_said() {
-        let found = suspect("\u{5d0}\u{5d1}\u{5d2}");
+    fn right_to_left_is_flagged() {
+        let found = confusable_warnings("\u{5d0}\u{5d1}\u{5d2}");
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("RIGHT TO LEFT"), "{found:?}");
     }

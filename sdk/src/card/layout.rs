@@ -1,6 +1,6 @@
-//! Two layouts of the rows: a terminal and a chat. The third, the console's page, is a template over the same rows.
+//! Layouts of a card: terminal and chat. The console's page is a template over the same rows.
 
-use super::{AccessRequestStatus, Card, Row, SectionKind, Shown, Tone, safe};
+use super::{AccessRequestStatus, Card, CardRow, SectionKind, CardView, Tone, escape_untrusted};
 use crate::model::{Timestamp, format_seconds};
 
 /// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.
@@ -11,13 +11,13 @@ const LABEL_COLUMNS_MAX: usize = 26;
 const INDENT: usize = 2;
 
 /// The card for a terminal of so many columns.
-pub fn text(card: &Card, now: Timestamp, columns: usize) -> String {
-    lay_out(&card.show(now), columns.max(COLUMNS_MIN))
+pub fn render_terminal(card: &Card, now: Timestamp, columns: usize) -> String {
+    layout(&card.show(now), columns.max(COLUMNS_MIN))
 }
 
-fn lay_out(shown: &Shown, columns: usize) -> String {
+fn layout(shown: &CardView, columns: usize) -> String {
     let mut out = String::new();
-    let waits = match shown.standing {
+    let waits = match shown.status {
         AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
             format!("  {} left", shown.left)
         }
@@ -30,7 +30,7 @@ fn lay_out(shown: &Shown, columns: usize) -> String {
     out.push_str(&format!(
         "{}  {}{waits}  {}\n\n",
         shown.access_request,
-        shown.standing.as_str(),
+        shown.status.as_str(),
         shown.phrase
     ));
     let head = &shown.headline;
@@ -75,7 +75,7 @@ fn lay_out(shown: &Shown, columns: usize) -> String {
     out
 }
 
-/// Where a blank line helps the eye.
+/// Sections with a blank line before them.
 const fn opens_a_group(kind: SectionKind) -> bool {
     match kind {
         SectionKind::Who
@@ -90,7 +90,7 @@ const fn opens_a_group(kind: SectionKind) -> bool {
 }
 
 /// The label in its column, every line of the value in the other: nothing of a value ever stands where labels do.
-fn lay_row(out: &mut String, row: &Row, width: usize, columns: usize) {
+fn lay_row(out: &mut String, row: &CardRow, width: usize, columns: usize) {
     let at = INDENT + width + 2;
     let mut label = row.label.clone();
     if width_of(&label) > width {
@@ -124,17 +124,17 @@ fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize)
     let mut indent = first;
     let mut left = line;
     loop {
-        let room = columns.saturating_sub(indent).max(1);
+        let width = columns.saturating_sub(indent).max(1);
         let (mut used, mut end, mut blank) = (0, left.len(), None);
         for (at, c) in left.char_indices() {
             let wide = columns_of(c);
-            if used + wide > room && at > 0 {
+            if used + wide > width && at > 0 {
                 end = at;
                 break;
             }
             used += wide;
             // Rather before a code than inside it.
-            if (c == ' ' || c == '<' && at > 0) && used * 3 > room {
+            if (c == ' ' || c == '<' && at > 0) && used * 3 > width {
                 blank = Some(at);
             }
         }
@@ -170,9 +170,9 @@ fn columns_of(c: char) -> usize {
 }
 
 /// The card for a chat: verb, object and risk; who, and how many must say yes; the life of the token; the phrase, the
-/// deadline and a link. Never parameters, facts, tokens or the agent's words. Plain text: whoever sends it escapes it for
-/// the chat's own markup.
-pub fn chat(card: &Card, now: Timestamp) -> String {
+/// deadline and a link. Never parameters, facts, tokens or the agent's words. Plain text: the sender escapes it for the
+/// chat's own markup.
+pub fn render_chat(card: &Card, now: Timestamp) -> String {
     let shown = card.show(now);
     let head = &shown.headline;
     let place = match &head.environment {
@@ -184,7 +184,7 @@ pub fn chat(card: &Card, now: Timestamp) -> String {
             "{} of {} {}",
             need.approvers.len(),
             need.quorum,
-            safe(&need.group)
+            escape_untrusted(&need.group)
         )
     });
     let uses = match card.uses {
@@ -199,8 +199,8 @@ pub fn chat(card: &Card, now: Timestamp) -> String {
         ),
         format!(
             "{} (owner {}) · {}",
-            safe(card.agent.id.as_str()),
-            safe(&card.agent.owner.to_text()),
+            escape_untrusted(card.agent.id.as_str()),
+            escape_untrusted(&card.agent.owner.to_text()),
             needs.collect::<Vec<_>>().join(", ")
         ),
         format!(
@@ -210,7 +210,7 @@ pub fn chat(card: &Card, now: Timestamp) -> String {
         ),
     ];
     lines.extend(head.flags.iter().map(|flag| format!("! {flag}")));
-    lines.push(match shown.standing {
+    lines.push(match shown.status {
         AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
             format!("decided before {} ({} left)", shown.deadline, shown.left)
         }
@@ -218,7 +218,7 @@ pub fn chat(card: &Card, now: Timestamp) -> String {
         | AccessRequestStatus::Consumed
         | AccessRequestStatus::Cancelled
         | AccessRequestStatus::Expired
-        | AccessRequestStatus::Ended => shown.standing.as_str().to_owned(),
+        | AccessRequestStatus::Ended => shown.status.as_str().to_owned(),
     });
     lines.extend(shown.console_url);
     lines.join("\n") + "\n"

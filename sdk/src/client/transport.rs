@@ -1,8 +1,8 @@
-//! The way to a broker: TCP, TLS over it, or a Unix socket.
+//! Connections to a broker: TCP, TLS over TCP, or a Unix socket.
 //!
-//! In: a broker's external URL, and how it is reached from here. Out: connections. Trusts the certificates of the operating
-//! system, or those in one file and no others. TLS 1.3 alone; the server's name is the URL's, whatever lies between. A Unix
-//! socket is plain: its directory says who may be at the other end. Never resumes a connection.
+//! In: a broker's external URL and [`ConnectOptions`]. Out: connections. Trusts: the certificates of the operating system, or
+//! those in one file and no others. TLS 1.3 alone; the expected server name is the URL's. A Unix socket is not encrypted: the
+//! permissions of its directory protect it. Never resumes a TLS session.
 
 use std::future::Future;
 use std::io;
@@ -26,31 +26,31 @@ use tokio_rustls::client::TlsStream;
 
 use super::Error;
 
-/// How a broker is reached from here, beside its URL.
+/// How to connect to a broker, beside its URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reach {
-    /// Certificates of the authorities that the broker's may come from (PEM), instead of the operating system's.
+pub struct ConnectOptions {
+    /// PEM file of the certificate authorities to trust, instead of the operating system's.
     pub ca: Option<PathBuf>,
     /// The broker's Unix socket on this host, instead of the host and port of its URL. Proofs name the URL all the same.
     pub socket: Option<PathBuf>,
 }
 
-/// What is spoken on a connection.
+/// The application protocol of a connection (ALPN).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     Http1,
     Http2,
 }
 
-/// The way to one broker. Cheap to clone.
+/// How to connect to one broker. Cheap to clone.
 #[derive(Clone)]
-pub struct Route {
+pub struct Transport {
     uri: Uri,
-    to: To,
+    target: ConnectTarget,
 }
 
 #[derive(Clone)]
-enum To {
+enum ConnectTarget {
     Tcp {
         host: Arc<str>,
         port: u16,
@@ -64,9 +64,9 @@ enum To {
     Unix(Arc<Path>),
 }
 
-impl Route {
-    /// The way to the broker at a URL: `http://host`, `https://host`, each with or without a port, and no more.
-    pub fn new(url: &str, reach: &Reach) -> Result<Self, Error> {
+impl Transport {
+    /// Accepts `http://host` and `https://host`, each with or without a port, and no more.
+    pub fn new(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let (tls, authority) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(authority), _) => (true, authority),
             (None, Some(authority)) => (false, authority),
@@ -81,31 +81,31 @@ impl Route {
         let host = uri.host().unwrap_or_default();
         let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
         let port = uri.port_u16();
-        let to = match (&reach.socket, tls) {
-            (Some(path), _) => To::Unix(path.as_path().into()),
-            (None, false) => To::Tcp {
+        let target = match (&options.socket, tls) {
+            (Some(path), _) => ConnectTarget::Unix(path.as_path().into()),
+            (None, false) => ConnectTarget::Tcp {
                 host,
                 port: port.unwrap_or(80),
             },
-            (None, true) => To::Tls {
+            (None, true) => ConnectTarget::Tls {
                 name: ServerName::try_from(host.to_string())
-                    .map_err(|_| Error::Url("its host is no name that a certificate can have"))?,
+                    .map_err(|_| Error::Url("its host is not a name that a certificate can have"))?,
                 host,
                 port: port.unwrap_or(443),
-                config: Arc::new(config(reach.ca.as_deref())?),
+                config: Arc::new(config(options.ca.as_deref())?),
             },
         };
-        Ok(Self { uri, to })
+        Ok(Self { uri, target })
     }
 
     /// The same broker, by an address of this host: its name stays the URL's. A Unix socket stays one.
     pub fn at(mut self, address: SocketAddr) -> Self {
-        match &mut self.to {
-            To::Tcp { host, port } | To::Tls { host, port, .. } => {
+        match &mut self.target {
+            ConnectTarget::Tcp { host, port } | ConnectTarget::Tls { host, port, .. } => {
                 *host = address.ip().to_string().into();
                 *port = address.port();
             }
-            To::Unix(_) => {}
+            ConnectTarget::Unix(_) => {}
         }
         self
     }
@@ -116,11 +116,11 @@ impl Route {
     }
 
     /// A new connection.
-    pub async fn connect(&self, protocol: Protocol) -> io::Result<Stream> {
-        match &self.to {
-            To::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
-            To::Tcp { host, port } => Ok(Stream::Tcp(tcp(host, *port).await?)),
-            To::Tls {
+    pub async fn connect(&self, protocol: Protocol) -> io::Result<Connection> {
+        match &self.target {
+            ConnectTarget::Unix(path) => Ok(Connection::Unix(UnixStream::connect(path).await?)),
+            ConnectTarget::Tcp { host, port } => Ok(Connection::Tcp(tcp(host, *port).await?)),
+            ConnectTarget::Tls {
                 host,
                 port,
                 name,
@@ -135,7 +135,7 @@ impl Route {
                 let stream = TlsConnector::from(Arc::new(config))
                     .connect(name.clone(), stream)
                     .await?;
-                Ok(Stream::Tls(Box::new(stream)))
+                Ok(Connection::Tls(Box::new(stream)))
             }
         }
     }
@@ -165,12 +165,12 @@ fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
             }
         }
         None => {
-            // Those that cannot be read are not trusted; without any nobody is.
+            // Certificates that cannot be read are not trusted.
             let found = rustls_native_certs::load_native_certs();
             let (_added, _ignored) = roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
                 return Err(Error::Trust(
-                    "the operating system has no certificates of authorities; name a file of them"
+                    "the operating system has no certificate authorities; name a PEM file of them"
                         .to_owned(),
                 ));
             }
@@ -187,65 +187,65 @@ fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
 }
 
 /// A connection to a broker.
-pub enum Stream {
+pub enum Connection {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
-/// What one kind of connection does, every kind does.
-macro_rules! each {
+/// Delegates to the connection inside.
+macro_rules! delegate {
     ($stream:expr, $inner:ident => $do:expr) => {
         match $stream.get_mut() {
-            Stream::Tcp($inner) => $do,
-            Stream::Tls($inner) => $do,
-            Stream::Unix($inner) => $do,
+            Connection::Tcp($inner) => $do,
+            Connection::Tls($inner) => $do,
+            Connection::Unix($inner) => $do,
         }
     };
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Connection {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, inner => Pin::new(inner).poll_read(cx, buffer))
+        delegate!(self, inner => Pin::new(inner).poll_read(cx, buffer))
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Connection {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self, inner => Pin::new(inner).poll_write(cx, bytes))
+        delegate!(self, inner => Pin::new(inner).poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, inner => Pin::new(inner).poll_flush(cx))
+        delegate!(self, inner => Pin::new(inner).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, inner => Pin::new(inner).poll_shutdown(cx))
+        delegate!(self, inner => Pin::new(inner).poll_shutdown(cx))
     }
 }
 
-/// Makes a channel's connections, whatever URI the channel names.
-pub(super) struct Connector(pub(super) Route);
+/// Makes a channel's connections; the URI of the channel is ignored.
+pub(super) struct Connector(pub(super) Transport);
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
+    type Response = TokioIo<Connection>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Connection>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let route = self.0.clone();
-        Box::pin(async move { Ok(TokioIo::new(route.connect(Protocol::Http2).await?)) })
+        let transport = self.0.clone();
+        Box::pin(async move { Ok(TokioIo::new(transport.connect(Protocol::Http2).await?)) })
     }
 }

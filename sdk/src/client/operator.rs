@@ -1,0 +1,362 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::channel::RpcMethod;
+use super::responses::{
+    ActiveToken, AgentInfo, AppliedBundle, ApproverInfo, ApproverStatistics, EnrolmentInvitation,
+    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, RuleStatistics, SuspensionReport,
+    TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation, ReadWire,
+};
+use super::{CallOptions, Endpoint, Error, Identity, methods, required};
+use crate::jose::SigningKey;
+use crate::model::{
+    AgentId, FreezeScope, PersonId, UntrustedText, Secret, TaskId, Thumbprint, TokenId,
+};
+use crate::proto::v1;
+
+/// A client for operators and auditors: policy, agents, freezes, people, statistics and the journal.
+///
+/// The caller is known by a key that the policy bundle registers for a person. Each call says who may make it where that is
+/// not operators alone; a call by anyone else fails with [`crate::model::Reason::NotPermitted`].
+#[derive(Debug, Clone)]
+pub struct OperatorClient {
+    endpoint: Endpoint,
+    identity: Identity,
+}
+
+impl OperatorClient {
+    /// A client that proves the possession of this key (RFC 9449).
+    pub fn new(endpoint: Endpoint, key: Arc<SigningKey>) -> Self {
+        Self {
+            endpoint,
+            identity: Identity::Key(key),
+        }
+    }
+
+    /// Applies a policy bundle: its files by their paths inside it.
+    pub async fn apply_policy_bundle(
+        &self,
+        files: &BTreeMap<String, String>,
+    ) -> Result<AppliedBundle, Error> {
+        self.apply(CallOptions::by(&self.identity), files).await
+    }
+
+    /// Applies the first policy bundle of a broker, with the one-time code that the broker printed at its start. The bundle
+    /// must list this key as an operator's.
+    pub async fn apply_first_policy_bundle(
+        &self,
+        files: &BTreeMap<String, String>,
+        code: &Secret,
+    ) -> Result<AppliedBundle, Error> {
+        let options = CallOptions {
+            code: Some(code),
+            ..CallOptions::by(&self.identity)
+        };
+        self.apply(options, files).await
+    }
+
+    async fn apply(
+        &self,
+        options: CallOptions<'_>,
+        files: &BTreeMap<String, String>,
+    ) -> Result<AppliedBundle, Error> {
+        let response = self
+            .endpoint
+            .call::<methods::ApplyPolicyBundle>(options, &chunks(files))
+            .await?;
+        Ok(response.read())
+    }
+
+    /// Suspends an agent, and ends its tasks, tokens and access requests. `reason` has at most 2,000 bytes.
+    pub async fn suspend(&self, agent: &AgentId, reason: &str) -> Result<SuspensionReport, Error> {
+        let request = v1::SuspendAgentRequest {
+            agent_id: agent.to_string(),
+            reason: UntrustedText::parse("reason", reason)?.as_str().to_owned(),
+        };
+        Ok(self.call::<methods::SuspendAgent>(request).await?.read())
+    }
+
+    /// Lets a suspended agent open tasks again; nothing that ended comes back. Returns the index of the journal entry.
+    pub async fn resume(&self, agent: &AgentId) -> Result<u64, Error> {
+        let request = v1::ResumeAgentRequest {
+            agent_id: agent.to_string(),
+        };
+        Ok(self.call::<methods::ResumeAgent>(request).await?.position)
+    }
+
+    /// Every agent with its status, by id.
+    pub async fn agents(&self) -> Result<Vec<AgentInfo>, Error> {
+        self.pages::<methods::ListAgents, _, _>(
+            usize::MAX,
+            |page_token, _| v1::ListAgentsRequest {
+                page_size: 0,
+                page_token,
+            },
+            |page| (page.agents, page.next_page_token),
+        )
+        .await
+    }
+
+    /// One agent with its status and its use of each action.
+    pub async fn agent(&self, agent: &AgentId) -> Result<AgentInfo, Error> {
+        let request = v1::GetAgentRequest {
+            agent_id: agent.to_string(),
+        };
+        let response = self.call::<methods::GetAgent>(request).await?;
+        Ok(required("agent", response.agent)?.read())
+    }
+
+    /// Freezes everything, an agent, an owner's agents or an action, and ends what it stops. `reason` has at most 2,000 bytes.
+    pub async fn freeze(&self, scope: &FreezeScope, reason: &str) -> Result<FreezeReport, Error> {
+        let request = v1::FreezeRequest {
+            scope: scope.to_string(),
+            reason: UntrustedText::parse("reason", reason)?.as_str().to_owned(),
+        };
+        Ok(self.call::<methods::Freeze>(request).await?.read())
+    }
+
+    /// Lifts a freeze; nothing that ended comes back. Returns the index of the journal entry.
+    pub async fn unfreeze(&self, scope: &FreezeScope) -> Result<u64, Error> {
+        let request = v1::UnfreezeRequest {
+            scope: scope.to_string(),
+        };
+        Ok(self.call::<methods::Unfreeze>(request).await?.position)
+    }
+
+    /// Freezes in force.
+    pub async fn freezes(&self) -> Result<Vec<FreezeInfo>, Error> {
+        let response = self
+            .call::<methods::ListFreezes>(v1::ListFreezesRequest {})
+            .await?;
+        Ok(response.freezes.read())
+    }
+
+    /// At most `max` tasks, the newest first; with those that ended when `ended`. For auditors too.
+    pub async fn tasks(
+        &self,
+        agent: Option<&AgentId>,
+        ended: bool,
+        max: usize,
+    ) -> Result<Vec<TaskInfo>, Error> {
+        self.pages::<methods::ListTasks, _, _>(
+            max,
+            |page_token, left| v1::ListTasksRequest {
+                agent_id: agent.map(ToString::to_string).unwrap_or_default(),
+                include_ended: ended,
+                page_size: u32::try_from(left)
+                    .unwrap_or(TASKS_PAGE_ROWS)
+                    .min(TASKS_PAGE_ROWS),
+                page_token,
+            },
+            |page| (page.tasks, page.next_page_token),
+        )
+        .await
+    }
+
+    /// Ends a task, its tokens and its access requests.
+    pub async fn end_task(&self, task: TaskId) -> Result<TaskEndReport, Error> {
+        let request = v1::EndTaskRequest {
+            task_id: task.to_string(),
+        };
+        let response = self.call::<methods::EndTask>(request).await?;
+        Ok(required("report", response.report)?.read())
+    }
+
+    /// At most `max` active tokens, the next to expire first. For auditors too.
+    pub async fn active_tokens(&self, max: usize) -> Result<Vec<ActiveToken>, Error> {
+        self.pages::<methods::ListTokens, _, _>(
+            max,
+            |page_token, _| v1::ListTokensRequest {
+                page_size: 0,
+                page_token,
+            },
+            |page| (page.tokens, page.next_page_token),
+        )
+        .await
+    }
+
+    /// Revokes one token; its task goes on.
+    pub async fn revoke_token(&self, jti: TokenId) -> Result<TokenRevocation, Error> {
+        let request = v1::RevokeTokenRequest {
+            jti: jti.to_string(),
+        };
+        Ok(self.call::<methods::RevokeToken>(request).await?.read())
+    }
+
+    /// Invites a registered person to enrol a passkey.
+    pub async fn invite(&self, person: &PersonId) -> Result<EnrolmentInvitation, Error> {
+        let request = v1::InviteApproverRequest {
+            person_id: person.to_string(),
+        };
+        Ok(self.call::<methods::InviteApprover>(request).await?.read())
+    }
+
+    /// People with their keys and passkeys, by id.
+    pub async fn approvers(&self) -> Result<Vec<ApproverInfo>, Error> {
+        let response = self
+            .call::<methods::ListApprovers>(v1::ListApproversRequest {})
+            .await?;
+        Ok(response.approvers.read())
+    }
+
+    /// Revokes one key of a person, or all. Returns how many counted until now.
+    pub async fn revoke_keys(
+        &self,
+        person: &PersonId,
+        key: Option<Thumbprint>,
+    ) -> Result<u32, Error> {
+        let request = v1::RevokeApproverKeysRequest {
+            person_id: person.to_string(),
+            key: key.map(|k| k.to_string()).unwrap_or_default(),
+        };
+        let response = self.call::<methods::RevokeApproverKeys>(request).await?;
+        Ok(response.revoked)
+    }
+
+    /// Explains a decision, an access request, a task, a token or a refused call, by its id.
+    pub async fn explain(&self, id: &str) -> Result<Explanation, Error> {
+        let request = v1::ExplainRequest { id: id.to_owned() };
+        Ok(self.call::<methods::Explain>(request).await?.read())
+    }
+
+    /// Rules in force with statistics of their decisions, by id. For approvers and auditors too.
+    pub async fn rules(&self) -> Result<Vec<RuleStatistics>, Error> {
+        self.pages::<methods::ListRules, _, _>(
+            usize::MAX,
+            |page_token, _| v1::ListRulesRequest {
+                page_size: 0,
+                page_token,
+            },
+            |page| (page.rules, page.next_page_token),
+        )
+        .await
+    }
+
+    /// Approvers with statistics of their votes, by id. For auditors too.
+    pub async fn approver_statistics(&self) -> Result<Vec<ApproverStatistics>, Error> {
+        self.pages::<methods::ListApproverFigures, _, _>(
+            usize::MAX,
+            |page_token, _| v1::ListApproverFiguresRequest {
+                page_size: 0,
+                page_token,
+            },
+            |page| (page.approvers, page.next_page_token),
+        )
+        .await
+    }
+
+    /// The history of a task, from its verification to its end. For approvers and auditors too.
+    pub async fn timeline(&self, task: TaskId) -> Result<TaskTimeline, Error> {
+        let mut entries: Vec<TimelineEntry> = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::GetTimelineRequest {
+                task_id: task.to_string(),
+                page_token,
+            };
+            let page = self.call::<methods::GetTimeline>(request).await?;
+            page_token = page.next_page_token.clone();
+            let page: TaskTimeline = page.read();
+            entries.extend(page.entries);
+            if page_token.is_empty() {
+                return Ok(TaskTimeline { entries, ..page });
+            }
+        }
+    }
+
+    /// One page of the journal entries that name a word, newest first; of every entry for an empty one. `below` is
+    /// [`JournalSearchPage::next`] of the page before. For auditors too.
+    pub async fn search(
+        &self,
+        query: &str,
+        below: Option<u64>,
+    ) -> Result<JournalSearchPage, Error> {
+        let request = v1::SearchJournalRequest {
+            query: query.to_owned(),
+            below,
+        };
+        Ok(self.call::<methods::SearchJournal>(request).await?.read())
+    }
+
+    async fn call<M: RpcMethod>(&self, request: M::Request) -> Result<M::Response, Error> {
+        self.endpoint
+            .call::<M>(CallOptions::by(&self.identity), &[request])
+            .await
+    }
+
+    /// Reads pages until the last, or until there are `max` rows. `request` takes the page's token and how many rows are
+    /// wanted still; `split` takes a page apart into its rows and the next page's token.
+    async fn pages<M: RpcMethod, T, R: ReadWire<T>>(
+        &self,
+        max: usize,
+        request: impl Fn(String, usize) -> M::Request,
+        split: impl Fn(M::Response) -> (Vec<R>, String),
+    ) -> Result<Vec<T>, Error> {
+        let (mut all, mut page_token) = (Vec::new(), String::new());
+        while all.len() < max {
+            let page = self
+                .call::<M>(request(page_token, max - all.len()))
+                .await?;
+            let (rows, next) = split(page);
+            all.extend(rows.into_iter().map(|row| -> T { row.read() }));
+            page_token = next;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        all.truncate(max);
+        Ok(all)
+    }
+}
+
+/// The files in chunks of at most [`CHUNK_BYTES_MAX`] bytes, split between characters; an empty file is one empty chunk.
+fn chunks(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest> {
+    let mut out = Vec::new();
+    for (path, content) in files {
+        let mut rest = content.as_str();
+        loop {
+            let (chunk, after) = rest.split_at(rest.floor_char_boundary(CHUNK_BYTES_MAX));
+            out.push(v1::ApplyPolicyBundleRequest {
+                path: path.clone(),
+                content: chunk.to_owned(),
+            });
+            if after.is_empty() {
+                break;
+            }
+            rest = after;
+        }
+    }
+    out
+}
+
+/// Most rows of a page of tasks.
+const TASKS_PAGE_ROWS: u32 = 100;
+/// Most bytes of one message of a policy upload: well below the broker's bound on a message.
+const CHUNK_BYTES_MAX: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_upload_chunks_reassemble() {
+        let files = BTreeMap::from([
+            ("a.cedar".to_owned(), String::new()),
+            ("b.cedar".to_owned(), "x".repeat(CHUNK_BYTES_MAX)),
+            // Three bytes each: no chunk may split one.
+            ("c.toml".to_owned(), "王".repeat(CHUNK_BYTES_MAX)),
+        ]);
+        let chunks = chunks(&files);
+        assert_eq!(chunks.len(), 1 + 1 + 4);
+        assert!(
+            chunks
+                .iter()
+                .all(|chunk| chunk.content.len() <= CHUNK_BYTES_MAX)
+        );
+        let mut back: BTreeMap<String, String> = BTreeMap::new();
+        for chunk in chunks {
+            back.entry(chunk.path).or_default().push_str(&chunk.content);
+        }
+        assert_eq!(back, files);
+    }
+}
