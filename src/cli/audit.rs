@@ -6,20 +6,20 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::Say;
-use super::failure::Failure;
+use super::Output;
+use super::error::CliError;
 use crate::audit::{Audit as Walk, AuditReport, Checkpoint, Votes, VotesChecked};
 use crate::config::Config;
 use crate::journal::{OpenError, ReadOnly};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Audit {
-    /// Verify every entry, the tree, the blobs, what each entry rests on, and every vote; reads only, also beside a running broker
-    Verify(Verify),
+pub(super) enum AuditCommand {
+    /// VerifyArgs every entry, the tree, the blobs, what each entry rests on, and every vote; reads only, also beside a running broker
+    VerifyArgs(VerifyArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Verify {
+pub(super) struct VerifyArgs {
     /// The journal's directory, or one with a dipylon.toml
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
@@ -31,19 +31,19 @@ pub(super) struct Verify {
     against: Option<Checkpoint>,
 }
 
-pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
-    let Audit::Verify(Verify {
+pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, CliError> {
+    let AuditCommand::VerifyArgs(VerifyArgs {
         data_dir,
         config,
         against,
-    }) = verb;
+    }) = command;
     let dir = match (data_dir, config) {
         (Some(dir), _) => journal_in(&dir)?,
         (None, Some(file)) => Config::read(&file)?.data_dir,
         (None, None) => journal_in(&super::dev::default_dir()?)?,
     };
     let (report, votes) = verify(&dir, against)?;
-    say.either(
+    output.print(
         || {
             json!({
                 "whole": true,
@@ -71,7 +71,7 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
+fn journal_in(dir: &Path) -> Result<PathBuf, CliError> {
     let config = dir.join(super::dev::CONFIG_FILE);
     if config.exists() {
         Ok(Config::read(&config)?.data_dir)
@@ -102,16 +102,16 @@ fn told(votes: &VotesChecked) -> String {
 pub(super) fn verify(
     dir: &Path,
     against: Option<Checkpoint>,
-) -> Result<(AuditReport, VotesChecked), Failure> {
+) -> Result<(AuditReport, VotesChecked), CliError> {
     let open =
-        || ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())));
+        || ReadOnly::open(dir).map_err(|e| CliError::failed(format!("{}: {e}", dir.display())));
     // The second finds blobs while the first walks; what is on record for the one is so for the other.
     let (journal, blobs) = (open()?, open()?);
     let mut walk = Walk::against(against);
     let mut votes = Votes::default();
     let damaged = |error: &dyn std::fmt::Display| {
-        Failure::failed(format!("NOT WHOLE: {error}"))
-            .next("keep a copy of this journal as it is, and compare it with a backup")
+        CliError::failed(format!("NOT WHOLE: {error}"))
+            .with_hint("keep a copy of this journal as it is, and compare it with a backup")
     };
     let walked = journal.all(|stored| {
         let entry = walk.entry(&stored.text, stored.leaf)?;
@@ -131,7 +131,7 @@ pub(super) fn verify(
         | OpenError::Head
         | OpenError::OtherRealm { .. }
         | OpenError::Entry(_)
-        | OpenError::First(_)) => Failure::failed(format!("{}: {other}", dir.display())),
+        | OpenError::First(_)) => CliError::failed(format!("{}: {other}", dir.display())),
     })?;
     let report = walk.finish(head, epoch).map_err(|error| damaged(&error))?;
     Ok((report, votes.checked().clone()))

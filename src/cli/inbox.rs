@@ -5,23 +5,23 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::table;
-use super::{Common, Say, card, shapes};
+use super::error::CliError;
+use super::connect::KeyArgs;
+use super::output::table;
+use super::{Common, Output, card, render};
 use crate::card::{Headline, safe};
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
 use crate::proto::{convert, v1};
 
 #[derive(Debug, Args)]
-pub(super) struct Inbox {
+pub(super) struct ListRequestsArgs {
     #[command(flatten)]
     key: KeyArgs,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Show {
+pub(super) struct ShowRequestArgs {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
     access_request: AccessRequestId,
@@ -29,10 +29,10 @@ pub(super) struct Show {
     key: KeyArgs,
 }
 
-pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<ExitCode, Failure> {
-    let (rows, queued) = verb.key.person(common)?.inbox_rows().await?;
+pub(super) async fn list(common: &Common, output: &Output, args: ListRequestsArgs) -> Result<ExitCode, CliError> {
+    let (rows, queued) = args.key.person_client(common)?.inbox_rows().await?;
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || rows.iter().map(to_json).collect::<Value>(),
         || {
             let later = match queued {
@@ -87,7 +87,7 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
         with(action.as_ref(), row.abridged),
         safe(&format!("{} ({})", request.agent_id, row.owner)),
         needs.join(", "),
-        shapes::left(request.expires_at.as_ref(), now),
+        render::remaining(request.expires_at.as_ref(), now),
         phrase,
         safe(&request.access_request_id),
     ]
@@ -132,7 +132,7 @@ const DIGEST_CHARS: usize = 6;
 
 fn to_json(row: &v1::InboxRow) -> Value {
     let request = row.access_request.clone().unwrap_or_default();
-    let mut value = shapes::access_request(&request);
+    let mut value = render::access_request_json(&request);
     let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::of(&id));
     if let Some(members) = value.as_object_mut() {
         let phrase = phrase.map_or(Value::Null, |phrase| json!(phrase.to_string()));
@@ -144,9 +144,9 @@ fn to_json(row: &v1::InboxRow) -> Value {
     value
 }
 
-pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitCode, Failure> {
-    let shown = verb.key.person(common)?.card(verb.access_request).await?;
-    say.either(
+pub(super) async fn show(common: &Common, output: &Output, args: ShowRequestArgs) -> Result<ExitCode, CliError> {
+    let shown = args.key.person_client(common)?.card(args.access_request).await?;
+    output.print(
         || card::to_json(&shown),
         || card::text(&shown, Clock::system().now()),
     );

@@ -8,30 +8,31 @@
 
 mod agent;
 mod approver;
-mod at_console;
+mod console_vote;
 mod audit;
-mod bundle;
+mod policy_dir;
 mod card;
-mod checkup;
+mod config_checks;
 mod config;
 mod demo;
 mod dev;
 mod doctor;
 mod exec;
 mod explain;
-mod failure;
+mod error;
 mod freeze;
 mod inbox;
 mod key;
-mod net;
-mod notify;
+mod connect;
+mod sd_notify;
 mod parse;
 mod policy;
-mod probe;
-mod say;
+mod http_client;
+mod output;
 mod serve;
-mod shapes;
-mod store;
+mod shell;
+mod render;
+mod task_store;
 mod task;
 mod token;
 mod vote;
@@ -42,8 +43,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::model::Exit;
-use failure::Failure;
-use say::Say;
+use error::CliError;
+use output::Output;
 
 /// Just-in-time credentials for AI agents and other workloads: one action, one short-lived token, two gates.
 #[derive(Debug, Parser)]
@@ -52,10 +53,10 @@ pub struct Cli {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
-/// What stands below the help: how a verb ends, and what to begin with.
+/// What stands below the help: how a command ends, and what to begin with.
 fn after_help() -> String {
     let mut text = "Exit codes:\n".to_owned();
     for exit in Exit::ALL {
@@ -65,7 +66,7 @@ fn after_help() -> String {
     text
 }
 
-/// What every verb takes.
+/// What every command takes.
 #[derive(Debug, Clone, Args)]
 struct Common {
     /// Print one JSON value instead of text
@@ -86,56 +87,56 @@ struct Common {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Command {
     /// Run a broker
-    Serve(serve::Serve),
+    Serve(serve::ServeArgs),
     /// See it all work: a broker, an agent, approvers and a resource server, talking over sockets
-    Demo(demo::Demo),
+    Demo(demo::DemoArgs),
     /// Open, show and complete tasks (agents); end one (operators)
     #[command(subcommand)]
-    Task(task::Task),
+    Task(task::TaskCommand),
     /// Ask for a token (agents), look one up (validators)
     #[command(subcommand)]
-    Token(token::Token),
+    Token(token::TokenCommand),
     /// Run a command that may do exactly one approved thing, and nothing after (agents)
-    Exec(Box<exec::Exec>),
+    Exec(Box<exec::ExecArgs>),
     /// List what waits for people
-    Inbox(inbox::Inbox),
+    Inbox(inbox::ListRequestsArgs),
     /// Show one access request: who asks for what, and why
-    Show(inbox::Show),
-    /// Say yes to an access request
-    Approve(vote::Vote),
-    /// Say no to an access request
-    Deny(vote::Vote),
+    Show(inbox::ShowRequestArgs),
+    /// Output yes to an access request
+    Approve(vote::VoteArgs),
+    /// Output no to an access request
+    Deny(vote::VoteArgs),
     /// Put rules, agents and people in force (operators)
     #[command(subcommand)]
-    Policy(policy::Policy),
+    Policy(policy::PolicyCommand),
     /// List agents and how they stand; take one out of service, or back into it (operators)
     #[command(subcommand)]
-    Agent(agent::Agent),
+    Agent(agent::AgentCommand),
     /// Invite people to passkeys, list their keys, make keys count no more (operators)
     #[command(subcommand)]
-    Approver(approver::Approver),
+    Approver(approver::ApproverCommand),
     /// Stop everything, an agent, an owner's agents or an action; without a scope, list what is frozen (operators)
-    Freeze(freeze::Freeze),
+    Freeze(freeze::FreezeArgs),
     /// Lift a freeze; nothing that ended comes back (operators)
-    Unfreeze(freeze::Unfreeze),
-    /// Say why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
-    Explain(explain::Explain),
+    Unfreeze(freeze::UnfreezeArgs),
+    /// Output why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
+    Explain(explain::ExplainArgs),
     /// Check a configuration, or show what is in effect
     #[command(subcommand)]
-    Config(config::Config),
+    Config(config::ConfigCommand),
     /// Look at everything an operator would look at, and say what to do
-    Doctor(doctor::Doctor),
+    Doctor(doctor::DoctorArgs),
     /// Verify a journal without its broker
     #[command(subcommand)]
-    Audit(audit::Audit),
+    Audit(audit::AuditCommand),
     /// Make a key for a person or a service
     #[command(subcommand)]
-    Key(key::Key),
+    Key(key::KeyCommand),
     /// Help for development: evidence without a SPIFFE agent
     #[command(subcommand)]
-    Dev(dev::Dev),
+    Dev(dev::DevCommand),
     #[command(hide = true)]
     DemoAgent(demo::AgentChild),
     #[command(hide = true)]
@@ -146,54 +147,54 @@ enum Verb {
     DemoResource(demo::ResourceChild),
 }
 
-/// Runs a verb to its end.
+/// Runs a command to its end.
 pub fn run(cli: Cli) -> ExitCode {
-    let Cli { common, verb } = cli;
-    let say = Say::new(common.json);
+    let Cli { common, command } = cli;
+    let output = Output::new(common.json);
     let done = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => {
-            let done = runtime.block_on(call(&common, &say, verb));
+            let done = runtime.block_on(call(&common, &output, command));
             // Nothing that still runs, such as a thread waiting for a terminal, keeps the program from ending.
             runtime.shutdown_background();
             done
         }
-        Err(error) => Err(Failure::failed(format!("no runtime: {error}"))),
+        Err(error) => Err(CliError::failed(format!("no runtime: {error}"))),
     };
     match done {
         Ok(code) => code,
-        Err(failure) => say.failure(&failure),
+        Err(error) => output.print_error(&error),
     }
 }
 
-async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failure> {
-    match verb {
-        Verb::Serve(verb) => serve::run(common, say, verb).await,
-        Verb::Demo(verb) => demo::run(say, verb).await,
-        Verb::Task(verb) => task::run(common, say, verb).await,
-        Verb::Token(verb) => token::run(common, say, verb).await,
-        Verb::Exec(verb) => exec::run(common, *verb).await,
-        Verb::Inbox(verb) => inbox::list(common, say, verb).await,
-        Verb::Show(verb) => inbox::show(common, say, verb).await,
-        Verb::Approve(verb) => vote::run(common, say, verb, crate::model::Verdict::Approve).await,
-        Verb::Deny(verb) => vote::run(common, say, verb, crate::model::Verdict::Deny).await,
-        Verb::Policy(verb) => policy::run(common, say, verb).await,
-        Verb::Agent(verb) => agent::run(common, say, verb).await,
-        Verb::Approver(verb) => approver::run(common, say, verb).await,
-        Verb::Freeze(verb) => freeze::freeze(common, say, verb).await,
-        Verb::Unfreeze(verb) => freeze::unfreeze(common, say, verb).await,
-        Verb::Explain(verb) => explain::run(common, say, verb).await,
-        Verb::Audit(verb) => audit::run(say, verb),
-        Verb::Config(verb) => config::run(common, say, verb),
-        Verb::Doctor(verb) => doctor::run(common, say, verb).await,
-        Verb::Key(verb) => key::run(say, verb),
-        Verb::Dev(verb) => dev::run(common, say, verb),
-        Verb::DemoAgent(child) => demo::agent(child).await,
-        Verb::DemoApprover(child) => demo::person(child).await,
-        Verb::DemoOperator(child) => demo::person(child).await,
-        Verb::DemoResource(child) => demo::resource(child).await,
+async fn call(common: &Common, output: &Output, command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Serve(command) => serve::run(common, output, command).await,
+        Command::Demo(command) => demo::run(output, command).await,
+        Command::Task(command) => task::run(common, output, command).await,
+        Command::Token(command) => token::run(common, output, command).await,
+        Command::Exec(command) => exec::run(common, *command).await,
+        Command::Inbox(command) => inbox::list(common, output, command).await,
+        Command::Show(command) => inbox::show(common, output, command).await,
+        Command::Approve(command) => vote::run(common, output, command, crate::model::Verdict::Approve).await,
+        Command::Deny(command) => vote::run(common, output, command, crate::model::Verdict::Deny).await,
+        Command::Policy(command) => policy::run(common, output, command).await,
+        Command::Agent(command) => agent::run(common, output, command).await,
+        Command::Approver(command) => approver::run(common, output, command).await,
+        Command::Freeze(command) => freeze::freeze(common, output, command).await,
+        Command::Unfreeze(command) => freeze::unfreeze(common, output, command).await,
+        Command::Explain(command) => explain::run(common, output, command).await,
+        Command::Audit(command) => audit::run(output, command),
+        Command::Config(command) => config::run(common, output, command),
+        Command::Doctor(command) => doctor::run(common, output, command).await,
+        Command::Key(command) => key::run(output, command),
+        Command::Dev(command) => dev::run(common, output, command),
+        Command::DemoAgent(child) => demo::agent(child).await,
+        Command::DemoApprover(child) => demo::person(child).await,
+        Command::DemoOperator(child) => demo::person(child).await,
+        Command::DemoResource(child) => demo::resource(child).await,
     }
 }
 

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::{self, KeyArgs};
-use super::say::{Rows, table};
-use super::store::{self, EvidenceArgs, Kept};
-use super::{Common, Say, parse, shapes};
+use super::error::CliError;
+use super::connect::{self, KeyArgs};
+use super::output::{FieldList, table};
+use super::task_store::{self, EvidenceArgs, SavedTask};
+use super::{Common, Output, parse, render};
 use crate::client::{self, OpenTask};
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
@@ -18,17 +18,17 @@ use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Task {
-    /// Open a task: gate 1
-    Open(Open),
-    /// Show the tasks opened from here, or one of their access requests
-    Show(Show),
+pub(super) enum TaskCommand {
+    /// OpenTaskArgs a task: gate 1
+    OpenTaskArgs(OpenTaskArgs),
+    /// ShowTasksArgs the tasks opened from here, or one of their access requests
+    ShowTasksArgs(ShowTasksArgs),
     /// Extend the lease of a task opened with a heartbeat
-    KeepAlive(KeepAlive),
+    KeepAliveArgs(KeepAliveArgs),
     /// Take an access request back
-    Cancel(Cancel),
-    /// Say that the work is done: the task's tokens end
-    Complete(Complete),
+    CancelRequestArgs(CancelRequestArgs),
+    /// Output that the work is done: the task's tokens end
+    CompleteArgs(CompleteArgs),
     /// List everybody's tasks, the newest first (operators)
     List {
         /// Of this agent only
@@ -43,7 +43,7 @@ pub(super) enum Task {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Show what happened in a task, from its verification to its end (operators, and approvers it asked)
+    /// ShowTasksArgs what happened in a task, from its verification to its end (operators, and approvers it asked)
     Timeline {
         /// The task
         #[arg(value_parser = TaskId::parse)]
@@ -62,7 +62,7 @@ pub(super) enum Task {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Open {
+pub(super) struct OpenTaskArgs {
     /// Why, in your words; people see it as unverified
     #[arg(long)]
     purpose: String,
@@ -79,9 +79,9 @@ pub(super) struct Open {
     key: Option<PathBuf>,
 }
 
-/// Which of one's own tasks.
+/// TaskSelector of one's own tasks.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct TaskSelector {
     /// The task [default: the one opened last]
     #[arg(long, value_name = "TASK", value_parser = TaskId::parse)]
     task: Option<TaskId>,
@@ -90,75 +90,75 @@ pub(super) struct Which {
     key: Option<PathBuf>,
 }
 
-impl Which {
+impl TaskSelector {
     pub(super) fn attach(
         &self,
         common: &Common,
         evidence: &EvidenceArgs,
-    ) -> Result<client::Task, Failure> {
+    ) -> Result<client::Task, CliError> {
         match (&self.key, self.task) {
-            (Some(key), Some(task)) => store::attach_by_key(common, task, key, evidence),
-            (None | Some(_), task) => Kept::find(task)?.attach(common, evidence),
+            (Some(key), Some(task)) => task_store::attach_with_key(common, task, key, evidence),
+            (None | Some(_), task) => SavedTask::load(task)?.attach(common, evidence),
         }
     }
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Show {
+pub(super) struct ShowTasksArgs {
     #[command(flatten)]
-    which: Which,
+    which: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// Show how this access request of the task stands
+    /// ShowTasksArgs how this access request of the task stands
     #[arg(long, value_name = "ID", value_parser = AccessRequestId::parse)]
     access_request: Option<AccessRequestId>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct KeepAlive {
+pub(super) struct KeepAliveArgs {
     #[command(flatten)]
-    which: Which,
+    which: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Cancel {
+pub(super) struct CancelRequestArgs {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
     access_request: AccessRequestId,
     #[command(flatten)]
-    which: Which,
+    which: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Complete {
+pub(super) struct CompleteArgs {
     #[command(flatten)]
-    which: Which,
+    which: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// How it went
     #[arg(long, value_enum, default_value = "succeeded")]
-    outcome: Outcome,
+    outcome: OutcomeArg,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Outcome {
+enum OutcomeArg {
     Succeeded,
     Failed,
     Abandoned,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCode, Failure> {
-    match verb {
-        Task::Open(open) => self::open(common, say, open).await?,
-        Task::Show(show) => self::show(common, say, show).await?,
-        Task::KeepAlive(verb) => {
-            let task = verb.which.attach(common, &verb.evidence)?;
+pub(super) async fn run(common: &Common, output: &Output, command: TaskCommand) -> Result<ExitCode, CliError> {
+    match command {
+        TaskCommand::OpenTaskArgs(open) => self::open(common, output, open).await?,
+        TaskCommand::ShowTasksArgs(show) => self::show(common, output, show).await?,
+        TaskCommand::KeepAliveArgs(args) => {
+            let task = args.which.attach(common, &args.evidence)?;
             let until = task.keep_alive().await?;
-            say.either(
+            output.print(
                 || json!({ "task": task.id(), "lease_until": until.to_string() }),
                 || {
                     format!(
@@ -168,63 +168,63 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
                 },
             );
         }
-        Task::Cancel(cancel) => {
+        TaskCommand::CancelRequestArgs(cancel) => {
             let task = cancel.which.attach(common, &cancel.evidence)?;
             let after = task.cancel(cancel.access_request).await?;
-            say.either(
-                || shapes::access_request(&after),
+            output.print(
+                || render::access_request_json(&after),
                 || {
                     format!(
                         "{} is {}",
                         cancel.access_request,
-                        shapes::status(after.status)
+                        render::status(after.status)
                     )
                 },
             );
         }
-        Task::Complete(complete) => {
+        TaskCommand::CompleteArgs(complete) => {
             let task = complete.which.attach(common, &complete.evidence)?;
             let outcome = match complete.outcome {
-                Outcome::Succeeded => TaskOutcome::Succeeded,
-                Outcome::Failed => TaskOutcome::Failed,
-                Outcome::Abandoned => TaskOutcome::Abandoned,
+                OutcomeArg::Succeeded => TaskOutcome::Succeeded,
+                OutcomeArg::Failed => TaskOutcome::Failed,
+                OutcomeArg::Abandoned => TaskOutcome::Abandoned,
             };
             let report = task.complete(outcome).await?;
             if complete.which.key.is_none() {
                 // The task is over for good: its key opens nothing any more.
-                Kept::find(Some(task.id())).iter().for_each(Kept::forget);
+                SavedTask::load(Some(task.id())).iter().for_each(SavedTask::delete);
             }
-            say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
+            output.print(|| render::end_report_json(&report), || render::end_line(&report));
         }
-        Task::List {
+        TaskCommand::List {
             agent,
             ended,
             max,
             key,
         } => {
             let tasks = key
-                .person(common)?
+                .person_client(common)?
                 .tasks(agent.as_ref(), ended, max)
                 .await?;
-            list(say, &tasks);
+            list(output, &tasks);
         }
-        Task::Timeline { task, key } => {
-            timeline(say, &key.person(common)?.timeline(task).await?);
+        TaskCommand::Timeline { task, key } => {
+            timeline(output, &key.person_client(common)?.timeline(task).await?);
         }
-        Task::End { task, key } => {
-            let report = key.person(common)?.end_task(task).await?;
-            say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
+        TaskCommand::End { task, key } => {
+            let report = key.person_client(common)?.end_task(task).await?;
+            output.print(|| render::end_report_json(&report), || render::end_line(&report));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
-    say.either(
+fn timeline(output: &Output, told: &v1::GetTimelineResponse) {
+    output.print(
         || {
             let to_json = |m: &v1::Moment| {
                 json!({
-                    "entry": m.index, "at": shapes::moment(m.at.as_ref()), "kind": (!m.kind.is_empty()).then_some(&m.kind),
+                    "entry": m.index, "at": render::timestamp_json(m.at.as_ref()), "kind": (!m.kind.is_empty()).then_some(&m.kind),
                     "what": m.what, "who": m.who, "detail": m.detail, "ids": m.ids,
                 })
             };
@@ -245,7 +245,7 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
             };
             let row = |m: &v1::Moment| {
                 vec![
-                    shapes::instant(m.at.as_ref()),
+                    render::timestamp(m.at.as_ref()),
                     m.index.map(|index| index.to_string()).unwrap_or_default(),
                     escape_invisible(&m.what),
                     escape_invisible(&m.who),
@@ -265,14 +265,14 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
     );
 }
 
-fn list(say: &Say, tasks: &[v1::TaskRow]) {
+fn list(output: &Output, tasks: &[v1::TaskRow]) {
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             let to_json = |t: &v1::TaskRow| {
                 json!({
-                    "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": shapes::moment(t.opened_at.as_ref()),
-                    "deadline": shapes::moment(t.deadline.as_ref()), "lease_until": shapes::moment(t.lease_until.as_ref()),
+                    "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": render::timestamp_json(t.opened_at.as_ref()),
+                    "deadline": render::timestamp_json(t.deadline.as_ref()), "lease_until": render::timestamp_json(t.lease_until.as_ref()),
                     "ended": (!t.ended.is_empty()).then_some(&t.ended), "tokens_live": t.tokens_live,
                     "access_requests_waiting": t.access_requests_waiting, "purpose": t.purpose,
                 })
@@ -286,7 +286,7 @@ fn list(say: &Say, tasks: &[v1::TaskRow]) {
             let head = ["TASK", "AGENT", "OWNER", "LEFT", "TOKENS", "WAITING", "AGENT SAYS (UNVERIFIED)"];
             let row = |t: &v1::TaskRow| {
                 let left = match t.ended.as_str() {
-                    "" => shapes::left(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
+                    "" => render::remaining(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
                     cause => format!("over: {}", escape_invisible(cause)),
                 };
                 vec![
@@ -306,95 +306,95 @@ fn list(say: &Say, tasks: &[v1::TaskRow]) {
     );
 }
 
-async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
-    let endpoint = net::endpoint(common)?;
+async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<(), CliError> {
+    let endpoint = connect::endpoint(common)?;
     let url = endpoint.url().to_owned();
-    let (source, kept) = verb.evidence.source(common)?;
-    let (key, key_file) = store::new_key(verb.key.as_deref())?;
+    let (source, kept) = args.evidence.source(common)?;
+    let (key, key_file) = task_store::new_key(args.key.as_deref())?;
     let agent = client::Agent::new(endpoint, source, Some(key));
     let order = OpenTask {
-        purpose: verb.purpose.clone(),
-        max_duration_s: i64::from(verb.max_duration),
+        purpose: args.purpose.clone(),
+        max_duration_s: i64::from(args.max_duration),
         request_id: None,
-        heartbeat_s: verb.heartbeat,
+        heartbeat_s: args.heartbeat,
     };
     let task = match agent.open_task(&order).await {
         Ok(task) => task,
         Err(error) => {
-            store::drop_key(verb.key.as_deref(), &key_file);
+            task_store::delete_unused_key(args.key.as_deref(), &key_file);
             return Err(error.into());
         }
     };
-    let kept = Kept::new(&task, &url, key_file, &verb.purpose, kept)?.keep(verb.key.is_some())?;
+    let kept = SavedTask::new(&task, &url, key_file, &args.purpose, kept)?.save(args.key.is_some())?;
     let now = Clock::system().now();
     let verification = task.verification().cloned().unwrap_or_default();
-    say.either(
+    output.print(
         || {
             json!({
                 "task": kept.task, "agent": kept.agent, "deadline": kept.deadline.to_string(), "key": kept.key,
                 "verification": {
                     "evidence_kind": verification.evidence_kind, "subject": verification.subject,
-                    "verified_at": shapes::moment(verification.verified_at.as_ref()),
-                    "expires_at": shapes::moment(verification.expires_at.as_ref()),
+                    "verified_at": render::timestamp_json(verification.verified_at.as_ref()),
+                    "expires_at": render::timestamp_json(verification.expires_at.as_ref()),
                 },
             })
         },
         || {
-            let mut rows = Rows::default();
-            rows.own("task", kept.task.to_string())
-                .own("agent", kept.agent.to_string())
-                .own("verified", format!("{} by {}", escape_invisible(&verification.subject), escape_invisible(&verification.evidence_kind)))
-                .own("ends", format!("{}, {}", kept.deadline, shapes::distance(kept.deadline, now)))
-                .own("key", kept.key.display().to_string());
-            rows.lines()
+            let mut fields = FieldList::default();
+            fields.row("task", kept.task.to_string())
+                .row("agent", kept.agent.to_string())
+                .row("verified", format!("{} by {}", escape_invisible(&verification.subject), escape_invisible(&verification.evidence_kind)))
+                .row("ends", format!("{}, {}", kept.deadline, render::relative_time(kept.deadline, now)))
+                .row("key", kept.key.display().to_string());
+            fields.to_text()
         },
     );
     Ok(())
 }
 
-async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
+async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(), CliError> {
     let now = Clock::system().now();
-    if let Some(id) = verb.access_request {
-        let request = verb
+    if let Some(id) = args.access_request {
+        let request = args
             .which
-            .attach(common, &verb.evidence)?
+            .attach(common, &args.evidence)?
             .access_request(id)
             .await?;
-        say.either(
-            || shapes::access_request(&request),
+        output.print(
+            || render::access_request_json(&request),
             || {
-                let mut rows = Rows::default();
-                rows.own(
+                let mut fields = FieldList::default();
+                fields.row(
                     "access request",
                     escape_invisible(&request.access_request_id),
                 )
-                .own("status", shapes::status(request.status))
-                .theirs("what", &request.title)
-                .own(
+                .row("status", render::status(request.status))
+                .untrusted_row("what", &request.title)
+                .row(
                     "target",
-                    shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
+                    render::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
                 )
-                .own("needs", shapes::profile_lines(&request.needs))
-                .own("until", shapes::when(request.expires_at.as_ref(), now));
-                rows.lines()
+                .row("needs", render::profile_lines(&request.needs))
+                .row("until", render::timestamp_with_distance(request.expires_at.as_ref(), now));
+                fields.to_text()
             },
         );
         return Ok(());
     }
-    let tasks = match verb.which.task {
-        Some(task) => vec![Kept::find(Some(task))?],
-        None => Kept::all()?,
+    let tasks = match args.which.task {
+        Some(task) => vec![SavedTask::load(Some(task))?],
+        None => SavedTask::load_all()?,
     };
-    let runs = |kept: &Kept| {
+    let runs = |kept: &SavedTask| {
         if now < kept.deadline {
-            shapes::distance(kept.deadline, now)
+            render::relative_time(kept.deadline, now)
         } else {
             "over".to_owned()
         }
     };
-    say.either(
+    output.print(
         || {
-            let one = |kept: &Kept| {
+            let one = |kept: &SavedTask| {
                 json!({
                     "task": kept.task, "agent": kept.agent, "url": kept.url, "key": kept.key, "purpose": kept.purpose,
                     "deadline": kept.deadline.to_string(),
@@ -407,7 +407,7 @@ async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
                 return "no task was opened from here; 'dipylon task open' opens one".to_owned();
             }
             let head = ["TASK", "AGENT", "ENDS", "BROKER", "PURPOSE"].map(str::to_owned).to_vec();
-            let row = |kept: &Kept| {
+            let row = |kept: &SavedTask| {
                 vec![kept.task.to_string(), kept.agent.to_string(), runs(kept), escape_invisible(&kept.url), escape_invisible(&kept.purpose)]
             };
             table(&std::iter::once(head).chain(tasks.iter().map(row)).collect::<Vec<_>>())

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::{self, KeyArgs};
+use super::error::CliError;
+use super::connect::{self, KeyArgs};
 use super::parse::{self, NamedParam};
-use super::say::{Rows, table};
-use super::store::EvidenceArgs;
-use super::task::Which;
-use super::{Common, Say, dev, shapes};
+use super::output::{FieldList, table};
+use super::task_store::EvidenceArgs;
+use super::task::TaskSelector;
+use super::{Common, Output, dev, render};
 use crate::client::{
     Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods,
 };
@@ -22,11 +22,11 @@ use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Tim
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Token {
+pub(super) enum TokenCommand {
     /// Ask for a token for one action: both gates
-    Request(Box<Request>),
-    /// Say whether a token is good now (validators, for their own audiences)
-    Introspect(Introspect),
+    TokenRequestArgs(Box<TokenRequestArgs>),
+    /// Output whether a token is good now (validators, for their own audiences)
+    IntrospectArgs(IntrospectArgs),
     /// List the tokens that are good now, the next to expire first (operators)
     List {
         /// Most rows
@@ -46,9 +46,9 @@ pub(super) enum Token {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Request {
+pub(super) struct TokenRequestArgs {
     #[command(flatten)]
-    which: Which,
+    which: TaskSelector,
     /// What to do, as the catalogue calls it
     #[arg(long, value_parser = ActionName::parse)]
     action: ActionName,
@@ -81,7 +81,7 @@ pub(super) struct Request {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Introspect {
+pub(super) struct IntrospectArgs {
     /// A file with the token; - reads it from stdin
     #[arg(long, value_name = "FILE")]
     token: PathBuf,
@@ -89,17 +89,17 @@ pub(super) struct Introspect {
     key: KeyArgs,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitCode, Failure> {
-    match verb {
-        Token::Request(request) => self::request(common, say, *request).await,
-        Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
-        Token::List { max, key } => {
-            list(say, &key.person(common)?.live_tokens(max).await?);
+pub(super) async fn run(common: &Common, output: &Output, command: TokenCommand) -> Result<ExitCode, CliError> {
+    match command {
+        TokenCommand::TokenRequestArgs(request) => self::request(common, output, *request).await,
+        TokenCommand::IntrospectArgs(introspect) => self::introspect(common, output, introspect).await,
+        TokenCommand::List { max, key } => {
+            list(output, &key.person_client(common)?.live_tokens(max).await?);
             Ok(ExitCode::SUCCESS)
         }
-        Token::Revoke { jti, key } => {
-            let done = key.person(common)?.revoke_token(jti).await?;
-            say.either(
+        TokenCommand::Revoke { jti, key } => {
+            let done = key.person_client(common)?.revoke_token(jti).await?;
+            output.print(
                 || json!({ "token": jti, "changed": done.changed, "cause": done.cause, "position": done.position }),
                 || {
                     let by = done.position.map(|p| format!(" by entry {p}")).unwrap_or_default();
@@ -115,15 +115,15 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
     }
 }
 
-fn list(say: &Say, tokens: &[v1::LiveToken]) {
+fn list(output: &Output, tokens: &[v1::LiveToken]) {
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             let to_json = |t: &v1::LiveToken| {
                 json!({
                     "jti": t.jti, "agent": t.agent_id, "owner": t.owner, "task": t.task_id, "action": t.action,
-                    "target": shapes::target(t.target.as_ref()), "audience": t.audience,
-                    "issued_at": shapes::moment(t.issued_at.as_ref()), "expires_at": shapes::moment(t.expires_at.as_ref()),
+                    "target": render::target(t.target.as_ref()), "audience": t.audience,
+                    "issued_at": render::timestamp_json(t.issued_at.as_ref()), "expires_at": render::timestamp_json(t.expires_at.as_ref()),
                     "uses_left": t.uses_left, "profiles": t.profiles,
                 })
             };
@@ -139,8 +139,8 @@ fn list(say: &Say, tokens: &[v1::LiveToken]) {
                     escape_invisible(&t.jti),
                     escape_invisible(&t.agent_id),
                     escape_invisible(&t.owner),
-                    escape_invisible(&format!("{} on {}", t.action, shapes::target(t.target.as_ref()))),
-                    shapes::left(t.expires_at.as_ref(), now),
+                    escape_invisible(&format!("{} on {}", t.action, render::target(t.target.as_ref()))),
+                    render::remaining(t.expires_at.as_ref(), now),
                     t.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
                     escape_invisible(&t.profiles.join(", ")),
                 ]
@@ -151,32 +151,32 @@ fn list(say: &Say, tokens: &[v1::LiveToken]) {
     );
 }
 
-async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, Failure> {
+async fn request(common: &Common, output: &Output, args: TokenRequestArgs) -> Result<ExitCode, CliError> {
     let action = Action::new(
-        verb.action,
-        verb.audience,
-        verb.target,
-        parse::params(verb.params)?,
+        args.action,
+        args.audience,
+        args.target,
+        parse::params(args.params)?,
     )?;
-    let mut task = verb.which.attach(common, &verb.evidence)?;
-    if verb.evidence.given() {
+    let mut task = args.which.attach(common, &args.evidence)?;
+    if args.evidence.is_given() {
         task = task.showing_evidence();
     }
     let clock = Clock::system();
-    let until = clock.now().plus_secs(i64::from(verb.wait.unwrap_or(0)));
+    let until = clock.now().plus_secs(i64::from(args.wait.unwrap_or(0)));
     let mut order = TokenOrder {
         action,
-        ttl_s: i64::from(verb.ttl),
-        reason: verb.reason,
-        request_id: verb.request_id,
+        ttl_s: i64::from(args.ttl),
+        reason: args.reason,
+        request_id: args.request_id,
         wait_s: 0,
     };
     let mut outcome = task.request_token(&order).await?;
     if let Outcome::Pending(pending) = &outcome
-        && verb.wait.is_some()
+        && args.wait.is_some()
     {
-        let needs = shapes::profile_lines(pending.needs()).replace('\n', "; ");
-        say.aside(&format!(
+        let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
+        output.note(&format!(
             "waiting until {until} for people to decide {}: {needs}",
             pending.access_request_id()
         ));
@@ -186,15 +186,15 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
     let now = clock.now();
     Ok(match outcome {
         Outcome::Token(token) => {
-            given(say, &token, verb.show_token, now);
+            given(output, &token, args.show_token, now);
             ExitCode::SUCCESS
         }
         Outcome::Pending(pending) => {
-            waits(say, &pending, &order.action, now);
+            waits(output, &pending, &order.action, now);
             ExitCode::from(Exit::Waiting.number())
         }
         Outcome::Denied(no) => {
-            denied(say, &no, &order.action);
+            denied(output, &no, &order.action);
             let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
             ExitCode::from(exit.number())
         }
@@ -208,13 +208,13 @@ fn what(action: &Action) -> String {
     ))
 }
 
-fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
-    say.either(
+fn given(output: &Output, token: &Given, show: bool, now: Timestamp) {
+    output.print(
         || {
             json!({
                 "outcome": "token", "token": token.jwt().expose_secret(), "jti": token.jti(), "decision": token.decision_id(),
-                "expires_at": token.expires_at().to_string(), "uses": token.uses(), "ttl": shapes::ttl(token.ttl()),
-                "rules": shapes::rules(token.rules()), "reissued": token.reissued(), "openings": token.openings(),
+                "expires_at": token.expires_at().to_string(), "uses": token.uses(), "ttl": render::ttl_json(token.ttl()),
+                "rules": render::rules_json(token.rules()), "reissued": token.reissued(), "openings": token.openings(),
             })
         },
         || {
@@ -224,60 +224,60 @@ fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
                 None => "any number, while it lives".to_owned(),
             };
             let again = if token.reissued() { " (the same token, signed anew)" } else { "" };
-            let mut rows = Rows::default();
-            rows.own("token", format!("{}{again}", token.jti()))
-                .own("for", what(token.action()))
-                .own("until", format!("{}, {}", token.expires_at(), shapes::distance(token.expires_at(), now)))
-                .own("uses", uses)
-                .own("life", shapes::ttl_line(token.ttl()))
-                .own("allowed by", shapes::rule_lines(token.rules()))
-                .own("decision", token.decision_id().to_string());
-            let text = rows.lines();
+            let mut fields = FieldList::default();
+            fields.row("token", format!("{}{again}", token.jti()))
+                .row("for", what(token.action()))
+                .row("until", format!("{}, {}", token.expires_at(), render::relative_time(token.expires_at(), now)))
+                .row("uses", uses)
+                .row("life", render::ttl_line(token.ttl()))
+                .row("allowed by", render::rule_lines(token.rules()))
+                .row("decision", token.decision_id().to_string());
+            let text = fields.to_text();
             if show { format!("{text}\n{}", token.jwt().expose_secret()) } else { format!("{text}  (--show-token prints it)") }
         },
     );
 }
 
-fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
-    say.either(
+fn waits(output: &Output, pending: &Pending, action: &Action, now: Timestamp) {
+    output.print(
         || {
             json!({
                 "outcome": "pending", "access_request": pending.access_request_id(),
                 "match_phrase": pending.match_phrase().to_string(), "request_id": pending.request_id(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
-                "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
-                "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.show_evidence(),
+                "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
+                "ttl": render::ttl_json(pending.ttl()), "show_evidence": pending.show_evidence(),
             })
         },
         || {
-            let mut rows = Rows::default();
-            rows.own("waits", pending.access_request_id().to_string())
-                .own("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
-                .own("for", what(action))
-                .own("needs", shapes::profile_lines(pending.needs()))
-                .own("because", shapes::rule_lines(pending.rules()))
-                .own("until", format!("{}, {}", pending.expires_at(), shapes::distance(pending.expires_at(), now)))
-                .own("decision", pending.decision_id().to_string());
-            format!("{}\nask again with --request-id {}", rows.lines(), pending.request_id())
+            let mut fields = FieldList::default();
+            fields.row("waits", pending.access_request_id().to_string())
+                .row("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
+                .row("for", what(action))
+                .row("needs", render::profile_lines(pending.needs()))
+                .row("because", render::rule_lines(pending.rules()))
+                .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
+                .row("decision", pending.decision_id().to_string());
+            format!("{}\nask again with --request-id {}", fields.to_text(), pending.request_id())
         },
     );
 }
 
-fn denied(say: &Say, no: &Denied, action: &Action) {
-    say.either(
+fn denied(output: &Output, no: &Denied, action: &Action) {
+    output.print(
         || {
             json!({
-                "outcome": "denied", "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()),
+                "outcome": "denied", "reason": no.reason(), "comment": no.comment(), "rules": render::rules_json(no.rules()),
                 "access_request": no.access_request_id(), "decision": no.decision_id(),
             })
         },
         || {
-            let mut rows = Rows::default();
-            rows.own("denied", escape_invisible(no.reason()))
-                .theirs("they say", no.comment().unwrap_or_default())
-                .own("for", what(action));
-            let rules = shapes::rule_lines(no.rules());
-            rows.own(
+            let mut fields = FieldList::default();
+            fields.row("denied", escape_invisible(no.reason()))
+                .untrusted_row("they say", no.comment().unwrap_or_default())
+                .row("for", what(action));
+            let rules = render::rule_lines(no.rules());
+            fields.row(
                 "because",
                 match (rules.is_empty(), no.known_reason()) {
                     (true, Some(reason)) => reason.text().to_owned(),
@@ -286,40 +286,40 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
                 },
             );
             if let Some(reason) = no.known_reason() {
-                rows.own("next", reason.next());
+                fields.row("next", reason.next());
             }
             if let Some(id) = no.access_request_id() {
-                rows.own("access request", id.to_string());
+                fields.row("access request", id.to_string());
             }
-            rows.own("decision", no.decision_id().to_string());
+            fields.row("decision", no.decision_id().to_string());
             format!(
                 "{}\nan operator sees more:  dipylon explain {}",
-                rows.lines(),
+                fields.to_text(),
                 no.decision_id()
             )
         },
     );
 }
 
-async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<ExitCode, Failure> {
-    let endpoint = net::endpoint(common)?;
-    let identity = Identity::Key(verb.key.key(common)?);
+async fn introspect(common: &Common, output: &Output, args: IntrospectArgs) -> Result<ExitCode, CliError> {
+    let endpoint = connect::endpoint(common)?;
+    let identity = Identity::Key(args.key.key(common)?);
     let request = v1::IntrospectRequest {
-        token: dev::read_text(&verb.token)?,
+        token: dev::read_text(&args.token)?,
     };
     let found = endpoint
         .call::<methods::Introspect>(Order::by(&identity), &[request])
         .await?;
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             if !found.active {
                 return json!({ "active": false });
             }
             json!({
                 "active": true, "jti": found.jti, "task": found.task_id, "agent": found.agent_id, "subject": found.subject,
-                "audience": found.audience, "expires_at": shapes::moment(found.expires_at.as_ref()), "jkt": found.jkt,
-                "action": found.action, "target": shapes::target(found.target.as_ref()), "uses": found.uses,
+                "audience": found.audience, "expires_at": render::timestamp_json(found.expires_at.as_ref()), "jkt": found.jkt,
+                "action": found.action, "target": render::target(found.target.as_ref()), "uses": found.uses,
                 "uses_left": found.uses_left,
             })
         },
@@ -327,16 +327,16 @@ async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<Exit
             if !found.active {
                 return "inactive: not good now, or not for this validator".to_owned();
             }
-            let mut rows = Rows::default();
-            rows.own("active", escape_invisible(&found.jti))
-                .theirs("for", &format!("{} on {}", found.action, shapes::target(found.target.as_ref())))
-                .theirs("agent", &format!("{} ({})", found.agent_id, found.subject))
-                .theirs("task", &found.task_id)
-                .own("until", shapes::when(found.expires_at.as_ref(), now));
+            let mut fields = FieldList::default();
+            fields.row("active", escape_invisible(&found.jti))
+                .untrusted_row("for", &format!("{} on {}", found.action, render::target(found.target.as_ref())))
+                .untrusted_row("agent", &format!("{} ({})", found.agent_id, found.subject))
+                .untrusted_row("task", &found.task_id)
+                .row("until", render::timestamp_with_distance(found.expires_at.as_ref(), now));
             if let (Some(uses), Some(left)) = (found.uses, found.uses_left) {
-                rows.own("uses", format!("{left} of {uses} left"));
+                fields.row("uses", format!("{left} of {uses} left"));
             }
-            rows.lines()
+            fields.to_text()
         },
     );
     Ok(if found.active {

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::failure::Failure;
-use super::net::{self, KeyArgs};
-use super::{Common, Say, at_console, card, parse, shapes};
+use super::error::CliError;
+use super::connect::{self, KeyArgs};
+use super::{Common, Output, console_vote, card, parse, render};
 use crate::card::Card;
 use crate::client::ballot::Seen;
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Comment, Exit, Narrowing, ProfileName, Realm, Verdict};
 
 #[derive(Debug, Args)]
-pub(super) struct Vote {
+pub(super) struct VoteArgs {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
     access_request: AccessRequestId,
@@ -42,38 +42,38 @@ pub(super) struct Vote {
 
 pub(super) async fn run(
     common: &Common,
-    say: &Say,
-    verb: Vote,
+    output: &Output,
+    args: VoteArgs,
     verdict: Verdict,
-) -> Result<ExitCode, Failure> {
-    let person = verb.key.person(common)?;
-    let realm = net::realm(common, verb.realm)?;
-    let shown = person.card(verb.access_request).await?;
-    let shown_at = Clock::system().now();
-    if !say.json() {
-        say.text(&card::text(&shown, shown_at));
+) -> Result<ExitCode, CliError> {
+    let person = args.key.person_client(common)?;
+    let realm = connect::realm(common, args.realm)?;
+    let shown = person.card(args.access_request).await?;
+    let viewed_at = Clock::system().now();
+    if !output.is_json() {
+        output.text(&card::text(&shown, viewed_at));
     }
-    let profile = profile(verb.profile, &shown)?;
+    let profile = profile(args.profile, &shown)?;
     let asked = shown.needs.iter().find(|n| n.profile.name == profile);
     if asked.is_some_and(|need| need.passkey) {
-        if verb.ttl.is_some() || verb.uses.is_some() || verb.comment.is_some() {
+        if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
             let told =
                 "only a passkey counts here: narrow and comment where you vote, at the console";
-            return Err(Failure::usage(told).next("leave out --ttl, --uses and --comment"));
+            return Err(CliError::usage(told).with_hint("leave out --ttl, --uses and --comment"));
         }
-        return at_console::decide(say, &person, shown, verdict).await;
+        return console_vote::wait_for_console_vote(output, &person, shown, verdict).await;
     }
-    let asks = verdict == Verdict::Approve && !verb.yes;
+    let asks = verdict == Verdict::Approve && !args.yes;
     // Nothing is signed before a person has said yes to what was printed.
-    if asks && !confirmed(say).await? {
-        return Err(Failure::new(Exit::Failed, "no vote was cast"));
+    if asks && !confirmed(output).await? {
+        return Err(CliError::new(Exit::Failed, "no vote was cast"));
     }
     if verdict == Verdict::Approve {
-        at_console::read_long_enough(&shown, shown_at).await;
+        console_vote::wait_for_dwell(&shown, viewed_at).await;
     }
     let narrowing = Narrowing {
-        max_ttl: verb.ttl.map(i64::from),
-        max_uses: verb.uses,
+        max_ttl: args.ttl.map(i64::from),
+        max_uses: args.uses,
     };
     let seen = Seen {
         card: &shown,
@@ -81,18 +81,18 @@ pub(super) async fn run(
         profile: &profile,
         verdict,
         narrowing,
-        comment: verb.comment.as_ref(),
+        comment: args.comment.as_ref(),
     };
     let ballot = person.ballot(&seen).await?;
     let (after, suspended) = person.cast(&ballot).await?;
-    say.either(
-        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after), "agent_suspended": suspended }),
+    output.print(
+        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": render::access_request_json(&after), "agent_suspended": suspended }),
         || {
             let word = match verdict {
                 Verdict::Approve => "yes",
                 Verdict::Deny => "no",
             };
-            let next = match shapes::status(after.status) {
+            let next = match render::status(after.status) {
                 "approved" => "; the agent may ask for its token now",
                 _ => "",
             };
@@ -100,7 +100,7 @@ pub(super) async fn run(
                 Verdict::Approve => format!(" until {}", ballot.not_after()),
                 Verdict::Deny => String::new(),
             };
-            let so_far = match (shapes::status(after.status), after.needs.as_slice()) {
+            let so_far = match (render::status(after.status), after.needs.as_slice()) {
                 ("waiting", [need]) => format!(" ({} of {})", need.approvals, need.quorum),
                 _ => String::new(),
             };
@@ -110,8 +110,8 @@ pub(super) async fn run(
             };
             format!(
                 "your {word} counts{until}: {} is {}{so_far}{next}{consequence}",
-                verb.access_request,
-                shapes::status(after.status)
+                args.access_request,
+                render::status(after.status)
             )
         },
     );
@@ -119,7 +119,7 @@ pub(super) async fn run(
 }
 
 /// The profile asked for, or the only one there is.
-fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, Failure> {
+fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliError> {
     match (given, card.needs.as_slice()) {
         (Some(profile), _) => Ok(profile),
         (None, [only]) => Ok(only.profile.name.clone()),
@@ -128,7 +128,7 @@ fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, Failu
                 .iter()
                 .map(|need| need.profile.name.to_string())
                 .collect();
-            Err(Failure::usage(format!(
+            Err(CliError::usage(format!(
                 "which profile is the vote for? --profile {}",
                 names.join(" or --profile ")
             )))
@@ -137,13 +137,13 @@ fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, Failu
 }
 
 /// Asks the person at the terminal.
-async fn confirmed(say: &Say) -> Result<bool, Failure> {
-    if !say.can_ask() {
+async fn confirmed(output: &Output) -> Result<bool, CliError> {
+    if !output.can_prompt() {
         return Err(
-            Failure::usage("there is no terminal to ask at").next("--yes votes without asking")
+            CliError::usage("there is no terminal to ask at").with_hint("--yes votes without asking")
         );
     }
-    let line = say.ask("\nType yes to approve exactly this: ").await?;
+    let line = output.prompt("\nType yes to approve exactly this: ").await?;
     Ok(line.trim() == "yes")
 }
 
@@ -178,12 +178,12 @@ mod tests {
         assert!(profile(None, &card).is_err());
     }
 
-    type Lie = fn(&mut VoteStatement);
+    type Mutation = fn(&mut VoteStatement);
 
     /// A broker that shows one card, and asks to sign what `lie` makes of it.
-    struct FakeBroker {
+    struct MisleadingBroker {
         card: Card,
-        lie: Lie,
+        lie: Mutation,
         cast: Arc<Mutex<usize>>,
     }
 
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tonic::async_trait]
-    impl ApprovalService for FakeBroker {
+    impl ApprovalService for MisleadingBroker {
         async fn list_access_requests(
             &self,
             _: Request<v1::ListAccessRequestsRequest>,
@@ -287,7 +287,7 @@ mod tests {
     }
 
     /// Runs `approve` against such a broker; how it went, and how many votes arrived.
-    async fn approve(key: PathBuf, lie: Lie) -> (Result<ExitCode, Failure>, usize) {
+    async fn approve(key: PathBuf, lie: Mutation) -> (Result<ExitCode, CliError>, usize) {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .expect("bind");
@@ -298,7 +298,7 @@ mod tests {
         };
         let cast = Arc::new(Mutex::new(0));
         let access_request = card.access_request;
-        let service = ApprovalServiceServer::new(FakeBroker {
+        let service = ApprovalServiceServer::new(MisleadingBroker {
             card,
             lie,
             cast: cast.clone(),
@@ -316,9 +316,9 @@ mod tests {
             ca: None,
             socket: None,
         };
-        let verb = Vote {
+        let args = VoteArgs {
             access_request,
-            key: KeyArgs::of_file(key),
+            key: KeyArgs::from_file(key),
             profile: None,
             ttl: None,
             uses: None,
@@ -326,7 +326,7 @@ mod tests {
             yes: true,
             realm: Some(Realm::parse("prod").expect("realm")),
         };
-        let done = run(&common, &Say::new(true), verb, Verdict::Approve).await;
+        let done = run(&common, &Output::new(true), args, Verdict::Approve).await;
         serving.abort();
         let cast = *cast.lock().expect("lock");
         (done, cast)
@@ -342,7 +342,7 @@ mod tests {
             done.is_ok() && cast == 1,
             "an honest broker gets the vote: {done:?}"
         );
-        let lies: [(&str, Lie); 9] = [
+        let lies: [(&str, Mutation); 9] = [
             ("action", |s| s.action["target"]["id"] = "bob".into()),
             ("action", |s| {
                 s.action["parameters"]["end_sessions"] = false.into()
@@ -363,13 +363,13 @@ mod tests {
         ];
         for (member, lie) in lies {
             let (done, cast) = approve(key.clone(), lie).await;
-            let failure = done.expect_err(member);
+            let error = done.expect_err(member);
             assert!(
-                failure.message.contains("differs") && failure.message.contains(member),
+                error.message.contains("differs") && error.message.contains(member),
                 "{member}: {}",
-                failure.message
+                error.message
             );
-            assert!(failure.next.expect("hint").contains("do not vote"));
+            assert!(error.hint.expect("hint").contains("do not vote"));
             assert_eq!(cast, 0, "{member}: nothing was handed in");
         }
     }

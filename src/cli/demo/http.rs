@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::cli::failure::Failure;
+use crate::cli::error::CliError;
 use crate::model::Secret;
 
 /// An answer.
@@ -30,8 +30,8 @@ pub(super) async fn call(
     url: &str,
     secrets: &[(&'static str, &Secret)],
     body: Option<&Value>,
-) -> Result<Answered, Failure> {
-    let wrong = |e: &dyn std::fmt::Display| Failure::failed(format!("{url}: {e}"));
+) -> Result<Answered, CliError> {
+    let wrong = |e: &dyn std::fmt::Display| CliError::failed(format!("{url}: {e}"));
     let exchange = async {
         let uri: Uri = url
             .parse()

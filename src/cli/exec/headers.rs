@@ -11,7 +11,7 @@ use hyper::header::{CONNECTION, HeaderMap, HeaderName, UPGRADE};
 pub(super) fn passed_on(headers: &HeaderMap, more: &[HeaderName]) -> HeaderMap {
     headers
         .iter()
-        .filter(|(name, _)| ASKED.contains(&name.as_str()) || more.contains(name))
+        .filter(|(name, _)| REQUEST_HEADERS.contains(&name.as_str()) || more.contains(name))
         .filter(|(name, _)| !is_hop(headers, name) && !stays(name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
@@ -62,7 +62,7 @@ fn stays(name: &str) -> bool {
     let name = name.replace('_', "-");
     let name = name.as_str();
     HOP.contains(&name)
-        || OURS.contains(&name)
+        || PROXY_HEADERS.contains(&name)
         || IDENTITY.contains(&name)
         || IDENTITY_PREFIXES.iter().any(|p| name.starts_with(p))
 }
@@ -70,7 +70,7 @@ fn stays(name: &str) -> bool {
 pub(super) const DPOP_NONCE: &str = "dpop-nonce";
 
 /// What is asked, in what form, on which condition, and what ties it to its traces.
-const ASKED: [&str; 32] = [
+const REQUEST_HEADERS: [&str; 32] = [
     "accept",
     "accept-charset",
     "accept-datetime",
@@ -120,7 +120,7 @@ const HOP: [&str; 10] = [
 ];
 
 /// What the proxy says or does itself; and `Referer`, which holds the secret path.
-const OURS: [&str; 5] = [
+const PROXY_HEADERS: [&str; 5] = [
     "host",
     "content-length",
     "expect",
@@ -278,7 +278,7 @@ mod tests {
             assert!(forwarded(bad).is_err(), "{bad}");
         }
         assert!(
-            !ASKED.iter().any(|name| stays(name)),
+            !REQUEST_HEADERS.iter().any(|name| stays(name)),
             "no rule against itself"
         );
     }

@@ -6,19 +6,19 @@
 //! Refuses: to ask anybody for a command that is not there; to hand over the key of a token.
 //! Never: writes to stdout, follows where the command would rather go, or leaves a token alive behind it.
 
-mod begun;
-mod deliver;
+mod plan;
+mod delivery;
 mod headers;
-mod job;
-mod later;
-mod means;
-mod origin;
+mod run;
+mod saved;
+mod delivery_options;
+mod upstream;
 mod peer;
-mod present;
+mod token_holder;
 mod program;
 mod proxy;
 mod signer;
-mod tell;
+mod events;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -28,22 +28,22 @@ use clap::Args;
 use serde_json::json;
 
 use super::Common;
-use super::failure::Failure;
+use super::error::CliError;
 use super::parse::{self, NamedParam};
-use super::serve::{me, quoted};
-use super::store::EvidenceArgs;
+use super::shell;
+use super::task_store::EvidenceArgs;
 use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, ActionName, Audience, Target, TaskOutcome};
-use begun::Begun;
-use deliver::Way;
-use job::{Asked, reached};
-use means::Means;
+use plan::ExecPlan;
+use delivery::DeliveryMode;
+use run::{AskResult, check_reachable};
+use delivery_options::DeliveryOptions;
 use program::Signals;
-use tell::Tell;
+use events::EventPrinter;
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
-pub(super) struct Exec {
+pub(super) struct ExecArgs {
     /// What to do, as the catalogue calls it
     #[arg(long, value_parser = ActionName::parse, required_unless_present = "request")]
     action: Option<ActionName>,
@@ -84,7 +84,7 @@ pub(super) struct Exec {
     )]
     request: Option<AccessRequestId>,
     #[command(flatten)]
-    means: Means,
+    means: DeliveryOptions,
     /// The key that the agent is pinned to, or any other; never given to the command [default: one made for the task]
     #[arg(long, value_name = "FILE")]
     task_key: Option<PathBuf>,
@@ -96,7 +96,7 @@ pub(super) struct Exec {
 }
 
 const HELP: &str = "\
-The command gets one way to do the one action at the one audience:
+The command gets one mode to do the one action at the one audience:
   proxy   DIPYLON_PROXY_URL is a secret URL on loopback, served to this user's processes
           only (Linux; elsewhere whoever knows the URL: keep it off command lines, which
           all users can read). Requests below it go to the audience with the token and a
@@ -117,7 +117,7 @@ DIPYLON_TASK is the task; DIPYLON_OPENINGS_FILE holds the salts of sensitive par
 
 A command that can itself get the agent's evidence is the agent, and may ask for all that the
 agent may: from a file that it may read, or from a SPIFFE agent that answers it. That
-SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY are taken out of its environment hides the way and
+SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY are taken out of its environment hides the mode and
 closes nothing. What does: evidence that another user fetches and hands over on stdin
 (--evidence -), a SPIFFE agent that attests this program and not only its user, or a pinned
 key (jkt in agents.toml) that the command cannot read: --task-key may be a pipe, such as
@@ -135,7 +135,7 @@ access request back and ends the task.
 Exit codes: the command's own, or 128 + the signal that ended it; for what never ran:
    2  not understood          13  too few people could say yes   20  gate 1 refused
   10  denied                  14  broker or audience is away    126  cannot be run
-  11  waiting (--no-wait)     15  something changed: ask anew   127  not found
+  11  waiting (--no-wait)     15  something changed: ask new   127  not found
   12  nobody decided in time  16  too many at once
 
   dipylon exec --agent triage --action case.read --target Case::INC-8841 \\
@@ -143,58 +143,58 @@ Exit codes: the command's own, or 128 + the signal that ended it; for what never
                -- sh -c 'curl \"$DIPYLON_PROXY_URL/cases/INC-8841\"'";
 
 /// Runs it from the first question to the last word.
-pub(super) async fn run(common: &Common, mut verb: Exec) -> Result<ExitCode, Failure> {
-    let tell = Tell::new(common.json);
-    if verb.means.way() == Way::Env {
-        return Err(deliver::not_bearer());
+pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode, CliError> {
+    let events = EventPrinter::new(common.json);
+    if args.means.mode() == DeliveryMode::Env {
+        return Err(delivery::not_bearer());
     }
-    if !program::shield() {
+    if !program::forbid_memory_access() {
         let text =
             "other processes of this user can read this one's memory, and the token's key in it";
-        tell.event("warning", text, json!({ "warning": "NOT_SHIELDED" }));
+        events.event("warning", text, json!({ "warning": "NOT_SHIELDED" }));
     }
-    let program = verb.program();
+    let program = args.program();
     if let Err(not) = program::find(
-        verb.command
+        args.command
             .first()
             .map_or(OsStr::new(""), OsString::as_os_str),
     ) {
-        tell.not_run(&program, not);
+        events.not_run(&program, not);
         return Ok(ExitCode::from(not.code()));
     }
     let mut signals = Signals::listen()?;
-    let wait = (!verb.no_wait).then_some(verb.wait);
-    verb.means = verb.means.anywhere()?;
-    let begun = match verb.request {
-        Some(id) => Begun::again(common, &mut verb, id)?,
-        None => Begun::anew(common, &verb)?,
+    let wait = (!args.no_wait).then_some(args.wait);
+    args.means = args.means.absolute_paths()?;
+    let begun = match args.request {
+        Some(id) => ExecPlan::resume(common, &mut args, id)?,
+        None => ExecPlan::new(common, &args)?,
     };
     // Before anybody is asked: what was kept may have been changed since.
-    verb.means.forwarded()?;
-    let origin = verb.means.origin(&begun.order().action.audience)?;
-    if origin.is_open() {
+    args.means.forwarded()?;
+    let upstream = args.means.upstream(&begun.order().action.audience)?;
+    if upstream.is_open() {
         let text = format!(
-            "{} is spoken to over plain http: everyone on the way reads what is sent, and changes it",
-            escape_invisible(&origin.base_url())
+            "{} is spoken to over plain http: everyone on the mode reads what is sent, and changes it",
+            escape_invisible(&upstream.base_url())
         );
-        tell.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
+        events.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
     }
     let opening = async {
-        if matches!(begun, Begun::Again { .. }) {
+        if matches!(begun, ExecPlan::Resume { .. }) {
             // People may have said yes, and the token that is made of it is for now: asking again comes before wasting it.
-            reached(&origin).await?;
+            check_reachable(&upstream).await?;
         }
-        begun.open(tell).await
+        begun.open(events).await
     };
     let job = tokio::select! {
         job = opening => job?,
         signal = signals.next() => return Ok(ExitCode::from(program::signal_code(signal.as_raw()))),
     };
     let alive = job.keep_alive();
-    let (outcome, code) = match job.ask(wait, &origin, &program, &mut signals).await {
-        Ok(Asked::Token(token)) => job.run(&verb, *token, origin, &alive, &mut signals).await,
-        Ok(Asked::Pending(pending)) => return job.later(common, &verb, &pending).await,
-        Ok(Asked::No(code)) => (TaskOutcome::Abandoned, code),
+    let (outcome, code) = match job.ask(wait, &upstream, &program, &mut signals).await {
+        Ok(AskResult::Token(token)) => job.run(&args, *token, upstream, &alive, &mut signals).await,
+        Ok(AskResult::Pending(pending)) => return job.later(common, &args, &pending).await,
+        Ok(AskResult::No(code)) => (TaskOutcome::Abandoned, code),
         // Who comes back to ask may come back once more.
         Err(error) if job.later.is_some() && error.retryable() => return Err(error.into()),
         Err(error) => {
@@ -207,7 +207,7 @@ pub(super) async fn run(common: &Common, mut verb: Exec) -> Result<ExitCode, Fai
     Ok(ExitCode::from(code))
 }
 
-impl Exec {
+impl ExecArgs {
     /// The command's name, as it is shown.
     fn program(&self) -> String {
         let name = self.command.first();
@@ -217,14 +217,14 @@ impl Exec {
     /// The command that goes on with an access request.
     fn resume(&self, common: &Common, id: AccessRequestId) -> String {
         let mut words = vec![
-            me(),
+            shell::program_name(),
             "exec".to_owned(),
             "--request".to_owned(),
             id.to_string(),
         ];
         let mut option = |name: &str, value: Option<String>| {
             if let Some(value) = value {
-                words.extend([name.to_owned(), quoted(&value)]);
+                words.extend([name.to_owned(), shell::shell_quote(&value)]);
             }
         };
         option(
@@ -233,13 +233,13 @@ impl Exec {
         );
         let socket = common.socket.as_ref();
         option("--socket", socket.map(|path| path.display().to_string()));
-        let way = match self.means.way() {
-            Way::Proxy | Way::Env => None,
-            Way::Socket => Some("socket"),
-            Way::Fd => Some("fd"),
-            Way::File => Some("file"),
+        let mode = match self.means.mode() {
+            DeliveryMode::Proxy | DeliveryMode::Env => None,
+            DeliveryMode::Socket => Some("socket"),
+            DeliveryMode::Fd => Some("fd"),
+            DeliveryMode::File => Some("file"),
         };
-        option("--deliver", way.map(str::to_owned));
+        option("--deliver", mode.map(str::to_owned));
         option("--audience-url", self.means.audience_url.clone());
         let ca = self.means.audience_ca.as_ref();
         option("--audience-ca", ca.map(|file| file.display().to_string()));
@@ -247,13 +247,13 @@ impl Exec {
             words.push("--insecure-audience".to_owned());
         }
         for name in &self.means.forward_headers {
-            words.extend(["--forward-header".to_owned(), quoted(name)]);
+            words.extend(["--forward-header".to_owned(), shell::shell_quote(name)]);
         }
         words.push("--".to_owned());
         words.extend(
             self.command
                 .iter()
-                .map(|word| quoted(&word.to_string_lossy())),
+                .map(|word| shell::shell_quote(&word.to_string_lossy())),
         );
         words.join(" ")
     }

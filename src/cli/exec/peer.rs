@@ -6,36 +6,36 @@
 
 use std::net::SocketAddr;
 
-use crate::cli::failure::Failure;
+use crate::cli::error::CliError;
 
 /// Whether the peer's process is one of our effective user. Beyond Linux there is no such table: there the secret in the
 /// path is all that keeps other users out.
 #[cfg(target_os = "linux")]
-pub(super) fn is_ours(peer: SocketAddr, here: SocketAddr) -> bool {
+pub(super) fn is_same_user(peer: SocketAddr, here: SocketAddr) -> bool {
     // The table may change while it is read, and a line be passed over: looked for twice.
     let owner = owner(peer, here).or_else(|| owner(peer, here));
     owner == Some(rustix::process::geteuid().as_raw())
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) const fn is_ours(_peer: SocketAddr, _here: SocketAddr) -> bool {
+pub(super) const fn is_same_user(_peer: SocketAddr, _here: SocketAddr) -> bool {
     true
 }
 
 /// Says before anything runs that nobody could be let in.
 #[cfg(target_os = "linux")]
-pub(super) fn can_tell() -> Result<(), Failure> {
+pub(super) fn check_supported() -> Result<(), CliError> {
     let [first, _] = TABLES;
     std::fs::File::open(first).map(drop).map_err(|error| {
-        Failure::failed(format!(
-            "{first}: {error}: a proxy could not tell whose connections are whose"
+        CliError::failed(format!(
+            "{first}: {error}: a proxy could not events whose connections are whose"
         ))
-        .next("use --deliver socket, whose peers the system names itself")
+        .with_hint("use --deliver socket, whose peers the system names itself")
     })
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) const fn can_tell() -> Result<(), Failure> {
+pub(super) const fn check_supported() -> Result<(), CliError> {
     Ok(())
 }
 
@@ -181,9 +181,9 @@ mod tests {
             let client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connects");
             let (stream, peer) = listener.accept().expect("accepts");
             let here = stream.local_addr().expect("address");
-            assert!(is_ours(peer, here));
+            assert!(is_same_user(peer, here));
             drop(client);
-            assert!(!is_ours(peer, here), "whose it was is not known any more");
+            assert!(!is_same_user(peer, here), "whose it was is not known any more");
         }
     }
 }

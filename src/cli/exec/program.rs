@@ -14,18 +14,18 @@ use rustix::process::{Pid, Signal};
 use tokio::process::Command;
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-use crate::cli::failure::{Failure, failed};
+use crate::cli::error::{CliError, io_error};
 
 /// Why a command does not run, with the code a shell would give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotRun {
+pub(super) enum SpawnError {
     #[error("command not found")]
     NotFound,
     #[error("it cannot be run")]
     NotRunnable,
 }
 
-impl NotRun {
+impl SpawnError {
     pub(super) const fn code(self) -> u8 {
         match self {
             Self::NotFound => 127,
@@ -35,29 +35,29 @@ impl NotRun {
 }
 
 /// Whether the command is there to be run, looked for as `execvp` does: nobody is asked to approve what cannot happen.
-pub(super) fn find(program: &OsStr) -> Result<(), NotRun> {
+pub(super) fn find(program: &OsStr) -> Result<(), SpawnError> {
     let path = Path::new(program);
     if path.components().count() > 1 || path.is_absolute() {
         return runnable(path);
     }
     let dirs = std::env::var_os("PATH").unwrap_or_else(|| OsString::from(PATH));
-    let mut found = Err(NotRun::NotFound);
+    let mut found = Err(SpawnError::NotFound);
     for dir in std::env::split_paths(&dirs) {
         match runnable(&dir.join(path)) {
             Ok(()) => return Ok(()),
-            Err(NotRun::NotRunnable) => found = Err(NotRun::NotRunnable),
-            Err(NotRun::NotFound) => {}
+            Err(SpawnError::NotRunnable) => found = Err(SpawnError::NotRunnable),
+            Err(SpawnError::NotFound) => {}
         }
     }
     found
 }
 
-fn runnable(path: &Path) -> Result<(), NotRun> {
-    let file = std::fs::metadata(path).map_err(|_| NotRun::NotFound)?;
+fn runnable(path: &Path) -> Result<(), SpawnError> {
+    let file = std::fs::metadata(path).map_err(|_| SpawnError::NotFound)?;
     if file.is_file() && file.permissions().mode() & 0o111 != 0 {
         Ok(())
     } else {
-        Err(NotRun::NotRunnable)
+        Err(SpawnError::NotRunnable)
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Listens for what asks a program to stop. What the caller had made us ignore (`nohup`) stays ignored, here and in
     /// the command.
-    pub(super) fn listen() -> Result<Self, Failure> {
+    pub(super) fn listen() -> Result<Self, CliError> {
         let mut signals = Self {
             streams: Vec::new(),
         };
@@ -77,12 +77,12 @@ impl Signals {
         Ok(signals)
     }
 
-    fn add(&mut self, which: &[Signal]) -> Result<(), Failure> {
+    fn add(&mut self, which: &[Signal]) -> Result<(), CliError> {
         let ignored = ignored();
         for one in which {
             let number = one.as_raw();
             if ignored & (1_u64.wrapping_shl(number.unsigned_abs().saturating_sub(1))) == 0 {
-                let stream = signal(SignalKind::from_raw(number)).map_err(failed("signals"))?;
+                let stream = signal(SignalKind::from_raw(number)).map_err(io_error("signals"))?;
                 self.streams.push((*one, stream));
             }
         }
@@ -117,7 +117,7 @@ pub(super) fn signal_code(signal: i32) -> u8 {
 }
 
 /// What the command is run with.
-pub(super) struct Given<'a> {
+pub(super) struct Spawn<'a> {
     pub(super) command: &'a [OsString],
     pub(super) environment: &'a [(&'static str, OsString)],
     /// Variables of ours that a command inherits from nobody else.
@@ -126,12 +126,12 @@ pub(super) struct Given<'a> {
 
 /// Runs the command to its end and gives its code. `started` is called once it runs.
 pub(super) async fn run(
-    given: &Given<'_>,
+    given: &Spawn<'_>,
     signals: &mut Signals,
     started: impl FnOnce(),
-) -> Result<u8, NotRun> {
-    let (program, arguments) = given.command.split_first().ok_or(NotRun::NotFound)?;
-    let group = Group::choose();
+) -> Result<u8, SpawnError> {
+    let (program, arguments) = given.command.split_first().ok_or(SpawnError::NotFound)?;
+    let group = ProcessGroup::choose();
     let mut command = Command::new(program);
     command.args(arguments);
     for name in given.without {
@@ -140,33 +140,33 @@ pub(super) async fn run(
     for (name, value) in given.environment {
         command.env(name, value);
     }
-    if group == Group::Own {
+    if group == ProcessGroup::Own {
         command.process_group(0);
     }
     let more: &[Signal] = match group {
-        Group::Own => &[
+        ProcessGroup::Own => &[
             Signal::USR1,
             Signal::USR2,
             Signal::WINCH,
             Signal::TSTP,
             Signal::CONT,
         ],
-        Group::Ours => &[Signal::USR1, Signal::USR2],
+        ProcessGroup::Ours => &[Signal::USR1, Signal::USR2],
     };
-    signals.add(more).map_err(|_| NotRun::NotRunnable)?;
+    signals.add(more).map_err(|_| SpawnError::NotRunnable)?;
     let mut child = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => NotRun::NotFound,
-        _ => NotRun::NotRunnable,
+        std::io::ErrorKind::NotFound => SpawnError::NotFound,
+        _ => SpawnError::NotRunnable,
     })?;
     started();
     let pid = child
         .id()
         .and_then(|id| i32::try_from(id).ok())
         .and_then(Pid::from_raw)
-        .ok_or(NotRun::NotRunnable)?;
+        .ok_or(SpawnError::NotRunnable)?;
     loop {
         tokio::select! {
-            ended = child.wait() => return ended.map(code).map_err(|_| NotRun::NotRunnable),
+            ended = child.wait() => return ended.map(code).map_err(|_| SpawnError::NotRunnable),
             signal = signals.next() => group.forward(pid, signal),
         }
     }
@@ -182,7 +182,7 @@ fn code(status: ExitStatus) -> u8 {
 
 /// Which process group the command is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Group {
+enum ProcessGroup {
     /// One of its own: it and what it starts are told every signal that we are told.
     Own,
     /// Ours, because we are in the foreground of a terminal that it may want to read. What the keys of the terminal say
@@ -190,7 +190,7 @@ enum Group {
     Ours,
 }
 
-impl Group {
+impl ProcessGroup {
     fn choose() -> Self {
         let stdin = std::io::stdin();
         let foreground = stdin.is_terminal()
@@ -213,12 +213,12 @@ impl Group {
     }
 }
 
-/// Where programs are when PATH does not say (execvp(3)).
+/// UpstreamArgs programs are when PATH does not say (execvp(3)).
 const PATH: &str = "/bin:/usr/bin";
 
 /// Lets no other process of the same user read the task's key out of this one's memory (prctl(2), PR_SET_DUMPABLE): not
 /// the command, and no core dump. False: it could not be had.
-pub(super) fn shield() -> bool {
+pub(super) fn forbid_memory_access() -> bool {
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -235,7 +235,7 @@ pub(super) fn shield() -> bool {
 pub(super) struct PrivateDir(PathBuf);
 
 impl PrivateDir {
-    pub(super) fn make() -> Result<Self, Failure> {
+    pub(super) fn make() -> Result<Self, CliError> {
         use std::os::unix::fs::DirBuilderExt as _;
         let runtime = std::env::var_os("XDG_RUNTIME_DIR")
             .map(PathBuf::from)
@@ -246,7 +246,7 @@ impl PrivateDir {
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .map_err(failed(path.display()))?;
+            .map_err(io_error(path.display()))?;
         Ok(Self(path))
     }
 
@@ -270,14 +270,14 @@ mod tests {
         assert_eq!(find(OsStr::new("sh")), Ok(()));
         assert_eq!(find(OsStr::new("/bin/sh")), Ok(()));
         assert_eq!(
-            find(OsStr::new("no-such-command-anywhere")),
-            Err(NotRun::NotFound)
+            find(OsStr::new("no-such-command-absolute_paths")),
+            Err(SpawnError::NotFound)
         );
-        assert_eq!(find(OsStr::new("/no/such")), Err(NotRun::NotFound));
-        assert_eq!(find(OsStr::new("/etc/passwd")), Err(NotRun::NotRunnable));
-        assert_eq!(find(OsStr::new("/")), Err(NotRun::NotRunnable));
+        assert_eq!(find(OsStr::new("/no/such")), Err(SpawnError::NotFound));
+        assert_eq!(find(OsStr::new("/etc/passwd")), Err(SpawnError::NotRunnable));
+        assert_eq!(find(OsStr::new("/")), Err(SpawnError::NotRunnable));
         assert_eq!(
-            (NotRun::NotFound.code(), NotRun::NotRunnable.code()),
+            (SpawnError::NotFound.code(), SpawnError::NotRunnable.code()),
             (127, 126)
         );
     }

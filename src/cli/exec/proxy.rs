@@ -26,9 +26,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::headers::{self, DPOP_NONCE, lists};
-use super::origin::{Unreached, climbs};
+use super::upstream::{ConnectError, has_dot_segments};
 use super::peer;
-use super::present::Presenter;
+use super::token_holder::TokenHolder;
 use crate::jose::dpop::NONCE_BYTES_MAX;
 use crate::model::{Digest, Secret};
 
@@ -38,7 +38,7 @@ type Body = BoxBody<Bytes, hyper::Error>;
 pub(super) struct Proxy {
     /// Compared by hash, so that the time it takes says nothing of the secret.
     capability: Digest,
-    presenter: Arc<Presenter>,
+    holder: Arc<TokenHolder>,
     /// Headers that the caller lets pass, beside those that always do.
     forward: Vec<HeaderName>,
 }
@@ -47,13 +47,13 @@ impl Proxy {
     /// `capability` is what the first segment of every path must be.
     pub(super) fn new(
         capability: &Secret,
-        presenter: Arc<Presenter>,
+        holder: Arc<TokenHolder>,
         forward: &[HeaderName],
     ) -> Self {
         Self {
             forward: forward.to_vec(),
             capability: Digest::of(capability.expose_secret().as_bytes()),
-            presenter,
+            holder,
         }
     }
 
@@ -64,7 +64,7 @@ impl Proxy {
         let mut connections = JoinSet::new();
         while let Ok(slot) = slots.clone().acquire_owned().await {
             let stream = match listener.accept().await {
-                Ok((stream, peer)) if is_ours(&stream, peer) => stream,
+                Ok((stream, peer)) if same_user(&stream, peer) => stream,
                 // Closed, and the slot is for the next one.
                 Ok(_) => continue,
                 // Such as too many open files: it may pass.
@@ -112,55 +112,55 @@ impl Proxy {
         })
     }
 
-    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Body>, ProxyProblem> {
         let (head, body) = request.into_parts();
         let target = head
             .uri
             .path_and_query()
             .map_or("", |target| target.as_str());
         let target = self.admitted(target).ok_or_else(|| {
-            Problem::new(
+            ProxyProblem::new(
                 StatusCode::NOT_FOUND,
                 "NOT_FOUND",
                 "nothing is here: use DIPYLON_PROXY_URL as it was given",
             )
         })?;
         if head.uri.scheme().is_some() || head.uri.authority().is_some() {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::BAD_REQUEST,
                 "TARGET_FORM",
                 "this proxy speaks to one audience: send a path, not a URL",
             ));
         }
         if head.method == Method::CONNECT || head.method == Method::TRACE {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "METHOD",
                 "neither tunnels nor echoes",
             ));
         }
         let path = target.split('?').next().unwrap_or_default();
-        if climbs(path) {
-            return Err(Problem::new(
+        if has_dot_segments(path) {
+            return Err(ProxyProblem::new(
                 StatusCode::BAD_REQUEST,
                 "PATH",
                 "a path with . or .. in it, a backslash or a control character, however encoded, could leave the audience's own",
             ));
         }
         if lists(&head.headers, "upgrade") {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::NOT_IMPLEMENTED,
                 "UPGRADE",
                 "an upgraded connection would outlive its one request",
             ));
         }
-        self.presenter.alive().map_err(|dead| {
-            Problem::new(StatusCode::UNAUTHORIZED, dead.reason(), &dead.to_string())
+        self.holder.alive().map_err(|dead| {
+            ProxyProblem::new(StatusCode::UNAUTHORIZED, dead.reason(), &dead.to_string())
         })?;
         let outgoing = Outgoing {
             method: head.method,
             path: path.to_owned(),
-            target: self.presenter.origin.path(&target),
+            target: self.holder.upstream.path(&target),
             headers: headers::passed_on(&head.headers, &self.forward),
         };
         match Sent::of(body).await? {
@@ -200,9 +200,9 @@ impl Proxy {
         outgoing: &Outgoing,
         body: Body,
         nonce: Option<&str>,
-    ) -> Result<Response<Incoming>, Problem> {
+    ) -> Result<Response<Incoming>, ProxyProblem> {
         let ours = |_| {
-            Problem::new(
+            ProxyProblem::new(
                 StatusCode::BAD_GATEWAY,
                 "PROOF",
                 "the proof could not be made",
@@ -211,9 +211,9 @@ impl Proxy {
         let method = outgoing.method.as_str();
         let shown = match nonce {
             Some(nonce) => self
-                .presenter
+                .holder
                 .headers_with(method, &outgoing.path, Some(nonce)),
-            None => self.presenter.headers(method, &outgoing.path),
+            None => self.holder.headers(method, &outgoing.path),
         }
         .map_err(ours)?;
         let mut request = Request::new(body);
@@ -222,54 +222,54 @@ impl Proxy {
         *request.uri_mut() = outgoing
             .target
             .parse()
-            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "PATH", "the path is not one"))?;
+            .map_err(|_| ProxyProblem::new(StatusCode::BAD_REQUEST, "PATH", "the path is not one"))?;
         *request.headers_mut() = outgoing.headers.clone();
         let secret = |text: &Secret| {
             let mut value = HeaderValue::from_str(text.expose_secret())
-                .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "PROOF", "not a header"))?;
+                .map_err(|_| ProxyProblem::new(StatusCode::BAD_GATEWAY, "PROOF", "not a header"))?;
             value.set_sensitive(true);
-            Ok::<_, Problem>(value)
+            Ok::<_, ProxyProblem>(value)
         };
-        let host = HeaderValue::from_str(self.presenter.origin.authority())
-            .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "AUDIENCE", "not a host"))?;
+        let host = HeaderValue::from_str(self.holder.upstream.authority())
+            .map_err(|_| ProxyProblem::new(StatusCode::BAD_GATEWAY, "AUDIENCE", "not a host"))?;
         let headers = request.headers_mut();
         headers.insert(HOST, host);
         headers.insert("authorization", secret(&shown.authorization)?);
         headers.insert("dpop", secret(&shown.dpop)?);
         let exchange = async {
-            let stream = self.presenter.origin.connect().await?;
+            let stream = self.holder.upstream.connect().await?;
             let (mut sender, connection) = client::conn::http1::Builder::new()
                 .max_headers(HEADERS_MAX)
                 .max_buf_size(HEAD_BYTES_MAX)
                 .handshake(TokioIo::new(stream))
                 .await
-                .map_err(|_| Unreached::Refused)?;
+                .map_err(|_| ConnectError::Refused)?;
             // Ends when the answer has been read to its end, or when nobody reads it any more.
             tokio::spawn(connection);
             sender
                 .send_request(request)
                 .await
-                .map_err(|_| Unreached::Refused)
+                .map_err(|_| ConnectError::Refused)
         };
         let answer = tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange)
             .await
-            .unwrap_or(Err(Unreached::Late))
+            .unwrap_or(Err(ConnectError::Late))
             .map_err(|why| {
                 let status = match why {
-                    Unreached::Refused | Unreached::Untrusted => StatusCode::BAD_GATEWAY,
-                    Unreached::Late => StatusCode::GATEWAY_TIMEOUT,
+                    ConnectError::Refused | ConnectError::Untrusted => StatusCode::BAD_GATEWAY,
+                    ConnectError::Late => StatusCode::GATEWAY_TIMEOUT,
                 };
-                Problem::new(status, "AUDIENCE_UNREACHABLE", &why.to_string())
+                ProxyProblem::new(status, "AUDIENCE_UNREACHABLE", &why.to_string())
             })?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::BAD_GATEWAY,
                 "UPGRADE",
                 "the audience wants to speak another protocol",
             ));
         }
         if let Some(nonce) = nonce_of(answer.headers()) {
-            self.presenter.remember(&nonce);
+            self.holder.remember(&nonce);
         }
         Ok(answer)
     }
@@ -293,7 +293,7 @@ enum Sent {
 
 impl Sent {
     /// A body of known and small size is read whole first: a resource server that wants a nonce says so only then.
-    async fn of(body: Incoming) -> Result<Self, Problem> {
+    async fn of(body: Incoming) -> Result<Self, ProxyProblem> {
         let small = body
             .size_hint()
             .exact()
@@ -306,26 +306,26 @@ impl Sent {
         let read = tokio::time::timeout(Duration::from_secs(BODY_READ_S), reading)
             .await
             .map_err(|_| {
-                Problem::new(
+                ProxyProblem::new(
                     StatusCode::REQUEST_TIMEOUT,
                     "BODY",
                     "the body did not come in time",
                 )
             })?;
         let read =
-            read.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "BODY", "the body broke off"))?;
+            read.map_err(|_| ProxyProblem::new(StatusCode::BAD_REQUEST, "BODY", "the body broke off"))?;
         Ok(Self::Again(read.to_bytes()))
     }
 }
 
 /// The proxy's own answer (RFC 9457).
 #[derive(Debug)]
-struct Problem {
+struct ProxyProblem {
     status: StatusCode,
     body: serde_json::Value,
 }
 
-impl Problem {
+impl ProxyProblem {
     fn new(status: StatusCode, reason: &str, detail: &str) -> Self {
         Self {
             status,
@@ -338,10 +338,10 @@ impl Problem {
 }
 
 /// The path shows on a command line, which every user of the machine may read: it is not enough.
-fn is_ours(stream: &TcpStream, peer: SocketAddr) -> bool {
+fn same_user(stream: &TcpStream, peer: SocketAddr) -> bool {
     stream
         .local_addr()
-        .is_ok_and(|here| peer::is_ours(peer, here))
+        .is_ok_and(|here| peer::is_same_user(peer, here))
 }
 
 fn full(bytes: Bytes) -> Body {

@@ -12,15 +12,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::present::Presenter;
-use crate::cli::failure::{Failure, failed};
+use super::token_holder::TokenHolder;
+use crate::cli::error::{CliError, io_error};
 use crate::jose::dpop::NONCE_BYTES_MAX;
 use crate::model::json;
 
 /// What a command asks: headers for one request.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Ask {
+struct SignRequest {
     /// The method, as it will be sent.
     htm: String,
     /// The URL, without query and fragment.
@@ -30,17 +30,17 @@ struct Ask {
 }
 
 /// Listens at a path that only we may enter.
-pub(super) fn listen(path: &Path) -> Result<UnixListener, Failure> {
+pub(super) fn listen(path: &Path) -> Result<UnixListener, CliError> {
     use std::os::unix::fs::PermissionsExt as _;
-    let listener = UnixListener::bind(path).map_err(failed(path.display()))?;
+    let listener = UnixListener::bind(path).map_err(io_error(path.display()))?;
     // The directory keeps others out already.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .map_err(failed(path.display()))?;
+        .map_err(io_error(path.display()))?;
     Ok(listener)
 }
 
 /// Signs until dropped.
-pub(super) async fn serve(listener: UnixListener, presenter: Arc<Presenter>) {
+pub(super) async fn serve(listener: UnixListener, holder: Arc<TokenHolder>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     while let Ok(slot) = slots.clone().acquire_owned().await {
@@ -48,17 +48,17 @@ pub(super) async fn serve(listener: UnixListener, presenter: Arc<Presenter>) {
             tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
             continue;
         };
-        let presenter = presenter.clone();
+        let holder = holder.clone();
         connections.spawn(async move {
             let _slot = slot;
             // A command that goes away in the middle is its own affair.
-            let _gone = answer(stream, &presenter).await;
+            let _gone = answer(stream, &holder).await;
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn answer(mut stream: UnixStream, presenter: &Presenter) -> std::io::Result<()> {
+async fn answer(mut stream: UnixStream, holder: &TokenHolder) -> std::io::Result<()> {
     let ours = rustix::process::geteuid().as_raw();
     if stream.peer_cred()?.uid() != ours {
         return Ok(());
@@ -77,7 +77,7 @@ async fn answer(mut stream: UnixStream, presenter: &Presenter) -> std::io::Resul
         }
         let whole = line.ends_with(b"\n");
         let said = if whole {
-            sign(&line, presenter).unwrap_or_else(
+            sign(&line, holder).unwrap_or_else(
                 |(reason, message)| json!({ "error": { "reason": reason, "message": message } }),
             )
         } else {
@@ -90,23 +90,23 @@ async fn answer(mut stream: UnixStream, presenter: &Presenter) -> std::io::Resul
     }
 }
 
-fn sign(line: &[u8], presenter: &Presenter) -> Result<Value, (&'static str, String)> {
-    let ask: Ask = json::parse_as(line).map_err(|_| {
+fn sign(line: &[u8], holder: &TokenHolder) -> Result<Value, (&'static str, String)> {
+    let ask: SignRequest = json::parse_as(line).map_err(|_| {
         (
             "MALFORMED",
             "must be {\"htm\":…,\"htu\":…} and maybe \"nonce\"".to_owned(),
         )
     })?;
-    let path = presenter
-        .origin
-        .below(&ask.htu)
+    let path = holder
+        .upstream
+        .path_below_base(&ask.htu)
         .filter(|path| !path.contains(['?', '#']));
     let path = path.ok_or_else(|| {
         (
             "OTHER_AUDIENCE",
             format!(
                 "htu must lie below {} and have no query",
-                presenter.origin.base_url()
+                holder.upstream.base_url()
             ),
         )
     })?;
@@ -121,10 +121,10 @@ fn sign(line: &[u8], presenter: &Presenter) -> Result<Value, (&'static str, Stri
     if !method || !nonce {
         return Err(("MALFORMED", "htm or nonce is not of its form".to_owned()));
     }
-    presenter
+    holder
         .alive()
         .map_err(|dead| (dead.reason(), dead.to_string()))?;
-    let headers = presenter
+    let headers = holder
         .headers_with(&ask.htm, path, ask.nonce.as_deref())
         .map_err(|error| ("PROOF", error.to_string()))?;
     Ok(

@@ -1,4 +1,4 @@
-//! The one place that the command may speak to: where the audience really is, and how it is reached.
+//! The one place that the command may speak to: where the audience really is, and how it is check_reachable.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -9,13 +9,13 @@ use hyper::Uri;
 use hyper::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::cli::failure::Failure;
+use crate::cli::error::CliError;
 use crate::client::{Protocol, Reach, Route};
 use crate::model::text::escape_invisible;
 
 /// A base URL: scheme, host, port and a path that everything lies below.
 #[derive(Clone)]
-pub(super) struct Origin {
+pub(super) struct Upstream {
     scheme: &'static str,
     authority: String,
     /// Without a slash at its end.
@@ -27,8 +27,8 @@ pub(super) struct Origin {
 
 /// How the caller says where the audience is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Where<'a> {
-    /// The audience itself, or where it is really reached.
+pub(super) struct UpstreamArgs<'a> {
+    /// The audience itself, or where it is really check_reachable.
     pub(super) url: &'a str,
     /// Whose certificates are trusted; the system's without it.
     pub(super) ca: Option<&'a Path>,
@@ -38,8 +38,8 @@ pub(super) struct Where<'a> {
 
 /// Why there is no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unreached {
-    #[error("the audience cannot be reached")]
+pub(super) enum ConnectError {
+    #[error("the audience cannot be check_reachable")]
     Refused,
     #[error("the audience's certificate does not hold")]
     Untrusted,
@@ -47,12 +47,12 @@ pub(super) enum Unreached {
     Late,
 }
 
-impl Origin {
+impl Upstream {
     /// Reads where the audience is. No request is made.
-    pub(super) fn new(at: Where<'_>) -> Result<Self, Failure> {
+    pub(super) fn new(at: UpstreamArgs<'_>) -> Result<Self, CliError> {
         let wrong = |rule: &str| {
-            Failure::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
-                .next("--audience-url names where the audience is really reached")
+            CliError::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
+                .with_hint("--audience-url names where the audience is really check_reachable")
         };
         let uri: Uri = at.url.parse().map_err(|_| wrong("is not a URL"))?;
         let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
@@ -60,7 +60,7 @@ impl Origin {
             return Err(wrong("must be scheme, host, port and path, and no more"));
         }
         let base = uri.path().trim_end_matches('/').to_owned();
-        if climbs(&base) {
+        if has_dot_segments(&base) {
             return Err(wrong(
                 "has a path with . or .. in it, or what may be read as such",
             ));
@@ -75,11 +75,11 @@ impl Origin {
             Some(_) | None => return Err(wrong("must begin with https:// or http://")),
         };
         if open && !at.insecure {
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "audience URL {}: over http everyone on the way reads and changes what is sent",
                 escape_invisible(at.url)
             ))
-            .next("use https, or accept it with --insecure-audience"));
+            .with_hint("use https, or accept it with --insecure-audience"));
         }
         let reach = Reach {
             ca: at.ca.map(Path::to_owned),
@@ -122,42 +122,42 @@ impl Origin {
     }
 
     /// The path below the base, if the URL is one of this place and cannot leave it.
-    pub(super) fn below<'a>(&self, url: &'a str) -> Option<&'a str> {
+    pub(super) fn path_below_base<'a>(&self, url: &'a str) -> Option<&'a str> {
         let path = url.strip_prefix(&self.base_url())?;
         let inside = path.is_empty() || path.starts_with('/');
-        (inside && !climbs(path) && path.bytes().all(|b| b.is_ascii_graphic())).then_some(path)
+        (inside && !has_dot_segments(path) && path.bytes().all(|b| b.is_ascii_graphic())).then_some(path)
     }
 
     /// A new connection.
     pub(super) async fn connect(
         &self,
-    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Unreached> {
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, ConnectError> {
         let bound = Duration::from_secs(CONNECT_TIMEOUT_S);
         tokio::time::timeout(bound, self.route.connect(Protocol::Http1))
             .await
-            .map_err(|_| Unreached::Late)?
+            .map_err(|_| ConnectError::Late)?
             .map_err(|error| match error.kind() {
                 // What rustls says of a certificate that does not hold.
-                ErrorKind::InvalidData => Unreached::Untrusted,
-                _ => Unreached::Refused,
+                ErrorKind::InvalidData => ConnectError::Untrusted,
+                _ => ConnectError::Refused,
             })
     }
 }
 
-impl std::fmt::Debug for Origin {
+impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Origin({})", self.base_url())
+        write!(f, "Upstream({})", self.base_url())
     }
 }
 
 /// Whether a path has a segment that servers read as a step up or to the side, or as an end: it could leave the base, and
 /// the proof would name another URL than the one that is served. Servers decode percent encoding once or more often (RFC
 /// 3986 §2.4), and some cut parameters off each segment before they look at it (`/..;x/`): it must hold for all of them.
-pub(super) fn climbs(path: &str) -> bool {
+pub(super) fn has_dot_segments(path: &str) -> bool {
     let mut plain = path.as_bytes().to_vec();
     // Every round that changes anything makes it shorter.
     loop {
-        if leaves(&plain) {
+        if escapes_base(&plain) {
             return true;
         }
         let decoded = decoded(&plain);
@@ -168,7 +168,7 @@ pub(super) fn climbs(path: &str) -> bool {
     }
 }
 
-fn leaves(path: &[u8]) -> bool {
+fn escapes_base(path: &[u8]) -> bool {
     path.iter().any(|b| *b == b'\\' || b.is_ascii_control())
         || path.split(|b| *b == b'/').any(|segment| {
             let name = segment.split(|b| *b == b';').next();
@@ -206,8 +206,8 @@ const CONNECT_TIMEOUT_S: u64 = 10;
 mod tests {
     use super::*;
 
-    fn origin(url: &str) -> Result<Origin, Failure> {
-        Origin::new(Where {
+    fn upstream(url: &str) -> Result<Upstream, CliError> {
+        Upstream::new(UpstreamArgs {
             url,
             ca: None,
             insecure: false,
@@ -222,7 +222,7 @@ mod tests {
             "http://localhost/v1/",
             "http://[::1]:80",
         ] {
-            assert!(!origin(good).expect(good).is_open());
+            assert!(!upstream(good).expect(good).is_open());
         }
         for bad in [
             "http://idp.example",
@@ -238,9 +238,9 @@ mod tests {
             "http://127.0.0.1/a/../b",
             "http://127.0.0.1/a/%2e%2E/b",
         ] {
-            assert!(origin(bad).is_err(), "{bad}");
+            assert!(upstream(bad).is_err(), "{bad}");
         }
-        let open = Origin::new(Where {
+        let open = Upstream::new(UpstreamArgs {
             url: "http://idp.example",
             ca: None,
             insecure: true,
@@ -250,11 +250,11 @@ mod tests {
 
     #[test]
     fn nothing_leaves_the_base() {
-        let at = origin("http://127.0.0.1:8080/v1/").expect("origin");
+        let at = upstream("http://127.0.0.1:8080/v1/").expect("upstream");
         assert_eq!(at.url("/x"), "http://127.0.0.1:8080/v1/x");
         assert_eq!(at.path("/x?q=1"), "/v1/x?q=1");
-        assert_eq!(at.below("http://127.0.0.1:8080/v1/x"), Some("/x"));
-        assert_eq!(at.below("http://127.0.0.1:8080/v1"), Some(""));
+        assert_eq!(at.path_below_base("http://127.0.0.1:8080/v1/x"), Some("/x"));
+        assert_eq!(at.path_below_base("http://127.0.0.1:8080/v1"), Some(""));
         for out in [
             "http://127.0.0.1:8080/v2",
             "http://127.0.0.1:8080/v11",
@@ -266,11 +266,11 @@ mod tests {
             "http://127.0.0.1:8080/v1/..%2fx",
             "http://127.0.0.1:8080/v1/a b",
         ] {
-            assert_eq!(at.below(out), None, "{out}");
+            assert_eq!(at.path_below_base(out), None, "{out}");
         }
-        let root = origin("http://127.0.0.1:8080").expect("origin");
-        assert_eq!(root.below("http://127.0.0.1:8080.evil/x"), None);
-        assert_eq!(root.below("http://127.0.0.1:80801/x"), None);
+        let root = upstream("http://127.0.0.1:8080").expect("upstream");
+        assert_eq!(root.path_below_base("http://127.0.0.1:8080.evil/x"), None);
+        assert_eq!(root.path_below_base("http://127.0.0.1:80801/x"), None);
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
             "/a%7f",
             "/a%255cb",
         ] {
-            assert!(climbs(bad), "{bad}");
+            assert!(has_dot_segments(bad), "{bad}");
         }
         for good in [
             "",
@@ -322,7 +322,7 @@ mod tests {
             "//a",
             "/a%25",
         ] {
-            assert!(!climbs(good), "{good}");
+            assert!(!has_dot_segments(good), "{good}");
         }
     }
 }

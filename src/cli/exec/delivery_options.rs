@@ -6,20 +6,20 @@ use clap::Args;
 use hyper::header::HeaderName;
 use serde::{Deserialize, Serialize};
 
-use super::deliver::Way;
+use super::delivery::DeliveryMode;
 use super::headers;
-use super::origin::{Origin, Where};
-use crate::cli::failure::{Failure, failed};
+use super::upstream::{Upstream, UpstreamArgs};
+use crate::cli::error::{CliError, io_error};
 use crate::model::Audience;
 
 /// How the command comes to use the token, and where. With --request, what is not given is as it was given first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Means {
+pub(super) struct DeliveryOptions {
     /// How the command comes to use the token [default: proxy]
     #[arg(long, value_enum)]
-    pub(super) deliver: Option<Way>,
-    /// Where the audience is really reached [default: the audience itself]
+    pub(super) deliver: Option<DeliveryMode>,
+    /// UpstreamArgs the audience is really check_reachable [default: the audience itself]
     #[arg(long, value_name = "URL")]
     pub(super) audience_url: Option<String>,
     /// Certificate authorities (PEM) that the audience is checked by [default: the system's]
@@ -39,13 +39,13 @@ fn forwarded(name: &str) -> Result<String, String> {
     headers::forwarded(name).map(|name| name.as_str().to_owned())
 }
 
-impl Means {
-    pub(super) fn way(&self) -> Way {
-        self.deliver.unwrap_or(Way::Proxy)
+impl DeliveryOptions {
+    pub(super) fn mode(&self) -> DeliveryMode {
+        self.deliver.unwrap_or(DeliveryMode::Proxy)
     }
 
     /// These, and for what they leave open the earlier ones. That one place over http was accepted says nothing of another.
-    pub(super) fn or(self, earlier: Self) -> Self {
+    pub(super) fn with_defaults_from(self, earlier: Self) -> Self {
         let same_place = self.audience_url.is_none() || self.audience_url == earlier.audience_url;
         Self {
             deliver: self.deliver.or(earlier.deliver),
@@ -61,9 +61,9 @@ impl Means {
     }
 
     /// The same from whatever directory it is read.
-    pub(super) fn anywhere(&self) -> Result<Self, Failure> {
+    pub(super) fn absolute_paths(&self) -> Result<Self, CliError> {
         let ca = self.audience_ca.as_ref();
-        let whole = |file: &PathBuf| std::path::absolute(file).map_err(failed(file.display()));
+        let whole = |file: &PathBuf| std::path::absolute(file).map_err(io_error(file.display()));
         Ok(Self {
             audience_ca: ca.map(whole).transpose()?,
             ..self.clone()
@@ -71,15 +71,15 @@ impl Means {
     }
 
     /// The headers that the proxy passes, looked at again: what was kept is only as good as who can write there.
-    pub(super) fn forwarded(&self) -> Result<Vec<HeaderName>, Failure> {
+    pub(super) fn forwarded(&self) -> Result<Vec<HeaderName>, CliError> {
         let names = self.forward_headers.iter();
         names
-            .map(|name| headers::forwarded(name).map_err(Failure::usage))
+            .map(|name| headers::forwarded(name).map_err(CliError::usage))
             .collect()
     }
 
-    pub(super) fn origin(&self, audience: &Audience) -> Result<Origin, Failure> {
-        Origin::new(Where {
+    pub(super) fn upstream(&self, audience: &Audience) -> Result<Upstream, CliError> {
+        Upstream::new(UpstreamArgs {
             url: self.audience_url.as_deref().unwrap_or(audience.as_str()),
             ca: self.audience_ca.as_deref(),
             insecure: self.insecure_audience,
@@ -93,26 +93,26 @@ mod tests {
 
     #[test]
     fn what_is_given_again_wins_and_an_accepted_place_is_one_place() {
-        let earlier = || Means {
-            deliver: Some(Way::Fd),
+        let earlier = || DeliveryOptions {
+            deliver: Some(DeliveryMode::Fd),
             audience_url: Some("http://idp.example".to_owned()),
             audience_ca: Some("/ca.pem".into()),
             insecure_audience: true,
             forward_headers: vec!["x-own".to_owned()],
         };
-        assert_eq!(Means::default().or(earlier()), earlier());
-        let given = Means {
-            deliver: Some(Way::Proxy),
+        assert_eq!(DeliveryOptions::default().with_defaults_from(earlier()), earlier());
+        let given = DeliveryOptions {
+            deliver: Some(DeliveryMode::Proxy),
             audience_url: Some("http://idp2.example".to_owned()),
             forward_headers: vec!["x-two".to_owned()],
-            ..Means::default()
+            ..DeliveryOptions::default()
         };
-        let both = given.or(earlier());
-        assert_eq!(both.way(), Way::Proxy);
+        let both = given.with_defaults_from(earlier());
+        assert_eq!(both.mode(), DeliveryMode::Proxy);
         assert_eq!(both.audience_url.as_deref(), Some("http://idp2.example"));
         assert_eq!(both.audience_ca, earlier().audience_ca);
         assert_eq!(both.forward_headers, ["x-two"], "the list given last");
         assert!(!both.insecure_audience, "accepted for another place");
-        assert_eq!(Means::default().way(), Way::Proxy);
+        assert_eq!(DeliveryOptions::default().mode(), DeliveryMode::Proxy);
     }
 }

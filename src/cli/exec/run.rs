@@ -9,18 +9,18 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Exec;
-use super::begun::{Keep, KeyKept};
-use super::deliver::{Delivered, OURS};
-use super::later::Later;
-use super::means::Means;
-use super::origin::Origin;
-use super::present::Presenter;
-use super::program::{self, Given, Signals};
-use super::tell::Tell;
-use crate::cli::failure::Failure;
-use crate::cli::store::{self, Kept};
-use crate::cli::{Common, shapes};
+use super::ExecArgs;
+use super::plan::{ResumeData, TaskKeySource};
+use super::delivery::{Delivery, RESERVED_ENV};
+use super::saved::SavedExec;
+use super::delivery_options::DeliveryOptions;
+use super::upstream::Upstream;
+use super::token_holder::TokenHolder;
+use super::program::{self, Spawn, Signals};
+use super::events::EventPrinter;
+use crate::cli::error::CliError;
+use crate::cli::task_store::{self, SavedTask};
+use crate::cli::{Common, render};
 use crate::client::{Error, Outcome, Pending, Task, Token, TokenOrder};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
@@ -30,35 +30,35 @@ use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, sho
 const END_MS: i64 = 15_000;
 const END_PAUSE_MS: u64 = 500;
 /// Signs of life in the length of a heartbeat.
-const BEATS: u64 = 3;
+const KEEP_ALIVES_PER_LEASE: u64 = 3;
 
 /// A task for one command.
-pub(super) struct Job {
-    pub(super) tell: Tell,
+pub(super) struct ExecRun {
+    pub(super) events: EventPrinter,
     pub(super) clock: Clock,
     pub(super) task: Task,
     pub(super) order: TokenOrder,
-    pub(super) keep: Option<Keep>,
+    pub(super) keep: Option<ResumeData>,
     /// How long the task lives without a sign of life, in seconds; `None`: to its deadline.
     pub(super) heartbeat_s: Option<u32>,
     /// What an earlier process kept of it.
-    pub(super) later: Option<Later>,
+    pub(super) later: Option<SavedExec>,
 }
 
 /// The signs of life of a task, until dropped; and why it ended, once it did.
-pub(super) struct Alive {
+pub(super) struct KeepAliveTask {
     over: watch::Receiver<Option<String>>,
     beating: JoinHandle<()>,
 }
 
-impl Drop for Alive {
+impl Drop for KeepAliveTask {
     fn drop(&mut self) {
         self.beating.abort();
     }
 }
 
 /// What came of asking.
-pub(super) enum Asked {
+pub(super) enum AskResult {
     Token(Box<Token>),
     /// People have not decided, and nobody waits.
     Pending(Box<Pending>),
@@ -66,14 +66,14 @@ pub(super) enum Asked {
     No(u8),
 }
 
-impl Job {
+impl ExecRun {
     /// Keeps the task alive, where it has a lease: three times in a heartbeat, so that one may be lost. A broker that is
     /// away is asked again; one that says that the task is over is believed.
-    pub(super) fn keep_alive(&self) -> Alive {
+    pub(super) fn keep_alive(&self) -> KeepAliveTask {
         let (says, over) = watch::channel(None);
         let task = self.task.clone();
         let pause = self.heartbeat_s.map(|heartbeat_s| {
-            Duration::from_millis(u64::from(heartbeat_s).saturating_mul(1_000) / BEATS)
+            Duration::from_millis(u64::from(heartbeat_s).saturating_mul(1_000) / KEEP_ALIVES_PER_LEASE)
         });
         let beating = tokio::spawn(async move {
             let Some(pause) = pause else { return };
@@ -90,17 +90,17 @@ impl Job {
                 }
             }
         });
-        Alive { over, beating }
+        KeepAliveTask { over, beating }
     }
 
     /// Asks, and waits for people as long as it was said.
     pub(super) async fn ask(
         &self,
         wait_s: Option<u32>,
-        origin: &Origin,
+        upstream: &Upstream,
         program: &str,
         signals: &mut Signals,
-    ) -> Result<Asked, Error> {
+    ) -> Result<AskResult, Error> {
         let began = self.clock.now();
         let until = began.plus_secs(i64::from(wait_s.unwrap_or(0)));
         let mut waiting = None;
@@ -110,17 +110,17 @@ impl Job {
         };
         let outcome = match first {
             Ok(Outcome::Pending(pending)) => {
-                self.tell.step_up(&pending);
+                self.events.step_up(&pending);
                 if wait_s.is_none() {
-                    return Ok(Asked::Pending(Box::new(pending)));
+                    return Ok(AskResult::Pending(Box::new(pending)));
                 }
                 let id = pending.access_request_id();
                 let reaching = tokio::select! {
-                    reaching = reached(origin) => reaching,
+                    reaching = check_reachable(upstream) => reaching,
                     signal = signals.next() => return Ok(self.stopped(signal, Some(id)).await),
                 };
-                if let Err(failure) = reaching {
-                    return Ok(self.unreached(&failure, id).await);
+                if let Err(error) = reaching {
+                    return Ok(self.audience_unreachable(&error, id).await);
                 }
                 waiting = Some(id);
                 None
@@ -136,7 +136,7 @@ impl Job {
                     "until {until} ({})",
                     show_seconds(until.since(began) / 1_000)
                 );
-                self.tell
+                self.events
                     .event("waiting", &text, json!({ "until": until.to_string() }));
                 tokio::select! {
                     outcome = self.task.wait_for_token(&self.order, until) => outcome?,
@@ -147,51 +147,51 @@ impl Job {
         Ok(match outcome {
             Outcome::Token(token) => {
                 let by_people = waiting.is_some() || self.later.is_some();
-                self.tell.given(&token, by_people, program);
-                Asked::Token(Box::new(token))
+                self.events.given(&token, by_people, program);
+                AskResult::Token(Box::new(token))
             }
             Outcome::Denied(no) => {
-                self.tell.denied(&no);
+                self.events.denied(&no);
                 let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
-                Asked::No(exit.number())
+                AskResult::No(exit.number())
             }
             Outcome::Pending(pending) => {
                 let id = pending.access_request_id();
-                self.tell.event(
+                self.events.event(
                     "expired",
                     &format!("nobody decided {id} in time; nothing was issued"),
                     json!({ "access_request": id }),
                 );
-                Asked::No(Exit::NobodyDecided.number())
+                AskResult::No(Exit::NobodyDecided.number())
             }
         })
     }
 
     /// Told to stop before anything ran: what waits is taken back. The end of the task would close it too; this says why.
-    async fn stopped(&self, signal: Signal, waiting: Option<AccessRequestId>) -> Asked {
+    async fn stopped(&self, signal: Signal, waiting: Option<AccessRequestId>) -> AskResult {
         if let Some(id) = waiting {
-            self.take_back(id).await;
+            self.cancel_request(id).await;
         }
         let what = waiting.map_or_else(String::new, |id| format!(", {id} is taken back"));
         let number = signal.as_raw();
-        self.tell.event(
+        self.events.event(
             "stopped",
             &format!("by signal {number}{what}"),
             json!({ "signal": number, "access_request": waiting }),
         );
-        Asked::No(program::signal_code(number))
+        AskResult::No(program::signal_code(number))
     }
 
     /// The audience is not there: nobody is asked for what could not be used.
-    async fn unreached(&self, failure: &Failure, waiting: AccessRequestId) -> Asked {
-        self.take_back(waiting).await;
-        let next = failure.next.as_deref().unwrap_or_default();
-        let text = format!("{}; {waiting} is taken back; {next}", failure.message);
-        self.tell.event("failed", &text, failure.to_json());
-        Asked::No(failure.exit.number())
+    async fn audience_unreachable(&self, error: &CliError, waiting: AccessRequestId) -> AskResult {
+        self.cancel_request(waiting).await;
+        let next = error.hint.as_deref().unwrap_or_default();
+        let text = format!("{}; {waiting} is taken back; {next}", error.message);
+        self.events.event("failed", &text, error.to_json());
+        AskResult::No(error.exit.number())
     }
 
-    async fn take_back(&self, waiting: AccessRequestId) {
+    async fn cancel_request(&self, waiting: AccessRequestId) {
         let bound = Duration::from_millis(END_MS.unsigned_abs());
         let _tried = tokio::time::timeout(bound, self.task.cancel(waiting)).await;
     }
@@ -199,56 +199,56 @@ impl Job {
     /// Runs the command with the token, and says how the task ends for it.
     pub(super) async fn run(
         &self,
-        verb: &Exec,
+        args: &ExecArgs,
         token: Token,
-        origin: Origin,
-        alive: &Alive,
+        upstream: Upstream,
+        alive: &KeepAliveTask,
         signals: &mut Signals,
     ) -> (TaskOutcome, u8) {
-        let presenter = Arc::new(Presenter::new(token, origin, self.clock.clone()));
-        let ready = match verb.means.forwarded() {
+        let holder = Arc::new(TokenHolder::new(token, upstream, self.clock.clone()));
+        let ready = match args.means.forwarded() {
             Ok(forward) => {
                 let task = self.task.id().to_string();
-                Delivered::ready(verb.means.way(), &presenter, &task, &forward).await
+                Delivery::start(args.means.mode(), &holder, &task, &forward).await
             }
-            Err(failure) => Err(failure),
+            Err(error) => Err(error),
         };
         let mut delivered = match ready {
             Ok(delivered) => delivered,
-            Err(failure) => {
-                self.tell
-                    .event("failed", &failure.message, failure.to_json());
-                return (TaskOutcome::Abandoned, failure.exit.number());
+            Err(error) => {
+                self.events
+                    .event("failed", &error.message, error.to_json());
+                return (TaskOutcome::Abandoned, error.exit.number());
             }
         };
         let watching = tokio::spawn({
-            let (presenter, mut over) = (presenter.clone(), alive.over.clone());
-            let (tell, task) = (self.tell, self.task.id());
+            let (holder, mut over) = (holder.clone(), alive.over.clone());
+            let (events, task) = (self.events, self.task.id());
             async move {
                 if let Ok(why) = over.wait_for(Option::is_some).await {
                     let why = why.as_deref().unwrap_or_default();
                     // Who reads that it ended may rely on it.
-                    presenter.end(why);
-                    tell.event("ended", why, json!({ "task": task, "message": why }));
+                    holder.end(why);
+                    events.event("ended", why, json!({ "task": task, "message": why }));
                 }
             }
         });
         let pipe = delivered.pipe();
-        let given = Given {
-            command: &verb.command,
+        let given = Spawn {
+            command: &args.command,
             environment: delivered.environment(),
-            without: &OURS,
+            without: &RESERVED_ENV,
         };
         let ran = program::run(&given, signals, || drop(pipe)).await;
         // Before the broker hears of it: what the command left running gets nothing more from here.
         watching.abort();
-        presenter.end("its command has ended");
+        holder.end("its command has ended");
         drop(delivered);
         match ran {
             Ok(0) => (TaskOutcome::Succeeded, 0),
             Ok(code) => (TaskOutcome::Failed, code),
             Err(not) => {
-                self.tell.not_run(&verb.program(), not);
+                self.events.not_run(&args.program(), not);
                 (TaskOutcome::Failed, not.code())
             }
         }
@@ -269,7 +269,7 @@ impl Job {
         match ended {
             Ok(report) => {
                 if let Some(later) = &self.later {
-                    later.forget();
+                    later.delete();
                 }
                 let tokens = match report.tokens_revoked {
                     1 => "1 token revoked".to_owned(),
@@ -280,17 +280,17 @@ impl Job {
                     "completed" => String::new(),
                     other => format!(" (had ended: {})", escape_invisible(other)),
                 };
-                let mut members = shapes::end_report(&report);
+                let mut members = render::end_report_json(&report);
                 if let Some(members) = members.as_object_mut() {
                     members.insert("exit".to_owned(), json!(code));
                 }
                 let word = if code.is_some() { "done" } else { "ended" };
-                self.tell
+                self.events
                     .event(word, &format!("{exit}{tokens}, {id}{cause}"), members);
             }
             Err(error) => {
                 let text = format!("{id} could not be ended and ends by itself: {error}");
-                self.tell.event(
+                self.events.event(
                     "warning",
                     &text,
                     json!({ "warning": "NOT_ENDED", "task": id, "exit": code }),
@@ -303,21 +303,21 @@ impl Job {
     pub(super) async fn later(
         mut self,
         common: &Common,
-        verb: &Exec,
+        args: &ExecArgs,
         pending: &Pending,
-    ) -> Result<ExitCode, Failure> {
+    ) -> Result<ExitCode, CliError> {
         if let Some(keep) = self.keep.take()
-            && let Err(failure) = self.keep(keep, pending, &verb.means)
+            && let Err(error) = self.keep(keep, pending, &args.means)
         {
             self.end(TaskOutcome::Abandoned, None).await;
-            return Err(failure);
+            return Err(error);
         }
         if let Some(later) = &self.later {
             later.keep()?;
         }
         let id = pending.access_request_id();
-        let resume = verb.resume(common, id);
-        self.tell.event(
+        let resume = args.resume(common, id);
+        self.events.event(
             "waiting",
             &format!("until {}; go on with:  {}", pending.expires_at(), escape_invisible(&resume)),
             json!({ "access_request": id, "until": pending.expires_at().to_string(), "resume": resume, "task": self.task.id() }),
@@ -325,27 +325,27 @@ impl Job {
         Ok(ExitCode::from(Exit::Waiting.number()))
     }
 
-    fn keep(&self, keep: Keep, pending: &Pending, means: &Means) -> Result<(), Failure> {
+    fn keep(&self, keep: ResumeData, pending: &Pending, means: &DeliveryOptions) -> Result<(), CliError> {
         let key = match keep.key {
-            KeyKept::Made(pkcs8) => store::keep_key(self.task.id(), &pkcs8)?,
-            KeyKept::Versioned(path) => path,
+            TaskKeySource::Generated(pkcs8) => task_store::save_key(self.task.id(), &pkcs8)?,
+            TaskKeySource::File(path) => path,
         };
-        Kept::new(&self.task, &keep.url, key, &keep.purpose, keep.evidence)?.keep_aside()?;
-        Later::new(pending, &self.task, &self.order, means.clone()).keep()
+        SavedTask::new(&self.task, &keep.url, key, &keep.purpose, keep.evidence)?.save_without_current()?;
+        SavedExec::new(pending, &self.task, &self.order, means.clone()).keep()
     }
 }
 
 /// Whether the audience is there, and is who its certificate says: no request is made.
-pub(super) async fn reached(origin: &Origin) -> Result<(), Failure> {
-    let connection = origin.connect().await.map_err(|why| {
-        let message = format!("{why} at {}", escape_invisible(&origin.base_url()));
-        Failure::new(Exit::Unavailable, message)
-            .next("no approval was used: start the audience, or name its place with --audience-url and --audience-ca")
+pub(super) async fn check_reachable(upstream: &Upstream) -> Result<(), CliError> {
+    let connection = upstream.connect().await.map_err(|why| {
+        let message = format!("{why} at {}", escape_invisible(&upstream.base_url()));
+        CliError::new(Exit::Unavailable, message)
+            .with_hint("no approval was used: start the audience, or name its place with --audience-url and --audience-ca")
     })?;
     drop(connection);
     Ok(())
 }
 
 fn is_away(error: &Error) -> bool {
-    Failure::from(error.clone()).exit == Exit::Unavailable
+    CliError::from(error.clone()).exit == Exit::Unavailable
 }

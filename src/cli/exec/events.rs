@@ -2,8 +2,8 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 
-use super::program::NotRun;
-use crate::cli::shapes;
+use super::program::SpawnError;
+use crate::cli::render;
 use crate::client::{Denied, Pending, Token};
 use crate::model::show_seconds;
 use crate::model::text::escape_invisible;
@@ -11,11 +11,11 @@ use crate::proto::v1;
 
 /// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tell {
+pub(super) struct EventPrinter {
     json: bool,
 }
 
-impl Tell {
+impl EventPrinter {
     pub(super) const fn new(json: bool) -> Self {
         Self { json }
     }
@@ -54,7 +54,7 @@ impl Tell {
             ),
             json!({
                 "access_request": id, "match_phrase": pending.match_phrase().to_string(),
-                "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
+                "rules": render::rules_json(pending.rules()), "needs": render::profiles_json(pending.needs()),
                 "expires_at": pending.expires_at().to_string(),
             }),
         );
@@ -77,7 +77,7 @@ impl Tell {
             &format!("{action} by {}, ttl {ttl}{uses}  -> running {}", rules(token.rules()), escape_invisible(program)),
             json!({
                 "jti": token.jti(), "decision": token.decision_id(), "expires_at": token.expires_at().to_string(),
-                "uses": token.uses(), "ttl": shapes::ttl(token.ttl()), "rules": shapes::rules(token.rules()),
+                "uses": token.uses(), "ttl": render::ttl_json(token.ttl()), "rules": render::rules_json(token.rules()),
             }),
         );
     }
@@ -103,13 +103,13 @@ impl Tell {
                 no.decision_id()
             ),
             json!({
-                "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
+                "reason": no.reason(), "comment": no.comment(), "rules": render::rules_json(no.rules()), "access_request": no.access_request_id(),
                 "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
             }),
         );
     }
 
-    pub(super) fn not_run(self, program: &str, not: NotRun) {
+    pub(super) fn not_run(self, program: &str, not: SpawnError) {
         self.event(
             "failed",
             &format!("{}: {not}", escape_invisible(program)),

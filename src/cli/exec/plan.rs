@@ -1,4 +1,4 @@
-//! Before the task is open: what will be asked, anew or again, and what is kept of it for another process.
+//! Before the task is open: what will be asked, new or again, and what is kept of it for another process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,15 +6,15 @@ use std::sync::Arc;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::Exec;
-use super::job::Job;
-use super::later::Later;
-use super::tell::Tell;
+use super::ExecArgs;
+use super::run::ExecRun;
+use super::saved::SavedExec;
+use super::events::EventPrinter;
 use crate::cli::Common;
-use crate::cli::failure::{Failure, failed};
-use crate::cli::net;
+use crate::cli::error::{CliError, io_error};
+use crate::cli::connect;
 use crate::cli::parse;
-use crate::cli::store::KeptEvidence;
+use crate::cli::task_store::SavedEvidence;
 use crate::client::{Agent, Error, OpenTask, Task, TokenOrder};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
@@ -23,60 +23,60 @@ use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, Action};
 
 /// What will be asked, and of which task.
-pub(super) enum Begun {
+pub(super) enum ExecPlan {
     /// A task to open.
-    Anew {
+    New {
         agent: Agent,
         opening: OpenTask,
         order: TokenOrder,
-        keep: Keep,
+        keep: ResumeData,
     },
     /// A task that is open, and waited for people.
-    Again {
+    Resume {
         task: Box<Task>,
         order: TokenOrder,
-        later: Later,
+        later: SavedExec,
     },
 }
 
 /// What it takes to keep a task for another process: in memory, until it must be.
-pub(super) struct Keep {
-    pub(super) key: KeyKept,
+pub(super) struct ResumeData {
+    pub(super) key: TaskKeySource,
     pub(super) url: String,
     pub(super) purpose: String,
-    pub(super) evidence: KeptEvidence,
+    pub(super) evidence: SavedEvidence,
 }
 
 /// What is kept of a task's key.
-pub(super) enum KeyKept {
+pub(super) enum TaskKeySource {
     /// All of it: it was made for this task.
-    Made(Zeroizing<Vec<u8>>),
-    /// Where it is: it is the caller's own.
-    Versioned(PathBuf),
+    Generated(Zeroizing<Vec<u8>>),
+    /// UpstreamArgs it is: it is the caller's own.
+    File(PathBuf),
 }
 
-impl KeyKept {
+impl TaskKeySource {
     /// The caller's key, or a new one. What another process shall go on with must be a file that stays.
-    fn read(given: Option<&Path>, stays: bool) -> Result<(SigningKey, Self), Failure> {
+    fn read(given: Option<&Path>, stays: bool) -> Result<(SigningKey, Self), CliError> {
         let Some(path) = given else {
             let (key, pkcs8) = SigningKey::generate().map_err(Error::Key)?;
-            return Ok((key, Self::Made(pkcs8)));
+            return Ok((key, Self::Generated(pkcs8)));
         };
         let at = if stays {
-            path.canonicalize().map_err(failed(path.display()))?
+            path.canonicalize().map_err(io_error(path.display()))?
         } else {
             path.to_owned()
         };
-        Ok((keys::read(path)?, Self::Versioned(at)))
+        Ok((keys::read(path)?, Self::File(at)))
     }
 }
 
-impl Begun {
-    pub(super) fn anew(common: &Common, verb: &Exec) -> Result<Self, Failure> {
+impl ExecPlan {
+    pub(super) fn new(common: &Common, args: &ExecArgs) -> Result<Self, CliError> {
         let (Some(action), Some(target), Some(audience)) =
-            (&verb.action, &verb.target, &verb.audience)
+            (&args.action, &args.target, &args.audience)
         else {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "name one action: --action, --target and --audience",
             ));
         };
@@ -84,35 +84,35 @@ impl Begun {
             action.clone(),
             audience.clone(),
             target.clone(),
-            parse::params(verb.params.clone())?,
+            parse::params(args.params.clone())?,
         )?;
-        let purpose = match &verb.purpose {
+        let purpose = match &args.purpose {
             Some(purpose) => purpose.clone(),
-            None if verb.reason.is_empty() => format!("run {}", verb.program()),
-            None => verb.reason.clone(),
+            None if args.reason.is_empty() => format!("run {}", args.program()),
+            None => args.reason.clone(),
         };
-        let endpoint = net::endpoint(common)?;
-        let (source, evidence) = verb.evidence.source(common)?;
-        let (key, kept) = KeyKept::read(verb.task_key.as_deref(), verb.no_wait)?;
-        let keep = Keep {
+        let endpoint = connect::endpoint(common)?;
+        let (source, evidence) = args.evidence.source(common)?;
+        let (key, kept) = TaskKeySource::read(args.task_key.as_deref(), args.no_wait)?;
+        let keep = ResumeData {
             key: kept,
             url: endpoint.url().to_owned(),
             purpose: purpose.clone(),
             evidence,
         };
-        Ok(Self::Anew {
+        Ok(Self::New {
             agent: Agent::new(endpoint, source, Some(Arc::new(key))),
             opening: OpenTask {
                 purpose,
-                max_duration_s: i64::from(verb.max_duration),
+                max_duration_s: i64::from(args.max_duration),
                 request_id: None,
                 // Nobody keeps a task alive that waits while no program runs.
-                heartbeat_s: (!verb.no_wait).then_some(verb.heartbeat),
+                heartbeat_s: (!args.no_wait).then_some(args.heartbeat),
             },
             order: TokenOrder {
                 action,
-                ttl_s: i64::from(verb.ttl),
-                reason: verb.reason.clone(),
+                ttl_s: i64::from(args.ttl),
+                reason: args.reason.clone(),
                 request_id: Some(format!("exec-{}", crate::client::random_name()?)),
                 wait_s: 0,
             },
@@ -120,20 +120,20 @@ impl Begun {
         })
     }
 
-    pub(super) fn again(
+    pub(super) fn resume(
         common: &Common,
-        verb: &mut Exec,
+        args: &mut ExecArgs,
         id: AccessRequestId,
-    ) -> Result<Self, Failure> {
-        let mut later = Later::find(id)?;
-        verb.means = later.go_on_with(verb.means.clone()).clone();
-        let (task, order) = later.resume(common, &verb.evidence)?;
-        let task = if verb.evidence.given() {
+    ) -> Result<Self, CliError> {
+        let mut later = SavedExec::load(id)?;
+        args.means = later.merge_options(args.means.clone()).clone();
+        let (task, order) = later.resume(common, &args.evidence)?;
+        let task = if args.evidence.is_given() {
             task.showing_evidence()
         } else {
             task
         };
-        Ok(Self::Again {
+        Ok(Self::Resume {
             task: Box::new(task),
             order,
             later,
@@ -142,14 +142,14 @@ impl Begun {
 
     pub(super) fn order(&self) -> &TokenOrder {
         match self {
-            Self::Anew { order, .. } | Self::Again { order, .. } => order,
+            Self::New { order, .. } | Self::Resume { order, .. } => order,
         }
     }
 
-    pub(super) async fn open(self, tell: Tell) -> Result<Job, Failure> {
+    pub(super) async fn open(self, events: EventPrinter) -> Result<ExecRun, CliError> {
         let clock = Clock::system();
         match self {
-            Self::Anew {
+            Self::New {
                 agent,
                 opening,
                 order,
@@ -157,7 +157,7 @@ impl Begun {
             } => {
                 let task = agent.open_task(&opening).await?;
                 let seen = task.verification().cloned().unwrap_or_default();
-                tell.event(
+                events.event(
                     "verified",
                     &format!(
                         "{} by {}, {}",
@@ -167,8 +167,8 @@ impl Begun {
                     ),
                     json!({ "subject": seen.subject, "evidence_kind": seen.evidence_kind, "task": task.id() }),
                 );
-                Ok(Job {
-                    tell,
+                Ok(ExecRun {
+                    events,
                     clock,
                     task,
                     order,
@@ -177,8 +177,8 @@ impl Begun {
                     later: None,
                 })
             }
-            Self::Again { task, order, later } => Ok(Job {
-                tell,
+            Self::Resume { task, order, later } => Ok(ExecRun {
+                events,
                 clock,
                 task: *task,
                 order,

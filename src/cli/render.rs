@@ -8,34 +8,34 @@ use crate::model::{Timestamp, show_seconds};
 use crate::proto::{convert, v1};
 
 /// RFC 3339, or null.
-pub(super) fn moment(wire: Option<&prost_types::Timestamp>) -> Value {
-    read(wire).map_or(Value::Null, |at| Value::String(at.to_string()))
+pub(super) fn timestamp_json(wire: Option<&prost_types::Timestamp>) -> Value {
+    parse_timestamp(wire).map_or(Value::Null, |at| Value::String(at.to_string()))
 }
 
 /// Whole seconds, or null.
-pub(super) fn seconds(wire: Option<&prost_types::Duration>) -> Value {
+pub(super) fn duration_json(wire: Option<&prost_types::Duration>) -> Value {
     wire.map_or(Value::Null, |d| Value::from(d.seconds))
 }
 
-fn read(wire: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
+fn parse_timestamp(wire: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     convert::timestamp("moment", wire?).ok()
 }
 
 /// `2026-11-22T10:00:00Z, in 4m 59s`.
-pub(super) fn when(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
-    read(wire).map_or_else(
+pub(super) fn timestamp_with_distance(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    parse_timestamp(wire).map_or_else(
         || "unknown".to_owned(),
-        |at| format!("{at}, {}", distance(at, now)),
+        |at| format!("{at}, {}", relative_time(at, now)),
     )
 }
 
 /// `2026-11-22T10:00:00Z`.
-pub(super) fn instant(wire: Option<&prost_types::Timestamp>) -> String {
-    read(wire).map_or_else(|| "unknown".to_owned(), |at| at.to_string())
+pub(super) fn timestamp(wire: Option<&prost_types::Timestamp>) -> String {
+    parse_timestamp(wire).map_or_else(|| "unknown".to_owned(), |at| at.to_string())
 }
 
 /// `in 5m` or `5m ago`.
-pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
+pub(super) fn relative_time(at: Timestamp, now: Timestamp) -> String {
     let ms = at.since(now);
     if ms >= 0 {
         format!("in {}", show_seconds(ms / 1_000))
@@ -45,8 +45,8 @@ pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// How long from now, or 0s.
-pub(super) fn left(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
-    show_seconds(read(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
+pub(super) fn remaining(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    show_seconds(parse_timestamp(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
 }
 
 pub(super) fn status(number: i32) -> &'static str {
@@ -62,7 +62,7 @@ pub(super) fn status(number: i32) -> &'static str {
     }
 }
 
-pub(super) fn rules(rules: &[v1::Rule]) -> Value {
+pub(super) fn rules_json(rules: &[v1::Rule]) -> Value {
     rules
         .iter()
         .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why }))
@@ -86,7 +86,7 @@ pub(super) fn rule_lines(rules: &[v1::Rule]) -> String {
     rules.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn profiles(needs: &[v1::Profile]) -> Value {
+pub(super) fn profiles_json(needs: &[v1::Profile]) -> Value {
     let one = |p: &v1::Profile| {
         json!({
             "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "approvers": p.approvers,
@@ -115,14 +115,14 @@ pub(super) fn profile_lines(needs: &[v1::Profile]) -> String {
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn ttl(sum: Option<&v1::TtlSum>) -> Value {
+pub(super) fn ttl_json(sum: Option<&v1::TtlSum>) -> Value {
     let Some(sum) = sum else { return Value::Null };
     let bounds: Vec<Value> = sum
         .bounds
         .iter()
-        .map(|b| json!({ "by": b.by, "ttl": seconds(b.ttl.as_ref()) }))
+        .map(|b| json!({ "by": b.by, "ttl": duration_json(b.ttl.as_ref()) }))
         .collect();
-    json!({ "asked": seconds(sum.asked.as_ref()), "bounds": bounds, "granted": seconds(sum.granted.as_ref()) })
+    json!({ "asked": duration_json(sum.asked.as_ref()), "bounds": bounds, "granted": duration_json(sum.granted.as_ref()) })
 }
 
 /// `5m = least of asked 15m, cap 15m, rules 10m`.
@@ -147,7 +147,7 @@ pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
 }
 
 /// The parameters, as they are in the action.
-pub(super) fn parameters(action: &v1::Action) -> Value {
+pub(super) fn parameters_json(action: &v1::Action) -> Value {
     match convert::action(action) {
         Ok(action) => action
             .parameters
@@ -158,14 +158,14 @@ pub(super) fn parameters(action: &v1::Action) -> Value {
     }
 }
 
-pub(super) fn action(action: Option<&v1::Action>) -> Value {
+pub(super) fn action_json(action: Option<&v1::Action>) -> Value {
     let Some(action) = action else {
         return Value::Null;
     };
     json!({
         "action": action.name,
         "target": target(action.target.as_ref()),
-        "parameters": parameters(action),
+        "parameters": parameters_json(action),
         "audience": action.audience,
     })
 }
@@ -178,7 +178,7 @@ pub(super) fn target(target: Option<&v1::Target>) -> String {
     )
 }
 
-pub(super) fn access_request(request: &v1::AccessRequest) -> Value {
+pub(super) fn access_request_json(request: &v1::AccessRequest) -> Value {
     json!({
         "access_request": request.access_request_id,
         "task": request.task_id,
@@ -186,18 +186,18 @@ pub(super) fn access_request(request: &v1::AccessRequest) -> Value {
         "status": status(request.status),
         "title": request.title,
         "risk": request.risk,
-        "action": action(request.action.as_ref()),
-        "needs": profiles(&request.needs),
-        "opened_at": moment(request.opened_at.as_ref()),
-        "expires_at": moment(request.expires_at.as_ref()),
+        "action": action_json(request.action.as_ref()),
+        "needs": profiles_json(&request.needs),
+        "opened_at": timestamp_json(request.opened_at.as_ref()),
+        "expires_at": timestamp_json(request.expires_at.as_ref()),
     })
 }
 
-pub(super) fn end_report(report: &v1::EndReport) -> Value {
+pub(super) fn end_report_json(report: &v1::EndReport) -> Value {
     json!({
         "task": report.task_id,
         "cause": report.cause,
-        "ended_at": moment(report.ended_at.as_ref()),
+        "ended_at": timestamp_json(report.ended_at.as_ref()),
         "position": report.position,
         "tokens": report.tokens,
         "tokens_total": report.tokens_total,
@@ -269,13 +269,13 @@ mod tests {
         };
         let line = end_line(&report);
         assert!(line.contains("7 of 5000 tokens were alive"), "{line}");
-        assert_eq!(end_report(&report)["tokens_total"], 5_000);
+        assert_eq!(end_report_json(&report)["tokens_total"], 5_000);
     }
 
     #[test]
     fn time_has_a_direction() {
         let now = Timestamp::from_secs(1_000);
-        assert_eq!(distance(now.plus_secs(61), now), "in 1m 1s");
-        assert_eq!(distance(now.plus_secs(-61), now), "1m 1s ago");
+        assert_eq!(relative_time(now.plus_secs(61), now), "in 1m 1s");
+        assert_eq!(relative_time(now.plus_secs(-61), now), "1m 1s ago");
     }
 }

@@ -2,15 +2,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::origin::Origin;
+use super::upstream::Upstream;
 use crate::client::{Error, Headers, Token};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
 /// Shows the token to the audience, and to nobody else, as long as there is anything to show.
-pub(super) struct Presenter {
+pub(super) struct TokenHolder {
     pub(super) token: Token,
-    pub(super) origin: Origin,
+    pub(super) upstream: Upstream,
     clock: Clock,
     /// The resource server's newest nonce (RFC 9449 §9).
     nonce: Mutex<Option<String>>,
@@ -20,14 +20,14 @@ pub(super) struct Presenter {
 
 /// Why nothing is shown any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Dead {
+pub(super) enum TokenUnavailable {
     #[error("the token expired at {0}")]
     Expired(Timestamp),
     #[error("the task is over: {0}")]
     Over(String),
 }
 
-impl Dead {
+impl TokenUnavailable {
     /// One word for machines.
     pub(super) const fn reason(&self) -> &'static str {
         match self {
@@ -37,11 +37,11 @@ impl Dead {
     }
 }
 
-impl Presenter {
-    pub(super) fn new(token: Token, origin: Origin, clock: Clock) -> Self {
+impl TokenHolder {
+    pub(super) fn new(token: Token, upstream: Upstream, clock: Clock) -> Self {
         Self {
             token,
-            origin,
+            upstream,
             clock,
             nonce: Mutex::default(),
             over: Mutex::default(),
@@ -49,16 +49,16 @@ impl Presenter {
     }
 
     /// Whether the token can still be good. The audience knows better, and is asked by every request.
-    pub(super) fn alive(&self) -> Result<(), Dead> {
+    pub(super) fn alive(&self) -> Result<(), TokenUnavailable> {
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(why) = over.as_ref() {
-            return Err(Dead::Over(why.clone()));
+            return Err(TokenUnavailable::Over(why.clone()));
         }
         let expires_at = self.token.expires_at();
         if self.clock.now() < expires_at {
             Ok(())
         } else {
-            Err(Dead::Expired(expires_at))
+            Err(TokenUnavailable::Expired(expires_at))
         }
     }
 
@@ -86,7 +86,7 @@ impl Presenter {
         nonce: Option<&str>,
     ) -> Result<Headers, Error> {
         self.token
-            .headers_with_nonce(method, &self.origin.url(path), nonce)
+            .headers_with_nonce(method, &self.upstream.url(path), nonce)
     }
 
     /// Keeps a nonce that the audience gave.

@@ -6,55 +6,55 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::failure::Failure;
-use super::{Say, card};
+use super::error::CliError;
+use super::{Output, card};
 use crate::card::{AccessRequestStatus, Card, safe};
 use crate::client::Person;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
 
 /// Between two looks at the card.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Says where to vote, opens the page where there is a desktop, and waits until the request is decided by anyone or time.
-pub(super) async fn decide(
-    say: &Say,
+pub(super) async fn wait_for_console_vote(
+    output: &Output,
     person: &Person,
     shown: Card,
     verdict: Verdict,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CliError> {
     let id = shown.access_request;
     if shown.standing == AccessRequestStatus::Waiting {
-        let page = page(&shown)?;
-        say.aside(&format!(
+        let page = console_page(&shown)?;
+        output.note(&format!(
             "only a passkey counts here: vote at the console, where the phrase is {}\n  {page}",
             shown.phrase()
         ));
-        if !say.json() && std::io::stdout().is_terminal() {
-            open(&page);
+        if !output.is_json() && std::io::stdout().is_terminal() {
+            open_browser(&page);
         }
     }
     let mut now_shown = shown;
-    let mut said_yes = yes_count(&now_shown);
+    let mut said_yes = count_approvals(&now_shown);
     while now_shown.standing == AccessRequestStatus::Waiting {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         now_shown = person.card(id).await?;
-        let yes = yes_count(&now_shown);
+        let yes = count_approvals(&now_shown);
         if yes > said_yes && now_shown.standing == AccessRequestStatus::Waiting {
-            say.aside(&format!("{yes} said yes; more are needed"));
+            output.note(&format!("{yes} said yes; more are needed"));
         }
         said_yes = yes;
     }
     let standing = now_shown.standing;
-    say.either(
+    output.print(
         || json!({ "card": card::to_json(&now_shown), "status": standing.as_str() }),
         || format!("{id} is {}", standing.as_str()),
     );
-    Ok(ExitCode::from(exit(standing, verdict).number()))
+    Ok(ExitCode::from(exit_code(standing, verdict).number()))
 }
 
 /// How it ends for somebody who wanted `verdict`.
-const fn exit(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
+const fn exit_code(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
     match (standing, verdict) {
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Approve) => {
             Exit::Done
@@ -70,25 +70,25 @@ const fn exit(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
     }
 }
 
-fn yes_count(card: &Card) -> usize {
+fn count_approvals(card: &Card) -> usize {
     card.needs.iter().map(|need| need.approvers.len()).sum()
 }
 
 /// The page, if it is one that a browser may be sent to: the broker's text goes to another program.
-fn page(card: &Card) -> Result<String, Failure> {
+fn console_page(card: &Card) -> Result<String, CliError> {
     let page = card.console_url.clone().unwrap_or_default();
     let web = page.starts_with("https://") || page.starts_with("http://");
     if web && page == safe(&page) && !page.contains([' ', '"', '\'', '\\', '`', '$', '<', '>']) {
         Ok(page)
     } else {
-        Err(Failure::failed(
+        Err(CliError::failed(
             "only a passkey counts here, and the broker names no console to vote at",
         ))
     }
 }
 
-/// Opens the page, where somebody sits at a desktop. That it does not open is no failure: it is printed.
-fn open(page: &str) {
+/// Opens the page, where somebody sits at a desktop. That it does not open is no error: it is printed.
+fn open_browser(page: &str) {
     let linux = ["DISPLAY", "WAYLAND_DISPLAY"];
     let program = if cfg!(target_os = "macos") {
         "open"
@@ -106,8 +106,8 @@ fn open(page: &str) {
 }
 
 /// Waits until the card has been before the person's eyes for as long as the broker wants.
-pub(super) async fn read_long_enough(card: &Card, shown_at: crate::model::Timestamp) {
-    let read = shown_at.plus_secs(card.dwell_s.into());
+pub(super) async fn wait_for_dwell(card: &Card, viewed_at: crate::model::Timestamp) {
+    let read = viewed_at.plus_secs(card.dwell_s.into());
     let left = read.since(Clock::system().now());
     if let Ok(left) = u64::try_from(left) {
         tokio::time::sleep(Duration::from_millis(left)).await;
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn only_pages_of_the_web_are_opened() {
         let of = |url: Option<&str>| {
-            page(&Card {
+            console_page(&Card {
                 console_url: url.map(str::to_owned),
                 ..sample::card()
             })
@@ -157,7 +157,7 @@ mod tests {
             (AccessRequestStatus::Cancelled, Verdict::Deny, 15),
         ] {
             assert_eq!(
-                exit(standing, verdict).number(),
+                exit_code(standing, verdict).number(),
                 code,
                 "{standing:?} {verdict:?}"
             );

@@ -14,20 +14,20 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::peer;
-use super::present::Presenter;
+use super::token_holder::TokenHolder;
 use super::program::PrivateDir;
 use super::proxy::Proxy;
 use super::signer;
 use crate::cli::dev;
-use crate::cli::failure::{Failure, failed};
-use crate::cli::store::SPIFFE_SOCKET;
+use crate::cli::error::{CliError, io_error};
+use crate::cli::task_store::SPIFFE_SOCKET;
 use crate::client::random_name;
 use crate::model::Secret;
 
 /// Ways of delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Way {
+pub(super) enum DeliveryMode {
     /// A proxy on loopback: DIPYLON_PROXY_URL. The command never sees the token
     Proxy,
     /// A signer on a unix socket: DIPYLON_SIGNER_SOCKET. The command sees the token, never its key
@@ -41,16 +41,16 @@ pub(super) enum Way {
 }
 
 /// What was delivered, until it is withdrawn.
-pub(super) struct Delivered {
+pub(super) struct Delivery {
     environment: Vec<(&'static str, OsString)>,
     pipe: Option<PipeReader>,
     serving: Vec<JoinHandle<()>>,
     _dir: Option<PrivateDir>,
 }
 
-/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key, nor the way
+/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key, nor the mode
 /// to evidence, with which it would be the agent itself.
-pub(super) const OURS: [&str; 8] = [
+pub(super) const RESERVED_ENV: [&str; 8] = [
     PROXY_URL,
     SIGNER_SOCKET,
     TOKEN_FD,
@@ -68,24 +68,24 @@ const TOKEN_FILE: &str = "DIPYLON_TOKEN_FILE";
 const OPENINGS_FILE: &str = "DIPYLON_OPENINGS_FILE";
 const TASK: &str = "DIPYLON_TASK";
 
-impl Delivered {
+impl Delivery {
     /// Makes ready what the command will use; `forward` are the headers that a proxy lets pass beside the usual ones.
-    pub(super) async fn ready(
-        way: Way,
-        presenter: &Arc<Presenter>,
+    pub(super) async fn start(
+        mode: DeliveryMode,
+        holder: &Arc<TokenHolder>,
         task: &str,
         forward: &[HeaderName],
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, CliError> {
         let mut delivered = Self {
             environment: vec![(TASK, task.into())],
             pipe: None,
             serving: Vec::new(),
             _dir: None,
         };
-        let openings = presenter.token.openings();
-        match way {
-            Way::Proxy => {
-                delivered.proxy(presenter, forward).await?;
+        let openings = holder.token.openings();
+        match mode {
+            DeliveryMode::Proxy => {
+                delivered.proxy(holder, forward).await?;
                 if !openings.is_empty() {
                     let dir = PrivateDir::make()?;
                     let file = dir.join("openings.json");
@@ -94,59 +94,59 @@ impl Delivered {
                     delivered._dir = Some(dir);
                 }
             }
-            Way::Socket | Way::Fd | Way::File => delivered.signer(way, presenter)?,
-            Way::Env => return Err(not_bearer()),
+            DeliveryMode::Socket | DeliveryMode::Fd | DeliveryMode::File => delivered.signer(mode, holder)?,
+            DeliveryMode::Env => return Err(not_bearer()),
         }
         Ok(delivered)
     }
 
     async fn proxy(
         &mut self,
-        presenter: &Arc<Presenter>,
+        holder: &Arc<TokenHolder>,
         forward: &[HeaderName],
-    ) -> Result<(), Failure> {
-        peer::can_tell()?;
+    ) -> Result<(), CliError> {
+        peer::check_supported()?;
         let listener = TcpListener::bind(("127.0.0.1", 0))
             .await
-            .map_err(failed("listen"))?;
-        let port = listener.local_addr().map_err(failed("listen"))?.port();
+            .map_err(io_error("listen"))?;
+        let port = listener.local_addr().map_err(io_error("listen"))?.port();
         // Whoever is on this machine reaches the port, and may read the path where a command shows it in its arguments:
         // other users are refused by who they are. Of this user's processes the path keeps out those that did not see it.
         let capability = Secret::new(random_name()?);
         let url = format!("http://127.0.0.1:{port}/{}", capability.expose_secret());
-        let proxy = Proxy::new(&capability, presenter.clone(), forward);
+        let proxy = Proxy::new(&capability, holder.clone(), forward);
         self.serving.push(tokio::spawn(proxy.serve(listener)));
         self.environment.push((PROXY_URL, url.into()));
         Ok(())
     }
 
-    fn signer(&mut self, way: Way, presenter: &Arc<Presenter>) -> Result<(), Failure> {
+    fn signer(&mut self, mode: DeliveryMode, holder: &Arc<TokenHolder>) -> Result<(), CliError> {
         let dir = PrivateDir::make()?;
         let socket = dir.join("signer.sock");
         let listener = signer::listen(&socket)?;
         self.serving
-            .push(tokio::spawn(signer::serve(listener, presenter.clone())));
-        let document = document(presenter, &socket.to_string_lossy()).to_string();
-        match way {
-            Way::File => {
+            .push(tokio::spawn(signer::serve(listener, holder.clone())));
+        let document = document(holder, &socket.to_string_lossy()).to_string();
+        match mode {
+            DeliveryMode::File => {
                 let file = dir.join("token.json");
                 dev::write_private(&file, &document)?;
                 self.environment.push((TOKEN_FILE, file.into()));
             }
-            Way::Fd => {
-                let (reader, mut writer) = std::io::pipe().map_err(failed("pipe"))?;
+            DeliveryMode::Fd => {
+                let (reader, mut writer) = std::io::pipe().map_err(io_error("pipe"))?;
                 // A token is at most 16 KiB, a pipe holds 64: this does not wait for a reader.
                 writer
                     .write_all(document.as_bytes())
-                    .map_err(failed("pipe"))?;
+                    .map_err(io_error("pipe"))?;
                 // The one descriptor that the command inherits.
                 rustix::io::fcntl_setfd(&reader, rustix::io::FdFlags::empty())
-                    .map_err(|e| failed("pipe")(e.into()))?;
+                    .map_err(|e| io_error("pipe")(e.into()))?;
                 let number = reader.as_raw_fd().to_string();
                 self.environment.push((TOKEN_FD, number.into()));
                 self.pipe = Some(reader);
             }
-            Way::Socket | Way::Proxy | Way::Env => {}
+            DeliveryMode::Socket | DeliveryMode::Proxy | DeliveryMode::Env => {}
         }
         self.environment.push((SIGNER_SOCKET, socket.into()));
         self._dir = Some(dir);
@@ -164,7 +164,7 @@ impl Delivered {
     }
 }
 
-impl Drop for Delivered {
+impl Drop for Delivery {
     fn drop(&mut self) {
         for serving in &self.serving {
             serving.abort();
@@ -173,17 +173,17 @@ impl Drop for Delivered {
 }
 
 /// Why `env` is refused, and what to use instead.
-pub(super) fn not_bearer() -> Failure {
-    Failure::usage(
+pub(super) fn not_bearer() -> CliError {
+    CliError::usage(
         "--deliver env is for bearer tokens, and this broker issues none: every token is bound to its task's key, and is \
          worth nothing in an environment without it",
     )
-    .next("use --deliver proxy (the command never sees the token) or --deliver socket (it signs for one audience)")
+    .with_hint("use --deliver proxy (the command never sees the token) or --deliver socket (it signs for one audience)")
 }
 
 /// The token and all that is known of it, for commands that carry it themselves.
-fn document(presenter: &Presenter, socket: &str) -> Value {
-    let token = &presenter.token;
+fn document(holder: &TokenHolder, socket: &str) -> Value {
+    let token = &holder.token;
     let action = token.action().to_json();
     json!({
         "token": token.jwt().expose_secret(),
@@ -193,7 +193,7 @@ fn document(presenter: &Presenter, socket: &str) -> Value {
         "expires_at": token.expires_at().to_string(),
         "uses": token.uses(),
         "action": action,
-        "audience_url": presenter.origin.base_url(),
+        "audience_url": holder.upstream.base_url(),
         "openings": token.openings(),
         "signer_socket": socket,
     })

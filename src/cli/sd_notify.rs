@@ -10,7 +10,7 @@ pub(super) const READY: &str = "READY=1";
 pub(super) const STOPPING: &str = "STOPPING=1";
 
 /// Sends one state. A supervisor that does not listen is no reason to fail.
-pub(super) fn tell(state: &str) {
+pub(super) fn send(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
         return;
     };
