@@ -407,5 +407,5 @@ pub(super) fn unreachable_quorums(bundle: &PolicyBundle) -> Vec<String> {
 /// Days before a certificate's end at which another should lie there.
 const CERTIFICATE_DAYS_WARN: i64 = 14;
 const DAY_MS: i64 = 86_400_000;
-/// Longest trust policy_dir, in bytes.
+/// Longest trust bundle, in bytes.
 const TRUST_BYTES_MAX: u64 = 1 << 20;

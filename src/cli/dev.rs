@@ -2,9 +2,7 @@
 //!
 //! A development broker differs from another by this configuration alone.
 
-use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::error::{CliError, io_error};
+use super::files::write_private;
 use super::{Common, Output, policy_dir, key, parse};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -150,7 +149,7 @@ impl DevConfig {
         }
     }
 
-    /// Reads it, or makes it: keys, trust domain, policy policy_dir, and the configuration last, so that an interrupted first
+    /// Reads it, or makes it: keys, trust domain, policy bundle, and the configuration last, so that an interrupted first
     /// start is taken up by the next. True: it was made now.
     pub(super) fn prepare(
         dir: &Path,
@@ -296,7 +295,7 @@ fn create_trust_domain(output: &Output, out: &Path) -> Result<ExitCode, CliError
         || json!({ "key": key_file, "bundle": bundle_file }),
         || {
             format!(
-                "{}   signs evidence: whoever has it can be any workload of the domain\n{}  the trust policy_dir, for dipylon.toml",
+                "{}   signs evidence: whoever has it can be any workload of the domain\n{}  the trust bundle, for dipylon.toml",
                 key_file.display(),
                 bundle_file.display()
             )
@@ -345,51 +344,6 @@ pub(super) fn not_loopback(address: SocketAddr) -> CliError {
         "for others to reach it, write a configuration of your own: 'dipylon serve --config FILE'",
     )
 }
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(beside);
-    // Never through a file or link that somebody else put there.
-    let _left = std::fs::remove_file(&beside);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)
-        .map_err(io_error(beside.display()))?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|error| {
-        let _left = std::fs::remove_file(&beside);
-        io_error(path.display())(error)
-    })
-}
-
-/// Reads text from a file, or from stdin where the name is `-`.
-pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
-    let mut text = String::new();
-    if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(TEXT_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(io_error("stdin"))?;
-    } else {
-        let file = std::fs::File::open(path).map_err(io_error(path.display()))?;
-        file.take(TEXT_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(io_error(path.display()))?;
-    }
-    text.truncate(text.trim_end().len());
-    Ok(text)
-}
-
-/// Longest token or evidence read, in bytes.
-const TEXT_BYTES_MAX: u64 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use clap::Args;
 use super::config_checks::{self, Finding};
 use super::error::CliError;
 use super::connect::KeyArgs;
-use super::http_client::{self, Answered};
+use super::http_client::{self, HttpResponse};
 use super::{Common, Output, audit, dev, connect};
 use crate::client::{Reach, Route};
 use crate::clock::Clock;
@@ -252,7 +252,7 @@ async fn probe_listeners(
     common: &Common,
     config: &Config,
     listen: SocketAddr,
-) -> (Option<Route>, Result<Answered, String>) {
+) -> (Option<Route>, Result<HttpResponse, String>) {
     let external = &config.settings.external_url;
     let authority = external.split_once("://").map_or("", |(_, rest)| rest);
     let (url, authorities) = match &config.tls {
@@ -296,7 +296,7 @@ async fn check_same_journal(authority: &str, route: Option<&Route>, summary: &Jo
             .collect()
     };
     let ours = published.is_ok_and(|answer| {
-        let kids = kids(&answer.body);
+        let kids = kids(&answer.text());
         let known = |(kid, _): &(KeyId, Timestamp)| kids.contains(&kid.to_string());
         summary.keys.iter().any(known)
     });
@@ -311,7 +311,7 @@ async fn check_same_journal(authority: &str, route: Option<&Route>, summary: &Jo
 }
 
 /// Whether a broker answers, is ready, and goes by the same time.
-fn check_response(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> Vec<Finding> {
+fn check_response(authority: &str, ready: Result<HttpResponse, String>, now: Timestamp) -> Vec<Finding> {
     let ready = match ready {
         Err(error) => {
             return vec![Finding::fail(
@@ -324,7 +324,7 @@ fn check_response(authority: &str, ready: Result<Answered, String>, now: Timesta
     let mut found = vec![match ready.status {
         200 => Finding::ok(format!("{authority} answers and is ready")),
         503 => Finding::fail(
-            format!("{authority} answers: {}", ready.body),
+            format!("{authority} answers: {}", ready.text()),
             "it mints nothing until that is so: see above",
         ),
         other => Finding::fail(
@@ -332,7 +332,7 @@ fn check_response(authority: &str, ready: Result<Answered, String>, now: Timesta
             "it is no broker of this kind",
         ),
     }];
-    if let Some(theirs) = ready.date.as_deref().and_then(http_client::seconds_of) {
+    if let Some(theirs) = ready.date() {
         let apart = (theirs - now.secs()).abs();
         let what = format!("clocks: {} apart", show_seconds(apart));
         found.push(if apart > SKEW_S {

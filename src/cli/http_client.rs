@@ -1,97 +1,74 @@
-//! One GET to a broker, as a probe would.
+//! HTTP requests of the command line: probes of a broker, and the demo's calls to its resource server.
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::header::{DATE, HOST};
-use hyper_util::rt::TokioIo;
+use hyper::header::{DATE, HOST, HeaderMap, HeaderValue};
 
-use crate::client::{Protocol, Route};
+use crate::client::{Protocol, Route, http};
 
-/// What came back.
-pub(super) struct Answered {
+/// A response that was read to its end.
+pub(super) struct HttpResponse {
     pub(super) status: u16,
-    pub(super) body: String,
-    /// The `Date` header (RFC 9110 §6.6.1), as it stands.
-    pub(super) date: Option<String>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
 }
 
-/// Asks a broker for a path. The error is one line for people.
-pub(super) async fn get(route: &Route, path: &str) -> Result<Answered, String> {
+impl HttpResponse {
+    /// The `Date` header (RFC 9110 §6.6.1) in seconds since 1970.
+    pub(super) fn date(&self) -> Option<i64> {
+        seconds_of(self.headers.get(DATE)?.to_str().ok()?)
+    }
+
+    /// The body as trimmed text.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim().to_owned()
+    }
+}
+
+/// Sends a GET request for a path. The error is one line for a person.
+pub(super) async fn get(route: &Route, path: &str) -> Result<HttpResponse, String> {
+    let request = Request::get(path).body(Full::default());
+    let request = request.map_err(|e| e.to_string())?;
+    send(route, request, Duration::from_secs(GET_TIMEOUT_S)).await
+}
+
+/// Sends a request and reads its response, both within `timeout`. The error is one line for a person.
+pub(super) async fn send(
+    route: &Route,
+    mut request: Request<Full<Bytes>>,
+    timeout: Duration,
+) -> Result<HttpResponse, String> {
     let authority = route.uri().authority().map_or("", |one| one.as_str());
+    let host = HeaderValue::from_str(authority).map_err(|e| e.to_string())?;
+    request.headers_mut().insert(HOST, host);
     let exchange = async {
-        let stream = route
-            .connect(Protocol::Http1)
+        let stream = route.connect(Protocol::Http1).await;
+        let response = http::send(stream.map_err(|e| e.to_string())?, request)
             .await
             .map_err(|e| e.to_string())?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| e.to_string())?;
-        let connection = tokio::spawn(connection);
-        let request = Request::get(path)
-            .header(HOST, authority)
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| e.to_string())?;
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|e| e.to_string())?;
-        let status = answer.status().as_u16();
-        let date = answer.headers().get(DATE).and_then(|v| v.to_str().ok());
-        let date = date.map(str::to_owned);
-        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|e| e.to_string())?
-            .to_bytes();
-        connection.abort();
-        Ok(Answered {
-            status,
-            body: String::from_utf8_lossy(&body).trim().to_owned(),
-            date,
+        let (head, body) = response.into_parts();
+        let body = http::read_body(body, BODY_BYTES_MAX).await;
+        Ok(HttpResponse {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: body.map_err(|e| e.to_string())?,
         })
     };
-    tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange)
+    tokio::time::timeout(timeout, exchange)
         .await
-        .map_err(|_| format!("no answer in {ANSWER_S} s"))?
+        .map_err(|_| format!("no answer in {} s", timeout.as_secs()))?
 }
 
-/// Seconds since 1970 of an IMF-fixdate (RFC 9110 §5.6.7), such as `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub(super) fn seconds_of(date: &str) -> Option<i64> {
-    let rest = date.split_once(", ")?.1.strip_suffix(" GMT")?;
-    let mut parts = rest.split([' ', ':']);
-    let number = |text: Option<&str>| text?.parse::<i64>().ok();
-    let day = number(parts.next())?;
-    let month = parts.next()?;
-    let month = 1 + i64::try_from(MONTHS.iter().position(|name| *name == month)?).ok()?;
-    let year = number(parts.next())?;
-    let (hour, minute, second) = (
-        number(parts.next())?,
-        number(parts.next())?,
-        number(parts.next())?,
-    );
-    let sound = (1970..=9999).contains(&year)
-        && (1..=31).contains(&day)
-        && (0..24).contains(&hour)
-        && (0..60).contains(&minute)
-        && (0..=60).contains(&second);
-    // Days since 1970 of a civil date, years counted from March: leap days come last.
-    let (y, m) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    (sound && parts.next().is_none()).then_some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+fn seconds_of(date: &str) -> Option<i64> {
+    let date = httpdate::parse_http_date(date).ok()?;
+    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
 }
 
-const MONTHS: [&str; 12] = [
-    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-];
-const ANSWER_S: u64 = 5;
+const GET_TIMEOUT_S: u64 = 5;
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 #[cfg(test)]
@@ -99,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_of_http_are_read() {
+    fn parses_http_date() {
         for (date, seconds) in [
             ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0)),
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some(784_111_777)),

@@ -14,12 +14,14 @@ mod policy_dir;
 mod card;
 mod config_checks;
 mod config;
+#[cfg(feature = "demo")]
 mod demo;
 mod dev;
 mod doctor;
 mod exec;
 mod explain;
 mod error;
+mod files;
 mod freeze;
 mod inbox;
 mod key;
@@ -91,6 +93,7 @@ enum Command {
     /// Run a broker
     Serve(serve::ServeArgs),
     /// See it all work: a broker, an agent, approvers and a resource server, talking over sockets
+    #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
     /// Open, show and complete tasks (agents); end one (operators)
     #[command(subcommand)]
@@ -137,12 +140,16 @@ enum Command {
     /// Help for development: evidence without a SPIFFE agent
     #[command(subcommand)]
     Dev(dev::DevCommand),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoAgent(demo::AgentChild),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoApprover(demo::PersonChild),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoOperator(demo::PersonChild),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoResource(demo::ResourceChild),
 }
@@ -172,6 +179,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn call(common: &Common, output: &Output, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Serve(command) => serve::run(common, output, command).await,
+        #[cfg(feature = "demo")]
         Command::Demo(command) => demo::run(output, command).await,
         Command::Task(command) => task::run(common, output, command).await,
         Command::Token(command) => token::run(common, output, command).await,
@@ -191,9 +199,13 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
         Command::Doctor(command) => doctor::run(common, output, command).await,
         Command::Key(command) => key::run(output, command),
         Command::Dev(command) => dev::run(common, output, command),
+        #[cfg(feature = "demo")]
         Command::DemoAgent(child) => demo::agent(child).await,
+        #[cfg(feature = "demo")]
         Command::DemoApprover(child) => demo::person(child).await,
+        #[cfg(feature = "demo")]
         Command::DemoOperator(child) => demo::person(child).await,
+        #[cfg(feature = "demo")]
         Command::DemoResource(child) => demo::resource(child).await,
     }
 }

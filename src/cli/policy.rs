@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::CliError;
 use super::connect::KeyArgs;
 use super::output::table;
-use super::{Common, Output, policy_dir, config_checks, dev, render};
+use super::{Common, Output, policy_dir, config_checks, files, render};
 use crate::model::text::escape_invisible;
 use crate::model::{Secret, show_seconds};
 use crate::proto::v1;
@@ -151,7 +151,7 @@ async fn one_time_code(
     file: Option<PathBuf>,
 ) -> Result<Option<Secret>, CliError> {
     let text = match (given, file) {
-        (_, Some(file)) => dev::read_text(&file)?,
+        (_, Some(file)) => files::read_text(&file)?,
         (Some(code), None) if !code.is_empty() => code,
         (Some(_), None) => {
             if !output.can_prompt() {

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::dev::{self, DevConfig};
 use super::error::{CliError, io_error};
 use super::shell::{program_name, shell_quote};
-use super::{Common, Output, policy_dir, sd_notify};
+use super::{Common, Output, files, policy_dir, sd_notify};
 use crate::broker::{Broker, Start};
 use crate::clock::Clock;
 use crate::config::{Config, OperatorAddress};
@@ -130,7 +130,7 @@ pub(super) async fn run(common: &Common, output: &Output, args: ServeArgs) -> Re
         "checkpoint": checkpoint,
     });
     if let Some(path) = &args.ready_file {
-        dev::write_private(path, &ready.to_string())?;
+        files::write_private(path, &ready.to_string())?;
     }
     output.print(
         || ready.clone(),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::Common;
-use super::dev::{self, DevConfig};
+use super::dev::DevConfig;
+use super::{Common, files};
 use super::error::{CliError, io_error};
 use crate::client::{Endpoint, EvidenceSource, Task, WorkloadApi};
 use crate::clock::Clock;
@@ -87,7 +87,7 @@ impl EvidenceArgs {
     ) -> Result<(EvidenceSource, SavedEvidence), CliError> {
         let (source, origin) = match (&self.evidence, &self.agent) {
             (Some(file), _) if file == Path::new("-") => (
-                EvidenceSource::Fixed(Secret::new(dev::read_text(file)?)),
+                EvidenceSource::Fixed(Secret::new(files::read_text(file)?)),
                 EvidenceOrigin::Once,
             ),
             (Some(file), _) => {
@@ -164,7 +164,7 @@ pub(super) fn save_key(task: TaskId, pkcs8: &[u8]) -> Result<PathBuf, CliError> 
     let dir = dir()?;
     keys::make_private_dir(&dir)?;
     let path = dir.join(format!("{task}.pem"));
-    dev::write_private(&path, &SigningKey::to_pem(pkcs8))?;
+    files::write_private(&path, &SigningKey::to_pem(pkcs8))?;
     Ok(path)
 }
 
@@ -231,7 +231,7 @@ impl SavedTask {
             self.key = named;
         }
         self.save_without_current()?;
-        dev::write_private(&dir.join(CURRENT), &self.task.to_string())?;
+        files::write_private(&dir.join(CURRENT), &self.task.to_string())?;
         Ok(self)
     }
 
@@ -240,7 +240,7 @@ impl SavedTask {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
         let text = json::canonical_of(self).map_err(|e| CliError::failed(e.to_string()))?;
-        dev::write_private(&dir.join(format!("{}.json", self.task)), &text)
+        files::write_private(&dir.join(format!("{}.json", self.task)), &text)
     }
 
     /// Finds a task by its id, or the one opened last.

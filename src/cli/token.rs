@@ -12,7 +12,7 @@ use super::parse::{self, NamedParam};
 use super::output::{FieldList, table};
 use super::task_store::EvidenceArgs;
 use super::task::TaskSelector;
-use super::{Common, Output, dev, render};
+use super::{Common, Output, files, render};
 use crate::client::{
     Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods,
 };
@@ -305,7 +305,7 @@ async fn introspect(common: &Common, output: &Output, args: IntrospectArgs) -> R
     let endpoint = connect::endpoint(common)?;
     let identity = Identity::Key(args.key.key(common)?);
     let request = v1::IntrospectRequest {
-        token: dev::read_text(&args.token)?,
+        token: files::read_text(&args.token)?,
     };
     let found = endpoint
         .call::<methods::Introspect>(Order::by(&identity), &[request])

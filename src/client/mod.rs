@@ -12,6 +12,7 @@ pub mod ballot;
 mod channel;
 mod error;
 mod evidence;
+pub(crate) mod http;
 mod person;
 mod route;
 #[cfg(test)]

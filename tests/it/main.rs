@@ -16,6 +16,7 @@ mod card;
 mod clock;
 mod console;
 mod crosscheck;
+#[cfg(feature = "demo")]
 mod demo;
 mod doors;
 mod drain;

@@ -10,9 +10,9 @@ use super::resource::{CASES, IDP};
 use super::step_log::StepLog;
 use super::{http, person, workload};
 use crate::audit::Checkpoint;
-use crate::cli::dev::{self, DevConfig};
+use crate::cli::dev::DevConfig;
 use crate::cli::error::{CliError, io_error};
-use crate::cli::{Output, policy_dir, shell};
+use crate::cli::{Output, files, policy_dir, shell};
 use crate::clock::Clock;
 use crate::model::SpiffeId;
 
@@ -90,7 +90,7 @@ impl Fixture {
             // As a SPIFFE agent does for a workload that it has attested.
             let file = at(&format!("{name}.svid"));
             let id = SpiffeId::parse(id)?;
-            dev::write_private(
+            files::write_private(
                 &file,
                 dev_config.issue_svid(&id, EVIDENCE_S, Clock::system().now())?
                     .expose_secret(),

@@ -1,5 +1,5 @@
-//! How the command comes to use the token: through a proxy, with a signer, or with the token itself in a file or a pipe.
-//! The key that the token is bound to is never handed over.
+//! Token delivery: a loopback proxy, a signer socket, or the token itself in a file or pipe.
+//! Never: hands over the key that the token is bound to.
 
 use std::ffi::OsString;
 use std::io::{PipeReader, Write as _};
@@ -18,13 +18,13 @@ use super::token_holder::TokenHolder;
 use super::program::PrivateDir;
 use super::proxy::Proxy;
 use super::signer;
-use crate::cli::dev;
+use crate::cli::files;
 use crate::cli::error::{CliError, io_error};
 use crate::cli::task_store::SPIFFE_SOCKET;
 use crate::client::random_name;
 use crate::model::Secret;
 
-/// Ways of delivery.
+/// How the command gets to use the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum DeliveryMode {
@@ -34,22 +34,22 @@ pub(super) enum DeliveryMode {
     Socket,
     /// The token and the signer's socket as JSON, in a pipe: DIPYLON_TOKEN_FD
     Fd,
-    /// The same in a file that is gone afterwards: DIPYLON_TOKEN_FILE
+    /// The same JSON in a file that is removed when the command ends: DIPYLON_TOKEN_FILE
     File,
-    /// In the environment: refused for tokens that are bound to a key, as all are
+    /// In the environment: refused, since every token is bound to a key
     Env,
 }
 
-/// What was delivered, until it is withdrawn.
+/// A running delivery; dropping it withdraws the token.
 pub(super) struct Delivery {
     environment: Vec<(&'static str, OsString)>,
     pipe: Option<PipeReader>,
-    serving: Vec<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
     _dir: Option<PrivateDir>,
 }
 
-/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key, nor the mode
-/// to evidence, with which it would be the agent itself.
+/// Variables removed from the command's environment: those of an outer `exec`, the caller's own key, and the address of the
+/// SPIFFE agent, whose evidence would let the command act as the agent.
 pub(super) const RESERVED_ENV: [&str; 8] = [
     PROXY_URL,
     SIGNER_SOCKET,
@@ -64,40 +64,40 @@ const PROXY_URL: &str = "DIPYLON_PROXY_URL";
 const SIGNER_SOCKET: &str = "DIPYLON_SIGNER_SOCKET";
 const TOKEN_FD: &str = "DIPYLON_TOKEN_FD";
 const TOKEN_FILE: &str = "DIPYLON_TOKEN_FILE";
-/// The salts of sensitive parameters, which the resource server needs beside their values.
+/// The salts of sensitive parameters: the resource server needs them to check the values.
 const OPENINGS_FILE: &str = "DIPYLON_OPENINGS_FILE";
 const TASK: &str = "DIPYLON_TASK";
 
 impl Delivery {
-    /// Makes ready what the command will use; `forward` are the headers that a proxy lets pass beside the usual ones.
+    /// Starts the proxy or signer and prepares the environment; `forward` are additional headers for the proxy to pass.
     pub(super) async fn start(
         mode: DeliveryMode,
         holder: &Arc<TokenHolder>,
         task: &str,
         forward: &[HeaderName],
     ) -> Result<Self, CliError> {
-        let mut delivered = Self {
+        let mut delivery = Self {
             environment: vec![(TASK, task.into())],
             pipe: None,
-            serving: Vec::new(),
+            servers: Vec::new(),
             _dir: None,
         };
         let openings = holder.token.openings();
         match mode {
             DeliveryMode::Proxy => {
-                delivered.proxy(holder, forward).await?;
+                delivery.proxy(holder, forward).await?;
                 if !openings.is_empty() {
                     let dir = PrivateDir::make()?;
                     let file = dir.join("openings.json");
-                    dev::write_private(&file, &json!(openings).to_string())?;
-                    delivered.environment.push((OPENINGS_FILE, file.into()));
-                    delivered._dir = Some(dir);
+                    files::write_private(&file, &json!(openings).to_string())?;
+                    delivery.environment.push((OPENINGS_FILE, file.into()));
+                    delivery._dir = Some(dir);
                 }
             }
-            DeliveryMode::Socket | DeliveryMode::Fd | DeliveryMode::File => delivered.signer(mode, holder)?,
+            DeliveryMode::Socket | DeliveryMode::Fd | DeliveryMode::File => delivery.signer(mode, holder)?,
             DeliveryMode::Env => return Err(not_bearer()),
         }
-        Ok(delivered)
+        Ok(delivery)
     }
 
     async fn proxy(
@@ -110,12 +110,12 @@ impl Delivery {
             .await
             .map_err(io_error("listen"))?;
         let port = listener.local_addr().map_err(io_error("listen"))?.port();
-        // Whoever is on this machine reaches the port, and may read the path where a command shows it in its arguments:
-        // other users are refused by who they are. Of this user's processes the path keeps out those that did not see it.
+        // Any local user can connect to the port, and read the path if a command shows it in its arguments: connections of
+        // other users are refused by uid. The secret path keeps out this user's processes that do not know it.
         let capability = Secret::new(random_name()?);
         let url = format!("http://127.0.0.1:{port}/{}", capability.expose_secret());
         let proxy = Proxy::new(&capability, holder.clone(), forward);
-        self.serving.push(tokio::spawn(proxy.serve(listener)));
+        self.servers.push(tokio::spawn(proxy.serve(listener)));
         self.environment.push((PROXY_URL, url.into()));
         Ok(())
     }
@@ -124,18 +124,18 @@ impl Delivery {
         let dir = PrivateDir::make()?;
         let socket = dir.join("signer.sock");
         let listener = signer::listen(&socket)?;
-        self.serving
+        self.servers
             .push(tokio::spawn(signer::serve(listener, holder.clone())));
         let document = document(holder, &socket.to_string_lossy()).to_string();
         match mode {
             DeliveryMode::File => {
                 let file = dir.join("token.json");
-                dev::write_private(&file, &document)?;
+                files::write_private(&file, &document)?;
                 self.environment.push((TOKEN_FILE, file.into()));
             }
             DeliveryMode::Fd => {
                 let (reader, mut writer) = std::io::pipe().map_err(io_error("pipe"))?;
-                // A token is at most 16 KiB, a pipe holds 64: this does not wait for a reader.
+                // A token is at most 16 KiB and a pipe holds 64 KiB: the write does not block.
                 writer
                     .write_all(document.as_bytes())
                     .map_err(io_error("pipe"))?;
@@ -153,12 +153,12 @@ impl Delivery {
         Ok(())
     }
 
-    /// What the command is told.
+    /// The variables to set for the command.
     pub(super) fn environment(&self) -> &[(&'static str, OsString)] {
         &self.environment
     }
 
-    /// The descriptor that the command inherits: to be let go once it has.
+    /// The descriptor the command inherits: close it once the command runs.
     pub(super) fn pipe(&mut self) -> Option<PipeReader> {
         self.pipe.take()
     }
@@ -166,22 +166,21 @@ impl Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        for serving in &self.serving {
-            serving.abort();
+        for server in &self.servers {
+            server.abort();
         }
     }
 }
 
-/// Why `env` is refused, and what to use instead.
+/// The error for `--deliver env`.
 pub(super) fn not_bearer() -> CliError {
     CliError::usage(
-        "--deliver env is for bearer tokens, and this broker issues none: every token is bound to its task's key, and is \
-         worth nothing in an environment without it",
+        "--deliver env is not supported: every token is bound to its task's key, so a command cannot use it from the environment",
     )
-    .with_hint("use --deliver proxy (the command never sees the token) or --deliver socket (it signs for one audience)")
+    .with_hint("use --deliver proxy (the command never sees the token) or --deliver socket (a signer for one audience)")
 }
 
-/// The token and all that is known of it, for commands that carry it themselves.
+/// The token and its metadata, for commands that send it themselves.
 fn document(holder: &TokenHolder, socket: &str) -> Value {
     let token = &holder.token;
     let action = token.action().to_json();

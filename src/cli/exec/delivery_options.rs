@@ -1,4 +1,4 @@
-//! How the command comes to use its token: as given, or as it was given first.
+//! Delivery options of `exec`; with `--resume`, missing ones default to the saved ones.
 
 use std::path::PathBuf;
 
@@ -12,29 +12,29 @@ use super::upstream::{Upstream, UpstreamArgs};
 use crate::cli::error::{CliError, io_error};
 use crate::model::Audience;
 
-/// How the command comes to use the token, and where. With --request, what is not given is as it was given first.
+/// How the command uses the token, and where the audience is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeliveryOptions {
-    /// How the command comes to use the token [default: proxy]
+    /// How the command gets to use the token [default: proxy]
     #[arg(long, value_enum)]
     pub(super) deliver: Option<DeliveryMode>,
-    /// UpstreamArgs the audience is really check_reachable [default: the audience itself]
+    /// UpstreamArgs the audience is reached [default: the audience itself]
     #[arg(long, value_name = "URL")]
     pub(super) audience_url: Option<String>,
-    /// Certificate authorities (PEM) that the audience is checked by [default: the system's]
+    /// Certificate authorities (PEM) trusted for the audience [default: the system's]
     #[arg(long, value_name = "FILE")]
     pub(super) audience_ca: Option<PathBuf>,
-    /// Accept an audience over plain http that is not on this machine
+    /// Allow plain http to an audience that is not on this machine
     #[arg(long)]
     pub(super) insecure_audience: bool,
-    /// A header of the command's that the proxy passes too, beside those that say what is asked
+    /// Another request header that the proxy passes on; may be repeated
     #[arg(long = "forward-header", value_name = "NAME", value_parser = forwarded)]
     #[serde(default)]
     pub(super) forward_headers: Vec<String>,
 }
 
-/// The name of a header that may be passed on, as it is kept.
+/// The lower-case name of a header that may be passed on.
 fn forwarded(name: &str) -> Result<String, String> {
     headers::forwarded(name).map(|name| name.as_str().to_owned())
 }
@@ -44,15 +44,15 @@ impl DeliveryOptions {
         self.deliver.unwrap_or(DeliveryMode::Proxy)
     }
 
-    /// These, and for what they leave open the earlier ones. That one place over http was accepted says nothing of another.
+    /// These options, with missing ones from `earlier`. --insecure-audience holds for the audience URL it was given for.
     pub(super) fn with_defaults_from(self, earlier: Self) -> Self {
-        let same_place = self.audience_url.is_none() || self.audience_url == earlier.audience_url;
+        let same_url = self.audience_url.is_none() || self.audience_url == earlier.audience_url;
         Self {
             deliver: self.deliver.or(earlier.deliver),
-            insecure_audience: self.insecure_audience || (same_place && earlier.insecure_audience),
+            insecure_audience: self.insecure_audience || (same_url && earlier.insecure_audience),
             audience_url: self.audience_url.or(earlier.audience_url),
             audience_ca: self.audience_ca.or(earlier.audience_ca),
-            // A list that is given again is the whole list.
+            // A new list replaces the earlier one.
             forward_headers: match self.forward_headers.is_empty() {
                 true => earlier.forward_headers,
                 false => self.forward_headers,
@@ -60,7 +60,7 @@ impl DeliveryOptions {
         }
     }
 
-    /// The same from whatever directory it is read.
+    /// The same with paths independent of the working directory.
     pub(super) fn absolute_paths(&self) -> Result<Self, CliError> {
         let ca = self.audience_ca.as_ref();
         let whole = |file: &PathBuf| std::path::absolute(file).map_err(io_error(file.display()));
@@ -70,7 +70,7 @@ impl DeliveryOptions {
         })
     }
 
-    /// The headers that the proxy passes, looked at again: what was kept is only as good as who can write there.
+    /// The headers that the proxy passes, checked again: the saved file may have been edited.
     pub(super) fn forwarded(&self) -> Result<Vec<HeaderName>, CliError> {
         let names = self.forward_headers.iter();
         names
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_again_wins_and_an_accepted_place_is_one_place() {
+    fn explicit_options_override_saved_ones() {
         let earlier = || DeliveryOptions {
             deliver: Some(DeliveryMode::Fd),
             audience_url: Some("http://idp.example".to_owned()),
@@ -111,8 +111,8 @@ mod tests {
         assert_eq!(both.mode(), DeliveryMode::Proxy);
         assert_eq!(both.audience_url.as_deref(), Some("http://idp2.example"));
         assert_eq!(both.audience_ca, earlier().audience_ca);
-        assert_eq!(both.forward_headers, ["x-two"], "the list given last");
-        assert!(!both.insecure_audience, "accepted for another place");
+        assert_eq!(both.forward_headers, ["x-two"], "the new list");
+        assert!(!both.insecure_audience, "accepted for another URL");
         assert_eq!(DeliveryOptions::default().mode(), DeliveryMode::Proxy);
     }
 }

@@ -1,3 +1,5 @@
+//! Events of `exec` on stderr: one line each, as text or JSON.
+
 use std::io::Write as _;
 
 use serde_json::{Value, json};
@@ -9,7 +11,7 @@ use crate::model::show_seconds;
 use crate::model::text::escape_invisible;
 use crate::proto::v1;
 
-/// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
+/// Prints events to stderr, since stdout belongs to the command. Callers escape untrusted text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EventPrinter {
     json: bool,
@@ -20,7 +22,7 @@ impl EventPrinter {
         Self { json }
     }
 
-    /// One event: a word, a text for people, and members for machines.
+    /// Prints one event: a word, a text for people, members for JSON.
     pub(super) fn event(self, word: &str, text: &str, mut members: Value) {
         let line = if self.json {
             if let Some(members) = members.as_object_mut() {
@@ -30,7 +32,7 @@ impl EventPrinter {
         } else {
             format!("dipylon: {word:<8}  {text}")
         };
-        // Nobody may read it, and the command runs all the same.
+        // A closed stderr does not stop the command.
         let _gone = writeln!(std::io::stderr().lock(), "{line}");
     }
 
@@ -60,8 +62,8 @@ impl EventPrinter {
         );
     }
 
-    /// Names the program alone: its arguments may be anything.
-    pub(super) fn given(self, token: &Token, by_people: bool, program: &str) {
+    /// Names the program only: its arguments may be secret.
+    pub(super) fn token_issued(self, token: &Token, by_people: bool, program: &str) {
         let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
         let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| show_seconds(ttl.seconds));
         let uses = token
@@ -82,38 +84,38 @@ impl EventPrinter {
         );
     }
 
-    pub(super) fn denied(self, no: &Denied) {
-        let by = if no.rules().is_empty() {
+    pub(super) fn denied(self, denied: &Denied) {
+        let by = if denied.rules().is_empty() {
             String::new()
         } else {
-            format!(" by {}", rules(no.rules()))
+            format!(" by {}", rules(denied.rules()))
         };
-        let comment = match no.comment() {
+        let comment = match denied.comment() {
             None => String::new(),
             Some(text) => format!(": \"{}\"", escape_invisible(text)),
         };
-        let next = no
+        let next = denied
             .known_reason()
             .map_or_else(String::new, |reason| format!("{}; ", reason.next()));
         self.event(
             "denied",
             &format!(
-                "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
-                escape_invisible(no.reason()),
-                no.decision_id()
+                "{}{by}{comment}; {next}an operator can see more: dipylon explain {}",
+                escape_invisible(denied.reason()),
+                denied.decision_id()
             ),
             json!({
-                "reason": no.reason(), "comment": no.comment(), "rules": render::rules_json(no.rules()), "access_request": no.access_request_id(),
-                "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
+                "reason": denied.reason(), "comment": denied.comment(), "rules": render::rules_json(denied.rules()), "access_request": denied.access_request_id(),
+                "decision": denied.decision_id(), "next": denied.known_reason().map(crate::model::DeniedReason::next),
             }),
         );
     }
 
-    pub(super) fn not_run(self, program: &str, not: SpawnError) {
+    pub(super) fn not_run(self, program: &str, error: SpawnError) {
         self.event(
             "failed",
-            &format!("{}: {not}", escape_invisible(program)),
-            json!({ "program": program, "exit": not.code(), "message": not.to_string() }),
+            &format!("{}: {error}", escape_invisible(program)),
+            json!({ "program": program, "exit": error.code(), "message": error.to_string() }),
         );
     }
 }

@@ -1,74 +1,37 @@
-//! Before the task is open: what will be asked, new or again, and what is kept of it for another process.
+//! The plan of an `exec`: which task and token to request, new or resumed.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use zeroize::Zeroizing;
 
 use super::ExecArgs;
 use super::run::ExecRun;
-use super::saved::SavedExec;
+use super::saved::{ResumeData, SavedExec, TaskKeySource};
 use super::events::EventPrinter;
 use crate::cli::Common;
-use crate::cli::error::{CliError, io_error};
+use crate::cli::error::CliError;
 use crate::cli::connect;
 use crate::cli::parse;
-use crate::cli::task_store::SavedEvidence;
-use crate::client::{Agent, Error, OpenTask, Task, TokenOrder};
+use crate::client::{Agent, OpenTask, Task, TokenOrder};
 use crate::clock::Clock;
-use crate::jose::SigningKey;
-use crate::keys;
 use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, Action};
 
-/// What will be asked, and of which task.
+/// The token request to make, and its task.
 pub(super) enum ExecPlan {
-    /// A task to open.
+    /// Open a new task.
     New {
         agent: Agent,
         opening: OpenTask,
         order: TokenOrder,
-        keep: ResumeData,
+        resume_data: ResumeData,
     },
-    /// A task that is open, and waited for people.
+    /// An open task whose access request was pending.
     Resume {
         task: Box<Task>,
         order: TokenOrder,
-        later: SavedExec,
+        saved: SavedExec,
     },
-}
-
-/// What it takes to keep a task for another process: in memory, until it must be.
-pub(super) struct ResumeData {
-    pub(super) key: TaskKeySource,
-    pub(super) url: String,
-    pub(super) purpose: String,
-    pub(super) evidence: SavedEvidence,
-}
-
-/// What is kept of a task's key.
-pub(super) enum TaskKeySource {
-    /// All of it: it was made for this task.
-    Generated(Zeroizing<Vec<u8>>),
-    /// UpstreamArgs it is: it is the caller's own.
-    File(PathBuf),
-}
-
-impl TaskKeySource {
-    /// The caller's key, or a new one. What another process shall go on with must be a file that stays.
-    fn read(given: Option<&Path>, stays: bool) -> Result<(SigningKey, Self), CliError> {
-        let Some(path) = given else {
-            let (key, pkcs8) = SigningKey::generate().map_err(Error::Key)?;
-            return Ok((key, Self::Generated(pkcs8)));
-        };
-        let at = if stays {
-            path.canonicalize().map_err(io_error(path.display()))?
-        } else {
-            path.to_owned()
-        };
-        Ok((keys::read(path)?, Self::File(at)))
-    }
 }
 
 impl ExecPlan {
@@ -77,8 +40,9 @@ impl ExecPlan {
             (&args.action, &args.target, &args.audience)
         else {
             return Err(CliError::usage(
-                "name one action: --action, --target and --audience",
-            ));
+                "no action given",
+            )
+            .with_hint("name one with --action, --target and --audience"));
         };
         let action = Action::new(
             action.clone(),
@@ -93,9 +57,9 @@ impl ExecPlan {
         };
         let endpoint = connect::endpoint(common)?;
         let (source, evidence) = args.evidence.source(common)?;
-        let (key, kept) = TaskKeySource::read(args.task_key.as_deref(), args.no_wait)?;
-        let keep = ResumeData {
-            key: kept,
+        let (key, key_source) = TaskKeySource::read(args.task_key.as_deref(), args.no_wait)?;
+        let resume_data = ResumeData {
+            key: key_source,
             url: endpoint.url().to_owned(),
             purpose: purpose.clone(),
             evidence,
@@ -106,7 +70,7 @@ impl ExecPlan {
                 purpose,
                 max_duration_s: i64::from(args.max_duration),
                 request_id: None,
-                // Nobody keeps a task alive that waits while no program runs.
+                // With --no-wait no process sends heartbeats.
                 heartbeat_s: (!args.no_wait).then_some(args.heartbeat),
             },
             order: TokenOrder {
@@ -116,7 +80,7 @@ impl ExecPlan {
                 request_id: Some(format!("exec-{}", crate::client::random_name()?)),
                 wait_s: 0,
             },
-            keep,
+            resume_data,
         })
     }
 
@@ -125,9 +89,9 @@ impl ExecPlan {
         args: &mut ExecArgs,
         id: AccessRequestId,
     ) -> Result<Self, CliError> {
-        let mut later = SavedExec::load(id)?;
-        args.means = later.merge_options(args.means.clone()).clone();
-        let (task, order) = later.resume(common, &args.evidence)?;
+        let mut saved = SavedExec::load(id)?;
+        args.delivery = saved.merge_options(args.delivery.clone()).clone();
+        let (task, order) = saved.resume(common, &args.evidence)?;
         let task = if args.evidence.is_given() {
             task.showing_evidence()
         } else {
@@ -136,7 +100,7 @@ impl ExecPlan {
         Ok(Self::Resume {
             task: Box::new(task),
             order,
-            later,
+            saved,
         })
     }
 
@@ -153,38 +117,38 @@ impl ExecPlan {
                 agent,
                 opening,
                 order,
-                keep,
+                resume_data,
             } => {
                 let task = agent.open_task(&opening).await?;
-                let seen = task.verification().cloned().unwrap_or_default();
+                let verification = task.verification().cloned().unwrap_or_default();
                 events.event(
                     "verified",
                     &format!(
                         "{} by {}, {}",
-                        escape_invisible(&seen.subject),
-                        escape_invisible(&seen.evidence_kind),
+                        escape_invisible(&verification.subject),
+                        escape_invisible(&verification.evidence_kind),
                         task.id()
                     ),
-                    json!({ "subject": seen.subject, "evidence_kind": seen.evidence_kind, "task": task.id() }),
+                    json!({ "subject": verification.subject, "evidence_kind": verification.evidence_kind, "task": task.id() }),
                 );
                 Ok(ExecRun {
                     events,
                     clock,
                     task,
                     order,
-                    keep: Some(keep),
+                    resume_data: Some(resume_data),
                     heartbeat_s: opening.heartbeat_s,
-                    later: None,
+                    saved: None,
                 })
             }
-            Self::Resume { task, order, later } => Ok(ExecRun {
+            Self::Resume { task, order, saved } => Ok(ExecRun {
                 events,
                 clock,
                 task: *task,
                 order,
-                keep: None,
+                resume_data: None,
                 heartbeat_s: None,
-                later: Some(later),
+                saved: Some(saved),
             }),
         }
     }

@@ -1,5 +1,4 @@
-//! The command as a process: found before anybody is asked, run in a group of its own, told every signal that this process
-//! is told.
+//! The child process of `exec`: looked up before approvers are asked, run in its own process group, with signals forwarded.
 
 use std::ffi::{OsStr, OsString};
 use std::future::poll_fn;
@@ -16,12 +15,12 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use crate::cli::error::{CliError, io_error};
 
-/// Why a command does not run, with the code a shell would give.
+/// Why the command did not run, with the exit code a shell gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SpawnError {
     #[error("command not found")]
     NotFound,
-    #[error("it cannot be run")]
+    #[error("not executable")]
     NotRunnable,
 }
 
@@ -34,7 +33,7 @@ impl SpawnError {
     }
 }
 
-/// Whether the command is there to be run, looked for as `execvp` does: nobody is asked to approve what cannot happen.
+/// Looks the command up as `execvp` does, so that no approval is requested for a command that cannot run.
 pub(super) fn find(program: &OsStr) -> Result<(), SpawnError> {
     let path = Path::new(program);
     if path.components().count() > 1 || path.is_absolute() {
@@ -61,14 +60,14 @@ fn runnable(path: &Path) -> Result<(), SpawnError> {
     }
 }
 
-/// The signals this process is told, from when they are listened for.
+/// The signals this process receives, once it listens.
 pub(super) struct Signals {
     streams: Vec<(Signal, Stream)>,
 }
 
 impl Signals {
-    /// Listens for what asks a program to stop. What the caller had made us ignore (`nohup`) stays ignored, here and in
-    /// the command.
+    /// Listens for the signals that stop a program. Signals ignored from the start (`nohup`) stay ignored, here and in the
+    /// command.
     pub(super) fn listen() -> Result<Self, CliError> {
         let mut signals = Self {
             streams: Vec::new(),
@@ -89,7 +88,7 @@ impl Signals {
         Ok(())
     }
 
-    /// The next one.
+    /// The next signal.
     pub(super) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
             for (which, stream) in &mut self.streams {
@@ -103,7 +102,7 @@ impl Signals {
     }
 }
 
-/// Signals ignored from the start, one bit each (proc(5), `SigIgn`); none where that cannot be read.
+/// Signals ignored from the start, one bit each (proc(5), `SigIgn`); none if that cannot be read.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -111,33 +110,33 @@ fn ignored() -> u64 {
         .unwrap_or(0)
 }
 
-/// The code of a process that a signal ended, as shells give it.
+/// The exit code of a process ended by a signal, as shells give it.
 pub(super) fn signal_code(signal: i32) -> u8 {
     u8::try_from(128_i32.saturating_add(signal)).unwrap_or(u8::MAX)
 }
 
-/// What the command is run with.
+/// The command line and environment of the child.
 pub(super) struct Spawn<'a> {
     pub(super) command: &'a [OsString],
     pub(super) environment: &'a [(&'static str, OsString)],
-    /// Variables of ours that a command inherits from nobody else.
+    /// Variables to remove.
     pub(super) without: &'a [&'static str],
 }
 
-/// Runs the command to its end and gives its code. `started` is called once it runs.
+/// Runs the command to its end and gives its exit code. `started` is called once it runs.
 pub(super) async fn run(
-    given: &Spawn<'_>,
+    spawn: &Spawn<'_>,
     signals: &mut Signals,
     started: impl FnOnce(),
 ) -> Result<u8, SpawnError> {
-    let (program, arguments) = given.command.split_first().ok_or(SpawnError::NotFound)?;
+    let (program, arguments) = spawn.command.split_first().ok_or(SpawnError::NotFound)?;
     let group = ProcessGroup::choose();
     let mut command = Command::new(program);
     command.args(arguments);
-    for name in given.without {
+    for name in spawn.without {
         command.env_remove(name);
     }
-    for (name, value) in given.environment {
+    for (name, value) in spawn.environment {
         command.env(name, value);
     }
     if group == ProcessGroup::Own {
@@ -180,13 +179,13 @@ fn code(status: ExitStatus) -> u8 {
     }
 }
 
-/// Which process group the command is in.
+/// The process group of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProcessGroup {
-    /// One of its own: it and what it starts are told every signal that we are told.
+    /// Its own: every signal we receive is forwarded to the whole group.
     Own,
-    /// Ours, because we are in the foreground of a terminal that it may want to read. What the keys of the terminal say
-    /// (INT, QUIT, TSTP), the terminal says to it too, and we do not say it twice.
+    /// Ours, because we are in the foreground of a terminal the command may read. The terminal itself sends the signals of its
+    /// keys (INT, QUIT, TSTP) to the command, so they are not forwarded.
     Ours,
 }
 
@@ -200,24 +199,24 @@ impl ProcessGroup {
     }
 
     fn forward(self, child: Pid, signal: Signal) {
-        // A child that is gone has been waited for by the next turn of the loop.
+        // An error means the child has exited: the next turn of the loop reaps it.
         let _gone = match self {
             Self::Own => rustix::process::kill_process_group(child, signal),
             Self::Ours if signal == Signal::INT || signal == Signal::QUIT => Ok(()),
             Self::Ours => rustix::process::kill_process(child, signal),
         };
         if self == Self::Own && signal == Signal::TSTP {
-            // Stopped with it; whoever continues us continues it. A lease is not kept meanwhile.
+            // Stop with it; CONT continues both. No keep-alives are sent meanwhile.
             let _stopped = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
         }
     }
 }
 
-/// UpstreamArgs programs are when PATH does not say (execvp(3)).
+/// The default PATH (execvp(3)).
 const PATH: &str = "/bin:/usr/bin";
 
-/// Lets no other process of the same user read the task's key out of this one's memory (prctl(2), PR_SET_DUMPABLE): not
-/// the command, and no core dump. False: it could not be had.
+/// Keeps this process's memory, and the task's key in it, from the user's other processes and from core dumps (prctl(2),
+/// PR_SET_DUMPABLE). False if the system cannot.
 pub(super) fn forbid_memory_access() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -230,7 +229,7 @@ pub(super) fn forbid_memory_access() -> bool {
     }
 }
 
-/// A directory that only we may enter, gone with this value.
+/// A directory with mode 0700, removed on drop.
 #[derive(Debug)]
 pub(super) struct PrivateDir(PathBuf);
 
@@ -242,7 +241,7 @@ impl PrivateDir {
             .filter(|dir| dir.is_absolute() && dir.is_dir());
         let parent = runtime.unwrap_or_else(std::env::temp_dir);
         let path = parent.join(format!("dipylon-{}", crate::client::random_name()?));
-        // Never one that is there already.
+        // Never an existing directory.
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
@@ -266,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_is_found_as_a_shell_finds_it() {
+    fn command_lookup_follows_path() {
         assert_eq!(find(OsStr::new("sh")), Ok(()));
         assert_eq!(find(OsStr::new("/bin/sh")), Ok(()));
         assert_eq!(
@@ -283,18 +282,18 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_those_of_a_shell() {
+    fn exit_codes_follow_shell_convention() {
         assert_eq!(code(ExitStatus::from_raw(3 << 8)), 3);
         assert_eq!(code(ExitStatus::from_raw(15)), 143);
         assert_eq!(signal_code(2), 130);
     }
 
     #[test]
-    fn a_private_dir_goes_with_its_value() {
+    fn private_dir_is_removed_on_drop() {
         let dir = PrivateDir::make().expect("dir");
         let path = dir.0.clone();
         let mode = std::fs::metadata(&path)
-            .expect("there")
+            .expect("metadata")
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o700);

@@ -1,4 +1,4 @@
-//! While the task is open: it is kept alive, asks, runs the command, and is ended.
+//! The run of an `exec`: keeps the task alive, requests the token, runs the command, ends the task.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,9 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::ExecArgs;
-use super::plan::{ResumeData, TaskKeySource};
 use super::delivery::{Delivery, RESERVED_ENV};
-use super::saved::SavedExec;
+use super::saved::{ResumeData, SavedExec, TaskKeySource};
 use super::delivery_options::DeliveryOptions;
 use super::upstream::Upstream;
 use super::token_holder::TokenHolder;
@@ -26,74 +25,73 @@ use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, show_seconds};
 
-/// Longest that the end of a task is tried, in milliseconds.
+/// How long ending the task is retried, in milliseconds.
 const END_MS: i64 = 15_000;
 const END_PAUSE_MS: u64 = 500;
-/// Signs of life in the length of a heartbeat.
+/// Keep-alive calls per heartbeat interval, so that one may be lost.
 const KEEP_ALIVES_PER_LEASE: u64 = 3;
 
-/// A task for one command.
+/// An open task and its command.
 pub(super) struct ExecRun {
     pub(super) events: EventPrinter,
     pub(super) clock: Clock,
     pub(super) task: Task,
     pub(super) order: TokenOrder,
-    pub(super) keep: Option<ResumeData>,
-    /// How long the task lives without a sign of life, in seconds; `None`: to its deadline.
+    pub(super) resume_data: Option<ResumeData>,
+    /// The task ends after this long without a keep-alive, in seconds; `None`: at its deadline.
     pub(super) heartbeat_s: Option<u32>,
-    /// What an earlier process kept of it.
-    pub(super) later: Option<SavedExec>,
+    /// The state an earlier process saved.
+    pub(super) saved: Option<SavedExec>,
 }
 
-/// The signs of life of a task, until dropped; and why it ended, once it did.
+/// Sends keep-alives until dropped; knows why the task ended, once it has.
 pub(super) struct KeepAliveTask {
-    over: watch::Receiver<Option<String>>,
-    beating: JoinHandle<()>,
+    end_cause: watch::Receiver<Option<String>>,
+    sender: JoinHandle<()>,
 }
 
 impl Drop for KeepAliveTask {
     fn drop(&mut self) {
-        self.beating.abort();
+        self.sender.abort();
     }
 }
 
-/// What came of asking.
+/// Result of the token request.
 pub(super) enum AskResult {
     Token(Box<Token>),
-    /// People have not decided, and nobody waits.
+    /// Pending, and the caller does not wait.
     Pending(Box<Pending>),
-    /// It will not run, and this is the code.
-    No(u8),
+    /// The command will not run; the exit code.
+    NotRun(u8),
 }
 
 impl ExecRun {
-    /// Keeps the task alive, where it has a lease: three times in a heartbeat, so that one may be lost. A broker that is
-    /// away is asked again; one that says that the task is over is believed.
+    /// Starts sending keep-alives if the task has a heartbeat. An unreachable broker is retried; an ended task stops it.
     pub(super) fn keep_alive(&self) -> KeepAliveTask {
-        let (says, over) = watch::channel(None);
+        let (ended, end_cause) = watch::channel(None);
         let task = self.task.clone();
         let pause = self.heartbeat_s.map(|heartbeat_s| {
             Duration::from_millis(u64::from(heartbeat_s).saturating_mul(1_000) / KEEP_ALIVES_PER_LEASE)
         });
-        let beating = tokio::spawn(async move {
+        let sender = tokio::spawn(async move {
             let Some(pause) = pause else { return };
             loop {
                 tokio::time::sleep(pause).await;
                 match task.keep_alive().await {
                     Ok(_) => {}
                     Err(error) if error.reason() == Some(Reason::TaskEnded) => {
-                        says.send_replace(Some(error.to_string()));
+                        ended.send_replace(Some(error.to_string()));
                         return;
                     }
-                    // The lease says how long this may go on.
+                    // Retried until the lease expires.
                     Err(_) => {}
                 }
             }
         });
-        KeepAliveTask { over, beating }
+        KeepAliveTask { end_cause, sender }
     }
 
-    /// Asks, and waits for people as long as it was said.
+    /// Requests the token and waits up to `wait_s` for approvers.
     pub(super) async fn ask(
         &self,
         wait_s: Option<u32>,
@@ -115,18 +113,18 @@ impl ExecRun {
                     return Ok(AskResult::Pending(Box::new(pending)));
                 }
                 let id = pending.access_request_id();
-                let reaching = tokio::select! {
-                    reaching = check_reachable(upstream) => reaching,
+                let reachable = tokio::select! {
+                    reachable = check_reachable(upstream) => reachable,
                     signal = signals.next() => return Ok(self.stopped(signal, Some(id)).await),
                 };
-                if let Err(error) = reaching {
+                if let Err(error) = reachable {
                     return Ok(self.audience_unreachable(&error, id).await);
                 }
                 waiting = Some(id);
                 None
             }
-            // A broker that is away is waited for like people are; one that says no is not.
-            Err(error) if wait_s.is_some() && is_away(&error) => None,
+            // An unreachable broker is waited for, as approvers are; a refusal is final.
+            Err(error) if wait_s.is_some() && is_unavailable(&error) => None,
             outcome => Some(outcome?),
         };
         let outcome = match outcome {
@@ -146,49 +144,49 @@ impl ExecRun {
         };
         Ok(match outcome {
             Outcome::Token(token) => {
-                let by_people = waiting.is_some() || self.later.is_some();
-                self.events.given(&token, by_people, program);
+                let by_people = waiting.is_some() || self.saved.is_some();
+                self.events.token_issued(&token, by_people, program);
                 AskResult::Token(Box::new(token))
             }
-            Outcome::Denied(no) => {
-                self.events.denied(&no);
-                let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
-                AskResult::No(exit.number())
+            Outcome::Denied(denied) => {
+                self.events.denied(&denied);
+                let exit = denied.known_reason().map_or(Exit::Denied, DeniedReason::exit);
+                AskResult::NotRun(exit.number())
             }
             Outcome::Pending(pending) => {
                 let id = pending.access_request_id();
                 self.events.event(
                     "expired",
-                    &format!("nobody decided {id} in time; nothing was issued"),
+                    &format!("approval of {id} timed out; no token was issued"),
                     json!({ "access_request": id }),
                 );
-                AskResult::No(Exit::NobodyDecided.number())
+                AskResult::NotRun(Exit::NobodyDecided.number())
             }
         })
     }
 
-    /// Told to stop before anything ran: what waits is taken back. The end of the task would close it too; this says why.
+    /// Stopped by a signal before the command ran: cancels the access request, which ending the task would close anyway.
     async fn stopped(&self, signal: Signal, waiting: Option<AccessRequestId>) -> AskResult {
         if let Some(id) = waiting {
             self.cancel_request(id).await;
         }
-        let what = waiting.map_or_else(String::new, |id| format!(", {id} is taken back"));
+        let what = waiting.map_or_else(String::new, |id| format!(", {id} was cancelled"));
         let number = signal.as_raw();
         self.events.event(
             "stopped",
             &format!("by signal {number}{what}"),
             json!({ "signal": number, "access_request": waiting }),
         );
-        AskResult::No(program::signal_code(number))
+        AskResult::NotRun(program::signal_code(number))
     }
 
-    /// The audience is not there: nobody is asked for what could not be used.
+    /// The audience is unreachable: cancels the access request, since its token could not be used.
     async fn audience_unreachable(&self, error: &CliError, waiting: AccessRequestId) -> AskResult {
         self.cancel_request(waiting).await;
-        let next = error.hint.as_deref().unwrap_or_default();
-        let text = format!("{}; {waiting} is taken back; {next}", error.message);
+        let hint = error.hint.as_deref().unwrap_or_default();
+        let text = format!("{}; {waiting} was cancelled; {hint}", error.message);
         self.events.event("failed", &text, error.to_json());
-        AskResult::No(error.exit.number())
+        AskResult::NotRun(error.exit.number())
     }
 
     async fn cancel_request(&self, waiting: AccessRequestId) {
@@ -196,25 +194,25 @@ impl ExecRun {
         let _tried = tokio::time::timeout(bound, self.task.cancel(waiting)).await;
     }
 
-    /// Runs the command with the token, and says how the task ends for it.
+    /// Runs the command with the token; gives the task's outcome and the exit code.
     pub(super) async fn run(
         &self,
         args: &ExecArgs,
         token: Token,
         upstream: Upstream,
-        alive: &KeepAliveTask,
+        keep_alive: &KeepAliveTask,
         signals: &mut Signals,
     ) -> (TaskOutcome, u8) {
         let holder = Arc::new(TokenHolder::new(token, upstream, self.clock.clone()));
-        let ready = match args.means.forwarded() {
+        let ready = match args.delivery.forwarded() {
             Ok(forward) => {
                 let task = self.task.id().to_string();
-                Delivery::start(args.means.mode(), &holder, &task, &forward).await
+                Delivery::start(args.delivery.mode(), &holder, &task, &forward).await
             }
             Err(error) => Err(error),
         };
-        let mut delivered = match ready {
-            Ok(delivered) => delivered,
+        let mut delivery = match ready {
+            Ok(delivery) => delivery,
             Err(error) => {
                 self.events
                     .event("failed", &error.message, error.to_json());
@@ -222,39 +220,39 @@ impl ExecRun {
             }
         };
         let watching = tokio::spawn({
-            let (holder, mut over) = (holder.clone(), alive.over.clone());
+            let (holder, mut end_cause) = (holder.clone(), keep_alive.end_cause.clone());
             let (events, task) = (self.events, self.task.id());
             async move {
-                if let Ok(why) = over.wait_for(Option::is_some).await {
+                if let Ok(why) = end_cause.wait_for(Option::is_some).await {
                     let why = why.as_deref().unwrap_or_default();
-                    // Who reads that it ended may rely on it.
+                    // Before the event is printed: a reader may rely on it.
                     holder.end(why);
                     events.event("ended", why, json!({ "task": task, "message": why }));
                 }
             }
         });
-        let pipe = delivered.pipe();
-        let given = Spawn {
+        let pipe = delivery.pipe();
+        let spawn = Spawn {
             command: &args.command,
-            environment: delivered.environment(),
+            environment: delivery.environment(),
             without: &RESERVED_ENV,
         };
-        let ran = program::run(&given, signals, || drop(pipe)).await;
-        // Before the broker hears of it: what the command left running gets nothing more from here.
+        let ran = program::run(&spawn, signals, || drop(pipe)).await;
+        // Before the broker is called: processes the command left running get no more tokens.
         watching.abort();
         holder.end("its command has ended");
-        drop(delivered);
+        drop(delivery);
         match ran {
             Ok(0) => (TaskOutcome::Succeeded, 0),
             Ok(code) => (TaskOutcome::Failed, code),
-            Err(not) => {
-                self.events.not_run(&args.program(), not);
-                (TaskOutcome::Failed, not.code())
+            Err(error) => {
+                self.events.not_run(&args.program(), error);
+                (TaskOutcome::Failed, error.code())
             }
         }
     }
 
-    /// Ends the task, and with it the token. Tried for a while: the broker may be starting again.
+    /// Ends the task, and with it the token; retried for a while, since the broker may be restarting.
     pub(super) async fn end(&self, outcome: TaskOutcome, code: Option<u8>) {
         let until = self.clock.now().plus_millis(END_MS);
         let ended = loop {
@@ -268,8 +266,8 @@ impl ExecRun {
         let id = self.task.id();
         match ended {
             Ok(report) => {
-                if let Some(later) = &self.later {
-                    later.delete();
+                if let Some(saved) = &self.saved {
+                    saved.delete();
                 }
                 let tokens = match report.tokens_revoked {
                     1 => "1 token revoked".to_owned(),
@@ -278,7 +276,7 @@ impl ExecRun {
                 let exit = code.map_or_else(String::new, |code| format!("exit {code}, "));
                 let cause = match report.cause.as_str() {
                     "completed" => String::new(),
-                    other => format!(" (had ended: {})", escape_invisible(other)),
+                    other => format!(" (ended before: {})", escape_invisible(other)),
                 };
                 let mut members = render::end_report_json(&report);
                 if let Some(members) = members.as_object_mut() {
@@ -289,7 +287,7 @@ impl ExecRun {
                     .event(word, &format!("{exit}{tokens}, {id}{cause}"), members);
             }
             Err(error) => {
-                let text = format!("{id} could not be ended and ends by itself: {error}");
+                let text = format!("could not end {id}; it ends at its deadline or missed heartbeat: {error}");
                 self.events.event(
                     "warning",
                     &text,
@@ -299,53 +297,53 @@ impl ExecRun {
         }
     }
 
-    /// Leaves the task open for another process, and says how to go on.
-    pub(super) async fn later(
+    /// Leaves the task open for another process and prints the command that resumes it.
+    pub(super) async fn save_for_resume(
         mut self,
         common: &Common,
         args: &ExecArgs,
         pending: &Pending,
     ) -> Result<ExitCode, CliError> {
-        if let Some(keep) = self.keep.take()
-            && let Err(error) = self.keep(keep, pending, &args.means)
+        if let Some(data) = self.resume_data.take()
+            && let Err(error) = self.save(data, pending, &args.delivery)
         {
             self.end(TaskOutcome::Abandoned, None).await;
             return Err(error);
         }
-        if let Some(later) = &self.later {
-            later.keep()?;
+        if let Some(saved) = &self.saved {
+            saved.save()?;
         }
         let id = pending.access_request_id();
-        let resume = args.resume(common, id);
+        let resume = args.resume_command(common, id);
         self.events.event(
             "waiting",
-            &format!("until {}; go on with:  {}", pending.expires_at(), escape_invisible(&resume)),
+            &format!("until {}; resume with:  {}", pending.expires_at(), escape_invisible(&resume)),
             json!({ "access_request": id, "until": pending.expires_at().to_string(), "resume": resume, "task": self.task.id() }),
         );
         Ok(ExitCode::from(Exit::Waiting.number()))
     }
 
-    fn keep(&self, keep: ResumeData, pending: &Pending, means: &DeliveryOptions) -> Result<(), CliError> {
-        let key = match keep.key {
+    fn save(&self, data: ResumeData, pending: &Pending, delivery: &DeliveryOptions) -> Result<(), CliError> {
+        let key = match data.key {
             TaskKeySource::Generated(pkcs8) => task_store::save_key(self.task.id(), &pkcs8)?,
             TaskKeySource::File(path) => path,
         };
-        SavedTask::new(&self.task, &keep.url, key, &keep.purpose, keep.evidence)?.save_without_current()?;
-        SavedExec::new(pending, &self.task, &self.order, means.clone()).keep()
+        SavedTask::new(&self.task, &data.url, key, &data.purpose, data.evidence)?.save_without_current()?;
+        SavedExec::new(pending, &self.task, &self.order, delivery.clone()).save()
     }
 }
 
-/// Whether the audience is there, and is who its certificate says: no request is made.
+/// Checks that the audience accepts connections and its certificate is valid; sends no request.
 pub(super) async fn check_reachable(upstream: &Upstream) -> Result<(), CliError> {
     let connection = upstream.connect().await.map_err(|why| {
         let message = format!("{why} at {}", escape_invisible(&upstream.base_url()));
         CliError::new(Exit::Unavailable, message)
-            .with_hint("no approval was used: start the audience, or name its place with --audience-url and --audience-ca")
+            .with_hint("no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
     })?;
     drop(connection);
     Ok(())
 }
 
-fn is_away(error: &Error) -> bool {
+fn is_unavailable(error: &Error) -> bool {
     CliError::from(error.clone()).exit == Exit::Unavailable
 }

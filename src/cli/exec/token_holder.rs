@@ -1,4 +1,4 @@
-//! The token and its key, held here: nobody gets more of them than one request needs.
+//! The token holder: keeps the token and its key, and makes the headers of one request at a time.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,32 +7,32 @@ use crate::client::{Error, Headers, Token};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
-/// Shows the token to the audience, and to nobody else, as long as there is anything to show.
+/// The token, its audience, and whether it may still be used.
 pub(super) struct TokenHolder {
     pub(super) token: Token,
     pub(super) upstream: Upstream,
     clock: Clock,
     /// The resource server's newest nonce (RFC 9449 §9).
     nonce: Mutex<Option<String>>,
-    /// Why the task is over, once it is.
-    over: Mutex<Option<String>>,
+    /// Why the task ended, once it has.
+    end_cause: Mutex<Option<String>>,
 }
 
-/// Why nothing is shown any more.
+/// Why the token can no longer be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TokenUnavailable {
     #[error("the token expired at {0}")]
     Expired(Timestamp),
-    #[error("the task is over: {0}")]
-    Over(String),
+    #[error("the task has ended: {0}")]
+    Ended(String),
 }
 
 impl TokenUnavailable {
-    /// One word for machines.
+    /// The machine-readable reason.
     pub(super) const fn reason(&self) -> &'static str {
         match self {
             Self::Expired(_) => "TOKEN_EXPIRED",
-            Self::Over(_) => "TASK_ENDED",
+            Self::Ended(_) => "TASK_ENDED",
         }
     }
 }
@@ -44,15 +44,15 @@ impl TokenHolder {
             upstream,
             clock,
             nonce: Mutex::default(),
-            over: Mutex::default(),
+            end_cause: Mutex::default(),
         }
     }
 
-    /// Whether the token can still be good. The audience knows better, and is asked by every request.
-    pub(super) fn alive(&self) -> Result<(), TokenUnavailable> {
-        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(why) = over.as_ref() {
-            return Err(TokenUnavailable::Over(why.clone()));
+    /// Fails once the token expired or the task ended. The audience checks for itself on every request.
+    pub(super) fn check_available(&self) -> Result<(), TokenUnavailable> {
+        let end_cause = self.end_cause.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = end_cause.as_ref() {
+            return Err(TokenUnavailable::Ended(why.clone()));
         }
         let expires_at = self.token.expires_at();
         if self.clock.now() < expires_at {
@@ -62,10 +62,10 @@ impl TokenHolder {
         }
     }
 
-    /// From now on nothing is shown.
+    /// Ends the use of the token.
     pub(super) fn end(&self, why: &str) {
-        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        over.get_or_insert_with(|| why.to_owned());
+        let mut end_cause = self.end_cause.lock().unwrap_or_else(PoisonError::into_inner);
+        end_cause.get_or_insert_with(|| why.to_owned());
     }
 
     /// The headers of one request to a path below the audience's base.
@@ -78,7 +78,7 @@ impl TokenHolder {
         self.headers_with(method, path, nonce.as_deref())
     }
 
-    /// The same with a nonce that the caller knows.
+    /// The same with a nonce the caller gives.
     pub(super) fn headers_with(
         &self,
         method: &str,
@@ -89,8 +89,8 @@ impl TokenHolder {
             .headers_with_nonce(method, &self.upstream.url(path), nonce)
     }
 
-    /// Keeps a nonce that the audience gave.
-    pub(super) fn remember(&self, nonce: &str) {
+    /// Stores a nonce that the audience gave.
+    pub(super) fn set_nonce(&self, nonce: &str) {
         *self.nonce.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce.to_owned());
     }
 }

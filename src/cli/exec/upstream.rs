@@ -1,4 +1,4 @@
-//! The one place that the command may speak to: where the audience really is, and how it is check_reachable.
+//! The upstream of `exec`: the audience's base URL and how it is reached.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -13,73 +13,73 @@ use crate::cli::error::CliError;
 use crate::client::{Protocol, Reach, Route};
 use crate::model::text::escape_invisible;
 
-/// A base URL: scheme, host, port and a path that everything lies below.
+/// A base URL (scheme, host, port, path) and the route to its host.
 #[derive(Clone)]
 pub(super) struct Upstream {
     scheme: &'static str,
     authority: String,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     base: String,
-    /// Whether what is sent can be read on the way.
-    open: bool,
+    /// Plain http to another host.
+    insecure: bool,
     route: Route,
 }
 
-/// How the caller says where the audience is.
+/// Where the audience is, as the caller gave it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UpstreamArgs<'a> {
-    /// The audience itself, or where it is really check_reachable.
+    /// The audience, or the URL at which it is reached.
     pub(super) url: &'a str,
-    /// Whose certificates are trusted; the system's without it.
+    /// Trusted authorities (PEM); the system's without it.
     pub(super) ca: Option<&'a Path>,
-    /// Whether http beyond this machine is wanted.
+    /// Allow http to another host.
     pub(super) insecure: bool,
 }
 
-/// Why there is no connection.
+/// Why no connection was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ConnectError {
-    #[error("the audience cannot be check_reachable")]
+    #[error("the audience cannot be reached")]
     Refused,
-    #[error("the audience's certificate does not hold")]
+    #[error("the audience's certificate is not valid")]
     Untrusted,
     #[error("the audience did not answer in time")]
     Late,
 }
 
 impl Upstream {
-    /// Reads where the audience is. No request is made.
+    /// Parses the URL and reads the authorities; does not connect.
     pub(super) fn new(at: UpstreamArgs<'_>) -> Result<Self, CliError> {
         let wrong = |rule: &str| {
             CliError::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
-                .with_hint("--audience-url names where the audience is really check_reachable")
+                .with_hint("give the URL at which the audience is reached with --audience-url")
         };
         let uri: Uri = at.url.parse().map_err(|_| wrong("is not a URL"))?;
         let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
         if at.url.contains(['?', '#', '@']) {
-            return Err(wrong("must be scheme, host, port and path, and no more"));
+            return Err(wrong("must consist of scheme, host, port and path only"));
         }
         let base = uri.path().trim_end_matches('/').to_owned();
         if has_dot_segments(&base) {
             return Err(wrong(
-                "has a path with . or .. in it, or what may be read as such",
+                "must not have . or .. in its path, nor an encoded form of them",
             ));
         }
         // Uri keeps an IPv6 address in its brackets.
         let host = authority.host();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let (scheme, open) = match uri.scheme() {
+        let (scheme, insecure) = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => ("https", false),
             Some(scheme) if *scheme == Scheme::HTTP => ("http", !here),
             Some(_) | None => return Err(wrong("must begin with https:// or http://")),
         };
-        if open && !at.insecure {
+        if insecure && !at.insecure {
             return Err(CliError::usage(format!(
-                "audience URL {}: over http everyone on the way reads and changes what is sent",
+                "audience URL {}: over plain http anyone on the network path can read and change requests",
                 escape_invisible(at.url)
             ))
-            .with_hint("use https, or accept it with --insecure-audience"));
+            .with_hint("use https, or allow it with --insecure-audience"));
         }
         let reach = Reach {
             ca: at.ca.map(Path::to_owned),
@@ -91,14 +91,14 @@ impl Upstream {
             scheme,
             authority: authority.as_str().to_owned(),
             base,
-            open,
+            insecure,
             route,
         })
     }
 
-    /// Whether what is sent can be read on the way.
-    pub(super) const fn is_open(&self) -> bool {
-        self.open
+    /// Whether requests cross the network over plain http.
+    pub(super) const fn is_insecure(&self) -> bool {
+        self.insecure
     }
 
     /// The `host` header.
@@ -106,7 +106,7 @@ impl Upstream {
         &self.authority
     }
 
-    /// The path below the host, for a path below the base.
+    /// The path at the host, for a path below the base.
     pub(super) fn path(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
@@ -121,7 +121,7 @@ impl Upstream {
         self.url("")
     }
 
-    /// The path below the base, if the URL is one of this place and cannot leave it.
+    /// The path below the base, if the URL is below it and cannot escape from it.
     pub(super) fn path_below_base<'a>(&self, url: &'a str) -> Option<&'a str> {
         let path = url.strip_prefix(&self.base_url())?;
         let inside = path.is_empty() || path.starts_with('/');
@@ -137,7 +137,7 @@ impl Upstream {
             .await
             .map_err(|_| ConnectError::Late)?
             .map_err(|error| match error.kind() {
-                // What rustls says of a certificate that does not hold.
+                // rustls' error kind for an invalid certificate.
                 ErrorKind::InvalidData => ConnectError::Untrusted,
                 _ => ConnectError::Refused,
             })
@@ -150,12 +150,12 @@ impl std::fmt::Debug for Upstream {
     }
 }
 
-/// Whether a path has a segment that servers read as a step up or to the side, or as an end: it could leave the base, and
-/// the proof would name another URL than the one that is served. Servers decode percent encoding once or more often (RFC
-/// 3986 §2.4), and some cut parameters off each segment before they look at it (`/..;x/`): it must hold for all of them.
+/// Whether a path has a dot segment, backslash or control character in any encoding: it could escape the base, and the proof
+/// would name another URL than the one served. Servers percent-decode once or repeatedly (RFC 3986 §2.4), and some strip
+/// path parameters first (`/..;x/`): the check covers all of them.
 pub(super) fn has_dot_segments(path: &str) -> bool {
     let mut plain = path.as_bytes().to_vec();
-    // Every round that changes anything makes it shorter.
+    // Ends: a round that changes the path shortens it.
     loop {
         if escapes_base(&plain) {
             return true;
@@ -176,7 +176,7 @@ fn escapes_base(path: &[u8]) -> bool {
         })
 }
 
-/// One round of percent decoding; what is not an encoding stays as it is.
+/// One round of percent-decoding; invalid encodings stay as they are.
 fn decoded(path: &[u8]) -> Vec<u8> {
     let digit = |b: u8| {
         char::from(b)
@@ -199,7 +199,7 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// To connect and to shake hands.
+/// For the TCP and TLS handshakes.
 const CONNECT_TIMEOUT_S: u64 = 10;
 
 #[cfg(test)]
@@ -215,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn http_is_for_this_machine() {
+    fn plain_http_requires_loopback() {
         for good in [
             "http://127.0.0.1:8080",
             "http://127.0.0.1:8080/",
             "http://localhost/v1/",
             "http://[::1]:80",
         ] {
-            assert!(!upstream(good).expect(good).is_open());
+            assert!(!upstream(good).expect(good).is_insecure());
         }
         for bad in [
             "http://idp.example",
@@ -245,11 +245,11 @@ mod tests {
             ca: None,
             insecure: true,
         });
-        assert!(open.expect("accepted").is_open());
+        assert!(open.expect("allowed").is_insecure());
     }
 
     #[test]
-    fn nothing_leaves_the_base() {
+    fn paths_cannot_escape_the_base_url() {
         let at = upstream("http://127.0.0.1:8080/v1/").expect("upstream");
         assert_eq!(at.url("/x"), "http://127.0.0.1:8080/v1/x");
         assert_eq!(at.path("/x?q=1"), "/v1/x?q=1");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_seen_however_they_are_written() {
+    fn encoded_dot_segments_are_rejected() {
         for bad in [
             "/..",
             "/a/..",
