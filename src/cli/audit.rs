@@ -1,4 +1,4 @@
-//! `audit verify`: the whole journal checked without its broker.
+//! `audit verify`: offline verification of the whole journal.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,8 +14,8 @@ use crate::journal::{OpenError, ReadOnly};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// VerifyArgs every entry, the tree, the blobs, what each entry rests on, and every vote; reads only, also beside a running broker
-    VerifyArgs(VerifyArgs),
+    /// Verify every entry, the tree, the blobs, each read set and every vote; reads only, also while the broker runs
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -26,13 +26,13 @@ pub(super) struct VerifyArgs {
     /// The broker's configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A checkpoint noted earlier and elsewhere: proves that nothing before it was rewritten
+    /// A checkpoint recorded elsewhere: proves that no entry before it was rewritten
     #[arg(long, value_name = "SIZE:ROOT", value_parser = Checkpoint::parse)]
     against: Option<Checkpoint>,
 }
 
 pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, CliError> {
-    let AuditCommand::VerifyArgs(VerifyArgs {
+    let AuditCommand::Verify(VerifyArgs {
         data_dir,
         config,
         against,
@@ -56,14 +56,14 @@ pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, Cl
         },
         || {
             let met = match report.against {
-                Some(noted) => format!(", and the first {} are those noted before", noted.size),
-                None => "; with --against SIZE:ROOT, a rewrite of all of it would be found too"
+                Some(noted) => format!(", and the first {} match the checkpoint given", noted.size),
+                None => "; --against SIZE:ROOT also detects a rewrite of the whole journal"
                     .to_owned(),
             };
             format!(
-                "whole: {} entries, every premise held, every blob there{met}\n{}\ncheckpoint {}",
+                "whole: {} entries, every read set valid, every blob present{met}\n{}\ncheckpoint {}",
                 report.head.size,
-                told(&votes),
+                vote_summary(&votes),
                 report.head
             )
         },
@@ -80,15 +80,15 @@ fn journal_in(dir: &Path) -> Result<PathBuf, CliError> {
     }
 }
 
-/// The votes in one line. Which origins are the broker's own, the reader knows and the journal does not.
-fn told(votes: &VotesChecked) -> String {
+/// The votes in one line, with their WebAuthn origins: only the reader knows which are the broker's own.
+fn vote_summary(votes: &VotesChecked) -> String {
     let VotesChecked {
         by_key,
         by_passkey,
         origins,
     } = votes;
     let mut line = format!(
-        "{} votes proved by their signatures: {by_key} by keys, {by_passkey} by passkeys",
+        "{} votes with valid signatures: {by_key} by keys, {by_passkey} by passkeys",
         by_key + by_passkey
     );
     if !origins.is_empty() {
@@ -98,14 +98,14 @@ fn told(votes: &VotesChecked) -> String {
     line
 }
 
-/// Walks a journal from its first entry to its head.
+/// Verifies a journal from its first entry to its head.
 pub(super) fn verify(
     dir: &Path,
     against: Option<Checkpoint>,
 ) -> Result<(AuditReport, VotesChecked), CliError> {
     let open =
         || ReadOnly::open(dir).map_err(|e| CliError::failed(format!("{}: {e}", dir.display())));
-    // The second finds blobs while the first walks; what is on record for the one is so for the other.
+    // The second handle reads blobs while the first iterates over entries.
     let (journal, blobs) = (open()?, open()?);
     let mut walk = Walk::against(against);
     let mut votes = Votes::default();

@@ -14,7 +14,7 @@ use crate::config::{Config as Read, Origin, to_toml};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Output all that is wrong with a configuration and the files it names
+    /// Say all that is wrong with a configuration and the files it names
     Check {
         /// The configuration
         file: PathBuf,

@@ -1,4 +1,4 @@
-//! Who calls which broker.
+//! Connection settings: the caller's key and the broker to call.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A vote that only a passkey may give: it is given in the browser, at the console, and waited for here.
+//! Passkey votes: opens the console in a browser and waits until the access request is decided.
 
 use std::io::IsTerminal as _;
 use std::process::{ExitCode, Stdio};
@@ -13,37 +13,47 @@ use crate::client::Person;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
 
-/// Between two looks at the card.
+/// Between two reads of the card.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Says where to vote, opens the page where there is a desktop, and waits until the request is decided by anyone or time.
+/// Prints the console page, opens it on a desktop, and waits until the access request is decided or expires.
 pub(super) async fn wait_for_console_vote(
     output: &Output,
     person: &Person,
     shown: Card,
     verdict: Verdict,
 ) -> Result<ExitCode, CliError> {
-    let id = shown.access_request;
     if shown.standing == AccessRequestStatus::Waiting {
         let page = console_page(&shown)?;
         output.note(&format!(
-            "only a passkey counts here: vote at the console, where the phrase is {}\n  {page}",
+            "this profile requires a passkey: vote at the console, where the phrase is {}\n  {page}",
             shown.phrase()
         ));
         if !output.is_json() && std::io::stdout().is_terminal() {
             open_browser(&page);
         }
     }
+    wait_until_decided(output, person, shown, verdict).await
+}
+
+/// Waits until the access request is decided or expires; the exit code is that of a person who wanted `verdict`.
+pub(super) async fn wait_until_decided(
+    output: &Output,
+    person: &Person,
+    shown: Card,
+    verdict: Verdict,
+) -> Result<ExitCode, CliError> {
+    let id = shown.access_request;
     let mut now_shown = shown;
-    let mut said_yes = count_approvals(&now_shown);
+    let mut approvals_before = count_approvals(&now_shown);
     while now_shown.standing == AccessRequestStatus::Waiting {
         tokio::time::sleep(POLL_INTERVAL).await;
         now_shown = person.card(id).await?;
-        let yes = count_approvals(&now_shown);
-        if yes > said_yes && now_shown.standing == AccessRequestStatus::Waiting {
-            output.note(&format!("{yes} said yes; more are needed"));
+        let approvals = count_approvals(&now_shown);
+        if approvals > approvals_before && now_shown.standing == AccessRequestStatus::Waiting {
+            output.note(&format!("{approvals} approvals; more are needed"));
         }
-        said_yes = yes;
+        approvals_before = approvals;
     }
     let standing = now_shown.standing;
     output.print(
@@ -53,8 +63,8 @@ pub(super) async fn wait_for_console_vote(
     Ok(ExitCode::from(exit_code(standing, verdict).number()))
 }
 
-/// How it ends for somebody who wanted `verdict`.
-const fn exit_code(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
+/// The exit code for a person who wanted `verdict`.
+pub(super) const fn exit_code(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
     match (standing, verdict) {
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Approve) => {
             Exit::Done
@@ -74,7 +84,7 @@ fn count_approvals(card: &Card) -> usize {
     card.needs.iter().map(|need| need.approvers.len()).sum()
 }
 
-/// The page, if it is one that a browser may be sent to: the broker's text goes to another program.
+/// The console page, if its URL is safe to pass to another program.
 fn console_page(card: &Card) -> Result<String, CliError> {
     let page = card.console_url.clone().unwrap_or_default();
     let web = page.starts_with("https://") || page.starts_with("http://");
@@ -82,12 +92,12 @@ fn console_page(card: &Card) -> Result<String, CliError> {
         Ok(page)
     } else {
         Err(CliError::failed(
-            "only a passkey counts here, and the broker names no console to vote at",
+            "this profile requires a passkey, and the broker gives no valid console URL",
         ))
     }
 }
 
-/// Opens the page, where somebody sits at a desktop. That it does not open is no error: it is printed.
+/// Opens the page in a browser on a desktop. Failing to open is no error: the URL is printed.
 fn open_browser(page: &str) {
     let linux = ["DISPLAY", "WAYLAND_DISPLAY"];
     let program = if cfg!(target_os = "macos") {
@@ -105,7 +115,7 @@ fn open_browser(page: &str) {
         .spawn();
 }
 
-/// Waits until the card has been before the person's eyes for as long as the broker wants.
+/// Waits for the rest of the minimum reading time that the broker requires.
 pub(super) async fn wait_for_dwell(card: &Card, viewed_at: crate::model::Timestamp) {
     let read = viewed_at.plus_secs(card.dwell_s.into());
     let left = read.since(Clock::system().now());
@@ -120,15 +130,15 @@ mod tests {
     use crate::card::sample;
 
     #[test]
-    fn only_pages_of_the_web_are_opened() {
-        let of = |url: Option<&str>| {
+    fn only_web_urls_are_opened() {
+        let page_of = |url: Option<&str>| {
             console_page(&Card {
                 console_url: url.map(str::to_owned),
                 ..sample::card()
             })
         };
         let good = "https://broker.example/console/requests/areq_x";
-        assert_eq!(of(Some(good)).expect("a page"), good);
+        assert_eq!(page_of(Some(good)).expect("a page"), good);
         for bad in [
             None,
             Some(""),
@@ -139,12 +149,12 @@ mod tests {
             Some("https://a.example/$(id)"),
             Some("https://a.example/a b"),
         ] {
-            assert!(of(bad).is_err(), "{bad:?}");
+            assert!(page_of(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn the_exit_code_tells_what_became_of_it() {
+    fn exit_code_by_final_status() {
         for (standing, verdict, code) in [
             (AccessRequestStatus::Approved, Verdict::Approve, 0),
             (AccessRequestStatus::Consumed, Verdict::Approve, 0),

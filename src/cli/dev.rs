@@ -1,6 +1,6 @@
-//! Development: a broker's configuration made once, with a trust domain and keys for everybody of the example.
+//! Development setup: a configuration, trust domain and keys created on the first start.
 //!
-//! A development broker differs from another by this configuration alone.
+//! A development broker differs from others only by this configuration.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -30,11 +30,11 @@ const PORT: u16 = 7700;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DevCommand {
-    /// Sign a JWT-SVID with the development trust domain, as a SPIFFE agent would for a workload it attested
-    SvidArgs(SvidArgs),
-    /// Make a trust domain to try a broker in earnest with: a key that signs evidence, and the trust bundle for dipylon.toml
+    /// Sign a JWT-SVID with the development trust domain, as a SPIFFE agent does for a workload it attested
+    Svid(SvidArgs),
+    /// Create a test trust domain: a key that signs JWT-SVIDs, and the trust bundle for dipylon.toml
     TrustDomain {
-        /// The directory; made if need be, and nothing in it is replaced
+        /// The directory; created if missing, existing files are never replaced
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
@@ -45,29 +45,29 @@ pub(super) struct SvidArgs {
     /// A registered agent
     #[arg(long, value_name = "ID", value_parser = AgentId::parse, required_unless_present = "spiffe_id")]
     agent: Option<AgentId>,
-    /// Or any workload
+    /// The SPIFFE ID of any workload
     #[arg(long, value_name = "ID", value_parser = SpiffeId::parse, conflicts_with = "agent")]
     spiffe_id: Option<SpiffeId>,
-    /// Where the development broker keeps its configuration and keys [default: as --dev-dir]
+    /// Directory of the development broker [default: --dev-dir]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Or sign with the key of 'dev trust-domain', for a broker that is configured with its trust bundle
+    /// Sign with the key of 'dev trust-domain', for a broker configured with its trust bundle
     #[arg(long, value_name = "FILE", requires_all = ["audience", "spiffe_id"], conflicts_with = "data_dir")]
     domain_key: Option<PathBuf>,
     /// With --domain-key: the broker's evidence audience, which is its external URL unless configured
     #[arg(long, value_name = "URL", requires = "domain_key")]
     audience: Option<String>,
-    /// How long it is good
+    /// Lifetime of the SVID
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
     ttl: u32,
-    /// Write it to a file only you can read, instead of stdout
+    /// Write to a file with mode 0600 instead of stdout
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
 pub(super) fn run(common: &Common, output: &Output, command: DevCommand) -> Result<ExitCode, CliError> {
     let args = match command {
-        DevCommand::SvidArgs(args) => args,
+        DevCommand::Svid(args) => args,
         DevCommand::TrustDomain { out } => return create_trust_domain(output, &out),
     };
     let now = Clock::system().now();
@@ -99,7 +99,7 @@ pub(super) fn run(common: &Common, output: &Output, command: DevCommand) -> Resu
             );
         }
         None => output.print(
-            || json!({ "evidence": evidence.expose_secret(), "subject": subject }),
+            || json!({ "svid": evidence.expose_secret(), "subject": subject }),
             || evidence.expose_secret().to_owned(),
         ),
     }
@@ -122,7 +122,7 @@ pub(super) struct DevConfig {
 }
 
 impl DevConfig {
-    /// The one that the arguments name, or the default one.
+    /// The directory the arguments name, or the default one.
     pub(super) fn load(common: &Common) -> Result<Self, CliError> {
         match &common.dev_dir {
             Some(dir) => Self::read(dir),
@@ -130,27 +130,27 @@ impl DevConfig {
         }
     }
 
-    /// Reads one that was made before.
+    /// Reads an existing one.
     pub(super) fn read(dir: &Path) -> Result<Self, CliError> {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let file = dir.join(CONFIG_FILE);
         if !file.exists() {
-            return Err(CliError::usage(format!("{} is not there", file.display()))
-                .with_hint("'dipylon serve --dev' makes it; --dev-dir or DIPYLON_DEV names another directory"));
+            return Err(CliError::usage(format!("{} does not exist", file.display()))
+                .with_hint("start a development broker with 'dipylon serve --dev', or name another directory with --dev-dir or DIPYLON_DEV"));
         }
         let config = Config::read(&file)?;
         if config.dev {
             Ok(Self { dir, config })
         } else {
             Err(CliError::usage(format!(
-                "{} is not of a development broker",
+                "{} is not the configuration of a development broker",
                 file.display()
             )))
         }
     }
 
-    /// Reads it, or makes it: keys, trust domain, policy bundle, and the configuration last, so that an interrupted first
-    /// start is taken up by the next. True: it was made now.
+    /// Reads it, or creates it: keys, trust domain, policy bundle, and the configuration last, so that the next start resumes an
+    /// interrupted first one. True if it was created now.
     pub(super) fn prepare(
         dir: &Path,
         listen: Option<SocketAddr>,
@@ -219,7 +219,7 @@ impl DevConfig {
         &self.dir
     }
 
-    /// The key that was made for a person or service.
+    /// The key file of a person or service.
     pub(super) fn key_file(&self, holder: &str) -> PathBuf {
         self.dir.join("dev").join(format!("{holder}.pem"))
     }
@@ -285,7 +285,7 @@ fn trust_bundle(key: &SigningKey) -> String {
     json!({ "keys": [jwk], "spiffe_sequence": 1 }).to_string()
 }
 
-/// What a SPIFFE server would keep and publish, for whoever has none yet.
+/// Creates the key and trust bundle of a test trust domain.
 fn create_trust_domain(output: &Output, out: &Path) -> Result<ExitCode, CliError> {
     std::fs::create_dir_all(out).map_err(io_error(out.display()))?;
     let (key_file, bundle_file) = (out.join(TRUST_DOMAIN_KEY), out.join(TRUST_BUNDLE));
@@ -295,7 +295,7 @@ fn create_trust_domain(output: &Output, out: &Path) -> Result<ExitCode, CliError
         || json!({ "key": key_file, "bundle": bundle_file }),
         || {
             format!(
-                "{}   signs evidence: whoever has it can be any workload of the domain\n{}  the trust bundle, for dipylon.toml",
+                "{}   signs SVIDs: anyone with this file can act as any workload of the domain\n{}  the trust bundle, for dipylon.toml",
                 key_file.display(),
                 bundle_file.display()
             )
@@ -312,7 +312,7 @@ fn read_or_create_key(path: &Path) -> Result<SigningKey, CliError> {
     })
 }
 
-/// The address asked for, or the usual port, or any free one; port 0 means any free one.
+/// A free address: the one given, or the usual port, or any; port 0 means any.
 fn pick_free_address(asked: Option<SocketAddr>) -> Result<SocketAddr, CliError> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let tries = asked.map_or_else(
@@ -335,13 +335,13 @@ fn pick_free_address(asked: Option<SocketAddr>) -> Result<SocketAddr, CliError> 
     })
 }
 
-/// A development broker beyond loopback would let in everyone who has its published example.
+/// Refused: the keys and policy of a development broker are not made for other machines to reach.
 pub(super) fn not_loopback(address: SocketAddr) -> CliError {
     CliError::usage(format!(
-        "a development broker listens on loopback only, and {address} is not"
+        "a development broker listens on loopback only, and {address} is not loopback"
     ))
     .with_hint(
-        "for others to reach it, write a configuration of your own: 'dipylon serve --config FILE'",
+        "to serve other machines, write a configuration and start with 'dipylon serve --config FILE'",
     )
 }
 
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_start_makes_it_and_later_ones_change_nothing() {
+    fn dev_setup_is_idempotent() {
         let dir = tempfile::tempdir().expect("dir");
         let (home, made) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         assert!(made && home.config().dev && home.config().listen.ip().is_loopback());
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_first_start_is_taken_up() {
+    fn dev_setup_resumes_after_interruption() {
         let dir = tempfile::tempdir().expect("dir");
         let (home, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         let key = keys::read(&home.key_file("olga"))
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_is_for_a_registered_agent_and_this_broker() {
+    fn dev_svid_names_agent_and_broker() {
         let dir = tempfile::tempdir().expect("dir");
         let (home, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         let subject = home
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_of_the_example_gets_a_key() {
+    fn dev_setup_generates_all_keys() {
         let files = policy_dir::EXAMPLE
             .iter()
             .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))

@@ -128,7 +128,7 @@ fn check_journal(dir: &Path, now: Timestamp) -> (Finding, JournalSummary) {
     {
         children.push(Finding::fail(
             format!("its last entry is {} ahead of this clock", show_seconds(ahead)),
-            "this clock stepped back, or an earlier one was wrong: until it has caught up, time stands still for the broker",
+            "this clock stepped back, or an earlier one was wrong: the broker holds its clock and issues no tokens until the wall clock has caught up",
         ));
     }
     let blob = summary
@@ -263,7 +263,7 @@ async fn probe_listeners(
         ),
         None => (format!("http://{listen}"), vec![None]),
     };
-    let mut told = Err("there is no way to it".to_owned());
+    let mut told = Err("connection failed".to_owned());
     for ca in authorities {
         let reach = Reach { ca, socket: None };
         let route = match Route::new(&url, &reach) {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_clock_behind_the_journal_is_seen() {
+    async fn doctor_reports_clock_behind_journal() {
         let dir = tempfile::tempdir().expect("dir");
         let now = Timestamp::from_secs(1_800_000_000);
         let options = Options {
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_key_and_a_key_nobody_heard_of_are_seen() {
+    fn doctor_reports_old_and_unpublished_keys() {
         let dir = tempfile::tempdir().expect("dir");
         let file = dir.path().join("dipylon.toml");
         let text = "realm = \"r\"\nlisten = \"127.0.0.1:1\"\nexternal_url = \"http://127.0.0.1:2\"\n\

@@ -1,4 +1,4 @@
-//! Why a verb did not do what it was asked to, and what to do next.
+//! Errors of commands: message, reason, hint and exit code.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::client::Error;
 use crate::model::{Exit, Malformed, Reason};
 
-/// One line for a person, one word for a machine, one hint.
+/// An error with its exit code, message and hint.
 #[derive(Debug)]
 pub(super) struct CliError {
     pub(super) exit: Exit,
@@ -107,7 +107,7 @@ impl From<Error> for CliError {
                 Some("is it running? 'dipylon serve --dev' starts one; DIPYLON_URL names another")
             }
             Error::Ballot(_) => Some(
-                "the broker says one thing and asks you to sign another: do not vote, tell your security team",
+                "the broker's statement differs from the card: do not vote, and tell your security team",
             ),
             Error::Refused(_)
             | Error::Url(_)
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_says_how_it_ends() {
+    fn error_carries_exit_code() {
         let away = Error::Unreachable {
             url: "http://b".to_owned(),
             cause: "refused".to_owned(),

@@ -1,4 +1,4 @@
-//! `inbox`, `show`: what waits for people.
+//! The inbox at a terminal: `request list` and `request show`.
 
 use std::process::ExitCode;
 
@@ -37,35 +37,39 @@ pub(super) async fn list(common: &Common, output: &Output, args: ListRequestsArg
         || {
             let later = match queued {
                 0 => String::new(),
-                n => format!("{n} more wait their turn: people are asked so many times a minute\n"),
+                n => format!("{n} more are queued: asks_per_minute limits how many an approver is shown\n"),
             };
             if rows.is_empty() {
-                return format!("nothing waits for people\n{later}");
+                return format!("no access request waits for you\n{later}");
             }
-            let head = [
-                "RISK",
-                "WHAT",
-                "WITH",
-                "AGENT (OWNER)",
-                "NEEDS",
-                "LEFT",
-                "PHRASE",
-                "ACCESS REQUEST",
-            ];
-            let head = head.map(str::to_owned).to_vec();
-            let rows: Vec<_> = std::iter::once(head)
-                .chain(rows.iter().map(|request| row(request, now)))
-                .collect();
             format!(
-                "{}{later}\nlook at one:  dipylon show ACCESS_REQUEST",
-                table(&rows)
+                "{}{later}\nto see one:  dipylon request show ACCESS_REQUEST",
+                rows_table(&rows, now)
             )
         },
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// In the order of the broker, with the headline of the card.
+/// The rows in the broker's order, each with the headline of its card.
+pub(super) fn rows_table(rows: &[v1::InboxRow], now: Timestamp) -> String {
+    let head = [
+        "RISK",
+        "ACTION",
+        "PARAMETERS",
+        "AGENT (OWNER)",
+        "NEEDS",
+        "LEFT",
+        "PHRASE",
+        "ACCESS REQUEST",
+    ];
+    let head = head.map(str::to_owned).to_vec();
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(rows.iter().map(|request| row(request, now)))
+        .collect();
+    table(&rows)
+}
+
 fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
     let request = row.access_request.clone().unwrap_or_default();
     let action = request.action.as_ref().map(convert::action);
@@ -84,7 +88,7 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
             "{}: {}::{}{warning}",
             head.verb, head.object_type, head.object
         ),
-        with(action.as_ref(), row.abridged),
+        parameters_cell(action.as_ref(), row.abridged),
         safe(&format!("{} ({})", request.agent_id, row.owner)),
         needs.join(", "),
         render::remaining(request.expires_at.as_ref(), now),
@@ -93,8 +97,8 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// The parameters, short: two rows that ask for different things must not look alike.
-fn with(action: Option<&Action>, abridged: bool) -> String {
+/// The parameters, shortened: rows with different parameters never look the same.
+fn parameters_cell(action: Option<&Action>, abridged: bool) -> String {
     let Some(action) = action else {
         return "?".to_owned();
     };
@@ -110,27 +114,27 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
     } else {
         let text = all.join(" ");
         let total = text.chars().count();
-        if total <= WITH_CHARS_MAX {
+        if total <= PARAMETERS_CHARS_MAX {
             return safe(&text);
         }
-        let head: String = text.chars().take(WITH_CHARS_MAX).collect();
+        let head: String = text.chars().take(PARAMETERS_CHARS_MAX).collect();
         let digest: String = action
             .digest()
             .to_string()
             .chars()
             .take(DIGEST_CHARS)
             .collect();
-        let more = total - WITH_CHARS_MAX;
+        let more = total - PARAMETERS_CHARS_MAX;
         format!("{} [{more} more characters, digest {digest}…]", safe(&head))
     }
 }
 
-/// Longest column of parameters, in characters; the card has them all.
-const WITH_CHARS_MAX: usize = 40;
-/// Characters of the action's digest behind what is cut off, which the card has in full.
+/// Longest parameters cell, in characters; the card shows all of them.
+const PARAMETERS_CHARS_MAX: usize = 40;
+/// Characters of the action's digest after a shortened cell; the card shows it in full.
 const DIGEST_CHARS: usize = 6;
 
-fn to_json(row: &v1::InboxRow) -> Value {
+pub(super) fn to_json(row: &v1::InboxRow) -> Value {
     let request = row.access_request.clone().unwrap_or_default();
     let mut value = render::access_request_json(&request);
     let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::of(&id));
@@ -158,7 +162,7 @@ mod tests {
     use super::*;
     use crate::model::{ActionName, Audience, Param, Target};
 
-    fn asking(note: &str) -> Action {
+    fn note_action(note: &str) -> Action {
         Action::new(
             ActionName::parse("case.note").expect("name"),
             Audience::parse("https://cases.soc.example").expect("audience"),
@@ -169,25 +173,25 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_beyond_the_cut_does_not_look_alike() {
-        let long = "a".repeat(WITH_CHARS_MAX);
+    fn truncated_parameters_keep_a_digest() {
+        let long = "a".repeat(PARAMETERS_CHARS_MAX);
         let [one, other] =
-            ["1", "2"].map(|end| with(Some(&asking(&format!("{long}{end}"))), false));
+            ["1", "2"].map(|end| parameters_cell(Some(&note_action(&format!("{long}{end}"))), false));
         assert_ne!(one, other);
-        let digest = asking(&format!("{long}1")).digest().to_string();
+        let digest = note_action(&format!("{long}1")).digest().to_string();
         assert!(one.contains("[8 more characters, digest "), "{one}");
         assert!(one.contains(&digest[..DIGEST_CHARS]), "{one}");
-        assert_eq!(with(Some(&asking("short")), false), "note=\"short\"");
+        assert_eq!(parameters_cell(Some(&note_action("short")), false), "note=\"short\"");
     }
 
     #[test]
-    fn parameters_cannot_make_a_column() {
-        let faked = with(Some(&asking("x\"  triage (dana)\u{200b}")), false);
+    fn parameters_cannot_break_table_layout() {
+        let faked = parameters_cell(Some(&note_action("x\"  triage (dana)\u{200b}")), false);
         assert!(
             !faked.contains("  ") && !faked.contains('\u{200b}'),
             "{faked}"
         );
-        let cut = with(Some(&asking(&"  ".repeat(200))), false);
+        let cut = parameters_cell(Some(&note_action(&"  ".repeat(200))), false);
         assert!(!cut.contains("  "), "{cut}");
     }
 }

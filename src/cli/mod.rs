@@ -1,10 +1,10 @@
-//! The command line: one file for each noun.
+//! Command line: one module for each noun.
 //!
-//! In: arguments, the environment, files that the caller names. Out: short text or one JSON value on stdout, errors on
-//! stderr, an exit code for each kind of answer. Trusts whoever runs it with their own keys.
-//! Refuses: to sign a vote that says anything else than what it printed; a development broker beyond loopback.
-//! Never: prints a private key or evidence it did not make, or a token unless asked to. What others wrote is printed with
-//! its invisible characters made visible.
+//! In: arguments, the environment, files the caller names. Out: short text or one JSON value on stdout, errors on stderr, an
+//! exit code for each kind of result. Trusts the user who runs it with their own keys.
+//! Refuses: to sign a vote statement that differs from the card it printed; a development broker beyond loopback.
+//! Never: prints a private key, evidence it did not create, or a token unless asked to. Untrusted text is printed with its
+//! invisible characters escaped.
 
 mod agent;
 mod approver;
@@ -34,6 +34,7 @@ mod output;
 mod serve;
 mod shell;
 mod render;
+mod request;
 mod task_store;
 mod task;
 mod token;
@@ -58,32 +59,35 @@ pub struct Cli {
     command: Command,
 }
 
-/// What stands below the help: how a command ends, and what to begin with.
+/// The end of the help text: exit codes and first commands.
 fn after_help() -> String {
     let mut text = "Exit codes:\n".to_owned();
     for exit in Exit::ALL {
         text.push_str(&format!("  {:>2}  {}\n", exit.number(), exit.text()));
     }
-    text.push_str("\nTry it:          dipylon demo\nLook around:     dipylon serve --dev");
+    if cfg!(feature = "demo") {
+        text.push_str("\nTry it:          dipylon demo");
+    }
+    text.push_str("\nStart a broker:  dipylon serve --dev");
     text
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 struct Common {
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
     json: bool,
-    /// The broker's external URL; without it, the development broker's
+    /// The broker's external URL [default: the development broker's]
     #[arg(long, global = true, env = "DIPYLON_URL", value_name = "URL")]
     url: Option<String>,
-    /// Where the development broker keeps its configuration and keys
+    /// Directory of the development broker [default: ~/.dipylon/dev]
     #[arg(long, global = true, env = "DIPYLON_DEV", value_name = "DIR")]
     dev_dir: Option<PathBuf>,
-    /// Know an https broker by the authorities in this PEM file, instead of the operating system's
+    /// Certificate authorities (PEM) trusted for the broker [default: the system's]
     #[arg(long, global = true, env = "DIPYLON_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Reach the broker through its Unix socket; proofs name the URL all the same
+    /// Connect through the broker's Unix socket; proofs still name the URL
     #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 }
@@ -92,52 +96,55 @@ struct Common {
 enum Command {
     /// Run a broker
     Serve(serve::ServeArgs),
-    /// See it all work: a broker, an agent, approvers and a resource server, talking over sockets
+    /// Run a demonstration: a broker, an agent, approvers and a resource server on this machine
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
-    /// Open, show and complete tasks (agents); end one (operators)
+    /// Open, keep alive and complete tasks (agents); list and end them (operators)
     #[command(subcommand)]
     Task(task::TaskCommand),
-    /// Ask for a token (agents), look one up (validators)
+    /// Request tokens (agents), introspect them (validators), list and revoke them (operators)
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Run a command that may do exactly one approved thing, and nothing after (agents)
+    /// Run a command with a token for one approved action, revoked when the command ends (agents)
     Exec(Box<exec::ExecArgs>),
-    /// List what waits for people
+    /// List, show, watch, approve, deny (approvers) and cancel (agents) access requests
+    #[command(subcommand)]
+    Request(request::RequestCommand),
+    /// Short form of 'request list'
     Inbox(inbox::ListRequestsArgs),
-    /// Show one access request: who asks for what, and why
+    /// Short form of 'request show'
     Show(inbox::ShowRequestArgs),
-    /// Output yes to an access request
+    /// Short form of 'request approve'
     Approve(vote::VoteArgs),
-    /// Output no to an access request
+    /// Short form of 'request deny'
     Deny(vote::VoteArgs),
-    /// Put rules, agents and people in force (operators)
+    /// Check a policy bundle, apply it, list its rules (operators)
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
-    /// List agents and how they stand; take one out of service, or back into it (operators)
+    /// List, show, suspend and resume agents (operators)
     #[command(subcommand)]
     Agent(agent::AgentCommand),
-    /// Invite people to passkeys, list their keys, make keys count no more (operators)
+    /// Invite people to enrol passkeys, list and revoke their keys (operators)
     #[command(subcommand)]
     Approver(approver::ApproverCommand),
-    /// Stop everything, an agent, an owner's agents or an action; without a scope, list what is frozen (operators)
+    /// Emergency stop for everything, an agent, an owner's agents or an action; without a scope, list the freezes (operators)
     Freeze(freeze::FreezeArgs),
-    /// Lift a freeze; nothing that ended comes back (operators)
+    /// Lift a freeze; ended tasks and tokens stay ended (operators)
     Unfreeze(freeze::UnfreezeArgs),
-    /// Output why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
+    /// Explain a decision, access request, task, token or refused call by its id (operators, auditors)
     Explain(explain::ExplainArgs),
-    /// Check a configuration, or show what is in effect
+    /// Check a configuration file, or show the effective settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Look at everything an operator would look at, and say what to do
+    /// Check configuration, keys, journal, policy and the running broker, with advice
     Doctor(doctor::DoctorArgs),
     /// Verify a journal without its broker
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Make a key for a person or a service
+    /// Create and show keys of people and services
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Help for development: evidence without a SPIFFE agent
+    /// Development helpers: issue test SVIDs
     #[command(subcommand)]
     Dev(dev::DevCommand),
     #[cfg(feature = "demo")]
@@ -164,11 +171,11 @@ pub fn run(cli: Cli) -> ExitCode {
     {
         Ok(runtime) => {
             let done = runtime.block_on(call(&common, &output, command));
-            // Nothing that still runs, such as a thread waiting for a terminal, keeps the program from ending.
+            // A thread that still waits for a terminal must not keep the program from exiting.
             runtime.shutdown_background();
             done
         }
-        Err(error) => Err(CliError::failed(format!("no runtime: {error}"))),
+        Err(error) => Err(CliError::failed(format!("cannot start the async runtime: {error}"))),
     };
     match done {
         Ok(code) => code,
@@ -184,6 +191,7 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
         Command::Task(command) => task::run(common, output, command).await,
         Command::Token(command) => token::run(common, output, command).await,
         Command::Exec(command) => exec::run(common, *command).await,
+        Command::Request(command) => request::run(common, output, command).await,
         Command::Inbox(command) => inbox::list(common, output, command).await,
         Command::Show(command) => inbox::show(common, output, command).await,
         Command::Approve(command) => vote::run(common, output, command, crate::model::Verdict::Approve).await,
@@ -217,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_sound() {
+    fn clap_debug_assert() {
         Cli::command().debug_assert();
         let help = Cli::command().render_long_help().to_string();
         for exit in Exit::ALL {
@@ -226,7 +234,7 @@ mod tests {
         }
         assert!(
             !help.contains("demo-agent"),
-            "children of the demo are not for people"
+            "internal commands of the demo are hidden"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What verbs print.
+//! Output of commands: text for people or JSON for programs, errors on stderr.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::error::{CliError, io_error};
 use crate::model::text::escape_invisible;
 
-/// Where a verb prints: text for people or JSON for machines.
+/// Prints results as text or JSON.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Output {
     json: bool,
@@ -23,7 +23,7 @@ impl Output {
         self.json
     }
 
-    /// Prints one or the other. Every text of others in `people` has been revealed.
+    /// Prints JSON or text. The caller escapes untrusted text.
     pub(super) fn print(&self, machine: impl FnOnce() -> Value, people: impl FnOnce() -> String) {
         if self.json {
             self.print_json(&machine())
@@ -41,21 +41,21 @@ impl Output {
     pub(super) fn text(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         let text = text.strip_suffix('\n').unwrap_or(text);
-        // A reader that went away (`| head`) is no reason to fail.
+        // A closed pipe (`| head`) is not an error.
         let _gone = out
             .write_all(text.as_bytes())
             .and_then(|()| out.write_all(b"\n"));
         let _gone = out.flush();
     }
 
-    /// For people, beside the answer: on stderr, and not when a machine reads.
+    /// Prints a note for people on stderr; nothing with --json.
     pub(super) fn note(&self, text: &str) {
         if !self.json {
             let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
         }
     }
 
-    /// Says why nothing came of it, and gives the exit code.
+    /// Prints the error and gives its exit code.
     pub(super) fn print_error(&self, error: &CliError) -> ExitCode {
         let mut err = std::io::stderr().lock();
         let _gone = if self.json {
@@ -71,7 +71,7 @@ impl Output {
         ExitCode::from(error.exit.number())
     }
 
-    /// For whoever started the program, on stderr, whatever reads stdout.
+    /// Prints to stderr, also with --json.
     pub(super) fn warn(&self, text: &str) {
         let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
     }
@@ -92,7 +92,7 @@ impl Output {
             .map_err(io_error("stdin"))
     }
 
-    /// Whether a person can be asked.
+    /// Whether a person can be prompted.
     pub(super) fn can_prompt(&self) -> bool {
         !self.json && std::io::stdin().is_terminal()
     }
@@ -103,13 +103,13 @@ impl Output {
 pub(super) struct FieldList(Vec<(String, String)>);
 
 impl FieldList {
-    /// A row whose text is our own.
+    /// A row with trusted text.
     pub(super) fn row(&mut self, label: &str, text: impl Into<String>) -> &mut Self {
         self.0.push((label.to_owned(), text.into()));
         self
     }
 
-    /// A row whose text came from others.
+    /// A row with untrusted text, which is escaped.
     pub(super) fn untrusted_row(&mut self, label: &str, text: &str) -> &mut Self {
         self.row(label, escape_invisible(text))
     }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_others_cannot_leave_their_line() {
+    fn untrusted_text_stays_on_one_line() {
         let mut fields = FieldList::default();
         fields.untrusted_row("a", "x\ny\u{1b}[2J\u{202E}z")
             .row("long", "1\n2");

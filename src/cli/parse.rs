@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_what_they_look_like() {
+    fn param_type_inference() {
         assert_eq!(one("a=true"), Param::Bool(true));
         assert_eq!(one("a=-12"), Param::Int(-12));
         assert_eq!(one("a=0"), Param::Int(0));

@@ -16,7 +16,7 @@ use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Output all that is wrong with a directory, without a broker
+    /// Say all that is wrong with a directory, without a broker
     Check {
         /// The policy bundle
         dir: PathBuf,
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_is_a_row_with_its_share_its_median_and_its_flag() {
+    fn rule_table_row() {
         let asks = v1::RuleFigures {
             rule_id: "destructive\u{202E}".to_owned(),
             kind: "forbid".to_owned(),

@@ -1,4 +1,4 @@
-//! Policy bundles as directories.
+//! Policy directories: reading, checking and writing a policy bundle on disk.
 
 use std::collections::BTreeMap;
 use std::path::Path;

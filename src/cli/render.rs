@@ -1,4 +1,4 @@
-//! The broker's answers as JSON and as words.
+//! Rendering of broker responses as JSON and text.
 
 use serde_json::{Value, json};
 
@@ -209,7 +209,7 @@ pub(super) fn end_report_json(report: &v1::EndReport) -> Value {
 /// What an end ended, in one line.
 pub(super) fn end_line(report: &v1::EndReport) -> String {
     format!(
-        "{} ended ({}) by entry {}: {} of {} tokens were alive and are revoked, {} access requests closed",
+        "{} ended ({}) by entry {}: {} of {} tokens were active and are revoked, {} access requests closed",
         escape_invisible(&report.task_id),
         escape_invisible(&report.cause),
         report.position,
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arithmetic_reads_as_a_sum() {
+    fn ttl_breakdown_text() {
         let s = |n| Some(convert::seconds_to_wire(n));
         let bounds = vec![
             v1::TtlBound {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_cannot_make_a_column() {
+    fn target_cannot_break_table_layout() {
         let wild = v1::Target {
             r#type: "Account".into(),
             id: "ann  APPROVED\u{202e} ".into(),
@@ -268,12 +268,12 @@ mod tests {
             ..v1::EndReport::default()
         };
         let line = end_line(&report);
-        assert!(line.contains("7 of 5000 tokens were alive"), "{line}");
+        assert!(line.contains("7 of 5000 tokens were active"), "{line}");
         assert_eq!(end_report_json(&report)["tokens_total"], 5_000);
     }
 
     #[test]
-    fn time_has_a_direction() {
+    fn relative_time_past_and_future() {
         let now = Timestamp::from_secs(1_000);
         assert_eq!(relative_time(now.plus_secs(61), now), "in 1m 1s");
         assert_eq!(relative_time(now.plus_secs(-61), now), "1m 1s ago");

@@ -1,4 +1,4 @@
-//! `serve`: a broker.
+//! `serve`: run a broker.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,25 +27,25 @@ use crate::{keys, serve};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// A development broker on loopback: the first start makes its configuration and keys
+    /// Run a development broker on loopback; the first start creates its configuration and keys
     #[arg(long, conflicts_with = "config", required_unless_present = "config")]
     dev: bool,
-    /// The configuration; nothing is made but the signing key
+    /// The configuration file; only the signing key is created
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// With --config: the journal's directory. With --dev: where all of it is kept [default: ~/.dipylon/dev]
+    /// With --config: the journal's directory. With --dev: the directory of all its files [default: ~/.dipylon/dev]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where to listen; a development broker keeps the port of its first start
+    /// Listen address; a development broker keeps the port of its first start
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// The policy bundle that seeds an empty journal
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
-    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} here once calls are answered
+    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} to this file once calls are answered
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// Stop when stdin ends: for whoever starts a broker as a child
+    /// Stop when stdin ends: for a parent process
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
 }
@@ -67,7 +67,7 @@ pub(super) async fn run(common: &Common, output: &Output, args: ServeArgs) -> Re
         output.note(&dev_warning(&config));
     }
     if let Some(path) = &args.ready_file {
-        // Left by one that was killed: whoever waits for this file waits for this start.
+        // Left by a killed broker: a process that waits for this file waits for this start.
         let _gone = std::fs::remove_file(path);
     }
     if !config.listen.ip().is_loopback() && config.tls.is_none() {
@@ -177,8 +177,8 @@ pub(super) async fn run(common: &Common, output: &Output, args: ServeArgs) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-/// Keeps the memory of this process, and the keys in it, out of core files and out of other processes of the same user.
-/// Best effort: a system that refuses is said so.
+/// Keeps the memory of this process, and the keys in it, from core dumps and from other processes of the same user. Best
+/// effort: a failure is logged.
 fn disable_core_dumps() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
@@ -188,7 +188,7 @@ fn disable_core_dumps() {
     let core = setrlimit(Resource::Core, none);
     let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     if let Err(error) = core.and(dumpable) {
-        tracing::warn!(%error, "memory may be written to core files: the system refuses to forbid it");
+        tracing::warn!(%error, "could not disable core dumps");
     }
 }
 
@@ -234,7 +234,7 @@ fn raise_fd_limit(max: usize, unix: bool) {
         tracing::warn!(
             needed,
             may = ?limit.maximum,
-            "fewer files may be open than connections may be: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
+            "RLIMIT_NOFILE is lower than connections.max: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
         );
     }
 }
@@ -340,7 +340,7 @@ fn stop_signal(with_stdin: bool) -> Result<impl Future<Output = ()>, CliError> {
     })
 }
 
-/// How the first operator gets in. Never through the log: whoever reads logs later must not find a code.
+/// Instructions for the first operator. Never logged, so that logs hold no code.
 fn first_operator_text(url: &str, code: &Secret) -> String {
     format!(
         "FIRST OPERATOR  one-time code {}\n                \
@@ -355,14 +355,14 @@ fn dev_warning(config: &Config) -> String {
     format!(
         "WARNING  ---------------------------------------------------------------\n\
          WARNING  DEVELOPMENT broker: example policy, throw-away keys, loopback only.\n\
-         WARNING  Whoever can read its directory can be anyone. Not for real work.\n\
+         WARNING  Anyone who can read its directory can act as anyone. Not for production.\n\
          WARNING  issuer {}\n\
          WARNING  ---------------------------------------------------------------",
         config.settings.issuer
     )
 }
 
-/// Commands to begin with, as they can be typed.
+/// First commands, ready to paste.
 fn quickstart_text(home: &DevConfig) -> String {
     let me = program_name();
     let key = |name| shell_quote(&home.key_file(name).to_string_lossy());
@@ -386,7 +386,7 @@ fn quickstart_text(home: &DevConfig) -> String {
          {me} token request --action case.read --target Case::INC-8841 --audience https://cases.soc.example\n  \
          {me} token request --action account.disable --target Account::ann --param end_sessions=true \
          --audience https://idp.soc.example --wait 60s\n\
-         The last one waits for a person:  {me} inbox --key {maria}\n\
+         The last one waits for a person:  {me} request list --key {maria}\n\
          or, in a browser, with a passkey: {me} approver invite maria --key {olga}\n                                  \
          then the console at {}/console\n",
         home.config().settings.console_url
@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_directory_matters_only_to_an_empty_journal() {
+    fn seed_policy_is_ignored_when_one_is_active() {
         let dir = tempfile::tempdir().expect("dir");
         assert!(seed_policy(dir.path(), &dir.path().join("data")).is_err());
     }

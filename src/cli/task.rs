@@ -1,4 +1,4 @@
-//! `task`: the bounded piece of work that tokens belong to.
+//! `task`: the bounded unit of work that tokens belong to.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,31 +19,29 @@ use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TaskCommand {
-    /// OpenTaskArgs a task: gate 1
-    OpenTaskArgs(OpenTaskArgs),
-    /// ShowTasksArgs the tasks opened from here, or one of their access requests
-    ShowTasksArgs(ShowTasksArgs),
-    /// Extend the lease of a task opened with a heartbeat
-    KeepAliveArgs(KeepAliveArgs),
-    /// Take an access request back
-    CancelRequestArgs(CancelRequestArgs),
-    /// Output that the work is done: the task's tokens end
-    CompleteArgs(CompleteArgs),
-    /// List everybody's tasks, the newest first (operators)
+    /// Open a task: authenticates the workload (gate 1)
+    Open(OpenTaskArgs),
+    /// List the tasks opened from this machine, or show one of their access requests
+    Show(ShowTasksArgs),
+    /// Extend the lease of a task opened with --heartbeat
+    KeepAlive(KeepAliveArgs),
+    /// Complete a task and revoke its tokens
+    Complete(CompleteArgs),
+    /// List the tasks of all agents, the newest first (operators)
     List {
-        /// Of this agent only
+        /// Only tasks of this agent
         #[arg(long, value_name = "AGENT", value_parser = AgentId::parse)]
         agent: Option<AgentId>,
-        /// Those that are over too
+        /// Include tasks that have ended
         #[arg(long)]
         ended: bool,
-        /// Most rows
+        /// Maximum number of rows
         #[arg(long, default_value = "100")]
         max: usize,
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// ShowTasksArgs what happened in a task, from its verification to its end (operators, and approvers it asked)
+    /// Show the events of a task, from its verification to its end (operators, and its approvers)
     Timeline {
         /// The task
         #[arg(value_parser = TaskId::parse)]
@@ -51,7 +49,7 @@ pub(super) enum TaskCommand {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// End anybody's task (operators)
+    /// End a task of any agent (operators)
     End {
         /// The task
         #[arg(value_parser = TaskId::parse)]
@@ -63,40 +61,45 @@ pub(super) enum TaskCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct OpenTaskArgs {
-    /// Why, in your words; people see it as unverified
+    /// Purpose of the task, shown to approvers as unverified
     #[arg(long)]
     purpose: String,
-    /// How long it may run; the broker clamps it
+    /// Longest duration of the task; the broker may shorten it
     #[arg(long, default_value = "10m", value_parser = parse::seconds)]
     max_duration: u32,
-    /// End the task when this long passes without a sign of life ('task keep-alive'), such as 30s
+    /// End the task when no 'task keep-alive' arrives for this long, such as 30s
     #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
     heartbeat: Option<u32>,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// Keep the task's key here [default: made, and found again by the task's id]
+    /// The task's private key; created if the file does not exist [default: a new key, saved under the task's id]
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    task_key: Option<PathBuf>,
 }
 
-/// TaskSelector of one's own tasks.
+/// Selects a task opened from this machine.
 #[derive(Debug, Args)]
 pub(super) struct TaskSelector {
     /// The task [default: the one opened last]
     #[arg(long, value_name = "TASK", value_parser = TaskId::parse)]
     task: Option<TaskId>,
-    /// Its key, where it was kept elsewhere
+    /// The task's private key, if it is not saved on this machine
     #[arg(long, value_name = "FILE", requires = "task")]
-    key: Option<PathBuf>,
+    task_key: Option<PathBuf>,
 }
 
 impl TaskSelector {
+    /// Whether a task was named.
+    pub(super) const fn is_given(&self) -> bool {
+        self.task.is_some()
+    }
+
     pub(super) fn attach(
         &self,
         common: &Common,
         evidence: &EvidenceArgs,
     ) -> Result<client::Task, CliError> {
-        match (&self.key, self.task) {
+        match (&self.task_key, self.task) {
             (Some(key), Some(task)) => task_store::attach_with_key(common, task, key, evidence),
             (None | Some(_), task) => SavedTask::load(task)?.attach(common, evidence),
         }
@@ -106,10 +109,10 @@ impl TaskSelector {
 #[derive(Debug, Args)]
 pub(super) struct ShowTasksArgs {
     #[command(flatten)]
-    which: TaskSelector,
+    selector: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// ShowTasksArgs how this access request of the task stands
+    /// Show the status of this access request of the task
     #[arg(long, value_name = "ID", value_parser = AccessRequestId::parse)]
     access_request: Option<AccessRequestId>,
 }
@@ -117,18 +120,7 @@ pub(super) struct ShowTasksArgs {
 #[derive(Debug, Args)]
 pub(super) struct KeepAliveArgs {
     #[command(flatten)]
-    which: TaskSelector,
-    #[command(flatten)]
-    evidence: EvidenceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct CancelRequestArgs {
-    /// The access request
-    #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
-    access_request: AccessRequestId,
-    #[command(flatten)]
-    which: TaskSelector,
+    selector: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
 }
@@ -136,10 +128,10 @@ pub(super) struct CancelRequestArgs {
 #[derive(Debug, Args)]
 pub(super) struct CompleteArgs {
     #[command(flatten)]
-    which: TaskSelector,
+    selector: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// How it went
+    /// Outcome of the work
     #[arg(long, value_enum, default_value = "succeeded")]
     outcome: OutcomeArg,
 }
@@ -153,45 +145,31 @@ enum OutcomeArg {
 
 pub(super) async fn run(common: &Common, output: &Output, command: TaskCommand) -> Result<ExitCode, CliError> {
     match command {
-        TaskCommand::OpenTaskArgs(open) => self::open(common, output, open).await?,
-        TaskCommand::ShowTasksArgs(show) => self::show(common, output, show).await?,
-        TaskCommand::KeepAliveArgs(args) => {
-            let task = args.which.attach(common, &args.evidence)?;
+        TaskCommand::Open(open) => self::open(common, output, open).await?,
+        TaskCommand::Show(show) => self::show(common, output, show).await?,
+        TaskCommand::KeepAlive(args) => {
+            let task = args.selector.attach(common, &args.evidence)?;
             let until = task.keep_alive().await?;
             output.print(
                 || json!({ "task": task.id(), "lease_until": until.to_string() }),
                 || {
                     format!(
-                        "{} lives until {until} unless it is kept alive again",
+                        "{} ends at {until} unless it is saved alive again",
                         task.id()
                     )
                 },
             );
         }
-        TaskCommand::CancelRequestArgs(cancel) => {
-            let task = cancel.which.attach(common, &cancel.evidence)?;
-            let after = task.cancel(cancel.access_request).await?;
-            output.print(
-                || render::access_request_json(&after),
-                || {
-                    format!(
-                        "{} is {}",
-                        cancel.access_request,
-                        render::status(after.status)
-                    )
-                },
-            );
-        }
-        TaskCommand::CompleteArgs(complete) => {
-            let task = complete.which.attach(common, &complete.evidence)?;
+        TaskCommand::Complete(complete) => {
+            let task = complete.selector.attach(common, &complete.evidence)?;
             let outcome = match complete.outcome {
                 OutcomeArg::Succeeded => TaskOutcome::Succeeded,
                 OutcomeArg::Failed => TaskOutcome::Failed,
                 OutcomeArg::Abandoned => TaskOutcome::Abandoned,
             };
             let report = task.complete(outcome).await?;
-            if complete.which.key.is_none() {
-                // The task is over for good: its key opens nothing any more.
+            if complete.selector.task_key.is_none() {
+                // The task has ended: its key is of no further use.
                 SavedTask::load(Some(task.id())).iter().for_each(SavedTask::delete);
             }
             output.print(|| render::end_report_json(&report), || render::end_line(&report));
@@ -219,7 +197,7 @@ pub(super) async fn run(common: &Common, output: &Output, command: TaskCommand) 
     Ok(ExitCode::SUCCESS)
 }
 
-fn timeline(output: &Output, told: &v1::GetTimelineResponse) {
+fn timeline(output: &Output, timeline: &v1::GetTimelineResponse) {
     output.print(
         || {
             let to_json = |m: &v1::Moment| {
@@ -229,19 +207,19 @@ fn timeline(output: &Output, told: &v1::GetTimelineResponse) {
                 })
             };
             json!({
-                "task": told.task_id, "agent": told.agent_id, "owner": told.owner,
-                "ended": (!told.ended.is_empty()).then_some(&told.ended), "left_out": told.left_out,
-                "moments": told.moments.iter().map(to_json).collect::<Value>(),
+                "task": timeline.task_id, "agent": timeline.agent_id, "owner": timeline.owner,
+                "ended": (!timeline.ended.is_empty()).then_some(&timeline.ended), "left_out": timeline.left_out,
+                "moments": timeline.moments.iter().map(to_json).collect::<Value>(),
             })
         },
         || {
-            let state = match told.ended.as_str() {
-                "" => "runs".to_owned(),
-                cause => format!("over: {}", escape_invisible(cause)),
+            let state = match timeline.ended.as_str() {
+                "" => "running".to_owned(),
+                cause => format!("ended: {}", escape_invisible(cause)),
             };
-            let left_out = match told.left_out {
+            let left_out = match timeline.left_out {
                 0 => String::new(),
-                n => format!(", {n} entries in its midst left out"),
+                n => format!(", {n} entries in the middle omitted"),
             };
             let row = |m: &v1::Moment| {
                 vec![
@@ -253,12 +231,12 @@ fn timeline(output: &Output, told: &v1::GetTimelineResponse) {
                 ]
             };
             let head = ["WHEN", "ENTRY", "WHAT", "WHO", ""].map(str::to_owned).to_vec();
-            let rows: Vec<_> = std::iter::once(head).chain(told.moments.iter().map(row)).collect();
+            let rows: Vec<_> = std::iter::once(head).chain(timeline.moments.iter().map(row)).collect();
             format!(
                 "{} of {} (owner {}), {state}{left_out}\n{}",
-                escape_invisible(&told.task_id),
-                escape_invisible(&told.agent_id),
-                escape_invisible(&told.owner),
+                escape_invisible(&timeline.task_id),
+                escape_invisible(&timeline.agent_id),
+                escape_invisible(&timeline.owner),
                 table(&rows)
             )
         },
@@ -281,13 +259,13 @@ fn list(output: &Output, tasks: &[v1::TaskRow]) {
         },
         || {
             if tasks.is_empty() {
-                return "no task".to_owned();
+                return "no tasks".to_owned();
             }
             let head = ["TASK", "AGENT", "OWNER", "LEFT", "TOKENS", "WAITING", "AGENT SAYS (UNVERIFIED)"];
             let row = |t: &v1::TaskRow| {
                 let left = match t.ended.as_str() {
                     "" => render::remaining(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
-                    cause => format!("over: {}", escape_invisible(cause)),
+                    cause => format!("ended: {}", escape_invisible(cause)),
                 };
                 vec![
                     escape_invisible(&t.task_id),
@@ -309,8 +287,8 @@ fn list(output: &Output, tasks: &[v1::TaskRow]) {
 async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<(), CliError> {
     let endpoint = connect::endpoint(common)?;
     let url = endpoint.url().to_owned();
-    let (source, kept) = args.evidence.source(common)?;
-    let (key, key_file) = task_store::new_key(args.key.as_deref())?;
+    let (source, saved) = args.evidence.source(common)?;
+    let (key, key_file) = task_store::new_key(args.task_key.as_deref())?;
     let agent = client::Agent::new(endpoint, source, Some(key));
     let order = OpenTask {
         purpose: args.purpose.clone(),
@@ -321,17 +299,17 @@ async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<()
     let task = match agent.open_task(&order).await {
         Ok(task) => task,
         Err(error) => {
-            task_store::delete_unused_key(args.key.as_deref(), &key_file);
+            task_store::delete_unused_key(args.task_key.as_deref(), &key_file);
             return Err(error.into());
         }
     };
-    let kept = SavedTask::new(&task, &url, key_file, &args.purpose, kept)?.save(args.key.is_some())?;
+    let saved = SavedTask::new(&task, &url, key_file, &args.purpose, saved)?.save(args.task_key.is_some())?;
     let now = Clock::system().now();
     let verification = task.verification().cloned().unwrap_or_default();
     output.print(
         || {
             json!({
-                "task": kept.task, "agent": kept.agent, "deadline": kept.deadline.to_string(), "key": kept.key,
+                "task": saved.task, "agent": saved.agent, "deadline": saved.deadline.to_string(), "key": saved.key,
                 "verification": {
                     "evidence_kind": verification.evidence_kind, "subject": verification.subject,
                     "verified_at": render::timestamp_json(verification.verified_at.as_ref()),
@@ -341,11 +319,11 @@ async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<()
         },
         || {
             let mut fields = FieldList::default();
-            fields.row("task", kept.task.to_string())
-                .row("agent", kept.agent.to_string())
+            fields.row("task", saved.task.to_string())
+                .row("agent", saved.agent.to_string())
                 .row("verified", format!("{} by {}", escape_invisible(&verification.subject), escape_invisible(&verification.evidence_kind)))
-                .row("ends", format!("{}, {}", kept.deadline, render::relative_time(kept.deadline, now)))
-                .row("key", kept.key.display().to_string());
+                .row("ends", format!("{}, {}", saved.deadline, render::relative_time(saved.deadline, now)))
+                .row("key", saved.key.display().to_string());
             fields.to_text()
         },
     );
@@ -356,7 +334,7 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
     let now = Clock::system().now();
     if let Some(id) = args.access_request {
         let request = args
-            .which
+            .selector
             .attach(common, &args.evidence)?
             .access_request(id)
             .await?;
@@ -381,34 +359,34 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
         );
         return Ok(());
     }
-    let tasks = match args.which.task {
+    let tasks = match args.selector.task {
         Some(task) => vec![SavedTask::load(Some(task))?],
         None => SavedTask::load_all()?,
     };
-    let runs = |kept: &SavedTask| {
-        if now < kept.deadline {
-            render::relative_time(kept.deadline, now)
+    let left = |saved: &SavedTask| {
+        if now < saved.deadline {
+            render::relative_time(saved.deadline, now)
         } else {
-            "over".to_owned()
+            "ended".to_owned()
         }
     };
     output.print(
         || {
-            let one = |kept: &SavedTask| {
+            let one = |saved: &SavedTask| {
                 json!({
-                    "task": kept.task, "agent": kept.agent, "url": kept.url, "key": kept.key, "purpose": kept.purpose,
-                    "deadline": kept.deadline.to_string(),
+                    "task": saved.task, "agent": saved.agent, "url": saved.url, "key": saved.key, "purpose": saved.purpose,
+                    "deadline": saved.deadline.to_string(),
                 })
             };
             tasks.iter().map(one).collect::<Value>()
         },
         || {
             if tasks.is_empty() {
-                return "no task was opened from here; 'dipylon task open' opens one".to_owned();
+                return "no task was opened from this machine; open one with 'dipylon task open'".to_owned();
             }
             let head = ["TASK", "AGENT", "ENDS", "BROKER", "PURPOSE"].map(str::to_owned).to_vec();
-            let row = |kept: &SavedTask| {
-                vec![kept.task.to_string(), kept.agent.to_string(), runs(kept), escape_invisible(&kept.url), escape_invisible(&kept.purpose)]
+            let row = |saved: &SavedTask| {
+                vec![saved.task.to_string(), saved.agent.to_string(), left(saved), escape_invisible(&saved.url), escape_invisible(&saved.purpose)]
             };
             table(&std::iter::once(head).chain(tasks.iter().map(row)).collect::<Vec<_>>())
         },

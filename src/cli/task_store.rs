@@ -1,4 +1,4 @@
-//! What is kept of a task between two commands: its key, where its broker is, and where its evidence comes from.
+//! Tasks saved between commands: key, broker URL and source of evidence.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -155,7 +155,7 @@ pub(super) fn state_dir() -> Result<PathBuf, CliError> {
         .filter(|dir| dir.is_absolute())
         .or_else(|| from_env("HOME").map(|h| h.join(".local/state")));
     let state =
-        state.ok_or_else(|| CliError::usage("HOME is not from_env; name a key file with --key"))?;
+        state.ok_or_else(|| CliError::usage("HOME is not from_env; name a key file with --task-key"))?;
     Ok(state.join("dipylon"))
 }
 

@@ -1,4 +1,4 @@
-//! `token`: ask for one, look one up, end one.
+//! `token`: request, introspect, list and revoke tokens.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use super::task_store::EvidenceArgs;
 use super::task::TaskSelector;
 use super::{Common, Output, files, render};
 use crate::client::{
-    Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods,
+    Denied, Identity, Order, Outcome, Pending, Token as IssuedToken, TokenOrder, methods,
 };
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
@@ -23,19 +23,19 @@ use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenCommand {
-    /// Ask for a token for one action: both gates
-    TokenRequestArgs(Box<TokenRequestArgs>),
-    /// Output whether a token is good now (validators, for their own audiences)
-    IntrospectArgs(IntrospectArgs),
-    /// List the tokens that are good now, the next to expire first (operators)
+    /// Request a token for one action
+    Request(Box<TokenRequestArgs>),
+    /// Show whether a token is active (validators, for their own audiences)
+    Introspect(IntrospectArgs),
+    /// List the active tokens, the next to expire first (operators)
     List {
-        /// Most rows
+        /// Maximum number of rows
         #[arg(long, default_value = "100")]
         max: usize,
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// End one token; its task goes on (operators)
+    /// Revoke one token; its task continues (operators)
     Revoke {
         /// The token's id
         #[arg(value_name = "TOKEN", value_parser = TokenId::parse)]
@@ -48,31 +48,31 @@ pub(super) enum TokenCommand {
 #[derive(Debug, Args)]
 pub(super) struct TokenRequestArgs {
     #[command(flatten)]
-    which: TaskSelector,
-    /// What to do, as the catalogue calls it
+    selector: TaskSelector,
+    /// The action, by its name in the policy's schema
     #[arg(long, value_parser = ActionName::parse)]
     action: ActionName,
-    /// What it is done to
+    /// The resource the action applies to
     #[arg(long, value_name = "TYPE::ID", value_parser = parse::target)]
     target: Target,
-    /// With what: name=value, or name:=JSON for sets and records
+    /// A parameter of the action: name=value, or name:=JSON for sets and records
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     params: Vec<NamedParam>,
-    /// The resource server that will do it
+    /// The resource server that performs the action
     #[arg(long, value_name = "URI", value_parser = Audience::parse)]
     audience: Audience,
-    /// How long the token should live
+    /// Requested lifetime of the token
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
     ttl: u32,
-    /// Why, in your words; people see it as unverified, rules not at all
+    /// Reason shown to approvers as unverified; policy rules never see it
     #[arg(long, default_value = "")]
     reason: String,
-    /// How long to wait if people must decide
+    /// How long to wait for approvers
     #[arg(long, value_parser = parse::seconds)]
     wait: Option<u32>,
-    /// Ask again under the id of an earlier request
-    #[arg(long, value_name = "ID")]
-    request_id: Option<String>,
+    /// Repeat the request with this key: it is settled once, and a retry gets the same result
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// Print the token itself
@@ -91,8 +91,8 @@ pub(super) struct IntrospectArgs {
 
 pub(super) async fn run(common: &Common, output: &Output, command: TokenCommand) -> Result<ExitCode, CliError> {
     match command {
-        TokenCommand::TokenRequestArgs(request) => self::request(common, output, *request).await,
-        TokenCommand::IntrospectArgs(introspect) => self::introspect(common, output, introspect).await,
+        TokenCommand::Request(request) => self::request(common, output, *request).await,
+        TokenCommand::Introspect(introspect) => self::introspect(common, output, introspect).await,
         TokenCommand::List { max, key } => {
             list(output, &key.person_client(common)?.live_tokens(max).await?);
             Ok(ExitCode::SUCCESS)
@@ -106,7 +106,7 @@ pub(super) async fn run(common: &Common, output: &Output, command: TokenCommand)
                     if done.changed {
                         format!("{jti} is revoked{by}")
                     } else {
-                        format!("{jti} was dead already{by}: {}", escape_invisible(&done.cause))
+                        format!("{jti} had already ended{by}: {}", escape_invisible(&done.cause))
                     }
                 },
             );
@@ -131,7 +131,7 @@ fn list(output: &Output, tokens: &[v1::LiveToken]) {
         },
         || {
             if tokens.is_empty() {
-                return "no token is good now".to_owned();
+                return "no active tokens".to_owned();
             }
             let head = ["TOKEN", "AGENT", "OWNER", "FOR", "LEFT", "USES LEFT", "APPROVED UNDER"];
             let row = |t: &v1::LiveToken| {
@@ -158,7 +158,7 @@ async fn request(common: &Common, output: &Output, args: TokenRequestArgs) -> Re
         args.target,
         parse::params(args.params)?,
     )?;
-    let mut task = args.which.attach(common, &args.evidence)?;
+    let mut task = args.selector.attach(common, &args.evidence)?;
     if args.evidence.is_given() {
         task = task.showing_evidence();
     }
@@ -168,7 +168,7 @@ async fn request(common: &Common, output: &Output, args: TokenRequestArgs) -> Re
         action,
         ttl_s: i64::from(args.ttl),
         reason: args.reason,
-        request_id: args.request_id,
+        request_id: args.idempotency_key,
         wait_s: 0,
     };
     let mut outcome = task.request_token(&order).await?;
@@ -177,7 +177,7 @@ async fn request(common: &Common, output: &Output, args: TokenRequestArgs) -> Re
     {
         let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
         output.note(&format!(
-            "waiting until {until} for people to decide {}: {needs}",
+            "waiting until {until} for approval of {}: {needs}",
             pending.access_request_id()
         ));
         order.request_id = Some(pending.request_id().to_string());
@@ -186,29 +186,29 @@ async fn request(common: &Common, output: &Output, args: TokenRequestArgs) -> Re
     let now = clock.now();
     Ok(match outcome {
         Outcome::Token(token) => {
-            given(output, &token, args.show_token, now);
+            print_token(output, &token, args.show_token, now);
             ExitCode::SUCCESS
         }
         Outcome::Pending(pending) => {
-            waits(output, &pending, &order.action, now);
+            print_pending(output, &pending, &order.action, now);
             ExitCode::from(Exit::Waiting.number())
         }
-        Outcome::Denied(no) => {
-            denied(output, &no, &order.action);
-            let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
+        Outcome::Denied(denial) => {
+            print_denied(output, &denial, &order.action);
+            let exit = denial.known_reason().map_or(Exit::Denied, DeniedReason::exit);
             ExitCode::from(exit.number())
         }
     })
 }
 
-fn what(action: &Action) -> String {
+fn action_text(action: &Action) -> String {
     escape_invisible(&format!(
         "{} on {} at {}",
         action.name, action.target, action.audience
     ))
 }
 
-fn given(output: &Output, token: &Given, show: bool, now: Timestamp) {
+fn print_token(output: &Output, token: &IssuedToken, show: bool, now: Timestamp) {
     output.print(
         || {
             json!({
@@ -221,15 +221,15 @@ fn given(output: &Output, token: &Given, show: bool, now: Timestamp) {
             let uses = match token.uses() {
                 Some(1) => "one".to_owned(),
                 Some(uses) => uses.to_string(),
-                None => "any number, while it lives".to_owned(),
+                None => "any number until it expires".to_owned(),
             };
-            let again = if token.reissued() { " (the same token, signed anew)" } else { "" };
+            let again = if token.reissued() { " (the same token, signed again)" } else { "" };
             let mut fields = FieldList::default();
             fields.row("token", format!("{}{again}", token.jti()))
-                .row("for", what(token.action()))
+                .row("for", action_text(token.action()))
                 .row("until", format!("{}, {}", token.expires_at(), render::relative_time(token.expires_at(), now)))
                 .row("uses", uses)
-                .row("life", render::ttl_line(token.ttl()))
+                .row("lifetime", render::ttl_line(token.ttl()))
                 .row("allowed by", render::rule_lines(token.rules()))
                 .row("decision", token.decision_id().to_string());
             let text = fields.to_text();
@@ -238,12 +238,12 @@ fn given(output: &Output, token: &Given, show: bool, now: Timestamp) {
     );
 }
 
-fn waits(output: &Output, pending: &Pending, action: &Action, now: Timestamp) {
+fn print_pending(output: &Output, pending: &Pending, action: &Action, now: Timestamp) {
     output.print(
         || {
             json!({
                 "outcome": "pending", "access_request": pending.access_request_id(),
-                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.request_id(),
+                "match_phrase": pending.match_phrase().to_string(), "idempotency_key": pending.request_id(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
                 "ttl": render::ttl_json(pending.ttl()), "show_evidence": pending.show_evidence(),
@@ -251,51 +251,51 @@ fn waits(output: &Output, pending: &Pending, action: &Action, now: Timestamp) {
         },
         || {
             let mut fields = FieldList::default();
-            fields.row("waits", pending.access_request_id().to_string())
+            fields.row("pending", pending.access_request_id().to_string())
                 .row("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
-                .row("for", what(action))
+                .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()))
                 .row("because", render::rule_lines(pending.rules()))
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
                 .row("decision", pending.decision_id().to_string());
-            format!("{}\nask again with --request-id {}", fields.to_text(), pending.request_id())
+            format!("{}\nrepeat with --idempotency-key {}", fields.to_text(), pending.request_id())
         },
     );
 }
 
-fn denied(output: &Output, no: &Denied, action: &Action) {
+fn print_denied(output: &Output, denial: &Denied, action: &Action) {
     output.print(
         || {
             json!({
-                "outcome": "denied", "reason": no.reason(), "comment": no.comment(), "rules": render::rules_json(no.rules()),
-                "access_request": no.access_request_id(), "decision": no.decision_id(),
+                "outcome": "denied", "reason": denial.reason(), "comment": denial.comment(), "rules": render::rules_json(denial.rules()),
+                "access_request": denial.access_request_id(), "decision": denial.decision_id(),
             })
         },
         || {
             let mut fields = FieldList::default();
-            fields.row("denied", escape_invisible(no.reason()))
-                .untrusted_row("they say", no.comment().unwrap_or_default())
-                .row("for", what(action));
-            let rules = render::rule_lines(no.rules());
+            fields.row("denied", escape_invisible(denial.reason()))
+                .untrusted_row("comment", denial.comment().unwrap_or_default())
+                .row("for", action_text(action));
+            let rules = render::rule_lines(denial.rules());
             fields.row(
                 "because",
-                match (rules.is_empty(), no.known_reason()) {
+                match (rules.is_empty(), denial.known_reason()) {
                     (true, Some(reason)) => reason.text().to_owned(),
-                    (true, None) => "the broker says no more".to_owned(),
+                    (true, None) => "the broker gives no reason".to_owned(),
                     (false, _) => rules,
                 },
             );
-            if let Some(reason) = no.known_reason() {
+            if let Some(reason) = denial.known_reason() {
                 fields.row("next", reason.next());
             }
-            if let Some(id) = no.access_request_id() {
+            if let Some(id) = denial.access_request_id() {
                 fields.row("access request", id.to_string());
             }
-            fields.row("decision", no.decision_id().to_string());
+            fields.row("decision", denial.decision_id().to_string());
             format!(
-                "{}\nan operator sees more:  dipylon explain {}",
+                "{}\nan operator can see more:  dipylon explain {}",
                 fields.to_text(),
-                no.decision_id()
+                denial.decision_id()
             )
         },
     );
@@ -325,7 +325,7 @@ async fn introspect(common: &Common, output: &Output, args: IntrospectArgs) -> R
         },
         || {
             if !found.active {
-                return "inactive: not good now, or not for this validator".to_owned();
+                return "inactive: expired, revoked, or not for this validator".to_owned();
             }
             let mut fields = FieldList::default();
             fields.row("active", escape_invisible(&found.jti))

@@ -1,4 +1,4 @@
-//! `approve`, `deny`: a signed vote on exactly what was printed; where only passkeys count, it is given at the console.
+//! `request approve` and `request deny`: a signed vote on exactly the card that was printed, or a passkey vote at the console.
 
 use std::process::ExitCode;
 
@@ -20,22 +20,22 @@ pub(super) struct VoteArgs {
     access_request: AccessRequestId,
     #[command(flatten)]
     key: KeyArgs,
-    /// The step-up profile the vote is for, where several are asked
+    /// The step-up profile to vote under, if the access request needs several
     #[arg(long, value_parser = ProfileName::parse)]
     profile: Option<ProfileName>,
-    /// A shorter life for the token; never a longer one
+    /// Shorter lifetime for the token; it cannot be made longer
     #[arg(long, value_parser = parse::seconds)]
     ttl: Option<u32>,
-    /// Fewer uses of the token; never more
+    /// Fewer uses of the token; they cannot be increased
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     uses: Option<u32>,
-    /// What the agent is told: one line of at most 200 characters
+    /// Comment shown to the agent: one line of at most 200 characters
     #[arg(long, value_parser = Comment::parse)]
     comment: Option<Comment>,
-    /// Do not ask
+    /// Vote without asking for confirmation
     #[arg(long)]
     yes: bool,
-    /// The realm you vote in; without it, the development broker's
+    /// The realm of the vote [default: the development broker's]
     #[arg(long, env = "DIPYLON_REALM", value_parser = Realm::parse)]
     realm: Option<Realm>,
 }
@@ -54,18 +54,18 @@ pub(super) async fn run(
         output.text(&card::text(&shown, viewed_at));
     }
     let profile = profile(args.profile, &shown)?;
-    let asked = shown.needs.iter().find(|n| n.profile.name == profile);
-    if asked.is_some_and(|need| need.passkey) {
+    let need = shown.needs.iter().find(|n| n.profile.name == profile);
+    if need.is_some_and(|need| need.passkey) {
         if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
-            let told =
-                "only a passkey counts here: narrow and comment where you vote, at the console";
-            return Err(CliError::usage(told).with_hint("leave out --ttl, --uses and --comment"));
+            let text =
+                "this profile requires a passkey: set lifetime, uses and comment at the console";
+            return Err(CliError::usage(text).with_hint("leave out --ttl, --uses and --comment"));
         }
         return console_vote::wait_for_console_vote(output, &person, shown, verdict).await;
     }
-    let asks = verdict == Verdict::Approve && !args.yes;
-    // Nothing is signed before a person has said yes to what was printed.
-    if asks && !confirmed(output).await? {
+    let must_confirm = verdict == Verdict::Approve && !args.yes;
+    // Nothing is signed before the person has confirmed what was printed.
+    if must_confirm && !confirmed(output).await? {
         return Err(CliError::new(Exit::Failed, "no vote was cast"));
     }
     if verdict == Verdict::Approve {
@@ -83,21 +83,21 @@ pub(super) async fn run(
         narrowing,
         comment: args.comment.as_ref(),
     };
-    let ballot = person.ballot(&seen).await?;
-    let (after, suspended) = person.cast(&ballot).await?;
+    let vote = person.ballot(&seen).await?;
+    let (after, suspended) = person.cast(&vote).await?;
     output.print(
         || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": render::access_request_json(&after), "agent_suspended": suspended }),
         || {
             let word = match verdict {
-                Verdict::Approve => "yes",
-                Verdict::Deny => "no",
+                Verdict::Approve => "approval",
+                Verdict::Deny => "denial",
             };
             let next = match render::status(after.status) {
-                "approved" => "; the agent may ask for its token now",
+                "approved" => "; the agent can request its token now",
                 _ => "",
             };
             let until = match verdict {
-                Verdict::Approve => format!(" until {}", ballot.not_after()),
+                Verdict::Approve => format!(", valid until {}", vote.not_after()),
                 Verdict::Deny => String::new(),
             };
             let so_far = match (render::status(after.status), after.needs.as_slice()) {
@@ -105,11 +105,11 @@ pub(super) async fn run(
                 _ => String::new(),
             };
             let consequence = match suspended {
-                true => "\nthat was one no too many for this agent: it is suspended, and all it had has ended",
+                true => "\nthis denial reached the suspension limit: the agent is suspended and its tasks and tokens are revoked",
                 false => "",
             };
             format!(
-                "your {word} counts{until}: {} is {}{so_far}{next}{consequence}",
+                "your {word} is recorded{until}: {} is {}{so_far}{next}{consequence}",
                 args.access_request,
                 render::status(after.status)
             )
@@ -118,7 +118,7 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The profile asked for, or the only one there is.
+/// The profile given, or the only one the card needs.
 fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliError> {
     match (given, card.needs.as_slice()) {
         (Some(profile), _) => Ok(profile),
@@ -129,18 +129,18 @@ fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliEr
                 .map(|need| need.profile.name.to_string())
                 .collect();
             Err(CliError::usage(format!(
-                "which profile is the vote for? --profile {}",
+                "the access request needs several profiles: choose one with --profile {}",
                 names.join(" or --profile ")
             )))
         }
     }
 }
 
-/// Asks the person at the terminal.
+/// Asks for confirmation at the terminal.
 async fn confirmed(output: &Output) -> Result<bool, CliError> {
     if !output.can_prompt() {
         return Err(
-            CliError::usage("there is no terminal to ask at").with_hint("--yes votes without asking")
+            CliError::usage("cannot ask for confirmation: stdin is not a terminal").with_hint("use --yes to vote without asking")
         );
     }
     let line = output.prompt("\nType yes to approve exactly this: ").await?;
@@ -161,7 +161,7 @@ mod tests {
     use crate::proto::v1::approval_service_server::{ApprovalService, ApprovalServiceServer};
 
     #[test]
-    fn a_vote_is_for_one_profile() {
+    fn ambiguous_profile_is_an_error() {
         let mut card = card();
         let first = profile(None, &card).expect("the only one");
         assert_eq!(first.as_str(), PROFILE);
@@ -180,10 +180,10 @@ mod tests {
 
     type Mutation = fn(&mut VoteStatement);
 
-    /// A broker that shows one card, and asks to sign what `lie` makes of it.
+    /// A broker that shows one card and returns a statement changed by `mutation`.
     struct MisleadingBroker {
         card: Card,
-        lie: Mutation,
+        mutation: Mutation,
         cast: Arc<Mutex<usize>>,
     }
 
@@ -214,7 +214,7 @@ mod tests {
             &self,
             _: Request<v1::ListAccessRequestsRequest>,
         ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         type WatchAccessRequestsStream =
@@ -224,7 +224,7 @@ mod tests {
             &self,
             _: Request<v1::WatchAccessRequestsRequest>,
         ) -> Result<Response<Self::WatchAccessRequestsStream>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         async fn get_card(
@@ -241,7 +241,7 @@ mod tests {
             _: Request<v1::BeginVoteRequest>,
         ) -> Result<Response<v1::BeginVoteResponse>, Status> {
             let mut statement = honest(&self.card);
-            (self.lie)(&mut statement);
+            (self.mutation)(&mut statement);
             Ok(Response::new(v1::BeginVoteResponse {
                 statement: statement.canonical().expect("canonical"),
                 ..v1::BeginVoteResponse::default()
@@ -268,26 +268,26 @@ mod tests {
             &self,
             _: Request<v1::InviteApproverRequest>,
         ) -> Result<Response<v1::InviteApproverResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         async fn list_approvers(
             &self,
             _: Request<v1::ListApproversRequest>,
         ) -> Result<Response<v1::ListApproversResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         async fn revoke_approver_keys(
             &self,
             _: Request<v1::RevokeApproverKeysRequest>,
         ) -> Result<Response<v1::RevokeApproverKeysResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
     }
 
-    /// Runs `approve` against such a broker; how it went, and how many votes arrived.
-    async fn approve(key: PathBuf, lie: Mutation) -> (Result<ExitCode, CliError>, usize) {
+    /// Runs `approve` against such a broker; its result and how many votes arrived.
+    async fn approve(key: PathBuf, mutation: Mutation) -> (Result<ExitCode, CliError>, usize) {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .expect("bind");
@@ -300,7 +300,7 @@ mod tests {
         let access_request = card.access_request;
         let service = ApprovalServiceServer::new(MisleadingBroker {
             card,
-            lie,
+            mutation,
             cast: cast.clone(),
         });
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broker_that_shows_one_thing_and_asks_to_sign_another_gets_no_vote() {
+    async fn mismatching_statement_is_not_signed() {
         let dir = tempfile::tempdir().expect("dir");
         let key = dir.path().join("maria.pem");
         crate::keys::create(&key).expect("key");
@@ -342,7 +342,7 @@ mod tests {
             done.is_ok() && cast == 1,
             "an honest broker gets the vote: {done:?}"
         );
-        let lies: [(&str, Mutation); 9] = [
+        let mutations: [(&str, Mutation); 9] = [
             ("action", |s| s.action["target"]["id"] = "bob".into()),
             ("action", |s| {
                 s.action["parameters"]["end_sessions"] = false.into()
@@ -361,8 +361,8 @@ mod tests {
             }),
             ("realm", |s| s.realm = Realm::parse("dev").expect("realm")),
         ];
-        for (member, lie) in lies {
-            let (done, cast) = approve(key.clone(), lie).await;
+        for (member, mutation) in mutations {
+            let (done, cast) = approve(key.clone(), mutation).await;
             let error = done.expect_err(member);
             assert!(
                 error.message.contains("differs") && error.message.contains(member),
@@ -370,7 +370,7 @@ mod tests {
                 error.message
             );
             assert!(error.hint.expect("hint").contains("do not vote"));
-            assert_eq!(cast, 0, "{member}: nothing was handed in");
+            assert_eq!(cast, 0, "{member}: no vote was cast");
         }
     }
 }

@@ -606,7 +606,7 @@ async fn the_strict_decoder_stands_at_the_door() {
         title: "x".to_owned(),
         ..v1::AccessRequest::default()
     };
-    let path = http::uri::PathAndQuery::from_static("/dipylon.v1.TaskService/CompleteTask");
+    let path = ::http::uri::PathAndQuery::from_static("/dipylon.v1.TaskService/CompleteTask");
     let codec =
         crate::proto::strict::StrictCodec::<v1::AccessRequest, v1::CompleteTaskResponse>::default();
     let status = grpc

@@ -156,16 +156,16 @@ refusals! {
         "compare the id, and the key or task you ask with: another's id and no id get this answer";
     RequestIdReused = "REQUEST_ID_REUSED" AlreadyExists Changed Caller Never,
         "this request_id stands for something else",
-        "ask again under a new --request-id";
+        "ask again under a new --idempotency-key";
     ApprovalOutOfScope = "APPROVAL_OUT_OF_SCOPE" FailedPrecondition Changed Caller Never,
         "the approval that this request_id asked for is for another action",
-        "ask for this action under a new --request-id: people decide it anew";
+        "ask for this action under a new --idempotency-key: people decide it anew";
     TaskEnded = "TASK_ENDED" FailedPrecondition Failed Caller Never,
         "the task is over",
         "open another task: 'dipylon task open'";
     TokenDead = "TOKEN_DEAD" FailedPrecondition Changed Caller Never,
         "the token of this request_id is dead",
-        "ask again under a new --request-id";
+        "ask again under a new --idempotency-key";
     UseSpent = "USE_SPENT" FailedPrecondition Failed Caller Never,
         "the token's uses are spent",
         "the agent has to ask for another token";
@@ -253,7 +253,7 @@ denials! {
         "ask for something else, or talk to them";
     Expired = "EXPIRED" NobodyDecided,
         "nobody decided in time",
-        "ask again under a new --request-id when somebody is there";
+        "ask again under a new --idempotency-key when somebody is there";
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" NoApprover,
         "fewer people than the quorum could ever say yes",
         "the security team has to add approvers, or invite them to enrol passkeys: the agent's owner never counts";

@@ -85,15 +85,15 @@ macro_rules! exits {
 exits! {
     Done = 0 "done, or a token was given",
     Failed = 1 "failed",
-    NotUnderstood = 2 "not understood",
+    NotUnderstood = 2 "usage error",
     Denied = 10 "denied",
-    Waiting = 11 "waiting for people",
-    NobodyDecided = 12 "nobody decided in time",
-    NoApprover = 13 "too few people could ever say yes",
+    Waiting = 11 "waiting for approval",
+    NobodyDecided = 12 "approval timed out",
+    NoApprover = 13 "quorum cannot be reached",
     Unavailable = 14 "the broker cannot be reached, or cannot write",
-    Changed = 15 "something changed meanwhile, or the name stands for something else: ask anew",
-    TooMany = 16 "too many at once",
-    NotAuthenticated = 20 "gate 1 refused: not authenticated",
+    Changed = 15 "conflict: request again",
+    TooMany = 16 "rate limited or over quota",
+    NotAuthenticated = 20 "authentication failed (gate 1)",
 }
 
 /// Who learns the detail of a refusal, beside the constant text of its reason.

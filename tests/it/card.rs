@@ -718,7 +718,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
     );
 
     let approved = run(&["approve", &id, "--yes", "--ttl", "60s", "--uses", "1"]).await;
-    let (card, told) = approved.split_at(approved.find("your yes counts").expect("voted"));
+    let (card, told) = approved.split_at(approved.find("your approval is recorded").expect("voted"));
     in_its_place(card.trim_end_matches('\n'), 80);
     assert!(told.contains("is approved"), "{told}");
     let rows_of = |card: &str| -> Vec<String> {

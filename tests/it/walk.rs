@@ -240,7 +240,7 @@ async fn from_the_readme_alone_a_broker_is_taken_into_service() {
     // An agent does one thing, and its token is dead when the command ends.
     let cases = Cases::start(&walk).await;
     let svid = format!(
-        "dev evidence --domain-key spiffe/trust-domain.pem --audience {} --spiffe-id spiffe://soc.example/agent/triage --out svid",
+        "dev svid --domain-key spiffe/trust-domain.pem --audience {} --spiffe-id spiffe://soc.example/agent/triage --out svid",
         walk.url
     );
     walk.done(&svid).await;

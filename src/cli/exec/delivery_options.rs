@@ -19,7 +19,7 @@ pub(super) struct DeliveryOptions {
     /// How the command gets to use the token [default: proxy]
     #[arg(long, value_enum)]
     pub(super) deliver: Option<DeliveryMode>,
-    /// UpstreamArgs the audience is reached [default: the audience itself]
+    /// Base URL at which the audience is reached [default: the audience itself]
     #[arg(long, value_name = "URL")]
     pub(super) audience_url: Option<String>,
     /// Certificate authorities (PEM) trusted for the audience [default: the system's]

@@ -209,13 +209,13 @@ async fn a_pinned_agent_brings_its_key() {
     let later = [&DISABLE[..], &["--no-wait", "--task-key", path]].concat();
     let told = stage.script(&later, "true").await;
     told.exit(11);
-    let id = told.err.split("--request ").nth(1).expect("an id");
+    let id = told.err.split("--resume ").nth(1).expect("an id");
     let id = id.split(' ').next().expect("an id").to_owned();
     assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
     let mut again = stage.dipylon();
     again.args([
         "exec",
-        "--request",
+        "--resume",
         &id,
         "--audience-url",
         &stage.resource.url,

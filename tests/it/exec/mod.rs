@@ -130,7 +130,7 @@ async fn a_no_runs_nothing() {
     run(&[&DISABLE[..], &["--wait", "1s"]].concat())
         .await
         .exit(12)
-        .said("dipylon: expired   nobody decided areq_");
+        .said("dipylon: expired   approval of areq_");
     let unknown = [
         "--action",
         "case.read",
@@ -165,7 +165,7 @@ async fn who_does_not_wait_comes_back() {
     let resume = last["resume"].as_str().expect("a command").to_owned();
     assert!(
         resume.contains(&format!(
-            "exec --request {id} --audience-url http://127.0.0.1:"
+            "exec --resume {id} --audience-url http://127.0.0.1:"
         )),
         "{resume}"
     );
@@ -185,19 +185,19 @@ async fn who_does_not_wait_comes_back() {
     let waits = Told::of(
         stage
             .dipylon()
-            .args(["exec", "--request", &id, "--no-wait", "--", "true"])
+            .args(["exec", "--resume", &id, "--no-wait", "--", "true"])
             .output()
             .await
             .expect("runs"),
     );
     waits.exit(11).said(&format!(
-        "exec --request {id} --audience-url {} --forward-header x-own -- true",
+        "exec --resume {id} --audience-url {} --forward-header x-own -- true",
         stage.resource.url
     ));
     assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
     // A yes is not spent on an audience that is not there.
     let nobody = unheard().await;
-    let nowhere = ["exec", "--request", &id, "--audience-url", &nobody];
+    let nowhere = ["exec", "--resume", &id, "--audience-url", &nobody];
     let away = stage.dipylon().args(nowhere).args(["--", "true"]).output();
     Told::of(away.await.expect("runs"))
         .exit(14)
@@ -237,7 +237,7 @@ async fn nobody_is_asked_for_what_cannot_be_used() {
         .said(&format!(
             "the audience cannot be reached at {nobody}; areq_"
         ))
-        .said("is taken back")
+        .said("was cancelled")
         .said("dipylon: done      exit 14, 0 tokens revoked");
     assert_eq!(stage.entries("\"AccessRequestClosed\""), 1);
 }
@@ -357,7 +357,7 @@ async fn a_signal_while_people_decide_takes_it_back() {
         .end()
         .await
         .exit(130)
-        .said("is taken back")
+        .said("was cancelled")
         .said("done      exit 130, 0 tokens revoked");
     assert!(
         stage
