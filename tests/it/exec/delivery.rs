@@ -351,7 +351,7 @@ async fn a_token_is_handed_over_without_its_key() {
     let options = [&READ[..], &["--deliver", "env"]].concat();
     let told = stage.script(&options, "true").await;
     told.exit(2)
-        .said("--deliver env is for bearer tokens, and this broker issues none")
+        .said("--deliver env is not supported")
         .said("use --deliver proxy");
     assert_eq!(
         stage.entries("\"TaskOpened\""),
@@ -384,7 +384,7 @@ async fn an_ended_task_is_shown_to_nobody() {
         .exit(0)
         .printed("HTTP/1.1 401 Unauthorized")
         .printed("\"reason\":\"TASK_ENDED\"")
-        .said("(had ended: operator)");
+        .said("(ended before: operator)");
     assert!(
         stage.resource.seen().is_empty(),
         "a dead token is not shown"
@@ -462,15 +462,15 @@ async fn an_audience_over_tls_is_who_it_says() {
     run(&["--audience-url", &url])
         .await
         .printed("HTTP/1.1 502 Bad Gateway")
-        .printed("certificate does not hold");
+        .printed("certificate is not valid");
     run(&["--audience-url", &other, "--audience-ca", ca])
         .await
         .printed("HTTP/1.1 502 Bad Gateway")
-        .printed("certificate does not hold");
+        .printed("certificate is not valid");
     run(&["--audience-url", "http://audience.example"])
         .await
         .exit(2)
-        .said("over http everyone on the way reads");
+        .said("over plain http anyone on the network path can read");
     run(&[
         "--audience-url",
         "http://audience.invalid",
@@ -478,6 +478,6 @@ async fn an_audience_over_tls_is_who_it_says() {
     ])
     .await
     .exit(0)
-    .said("dipylon: warning   http://audience.invalid is spoken to over plain http")
+    .said("dipylon: warning   requests to http://audience.invalid use plain http")
     .printed("HTTP/1.1 502 Bad Gateway");
 }

@@ -213,7 +213,7 @@ async fn who_does_not_wait_comes_back() {
         .said("dipylon: approved  account.disable")
         .said("dipylon: done      exit 0, ");
     assert!(!stage.good(&resource.idp, &resource.token()).await);
-    again(&stage).await.exit(2).said("does not wait here");
+    again(&stage).await.exit(2).said("is not saved on this machine");
     let left: Vec<_> = walk(&stage.home.path().join("state"));
     assert!(left.is_empty(), "keys and requests are forgotten: {left:?}");
 }
@@ -431,7 +431,7 @@ async fn what_cannot_run_is_not_asked_for() {
     run(file.to_str().expect("text"))
         .await
         .exit(126)
-        .said("it cannot be run");
+        .said("not executable");
     assert_eq!(stage.entries("\"TaskOpened\""), 0, "nobody was asked");
     // Seen only when it is tried: the task is over all the same.
     let script = stage.home.path().join("script");
