@@ -112,7 +112,9 @@ pub fn inspect(key_dir: &Path, data_dir: &Path) -> KeyFileReport {
     };
     let (keys, data) = (absolute(key_dir), absolute(data_dir));
     if keys.starts_with(&data) {
-        report.problems.push(KeyFileError::InsideDataDir { keys, data });
+        report
+            .problems
+            .push(KeyFileError::InsideDataDir { keys, data });
     }
     let path = key_dir.join(SIGNING_KEY_FILE);
     if path.exists() {
@@ -223,7 +225,10 @@ mod tests {
         for mode in [0o640, 0o604, 0o660] {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
             assert!(
-                matches!(signing_key(&keys, &data), Err(KeyFileError::TooPermissive { .. })),
+                matches!(
+                    signing_key(&keys, &data),
+                    Err(KeyFileError::TooPermissive { .. })
+                ),
                 "{mode:o}"
             );
         }

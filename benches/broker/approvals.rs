@@ -28,7 +28,8 @@ pub fn run(counts: &Counts, report: &mut Report) {
     report.part(&format!("{} pending access requests", counts.pending));
     let setup = BenchSetup::start_in(env(counts.pending));
     let asked = ask(&setup, counts.pending);
-    assert_eq!(setup.served.broker.state().unclosed_requests().len(),
+    assert_eq!(
+        setup.served.broker.state().unclosed_requests().len(),
         counts.pending
     );
     setup.load.block_on(async {

@@ -87,7 +87,11 @@ fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
 }
 
 /// Mints over gRPC.
-pub fn over_the_wire(setup: &BenchSetup, asks: Vec<(RequestTokenInput, Secret)>, in_flight: usize) -> Slice {
+pub fn over_the_wire(
+    setup: &BenchSetup,
+    asks: Vec<(RequestTokenInput, Secret)>,
+    in_flight: usize,
+) -> Slice {
     let requests: Vec<_> = asks
         .iter()
         .map(|(ask, proof)| wire(wire_token_request(ask), proof))

@@ -64,7 +64,11 @@ pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     });
 }
 
-async fn begin(setup: &BenchSetup, validator: &Validator, agent: &str) -> (TaskHandle, AccessToken) {
+async fn begin(
+    setup: &BenchSetup,
+    validator: &Validator,
+    agent: &str,
+) -> (TaskHandle, AccessToken) {
     let task = setup.served.task(agent).await;
     let order = order(read_case(), &format!("r-{}", fresh()));
     let token = match task.request_token(&order).await {

@@ -105,7 +105,11 @@ impl BenchSetup {
     }
 
     /// Token requests spread over the tasks, each with its proof.
-    pub fn token_requests(&self, holders: &[TaskHolder], count: usize) -> Vec<(RequestTokenInput, Secret)> {
+    pub fn token_requests(
+        &self,
+        holders: &[TaskHolder],
+        count: usize,
+    ) -> Vec<(RequestTokenInput, Secret)> {
         let (action, nonce) = (read_case(), self.served.broker.nonce());
         let adg = Some(action.digest());
         let ask = |holder: &TaskHolder| {

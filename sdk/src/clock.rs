@@ -38,7 +38,9 @@ impl Clock {
     )]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            ClockSource::Manual(manual) => Timestamp::from_millis(manual.wall.load(Ordering::SeqCst)),
+            ClockSource::Manual(manual) => {
+                Timestamp::from_millis(manual.wall.load(Ordering::SeqCst))
+            }
             ClockSource::System => {
                 let since = std::time::SystemTime::now()
                     .duration_since(std::time::UNIX_EPOCH)
@@ -150,7 +152,11 @@ mod tests {
     fn compare(monitor: &mut ClockMonitor, moments: &[(i64, u64, bool)]) {
         for (wall, uptime, expected) in moments {
             let (wall_at, uptime_at) = at(*wall, *uptime);
-            assert_eq!(monitor.is_reliable(wall_at, uptime_at), *expected, "{wall} {uptime}");
+            assert_eq!(
+                monitor.is_reliable(wall_at, uptime_at),
+                *expected,
+                "{wall} {uptime}"
+            );
         }
     }
 

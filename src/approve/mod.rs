@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::policy::{AuthzDecision, ActivePolicy, OperateDecision, PolicyBundle, StepUpProfile, AuthzRequest};
-use crate::state::{AccessRequest, Grant, RecordedGrant, CredentialStore};
+use crate::policy::{
+    ActivePolicy, AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, StepUpProfile,
+};
+use crate::state::{AccessRequest, CredentialStore, Grant, RecordedGrant};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
 use vote_proof::VoteProofCache;
@@ -257,7 +259,10 @@ pub fn decide(
     match answer {
         AuthzDecision::Denied { why, rules } => {
             decision.rules = rules.into();
-            Ok(GateDecision::Denied(Box::new(DeniedDecision { why, decision })))
+            Ok(GateDecision::Denied(Box::new(DeniedDecision {
+                why,
+                decision,
+            })))
         }
         AuthzDecision::Needs {
             profiles,
@@ -519,7 +524,11 @@ pub fn is_still_allowed(
 }
 
 /// Whether these rules still require the same approval as when the access request was opened.
-pub fn still_needs_approval(request: &AccessRequest, agent: &RegisteredAgent, bundle: &PolicyBundle) -> bool {
+pub fn still_needs_approval(
+    request: &AccessRequest,
+    agent: &RegisteredAgent,
+    bundle: &PolicyBundle,
+) -> bool {
     let input = &request.opened.decision.input;
     let Some(action) = &request.action else {
         return false;
@@ -572,7 +581,10 @@ fn re_evaluate(
 }
 
 /// The agent of a grant as registered now: the same id for the same workload and key.
-fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<RegisteredAgent>> {
+fn agent_of(
+    issued: &TokenIssued,
+    bundle: &PolicyBundle,
+) -> Option<std::sync::Arc<RegisteredAgent>> {
     bundle
         .agent(&issued.agent)
         .filter(|a| a.spiffe_id == issued.subject)

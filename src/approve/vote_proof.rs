@@ -13,8 +13,8 @@ use serde_json::json;
 
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{VoteMethod, Person};
-use crate::state::{PersonCredentials, Passkey, VoteRecord};
+use crate::policy::{Person, VoteMethod};
+use crate::state::{Passkey, PersonCredentials, VoteRecord};
 use crate::webauthn::{self, Assertion, RelyingParty};
 
 /// How a vote is proved.
@@ -217,7 +217,12 @@ impl VoteProofCache {
 }
 
 /// SHA-256 over all that the proof of a vote is verified from, each part behind its length.
-fn cache_key(vote: &VoteRecord, text: &str, key: &VotingKey<'_>, party: &RelyingParty) -> Option<Digest> {
+fn cache_key(
+    vote: &VoteRecord,
+    text: &str,
+    key: &VotingKey<'_>,
+    party: &RelyingParty,
+) -> Option<Digest> {
     let public = match key {
         VotingKey::Registered(public) => format!("key {}", public.thumbprint()),
         VotingKey::Passkey(passkey) => {
@@ -319,7 +324,11 @@ mod tests {
         let mut longer = original.clone();
         longer.statement = Some(statement(3_000).canonical().expect("text").into());
         assert_eq!(verified(&longer, &ours, &party), (false, 2), "statement");
-        assert_eq!(verified(&longer, &ours, &party), (false, 3), "no failure is kept");
+        assert_eq!(
+            verified(&longer, &ours, &party),
+            (false, 3),
+            "no failure is kept"
+        );
 
         let mut resigned = original.clone();
         resigned.cast.signature = vote(&signed, &other).cast.signature;
@@ -334,8 +343,16 @@ mod tests {
         assert_eq!(verified(&gone, &ours, &party), (false, 6), "no statement");
         let mut by_passkey = original.clone();
         by_passkey.cast.assertion = Some(Digest::sha256(b"assertion"));
-        assert_eq!(verified(&by_passkey, &ours, &party), (false, 7), "assertion");
-        assert_eq!(verified(&original, &ours, &party), (true, 7), "still cached");
+        assert_eq!(
+            verified(&by_passkey, &ours, &party),
+            (false, 7),
+            "assertion"
+        );
+        assert_eq!(
+            verified(&original, &ours, &party),
+            (true, 7),
+            "still cached"
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::vote_proof::{VoteProofCache, VotingKey, active_keys};
 use crate::model::*;
-use crate::policy::{VoteMethod, Person, PolicyBundle, StepUpProfile, Role};
-use crate::state::{AccessRequest, StoredStatus, PersonCredentials, CredentialStore, VoteRecord};
+use crate::policy::{Person, PolicyBundle, Role, StepUpProfile, VoteMethod};
+use crate::state::{AccessRequest, CredentialStore, PersonCredentials, StoredStatus, VoteRecord};
 use crate::webauthn::RelyingParty;
 
 /// Inputs of vote eligibility: registered people, their keys, and the names votes must be for.
@@ -75,7 +75,12 @@ pub fn eligible<'a>(
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
-    let has_passkey = !voter_context.credentials.get(person).value.passkeys.is_empty();
+    let has_passkey = !voter_context
+        .credentials
+        .get(person)
+        .value
+        .passkeys
+        .is_empty();
     if defined.method == VoteMethod::Passkey && !has_passkey {
         return Err(Ineligible::NoPasskey);
     }
@@ -85,14 +90,20 @@ pub fn eligible<'a>(
         v.cast.voter == *person && vote_counts(v, request, &enrolled.value, voter_context, now)
     };
     match verdict {
-        Verdict::Approve if request.votes.iter().any(|v| still_counts(&v)) => Err(Ineligible::HasVoted),
+        Verdict::Approve if request.votes.iter().any(|v| still_counts(&v)) => {
+            Err(Ineligible::HasVoted)
+        }
         Verdict::Approve | Verdict::Deny => Ok(defined),
     }
 }
 
 /// How many people could vote under a profile for an agent of this owner: approvers of the group with a key that the profile
 /// accepts.
-pub fn potential_voters(profile: &StepUpProfile, owner: &PersonId, voter_context: VoterContext<'_>) -> usize {
+pub fn potential_voters(
+    profile: &StepUpProfile,
+    owner: &PersonId,
+    voter_context: VoterContext<'_>,
+) -> usize {
     let can_vote = |person: &&Person| {
         let enrolled = voter_context.credentials.get(&person.id);
         let by_key = || active_keys(person, &enrolled.value).next().is_some();
@@ -159,7 +170,11 @@ impl VoteTally {
 /// INVARIANT (a vote counts only for its statement): each counted approval has a valid signature, by a key or passkey that is
 /// *now* one of a person eligible *now*, over a statement of exactly this action, agent, owner, task, key and profile
 /// definition, and of no more than the requested lifetime and uses.
-pub fn tally(request: &AccessRequest, voter_context: VoterContext<'_>, now: Timestamp) -> VoteTally {
+pub fn tally(
+    request: &AccessRequest,
+    voter_context: VoterContext<'_>,
+    now: Timestamp,
+) -> VoteTally {
     let bundle = voter_context.bundle;
     let mut tally = VoteTally::default();
     let open = matches!(
@@ -186,7 +201,8 @@ pub fn tally(request: &AccessRequest, voter_context: VoterContext<'_>, now: Time
             tally
                 .people
                 .insert(vote.cast.voter.clone(), enrolled.version);
-            counted_votes.entry(vote.cast.profile.name.clone())
+            counted_votes
+                .entry(vote.cast.profile.name.clone())
                 .or_default()
                 .push(vote);
         }

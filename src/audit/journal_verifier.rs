@@ -231,7 +231,8 @@ impl JournalVerifier {
             let why = if noted.size > found.size {
                 format!("the journal has only {} entries", found.size)
             } else {
-                "the journal has another root at that size: entries before it were rewritten".to_owned()
+                "the journal has another root at that size: entries before it were rewritten"
+                    .to_owned()
             };
             return Err(AuditError::CheckpointMismatch { noted, why });
         }

@@ -9,4 +9,4 @@ mod vote_verifier;
 
 pub use journal_verifier::{AuditError, AuditReport, Checkpoint, JournalVerifier};
 pub use tree::{Frontier, Inclusion, leaf_hash, verify_inclusion};
-pub use vote_verifier::{VoteVerifier, VoteReport, VoteError};
+pub use vote_verifier::{VoteError, VoteReport, VoteVerifier};

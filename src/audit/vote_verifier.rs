@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::AuditError;
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{BundleFiles, VoteMethod, Person, PolicyBundle, StepUpProfile};
+use crate::policy::{BundleFiles, Person, PolicyBundle, StepUpProfile, VoteMethod};
 use crate::webauthn::{self, Assertion, AssertionEvidenceError, WebauthnError};
 
 /// Why a journalled vote cannot be verified.
@@ -188,7 +188,10 @@ impl VoteVerifier {
         statement: &str,
         evidence: Option<&str>,
     ) -> Result<(), VoteError> {
-        let voter = self.people.get(&cast.voter).ok_or(VoteError::VoterUnknown)?;
+        let voter = self
+            .people
+            .get(&cast.voter)
+            .ok_or(VoteError::VoterUnknown)?;
         let profile = self
             .profiles
             .get(&cast.profile.name)
@@ -196,7 +199,11 @@ impl VoteVerifier {
             .ok_or(VoteError::ProfileMismatch)?;
         let statement = VoteStatement::parse(statement).map_err(|_| VoteError::Statement)?;
         self.matches_entry(cast, &statement)?;
-        self.matches_request(opened.ok_or(VoteError::RequestNotPending)?, secret, &statement)?;
+        self.matches_request(
+            opened.ok_or(VoteError::RequestNotPending)?,
+            secret,
+            &statement,
+        )?;
         if self.revoked.contains(&cast.key) {
             return Err(VoteError::KeyNotActive);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Broker;
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{StoredStatus, Deadline};
+use crate::state::{Deadline, StoredStatus};
 
 /// Time between two maintenance ticks.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
@@ -94,11 +94,9 @@ impl Broker {
             }
         }
         self.flush_pending_revocations().await?;
-        if self
-            .projections
-            .rules()
-            .is_some_and(|rules| rules.version != self.enforced_policy_version.load(Ordering::SeqCst))
-            && let Ok(_alone) = self.policy_lock.try_lock()
+        if self.projections.rules().is_some_and(|rules| {
+            rules.version != self.enforced_policy_version.load(Ordering::SeqCst)
+        }) && let Ok(_alone) = self.policy_lock.try_lock()
         {
             self.revoke_disallowed().await?;
         }

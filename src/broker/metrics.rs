@@ -106,7 +106,11 @@ impl Broker {
     }
 
     /// Refuses an authenticated caller that exceeds its rate. Call it before anything is done.
-    pub(super) fn check_rate_limit(&self, call: &CallContext, caller: CallerId) -> Result<(), Refusal> {
+    pub(super) fn check_rate_limit(
+        &self,
+        call: &CallContext,
+        caller: CallerId,
+    ) -> Result<(), Refusal> {
         let class = call.permit.class();
         let span = tracing::Span::current();
         span.record("caller", caller.as_str());

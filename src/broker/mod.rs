@@ -22,11 +22,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::votes::VoterContext;
-use crate::approve::vote_proof::VoteProofCache;
 pub use crate::approve::vote_proof::VoteProof;
+use crate::approve::vote_proof::VoteProofCache;
 pub use crate::approve::votes::Ineligible;
-use crate::approve::{DecisionLimits, DecisionContext};
+use crate::approve::votes::VoterContext;
+use crate::approve::{DecisionContext, DecisionLimits};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
@@ -35,17 +35,17 @@ use crate::journal::{AppendError, Journal};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{ActivePolicy, PolicyBundle};
-use crate::rate_limit::{KeyedRateLimiter, RateLimitConfig, LogThrottle};
-use crate::state::{Grant, State, ArcMap, TaskRecord};
+use crate::rate_limit::{KeyedRateLimiter, LogThrottle, RateLimitConfig};
+use crate::state::{ArcMap, Grant, State, TaskRecord};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use approval::inbox::{
-    INBOX_PAGE_MAX, InboxQuery, InboxCursor, InboxGroup, InboxGroupKey, InboxEvent, InboxPage,
+    INBOX_PAGE_MAX, InboxCursor, InboxEvent, InboxGroup, InboxGroupKey, InboxPage, InboxQuery,
     InboxRow, InboxWatch,
 };
-pub use approval::vote::{AccessView, VoteInput, VoteStatementReply, VoteOutcome};
+pub use approval::vote::{AccessView, VoteInput, VoteOutcome, VoteStatementReply};
 pub use approval::vote_options::VoteOptions;
 pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
@@ -58,21 +58,24 @@ pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskFilter, TaskView};
 pub use query::revocation_feed::{FeedStart, JournalPosition};
 pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
-pub use query::timeline::{SEARCH_PAGE_MAX, SearchPage, TimelineEvent, QUERY_BYTES_MAX, SEARCH_SCAN_MAX, TaskTimeline};
-pub use start::{BrokerOptions, BrokerOpenError};
+pub use query::timeline::{
+    QUERY_BYTES_MAX, SEARCH_PAGE_MAX, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
+};
+pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, PendingReply, ProfileState, RuleSummary, RequestTokenInput, IssuedReply, TokenReply,
+    DeniedReply, IssuedReply, PendingReply, ProfileState, RequestTokenInput, RuleSummary,
+    TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
 use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
-use governance::pending_revocation::{RevocationTarget, PendingRevocation};
+use governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use projections::Projections;
 use token::verified_cache::VerifiedTokenCache;
 
@@ -342,7 +345,8 @@ impl Broker {
     fn agent_suspension(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.agent_status(agent);
         (
-            at.value.suspended || self.is_revocation_pending(&RevocationTarget::Agent(agent.clone())),
+            at.value.suspended
+                || self.is_revocation_pending(&RevocationTarget::Agent(agent.clone())),
             at.version,
         )
     }
@@ -393,7 +397,9 @@ impl Broker {
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let message = match reason.detail() {
-            DetailVisibility::Operator if !self.settings.expose_auth_errors => reason.text().to_owned(),
+            DetailVisibility::Operator if !self.settings.expose_auth_errors => {
+                reason.text().to_owned()
+            }
             DetailVisibility::Operator => format!("{}: {detail}", reason.text()),
             DetailVisibility::Caller => detail.clone(),
         };
@@ -462,7 +468,8 @@ impl Broker {
             | VerifyError::UntrustedKey
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
-        self.metrics.authentication_failed(metrics::failure_label(error));
+        self.metrics
+            .authentication_failed(metrics::failure_label(error));
         if !authenticated {
             let mut uncounted = self.lock(&self.uncounted_refusals);
             uncounted.0.get_or_insert(self.now());

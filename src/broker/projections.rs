@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
 use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
-use crate::policy::{BundleFiles, ActivePolicy, PolicyBundle};
+use crate::policy::{ActivePolicy, BundleFiles, PolicyBundle};
 use crate::state::State;
 use crate::state::anomaly::AgentRegistrationChange;
 use crate::verify::{Trust, TrustedDomain};

@@ -16,12 +16,14 @@ use super::{Broker, BrokerSettings};
 use crate::approve::DecisionLimits;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
-use crate::journal::{Append, AppendError, Blob, FaultInjection, Journal, OpenError, JournalOptions};
+use crate::journal::{
+    Append, AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError,
+};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{BundleError, BundleFiles, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
-use crate::state::{State, ArcMap};
+use crate::state::{ArcMap, State};
 use crate::telemetry::Metrics;
 
 /// Everything needed to open a broker.
@@ -92,13 +94,16 @@ impl Broker {
     pub async fn open(options: BrokerOptions) -> Result<Arc<Self>, BrokerOpenError> {
         let random = SystemRandom::new();
         let mut boot_key = [0; 32];
-        random.fill(&mut boot_key).map_err(|_| BrokerOpenError::Random)?;
+        random
+            .fill(&mut boot_key)
+            .map_err(|_| BrokerOpenError::Random)?;
         let state = Arc::new(State::default());
         let projections = Arc::new(Projections::default());
         let latest_seen = Arc::new(AtomicI64::new(0));
         let notifier = Arc::new(Notifier::default());
         let apply = {
-            let (state, projections, latest_seen) = (state.clone(), projections.clone(), latest_seen.clone());
+            let (state, projections, latest_seen) =
+                (state.clone(), projections.clone(), latest_seen.clone());
             let notifier = notifier.clone();
             Box::new(move |committed: &crate::journal::Committed| {
                 latest_seen.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
@@ -154,7 +159,10 @@ impl Broker {
             uncounted_refusals: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
             metrics,
-            caller_rates: KeyedRateLimiter::new(rates.caller_per_second, rates.caller_reserved_per_second),
+            caller_rates: KeyedRateLimiter::new(
+                rates.caller_per_second,
+                rates.caller_reserved_per_second,
+            ),
             rate_limit_log_throttle: LogThrottle::default(),
             notifier,
             ask_budgets: Mutex::default(),
@@ -176,9 +184,14 @@ impl Broker {
             }
         }
         broker.publish_key().await?;
-        if let Some(files) = options.seed.filter(|_| broker.projections.rules().is_none()) {
+        if let Some(files) = options
+            .seed
+            .filter(|_| broker.projections.rules().is_none())
+        {
             let bundle = PolicyBundle::load(&files)?;
-            bundle.check_has_operator().map_err(BrokerOpenError::Ungovernable)?;
+            bundle
+                .check_has_operator()
+                .map_err(BrokerOpenError::Ungovernable)?;
             broker.record_bundle(bundle, &files, 0, None).await?;
         }
         broker.revoke_disallowed().await?;
@@ -186,7 +199,11 @@ impl Broker {
     }
 
     /// Records a trust bundle that differs from the one in the journal before it is used.
-    async fn record_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), BrokerOpenError> {
+    async fn record_trust(
+        &self,
+        domain: TrustDomain,
+        bundle: String,
+    ) -> Result<(), BrokerOpenError> {
         let keys = KeySet::parse(bundle.as_bytes(), Usage::JwtSvid);
         let keys = keys.map_err(|source| BrokerOpenError::Trust {
             domain: domain.clone(),

@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::{Rows, table};
-use super::{Common, Say, shapes};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::output::{FieldList, table};
+use super::{Common, Output, render};
+use crate::client;
 use crate::clock::Clock;
 use crate::model::AgentId;
 use crate::model::text::escape_invisible;
-use crate::client;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Agent {
+pub(super) enum AgentCommand {
     /// List agents and how they stand
     List {
         #[command(flatten)]
@@ -50,11 +50,15 @@ pub(super) enum Agent {
     },
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitCode, Failure> {
-    match verb {
-        Agent::List { key } => {
-            let agents = key.operator(common)?.agents().await?;
-            say.either(
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    command: AgentCommand,
+) -> Result<ExitCode, CliError> {
+    match command {
+        AgentCommand::List { key } => {
+            let agents = key.operator_client(common)?.agents().await?;
+            output.print(
                 || agents.iter().map(to_json).collect::<Value>(),
                 || {
                     let head = ["AGENT", "OWNER", "ENVIRONMENT", "STANDS", "TASKS", "TOKENS"];
@@ -76,51 +80,51 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
                 },
             );
         }
-        Agent::Show { id, key } => {
-            let agent = key.operator(common)?.agent(&id).await?;
+        AgentCommand::Show { id, key } => {
+            let agent = key.operator_client(common)?.agent(&id).await?;
             let now = Clock::system().now();
-            say.either(
+            output.print(
                 || to_json(&agent),
                 || {
-                    let mut rows = Rows::default();
-                    rows.theirs("agent", &agent.agent_id).own("stands", stands(&agent));
+                    let mut fields = FieldList::default();
+                    fields.untrusted_row("agent", &agent.agent_id).row("stands", stands(&agent));
                     if agent.registered {
-                        rows.theirs("workload", &agent.spiffe_id)
-                            .theirs("owner", &agent.owner)
-                            .theirs("environment", &agent.environment)
-                            .theirs("model", &agent.model)
-                            .theirs("autonomy", &agent.autonomy)
-                            .theirs("groups", &agent.groups.join(", "))
-                            .theirs("may ask for", &agent.actions.join(", "));
+                        fields.untrusted_row("workload", &agent.spiffe_id)
+                            .untrusted_row("owner", &agent.owner)
+                            .untrusted_row("environment", &agent.environment)
+                            .untrusted_row("model", &agent.model)
+                            .untrusted_row("autonomy", &agent.autonomy)
+                            .untrusted_row("groups", &agent.groups.join(", "))
+                            .untrusted_row("may ask for", &agent.actions.join(", "));
                         let pinned = match agent.jkt.as_str() {
                             "" => "any: whoever steals its evidence can open a task with a key of their own",
                             jkt => jkt,
                         };
-                        rows.theirs("key", pinned);
+                        fields.untrusted_row("key", pinned);
                     }
-                    rows.own("tasks running", agent.tasks_running.to_string())
-                        .own("tokens live", agent.tokens_live.to_string());
+                    fields.row("tasks running", agent.tasks_running.to_string())
+                        .row("tokens live", agent.tokens_live.to_string());
                     if agent.verified_at.is_some() {
-                        rows.own("verified", shapes::when(agent.verified_at.as_ref(), now));
+                        fields.row("verified", render::timestamp_with_distance(agent.verified_at.as_ref(), now));
                     }
                     if agent.attested_at.is_some() {
-                        rows.own("last attested", shapes::when(agent.attested_at.as_ref(), now));
+                        fields.row("last attested", render::timestamp_with_distance(agent.attested_at.as_ref(), now));
                     }
-                    activity(&mut rows, &agent.activity);
-                    rows.lines()
+                    activity(&mut fields, &agent.activity);
+                    fields.to_text()
                 },
             );
         }
-        Agent::Suspend { id, reason, key } => {
-            let done = key.operator(common)?.suspend(&id, &reason).await?;
-            say.either(
+        AgentCommand::Suspend { id, reason, key } => {
+            let done = key.operator_client(common)?.suspend(&id, &reason).await?;
+            output.print(
                 || json!({ "agent": id, "suspended": true, "tasks_ended": done.tasks_ended, "position": done.position }),
                 || format!("{id} is suspended by entry {}: {} tasks ended with their tokens", done.position, done.tasks_ended),
             );
         }
-        Agent::Resume { id, key } => {
-            let done = key.operator(common)?.resume(&id).await?;
-            say.either(
+        AgentCommand::Resume { id, key } => {
+            let done = key.operator_client(common)?.resume(&id).await?;
+            output.print(
                 || json!({ "agent": id, "suspended": false, "position": done }),
                 || {
                     format!(
@@ -135,7 +139,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
 }
 
 /// What it did with its actions, and which of its ceiling it never asked for.
-fn activity(rows: &mut Rows, activity: &[client::AgentActionStats]) {
+fn activity(fields: &mut FieldList, activity: &[client::AgentActionStats]) {
     for used in activity.iter().filter(|used| used.asked > 0) {
         let counts = [
             ("asked", used.asked),
@@ -151,7 +155,7 @@ fn activity(rows: &mut Rows, activity: &[client::AgentActionStats]) {
             true => "",
             false => " (no longer in its ceiling)",
         };
-        rows.own(
+        fields.row(
             "used",
             format!(
                 "{}{gone}: {}",
@@ -163,7 +167,7 @@ fn activity(rows: &mut Rows, activity: &[client::AgentActionStats]) {
     let never = activity.iter().filter(|used| used.asked == 0);
     let never: Vec<&str> = never.map(|used| used.action.as_str()).collect();
     if !never.is_empty() {
-        rows.theirs("never used", &never.join(", "));
+        fields.untrusted_row("never used", &never.join(", "));
     }
 }
 
@@ -195,8 +199,8 @@ fn to_json(agent: &client::AgentInfo) -> Value {
         "environment": agent.environment, "model": agent.model, "autonomy": agent.autonomy, "groups": agent.groups,
         "jkt": (!agent.jkt.is_empty()).then_some(&agent.jkt), "actions": agent.actions, "suspended": agent.suspended,
         "frozen": agent.frozen, "tasks_running": agent.tasks_running, "tokens_live": agent.tokens_live,
-        "verified_at": shapes::moment(agent.verified_at.as_ref()),
-        "attested_at": shapes::moment(agent.attested_at.as_ref()),
+        "verified_at": render::timestamp_json(agent.verified_at.as_ref()),
+        "attested_at": render::timestamp_json(agent.attested_at.as_ref()),
         "activity": agent.activity.iter().map(use_json).collect::<Value>(),
     })
 }
@@ -205,7 +209,7 @@ fn use_json(used: &client::AgentActionStats) -> Value {
     json!({
         "action": used.action, "in_ceiling": used.in_ceiling, "asked": used.asked, "granted": used.granted,
         "refused": used.refused, "approved": used.approved, "denied": used.denied, "expired": used.expired,
-        "last_at": shapes::moment(used.last_at.as_ref()), "last_denied_at": shapes::moment(used.last_denied_at.as_ref()),
+        "last_at": render::timestamp_json(used.last_at.as_ref()), "last_denied_at": render::timestamp_json(used.last_denied_at.as_ref()),
         "last_denied_by": (!used.last_denied_by.is_empty()).then_some(&used.last_denied_by),
     })
 }

@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::{Rows, table};
-use super::{Common, Say, shapes};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::output::{FieldList, table};
+use super::{Common, Output, render};
+use crate::client;
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{Digest, ParseError, PersonId, Thumbprint, Timestamp};
-use crate::client;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Approver {
+pub(super) enum ApproverCommand {
     /// Invite a registered person to enrol a passkey: a code for one browser, good for ten minutes, once
     Invite {
         /// The person, by the id in people.toml
@@ -46,41 +46,45 @@ fn thumbprint(text: &str) -> Result<Thumbprint, ParseError> {
     Digest::parse(text).map(Thumbprint)
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<ExitCode, Failure> {
-    match verb {
-        Approver::Invite { id, key } => {
-            let invited = key.operator(common)?.invite(&id).await?;
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    command: ApproverCommand,
+) -> Result<ExitCode, CliError> {
+    match command {
+        ApproverCommand::Invite { id, key } => {
+            let invited = key.operator_client(common)?.invite(&id).await?;
             let now = Clock::system().now();
-            say.either(
+            output.print(
                 || {
                     json!({
                         "person": id, "code": invited.code.expose_secret(), "url": invited.url.expose_secret(),
-                        "expires_at": shapes::moment(invited.expires_at.as_ref()),
+                        "expires_at": render::timestamp_json(invited.expires_at.as_ref()),
                     })
                 },
                 || {
-                    let mut rows = Rows::default();
-                    rows.own("open", escape_invisible(invited.url.expose_secret()))
-                        .own("or type", escape_invisible(invited.code.expose_secret()))
-                        .own("within", shapes::left(invited.expires_at.as_ref(), now));
+                    let mut fields = FieldList::default();
+                    fields.row("open", escape_invisible(invited.url.expose_secret()))
+                        .row("or type", escape_invisible(invited.code.expose_secret()))
+                        .row("within", render::remaining(invited.expires_at.as_ref(), now));
                     format!(
                         "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first is {id} here\n{}",
-                        rows.lines()
+                        fields.to_text()
                     )
                 },
             );
         }
-        Approver::List { key } => {
-            let people = key.operator(common)?.approvers().await?;
+        ApproverCommand::List { key } => {
+            let people = key.operator_client(common)?.approvers().await?;
             let now = Clock::system().now();
-            say.either(
+            output.print(
                 || people.iter().map(to_json).collect::<Value>(),
                 || listed(&people, now),
             );
         }
-        Approver::Revoke { id, only, key } => {
-            let revoked = key.operator(common)?.revoke_keys(&id, only).await?;
-            say.either(
+        ApproverCommand::Revoke { id, only, key } => {
+            let revoked = key.operator_client(common)?.revoke_keys(&id, only).await?;
+            output.print(
                 || json!({ "person": id, "revoked": revoked }),
                 || match revoked {
                     0 => format!("no key of {id} counted any more"),
@@ -112,7 +116,7 @@ fn listed(people: &[client::ApproverInfo], now: Timestamp) -> String {
     for person in people {
         let passkeys = person.passkeys.iter().map(|passkey| {
             let last = match &passkey.last_vote_at {
-                Some(_) => shapes::when(passkey.last_vote_at.as_ref(), now),
+                Some(_) => render::timestamp_with_distance(passkey.last_vote_at.as_ref(), now),
                 None => "never".to_owned(),
             };
             (
@@ -133,7 +137,7 @@ fn listed(people: &[client::ApproverInfo], now: Timestamp) -> String {
             .iter()
             .map(|key| (escape_invisible(key), "revoked".to_owned(), String::new()));
         let invited = person.invited_until.iter().map(|until| {
-            let left = shapes::left(Some(until), now);
+            let left = render::remaining(Some(until), now);
             (
                 String::new(),
                 format!("invited, {left} left"),
@@ -168,13 +172,13 @@ fn to_json(person: &client::ApproverInfo) -> Value {
     let passkey = |p: &client::PasskeyInfo| {
         json!({
             "key": p.key, "label": p.label, "backup_eligible": p.backup_eligible,
-            "added_at": shapes::moment(p.added_at.as_ref()),
-            "last_vote_at": shapes::moment(p.last_vote_at.as_ref()),
+            "added_at": render::timestamp_json(p.added_at.as_ref()),
+            "last_vote_at": render::timestamp_json(p.last_vote_at.as_ref()),
         })
     };
     json!({
         "person": person.person_id, "name": person.name, "roles": person.roles, "groups": person.groups,
         "keys": person.keys, "passkeys": person.passkeys.iter().map(passkey).collect::<Value>(),
-        "invited_until": shapes::moment(person.invited_until.as_ref()), "revoked": person.revoked,
+        "invited_until": render::timestamp_json(person.invited_until.as_ref()), "revoked": person.revoked,
     })
 }

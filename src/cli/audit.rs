@@ -1,4 +1,4 @@
-//! `audit verify`: the whole journal checked without its broker.
+//! `audit verify`: offline verification of the whole journal.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,44 +6,44 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::Say;
-use super::failure::Failure;
-use crate::audit::{JournalVerifier as Walk, AuditReport, Checkpoint, VoteVerifier, VoteReport};
+use super::Output;
+use super::error::CliError;
+use crate::audit::{AuditReport, Checkpoint, JournalVerifier as Walk, VoteReport, VoteVerifier};
 use crate::config::Config;
-use crate::journal::{OpenError, JournalReader};
+use crate::journal::{JournalReader, OpenError};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Audit {
-    /// Verify every entry, the tree, the blobs, what each entry rests on, and every vote; reads only, also beside a running broker
-    Verify(Verify),
+pub(super) enum AuditCommand {
+    /// Verify every entry, the tree, the blobs, each read set and every vote; reads only, also while the broker runs
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Verify {
+pub(super) struct VerifyArgs {
     /// The journal's directory, or one with a dipylon.toml
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
     /// The broker's configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A checkpoint noted earlier and elsewhere: proves that nothing before it was rewritten
+    /// A checkpoint recorded elsewhere: proves that no entry before it was rewritten
     #[arg(long, value_name = "SIZE:ROOT", value_parser = Checkpoint::parse)]
     against: Option<Checkpoint>,
 }
 
-pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
-    let Audit::Verify(Verify {
+pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, CliError> {
+    let AuditCommand::Verify(VerifyArgs {
         data_dir,
         config,
         against,
-    }) = verb;
+    }) = command;
     let dir = match (data_dir, config) {
         (Some(dir), _) => journal_in(&dir)?,
         (None, Some(file)) => Config::read(&file)?.data_dir,
         (None, None) => journal_in(&super::dev::default_dir()?)?,
     };
     let (report, votes) = verify(&dir, against)?;
-    say.either(
+    output.print(
         || {
             json!({
                 "whole": true,
@@ -56,14 +56,14 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
         },
         || {
             let met = match report.noted {
-                Some(noted) => format!(", and the first {} are those noted before", noted.size),
-                None => "; with --against SIZE:ROOT, a rewrite of all of it would be found too"
+                Some(noted) => format!(", and the first {} match the checkpoint given", noted.size),
+                None => "; --against SIZE:ROOT also detects a rewrite of the whole journal"
                     .to_owned(),
             };
             format!(
-                "whole: {} entries, every premise held, every blob there{met}\n{}\ncheckpoint {}",
+                "whole: {} entries, every read set valid, every blob present{met}\n{}\ncheckpoint {}",
                 report.head.size,
-                told(&votes),
+                vote_summary(&votes),
                 report.head
             )
         },
@@ -71,7 +71,7 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
+fn journal_in(dir: &Path) -> Result<PathBuf, CliError> {
     let config = dir.join(super::dev::CONFIG_FILE);
     if config.exists() {
         Ok(Config::read(&config)?.data_dir)
@@ -80,15 +80,15 @@ fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// The votes in one line. Which origins are the broker's own, the reader knows and the journal does not.
-fn told(votes: &VoteReport) -> String {
+/// The votes in one line, with their WebAuthn origins: only the reader knows which are the broker's own.
+fn vote_summary(votes: &VoteReport) -> String {
     let VoteReport {
         by_key,
         by_passkey,
         origins,
     } = votes;
     let mut line = format!(
-        "{} votes proved by their signatures: {by_key} by keys, {by_passkey} by passkeys",
+        "{} votes with valid signatures: {by_key} by keys, {by_passkey} by passkeys",
         by_key + by_passkey
     );
     if !origins.is_empty() {
@@ -98,20 +98,21 @@ fn told(votes: &VoteReport) -> String {
     line
 }
 
-/// Walks a journal from its first entry to its head.
+/// Verifies a journal from its first entry to its head.
 pub(super) fn verify(
     dir: &Path,
     against: Option<Checkpoint>,
-) -> Result<(AuditReport, VoteReport), Failure> {
-    let open =
-        || JournalReader::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())));
-    // The second finds blobs while the first walks; what is on record for the one is so for the other.
+) -> Result<(AuditReport, VoteReport), CliError> {
+    let open = || {
+        JournalReader::open(dir).map_err(|e| CliError::failed(format!("{}: {e}", dir.display())))
+    };
+    // The second handle reads blobs while the first iterates over entries.
     let (journal, blobs) = (open()?, open()?);
     let mut walk = Walk::with_checkpoint(against);
     let mut votes = VoteVerifier::default();
     let damaged = |error: &dyn std::fmt::Display| {
-        Failure::failed(format!("NOT WHOLE: {error}"))
-            .next("keep a copy of this journal as it is, and compare it with a backup")
+        CliError::failed(format!("NOT WHOLE: {error}"))
+            .with_hint("keep a copy of this journal as it is, and compare it with a backup")
     };
     let walked = journal.read_all(|stored| {
         let entry = walk.entry(&stored.text, stored.leaf)?;
@@ -131,7 +132,7 @@ pub(super) fn verify(
         | OpenError::HeadUnreadable
         | OpenError::RealmMismatch { .. }
         | OpenError::Entry(_)
-        | OpenError::FirstEntry(_)) => Failure::failed(format!("{}: {other}", dir.display())),
+        | OpenError::FirstEntry(_)) => CliError::failed(format!("{}: {other}", dir.display())),
     })?;
     let report = walk.finish(head, epoch).map_err(|error| damaged(&error))?;
     Ok((report, votes.report().clone()))

@@ -1,16 +1,16 @@
-//! The card at a terminal, and as JSON.
+//! The access-request card at a terminal and as JSON.
 
 use std::io::IsTerminal as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::card::{self, COLUMNS_MIN, Card, ProfileProgress, PersonRef};
+use crate::card::{self, COLUMNS_MIN, Card, PersonRef, ProfileProgress};
 use crate::model::{Action, Param, Timestamp};
 
-/// Widest card: longer lines are hard to read.
+/// Widest card in columns: longer lines are hard to read.
 const COLUMNS_MAX: usize = 120;
 
-/// The card for people, as wide as their terminal.
+/// The card as text, as wide as the terminal.
 pub(super) fn text(shown: &Card, now: Timestamp) -> String {
     card::render_terminal(shown, now, columns())
 }
@@ -25,7 +25,7 @@ fn columns() -> usize {
     })
 }
 
-/// The card for machines: every field, as it came.
+/// The card as JSON: every field, unescaped.
 pub(super) fn to_json(card: &Card) -> Value {
     let asker = &card.agent;
     let claims = asker.registered.as_ref();

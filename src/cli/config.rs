@@ -6,15 +6,14 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::checkup::{self, Finding};
-use super::failure::Failure;
-use super::{Common, Say, dev};
+use super::config_checks;
+use super::error::CliError;
+use super::{Common, Output, dev};
 use crate::clock::Clock;
 use crate::config::{Config as Read, SettingOrigin, to_toml};
-use crate::model::Exit;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Config {
+pub(super) enum ConfigCommand {
     /// Say all that is wrong with a configuration and the files it names
     Check {
         /// The configuration
@@ -27,27 +26,39 @@ pub(super) enum Config {
     },
 }
 
-pub(super) fn run(common: &Common, say: &Say, verb: Config) -> Result<ExitCode, Failure> {
-    match verb {
-        Config::Check { file } => {
-            let (first, config) = checkup::configuration(&file);
+pub(super) fn run(
+    common: &Common,
+    output: &Output,
+    command: ConfigCommand,
+) -> Result<ExitCode, CliError> {
+    match command {
+        ConfigCommand::Check { file } => {
+            let (first, config) = config_checks::check_configuration(&file);
             let mut found = vec![first];
             if let Some(config) = &config {
-                found.push(checkup::files(config));
-                found.push(checkup::trust(config));
-                found.push(checkup::transport(config));
-                found.extend(checkup::certificate(config, Clock::system().now()));
-                found.extend(config.policy.as_deref().map(checkup::policy_directory));
+                found.push(config_checks::check_files(config));
+                found.push(config_checks::check_trust_domains(config));
+                found.push(config_checks::check_transport(config));
+                found.extend(config_checks::check_certificate(
+                    config,
+                    Clock::system().now(),
+                ));
+                found.extend(
+                    config
+                        .policy
+                        .as_deref()
+                        .map(config_checks::check_policy_directory),
+                );
             }
-            Ok(told(say, found))
+            Ok(config_checks::print_findings(output, found))
         }
-        Config::Show { file } => {
+        ConfigCommand::Show { file } => {
             let file = match file {
                 Some(file) => file,
-                None => dev::Home::of(common)?.dir().join(dev::CONFIG_FILE),
+                None => dev::DevConfig::load(common)?.dir().join(dev::CONFIG_FILE),
             };
             let (_, shown) = Read::read_effective(&file)?;
-            say.either(
+            output.print(
                 || {
                     let keys: Vec<Value> = shown
                         .iter()
@@ -66,24 +77,4 @@ pub(super) fn run(common: &Common, say: &Say, verb: Config) -> Result<ExitCode, 
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-/// Prints findings; the exit code says whether any failed.
-pub(super) fn told(say: &Say, found: Vec<Finding>) -> ExitCode {
-    let failed = found.iter().any(Finding::failed);
-    say.either(
-        || {
-            let all: Vec<_> = found.iter().map(Finding::to_json).collect();
-            json!({ "good": !failed, "findings": all })
-        },
-        || {
-            let mut text = String::new();
-            for finding in &found {
-                finding.lines(0, &mut text);
-            }
-            text
-        },
-    );
-    let exit = if failed { Exit::Failed } else { Exit::Success };
-    ExitCode::from(exit.number())
 }

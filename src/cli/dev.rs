@@ -1,18 +1,17 @@
-//! Development: a broker's configuration made once, with a trust domain and keys for everybody of the example.
+//! Development setup: a configuration, trust domain and keys created on the first start.
 //!
-//! A development broker differs from another by this configuration alone.
+//! A development broker differs from others only by this configuration.
 
-use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::failure::{Failure, failed};
-use super::{Common, Say, bundle, key, parse};
+use super::error::{CliError, io_error};
+use super::files::write_private;
+use super::{Common, Output, key, parse, policy_dir};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::jose::{SigningKey, Usage, jws};
@@ -25,82 +24,86 @@ const TRUST_DOMAIN: &str = "soc.example";
 const TRUST_DOMAIN_KEY: &str = "trust-domain.pem";
 const TRUST_BUNDLE: &str = "trust-bundle.json";
 /// The people and services of the example.
-const HOLDERS: [&str; 7] = ["dana", "maria", "lee", "olga", "idp", "cases", "audit"];
+const KEY_HOLDERS: [&str; 7] = ["dana", "maria", "lee", "olga", "idp", "cases", "audit"];
 /// The port tried first, so that it is usually the one in the guides.
 const PORT: u16 = 7700;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Dev {
-    /// Sign a JWT-SVID with the development trust domain, as a SPIFFE agent would for a workload it attested
-    Evidence(Evidence),
-    /// Make a trust domain to try a broker in earnest with: a key that signs evidence, and the trust bundle for dipylon.toml
+pub(super) enum DevCommand {
+    /// Sign a JWT-SVID with the development trust domain, as a SPIFFE agent does for a workload it attested
+    Svid(SvidArgs),
+    /// Create a test trust domain: a key that signs JWT-SVIDs, and the trust bundle for dipylon.toml
     TrustDomain {
-        /// The directory; made if need be, and nothing in it is replaced
+        /// The directory; created if missing, existing files are never replaced
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Evidence {
+pub(super) struct SvidArgs {
     /// A registered agent
     #[arg(long, value_name = "ID", value_parser = AgentId::parse, required_unless_present = "spiffe_id")]
     agent: Option<AgentId>,
-    /// Or any workload
+    /// The SPIFFE ID of any workload
     #[arg(long, value_name = "ID", value_parser = SpiffeId::parse, conflicts_with = "agent")]
     spiffe_id: Option<SpiffeId>,
-    /// Where the development broker keeps its configuration and keys [default: as --dev-dir]
+    /// Directory of the development broker [default: --dev-dir]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Or sign with the key of 'dev trust-domain', for a broker that is configured with its trust bundle
+    /// Sign with the key of 'dev trust-domain', for a broker configured with its trust bundle
     #[arg(long, value_name = "FILE", requires_all = ["audience", "spiffe_id"], conflicts_with = "data_dir")]
     domain_key: Option<PathBuf>,
     /// With --domain-key: the broker's evidence audience, which is its external URL unless configured
     #[arg(long, value_name = "URL", requires = "domain_key")]
     audience: Option<String>,
-    /// How long it is good
+    /// Lifetime of the SVID
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
     ttl: u32,
-    /// Write it to a file only you can read, instead of stdout
+    /// Write to a file with mode 0600 instead of stdout
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Failure> {
-    let verb = match verb {
-        Dev::Evidence(verb) => verb,
-        Dev::TrustDomain { out } => return trust_domain(say, &out),
+pub(super) fn run(
+    common: &Common,
+    output: &Output,
+    command: DevCommand,
+) -> Result<ExitCode, CliError> {
+    let args = match command {
+        DevCommand::Svid(args) => args,
+        DevCommand::TrustDomain { out } => return create_trust_domain(output, &out),
     };
     let now = Clock::system().now();
-    let (subject, evidence) = match (&verb.domain_key, &verb.audience, &verb.spiffe_id) {
+    let (subject, evidence) = match (&args.domain_key, &args.audience, &args.spiffe_id) {
         (Some(key), Some(audience), Some(subject)) => {
-            let signed = signed(&keys::read(key)?, audience, subject, verb.ttl, now)?;
+            let signed = sign_svid(&keys::read(key)?, audience, subject, args.ttl, now)?;
             (subject.clone(), signed)
         }
         _ => {
-            let home = match &verb.data_dir {
-                Some(dir) => Home::read(dir)?,
-                None => Home::of(common)?,
+            let home = match &args.data_dir {
+                Some(dir) => DevConfig::read(dir)?,
+                None => DevConfig::load(common)?,
             };
-            let subject = match (verb.spiffe_id, verb.agent) {
+            let subject = match (args.spiffe_id, args.agent) {
                 (Some(id), _) => id,
                 (None, Some(agent)) => home.spiffe_id(&agent)?,
-                (None, None) => return Err(Failure::usage("name an agent or a SPIFFE ID")),
+                (None, None) => return Err(CliError::usage("name an agent or a SPIFFE ID")),
             };
-            let evidence = home.evidence(&subject, verb.ttl, now)?;
+            let evidence = home.issue_svid(&subject, args.ttl, now)?;
             (subject, evidence)
         }
     };
-    match verb.out {
+    match args.out {
         Some(path) => {
             write_private(&path, evidence.expose_secret())?;
-            say.either(
+            output.print(
                 || json!({ "file": path, "subject": subject }),
                 || format!("{} for {subject}", path.display()),
             );
         }
-        None => say.either(
-            || json!({ "evidence": evidence.expose_secret(), "subject": subject }),
+        None => output.print(
+            || json!({ "svid": evidence.expose_secret(), "subject": subject }),
             || evidence.expose_secret().to_owned(),
         ),
     }
@@ -108,82 +111,82 @@ pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Fai
 }
 
 /// `$HOME/.dipylon/dev`.
-pub(super) fn default_dir() -> Result<PathBuf, Failure> {
+pub(super) fn default_dir() -> Result<PathBuf, CliError> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     let home =
-        home.ok_or_else(|| Failure::usage("HOME is not set; name a directory with --dev-dir"))?;
+        home.ok_or_else(|| CliError::usage("HOME is not set; name a directory with --dev-dir"))?;
     Ok(PathBuf::from(home).join(".dipylon").join("dev"))
 }
 
 /// A development broker's directory.
 #[derive(Debug, Clone)]
-pub(super) struct Home {
+pub(super) struct DevConfig {
     dir: PathBuf,
     config: Config,
 }
 
-impl Home {
-    /// The one that the arguments name, or the default one.
-    pub(super) fn of(common: &Common) -> Result<Self, Failure> {
+impl DevConfig {
+    /// The directory the arguments name, or the default one.
+    pub(super) fn load(common: &Common) -> Result<Self, CliError> {
         match &common.dev_dir {
             Some(dir) => Self::read(dir),
             None => Self::read(&default_dir()?),
         }
     }
 
-    /// Reads one that was made before.
-    pub(super) fn read(dir: &Path) -> Result<Self, Failure> {
+    /// Reads an existing one.
+    pub(super) fn read(dir: &Path) -> Result<Self, CliError> {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let file = dir.join(CONFIG_FILE);
         if !file.exists() {
-            return Err(Failure::usage(format!("{} is not there", file.display()))
-                .next("'dipylon serve --dev' makes it; --dev-dir or DIPYLON_DEV names another directory"));
+            return Err(CliError::usage(format!("{} does not exist", file.display()))
+                .with_hint("start a development broker with 'dipylon serve --dev', or name another directory with --dev-dir or DIPYLON_DEV"));
         }
         let config = Config::read(&file)?;
         if config.dev {
             Ok(Self { dir, config })
         } else {
-            Err(Failure::usage(format!(
-                "{} is not of a development broker",
+            Err(CliError::usage(format!(
+                "{} is not the configuration of a development broker",
                 file.display()
             )))
         }
     }
 
-    /// Reads it, or makes it: keys, trust domain, policy bundle, and the configuration last, so that an interrupted first
-    /// start is taken up by the next. True: it was made now.
+    /// Reads it, or creates it: keys, trust domain, policy bundle, and the configuration last, so that the next start resumes an
+    /// interrupted first one. True if it was created now.
     pub(super) fn prepare(
         dir: &Path,
         listen: Option<SocketAddr>,
         policy: Option<&Path>,
-    ) -> Result<(Self, bool), Failure> {
+    ) -> Result<(Self, bool), CliError> {
         let file = dir.join(CONFIG_FILE);
         if file.exists() {
             return Ok((Self::read(dir)?, false));
         }
-        let listen = free(listen)?;
-        let operator = free(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
-        std::fs::create_dir_all(dir).map_err(failed(dir.display()))?;
+        let listen = pick_free_address(listen)?;
+        let operator = pick_free_address(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
+        std::fs::create_dir_all(dir).map_err(io_error(dir.display()))?;
         let secrets = dir.join("dev");
         keys::make_private_dir(&secrets)?;
-        let domain = kept(&secrets.join(TRUST_DOMAIN_KEY))?;
+        let domain = read_or_create_key(&secrets.join(TRUST_DOMAIN_KEY))?;
         write_private(&secrets.join(TRUST_BUNDLE), &trust_bundle(&domain))?;
         let mut registered = String::from(
             "\n# ---------------------------------------------------------------- keys of this directory\n",
         );
-        for holder in HOLDERS {
-            let key = kept(&secrets.join(format!("{holder}.pem")))?;
+        for holder in KEY_HOLDERS {
+            let key = read_or_create_key(&secrets.join(format!("{holder}.pem")))?;
             registered.push('\n');
             registered.push_str(&key::people_toml(holder, key.public()));
         }
         let policy = match policy {
-            Some(given) => given.canonicalize().map_err(failed(given.display()))?,
+            Some(given) => given.canonicalize().map_err(io_error(given.display()))?,
             None => {
-                let texts = bundle::EXAMPLE.map(|(path, text)| match path {
+                let texts = policy_dir::EXAMPLE.map(|(path, text)| match path {
                     "people.toml" => (path, format!("{text}{registered}")),
                     other => (other, text.to_owned()),
                 });
-                bundle::write(
+                policy_dir::write(
                     &dir.join("policy"),
                     texts.iter().map(|(path, text)| (*path, text.as_str())),
                 )?;
@@ -220,54 +223,55 @@ impl Home {
         &self.dir
     }
 
-    /// The key that was made for a person or service.
+    /// The key file of a person or service.
     pub(super) fn key_file(&self, holder: &str) -> PathBuf {
         self.dir.join("dev").join(format!("{holder}.pem"))
     }
 
     /// The SPIFFE ID of an agent of the policy directory.
-    pub(super) fn spiffe_id(&self, agent: &AgentId) -> Result<SpiffeId, Failure> {
+    pub(super) fn spiffe_id(&self, agent: &AgentId) -> Result<SpiffeId, CliError> {
         let Some(policy) = &self.config.policy else {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "the configuration names no policy directory: use --spiffe-id",
             ));
         };
-        let (_, bundle) = bundle::load(policy)?;
+        let (_, bundle) = policy_dir::load(policy)?;
         bundle
             .agent(agent)
             .map(|a| a.spiffe_id.clone())
             .ok_or_else(|| {
                 let known: Vec<_> = bundle.agents().map(|a| a.id.to_string()).collect();
-                Failure::usage(format!(
+                CliError::usage(format!(
                     "agent {agent} is not in {}/agents.toml",
                     policy.display()
                 ))
-                .next(format!("registered: {}", known.join(", ")))
+                .with_hint(format!("registered: {}", known.join(", ")))
             })
     }
 
     /// A JWT-SVID of the development trust domain, for this broker.
-    pub(super) fn evidence(
+    pub(super) fn issue_svid(
         &self,
         subject: &SpiffeId,
         ttl_s: u32,
         now: Timestamp,
-    ) -> Result<Secret, Failure> {
+    ) -> Result<Secret, CliError> {
         let key = keys::read(&self.dir.join("dev").join(TRUST_DOMAIN_KEY))?;
         let audience = &self.config.settings.evidence_audience;
-        signed(&key, audience, subject, ttl_s, now)
+        sign_svid(&key, audience, subject, ttl_s, now)
     }
 }
 
 /// A JWT-SVID (SPIFFE JWT-SVID §3) by this key.
-fn signed(
+fn sign_svid(
     key: &SigningKey,
     audience: &str,
     subject: &SpiffeId,
     ttl_s: u32,
     now: Timestamp,
-) -> Result<Secret, Failure> {
-    let header = json!({ "alg": "ES256", "kid": KeyId::from_thumbprint(key.thumbprint()), "typ": "JWT" });
+) -> Result<Secret, CliError> {
+    let header =
+        json!({ "alg": "ES256", "kid": KeyId::from_thumbprint(key.thumbprint()), "typ": "JWT" });
     let claims = json!({
         "sub": subject,
         "aud": [audience],
@@ -275,7 +279,7 @@ fn signed(
         "exp": now.plus_secs(i64::from(ttl_s)).secs(),
     });
     let signed =
-        jws::sign(&header, &claims, key).map_err(|e| Failure::failed(format!("evidence: {e}")))?;
+        jws::sign(&header, &claims, key).map_err(|e| CliError::failed(format!("evidence: {e}")))?;
     Ok(Secret::new(signed))
 }
 
@@ -286,17 +290,17 @@ fn trust_bundle(key: &SigningKey) -> String {
     json!({ "keys": [jwk], "spiffe_sequence": 1 }).to_string()
 }
 
-/// What a SPIFFE server would keep and publish, for whoever has none yet.
-fn trust_domain(say: &Say, out: &Path) -> Result<ExitCode, Failure> {
-    std::fs::create_dir_all(out).map_err(failed(out.display()))?;
+/// Creates the key and trust bundle of a test trust domain.
+fn create_trust_domain(output: &Output, out: &Path) -> Result<ExitCode, CliError> {
+    std::fs::create_dir_all(out).map_err(io_error(out.display()))?;
     let (key_file, bundle_file) = (out.join(TRUST_DOMAIN_KEY), out.join(TRUST_BUNDLE));
     let key = keys::create(&key_file)?;
     write_private(&bundle_file, &trust_bundle(&key))?;
-    say.either(
+    output.print(
         || json!({ "key": key_file, "bundle": bundle_file }),
         || {
             format!(
-                "{}   signs evidence: whoever has it can be any workload of the domain\n{}  the trust bundle, for dipylon.toml",
+                "{}   signs SVIDs: anyone with this file can act as any workload of the domain\n{}  the trust bundle, for dipylon.toml",
                 key_file.display(),
                 bundle_file.display()
             )
@@ -305,7 +309,7 @@ fn trust_domain(say: &Say, out: &Path) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn kept(path: &Path) -> Result<SigningKey, Failure> {
+fn read_or_create_key(path: &Path) -> Result<SigningKey, CliError> {
     Ok(if path.exists() {
         keys::read(path)?
     } else {
@@ -313,8 +317,8 @@ fn kept(path: &Path) -> Result<SigningKey, Failure> {
     })
 }
 
-/// The address asked for, or the usual port, or any free one; port 0 means any free one.
-fn free(asked: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+/// A free address: the one given, or the usual port, or any; port 0 means any.
+fn pick_free_address(asked: Option<SocketAddr>) -> Result<SocketAddr, CliError> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let tries = asked.map_or_else(
         || vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), any],
@@ -331,65 +335,20 @@ fn free(asked: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
         }
     }
     Err(match last {
-        Some((address, error)) => Failure::failed(format!("cannot listen on {address}: {error}")),
-        None => Failure::failed("no address to listen on"),
+        Some((address, error)) => CliError::failed(format!("cannot listen on {address}: {error}")),
+        None => CliError::failed("no address to listen on"),
     })
 }
 
-/// A development broker beyond loopback would let in everyone who has its published example.
-pub(super) fn not_loopback(address: SocketAddr) -> Failure {
-    Failure::usage(format!(
-        "a development broker listens on loopback only, and {address} is not"
+/// Refused: the keys and policy of a development broker are not made for other machines to reach.
+pub(super) fn not_loopback(address: SocketAddr) -> CliError {
+    CliError::usage(format!(
+        "a development broker listens on loopback only, and {address} is not loopback"
     ))
-    .next(
-        "for others to reach it, write a configuration of your own: 'dipylon serve --config FILE'",
+    .with_hint(
+        "to serve other machines, write a configuration and start with 'dipylon serve --config FILE'",
     )
 }
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(super) fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(beside);
-    // Never through a file or link that somebody else put there.
-    let _left = std::fs::remove_file(&beside);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)
-        .map_err(failed(beside.display()))?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|error| {
-        let _left = std::fs::remove_file(&beside);
-        failed(path.display())(error)
-    })
-}
-
-/// Reads text from a file, or from stdin where the name is `-`.
-pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(TEXT_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(failed("stdin"))?;
-    } else {
-        let file = std::fs::File::open(path).map_err(failed(path.display()))?;
-        file.take(TEXT_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(failed(path.display()))?;
-    }
-    text.truncate(text.trim_end().len());
-    Ok(text)
-}
-
-/// Longest token or evidence read, in bytes.
-const TEXT_BYTES_MAX: u64 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -403,9 +362,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_start_makes_it_and_later_ones_change_nothing() {
+    fn dev_setup_is_idempotent() {
         let dir = tempfile::tempdir().expect("dir");
-        let (home, made) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        let (home, made) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         assert!(made && home.config().dev && home.config().listen.ip().is_loopback());
         let texts = |file: &str| std::fs::read_to_string(dir.path().join(file)).expect(file);
         let before = (
@@ -414,7 +373,7 @@ mod tests {
             texts("dev/trust-bundle.json"),
             texts("dev/maria.pem"),
         );
-        let (again, made) = Home::prepare(dir.path(), None, None).expect("read");
+        let (again, made) = DevConfig::prepare(dir.path(), None, None).expect("read");
         assert!(!made);
         assert_eq!(
             again.config().listen,
@@ -438,7 +397,7 @@ mod tests {
                 "{file}"
             );
         }
-        let (_, bundle) = bundle::load(&dir.path().join("policy")).expect("a whole bundle");
+        let (_, bundle) = policy_dir::load(&dir.path().join("policy")).expect("a whole bundle");
         assert!(
             bundle.people().all(|p| p.keys.len() == 1)
                 && bundle.services().all(|s| s.keys.len() == 1)
@@ -446,14 +405,14 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_first_start_is_taken_up() {
+    fn dev_setup_resumes_after_interruption() {
         let dir = tempfile::tempdir().expect("dir");
-        let (home, _) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        let (home, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         let key = keys::read(&home.key_file("olga"))
             .expect("key")
             .thumbprint();
         std::fs::remove_file(dir.path().join(CONFIG_FILE)).expect("gone");
-        let (home, made) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        let (home, made) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         assert!(made);
         assert_eq!(
             keys::read(&home.key_file("olga"))
@@ -468,7 +427,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         assert!(
-            Home::prepare(dir.path(), Some(everywhere), None)
+            DevConfig::prepare(dir.path(), Some(everywhere), None)
                 .expect_err("refused")
                 .message
                 .contains("loopback")
@@ -477,14 +436,14 @@ mod tests {
     }
 
     #[test]
-    fn evidence_is_for_a_registered_agent_and_this_broker() {
+    fn dev_svid_names_agent_and_broker() {
         let dir = tempfile::tempdir().expect("dir");
-        let (home, _) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        let (home, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
         let subject = home
             .spiffe_id(&AgentId::parse("triage").expect("id"))
             .expect("registered");
         let now = Timestamp::from_secs(1_800_000_000);
-        let evidence = home.evidence(&subject, 300, now).expect("signed");
+        let evidence = home.issue_svid(&subject, 300, now).expect("signed");
         let keys = crate::jose::KeySet::parse(
             std::fs::read(dir.path().join("dev").join(TRUST_BUNDLE))
                 .expect("bundle")
@@ -509,12 +468,12 @@ mod tests {
         let unknown = home
             .spiffe_id(&AgentId::parse("nobody").expect("id"))
             .expect_err("unknown");
-        assert!(unknown.next.expect("hint").contains("triage"));
+        assert!(unknown.hint.expect("hint").contains("triage"));
     }
 
     #[test]
-    fn everybody_of_the_example_gets_a_key() {
-        let files = bundle::EXAMPLE
+    fn dev_setup_generates_all_keys() {
+        let files = policy_dir::EXAMPLE
             .iter()
             .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
             .collect();
@@ -523,7 +482,7 @@ mod tests {
         let mut all: Vec<String> = bundle.people().map(|p| p.id.to_string()).collect();
         all.extend(bundle.services().map(|s| s.id.to_string()));
         all.sort();
-        let mut holders = HOLDERS.to_vec();
+        let mut holders = KEY_HOLDERS.to_vec();
         holders.sort_unstable();
         assert_eq!(all, holders);
     }

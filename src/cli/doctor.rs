@@ -6,21 +6,21 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::checkup::{self, Finding};
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::probe::{self, Answered};
-use super::{Common, Say, audit, dev, net};
+use super::config_checks::{self, Finding};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::http_client::{self, HttpResponse};
+use super::{Common, Output, audit, connect, dev};
 use crate::client::{ConnectOptions, Transport};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::journal::{OpenError, JournalReader};
+use crate::journal::{JournalReader, OpenError};
 use crate::keys;
 use crate::model::{Digest, Entry, Event, KeyId, Timestamp, format_seconds};
 use crate::policy::{BundleFiles, PolicyBundle};
 
 #[derive(Debug, Args)]
-pub(super) struct Doctor {
+pub(super) struct DoctorArgs {
     /// The configuration of the broker on this host; without one and without --url, the development broker's
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -28,80 +28,84 @@ pub(super) struct Doctor {
     key: KeyArgs,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Doctor) -> Result<ExitCode, Failure> {
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    args: DoctorArgs,
+) -> Result<ExitCode, CliError> {
     let now = Clock::system().now();
     let mut found = Vec::new();
-    let file = match (&verb.config, &common.url) {
+    let file = match (&args.config, &common.url) {
         (Some(file), _) => Some(file.clone()),
         (None, Some(_)) => None,
-        (None, None) => Some(dev::Home::of(common)?.dir().join(dev::CONFIG_FILE)),
+        (None, None) => Some(dev::DevConfig::load(common)?.dir().join(dev::CONFIG_FILE)),
     };
     if let Some(file) = file {
-        let (first, config) = checkup::configuration(&file);
+        let (first, config) = config_checks::check_configuration(&file);
         found.push(first);
         if let Some(config) = config {
-            found.extend(here(common, &config, now).await);
+            found.extend(check_local(common, &config, now).await);
         }
     }
-    if let (None, Some(url)) = (&verb.config, &common.url) {
-        found.push(there(common, url, &verb.key, now).await);
+    if let (None, Some(url)) = (&args.config, &common.url) {
+        found.push(check_remote(common, url, &args.key, now).await);
     }
-    Ok(super::config::told(say, found))
+    Ok(config_checks::print_findings(output, found))
 }
 
 /// The broker of this host: its files first, then the broker itself, if it runs.
-async fn here(common: &Common, config: &Config, now: Timestamp) -> Vec<Finding> {
-    let (journal, read) = journal(&config.data_dir, now);
+async fn check_local(common: &Common, config: &Config, now: Timestamp) -> Vec<Finding> {
+    let (journal, read) = check_journal(&config.data_dir, now);
     let mut found = vec![
-        checkup::files(config),
-        checkup::trust(config),
+        config_checks::check_files(config),
+        config_checks::check_trust_domains(config),
         journal,
-        disk(config),
-        signing_key(config, &read, now),
+        check_disk(config),
+        check_signing_key(config, &read, now),
     ];
-    found.extend(rules(config, &read));
-    found.push(checkup::transport(config));
-    found.extend(checkup::certificate(config, now));
-    found.push(running(common, config, &read, now).await);
+    found.extend(check_active_policy(config, &read));
+    found.push(config_checks::check_transport(config));
+    found.extend(config_checks::check_certificate(config, now));
+    found.push(check_process(common, config, &read, now).await);
     found
 }
 
 /// What a walk over the journal found.
 #[derive(Default)]
-struct Walked {
+struct JournalSummary {
     policy: Option<Digest>,
     bundle: Option<PolicyBundle>,
     keys: Vec<(KeyId, Timestamp)>,
 }
 
 /// The whole journal verified as 'audit verify' does, and what it says of rules and keys.
-fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
-    let mut walked = Walked::default();
+fn check_journal(dir: &Path, now: Timestamp) -> (Finding, JournalSummary) {
+    let mut summary = JournalSummary::default();
     let what = format!("journal {}", dir.display());
     let opened = match JournalReader::open(dir) {
         Ok(opened) => opened,
         Err(_) if !JournalReader::exists(dir) => {
             let none = Finding::ok("none yet: the first start makes it");
-            return (Finding::of(what, vec![none]), walked);
+            return (Finding::group(what, vec![none]), summary);
         }
         Err(error) => {
             let told = Finding::fail(error.to_string(), "run as the user the broker runs as");
-            return (Finding::of(what, vec![told]), walked);
+            return (Finding::group(what, vec![told]), summary);
         }
     };
-    let mut under = Vec::new();
+    let mut children = Vec::new();
     match audit::verify(dir, None) {
-        Ok((report, votes)) => under.push(Finding::ok(format!(
+        Ok((report, votes)) => children.push(Finding::ok(format!(
             "whole: {} entries, {} votes, checkpoint {}",
             report.head.size,
             votes.by_key + votes.by_passkey,
             report.head
         ))),
-        Err(failure) => {
-            let advice = failure.next.unwrap_or_else(|| {
+        Err(error) => {
+            let advice = error.hint.unwrap_or_else(|| {
                 "'dipylon audit verify' says more; do not start the broker on it".to_owned()
             });
-            under.push(Finding::fail(failure.message, advice));
+            children.push(Finding::fail(error.message, advice));
         }
     }
     let mut last = None;
@@ -109,39 +113,39 @@ fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
         let entry = Entry::parse(&stored.text).map_err(OpenError::Entry)?;
         last = Some(entry.at);
         if let Event::PolicyApplied(fact) = &entry.event {
-            walked.policy = Some(fact.version);
+            summary.policy = Some(fact.version);
         }
         if let Event::KeyPublished(fact) = entry.event {
-            walked.keys.push((fact.kid, entry.at));
+            summary.keys.push((fact.kid, entry.at));
         }
         Ok(())
     });
     if let Err(error) = read {
-        under.push(Finding::fail(
+        children.push(Finding::fail(
             error.to_string(),
             "keep a copy of this journal as it is, and compare it with a backup",
         ));
     }
     if let Some(ahead) = last
-        .map(|at| seconds(now, at))
+        .map(|at| seconds_between(now, at))
         .filter(|ahead| *ahead > SKEW_S)
     {
-        under.push(Finding::fail(
+        children.push(Finding::fail(
             format!("its last entry is {} ahead of this clock", format_seconds(ahead)),
-            "this clock stepped back, or an earlier one was wrong: until it has caught up, time stands still for the broker",
+            "this clock stepped back, or an earlier one was wrong: the broker holds its clock and issues no tokens until the wall clock has caught up",
         ));
     }
-    let blob = walked
+    let blob = summary
         .policy
         .and_then(|hash| opened.blob(&hash).ok().flatten());
-    walked.bundle = blob
+    summary.bundle = blob
         .and_then(|text| BundleFiles::parse(&text).ok())
         .and_then(|files| PolicyBundle::load(&files).ok());
-    (Finding::of(what, under), walked)
+    (Finding::group(what, children), summary)
 }
 
 /// Room for entries, and for endings when there is none for anything else.
-fn disk(config: &Config) -> Finding {
+fn check_disk(config: &Config) -> Finding {
     let whole = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
     let mut dir = whole.as_path();
     while !dir.exists() {
@@ -169,14 +173,14 @@ fn disk(config: &Config) -> Finding {
     }
 }
 
-fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
+fn check_signing_key(config: &Config, summary: &JournalSummary, now: Timestamp) -> Finding {
     let Some(key) = keys::inspect(&config.key_dir, &config.data_dir).key else {
-        return Finding::of("signing key", vec![Finding::ok("none yet")]);
+        return Finding::group("signing key", vec![Finding::ok("none yet")]);
     };
     let kid = KeyId::from_thumbprint(key.thumbprint());
-    let published = walked.keys.iter().find(|(known, _)| *known == kid);
+    let published = summary.keys.iter().find(|(known, _)| *known == kid);
     match published {
-        None if walked.keys.is_empty() => {
+        None if summary.keys.is_empty() => {
             Finding::ok(format!("signing key {kid}: not published yet"))
         }
         None => Finding::warn(
@@ -184,7 +188,7 @@ fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
             "the next start publishes it; validators that keep keys learn it late",
         ),
         Some((_, at)) => {
-            let days = seconds(*at, now) / DAY_S;
+            let days = seconds_between(*at, now) / DAY_S;
             let what = format!("signing key {kid}: {days} days old");
             if days >= KEY_DAYS_WARN {
                 Finding::warn(
@@ -199,11 +203,11 @@ fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
 }
 
 /// The rules in force, or those that would be.
-fn rules(config: &Config, walked: &Walked) -> Vec<Finding> {
+fn check_active_policy(config: &Config, summary: &JournalSummary) -> Vec<Finding> {
     let mut found = Vec::new();
-    match (&walked.policy, &walked.bundle) {
+    match (&summary.policy, &summary.bundle) {
         (Some(version), Some(bundle)) => {
-            found.push(checkup::policy(format!("policy bundle in force {version}"), bundle));
+            found.push(config_checks::check_policy(format!("policy bundle in force {version}"), bundle));
         }
         (Some(version), None) => found.push(Finding::fail(
             format!("policy bundle in force {version}: this version of the program cannot load it"),
@@ -215,44 +219,56 @@ fn rules(config: &Config, walked: &Walked) -> Vec<Finding> {
         )),
         (None, _) => {}
     }
-    if walked.policy.is_none() {
-        found.extend(config.policy.as_deref().map(checkup::policy_directory));
+    if summary.policy.is_none() {
+        found.extend(
+            config
+                .policy
+                .as_deref()
+                .map(config_checks::check_policy_directory),
+        );
     }
     found
 }
 
 /// The broker itself: whether one runs, and whether it is this one.
-async fn running(common: &Common, config: &Config, walked: &Walked, now: Timestamp) -> Finding {
-    let mut under = vec![external_url(config)];
-    let listen = reachable(config.listen);
+async fn check_process(
+    common: &Common,
+    config: &Config,
+    summary: &JournalSummary,
+    now: Timestamp,
+) -> Finding {
+    let mut children = vec![check_external_url(config)];
+    let listen = contact_address(config.listen);
     match TcpListener::bind(config.listen) {
-        Ok(_free) => under.push(Finding::ok(format!(
+        Ok(_free) => children.push(Finding::ok(format!(
             "{} is free: no broker runs",
             config.listen
         ))),
-        Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => under.push(Finding::fail(
-            format!("cannot listen on {}: {error}", config.listen),
-            "it must be an address of this host, and a port its user may have",
-        )),
-        Err(_taken) if listen.ip().is_loopback() => {
-            let (route, ready) = reached(common, config, listen).await;
-            under.extend(answers(&listen.to_string(), ready, now));
-            under.push(ours(&listen.to_string(), route.as_ref(), walked).await);
+        Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
+            children.push(Finding::fail(
+                format!("cannot listen on {}: {error}", config.listen),
+                "it must be an address of this host, and a port its user may have",
+            ))
         }
-        Err(_taken) => under.push(Finding::warn(
+        Err(_taken) if listen.ip().is_loopback() => {
+            let (route, ready) = probe_listeners(common, config, listen).await;
+            children.extend(check_response(&listen.to_string(), ready, now));
+            children.push(check_same_journal(&listen.to_string(), route.as_ref(), summary).await);
+        }
+        Err(_taken) => children.push(Finding::warn(
             format!("{} is taken", config.listen),
             "only loopback is contacted from here: --url asks a broker elsewhere",
         )),
     }
-    Finding::of("broker", under)
+    Finding::group("broker", children)
 }
 
 /// The way to this broker on this host that it answers on, and its answer to a probe.
-async fn reached(
+async fn probe_listeners(
     common: &Common,
     config: &Config,
     listen: SocketAddr,
-) -> (Option<Transport>, Result<Answered, String>) {
+) -> (Option<Transport>, Result<HttpResponse, String>) {
     let external = &config.settings.external_url;
     let authority = external.split_once("://").map_or("", |(_, rest)| rest);
     let (url, authorities) = match &config.tls {
@@ -263,7 +279,7 @@ async fn reached(
         ),
         None => (format!("http://{listen}"), vec![None]),
     };
-    let mut told = Err("there is no way to it".to_owned());
+    let mut told = Err("connection failed".to_owned());
     for ca in authorities {
         let reach = ConnectOptions { ca, socket: None };
         let route = match Transport::new(&url, &reach) {
@@ -273,7 +289,7 @@ async fn reached(
                 continue;
             }
         };
-        told = probe::get(&route, "/readyz").await;
+        told = http_client::get(&route, "/readyz").await;
         if told.is_ok() {
             return (Some(route), told);
         }
@@ -282,9 +298,13 @@ async fn reached(
 }
 
 /// Whether what listens has published a key of this journal.
-async fn ours(authority: &str, route: Option<&Transport>, walked: &Walked) -> Finding {
+async fn check_same_journal(
+    authority: &str,
+    route: Option<&Transport>,
+    summary: &JournalSummary,
+) -> Finding {
     let published = match route {
-        Some(route) => probe::get(route, "/.well-known/jwks.json").await,
+        Some(route) => http_client::get(route, "/.well-known/jwks.json").await,
         None => Err(String::new()),
     };
     let kids = |body: &str| -> Vec<String> {
@@ -296,9 +316,9 @@ async fn ours(authority: &str, route: Option<&Transport>, walked: &Walked) -> Fi
             .collect()
     };
     let ours = published.is_ok_and(|answer| {
-        let kids = kids(&answer.body);
+        let kids = kids(&answer.text());
         let known = |(kid, _): &(KeyId, Timestamp)| kids.contains(&kid.to_string());
-        walked.keys.iter().any(known)
+        summary.keys.iter().any(known)
     });
     if ours {
         Finding::ok(format!("{authority} is held by the broker of this journal"))
@@ -311,7 +331,11 @@ async fn ours(authority: &str, route: Option<&Transport>, walked: &Walked) -> Fi
 }
 
 /// Whether a broker answers, is ready, and goes by the same time.
-fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> Vec<Finding> {
+fn check_response(
+    authority: &str,
+    ready: Result<HttpResponse, String>,
+    now: Timestamp,
+) -> Vec<Finding> {
     let ready = match ready {
         Err(error) => {
             return vec![Finding::fail(
@@ -324,7 +348,7 @@ fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> 
     let mut found = vec![match ready.status {
         200 => Finding::ok(format!("{authority} answers and is ready")),
         503 => Finding::fail(
-            format!("{authority} answers: {}", ready.body),
+            format!("{authority} answers: {}", ready.text()),
             "it mints nothing until that is so: see above",
         ),
         other => Finding::fail(
@@ -332,7 +356,7 @@ fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> 
             "it is no broker of this kind",
         ),
     }];
-    if let Some(theirs) = ready.date.as_deref().and_then(probe::seconds_of) {
+    if let Some(theirs) = ready.date() {
         let apart = (theirs - now.secs()).abs();
         let what = format!("clocks: {} apart", format_seconds(apart));
         found.push(if apart > SKEW_S {
@@ -345,7 +369,7 @@ fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> 
 }
 
 /// Where callers are told to go, as far as that can be said without asking anybody.
-fn external_url(config: &Config) -> Finding {
+fn check_external_url(config: &Config) -> Finding {
     let url = &config.settings.external_url;
     let https = url.starts_with("https://");
     let authority = url.split_once("://").map_or("", |(_, rest)| rest);
@@ -381,7 +405,7 @@ fn external_url(config: &Config) -> Finding {
 }
 
 /// The address to ask a broker on this host by.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+fn contact_address(listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => {
             SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port()))
@@ -394,16 +418,17 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 /// A broker somewhere, by its URL, and whether it knows a key.
-async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Finding {
-    let mut under = Vec::new();
-    let answer = match Transport::new(url.trim_end_matches('/'), &net::reach(common)) {
-        Ok(route) => probe::get(&route, "/readyz").await,
+async fn check_remote(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Finding {
+    let mut children = Vec::new();
+    let answer = match Transport::new(url.trim_end_matches('/'), &connect::connect_options(common))
+    {
+        Ok(route) => http_client::get(&route, "/readyz").await,
         Err(error) => Err(error.to_string()),
     };
-    under.extend(answers(url, answer, now));
-    if key.given() {
-        under.push(match key.approver(common) {
-            Err(failure) => Finding::fail(failure.message, "name a key of yours"),
+    children.extend(check_response(url, answer, now));
+    if key.is_given() {
+        children.push(match key.approver_client(common) {
+            Err(error) => Finding::fail(error.message, "name a key of yours"),
             Ok(person) => match person.access_requests().await {
                 Ok(waiting) => Finding::ok(format!(
                     "the key is known; {} access requests wait",
@@ -418,11 +443,11 @@ async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Fin
             },
         });
     }
-    Finding::of(format!("broker {url}"), under)
+    Finding::group(format!("broker {url}"), children)
 }
 
 /// From one moment to another.
-fn seconds(from: Timestamp, to: Timestamp) -> i64 {
+fn seconds_between(from: Timestamp, to: Timestamp) -> i64 {
     to.since(from) / 1_000
 }
 
@@ -448,7 +473,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_clock_behind_the_journal_is_seen() {
+    async fn doctor_reports_clock_behind_journal() {
         let dir = tempfile::tempdir().expect("dir");
         let now = Timestamp::from_secs(1_800_000_000);
         let options = JournalOptions {
@@ -463,13 +488,13 @@ mod tests {
             (now.plus_secs(-SKEW_S), false),
             (now.plus_secs(-SKEW_S - 1), true),
         ] {
-            let (finding, _) = journal(dir.path(), now);
-            assert_eq!(finding.failed(), failed, "{}", told(&finding));
+            let (finding, _) = check_journal(dir.path(), now);
+            assert_eq!(finding.is_failure(), failed, "{}", told(&finding));
         }
     }
 
     #[test]
-    fn an_old_key_and_a_key_nobody_heard_of_are_seen() {
+    fn doctor_reports_old_and_unpublished_keys() {
         let dir = tempfile::tempdir().expect("dir");
         let file = dir.path().join("dipylon.toml");
         let text = "realm = \"r\"\nlisten = \"127.0.0.1:1\"\nexternal_url = \"http://127.0.0.1:2\"\n\
@@ -478,16 +503,22 @@ mod tests {
         let config = Config::read(&file).expect("good");
         let key = keys::signing_key(&config.key_dir, &config.data_dir).expect("made");
         let made = Timestamp::from_secs(1_800_000_000);
-        let walked = |kid| Walked {
+        let summary = |kid| JournalSummary {
             keys: vec![(kid, made)],
-            ..Walked::default()
+            ..JournalSummary::default()
         };
-        let ours = walked(KeyId::from_thumbprint(key.thumbprint()));
-        let after = |days: i64| told(&signing_key(&config, &ours, made.plus_secs(days * DAY_S)));
+        let ours = summary(KeyId::from_thumbprint(key.thumbprint()));
+        let after = |days: i64| {
+            told(&check_signing_key(
+                &config,
+                &ours,
+                made.plus_secs(days * DAY_S),
+            ))
+        };
         assert!(after(179).starts_with("[ok]") && after(179).contains("179 days"));
         assert!(after(180).starts_with("[warn]"), "{}", after(180));
-        let other = walked(KeyId::parse("another").expect("kid"));
-        assert!(told(&signing_key(&config, &other, made)).starts_with("[warn]"));
-        assert!(told(&external_url(&config)).starts_with("[fail]"));
+        let other = summary(KeyId::parse("another").expect("kid"));
+        assert!(told(&check_signing_key(&config, &other, made)).starts_with("[warn]"));
+        assert!(told(&check_external_url(&config)).starts_with("[fail]"));
     }
 }

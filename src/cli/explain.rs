@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::Rows;
-use super::{Common, Say};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::output::FieldList;
+use super::{Common, Output};
 use crate::model::text::escape_invisible;
 
 #[derive(Debug, Args)]
-pub(super) struct Explain {
+pub(super) struct ExplainArgs {
     /// dec_…, areq_…, task_…, tok_… or cor_…
     id: String,
     /// Print the journal's entries too
@@ -22,9 +22,13 @@ pub(super) struct Explain {
     key: KeyArgs,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Explain) -> Result<ExitCode, Failure> {
-    let found = verb.key.operator(common)?.explain(&verb.id).await?;
-    say.either(
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    args: ExplainArgs,
+) -> Result<ExitCode, CliError> {
+    let found = args.key.operator_client(common)?.explain(&args.id).await?;
+    output.print(
         || {
             let lines: Value = found
                 .lines
@@ -39,16 +43,20 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Explain) -> Result<Exi
             json!({ "headline": found.headline, "lines": lines, "entries": entries })
         },
         || {
-            let mut rows = Rows::default();
+            let mut fields = FieldList::default();
             for line in &found.lines {
-                rows.theirs(&escape_invisible(&line.label), &line.text);
+                fields.untrusted_row(&escape_invisible(&line.label), &line.text);
             }
-            if verb.entries {
+            if args.entries {
                 for entry in &found.entries {
-                    rows.theirs("entry", entry);
+                    fields.untrusted_row("entry", entry);
                 }
             }
-            format!("{}\n{}", escape_invisible(&found.headline), rows.lines())
+            format!(
+                "{}\n{}",
+                escape_invisible(&found.headline),
+                fields.to_text()
+            )
         },
     );
     Ok(ExitCode::SUCCESS)

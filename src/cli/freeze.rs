@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::table;
-use super::{Common, Say, shapes};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::output::table;
+use super::{Common, Output, render};
+use crate::client;
 use crate::clock::Clock;
 use crate::model::FreezeScope;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
-use crate::client;
 
 #[derive(Debug, Args)]
-pub(super) struct Freeze {
+pub(super) struct FreezeArgs {
     /// all, agent/ID, owner/ID or action/NAME; without it, what is frozen is listed
     #[arg(value_name = "SCOPE", value_parser = FreezeScope::parse)]
     scope: Option<FreezeScope>,
@@ -27,7 +27,7 @@ pub(super) struct Freeze {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Unfreeze {
+pub(super) struct UnfreezeArgs {
     /// As it was frozen: all, agent/ID, owner/ID or action/NAME
     #[arg(value_name = "SCOPE", value_parser = FreezeScope::parse)]
     scope: FreezeScope,
@@ -35,15 +35,19 @@ pub(super) struct Unfreeze {
     key: KeyArgs,
 }
 
-pub(super) async fn freeze(common: &Common, say: &Say, verb: Freeze) -> Result<ExitCode, Failure> {
-    let operator = verb.key.operator(common)?;
-    let Some(scope) = verb.scope else {
+pub(super) async fn freeze(
+    common: &Common,
+    output: &Output,
+    args: FreezeArgs,
+) -> Result<ExitCode, CliError> {
+    let operator = args.key.operator_client(common)?;
+    let Some(scope) = args.scope else {
         let frozen = operator.freezes().await?;
-        list(say, &frozen);
+        list(output, &frozen);
         return Ok(ExitCode::SUCCESS);
     };
-    let done = operator.freeze(&scope, &verb.reason).await?;
-    say.either(
+    let done = operator.freeze(&scope, &args.reason).await?;
+    output.print(
         || {
             json!({
                 "scope": scope.to_string(), "frozen": true, "changed": done.changed, "position": done.position,
@@ -66,12 +70,12 @@ pub(super) async fn freeze(common: &Common, say: &Say, verb: Freeze) -> Result<E
 
 pub(super) async fn unfreeze(
     common: &Common,
-    say: &Say,
-    verb: Unfreeze,
-) -> Result<ExitCode, Failure> {
-    let scope = verb.scope;
-    let done = verb.key.operator(common)?.unfreeze(&scope).await?;
-    say.either(
+    output: &Output,
+    args: UnfreezeArgs,
+) -> Result<ExitCode, CliError> {
+    let scope = args.scope;
+    let done = args.key.operator_client(common)?.unfreeze(&scope).await?;
+    output.print(
         || json!({ "scope": scope.to_string(), "frozen": false, "position": done }),
         || {
             format!(
@@ -83,13 +87,13 @@ pub(super) async fn unfreeze(
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(say: &Say, frozen: &[client::FreezeInfo]) {
+fn list(output: &Output, frozen: &[client::FreezeInfo]) {
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             let to_json = |f: &client::FreezeInfo| {
                 json!({
-                    "scope": f.scope, "since": shapes::moment(f.since.as_ref()), "by": f.by, "reason": f.reason,
+                    "scope": f.scope, "since": render::timestamp_json(f.since.as_ref()), "by": f.by, "reason": f.reason,
                     "position": f.position,
                 })
             };
@@ -104,7 +108,7 @@ fn list(say: &Say, frozen: &[client::FreezeInfo]) {
                 vec![
                     escape_invisible(&f.scope),
                     escape_invisible(&f.by),
-                    shapes::when(f.since.as_ref(), now),
+                    render::timestamp_with_distance(f.since.as_ref(), now),
                     f.position.to_string(),
                     escape_invisible_capped(&f.reason, 80),
                 ]

@@ -1,27 +1,27 @@
-//! `inbox`, `show`: what waits for people.
+//! The inbox at a terminal: `request list` and `request show`.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::table;
-use super::{Common, Say, card, shapes};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::output::table;
+use super::{Common, Output, card, render};
 use crate::card::{Headline, escape_untrusted};
+use crate::client;
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
-use crate::client;
 
 #[derive(Debug, Args)]
-pub(super) struct Inbox {
+pub(super) struct ListRequestsArgs {
     #[command(flatten)]
     key: KeyArgs,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Show {
+pub(super) struct ShowRequestArgs {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
     access_request: AccessRequestId,
@@ -29,43 +29,53 @@ pub(super) struct Show {
     key: KeyArgs,
 }
 
-pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<ExitCode, Failure> {
-    let (rows, queued) = verb.key.approver(common)?.inbox().await?;
+pub(super) async fn list(
+    common: &Common,
+    output: &Output,
+    args: ListRequestsArgs,
+) -> Result<ExitCode, CliError> {
+    let (rows, queued) = args.key.approver_client(common)?.inbox().await?;
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || rows.iter().map(to_json).collect::<Value>(),
         || {
             let later = match queued {
                 0 => String::new(),
-                n => format!("{n} more wait their turn: people are asked so many times a minute\n"),
+                n => format!(
+                    "{n} more are queued: asks_per_minute limits how many an approver is shown\n"
+                ),
             };
             if rows.is_empty() {
-                return format!("nothing waits for people\n{later}");
+                return format!("no access request waits for you\n{later}");
             }
-            let head = [
-                "RISK",
-                "WHAT",
-                "WITH",
-                "AGENT (OWNER)",
-                "NEEDS",
-                "LEFT",
-                "PHRASE",
-                "ACCESS REQUEST",
-            ];
-            let head = head.map(str::to_owned).to_vec();
-            let rows: Vec<_> = std::iter::once(head)
-                .chain(rows.iter().map(|request| row(request, now)))
-                .collect();
             format!(
-                "{}{later}\nlook at one:  dipylon show ACCESS_REQUEST",
-                table(&rows)
+                "{}{later}\nto see one:  dipylon request show ACCESS_REQUEST",
+                rows_table(&rows, now)
             )
         },
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// In the order of the broker, with the headline of the card.
+/// The rows in the broker's order, each with the headline of its card.
+pub(super) fn rows_table(rows: &[client::InboxEntry], now: Timestamp) -> String {
+    let head = [
+        "RISK",
+        "ACTION",
+        "PARAMETERS",
+        "AGENT (OWNER)",
+        "NEEDS",
+        "LEFT",
+        "PHRASE",
+        "ACCESS REQUEST",
+    ];
+    let head = head.map(str::to_owned).to_vec();
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(rows.iter().map(|request| row(request, now)))
+        .collect();
+    table(&rows)
+}
+
 fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
     let request = &row.access_request;
     let action = &request.action;
@@ -73,27 +83,31 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
     let risk = risks.into_iter().find(|r| r.as_str() == request.risk);
     let head = Headline::new(&request.title, action.as_ref(), None, risk);
     let warning = if head.flags.is_empty() { "" } else { " [!]" };
-    let need = |p: &client::RequiredProfile| escape_untrusted(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
+    let need = |p: &client::RequiredProfile| {
+        escape_untrusted(&format!("{} of {} {}", p.approvals, p.quorum, p.group))
+    };
     let needs: Vec<String> = request.needs.iter().map(need).collect();
-    let phrase = AccessRequestId::parse(&request.access_request_id)
-        .map_or_else(|_| "?".to_owned(), |id| MatchPhrase::from_request(&id).to_string());
+    let phrase = AccessRequestId::parse(&request.access_request_id).map_or_else(
+        |_| "?".to_owned(),
+        |id| MatchPhrase::from_request(&id).to_string(),
+    );
     vec![
         head.risk_word.trim_end_matches(" RISK").to_owned(),
         format!(
             "{}: {}::{}{warning}",
             head.verb, head.object_type, head.object
         ),
-        with(action.as_ref(), row.abridged),
+        parameters_cell(action.as_ref(), row.abridged),
         escape_untrusted(&format!("{} ({})", request.agent_id, row.owner)),
         needs.join(", "),
-        shapes::left(request.expires_at.as_ref(), now),
+        render::remaining(request.expires_at.as_ref(), now),
         phrase,
         escape_untrusted(&request.access_request_id),
     ]
 }
 
-/// The parameters, short: two rows that ask for different things must not look alike.
-fn with(action: Option<&Action>, abridged: bool) -> String {
+/// The parameters, shortened: rows with different parameters never look the same.
+fn parameters_cell(action: Option<&Action>, abridged: bool) -> String {
     let Some(action) = action else {
         return "?".to_owned();
     };
@@ -109,30 +123,34 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
     } else {
         let text = all.join(" ");
         let total = text.chars().count();
-        if total <= WITH_CHARS_MAX {
+        if total <= PARAMETERS_CHARS_MAX {
             return escape_untrusted(&text);
         }
-        let head: String = text.chars().take(WITH_CHARS_MAX).collect();
+        let head: String = text.chars().take(PARAMETERS_CHARS_MAX).collect();
         let digest: String = action
             .digest()
             .to_string()
             .chars()
             .take(DIGEST_CHARS)
             .collect();
-        let more = total - WITH_CHARS_MAX;
-        format!("{} [{more} more characters, digest {digest}…]", escape_untrusted(&head))
+        let more = total - PARAMETERS_CHARS_MAX;
+        format!(
+            "{} [{more} more characters, digest {digest}…]",
+            escape_untrusted(&head)
+        )
     }
 }
 
-/// Longest column of parameters, in characters; the card has them all.
-const WITH_CHARS_MAX: usize = 40;
-/// Characters of the action's digest behind what is cut off, which the card has in full.
+/// Longest parameters cell, in characters; the card shows all of them.
+const PARAMETERS_CHARS_MAX: usize = 40;
+/// Characters of the action's digest after a shortened cell; the card shows it in full.
 const DIGEST_CHARS: usize = 6;
 
-fn to_json(row: &client::InboxEntry) -> Value {
+pub(super) fn to_json(row: &client::InboxEntry) -> Value {
     let request = &row.access_request;
-    let mut value = shapes::access_request(request);
-    let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::from_request(&id));
+    let mut value = render::access_request_json(request);
+    let phrase =
+        AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::from_request(&id));
     if let Some(members) = value.as_object_mut() {
         let phrase = phrase.map_or(Value::Null, |phrase| json!(phrase.to_string()));
         members.insert("match_phrase".to_owned(), phrase);
@@ -143,9 +161,17 @@ fn to_json(row: &client::InboxEntry) -> Value {
     value
 }
 
-pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitCode, Failure> {
-    let shown = verb.key.approver(common)?.card(verb.access_request).await?;
-    say.either(
+pub(super) async fn show(
+    common: &Common,
+    output: &Output,
+    args: ShowRequestArgs,
+) -> Result<ExitCode, CliError> {
+    let shown = args
+        .key
+        .approver_client(common)?
+        .card(args.access_request)
+        .await?;
+    output.print(
         || card::to_json(&shown),
         || card::text(&shown, Clock::system().now()),
     );
@@ -157,7 +183,7 @@ mod tests {
     use super::*;
     use crate::model::{ActionName, Audience, Param, Target};
 
-    fn asking(note: &str) -> Action {
+    fn note_action(note: &str) -> Action {
         Action::new(
             ActionName::parse("case.note").expect("name"),
             Audience::parse("https://cases.soc.example").expect("audience"),
@@ -168,25 +194,28 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_beyond_the_cut_does_not_look_alike() {
-        let long = "a".repeat(WITH_CHARS_MAX);
-        let [one, other] =
-            ["1", "2"].map(|end| with(Some(&asking(&format!("{long}{end}"))), false));
+    fn truncated_parameters_keep_a_digest() {
+        let long = "a".repeat(PARAMETERS_CHARS_MAX);
+        let [one, other] = ["1", "2"]
+            .map(|end| parameters_cell(Some(&note_action(&format!("{long}{end}"))), false));
         assert_ne!(one, other);
-        let digest = asking(&format!("{long}1")).digest().to_string();
+        let digest = note_action(&format!("{long}1")).digest().to_string();
         assert!(one.contains("[8 more characters, digest "), "{one}");
         assert!(one.contains(&digest[..DIGEST_CHARS]), "{one}");
-        assert_eq!(with(Some(&asking("short")), false), "note=\"short\"");
+        assert_eq!(
+            parameters_cell(Some(&note_action("short")), false),
+            "note=\"short\""
+        );
     }
 
     #[test]
-    fn parameters_cannot_make_a_column() {
-        let faked = with(Some(&asking("x\"  triage (dana)\u{200b}")), false);
+    fn parameters_cannot_break_table_layout() {
+        let faked = parameters_cell(Some(&note_action("x\"  triage (dana)\u{200b}")), false);
         assert!(
             !faked.contains("  ") && !faked.contains('\u{200b}'),
             "{faked}"
         );
-        let cut = with(Some(&asking(&"  ".repeat(200))), false);
+        let cut = parameters_cell(Some(&note_action(&"  ".repeat(200))), false);
         assert!(!cut.contains("  "), "{cut}");
     }
 }

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::Say;
-use super::failure::Failure;
+use super::Output;
+use super::error::CliError;
 use crate::jose::PublicKey;
 use crate::keys;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Key {
+pub(super) enum KeyCommand {
     /// Make a private key in a file only you can read, and print its public half for people.toml
     New {
         /// The file; never replaced
@@ -33,12 +33,12 @@ pub(super) enum Key {
     },
 }
 
-pub(super) fn run(say: &Say, verb: Key) -> Result<ExitCode, Failure> {
-    let (key, of, path) = match verb {
-        Key::New { out, of } => (keys::create(&out)?, of, out),
-        Key::Show { key, of } => (keys::read(&key)?, of, key),
+pub(super) fn run(output: &Output, command: KeyCommand) -> Result<ExitCode, CliError> {
+    let (key, of, path) = match command {
+        KeyCommand::New { out, of } => (keys::create(&out)?, of, out),
+        KeyCommand::Show { key, of } => (keys::read(&key)?, of, key),
     };
-    say.either(
+    output.print(
         || json!({ "file": path, "thumbprint": key.thumbprint().to_string(), "jwk": key.public().to_jwk() }),
         || format!("# {}\n{}", path.display(), people_toml(&of, key.public())),
     );

@@ -1,38 +1,42 @@
-//! The command line: one file for each noun.
+//! Command line: one module for each noun.
 //!
-//! In: arguments, the environment, files that the caller names. Out: short text or one JSON value on stdout, errors on
-//! stderr, an exit code for each kind of answer. Trusts whoever runs it with their own keys.
-//! Refuses: to sign a vote that says anything else than what it printed; a development broker beyond loopback.
-//! Never: prints a private key or evidence it did not make, or a token unless asked to. What others wrote is printed with
-//! its invisible characters made visible.
+//! In: arguments, the environment, files the caller names. Out: short text or one JSON value on stdout, errors on stderr, an
+//! exit code for each kind of result. Trusts the user who runs it with their own keys.
+//! Refuses: to sign a vote statement that differs from the card it printed; a development broker beyond loopback.
+//! Never: prints a private key, evidence it did not create, or a token unless asked to. Untrusted text is printed with its
+//! invisible characters escaped.
 
 mod agent;
 mod approver;
-mod at_console;
 mod audit;
-mod bundle;
 mod card;
-mod checkup;
 mod config;
+mod config_checks;
+mod connect;
+mod console_vote;
+#[cfg(feature = "demo")]
 mod demo;
 mod dev;
 mod doctor;
+mod error;
 mod exec;
 mod explain;
-mod failure;
+mod files;
 mod freeze;
+mod http_client;
 mod inbox;
 mod key;
-mod net;
-mod notify;
+mod output;
 mod parse;
 mod policy;
-mod probe;
-mod say;
+mod policy_dir;
+mod render;
+mod request;
+mod sd_notify;
 mod serve;
-mod shapes;
-mod store;
+mod shell;
 mod task;
+mod task_store;
 mod token;
 mod vote;
 
@@ -42,8 +46,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::model::Exit;
-use failure::Failure;
-use say::Say;
+use error::CliError;
+use output::Output;
 
 /// Just-in-time credentials for AI agents and other workloads: one action, one short-lived token, two gates.
 #[derive(Debug, Parser)]
@@ -52,148 +56,171 @@ pub struct Cli {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
-/// What stands below the help: how a verb ends, and what to begin with.
+/// The end of the help text: exit codes and first commands.
 fn after_help() -> String {
     let mut text = "Exit codes:\n".to_owned();
     for exit in Exit::ALL {
         text.push_str(&format!("  {:>2}  {}\n", exit.number(), exit.text()));
     }
-    text.push_str("\nTry it:          dipylon demo\nLook around:     dipylon serve --dev");
+    if cfg!(feature = "demo") {
+        text.push_str("\nTry it:          dipylon demo");
+    }
+    text.push_str("\nStart a broker:  dipylon serve --dev");
     text
 }
 
-/// What every verb takes.
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 struct Common {
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
     json: bool,
-    /// The broker's external URL; without it, the development broker's
+    /// The broker's external URL [default: the development broker's]
     #[arg(long, global = true, env = "DIPYLON_URL", value_name = "URL")]
     url: Option<String>,
-    /// Where the development broker keeps its configuration and keys
+    /// Directory of the development broker [default: ~/.dipylon/dev]
     #[arg(long, global = true, env = "DIPYLON_DEV", value_name = "DIR")]
     dev_dir: Option<PathBuf>,
-    /// Know an https broker by the authorities in this PEM file, instead of the operating system's
+    /// Certificate authorities (PEM) trusted for the broker [default: the system's]
     #[arg(long, global = true, env = "DIPYLON_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Reach the broker through its Unix socket; proofs name the URL all the same
+    /// Connect through the broker's Unix socket; proofs still name the URL
     #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Command {
     /// Run a broker
-    Serve(serve::Serve),
-    /// See it all work: a broker, an agent, approvers and a resource server, talking over sockets
-    Demo(demo::Demo),
-    /// Open, show and complete tasks (agents); end one (operators)
+    Serve(serve::ServeArgs),
+    /// Run a demonstration: a broker, an agent, approvers and a resource server on this machine
+    #[cfg(feature = "demo")]
+    Demo(demo::DemoArgs),
+    /// Open, keep alive and complete tasks (agents); list and end them (operators)
     #[command(subcommand)]
-    Task(task::Task),
-    /// Ask for a token (agents), look one up (validators)
+    Task(task::TaskCommand),
+    /// Request tokens (agents), introspect them (validators), list and revoke them (operators)
     #[command(subcommand)]
-    Token(token::Token),
-    /// Run a command that may do exactly one approved thing, and nothing after (agents)
-    Exec(Box<exec::Exec>),
-    /// List what waits for people
-    Inbox(inbox::Inbox),
-    /// Show one access request: who asks for what, and why
-    Show(inbox::Show),
-    /// Say yes to an access request
-    Approve(vote::Vote),
-    /// Say no to an access request
-    Deny(vote::Vote),
-    /// Put rules, agents and people in force (operators)
+    Token(token::TokenCommand),
+    /// Run a command with a token for one approved action, revoked when the command ends (agents)
+    Exec(Box<exec::ExecArgs>),
+    /// List, show, watch, approve, deny (approvers) and cancel (agents) access requests
     #[command(subcommand)]
-    Policy(policy::Policy),
-    /// List agents and how they stand; take one out of service, or back into it (operators)
+    Request(request::RequestCommand),
+    /// Short form of 'request list'
+    Inbox(inbox::ListRequestsArgs),
+    /// Short form of 'request show'
+    Show(inbox::ShowRequestArgs),
+    /// Short form of 'request approve'
+    Approve(vote::VoteArgs),
+    /// Short form of 'request deny'
+    Deny(vote::VoteArgs),
+    /// Check a policy bundle, apply it, list its rules (operators)
     #[command(subcommand)]
-    Agent(agent::Agent),
-    /// Invite people to passkeys, list their keys, make keys count no more (operators)
+    Policy(policy::PolicyCommand),
+    /// List, show, suspend and resume agents (operators)
     #[command(subcommand)]
-    Approver(approver::Approver),
-    /// Stop everything, an agent, an owner's agents or an action; without a scope, list what is frozen (operators)
-    Freeze(freeze::Freeze),
-    /// Lift a freeze; nothing that ended comes back (operators)
-    Unfreeze(freeze::Unfreeze),
-    /// Say why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
-    Explain(explain::Explain),
-    /// Check a configuration, or show what is in effect
+    Agent(agent::AgentCommand),
+    /// Invite people to enrol passkeys, list and revoke their keys (operators)
     #[command(subcommand)]
-    Config(config::Config),
-    /// Look at everything an operator would look at, and say what to do
-    Doctor(doctor::Doctor),
+    Approver(approver::ApproverCommand),
+    /// Emergency stop for everything, an agent, an owner's agents or an action; without a scope, list the freezes (operators)
+    Freeze(freeze::FreezeArgs),
+    /// Lift a freeze; ended tasks and tokens stay ended (operators)
+    Unfreeze(freeze::UnfreezeArgs),
+    /// Explain a decision, access request, task, token or refused call by its id (operators, auditors)
+    Explain(explain::ExplainArgs),
+    /// Check a configuration file, or show the effective settings
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Check configuration, keys, journal, policy and the running broker, with advice
+    Doctor(doctor::DoctorArgs),
     /// Verify a journal without its broker
     #[command(subcommand)]
-    Audit(audit::Audit),
-    /// Make a key for a person or a service
+    Audit(audit::AuditCommand),
+    /// Create and show keys of people and services
     #[command(subcommand)]
-    Key(key::Key),
-    /// Help for development: evidence without a SPIFFE agent
+    Key(key::KeyCommand),
+    /// Development helpers: issue test SVIDs
     #[command(subcommand)]
-    Dev(dev::Dev),
+    Dev(dev::DevCommand),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoAgent(demo::AgentChild),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoApprover(demo::PersonChild),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoOperator(demo::PersonChild),
+    #[cfg(feature = "demo")]
     #[command(hide = true)]
     DemoResource(demo::ResourceChild),
 }
 
-/// Runs a verb to its end.
+/// Runs a command to its end.
 pub fn run(cli: Cli) -> ExitCode {
-    let Cli { common, verb } = cli;
-    let say = Say::new(common.json);
+    let Cli { common, command } = cli;
+    let output = Output::new(common.json);
     let done = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => {
-            let done = runtime.block_on(call(&common, &say, verb));
-            // Nothing that still runs, such as a thread waiting for a terminal, keeps the program from ending.
+            let done = runtime.block_on(call(&common, &output, command));
+            // A thread that still waits for a terminal must not keep the program from exiting.
             runtime.shutdown_background();
             done
         }
-        Err(error) => Err(Failure::failed(format!("no runtime: {error}"))),
+        Err(error) => Err(CliError::failed(format!(
+            "cannot start the async runtime: {error}"
+        ))),
     };
     match done {
         Ok(code) => code,
-        Err(failure) => say.failure(&failure),
+        Err(error) => output.print_error(&error),
     }
 }
 
-async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failure> {
-    match verb {
-        Verb::Serve(verb) => serve::run(common, say, verb).await,
-        Verb::Demo(verb) => demo::run(say, verb).await,
-        Verb::Task(verb) => task::run(common, say, verb).await,
-        Verb::Token(verb) => token::run(common, say, verb).await,
-        Verb::Exec(verb) => exec::run(common, *verb).await,
-        Verb::Inbox(verb) => inbox::list(common, say, verb).await,
-        Verb::Show(verb) => inbox::show(common, say, verb).await,
-        Verb::Approve(verb) => vote::run(common, say, verb, crate::model::Verdict::Approve).await,
-        Verb::Deny(verb) => vote::run(common, say, verb, crate::model::Verdict::Deny).await,
-        Verb::Policy(verb) => policy::run(common, say, verb).await,
-        Verb::Agent(verb) => agent::run(common, say, verb).await,
-        Verb::Approver(verb) => approver::run(common, say, verb).await,
-        Verb::Freeze(verb) => freeze::freeze(common, say, verb).await,
-        Verb::Unfreeze(verb) => freeze::unfreeze(common, say, verb).await,
-        Verb::Explain(verb) => explain::run(common, say, verb).await,
-        Verb::Audit(verb) => audit::run(say, verb),
-        Verb::Config(verb) => config::run(common, say, verb),
-        Verb::Doctor(verb) => doctor::run(common, say, verb).await,
-        Verb::Key(verb) => key::run(say, verb),
-        Verb::Dev(verb) => dev::run(common, say, verb),
-        Verb::DemoAgent(child) => demo::agent(child).await,
-        Verb::DemoApprover(child) => demo::person(child).await,
-        Verb::DemoOperator(child) => demo::person(child).await,
-        Verb::DemoResource(child) => demo::resource(child).await,
+async fn call(common: &Common, output: &Output, command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Serve(command) => serve::run(common, output, command).await,
+        #[cfg(feature = "demo")]
+        Command::Demo(command) => demo::run(output, command).await,
+        Command::Task(command) => task::run(common, output, command).await,
+        Command::Token(command) => token::run(common, output, command).await,
+        Command::Exec(command) => exec::run(common, *command).await,
+        Command::Request(command) => request::run(common, output, command).await,
+        Command::Inbox(command) => inbox::list(common, output, command).await,
+        Command::Show(command) => inbox::show(common, output, command).await,
+        Command::Approve(command) => {
+            vote::run(common, output, command, crate::model::Verdict::Approve).await
+        }
+        Command::Deny(command) => {
+            vote::run(common, output, command, crate::model::Verdict::Deny).await
+        }
+        Command::Policy(command) => policy::run(common, output, command).await,
+        Command::Agent(command) => agent::run(common, output, command).await,
+        Command::Approver(command) => approver::run(common, output, command).await,
+        Command::Freeze(command) => freeze::freeze(common, output, command).await,
+        Command::Unfreeze(command) => freeze::unfreeze(common, output, command).await,
+        Command::Explain(command) => explain::run(common, output, command).await,
+        Command::Audit(command) => audit::run(output, command),
+        Command::Config(command) => config::run(common, output, command),
+        Command::Doctor(command) => doctor::run(common, output, command).await,
+        Command::Key(command) => key::run(output, command),
+        Command::Dev(command) => dev::run(common, output, command),
+        #[cfg(feature = "demo")]
+        Command::DemoAgent(child) => demo::agent(child).await,
+        #[cfg(feature = "demo")]
+        Command::DemoApprover(child) => demo::person(child).await,
+        #[cfg(feature = "demo")]
+        Command::DemoOperator(child) => demo::person(child).await,
+        #[cfg(feature = "demo")]
+        Command::DemoResource(child) => demo::resource(child).await,
     }
 }
 
@@ -204,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_sound() {
+    fn clap_debug_assert() {
         Cli::command().debug_assert();
         let help = Cli::command().render_long_help().to_string();
         for exit in Exit::ALL {
@@ -213,7 +240,7 @@ mod tests {
         }
         assert!(
             !help.contains("demo-agent"),
-            "children of the demo are not for people"
+            "internal commands of the demo are hidden"
         );
     }
 }

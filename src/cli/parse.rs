@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{ParseError, Param, Target, json, parse_duration};
+use crate::model::{Param, ParseError, Target, json, parse_duration};
 
 /// One `--param`, as typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_what_they_look_like() {
+    fn param_type_inference() {
         assert_eq!(one("a=true"), Param::Bool(true));
         assert_eq!(one("a=-12"), Param::Int(-12));
         assert_eq!(one("a=0"), Param::Int(0));

@@ -6,16 +6,16 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::KeyArgs;
-use super::say::table;
-use super::{Common, Say, bundle, checkup, dev, shapes};
+use super::connect::KeyArgs;
+use super::error::CliError;
+use super::output::table;
+use super::{Common, Output, config_checks, files, policy_dir, render};
+use crate::client;
 use crate::model::text::escape_invisible;
 use crate::model::{Secret, format_seconds};
-use crate::client;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Policy {
+pub(super) enum PolicyCommand {
     /// Say all that is wrong with a directory, without a broker
     Check {
         /// The policy bundle
@@ -41,36 +41,40 @@ pub(super) enum Policy {
     },
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<ExitCode, Failure> {
-    match verb {
-        Policy::Check { dir } => {
-            let (_, bundle) = bundle::load(&dir)?;
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    command: PolicyCommand,
+) -> Result<ExitCode, CliError> {
+    match command {
+        PolicyCommand::Check { dir } => {
+            let (_, bundle) = policy_dir::load(&dir)?;
             let mut warnings: Vec<String> =
                 bundle.warnings().iter().map(ToString::to_string).collect();
-            warnings.extend(checkup::unreachable(&bundle));
+            warnings.extend(config_checks::unreachable_quorums(&bundle));
             warnings.extend(bundle.check_has_operator().err().map(|why| {
                 format!("{why}: until then no broker takes it (a development broker adds keys: start from its policy directory)")
             }));
             let (rules, agents) = (bundle.rules().count(), bundle.agents().count());
-            say.either(
+            output.print(
                 || json!({ "version": bundle.version(), "rules": rules, "agents": agents, "warnings": warnings }),
                 || format!("{}sound: {rules} rules, {agents} agents, version {}", lines(&warnings), bundle.version()),
             );
         }
-        Policy::Apply {
+        PolicyCommand::Apply {
             dir,
             key,
             code,
             code_file,
         } => {
             // Everything that is wrong is said here, with files and lines, before the broker is asked.
-            bundle::load(&dir)?;
-            let (person, files) = (key.operator(common)?, bundle::read(&dir)?);
-            let applied = match one_time_code(say, code, code_file).await? {
+            policy_dir::load(&dir)?;
+            let (person, files) = (key.operator_client(common)?, policy_dir::read(&dir)?);
+            let applied = match one_time_code(output, code, code_file).await? {
                 Some(code) => person.apply_first_policy_bundle(&files, &code).await?,
                 None => person.apply_policy_bundle(&files).await?,
             };
-            say.either(
+            output.print(
                 || {
                     json!({
                         "version": applied.version, "changed": applied.changed, "rules": applied.rules,
@@ -94,9 +98,9 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
                 },
             );
         }
-        Policy::Rules { key } => {
-            let rules = key.operator(common)?.rules().await?;
-            say.either(
+        PolicyCommand::Rules { key } => {
+            let rules = key.operator_client(common)?.rules().await?;
+            output.print(
                 || rules.iter().map(rule_json).collect::<Value>(),
                 || rule_table(&rules),
             );
@@ -141,24 +145,24 @@ fn rule_json(rule: &client::RuleStatistics) -> Value {
         "remedy": (!rule.remedy.is_empty()).then_some(&rule.remedy), "hits": rule.hits, "asked": rule.asked,
         "approved": rule.approved, "denied": rule.denied, "expired": rule.expired,
         "approved_percent": rule.approved_percent, "median_seconds": rule.median_seconds,
-        "last_at": shapes::moment(rule.last_at.as_ref()), "rubber_stamp": rule.rubber_stamp,
+        "last_at": render::timestamp_json(rule.last_at.as_ref()), "rubber_stamp": rule.rubber_stamp,
     })
 }
 
 async fn one_time_code(
-    say: &Say,
+    output: &Output,
     given: Option<String>,
     file: Option<PathBuf>,
-) -> Result<Option<Secret>, Failure> {
+) -> Result<Option<Secret>, CliError> {
     let text = match (given, file) {
-        (_, Some(file)) => dev::read_text(&file)?,
+        (_, Some(file)) => files::read_text(&file)?,
         (Some(code), None) if !code.is_empty() => code,
         (Some(_), None) => {
-            if !say.can_ask() {
-                return Err(Failure::usage("there is no terminal to ask at")
-                    .next("--code-file FILE reads the one-time code"));
+            if !output.can_prompt() {
+                return Err(CliError::usage("there is no terminal to ask at")
+                    .with_hint("--code-file FILE reads the one-time code"));
             }
-            say.ask("one-time code: ").await?
+            output.prompt("one-time code: ").await?
         }
         (None, None) => return Ok(None),
     };
@@ -177,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_is_a_row_with_its_share_its_median_and_its_flag() {
+    fn rule_table_row() {
         let asks = client::RuleStatistics {
             rule_id: "destructive\u{202E}".to_owned(),
             kind: "forbid".to_owned(),

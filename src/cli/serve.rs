@@ -1,4 +1,4 @@
-//! `serve`: a broker.
+//! `serve`: run a broker.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::dev::{self, Home};
-use super::failure::{Failure, failed};
-use super::{Common, Say, bundle, notify};
+use super::dev::{self, DevConfig};
+use super::error::{CliError, io_error};
+use super::shell::{program_name, shell_quote};
+use super::{Common, Output, files, policy_dir, sd_notify};
 use crate::broker::{Broker, BrokerOptions};
 use crate::clock::Clock;
-use crate::config::{Config, AdminAddress};
+use crate::config::{AdminAddress, Config};
 use crate::journal::{FaultInjection, JournalReader};
 use crate::model::Secret;
 use crate::policy::BundleFiles;
@@ -25,33 +26,37 @@ use crate::telemetry::logs;
 use crate::{keys, serve};
 
 #[derive(Debug, Args)]
-pub(super) struct Serve {
-    /// A development broker on loopback: the first start makes its configuration and keys
+pub(super) struct ServeArgs {
+    /// Run a development broker on loopback; the first start creates its configuration and keys
     #[arg(long, conflicts_with = "config", required_unless_present = "config")]
     dev: bool,
-    /// The configuration; nothing is made but the signing key
+    /// The configuration file; only the signing key is created
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// With --config: the journal's directory. With --dev: where all of it is kept [default: ~/.dipylon/dev]
+    /// With --config: the journal's directory. With --dev: the directory of all its files [default: ~/.dipylon/dev]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where to listen; a development broker keeps the port of its first start
+    /// Listen address; a development broker keeps the port of its first start
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// The policy bundle that seeds an empty journal
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
-    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} here once calls are answered
+    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} to this file once calls are answered
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// Stop when stdin ends: for whoever starts a broker as a child
+    /// Stop when stdin ends: for a parent process
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
-    let (config, home) = configuration(common, &verb)?;
-    undumpable();
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    args: ServeArgs,
+) -> Result<ExitCode, CliError> {
+    let (config, home) = load_config(common, &args)?;
+    disable_core_dumps();
     let _log_guard = logs::start(&logs::LogSettings {
         format: config.log,
         default_filter: if config.dev {
@@ -61,30 +66,30 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         },
         otlp_endpoint: config.otlp_endpoint.clone(),
     })
-    .map_err(|e| Failure::failed(e.to_string()))?;
+    .map_err(|e| CliError::failed(e.to_string()))?;
     if config.dev {
-        say.aside(&warning(&config));
+        output.note(&dev_warning(&config));
     }
-    if let Some(path) = &verb.ready_file {
-        // Left by one that was killed: whoever waits for this file waits for this start.
+    if let Some(path) = &args.ready_file {
+        // Left by a killed broker: a process that waits for this file waits for this start.
         let _gone = std::fs::remove_file(path);
     }
     if !config.listen.ip().is_loopback() && config.tls.is_none() {
-        say.aside(&format!(
+        output.note(&format!(
             "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Give it a certificate ([tls] in the configuration), or listen on loopback behind a TLS proxy on the same host.",
             config.listen
         ));
     }
     // Bound before the journal is opened: a second broker on the same port leaves no trace.
-    let doors = doors(&config)
+    let doors = bind_listeners(&config)
         .await
-        .map_err(|e| Failure::failed(e.to_string()))?;
-    let operator = operator(config.admin_listen.as_ref()).await?;
+        .map_err(|e| CliError::failed(e.to_string()))?;
+    let operator = bind_admin_listener(config.admin_listen.as_ref()).await?;
     let operator_place = operator.as_ref().map(AdminListener::display_address);
     let seed = config
         .policy
         .as_deref()
-        .map(|dir| seed(dir, &config.data_dir))
+        .map(|dir| seed_policy(dir, &config.data_dir))
         .transpose()?
         .flatten();
     let unseeded = seed.is_none() && config.policy.is_none();
@@ -92,7 +97,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     for (domain, file) in &config.trust_domains {
         trust.push((
             domain.clone(),
-            std::fs::read_to_string(file).map_err(failed(file.display()))?,
+            std::fs::read_to_string(file).map_err(io_error(file.display()))?,
         ));
     }
     let options = BrokerOptions {
@@ -106,7 +111,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     };
     let broker = Broker::open(options)
         .await
-        .map_err(|e| Failure::failed(e.to_string()))?;
+        .map_err(|e| CliError::failed(e.to_string()))?;
     let checkpoint = broker.journal().head().borrow().checkpoint.to_string();
     if let Err(why) = broker.ready() {
         let hint = if unseeded {
@@ -114,9 +119,9 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         } else {
             ""
         };
-        say.aside(&format!("dipylon: everything is denied: {why}{hint}"));
+        output.note(&format!("dipylon: everything is denied: {why}{hint}"));
         if let Some(code) = broker.bootstrap_code().filter(|_| !config.dev) {
-            say.urgent(&first_operator(&config.settings.external_url, &code));
+            output.warn(&first_operator_text(&config.settings.external_url, &code));
         }
     }
     let url = &config.settings.external_url;
@@ -128,10 +133,10 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         "pid": std::process::id(),
         "checkpoint": checkpoint,
     });
-    if let Some(path) = &verb.ready_file {
-        dev::write_private(path, &ready.to_string())?;
+    if let Some(path) = &args.ready_file {
+        files::write_private(path, &ready.to_string())?;
     }
-    say.either(
+    output.print(
         || ready.clone(),
         || {
             let mut text = format!(
@@ -150,35 +155,36 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
                 text.push_str(&format!("operators  {place}: /metrics, /livez, /readyz\n"));
             }
             if let Some(home) = &home {
-                text.push_str(&to_try(home));
+                text.push_str(&quickstart_text(home));
             }
             text
         },
     );
-    let operating = operator.map(|listener| tokio::spawn(serve::serve_admin(broker.clone(), listener)));
-    let stop = stop(verb.stop_with_stdin)?;
+    let operating =
+        operator.map(|listener| tokio::spawn(serve::serve_admin(broker.clone(), listener)));
+    let stop = stop_signal(args.stop_with_stdin)?;
     tracing::info!(url, pid = std::process::id(), checkpoint, "started");
     let stop = async move {
         stop.await;
         tracing::info!("stopping: calls in flight finish");
-        notify::tell(notify::STOPPING);
+        sd_notify::send(sd_notify::STOPPING);
     };
-    notify::tell(notify::READY);
+    sd_notify::send(sd_notify::READY);
     let served = serve::serve(broker, doors, stop).await;
     if let Some(operating) = operating {
         operating.abort();
     }
-    if let Some(path) = &verb.ready_file {
+    if let Some(path) = &args.ready_file {
         let _gone = std::fs::remove_file(path);
     }
-    served.map_err(|e| Failure::failed(e.to_string()))?;
+    served.map_err(|e| CliError::failed(e.to_string()))?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Keeps the memory of this process, and the keys in it, out of core files and out of other processes of the same user.
-/// Best effort: a system that refuses is said so.
-fn undumpable() {
+/// Keeps the memory of this process, and the keys in it, from core dumps and from other processes of the same user. Best
+/// effort: a failure is logged.
+fn disable_core_dumps() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),
@@ -187,12 +193,12 @@ fn undumpable() {
     let core = setrlimit(Resource::Core, none);
     let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     if let Err(error) = core.and(dumpable) {
-        tracing::warn!(%error, "memory may be written to core files: the system refuses to forbid it");
+        tracing::warn!(%error, "could not disable core dumps");
     }
 }
 
 /// Binds what the configuration names.
-async fn doors(config: &Config) -> Result<ServerConfig, ServeError> {
+async fn bind_listeners(config: &Config) -> Result<ServerConfig, ServeError> {
     let tls = match &config.tls {
         Some(files) => Some(Tls::read(&files.certificate, &files.key)?),
         None => None,
@@ -202,7 +208,7 @@ async fn doors(config: &Config) -> Result<ServerConfig, ServeError> {
         None => None,
     };
     let limits = config.connections;
-    make_room(limits.max, unix.is_some());
+    raise_fd_limit(limits.max, unix.is_some());
     Ok(ServerConfig {
         tls,
         unix,
@@ -212,7 +218,7 @@ async fn doors(config: &Config) -> Result<ServerConfig, ServeError> {
 }
 
 /// Makes room for as many open files as connections may be, and says so if the system gives less.
-fn make_room(max: usize, unix: bool) {
+fn raise_fd_limit(max: usize, unix: bool) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let doors = if unix { 2 } else { 1 };
     let needed = u64::try_from(max)
@@ -233,7 +239,7 @@ fn make_room(max: usize, unix: bool) {
         tracing::warn!(
             needed,
             may = ?limit.maximum,
-            "fewer files may be open than connections may be: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
+            "RLIMIT_NOFILE is lower than connections.max: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
         );
     }
 }
@@ -241,47 +247,49 @@ fn make_room(max: usize, unix: bool) {
 /// Files the broker itself has open: the journal, its own sockets, files being read.
 const OWN_FILES: u64 = 64;
 
-async fn operator(address: Option<&AdminAddress>) -> Result<Option<AdminListener>, Failure> {
+async fn bind_admin_listener(
+    address: Option<&AdminAddress>,
+) -> Result<Option<AdminListener>, CliError> {
     let listening = match address {
         None => return Ok(None),
         Some(AdminAddress::Tcp(address)) => AdminListener::tcp(*address).await,
         Some(AdminAddress::Unix(path)) => AdminListener::unix(path),
     };
-    listening.map(Some).map_err(failed("admin_listen"))
+    listening.map(Some).map_err(io_error("admin_listen"))
 }
 
-fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>), Failure> {
-    let (mut config, home) = match &verb.config {
+fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevConfig>), CliError> {
+    let (mut config, home) = match &args.config {
         Some(file) => {
             let mut config = Config::read(file)?;
-            if let Some(dir) = &verb.data_dir {
+            if let Some(dir) = &args.data_dir {
                 config.data_dir.clone_from(dir);
             }
-            config.listen = verb.listen.unwrap_or(config.listen);
+            config.listen = args.listen.unwrap_or(config.listen);
             if config.dev && !config.listen.ip().is_loopback() {
                 return Err(dev::not_loopback(config.listen));
             }
             (config, None)
         }
         None => {
-            if let Some(listen) = verb.listen.filter(|listen| !listen.ip().is_loopback()) {
+            if let Some(listen) = args.listen.filter(|listen| !listen.ip().is_loopback()) {
                 return Err(dev::not_loopback(listen));
             }
-            let dir = match verb.data_dir.as_ref().or(common.dev_dir.as_ref()) {
+            let dir = match args.data_dir.as_ref().or(common.dev_dir.as_ref()) {
                 Some(dir) => dir.clone(),
                 None => dev::default_dir()?,
             };
-            let (home, made) = Home::prepare(&dir, verb.listen, verb.policy.as_deref())?;
+            let (home, made) = DevConfig::prepare(&dir, args.listen, args.policy.as_deref())?;
             let config = home.config().clone();
-            if let Some(listen) = verb
+            if let Some(listen) = args
                 .listen
                 .filter(|listen| !made && listen.port() != 0 && *listen != config.listen)
             {
-                return Err(Failure::usage(format!(
+                return Err(CliError::usage(format!(
                     "this development broker keeps {}, not {listen}",
                     config.listen
                 ))
-                .next(format!(
+                .with_hint(format!(
                     "proofs and tokens name its URL; delete {} to begin anew",
                     home.dir().display()
                 )));
@@ -289,7 +297,7 @@ fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>)
             (config, Some(home))
         }
     };
-    if let Some(policy) = &verb.policy {
+    if let Some(policy) = &args.policy {
         config.policy = Some(policy.clone());
     }
     Ok((config, home))
@@ -297,27 +305,27 @@ fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>)
 
 /// The files that seed an empty journal. A journal that is there already does without them: an unfinished edit in the
 /// policy directory must not keep a broker from starting again.
-fn seed(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, Failure> {
-    let read = bundle::read(dir).and_then(|files| {
+fn seed_policy(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, CliError> {
+    let read = policy_dir::read(dir).and_then(|files| {
         BundleFiles::new(files)
-            .map_err(|e| Failure::failed(format!("policy bundle {}:\n{e}", dir.display())))
+            .map_err(|e| CliError::failed(format!("policy bundle {}:\n{e}", dir.display())))
     });
     match read {
         Ok(files) => Ok(Some(files)),
-        Err(failure) if JournalReader::open(data_dir).is_ok() => {
-            tracing::warn!(policy = %dir.display(), "not read, and not needed if a policy bundle is in force: {}", failure.message);
+        Err(error) if JournalReader::open(data_dir).is_ok() => {
+            tracing::warn!(policy = %dir.display(), "not read, and not needed if a policy bundle is in force: {}", error.message);
             Ok(None)
         }
-        Err(failure) => Err(failure),
+        Err(error) => Err(error),
     }
 }
 
 /// Resolves when the process is told to stop.
-fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
+fn stop_signal(with_stdin: bool) -> Result<impl Future<Output = ()>, CliError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     // Heard so that it does not end the broker: supervisors send it to have files read again.
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed("SIGHUP"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io_error("SIGHUP"))?;
     let stdin_ends = async move {
         if !with_stdin {
             return std::future::pending().await;
@@ -339,32 +347,32 @@ fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// How the first operator gets in. Never through the log: whoever reads logs later must not find a code.
-fn first_operator(url: &str, code: &Secret) -> String {
+/// Instructions for the first operator. Never logged, so that logs hold no code.
+fn first_operator_text(url: &str, code: &Secret) -> String {
     format!(
         "FIRST OPERATOR  one-time code {}\n                \
          good for ten minutes and one policy bundle that lists your key as an operator's:\n                \
          dipylon policy apply DIR --url {} --key KEY.pem --code",
         code.expose_secret(),
-        quoted(url)
+        shell_quote(url)
     )
 }
 
-fn warning(config: &Config) -> String {
+fn dev_warning(config: &Config) -> String {
     format!(
         "WARNING  ---------------------------------------------------------------\n\
          WARNING  DEVELOPMENT broker: example policy, throw-away keys, loopback only.\n\
-         WARNING  Whoever can read its directory can be anyone. Not for real work.\n\
+         WARNING  Anyone who can read its directory can act as anyone. Not for production.\n\
          WARNING  issuer {}\n\
          WARNING  ---------------------------------------------------------------",
         config.settings.issuer
     )
 }
 
-/// Commands to begin with, as they can be typed.
-fn to_try(home: &Home) -> String {
-    let me = me();
-    let key = |name| quoted(&home.key_file(name).to_string_lossy());
+/// First commands, ready to paste.
+fn quickstart_text(home: &DevConfig) -> String {
+    let me = program_name();
+    let key = |name| shell_quote(&home.key_file(name).to_string_lossy());
     let (maria, olga) = (key("maria"), key("olga"));
     let mut text = format!(
         "\nIn another terminal:\n  export DIPYLON_URL={}\n",
@@ -377,7 +385,7 @@ fn to_try(home: &Home) -> String {
     {
         text.push_str(&format!(
             "  export DIPYLON_DEV={}\n",
-            quoted(&home.dir().to_string_lossy())
+            shell_quote(&home.dir().to_string_lossy())
         ));
     }
     text.push_str(&format!(
@@ -385,7 +393,7 @@ fn to_try(home: &Home) -> String {
          {me} token request --action case.read --target Case::INC-8841 --audience https://cases.soc.example\n  \
          {me} token request --action account.disable --target Account::ann --param end_sessions=true \
          --audience https://idp.soc.example --wait 60s\n\
-         The last one waits for a person:  {me} inbox --key {maria}\n\
+         The last one waits for a person:  {me} request list --key {maria}\n\
          or, in a browser, with a passkey: {me} approver invite maria --key {olga}\n                                  \
          then the console at {}/console\n",
         home.config().settings.console_url
@@ -393,39 +401,13 @@ fn to_try(home: &Home) -> String {
     text
 }
 
-/// This program, as it was called.
-pub(super) fn me() -> String {
-    quoted(
-        &std::env::args()
-            .next()
-            .unwrap_or_else(|| "dipylon".to_owned()),
-    )
-}
-
-/// A word as a shell reads it.
-pub(super) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn words_for_a_shell() {
-        assert_eq!(quoted("/home/a/x.pem"), "/home/a/x.pem");
-        assert_eq!(quoted("/home/a b/it's"), r"'/home/a b/it'\''s'");
-        assert_eq!(quoted("$(x)"), "'$(x)'");
-    }
-
-    #[test]
-    fn a_broken_directory_matters_only_to_an_empty_journal() {
+    fn seed_policy_is_ignored_when_one_is_active() {
         let dir = tempfile::tempdir().expect("dir");
-        assert!(seed(dir.path(), &dir.path().join("data")).is_err());
+        assert!(seed_policy(dir.path(), &dir.path().join("data")).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `task`: the bounded piece of work that tokens belong to.
+//! `task`: the bounded unit of work that tokens belong to.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,43 +6,41 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::{self, KeyArgs};
-use super::say::{Rows, table};
-use super::store::{self, EvidenceArgs, Kept};
-use super::{Common, Say, parse, shapes};
+use super::connect::{self, KeyArgs};
+use super::error::CliError;
+use super::output::{FieldList, table};
+use super::task_store::{self, EvidenceArgs, SavedTask};
+use super::{Common, Output, parse, render};
 use crate::client::{self, OpenTaskRequest};
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
 use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Task {
-    /// Open a task: gate 1
-    Open(Open),
-    /// Show the tasks opened from here, or one of their access requests
-    Show(Show),
-    /// Extend the lease of a task opened with a heartbeat
-    KeepAlive(KeepAlive),
-    /// Take an access request back
-    Cancel(Cancel),
-    /// Say that the work is done: the task's tokens end
-    Complete(Complete),
-    /// List everybody's tasks, the newest first (operators)
+pub(super) enum TaskCommand {
+    /// Open a task: authenticates the workload (gate 1)
+    Open(OpenTaskArgs),
+    /// List the tasks opened from this machine, or show one of their access requests
+    Show(ShowTasksArgs),
+    /// Extend the lease of a task opened with --heartbeat
+    KeepAlive(KeepAliveArgs),
+    /// Complete a task and revoke its tokens
+    Complete(CompleteArgs),
+    /// List the tasks of all agents, the newest first (operators)
     List {
-        /// Of this agent only
+        /// Only tasks of this agent
         #[arg(long, value_name = "AGENT", value_parser = AgentId::parse)]
         agent: Option<AgentId>,
-        /// Those that are over too
+        /// Include tasks that have ended
         #[arg(long)]
         ended: bool,
-        /// Most rows
+        /// Maximum number of rows
         #[arg(long, default_value = "100")]
         max: usize,
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Show what happened in a task, from its verification to its end (operators, and approvers it asked)
+    /// Show the events of a task, from its verification to its end (operators, and its approvers)
     Timeline {
         /// The task
         #[arg(value_parser = TaskId::parse)]
@@ -50,7 +48,7 @@ pub(super) enum Task {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// End anybody's task (operators)
+    /// End a task of any agent (operators)
     End {
         /// The task
         #[arg(value_parser = TaskId::parse)]
@@ -61,190 +59,182 @@ pub(super) enum Task {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Open {
-    /// Why, in your words; people see it as unverified
+pub(super) struct OpenTaskArgs {
+    /// Purpose of the task, shown to approvers as unverified
     #[arg(long)]
     purpose: String,
-    /// How long it may run; the broker clamps it
+    /// Longest duration of the task; the broker may shorten it
     #[arg(long, default_value = "10m", value_parser = parse::seconds)]
     max_duration: u32,
-    /// End the task when this long passes without a sign of life ('task keep-alive'), such as 30s
+    /// End the task when no 'task keep-alive' arrives for this long, such as 30s
     #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
     heartbeat: Option<u32>,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// Keep the task's key here [default: made, and found again by the task's id]
+    /// The task's private key; created if the file does not exist [default: a new key, saved under the task's id]
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    task_key: Option<PathBuf>,
 }
 
-/// Which of one's own tasks.
+/// Selects a task opened from this machine.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct TaskSelector {
     /// The task [default: the one opened last]
     #[arg(long, value_name = "TASK", value_parser = TaskId::parse)]
     task: Option<TaskId>,
-    /// Its key, where it was kept elsewhere
+    /// The task's private key, if it is not saved on this machine
     #[arg(long, value_name = "FILE", requires = "task")]
-    key: Option<PathBuf>,
+    task_key: Option<PathBuf>,
 }
 
-impl Which {
+impl TaskSelector {
+    /// Whether a task was named.
+    pub(super) const fn is_given(&self) -> bool {
+        self.task.is_some()
+    }
+
     pub(super) fn attach(
         &self,
         common: &Common,
         evidence: &EvidenceArgs,
-    ) -> Result<client::TaskHandle, Failure> {
-        match (&self.key, self.task) {
-            (Some(key), Some(task)) => store::attach_by_key(common, task, key, evidence),
-            (None | Some(_), task) => Kept::find(task)?.attach(common, evidence),
+    ) -> Result<client::TaskHandle, CliError> {
+        match (&self.task_key, self.task) {
+            (Some(key), Some(task)) => task_store::attach_with_key(common, task, key, evidence),
+            (None | Some(_), task) => SavedTask::load(task)?.attach(common, evidence),
         }
     }
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Show {
+pub(super) struct ShowTasksArgs {
     #[command(flatten)]
-    which: Which,
+    selector: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// Show how this access request of the task stands
+    /// Show the status of this access request of the task
     #[arg(long, value_name = "ID", value_parser = AccessRequestId::parse)]
     access_request: Option<AccessRequestId>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct KeepAlive {
+pub(super) struct KeepAliveArgs {
     #[command(flatten)]
-    which: Which,
-    #[command(flatten)]
-    evidence: EvidenceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Cancel {
-    /// The access request
-    #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
-    access_request: AccessRequestId,
-    #[command(flatten)]
-    which: Which,
+    selector: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Complete {
+pub(super) struct CompleteArgs {
     #[command(flatten)]
-    which: Which,
+    selector: TaskSelector,
     #[command(flatten)]
     evidence: EvidenceArgs,
-    /// How it went
+    /// Outcome of the work
     #[arg(long, value_enum, default_value = "succeeded")]
-    outcome: Outcome,
+    outcome: OutcomeArg,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Outcome {
+enum OutcomeArg {
     Succeeded,
     Failed,
     Abandoned,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCode, Failure> {
-    match verb {
-        Task::Open(open) => self::open(common, say, open).await?,
-        Task::Show(show) => self::show(common, say, show).await?,
-        Task::KeepAlive(verb) => {
-            let task = verb.which.attach(common, &verb.evidence)?;
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    command: TaskCommand,
+) -> Result<ExitCode, CliError> {
+    match command {
+        TaskCommand::Open(open) => self::open(common, output, open).await?,
+        TaskCommand::Show(show) => self::show(common, output, show).await?,
+        TaskCommand::KeepAlive(args) => {
+            let task = args.selector.attach(common, &args.evidence)?;
             let until = task.keep_alive().await?;
-            say.either(
+            output.print(
                 || json!({ "task": task.id(), "lease_until": until.to_string() }),
                 || {
                     format!(
-                        "{} lives until {until} unless it is kept alive again",
+                        "{} ends at {until} unless it is saved alive again",
                         task.id()
                     )
                 },
             );
         }
-        Task::Cancel(cancel) => {
-            let task = cancel.which.attach(common, &cancel.evidence)?;
-            let after = task.cancel(cancel.access_request).await?;
-            say.either(
-                || shapes::access_request(&after),
-                || {
-                    format!(
-                        "{} is {}",
-                        cancel.access_request,
-                        shapes::status(after.status)
-                    )
-                },
-            );
-        }
-        Task::Complete(complete) => {
-            let task = complete.which.attach(common, &complete.evidence)?;
+        TaskCommand::Complete(complete) => {
+            let task = complete.selector.attach(common, &complete.evidence)?;
             let outcome = match complete.outcome {
-                Outcome::Succeeded => TaskOutcome::Succeeded,
-                Outcome::Failed => TaskOutcome::Failed,
-                Outcome::Abandoned => TaskOutcome::Abandoned,
+                OutcomeArg::Succeeded => TaskOutcome::Succeeded,
+                OutcomeArg::Failed => TaskOutcome::Failed,
+                OutcomeArg::Abandoned => TaskOutcome::Abandoned,
             };
             let report = task.complete(outcome).await?;
-            if complete.which.key.is_none() {
-                // The task is over for good: its key opens nothing any more.
-                Kept::find(Some(task.id())).iter().for_each(Kept::forget);
+            if complete.selector.task_key.is_none() {
+                // The task has ended: its key is of no further use.
+                SavedTask::load(Some(task.id()))
+                    .iter()
+                    .for_each(SavedTask::delete);
             }
-            say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
+            output.print(
+                || render::end_report_json(&report),
+                || render::end_line(&report),
+            );
         }
-        Task::List {
+        TaskCommand::List {
             agent,
             ended,
             max,
             key,
         } => {
             let tasks = key
-                .operator(common)?
+                .operator_client(common)?
                 .tasks(agent.as_ref(), ended, max)
                 .await?;
-            list(say, &tasks);
+            list(output, &tasks);
         }
-        Task::Timeline { task, key } => {
-            timeline(say, &key.operator(common)?.timeline(task).await?);
+        TaskCommand::Timeline { task, key } => {
+            timeline(output, &key.operator_client(common)?.timeline(task).await?);
         }
-        Task::End { task, key } => {
-            let report = key.operator(common)?.end_task(task).await?;
-            say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
+        TaskCommand::End { task, key } => {
+            let report = key.operator_client(common)?.end_task(task).await?;
+            output.print(
+                || render::end_report_json(&report),
+                || render::end_line(&report),
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn timeline(say: &Say, told: &client::TaskTimeline) {
-    say.either(
+fn timeline(output: &Output, timeline: &client::TaskTimeline) {
+    output.print(
         || {
             let to_json = |m: &client::TimelineEntry| {
                 json!({
-                    "entry": m.index, "at": shapes::moment(m.at.as_ref()), "kind": (!m.kind.is_empty()).then_some(&m.kind),
+                    "entry": m.index, "at": render::timestamp_json(m.at.as_ref()), "kind": (!m.kind.is_empty()).then_some(&m.kind),
                     "what": m.what, "who": m.who, "detail": m.detail, "ids": m.ids,
                 })
             };
             json!({
-                "task": told.task_id, "agent": told.agent_id, "owner": told.owner,
-                "ended": (!told.ended.is_empty()).then_some(&told.ended), "left_out": told.left_out,
-                "moments": told.entries.iter().map(to_json).collect::<Value>(),
+                "task": timeline.task_id, "agent": timeline.agent_id, "owner": timeline.owner,
+                "ended": (!timeline.ended.is_empty()).then_some(&timeline.ended), "left_out": timeline.left_out,
+                "moments": timeline.entries.iter().map(to_json).collect::<Value>(),
             })
         },
         || {
-            let state = match told.ended.as_str() {
-                "" => "runs".to_owned(),
-                cause => format!("over: {}", escape_invisible(cause)),
+            let state = match timeline.ended.as_str() {
+                "" => "running".to_owned(),
+                cause => format!("ended: {}", escape_invisible(cause)),
             };
-            let left_out = match told.left_out {
+            let left_out = match timeline.left_out {
                 0 => String::new(),
-                n => format!(", {n} entries in its midst left out"),
+                n => format!(", {n} entries in the middle omitted"),
             };
             let row = |m: &client::TimelineEntry| {
                 vec![
-                    shapes::instant(m.at.as_ref()),
+                    render::timestamp(m.at.as_ref()),
                     m.index.map(|index| index.to_string()).unwrap_or_default(),
                     escape_invisible(&m.what),
                     escape_invisible(&m.who),
@@ -252,26 +242,26 @@ fn timeline(say: &Say, told: &client::TaskTimeline) {
                 ]
             };
             let head = ["WHEN", "ENTRY", "WHAT", "WHO", ""].map(str::to_owned).to_vec();
-            let rows: Vec<_> = std::iter::once(head).chain(told.entries.iter().map(row)).collect();
+            let rows: Vec<_> = std::iter::once(head).chain(timeline.entries.iter().map(row)).collect();
             format!(
                 "{} of {} (owner {}), {state}{left_out}\n{}",
-                escape_invisible(&told.task_id),
-                escape_invisible(&told.agent_id),
-                escape_invisible(&told.owner),
+                escape_invisible(&timeline.task_id),
+                escape_invisible(&timeline.agent_id),
+                escape_invisible(&timeline.owner),
                 table(&rows)
             )
         },
     );
 }
 
-fn list(say: &Say, tasks: &[client::TaskInfo]) {
+fn list(output: &Output, tasks: &[client::TaskInfo]) {
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             let to_json = |t: &client::TaskInfo| {
                 json!({
-                    "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": shapes::moment(t.opened_at.as_ref()),
-                    "deadline": shapes::moment(t.deadline.as_ref()), "lease_until": shapes::moment(t.lease_until.as_ref()),
+                    "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": render::timestamp_json(t.opened_at.as_ref()),
+                    "deadline": render::timestamp_json(t.deadline.as_ref()), "lease_until": render::timestamp_json(t.lease_until.as_ref()),
                     "ended": (!t.ended.is_empty()).then_some(&t.ended), "tokens_live": t.tokens_live,
                     "access_requests_waiting": t.access_requests_waiting, "purpose": t.purpose,
                 })
@@ -280,13 +270,13 @@ fn list(say: &Say, tasks: &[client::TaskInfo]) {
         },
         || {
             if tasks.is_empty() {
-                return "no task".to_owned();
+                return "no tasks".to_owned();
             }
             let head = ["TASK", "AGENT", "OWNER", "LEFT", "TOKENS", "WAITING", "AGENT SAYS (UNVERIFIED)"];
             let row = |t: &client::TaskInfo| {
                 let left = match t.ended.as_str() {
-                    "" => shapes::left(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
-                    cause => format!("over: {}", escape_invisible(cause)),
+                    "" => render::remaining(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
+                    cause => format!("ended: {}", escape_invisible(cause)),
                 };
                 vec![
                     escape_invisible(&t.task_id),
@@ -305,109 +295,114 @@ fn list(say: &Say, tasks: &[client::TaskInfo]) {
     );
 }
 
-async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
-    let endpoint = net::endpoint(common)?;
+async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<(), CliError> {
+    let endpoint = connect::endpoint(common)?;
     let url = endpoint.url().to_owned();
-    let (source, kept) = verb.evidence.source(common)?;
-    let (key, key_file) = store::new_key(verb.key.as_deref())?;
+    let (source, saved) = args.evidence.source(common)?;
+    let (key, key_file) = task_store::new_key(args.task_key.as_deref())?;
     let agent = client::AgentClient::new(endpoint, source, Some(key));
     let order = OpenTaskRequest {
-        purpose: verb.purpose.clone(),
-        max_duration_s: i64::from(verb.max_duration),
+        purpose: args.purpose.clone(),
+        max_duration_s: i64::from(args.max_duration),
         idempotency_key: None,
-        heartbeat_s: verb.heartbeat,
+        heartbeat_s: args.heartbeat,
     };
     let task = match agent.open_task(&order).await {
         Ok(task) => task,
         Err(error) => {
-            store::drop_key(verb.key.as_deref(), &key_file);
+            task_store::delete_unused_key(args.task_key.as_deref(), &key_file);
             return Err(error.into());
         }
     };
-    let kept = Kept::new(&task, &url, key_file, &verb.purpose, kept)?.keep(verb.key.is_some())?;
+    let saved = SavedTask::new(&task, &url, key_file, &args.purpose, saved)?
+        .save(args.task_key.is_some())?;
     let now = Clock::system().now();
     let verification = task.verification().cloned().unwrap_or_default();
-    say.either(
+    output.print(
         || {
             json!({
-                "task": kept.task, "agent": kept.agent, "deadline": kept.deadline.to_string(), "key": kept.key,
+                "task": saved.task, "agent": saved.agent, "deadline": saved.deadline.to_string(), "key": saved.key,
                 "verification": {
                     "evidence_kind": verification.evidence_kind, "subject": verification.subject,
-                    "verified_at": shapes::moment(verification.verified_at.as_ref()),
-                    "expires_at": shapes::moment(verification.expires_at.as_ref()),
+                    "verified_at": render::timestamp_json(verification.verified_at.as_ref()),
+                    "expires_at": render::timestamp_json(verification.expires_at.as_ref()),
                 },
             })
         },
         || {
-            let mut rows = Rows::default();
-            rows.own("task", kept.task.to_string())
-                .own("agent", kept.agent.to_string())
-                .own("verified", format!("{} by {}", escape_invisible(&verification.subject), escape_invisible(&verification.evidence_kind)))
-                .own("ends", format!("{}, {}", kept.deadline, shapes::distance(kept.deadline, now)))
-                .own("key", kept.key.display().to_string());
-            rows.lines()
+            let mut fields = FieldList::default();
+            fields.row("task", saved.task.to_string())
+                .row("agent", saved.agent.to_string())
+                .row("verified", format!("{} by {}", escape_invisible(&verification.subject), escape_invisible(&verification.evidence_kind)))
+                .row("ends", format!("{}, {}", saved.deadline, render::relative_time(saved.deadline, now)))
+                .row("key", saved.key.display().to_string());
+            fields.to_text()
         },
     );
     Ok(())
 }
 
-async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
+async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(), CliError> {
     let now = Clock::system().now();
-    if let Some(id) = verb.access_request {
-        let request = verb
-            .which
-            .attach(common, &verb.evidence)?
+    if let Some(id) = args.access_request {
+        let request = args
+            .selector
+            .attach(common, &args.evidence)?
             .access_request(id)
             .await?;
-        say.either(
-            || shapes::access_request(&request),
+        output.print(
+            || render::access_request_json(&request),
             || {
-                let mut rows = Rows::default();
-                rows.own(
-                    "access request",
-                    escape_invisible(&request.access_request_id),
-                )
-                .own("status", shapes::status(request.status))
-                .theirs("what", &request.title)
-                .own(
-                    "target",
-                    shapes::target(request.action.as_ref().map(|a| &a.target)),
-                )
-                .own("needs", shapes::profile_lines(&request.needs))
-                .own("until", shapes::when(request.expires_at.as_ref(), now));
-                rows.lines()
+                let mut fields = FieldList::default();
+                fields
+                    .row(
+                        "access request",
+                        escape_invisible(&request.access_request_id),
+                    )
+                    .row("status", render::status(request.status))
+                    .untrusted_row("what", &request.title)
+                    .row(
+                        "target",
+                        render::target(request.action.as_ref().map(|a| &a.target)),
+                    )
+                    .row("needs", render::profile_lines(&request.needs))
+                    .row(
+                        "until",
+                        render::timestamp_with_distance(request.expires_at.as_ref(), now),
+                    );
+                fields.to_text()
             },
         );
         return Ok(());
     }
-    let tasks = match verb.which.task {
-        Some(task) => vec![Kept::find(Some(task))?],
-        None => Kept::all()?,
+    let tasks = match args.selector.task {
+        Some(task) => vec![SavedTask::load(Some(task))?],
+        None => SavedTask::load_all()?,
     };
-    let runs = |kept: &Kept| {
-        if now < kept.deadline {
-            shapes::distance(kept.deadline, now)
+    let left = |saved: &SavedTask| {
+        if now < saved.deadline {
+            render::relative_time(saved.deadline, now)
         } else {
-            "over".to_owned()
+            "ended".to_owned()
         }
     };
-    say.either(
+    output.print(
         || {
-            let one = |kept: &Kept| {
+            let one = |saved: &SavedTask| {
                 json!({
-                    "task": kept.task, "agent": kept.agent, "url": kept.url, "key": kept.key, "purpose": kept.purpose,
-                    "deadline": kept.deadline.to_string(),
+                    "task": saved.task, "agent": saved.agent, "url": saved.url, "key": saved.key, "purpose": saved.purpose,
+                    "deadline": saved.deadline.to_string(),
                 })
             };
             tasks.iter().map(one).collect::<Value>()
         },
         || {
             if tasks.is_empty() {
-                return "no task was opened from here; 'dipylon task open' opens one".to_owned();
+                return "no task was opened from this machine; open one with 'dipylon task open'".to_owned();
             }
             let head = ["TASK", "AGENT", "ENDS", "BROKER", "PURPOSE"].map(str::to_owned).to_vec();
-            let row = |kept: &Kept| {
-                vec![kept.task.to_string(), kept.agent.to_string(), runs(kept), escape_invisible(&kept.url), escape_invisible(&kept.purpose)]
+            let row = |saved: &SavedTask| {
+                vec![saved.task.to_string(), saved.agent.to_string(), left(saved), escape_invisible(&saved.url), escape_invisible(&saved.purpose)]
             };
             table(&std::iter::once(head).chain(tasks.iter().map(row)).collect::<Vec<_>>())
         },

@@ -1,4 +1,4 @@
-//! `token`: ask for one, look one up, end one.
+//! `token`: request, introspect, list and revoke tokens.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,35 +6,35 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::net::{self, KeyArgs};
+use super::connect::{self, KeyArgs};
+use super::error::CliError;
+use super::output::{FieldList, table};
 use super::parse::{self, NamedParam};
-use super::say::{Rows, table};
-use super::store::EvidenceArgs;
-use super::task::Which;
-use super::{Common, Say, dev, shapes};
+use super::task::TaskSelector;
+use super::task_store::EvidenceArgs;
+use super::{Common, Output, files, render};
 use crate::client::{
-    self, AccessToken as Given, Denial, Identity, PendingApproval, TokenOutcome, TokenRequest,
+    self, AccessToken, Denial, Identity, PendingApproval, TokenOutcome, TokenRequest,
 };
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Token {
-    /// Ask for a token for one action: both gates
-    Request(Box<Request>),
-    /// Say whether a token is good now (validators, for their own audiences)
-    Introspect(Introspect),
-    /// List the tokens that are good now, the next to expire first (operators)
+pub(super) enum TokenCommand {
+    /// Request a token for one action
+    Request(Box<TokenRequestArgs>),
+    /// Show whether a token is active (validators, for their own audiences)
+    Introspect(IntrospectArgs),
+    /// List the active tokens, the next to expire first (operators)
     List {
-        /// Most rows
+        /// Maximum number of rows
         #[arg(long, default_value = "100")]
         max: usize,
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// End one token; its task goes on (operators)
+    /// Revoke one token; its task continues (operators)
     Revoke {
         /// The token's id
         #[arg(value_name = "TOKEN", value_parser = TokenId::parse)]
@@ -45,32 +45,32 @@ pub(super) enum Token {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Request {
+pub(super) struct TokenRequestArgs {
     #[command(flatten)]
-    which: Which,
-    /// What to do, as the catalogue calls it
+    selector: TaskSelector,
+    /// The action, by its name in the policy's schema
     #[arg(long, value_parser = ActionName::parse)]
     action: ActionName,
-    /// What it is done to
+    /// The resource the action applies to
     #[arg(long, value_name = "TYPE::ID", value_parser = parse::target)]
     target: Target,
-    /// With what: name=value, or name:=JSON for sets and records
+    /// A parameter of the action: name=value, or name:=JSON for sets and records
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     params: Vec<NamedParam>,
-    /// The resource server that will do it
+    /// The resource server that performs the action
     #[arg(long, value_name = "URI", value_parser = Audience::parse)]
     audience: Audience,
-    /// How long the token should live
+    /// Requested lifetime of the token
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
     ttl: u32,
-    /// Why, in your words; people see it as unverified, rules not at all
+    /// Reason shown to approvers as unverified; policy rules never see it
     #[arg(long, default_value = "")]
     reason: String,
-    /// How long to wait if people must decide
+    /// How long to wait for approvers
     #[arg(long, value_parser = parse::seconds)]
     wait: Option<u32>,
-    /// Ask again under the id of an earlier request
-    #[arg(long = "request-id", value_name = "ID")]
+    /// Repeat the request with this key: it is settled once, and a retry gets the same result
+    #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten)]
     evidence: EvidenceArgs,
@@ -80,7 +80,7 @@ pub(super) struct Request {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Introspect {
+pub(super) struct IntrospectArgs {
     /// A file with the token; - reads it from stdin
     #[arg(long, value_name = "FILE")]
     token: PathBuf,
@@ -88,24 +88,31 @@ pub(super) struct Introspect {
     key: KeyArgs,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitCode, Failure> {
-    match verb {
-        Token::Request(request) => self::request(common, say, *request).await,
-        Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
-        Token::List { max, key } => {
-            list(say, &key.operator(common)?.active_tokens(max).await?);
+pub(super) async fn run(
+    common: &Common,
+    output: &Output,
+    command: TokenCommand,
+) -> Result<ExitCode, CliError> {
+    match command {
+        TokenCommand::Request(request) => self::request(common, output, *request).await,
+        TokenCommand::Introspect(introspect) => self::introspect(common, output, introspect).await,
+        TokenCommand::List { max, key } => {
+            list(
+                output,
+                &key.operator_client(common)?.active_tokens(max).await?,
+            );
             Ok(ExitCode::SUCCESS)
         }
-        Token::Revoke { jti, key } => {
-            let done = key.operator(common)?.revoke_token(jti).await?;
-            say.either(
+        TokenCommand::Revoke { jti, key } => {
+            let done = key.operator_client(common)?.revoke_token(jti).await?;
+            output.print(
                 || json!({ "token": jti, "changed": done.changed, "cause": done.cause, "position": done.position }),
                 || {
                     let by = done.position.map(|p| format!(" by entry {p}")).unwrap_or_default();
                     if done.changed {
                         format!("{jti} is revoked{by}")
                     } else {
-                        format!("{jti} was dead already{by}: {}", escape_invisible(&done.cause))
+                        format!("{jti} had already ended{by}: {}", escape_invisible(&done.cause))
                     }
                 },
             );
@@ -114,15 +121,15 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
     }
 }
 
-fn list(say: &Say, tokens: &[client::ActiveToken]) {
+fn list(output: &Output, tokens: &[client::ActiveToken]) {
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             let to_json = |t: &client::ActiveToken| {
                 json!({
                     "jti": t.jti, "agent": t.agent_id, "owner": t.owner, "task": t.task_id, "action": t.action,
-                    "target": shapes::target(t.target.as_ref()), "audience": t.audience,
-                    "issued_at": shapes::moment(t.issued_at.as_ref()), "expires_at": shapes::moment(t.expires_at.as_ref()),
+                    "target": render::target(t.target.as_ref()), "audience": t.audience,
+                    "issued_at": render::timestamp_json(t.issued_at.as_ref()), "expires_at": render::timestamp_json(t.expires_at.as_ref()),
                     "uses_left": t.uses_left, "profiles": t.profiles,
                 })
             };
@@ -130,7 +137,7 @@ fn list(say: &Say, tokens: &[client::ActiveToken]) {
         },
         || {
             if tokens.is_empty() {
-                return "no token is good now".to_owned();
+                return "no active tokens".to_owned();
             }
             let head = ["TOKEN", "AGENT", "OWNER", "FOR", "LEFT", "USES LEFT", "APPROVED UNDER"];
             let row = |t: &client::ActiveToken| {
@@ -138,8 +145,8 @@ fn list(say: &Say, tokens: &[client::ActiveToken]) {
                     escape_invisible(&t.jti),
                     escape_invisible(&t.agent_id),
                     escape_invisible(&t.owner),
-                    escape_invisible(&format!("{} on {}", t.action, shapes::target(t.target.as_ref()))),
-                    shapes::left(t.expires_at.as_ref(), now),
+                    escape_invisible(&format!("{} on {}", t.action, render::target(t.target.as_ref()))),
+                    render::remaining(t.expires_at.as_ref(), now),
                     t.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
                     escape_invisible(&t.profiles.join(", ")),
                 ]
@@ -150,33 +157,37 @@ fn list(say: &Say, tokens: &[client::ActiveToken]) {
     );
 }
 
-async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, Failure> {
+async fn request(
+    common: &Common,
+    output: &Output,
+    args: TokenRequestArgs,
+) -> Result<ExitCode, CliError> {
     let action = Action::new(
-        verb.action,
-        verb.audience,
-        verb.target,
-        parse::params(verb.params)?,
+        args.action,
+        args.audience,
+        args.target,
+        parse::params(args.params)?,
     )?;
-    let mut task = verb.which.attach(common, &verb.evidence)?;
-    if verb.evidence.given() {
+    let mut task = args.selector.attach(common, &args.evidence)?;
+    if args.evidence.is_given() {
         task = task.always_send_evidence();
     }
     let clock = Clock::system();
-    let until = clock.now().plus_secs(i64::from(verb.wait.unwrap_or(0)));
+    let until = clock.now().plus_secs(i64::from(args.wait.unwrap_or(0)));
     let mut order = TokenRequest {
         action,
-        ttl_s: i64::from(verb.ttl),
-        reason: verb.reason,
-        idempotency_key: verb.idempotency_key,
+        ttl_s: i64::from(args.ttl),
+        reason: args.reason,
+        idempotency_key: args.idempotency_key,
         wait_s: 0,
     };
     let mut outcome = task.request_token(&order).await?;
     if let TokenOutcome::Pending(pending) = &outcome
-        && verb.wait.is_some()
+        && args.wait.is_some()
     {
-        let needs = shapes::profile_lines(pending.needs()).replace('\n', "; ");
-        say.aside(&format!(
-            "waiting until {until} for people to decide {}: {needs}",
+        let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
+        output.note(&format!(
+            "waiting until {until} for approval of {}: {needs}",
             pending.access_request_id()
         ));
         order.idempotency_key = Some(pending.idempotency_key().to_string());
@@ -185,154 +196,158 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
     let now = clock.now();
     Ok(match outcome {
         TokenOutcome::Token(token) => {
-            given(say, &token, verb.show_token, now);
+            print_token(output, &token, args.show_token, now);
             ExitCode::SUCCESS
         }
         TokenOutcome::Pending(pending) => {
-            waits(say, &pending, &order.action, now);
+            print_pending(output, &pending, &order.action, now);
             ExitCode::from(Exit::Pending.number())
         }
-        TokenOutcome::Denied(no) => {
-            denied(say, &no, &order.action);
-            let exit = no.reason().map_or(Exit::Denied, DeniedReason::exit);
+        TokenOutcome::Denied(denial) => {
+            print_denied(output, &denial, &order.action);
+            let exit = denial.reason().map_or(Exit::Denied, DeniedReason::exit);
             ExitCode::from(exit.number())
         }
     })
 }
 
-fn what(action: &Action) -> String {
+fn action_text(action: &Action) -> String {
     escape_invisible(&format!(
         "{} on {} at {}",
         action.name, action.target, action.audience
     ))
 }
 
-fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
-    say.either(
+fn print_token(output: &Output, token: &AccessToken, show: bool, now: Timestamp) {
+    output.print(
         || {
             json!({
                 "outcome": "token", "token": token.jwt().expose_secret(), "jti": token.jti(), "decision": token.decision_id(),
-                "expires_at": token.expires_at().to_string(), "uses": token.uses(), "ttl": shapes::ttl(token.ttl()),
-                "rules": shapes::rules(token.rules()), "reissued": token.reissued(), "openings": token.openings(),
+                "expires_at": token.expires_at().to_string(), "uses": token.uses(), "ttl": render::ttl_json(token.ttl()),
+                "rules": render::rules_json(token.rules()), "reissued": token.reissued(), "openings": token.openings(),
             })
         },
         || {
             let uses = match token.uses() {
                 Some(1) => "one".to_owned(),
                 Some(uses) => uses.to_string(),
-                None => "any number, while it lives".to_owned(),
+                None => "any number until it expires".to_owned(),
             };
-            let again = if token.reissued() { " (the same token, signed anew)" } else { "" };
-            let mut rows = Rows::default();
-            rows.own("token", format!("{}{again}", token.jti()))
-                .own("for", what(token.action()))
-                .own("until", format!("{}, {}", token.expires_at(), shapes::distance(token.expires_at(), now)))
-                .own("uses", uses)
-                .own("life", shapes::ttl_line(token.ttl()))
-                .own("allowed by", shapes::rule_lines(token.rules()))
-                .own("decision", token.decision_id().to_string());
-            let text = rows.lines();
+            let again = if token.reissued() { " (the same token, signed again)" } else { "" };
+            let mut fields = FieldList::default();
+            fields.row("token", format!("{}{again}", token.jti()))
+                .row("for", action_text(token.action()))
+                .row("until", format!("{}, {}", token.expires_at(), render::relative_time(token.expires_at(), now)))
+                .row("uses", uses)
+                .row("lifetime", render::ttl_line(token.ttl()))
+                .row("allowed by", render::rule_lines(token.rules()))
+                .row("decision", token.decision_id().to_string());
+            let text = fields.to_text();
             if show { format!("{text}\n{}", token.jwt().expose_secret()) } else { format!("{text}  (--show-token prints it)") }
         },
     );
 }
 
-fn waits(say: &Say, pending: &PendingApproval, action: &Action, now: Timestamp) {
-    say.either(
+fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, now: Timestamp) {
+    output.print(
         || {
             json!({
                 "outcome": "pending", "access_request": pending.access_request_id(),
-                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.idempotency_key(),
+                "match_phrase": pending.match_phrase().to_string(), "idempotency_key": pending.idempotency_key(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
-                "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
-                "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.send_evidence(),
+                "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
+                "ttl": render::ttl_json(pending.ttl()), "show_evidence": pending.send_evidence(),
             })
         },
         || {
-            let mut rows = Rows::default();
-            rows.own("waits", pending.access_request_id().to_string())
-                .own("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
-                .own("for", what(action))
-                .own("needs", shapes::profile_lines(pending.needs()))
-                .own("because", shapes::rule_lines(pending.rules()))
-                .own("until", format!("{}, {}", pending.expires_at(), shapes::distance(pending.expires_at(), now)))
-                .own("decision", pending.decision_id().to_string());
-            format!("{}\nask again with --request-id {}", rows.lines(), pending.idempotency_key())
+            let mut fields = FieldList::default();
+            fields.row("pending", pending.access_request_id().to_string())
+                .row("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
+                .row("for", action_text(action))
+                .row("needs", render::profile_lines(pending.needs()))
+                .row("because", render::rule_lines(pending.rules()))
+                .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
+                .row("decision", pending.decision_id().to_string());
+            format!("{}\nrepeat with --idempotency-key {}", fields.to_text(), pending.idempotency_key())
         },
     );
 }
 
-fn denied(say: &Say, no: &Denial, action: &Action) {
-    say.either(
+fn print_denied(output: &Output, denial: &Denial, action: &Action) {
+    output.print(
         || {
             json!({
-                "outcome": "denied", "reason": no.reason_str(), "comment": no.comment(), "rules": shapes::rules(no.rules()),
-                "access_request": no.access_request_id(), "decision": no.decision_id(),
+                "outcome": "denied", "reason": denial.reason_str(), "comment": denial.comment(), "rules": render::rules_json(denial.rules()),
+                "access_request": denial.access_request_id(), "decision": denial.decision_id(),
             })
         },
         || {
-            let mut rows = Rows::default();
-            rows.own("denied", escape_invisible(no.reason_str()))
-                .theirs("they say", no.comment().unwrap_or_default())
-                .own("for", what(action));
-            let rules = shapes::rule_lines(no.rules());
-            rows.own(
+            let mut fields = FieldList::default();
+            fields.row("denied", escape_invisible(denial.reason_str()))
+                .untrusted_row("comment", denial.comment().unwrap_or_default())
+                .row("for", action_text(action));
+            let rules = render::rule_lines(denial.rules());
+            fields.row(
                 "because",
-                match (rules.is_empty(), no.reason()) {
+                match (rules.is_empty(), denial.reason()) {
                     (true, Some(reason)) => reason.text().to_owned(),
-                    (true, None) => "the broker says no more".to_owned(),
+                    (true, None) => "the broker gives no reason".to_owned(),
                     (false, _) => rules,
                 },
             );
-            if let Some(reason) = no.reason() {
-                rows.own("next", reason.next_step());
+            if let Some(reason) = denial.reason() {
+                fields.row("next", reason.next_step());
             }
-            if let Some(id) = no.access_request_id() {
-                rows.own("access request", id.to_string());
+            if let Some(id) = denial.access_request_id() {
+                fields.row("access request", id.to_string());
             }
-            rows.own("decision", no.decision_id().to_string());
+            fields.row("decision", denial.decision_id().to_string());
             format!(
-                "{}\nan operator sees more:  dipylon explain {}",
-                rows.lines(),
-                no.decision_id()
+                "{}\nan operator can see more:  dipylon explain {}",
+                fields.to_text(),
+                denial.decision_id()
             )
         },
     );
 }
 
-async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<ExitCode, Failure> {
-    let endpoint = net::endpoint(common)?;
-    let identity = Identity::Key(verb.key.key(common)?);
+async fn introspect(
+    common: &Common,
+    output: &Output,
+    args: IntrospectArgs,
+) -> Result<ExitCode, CliError> {
+    let endpoint = connect::endpoint(common)?;
+    let identity = Identity::Key(args.key.key(common)?);
     let found = endpoint
-        .introspect(&identity, &dev::read_text(&verb.token)?)
+        .introspect(&identity, &files::read_text(&args.token)?)
         .await?;
     let now = Clock::system().now();
-    say.either(
+    output.print(
         || {
             if !found.active {
                 return json!({ "active": false });
             }
             json!({
                 "active": true, "jti": found.jti, "task": found.task_id, "agent": found.agent_id, "subject": found.subject,
-                "audience": found.audience, "expires_at": shapes::moment(found.expires_at.as_ref()), "jkt": found.jkt,
-                "action": found.action, "target": shapes::target(found.target.as_ref()), "uses": found.uses,
+                "audience": found.audience, "expires_at": render::timestamp_json(found.expires_at.as_ref()), "jkt": found.jkt,
+                "action": found.action, "target": render::target(found.target.as_ref()), "uses": found.uses,
                 "uses_left": found.uses_left,
             })
         },
         || {
             if !found.active {
-                return "inactive: not good now, or not for this validator".to_owned();
+                return "inactive: expired, revoked, or not for this validator".to_owned();
             }
-            let mut rows = Rows::default();
-            rows.own("active", escape_invisible(&found.jti))
-                .theirs("for", &format!("{} on {}", found.action, shapes::target(found.target.as_ref())))
-                .theirs("agent", &format!("{} ({})", found.agent_id, found.subject))
-                .theirs("task", &found.task_id)
-                .own("until", shapes::when(found.expires_at.as_ref(), now));
+            let mut fields = FieldList::default();
+            fields.row("active", escape_invisible(&found.jti))
+                .untrusted_row("for", &format!("{} on {}", found.action, render::target(found.target.as_ref())))
+                .untrusted_row("agent", &format!("{} ({})", found.agent_id, found.subject))
+                .untrusted_row("task", &found.task_id)
+                .row("until", render::timestamp_with_distance(found.expires_at.as_ref(), now));
             if let (Some(uses), Some(left)) = (found.uses, found.uses_left) {
-                rows.own("uses", format!("{left} of {uses} left"));
+                fields.row("uses", format!("{left} of {uses} left"));
             }
-            rows.lines()
+            fields.to_text()
         },
     );
     Ok(if found.active {

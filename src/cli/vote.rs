@@ -1,79 +1,79 @@
-//! `approve`, `deny`: a signed vote on exactly what was printed; where only passkeys count, it is given at the console.
+//! `request approve` and `request deny`: a signed vote on exactly the card that was printed, or a passkey vote at the console.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
 
-use super::failure::Failure;
-use super::net::{self, KeyArgs};
-use super::{Common, Say, at_console, card, parse, shapes};
+use super::connect::{self, KeyArgs};
+use super::error::CliError;
+use super::{Common, Output, card, console_vote, parse, render};
 use crate::card::Card;
 use crate::client::vote::ReviewedCard;
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Comment, Exit, Narrowing, ProfileName, Realm, Verdict};
 
 #[derive(Debug, Args)]
-pub(super) struct Vote {
+pub(super) struct VoteArgs {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
     access_request: AccessRequestId,
     #[command(flatten)]
     key: KeyArgs,
-    /// The step-up profile the vote is for, where several are asked
+    /// The step-up profile to vote under, if the access request needs several
     #[arg(long, value_parser = ProfileName::parse)]
     profile: Option<ProfileName>,
-    /// A shorter life for the token; never a longer one
+    /// Shorter lifetime for the token; it cannot be made longer
     #[arg(long, value_parser = parse::seconds)]
     ttl: Option<u32>,
-    /// Fewer uses of the token; never more
+    /// Fewer uses of the token; they cannot be increased
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     uses: Option<u32>,
-    /// What the agent is told: one line of at most 200 characters
+    /// Comment shown to the agent: one line of at most 200 characters
     #[arg(long, value_parser = Comment::parse)]
     comment: Option<Comment>,
-    /// Do not ask
+    /// Vote without asking for confirmation
     #[arg(long)]
     yes: bool,
-    /// The realm you vote in; without it, the development broker's
+    /// The realm of the vote [default: the development broker's]
     #[arg(long, env = "DIPYLON_REALM", value_parser = Realm::parse)]
     realm: Option<Realm>,
 }
 
 pub(super) async fn run(
     common: &Common,
-    say: &Say,
-    verb: Vote,
+    output: &Output,
+    args: VoteArgs,
     verdict: Verdict,
-) -> Result<ExitCode, Failure> {
-    let person = verb.key.approver(common)?;
-    let realm = net::realm(common, verb.realm)?;
-    let shown = person.card(verb.access_request).await?;
-    let card_viewed_at = Clock::system().now();
-    if !say.json() {
-        say.text(&card::text(&shown, card_viewed_at));
+) -> Result<ExitCode, CliError> {
+    let person = args.key.approver_client(common)?;
+    let realm = connect::realm(common, args.realm)?;
+    let shown = person.card(args.access_request).await?;
+    let viewed_at = Clock::system().now();
+    if !output.is_json() {
+        output.text(&card::text(&shown, viewed_at));
     }
-    let profile = profile(verb.profile, &shown)?;
-    let asked = shown.needs.iter().find(|n| n.profile.name == profile);
-    if asked.is_some_and(|need| need.passkey) {
-        if verb.ttl.is_some() || verb.uses.is_some() || verb.comment.is_some() {
-            let told =
-                "only a passkey counts here: narrow and comment where you vote, at the console";
-            return Err(Failure::usage(told).next("leave out --ttl, --uses and --comment"));
+    let profile = profile(args.profile, &shown)?;
+    let need = shown.needs.iter().find(|n| n.profile.name == profile);
+    if need.is_some_and(|need| need.passkey) {
+        if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
+            let text =
+                "this profile requires a passkey: set lifetime, uses and comment at the console";
+            return Err(CliError::usage(text).with_hint("leave out --ttl, --uses and --comment"));
         }
-        return at_console::decide(say, &person, shown, verdict).await;
+        return console_vote::wait_for_console_vote(output, &person, shown, verdict).await;
     }
-    let asks = verdict == Verdict::Approve && !verb.yes;
-    // Nothing is signed before a person has said yes to what was printed.
-    if asks && !confirmed(say).await? {
-        return Err(Failure::new(Exit::Failed, "no vote was cast"));
+    let must_confirm = verdict == Verdict::Approve && !args.yes;
+    // Nothing is signed before the person has confirmed what was printed.
+    if must_confirm && !confirmed(output).await? {
+        return Err(CliError::new(Exit::Failed, "no vote was cast"));
     }
     if verdict == Verdict::Approve {
-        at_console::check_dwell(&shown, card_viewed_at).await;
+        console_vote::wait_for_dwell(&shown, viewed_at).await;
     }
     let narrowing = Narrowing {
-        max_ttl: verb.ttl.map(i64::from),
-        max_uses: verb.uses,
+        max_ttl: args.ttl.map(i64::from),
+        max_uses: args.uses,
     };
     let seen = ReviewedCard {
         card: &shown,
@@ -81,45 +81,45 @@ pub(super) async fn run(
         profile: &profile,
         verdict,
         narrowing,
-        comment: verb.comment.as_ref(),
+        comment: args.comment.as_ref(),
     };
-    let ballot = person.sign_vote(&seen).await?;
-    let (after, suspended) = person.cast_vote(&ballot).await?;
-    say.either(
-        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after), "agent_suspended": suspended }),
+    let vote = person.sign_vote(&seen).await?;
+    let (after, suspended) = person.cast_vote(&vote).await?;
+    output.print(
+        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": render::access_request_json(&after), "agent_suspended": suspended }),
         || {
             let word = match verdict {
-                Verdict::Approve => "yes",
-                Verdict::Deny => "no",
+                Verdict::Approve => "approval",
+                Verdict::Deny => "denial",
             };
-            let next = match shapes::status(after.status) {
-                "approved" => "; the agent may ask for its token now",
+            let next = match render::status(after.status) {
+                "approved" => "; the agent can request its token now",
                 _ => "",
             };
             let until = match verdict {
-                Verdict::Approve => format!(" until {}", ballot.not_after()),
+                Verdict::Approve => format!(", valid until {}", vote.not_after()),
                 Verdict::Deny => String::new(),
             };
-            let so_far = match (shapes::status(after.status), after.needs.as_slice()) {
+            let so_far = match (render::status(after.status), after.needs.as_slice()) {
                 ("waiting", [need]) => format!(" ({} of {})", need.approvals, need.quorum),
                 _ => String::new(),
             };
             let consequence = match suspended {
-                true => "\nthat was one no too many for this agent: it is suspended, and all it had has ended",
+                true => "\nthis denial reached the suspension limit: the agent is suspended and its tasks and tokens are revoked",
                 false => "",
             };
             format!(
-                "your {word} counts{until}: {} is {}{so_far}{next}{consequence}",
-                verb.access_request,
-                shapes::status(after.status)
+                "your {word} is recorded{until}: {} is {}{so_far}{next}{consequence}",
+                args.access_request,
+                render::status(after.status)
             )
         },
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// The profile asked for, or the only one there is.
-fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, Failure> {
+/// The profile given, or the only one the card needs.
+fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliError> {
     match (given, card.needs.as_slice()) {
         (Some(profile), _) => Ok(profile),
         (None, [only]) => Ok(only.profile.name.clone()),
@@ -128,22 +128,25 @@ fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, Failu
                 .iter()
                 .map(|need| need.profile.name.to_string())
                 .collect();
-            Err(Failure::usage(format!(
-                "which profile is the vote for? --profile {}",
+            Err(CliError::usage(format!(
+                "the access request needs several profiles: choose one with --profile {}",
                 names.join(" or --profile ")
             )))
         }
     }
 }
 
-/// Asks the person at the terminal.
-async fn confirmed(say: &Say) -> Result<bool, Failure> {
-    if !say.can_ask() {
+/// Asks for confirmation at the terminal.
+async fn confirmed(output: &Output) -> Result<bool, CliError> {
+    if !output.can_prompt() {
         return Err(
-            Failure::usage("there is no terminal to ask at").next("--yes votes without asking")
+            CliError::usage("cannot ask for confirmation: stdin is not a terminal")
+                .with_hint("use --yes to vote without asking"),
         );
     }
-    let line = say.ask("\nType yes to approve exactly this: ").await?;
+    let line = output
+        .prompt("\nType yes to approve exactly this: ")
+        .await?;
     Ok(line.trim() == "yes")
 }
 
@@ -163,7 +166,7 @@ mod tests {
     };
 
     #[test]
-    fn a_vote_is_for_one_profile() {
+    fn ambiguous_profile_is_an_error() {
         let mut card = card();
         let first = profile(None, &card).expect("the only one");
         assert_eq!(first.as_str(), PROFILE);
@@ -180,12 +183,12 @@ mod tests {
         assert!(profile(None, &card).is_err());
     }
 
-    type Lie = fn(&mut VoteStatement);
+    type Mutation = fn(&mut VoteStatement);
 
-    /// A broker that shows one card, and asks to sign what `lie` makes of it.
-    struct FakeBroker {
+    /// A broker that shows one card and returns a statement changed by `mutation`.
+    struct MisleadingBroker {
         card: Card,
-        lie: Lie,
+        mutation: Mutation,
         cast: Arc<Mutex<usize>>,
     }
 
@@ -211,12 +214,12 @@ mod tests {
     }
 
     #[tonic::async_trait]
-    impl ApprovalService for FakeBroker {
+    impl ApprovalService for MisleadingBroker {
         async fn list_access_requests(
             &self,
             _: Request<v1::ListAccessRequestsRequest>,
         ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         type WatchAccessRequestsStream =
@@ -226,7 +229,7 @@ mod tests {
             &self,
             _: Request<v1::WatchAccessRequestsRequest>,
         ) -> Result<Response<Self::WatchAccessRequestsStream>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         async fn get_card(
@@ -243,7 +246,7 @@ mod tests {
             _: Request<v1::BeginVoteRequest>,
         ) -> Result<Response<v1::BeginVoteResponse>, Status> {
             let mut statement = honest(&self.card);
-            (self.lie)(&mut statement);
+            (self.mutation)(&mut statement);
             Ok(Response::new(v1::BeginVoteResponse {
                 statement: statement.canonical().expect("canonical"),
                 ..v1::BeginVoteResponse::default()
@@ -270,26 +273,26 @@ mod tests {
             &self,
             _: Request<v1::InviteApproverRequest>,
         ) -> Result<Response<v1::InviteApproverResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         async fn list_approvers(
             &self,
             _: Request<v1::ListApproversRequest>,
         ) -> Result<Response<v1::ListApproversResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
 
         async fn revoke_approver_keys(
             &self,
             _: Request<v1::RevokeApproverKeysRequest>,
         ) -> Result<Response<v1::RevokeApproverKeysResponse>, Status> {
-            Err(Status::unimplemented("not asked here"))
+            Err(Status::unimplemented("unused"))
         }
     }
 
-    /// Runs `approve` against such a broker; how it went, and how many votes arrived.
-    async fn approve(key: PathBuf, lie: Lie) -> (Result<ExitCode, Failure>, usize) {
+    /// Runs `approve` against such a broker; its result and how many votes arrived.
+    async fn approve(key: PathBuf, mutation: Mutation) -> (Result<ExitCode, CliError>, usize) {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .expect("bind");
@@ -300,9 +303,9 @@ mod tests {
         };
         let cast = Arc::new(Mutex::new(0));
         let access_request = card.access_request;
-        let service = ApprovalServiceServer::new(FakeBroker {
+        let service = ApprovalServiceServer::new(MisleadingBroker {
             card,
-            lie,
+            mutation,
             cast: cast.clone(),
         });
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -318,9 +321,9 @@ mod tests {
             ca: None,
             socket: None,
         };
-        let verb = Vote {
+        let args = VoteArgs {
             access_request,
-            key: KeyArgs::of_file(key),
+            key: KeyArgs::from_file(key),
             profile: None,
             ttl: None,
             uses: None,
@@ -328,14 +331,14 @@ mod tests {
             yes: true,
             realm: Some(Realm::parse("prod").expect("realm")),
         };
-        let done = run(&common, &Say::new(true), verb, Verdict::Approve).await;
+        let done = run(&common, &Output::new(true), args, Verdict::Approve).await;
         serving.abort();
         let cast = *cast.lock().expect("lock");
         (done, cast)
     }
 
     #[tokio::test]
-    async fn a_broker_that_shows_one_thing_and_asks_to_sign_another_gets_no_vote() {
+    async fn mismatching_statement_is_not_signed() {
         let dir = tempfile::tempdir().expect("dir");
         let key = dir.path().join("maria.pem");
         crate::keys::create(&key).expect("key");
@@ -344,7 +347,7 @@ mod tests {
             done.is_ok() && cast == 1,
             "an honest broker gets the vote: {done:?}"
         );
-        let lies: [(&str, Lie); 9] = [
+        let mutations: [(&str, Mutation); 9] = [
             ("action", |s| s.action["target"]["id"] = "bob".into()),
             ("action", |s| {
                 s.action["parameters"]["end_sessions"] = false.into()
@@ -363,16 +366,16 @@ mod tests {
             }),
             ("realm", |s| s.realm = Realm::parse("dev").expect("realm")),
         ];
-        for (member, lie) in lies {
-            let (done, cast) = approve(key.clone(), lie).await;
-            let failure = done.expect_err(member);
+        for (member, mutation) in mutations {
+            let (done, cast) = approve(key.clone(), mutation).await;
+            let error = done.expect_err(member);
             assert!(
-                failure.message.contains("differs") && failure.message.contains(member),
+                error.message.contains("differs") && error.message.contains(member),
                 "{member}: {}",
-                failure.message
+                error.message
             );
-            assert!(failure.next.expect("hint").contains("do not vote"));
-            assert_eq!(cast, 0, "{member}: nothing was handed in");
+            assert!(error.hint.expect("hint").contains("do not vote"));
+            assert_eq!(cast, 0, "{member}: no vote was cast");
         }
     }
 }

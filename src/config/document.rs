@@ -506,7 +506,10 @@ mod tests {
             let problems = problems(text);
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].contains("put it into a file"), "{problems:?}");
-            assert!(problems[0].contains(&format!("at line {line}")), "{problems:?}");
+            assert!(
+                problems[0].contains(&format!("at line {line}")),
+                "{problems:?}"
+            );
             assert!(!problems[0].contains("hunter2"), "{problems:?}");
         }
         read("realm = \"secret\"\n[part]\nkey_file = \"token.pem\"\n")

@@ -52,7 +52,8 @@ impl Config {
     pub fn read_effective(path: &Path) -> Result<(Self, Vec<EffectiveSetting>), ConfigError> {
         let text = read_text(path)?;
         let config = Self::parse(&text, path)?;
-        let keys = Document::parse(&text, KNOWN_KEYS).map_or_else(|_| Vec::new(), |document| document.keys());
+        let keys = Document::parse(&text, KNOWN_KEYS)
+            .map_or_else(|_| Vec::new(), |document| document.keys());
         let raw: Value = toml::from_str(&text).unwrap_or(Value::Boolean(false));
         let mut settings = Vec::new();
         for known in KNOWN_KEYS {
@@ -65,7 +66,9 @@ impl Config {
                 let name = key.path.join(".");
                 let value = match config.effective_value(&name) {
                     EffectiveValue::Set(value) => Some(value),
-                    EffectiveValue::Unset | EffectiveValue::Unmapped => value_at(&raw, &key.path).cloned(),
+                    EffectiveValue::Unset | EffectiveValue::Unmapped => {
+                        value_at(&raw, &key.path).cloned()
+                    }
                 };
                 settings.push(EffectiveSetting {
                     key: name,
@@ -96,8 +99,10 @@ impl Config {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             EffectiveValue::Set(Value::String(path.to_string_lossy().into_owned()))
         };
-        let number = |n: std::num::NonZeroU32| EffectiveValue::Set(Value::Integer(i64::from(n.get())));
-        let size = |n: usize| EffectiveValue::Set(Value::Integer(i64::try_from(n).unwrap_or(i64::MAX)));
+        let number =
+            |n: std::num::NonZeroU32| EffectiveValue::Set(Value::Integer(i64::from(n.get())));
+        let size =
+            |n: usize| EffectiveValue::Set(Value::Integer(i64::try_from(n).unwrap_or(i64::MAX)));
         let duration = |d: std::time::Duration| seconds(i64::try_from(d.as_secs()).unwrap_or(0));
         let settings = &self.settings;
         match key {
@@ -118,8 +123,14 @@ impl Config {
                 .tls
                 .as_ref()
                 .map_or(EffectiveValue::Unset, |t| path(&t.certificate)),
-            "tls.key" => self.tls.as_ref().map_or(EffectiveValue::Unset, |t| path(&t.key)),
-            "unix_socket" => self.unix_socket.as_deref().map_or(EffectiveValue::Unset, path),
+            "tls.key" => self
+                .tls
+                .as_ref()
+                .map_or(EffectiveValue::Unset, |t| path(&t.key)),
+            "unix_socket" => self
+                .unix_socket
+                .as_deref()
+                .map_or(EffectiveValue::Unset, path),
             "connections.max" => size(self.connections.max),
             "connections.max_per_source" => size(self.connections.max_per_source),
             "connections.first_request_timeout" => duration(self.connections.first_request_timeout),
@@ -134,14 +145,25 @@ impl Config {
                 }
             },
             "log" => text(self.log.as_str()),
-            "otlp_endpoint" => self.otlp_endpoint.as_deref().map_or(EffectiveValue::Unset, text),
+            "otlp_endpoint" => self
+                .otlp_endpoint
+                .as_deref()
+                .map_or(EffectiveValue::Unset, text),
             "rate_limits.source_per_second" => number(settings.rate_limits.source_per_second),
-            "rate_limits.source_reserved_per_second" => number(settings.rate_limits.source_reserved_per_second),
+            "rate_limits.source_reserved_per_second" => {
+                number(settings.rate_limits.source_reserved_per_second)
+            }
             "rate_limits.caller_per_second" => number(settings.rate_limits.caller_per_second),
-            "rate_limits.caller_reserved_per_second" => number(settings.rate_limits.caller_reserved_per_second),
+            "rate_limits.caller_reserved_per_second" => {
+                number(settings.rate_limits.caller_reserved_per_second)
+            }
             "rate_limits.max_concurrent_calls" => number(settings.rate_limits.max_concurrent_calls),
-            "rate_limits.max_concurrent_reserved" => number(settings.rate_limits.max_concurrent_reserved),
-            other => self.trust_bundle_path(other).map_or(EffectiveValue::Unmapped, path),
+            "rate_limits.max_concurrent_reserved" => {
+                number(settings.rate_limits.max_concurrent_reserved)
+            }
+            other => self
+                .trust_bundle_path(other)
+                .map_or(EffectiveValue::Unmapped, path),
         }
     }
 
@@ -207,7 +229,9 @@ pub fn to_toml(settings: &[EffectiveSetting]) -> String {
         for setting in own {
             let name = setting.key.rsplit('.').next().unwrap_or_default();
             out.push_str(&match &setting.value {
-                Some(value) => format!("{:<40} # {}\n", format!("{name} = {value}"), setting.origin),
+                Some(value) => {
+                    format!("{:<40} # {}\n", format!("{name} = {value}"), setting.origin)
+                }
                 None => format!("# {name} is not set\n"),
             });
         }
@@ -254,14 +278,23 @@ mod tests {
                 .any(|s| matches(key, &path(s)) && s.value.is_some());
             assert!(value || NO_DEFAULT.contains(&key), "{key} shows no value");
         }
-        let setting = |key: &str| settings.iter().find(|s| s.key == key).expect("shown").clone();
+        let setting = |key: &str| {
+            settings
+                .iter()
+                .find(|s| s.key == key)
+                .expect("shown")
+                .clone()
+        };
         assert_eq!(setting("limits.ttl_cap").origin, SettingOrigin::Line(13));
         assert_eq!(
             setting("limits.ttl_cap").value,
             Some(Value::String("300s".into()))
         );
         assert_eq!(setting("limits.task_cap").origin, SettingOrigin::Default);
-        assert_eq!(setting("trust_domain.1.name").origin, SettingOrigin::Line(10));
+        assert_eq!(
+            setting("trust_domain.1.name").origin,
+            SettingOrigin::Line(10)
+        );
     }
 
     #[test]

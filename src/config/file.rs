@@ -243,12 +243,7 @@ impl ConnectionsTable {
                 default.idle_timeout,
                 3_600,
             )?,
-            max_age: duration(
-                "connections.max_age",
-                self.max_age,
-                default.max_age,
-                86_400,
-            )?,
+            max_age: duration("connections.max_age", self.max_age, default.max_age, 86_400)?,
         })
     }
 }
@@ -358,7 +353,10 @@ fn check_rate_limits(limits: RateLimitConfig) -> Result<RateLimitConfig, ParseEr
             caller_reserved_per_second,
         ),
         ("rate_limits.max_concurrent_calls", max_concurrent_calls),
-        ("rate_limits.max_concurrent_reserved", max_concurrent_reserved),
+        (
+            "rate_limits.max_concurrent_reserved",
+            max_concurrent_reserved,
+        ),
     ] {
         if n.get() > RATE_MAX {
             return Err(ParseError::new(what, format!("must be at most {RATE_MAX}")));

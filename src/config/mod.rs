@@ -222,7 +222,10 @@ mod tests {
         assert_eq!(config.settings.rate_limits, RateLimitConfig::default());
         assert_eq!((config.admin_listen, config.log), (None, LogFormat::Text));
         let more = "admin_listen = \"127.0.0.1:9100\"\nlog = \"json\"\n";
-        let config = read(&format!("{more}{GOOD}[rate_limits]\ncaller_per_second = 7\n")).expect("good");
+        let config = read(&format!(
+            "{more}{GOOD}[rate_limits]\ncaller_per_second = 7\n"
+        ))
+        .expect("good");
         assert_eq!(config.settings.rate_limits.caller_per_second.get(), 7);
         assert_eq!(
             config.admin_listen,

@@ -246,7 +246,11 @@ const QUEUE_MAX: usize = 4_096;
 impl Journal {
     /// Opens or creates the directory, verifies every entry and passes it to `apply`, and starts the writer. A new journal
     /// gets its first entry. Blocks; call it before serving.
-    pub fn open(dir: &Path, options: JournalOptions, mut apply: ApplyEntry) -> Result<Self, OpenError> {
+    pub fn open(
+        dir: &Path,
+        options: JournalOptions,
+        mut apply: ApplyEntry,
+    ) -> Result<Self, OpenError> {
         let io = |what: &str| {
             let what = format!("{what} {}", dir.display());
             move |source| OpenError::Io { what, source }

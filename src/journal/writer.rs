@@ -9,7 +9,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::occ::{BatchVersions, Versions};
 use super::sqlite::{Checkpointer, Engine, Head, StoredEntry};
-use super::{Append, AppendError, ApplyEntry, Committed, OpenError, JournalOptions, AppendRequest, CrashHook, JournalHead};
+use super::{
+    Append, AppendError, AppendRequest, ApplyEntry, Committed, CrashHook, JournalHead,
+    JournalOptions, OpenError,
+};
 use crate::audit::{JournalVerifier, leaf_hash};
 use crate::clock::Clock;
 use crate::model::{ENTRY_BYTES_MAX, Entry, Event, Timestamp};
@@ -122,7 +125,9 @@ impl Writer {
         apply: &mut ApplyEntry,
     ) -> Result<(), AppendError> {
         let (reply, mut answer) = tokio::sync::oneshot::channel();
-        let running = self.commit(vec![AppendRequest { append, reply }], apply).is_some();
+        let running = self
+            .commit(vec![AppendRequest { append, reply }], apply)
+            .is_some();
         match answer.try_recv() {
             Ok(result) => result.map(|_| ()),
             Err(_) if running => Ok(()),

@@ -131,7 +131,9 @@ impl TokenIssuer {
         }
         let verified = approval.verified();
         let task = verified.task().ok_or(MintError::NoTask)?;
-        let (action, secret) = approval.action().on_record(approval.sensitive(), random_bytes);
+        let (action, secret) = approval
+            .action()
+            .on_record(approval.sensitive(), random_bytes);
         let iat = verified.now().secs();
         let blob = secret.as_ref().map(ActionSecret::blob);
         let issued = TokenIssued {

@@ -8,7 +8,8 @@ use super::people::{People, line};
 use super::problem::{Problems, nearest};
 use super::toml_reader::{TableReader, TomlSource};
 use crate::model::{
-    ActionName, RegisteredAgent, AgentId, Digest, EnvironmentName, GroupId, PersonId, SpiffeId, Thumbprint,
+    ActionName, AgentId, Digest, EnvironmentName, GroupId, PersonId, RegisteredAgent, SpiffeId,
+    Thumbprint,
 };
 
 /// Reads `agents.toml`: registered workloads, each with an owner among `people` and a ceiling within the catalogue.

@@ -64,7 +64,8 @@ impl ApprovalLimits {
             back_off_s: match fields.get("back_off") {
                 Some(_) => {
                     // A set is sorted: the delays increase.
-                    let delays = fields.text_set("back_off", |text| parse_duration("back_off", text));
+                    let delays =
+                        fields.text_set("back_off", |text| parse_duration("back_off", text));
                     delays.into_iter().collect()
                 }
                 None => or.back_off_s,

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::PolicyBundle;
-use super::evaluator::{EvalRequest, EvidenceContext, EvalOutcome};
+use super::evaluator::{EvalOutcome, EvalRequest, EvidenceContext};
 use super::people::StepUpProfile;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, RegisteredAgent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
+    Action, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RegisteredAgent, RuleRef,
+    Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
@@ -133,13 +134,22 @@ impl PolicyBundle {
         let unliftable: BTreeSet<String> = forbids.iter().filter(has_no_remedy).cloned().collect();
         self.denied(
             DeniedReason::ForbiddenByRule,
-            if unliftable.is_empty() { &forbids } else { &unliftable },
+            if unliftable.is_empty() {
+                &forbids
+            } else {
+                &unliftable
+            },
         )
     }
 
     /// Cedar allows the action under the assumptions of this search. Unneeded profiles are dropped, the smallest quorum first:
     /// where one forbid requires one approval and another two, and the second profile lifts both, only that one is required.
-    fn allowed(&self, q: &AuthzRequest<'_>, mut search: RemedySearch, mut permits: BTreeSet<String>) -> AuthzDecision {
+    fn allowed(
+        &self,
+        q: &AuthzRequest<'_>,
+        mut search: RemedySearch,
+        mut permits: BTreeSet<String>,
+    ) -> AuthzDecision {
         let mut profiles: Vec<_> = search
             .assumed
             .keys()
@@ -156,7 +166,9 @@ impl PolicyBundle {
                     EvalOutcome::Deny(_) => {
                         search.assumed.insert(profile.name.clone(), rules);
                     }
-                    EvalOutcome::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
+                    EvalOutcome::Failed(rules) => {
+                        return self.denied(DeniedReason::RuleFailed, &rules);
+                    }
                 }
             }
         }
@@ -210,7 +222,8 @@ impl PolicyBundle {
             task_depth: q.task_depth,
         };
         self.evaluator.evaluate(
-            self.policy_index.policies_for(request.action.as_str(), &self.rules.set),
+            self.policy_index
+                .policies_for(request.action.as_str(), &self.rules.set),
             &request,
         )
     }

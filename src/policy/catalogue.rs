@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::files::SCHEMA;
 use super::problem::Problems;
-use super::schema::{MergedSchema, declaration_line, check_annotations, parameters};
+use super::schema::{MergedSchema, check_annotations, declaration_line, parameters};
 use super::schema_types::{RecordMember, SchemaType, annotations};
 use crate::model::{ActionName, Param, Risk, check_visible};
 
@@ -375,9 +375,8 @@ fn ancestors(name: &str, parents: &BTreeMap<&str, Vec<&str>>) -> BTreeSet<String
 fn param_spec(member: &RecordMember, outermost: bool) -> Result<ParamSpec, String> {
     for (key, value) in &member.annotations {
         match (key.as_str(), value) {
-            ("title", Some(text)) => {
-                check_visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.reason))?
-            }
+            ("title", Some(text)) => check_visible("title", text, TEXT_BYTES_MAX)
+                .map_err(|e| format!("@title {}", e.reason))?,
             ("title", None) => return Err("@title needs a text".to_owned()),
             ("sensitive", None) if outermost => {}
             ("sensitive", None) => {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::files::ENTITIES;
 use super::people::People;
 use super::problem::{Problems, nearest};
-use crate::model::{RegisteredAgent, AgentId, Target, json};
+use crate::model::{AgentId, RegisteredAgent, Target, json};
 
 /// The entities of a bundle, as policies see them.
 pub(super) struct EntityStore {
@@ -158,7 +158,9 @@ fn read_targets(
                  come from agents.toml and people.toml",
                 nearest(kind, types.iter().map(String::as_str))
             )),
-            Ok(target) => (!seen.insert(target.clone())).then(|| format!("{target}: is listed twice")),
+            Ok(target) => {
+                (!seen.insert(target.clone())).then(|| format!("{target}: is listed twice"))
+            }
         };
         if let Some(message) = problem {
             problems.add(ENTITIES, None, message);

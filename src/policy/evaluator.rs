@@ -93,7 +93,11 @@ impl Evaluator {
         evidence: EvidenceContext<'_>,
     ) -> EvalOutcome {
         let request = || {
-            let context = [evidence_member(evidence), binding_member(evidence), now_member(evidence)];
+            let context = [
+                evidence_member(evidence),
+                binding_member(evidence),
+                now_member(evidence),
+            ];
             let resource = self.store.uid("Environment", environment.as_str())?;
             self.request_by(
                 agent,

@@ -7,53 +7,59 @@
 //! Cedar alone decides; a remedy is a hint, applied and evaluated again. A rule that fails to evaluate denies.
 //! Never reads a file, a clock or the network, and never mints, records or caches a decision.
 
+mod active_policy;
 mod agents;
 mod approvals;
 mod authorize;
 mod catalogue;
 mod entities;
-mod files;
-mod active_policy;
 mod evaluator;
+mod files;
 mod people;
+mod policy_index;
 mod problem;
 mod rule;
 mod schema;
-mod selftest;
 mod schema_types;
-mod policy_index;
-mod toml_reader;
+mod selftest;
 #[cfg(test)]
 mod tests;
+mod toml_reader;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use crate::model::Risk;
+pub use active_policy::{ActivePolicy, RegisteredCaller};
 pub use approvals::ApprovalLimits;
-pub use authorize::{AuthzDecision, OperateDecision, AuthzRequest};
+pub use authorize::{AuthzDecision, AuthzRequest, OperateDecision};
 pub use catalogue::{CatalogueAction, ParamSpec, ParamType};
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
-pub use active_policy::{ActivePolicy, RegisteredCaller};
-pub use people::{VoteMethod, Person, RegisteredKey, StepUpProfile, QUORUM_MAX, Role, RegisteredService, ServiceKind};
+pub use people::{
+    Person, QUORUM_MAX, RegisteredKey, RegisteredService, Role, ServiceKind, StepUpProfile,
+    VoteMethod,
+};
 pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
 
 use crate::model::{
-    Action, ActionName, RegisteredAgent, AgentId, Audience, Digest, PersonId, ProfileName, ServiceId,
-    SpiffeId, Target,
+    Action, ActionName, AgentId, Audience, Digest, PersonId, ProfileName, RegisteredAgent,
+    ServiceId, SpiffeId, Target,
 };
 use catalogue::Catalogue;
 use entities::EntityStore;
 use evaluator::Evaluator;
 use people::People;
+use policy_index::PolicyIndex;
 use problem::Problems;
 use rule::RuleSet;
 use schema::{MergedSchema, OPERATE};
-use policy_index::PolicyIndex;
 
 /// People and profiles, each by name.
-pub type PeopleAndProfiles = (BTreeMap<PersonId, Person>, BTreeMap<ProfileName, StepUpProfile>);
+pub type PeopleAndProfiles = (
+    BTreeMap<PersonId, Person>,
+    BTreeMap<ProfileName, StepUpProfile>,
+);
 
 /// One version of the security team's policy bundle, complete and checked.
 pub struct PolicyBundle {
@@ -95,7 +101,8 @@ impl PolicyBundle {
 
         let people = People::read(text(files::PEOPLE), &mut problems, &mut warnings);
         let schema_text = text(files::SCHEMA);
-        let merged = MergedSchema::read(schema_text, &people.profiles, &mut problems, &mut warnings);
+        let merged =
+            MergedSchema::read(schema_text, &people.profiles, &mut problems, &mut warnings);
         let catalogue = merged
             .as_ref()
             .map(|merged| Catalogue::read(merged, schema_text, &mut problems));
@@ -175,7 +182,8 @@ impl PolicyBundle {
 
     /// Checks that an operator has a key: without one, no further bundle could be applied. An example bundle need not pass.
     pub fn check_has_operator(&self) -> Result<(), &'static str> {
-        let is_operator_with_key = |p: &Person| p.roles.contains(&Role::Operator) && !p.keys.is_empty();
+        let is_operator_with_key =
+            |p: &Person| p.roles.contains(&Role::Operator) && !p.keys.is_empty();
         match self.people().any(is_operator_with_key) {
             true => Ok(()),
             false => Err("people.toml: no operator has a key; add a [[key]] of one"),

@@ -13,7 +13,7 @@ use super::toml_reader::{TableReader, TomlSource};
 use crate::jose::PublicKey;
 use crate::model::{
     Audience, Digest, GroupId, ParseError, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
-    json, parse_duration, check_visible,
+    check_visible, json, parse_duration,
 };
 
 /// A registered person.

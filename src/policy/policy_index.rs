@@ -27,7 +27,10 @@ impl PolicyIndex {
         let mut sets: BTreeMap<BTreeSet<String>, Arc<PolicySet>> = BTreeMap::new();
         let mut index = BTreeMap::new();
         for action in actions {
-            let Some(uid) = store.uid("Action", action).filter(|uid| store.contains(uid)) else {
+            let Some(uid) = store
+                .uid("Action", action)
+                .filter(|uid| store.contains(uid))
+            else {
                 continue;
             };
             let above = |named: &EntityUid| *named == uid || store.is_ancestor(named, &uid);

@@ -9,7 +9,7 @@ use super::catalogue::TEXT_BYTES_MAX;
 use super::entities::EntityStore;
 use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
-use crate::model::{ProfileName, RuleRef, parse_duration, check_visible};
+use crate::model::{ProfileName, RuleRef, check_visible, parse_duration};
 
 /// One rule of a policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +93,11 @@ impl RuleSet {
             }
             let pieces = split_policies(text);
             if pieces.len() != parsed.num_of_policies() {
-                problems.add(file, None, "its rules could not be split into single policies");
+                problems.add(
+                    file,
+                    None,
+                    "its rules could not be split into single policies",
+                );
                 continue;
             }
             for (line, piece) in pieces {
@@ -216,7 +220,8 @@ impl RuleSet {
             };
             for uid in policy.entity_literals() {
                 // Cedar itself refuses undeclared step-up profiles and actions.
-                if !matches!(uid.type_name().basename(), "StepUp" | "Action") && !store.contains(&uid)
+                if !matches!(uid.type_name().basename(), "StepUp" | "Action")
+                    && !store.contains(&uid)
                 {
                     let message = format!("rule \"{id}\": nothing in this bundle is {uid}");
                     warnings.add(&rule.file, Some(rule.line), message);

@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use super::files::SCHEMA;
 use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
-use super::schema_types::{BUILT_IN, EXTENSIONS, RecordMember, SchemaType, TypeReader, annotations};
+use super::schema_types::{
+    BUILT_IN, EXTENSIONS, RecordMember, SchemaType, TypeReader, annotations,
+};
 use crate::model::ProfileName;
 
 /// The bundle's schema merged with the built-in fragment, with the checks that Cedar does not make.
@@ -41,7 +43,12 @@ impl MergedSchema {
         let built_in = match SchemaFragment::from_cedarschema_str(&built_in_fragment(profiles)) {
             Ok((fragment, _)) => fragment,
             Err(e) => {
-                problems.add_cedar(SCHEMA, None, "built-in fragment: ", &DetailedError::from(&e));
+                problems.add_cedar(
+                    SCHEMA,
+                    None,
+                    "built-in fragment: ",
+                    &DetailedError::from(&e),
+                );
                 return None;
             }
         };
@@ -229,10 +236,7 @@ pub(super) fn parameters(context: &SchemaType) -> Result<&BTreeMap<String, Recor
                 }
             }
             Some(found) if !found.ty.is_same(&member.ty) => {
-                differs.push(format!(
-                    "{name} must be {}, not {}",
-                    member.ty, found.ty
-                ));
+                differs.push(format!("{name} must be {}, not {}", member.ty, found.ty));
             }
             Some(_) => {}
         }

@@ -163,7 +163,9 @@ impl TypeReader<'_> {
             "String" => SchemaType::String,
             "Bool" | "Boolean" => SchemaType::Bool,
             "Long" => SchemaType::Long,
-            extension if EXTENSIONS.contains(&extension) => SchemaType::Extension(extension.to_owned()),
+            extension if EXTENSIONS.contains(&extension) => {
+                SchemaType::Extension(extension.to_owned())
+            }
             entity => SchemaType::Entity(entity.to_owned()),
         })
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use cedar_policy::PolicySet;
 
 use super::catalogue::{Catalogue, CatalogueAction};
-use super::evaluator::{EvalRequest, Evaluator, EvidenceContext, EvalOutcome};
+use super::evaluator::{EvalOutcome, EvalRequest, Evaluator, EvidenceContext};
 use super::policy_index::PolicyIndex;
 use crate::model::{AgentId, Audience, EvidenceKind, Target, Timestamp};
 
@@ -69,7 +69,11 @@ fn policies(forbidden: Option<&str>) -> Result<PolicySet, String> {
         .map_err(|e: cedar_policy::ParseErrors| e.to_string())
 }
 
-fn evaluate(evaluator: &Evaluator, action: &CatalogueAction, policies: &PolicySet) -> Result<EvalOutcome, String> {
+fn evaluate(
+    evaluator: &Evaluator,
+    action: &CatalogueAction,
+    policies: &PolicySet,
+) -> Result<EvalOutcome, String> {
     let kind = action.target_types.first().ok_or("has no type of target")?;
     let request = EvalRequest {
         agent: &AgentId::parse("self-test").map_err(|e| e.to_string())?,

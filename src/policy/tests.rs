@@ -143,7 +143,12 @@ fn agent(bundle: &PolicyBundle, id: &str) -> Arc<RegisteredAgent> {
         .expect("agent")
 }
 
-fn authorize(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> AuthzDecision {
+fn authorize(
+    bundle: &PolicyBundle,
+    action: &Action,
+    ttl_s: i64,
+    approvals: &[&str],
+) -> AuthzDecision {
     authorize_as(bundle, &agent(bundle, "triage"), action, ttl_s, approvals)
 }
 
@@ -157,7 +162,9 @@ fn summary(decision: &AuthzDecision) -> String {
             .join(" ")
     };
     match decision {
-        AuthzDecision::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
+        AuthzDecision::Allowed { ttl_ms, rules } => {
+            format!("allowed {} [{}]", ttl_ms / 1000, ids(rules))
+        }
         AuthzDecision::Needs {
             profiles,
             ttl_ms,
@@ -242,11 +249,21 @@ fn example_readme_table() {
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(
-        summary(&authorize(&bundle, &isolate("web-1"), 300, &["one-security"])),
+        summary(&authorize(
+            &bundle,
+            &isolate("web-1"),
+            300,
+            &["one-security"]
+        )),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(
-        summary(&authorize(&bundle, &isolate("web-1"), 300, &["two-security"])),
+        summary(&authorize(
+            &bundle,
+            &isolate("web-1"),
+            300,
+            &["two-security"]
+        )),
         "allowed 300 [soc-acts-at-home]"
     );
     assert_eq!(
@@ -287,11 +304,22 @@ fn ceiling_is_checked_first() {
 fn invalid_requests_are_denied() {
     let bundle = soc();
     assert_eq!(
-        summary(&authorize(&bundle, &disable("nobody"), 60, &["one-security"])),
+        summary(&authorize(
+            &bundle,
+            &disable("nobody"),
+            60,
+            &["one-security"]
+        )),
         "RULE_FAILED []"
     );
-    assert_eq!(summary(&authorize(&bundle, &note(), 0, &[])), "RULE_FAILED []");
-    assert_eq!(summary(&authorize(&bundle, &note(), -5, &[])), "RULE_FAILED []");
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), 0, &[])),
+        "RULE_FAILED []"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), -5, &[])),
+        "RULE_FAILED []"
+    );
     assert_eq!(
         summary(&authorize(
             &bundle,
@@ -627,7 +655,10 @@ fn target_attributes_as_text() {
 #[test]
 fn self_test_detects_missing_action_entities() {
     let mut bundle = soc();
-    assert_eq!(selftest::verify(&bundle.evaluator, &bundle.catalogue), Ok(()));
+    assert_eq!(
+        selftest::verify(&bundle.evaluator, &bundle.catalogue),
+        Ok(())
+    );
     bundle.evaluator.store_mut().remove_actions();
     let broken = selftest::verify(&bundle.evaluator, &bundle.catalogue).expect_err("noticed");
     assert!(

@@ -227,6 +227,9 @@ mod tests {
         drop(one);
         let again = limit.acquire(&"a").expect("one was given back");
         drop((two, again));
-        assert!(lock(&limit.held).is_empty(), "keys that hold nothing are forgotten");
+        assert!(
+            lock(&limit.held).is_empty(),
+            "keys that hold nothing are forgotten"
+        );
     }
 }

@@ -205,9 +205,7 @@ mod tests {
             .check(&1, ms(60_000))
             .expect("an idle key is equal to a new one");
         for key in new_keys..new_keys + 1_000 {
-            table
-                .check(&key, ms(60_001))
-                .expect("new keys fit again");
+            table.check(&key, ms(60_001)).expect("new keys fit again");
         }
         assert!(table.len() <= 1_001, "idle keys are dropped");
     }

@@ -52,7 +52,9 @@ impl AdminListener {
     /// Listens on a loopback address; refuses any other.
     pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
         if !address.ip().is_loopback() {
-            let message = format!("expected a loopback address, got {address}: metrics are served without authentication");
+            let message = format!(
+                "expected a loopback address, got {address}: metrics are served without authentication"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         TcpListener::bind(address).await.map(Self::Tcp)
@@ -85,11 +87,17 @@ pub async fn serve_admin(broker: Arc<Broker>, listener: AdminListener) -> io::Re
     let close = middleware::map_response(close_after_response);
     match listener {
         AdminListener::Tcp(listener) => {
-            let router = router.layer(middleware::from_fn(require_loopback_host)).layer(close);
+            let router = router
+                .layer(middleware::from_fn(require_loopback_host))
+                .layer(close);
             axum::serve(LimitedListener::new(listener), router).await
         }
         AdminListener::Unix(listener) => {
-            axum::serve(LimitedListener::new(RetryingUnixListener(listener)), router.layer(close)).await
+            axum::serve(
+                LimitedListener::new(RetryingUnixListener(listener)),
+                router.layer(close),
+            )
+            .await
         }
     }
 }
@@ -110,7 +118,11 @@ async fn require_loopback_host(request: Request, next: Next) -> Response {
     if loopback {
         next.run(request).await
     } else {
-        (StatusCode::MISDIRECTED_REQUEST, "this listener answers only to `localhost` or a loopback address as the host\n").into_response()
+        (
+            StatusCode::MISDIRECTED_REQUEST,
+            "this listener answers only to `localhost` or a loopback address as the host\n",
+        )
+            .into_response()
     }
 }
 
@@ -142,7 +154,11 @@ async fn metrics(State((broker, scrapes)): State<(Arc<Broker>, Arc<Semaphore>)>)
     });
     match read.await {
         Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read; see the broker's log\n").into_response(),
+        Err(_) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the metrics could not be read; see the broker's log\n",
+        )
+            .into_response(),
     }
 }
 

@@ -20,7 +20,10 @@ use super::status::rate_limited;
 use super::timeouts::is_grpc;
 use crate::broker::Broker;
 use crate::model::{AgentId, PersonId, ServiceId};
-use crate::rate_limit::{Class, ConcurrencyPermit, KeyedRateLimiter, ConcurrencyLimiter, LogThrottle, PerKeyPermit, PerKeyLimit};
+use crate::rate_limit::{
+    Class, ConcurrencyLimiter, ConcurrencyPermit, KeyedRateLimiter, LogThrottle, PerKeyLimit,
+    PerKeyPermit,
+};
 use crate::telemetry::InFlightGuard;
 
 /// The counters in front of one broker.
@@ -49,7 +52,10 @@ impl AdmissionControl {
     pub(super) fn new(broker: Arc<Broker>) -> Self {
         let rates = &broker.settings().rate_limits;
         Self {
-            sources: KeyedRateLimiter::new(rates.source_per_second, rates.source_reserved_per_second),
+            sources: KeyedRateLimiter::new(
+                rates.source_per_second,
+                rates.source_reserved_per_second,
+            ),
             concurrency: ConcurrencyLimiter::new(rates),
             service_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_SERVICE_MAX)),
             agent_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_AGENT_MAX)),
@@ -67,7 +73,10 @@ impl AdmissionControl {
     }
 
     /// A permit for a console request, or when to retry.
-    pub(super) async fn acquire_console(&self, class: Class) -> Result<ConcurrencyPermit, Duration> {
+    pub(super) async fn acquire_console(
+        &self,
+        class: Class,
+    ) -> Result<ConcurrencyPermit, Duration> {
         self.concurrency.acquire(class).await.map_err(|_| {
             self.record_shed(class, "places");
             OVERLOAD_RETRY_AFTER
@@ -80,7 +89,10 @@ impl AdmissionControl {
         service: &ServiceId,
     ) -> Result<StreamPermit<ServiceId>, Status> {
         let slot = self.stream_slot(&self.service_streams, service, Class::Reserved)?;
-        Ok(StreamPermit::new(slot, self.broker.metrics().feed_subscribed()))
+        Ok(StreamPermit::new(
+            slot,
+            self.broker.metrics().feed_subscribed(),
+        ))
     }
 
     /// Counts one more access request that an agent watches, until the permit is dropped.
@@ -91,7 +103,10 @@ impl AdmissionControl {
     }
 
     /// Counts one more inbox that a person watches, until the permit is dropped.
-    pub(super) fn person_stream(&self, person: &PersonId) -> Result<StreamPermit<PersonId>, Status> {
+    pub(super) fn person_stream(
+        &self,
+        person: &PersonId,
+    ) -> Result<StreamPermit<PersonId>, Status> {
         let slot = self.stream_slot(&self.person_streams, person, Class::General)?;
         let gauge = self.broker.metrics().stream_opened("inbox");
         Ok(StreamPermit::new(slot, gauge))
@@ -112,7 +127,12 @@ impl AdmissionControl {
     fn record_shed(&self, class: Class, by: &'static str) {
         self.broker.metrics().rate_limited(class.as_str(), by);
         if let Some(count) = self.log_throttle.poll(self.broker.uptime()) {
-            tracing::warn!(count, class = class.as_str(), by, "load shed (rate limited)");
+            tracing::warn!(
+                count,
+                class = class.as_str(),
+                by,
+                "load shed (rate limited)"
+            );
         }
     }
 }

@@ -43,7 +43,9 @@ impl FirstRequestDeadline {
         let accepted = Instant::now();
         Self {
             accepted,
-            expired: Box::pin(tokio::time::sleep_until(accepted + limits.first_request_timeout)),
+            expired: Box::pin(tokio::time::sleep_until(
+                accepted + limits.first_request_timeout,
+            )),
         }
     }
 }
@@ -107,7 +109,9 @@ async fn serve_http<I>(
             let call = Activity::begin(&activity);
             let mut router = router.clone();
             request.extensions_mut().insert(peer);
-            request.extensions_mut().insert(ConnectionClosing(closed.clone()));
+            request
+                .extensions_mut()
+                .insert(ConnectionClosing(closed.clone()));
             let stream = timeouts::is_stream(request.uri().path());
             let authenticates = is_method_path(request.uri().path())
                 || routes::requires_session(request.uri().path());
@@ -307,7 +311,10 @@ async fn close_reason(
 async fn no_request(activity: &Activity, deadline: FirstRequestDeadline) {
     let mut requests = activity.requests.subscribe();
     let requested = async {
-        let _requested_or_gone = requests.wait_for(|requests| requests.begun > 0).await.is_ok();
+        let _requested_or_gone = requests
+            .wait_for(|requests| requests.begun > 0)
+            .await
+            .is_ok();
     };
     tokio::select! {
         () = requested => {}
@@ -331,7 +338,10 @@ async fn idle(activity: &Activity, state: &ListenerState) {
         loop {
             let step = left.min(IDLE_UNDER_PRESSURE);
             let requested = async {
-                let _requested_or_gone = requests.wait_for(|requests| requests.begun != begun).await.is_ok();
+                let _requested_or_gone = requests
+                    .wait_for(|requests| requests.begun != begun)
+                    .await
+                    .is_ok();
             };
             tokio::select! {
                 () = requested => break,

@@ -105,7 +105,11 @@ impl ConnectionsPerSource {
         }
     }
 
-    pub(super) fn try_acquire(&self, source: PeerSource, limits: &ConnectionLimits) -> Option<SourcePermit> {
+    pub(super) fn try_acquire(
+        &self,
+        source: PeerSource,
+        limits: &ConnectionLimits,
+    ) -> Option<SourcePermit> {
         let key = source.rate_limit_key();
         let max = match key {
             PeerSource::Ip(_) => limits.max_per_source,

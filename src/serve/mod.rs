@@ -38,12 +38,12 @@ use tonic::service::Routes;
 use crate::broker::Broker;
 use crate::config::ConnectionLimits;
 use crate::proto::{DESCRIPTOR, PACKAGE};
+use connection_limits::{ConnectionStats, ListenerState};
+use listener::Listener;
 use services::approval_service_server::ApprovalServiceServer;
 use services::governance_service_server::GovernanceServiceServer;
 use services::task_service_server::TaskServiceServer;
 use services::token_service_server::TokenServiceServer;
-use connection_limits::{ConnectionStats, ListenerState};
-use listener::Listener;
 use tls::{Tls, TlsError};
 use unix::{GuardedUnixListener, SocketError};
 
@@ -77,7 +77,9 @@ pub enum ServeError {
     #[error("a listener ended unexpectedly; report this as a bug")]
     Listener,
     /// A commit's outcome is unknown; only a restart can tell.
-    #[error("the journal stopped because the outcome of a commit is unknown; restart the broker to replay it")]
+    #[error(
+        "the journal stopped because the outcome of a commit is unknown; restart the broker to replay it"
+    )]
     Journal,
 }
 
@@ -182,7 +184,11 @@ pub async fn serve(
     loops.spawn(listener::accept(tcp, listener_state(), stopped.clone()));
     if let Some(unix) = config.unix {
         // KeyedRateLimiter of its own: processes of this host can connect however full the TCP listener is.
-        loops.spawn(listener::accept(Listener::Unix(unix), listener_state(), stopped));
+        loops.spawn(listener::accept(
+            Listener::Unix(unix),
+            listener_state(),
+            stopped,
+        ));
     }
     let mut tail = broker.journal().head();
     let journal_stopped = async move {

@@ -132,7 +132,9 @@ impl Drop for RequestLog {
             code: code_name(Code::Cancelled),
             reason: None,
         });
-        self.broker.metrics().call_completed(self.method, code, took);
+        self.broker
+            .metrics()
+            .call_completed(self.method, code, took);
         if let Some(reason) = reason {
             self.broker.metrics().refused(reason.as_str());
         }

@@ -68,7 +68,8 @@ pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
             until: Box::pin(tokio::time::sleep(body_timeout)),
         })
     });
-    let until = tokio::time::sleep(client_timeout.map_or(CALL_MAX, |timeout| timeout.min(CALL_MAX)));
+    let until =
+        tokio::time::sleep(client_timeout.map_or(CALL_MAX, |timeout| timeout.min(CALL_MAX)));
     let response = tokio::select! {
         response = next.run(request) => response,
         () = until => return timeout_response(grpc),
@@ -108,7 +109,11 @@ fn timeout_response(grpc: bool) -> Response {
     if grpc {
         Status::deadline_exceeded(DEADLINE_PASSED).into_http::<Body>()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the request timed out; try again\n").into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the request timed out; try again\n",
+        )
+            .into_response()
     }
 }
 
@@ -154,7 +159,8 @@ impl HttpBody for BodyTimeout {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         // The timeout first: a client that always sends one byte more must not go on for ever.
         if self.until.as_mut().poll(cx).is_ready() {
-            let timed_out = Status::deadline_exceeded("the message did not arrive in time; send it again");
+            let timed_out =
+                Status::deadline_exceeded("the message did not arrive in time; send it again");
             return Poll::Ready(Some(Err(timed_out.into())));
         }
         Pin::new(&mut self.body)

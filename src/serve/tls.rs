@@ -311,7 +311,8 @@ fn read(path: &Path) -> Result<(KeyFile, Zeroizing<Vec<u8>>), TlsError> {
         return Err(TlsError::NotAFile(path.to_owned()));
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    handle.take(FILE_BYTES_MAX + 1)
+    handle
+        .take(FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(io)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > FILE_BYTES_MAX {

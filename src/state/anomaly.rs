@@ -116,7 +116,10 @@ impl Anomaly {
                 format!("the last one was denied by {by} {} ago", about(*ago_ms))
             }
             Self::OldEvidence { age_ms } => {
-                format!("evidence was verified {} before the request", about(*age_ms))
+                format!(
+                    "evidence was verified {} before the request",
+                    about(*age_ms)
+                )
             }
             Self::NewlyRegistered { ago_ms } => format!("agent registered {} ago", about(*ago_ms)),
             Self::RegistrationChanged { ago_ms } => {
@@ -334,7 +337,10 @@ mod tests {
         // Midnight has a neighbour on the day before.
         let late = history(&[1; 20], 23);
         let midnight = Timestamp::from_secs(NOW.secs().div_euclid(DAY) * DAY);
-        assert_eq!(sentences(&at_open(Some(&late), 20, &ann, midnight)), [""; 0]);
+        assert_eq!(
+            sentences(&at_open(Some(&late), 20, &ann, midnight)),
+            [""; 0]
+        );
     }
 
     #[test]
@@ -395,13 +401,7 @@ mod tests {
         stats.last_denied = Some((denied, lee));
         let fresh = NOW.plus_secs(-30);
         let show = |stats: &ActionStats, registration, verified_at, now| {
-            sentences(&at_view(
-                verified_at,
-                NOW,
-                Some(stats),
-                registration,
-                now,
-            ))
+            sentences(&at_view(verified_at, NOW, Some(stats), registration, now))
         };
         assert_eq!(
             show(&stats, None, fresh, NOW),
@@ -417,7 +417,12 @@ mod tests {
         );
         let registration = |ago_s: i64, new| {
             let at = NOW.plus_secs(-ago_s);
-            show(&stats, Some(AgentRegistrationChange { at, new }), fresh, NOW)
+            show(
+                &stats,
+                Some(AgentRegistrationChange { at, new }),
+                fresh,
+                NOW,
+            )
         };
         assert_eq!(registration(7_200, true), ["agent registered 2 h ago"]);
         assert_eq!(

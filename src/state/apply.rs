@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 
 use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
-    AccessRequest, StoredStatus, Deadline, Ended, IdempotencyOutcome, FreezeStatus, FreezeMarker, Grant, IllegalTransition, Lease,
-    Selector, State, TaskRecord, TrustedKeys, TokenUse, Versioned, VoteRecord,
+    AccessRequest, Deadline, Ended, FreezeMarker, FreezeStatus, Grant, IdempotencyOutcome,
+    IllegalTransition, Lease, Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys,
+    Versioned, VoteRecord,
 };
 use crate::journal::Committed;
 use crate::model::*;
@@ -71,7 +72,8 @@ impl State {
                     },
                 );
                 // Denials before a suspension do not count towards the next one.
-                self.histories.update_or_default(f.agent.clone(), |at| at.value.denials.clear());
+                self.histories
+                    .update_or_default(f.agent.clone(), |at| at.value.denials.clear());
             }
             Event::Frozen(f) => self.apply_frozen(f, committed, version),
             Event::Unfrozen(f) => self.freezes.update_or_default(f.scope.clone(), |at| {
@@ -94,7 +96,9 @@ impl State {
                 );
             }
             Event::RequestDenied(f) => self.decisions.insert(f.id, entry.index),
-            Event::AccessRequestOpened(f) => self.apply_access_request_opened(f, committed, version),
+            Event::AccessRequestOpened(f) => {
+                self.apply_access_request_opened(f, committed, version)
+            }
             Event::VoteCast(f) => self.apply_vote(f, committed, version),
             Event::AccessRequestClosed(f) => {
                 self.apply_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
@@ -328,9 +332,10 @@ impl State {
                 ..t.clone()
             });
             if let Some(task) = self.tasks.get(id) {
-                self.agent_tasks.update_or_default(task.opened.agent.clone(), |set| {
-                    set.remove(id);
-                });
+                self.agent_tasks
+                    .update_or_default(task.opened.agent.clone(), |set| {
+                        set.remove(id);
+                    });
                 let mut deadlines = self.deadlines();
                 deadlines.remove(&(task.opened.deadline, Deadline::Task(*id)));
                 if let Some(lease) = task.lease {
@@ -375,7 +380,8 @@ impl State {
                 version,
             },
         );
-        self.decisions.insert(f.decision.id, committed.entry().index);
+        self.decisions
+            .insert(f.decision.id, committed.entry().index);
         self.deadlines()
             .insert((f.expires_at, Deadline::AccessRequest(f.access_request)));
         // Last: a reader of these versions finds the access request that advanced them.
@@ -415,12 +421,13 @@ impl State {
 
     fn count_denial(&self, id: &AccessRequestId, at: Timestamp, version: Version) {
         if let Some(request) = self.requests.get(id) {
-            self.histories.update_or_default(request.opened.agent.clone(), |history| {
-                history.value.denials.push(at);
-                let over = history.value.denials.len().saturating_sub(DENIALS_KEPT_MAX);
-                history.value.denials.drain(..over);
-                history.version = version;
-            });
+            self.histories
+                .update_or_default(request.opened.agent.clone(), |history| {
+                    history.value.denials.push(at);
+                    let over = history.value.denials.len().saturating_sub(DENIALS_KEPT_MAX);
+                    history.value.denials.drain(..over);
+                    history.version = version;
+                });
         }
     }
 
@@ -451,12 +458,14 @@ impl State {
         if history.is_some_and(|at| at.value.pending.contains(&id)) {
             self.inbox_changes.closed(id);
         }
-        self.histories.update_or_default(request.opened.agent.clone(), |at| {
-            at.value.pending.remove(&id);
-        });
-        self.owner_pending.update_or_default(request.opened.owner.clone(), |at| {
-            at.value.remove(&id);
-        });
+        self.histories
+            .update_or_default(request.opened.agent.clone(), |at| {
+                at.value.pending.remove(&id);
+            });
+        self.owner_pending
+            .update_or_default(request.opened.owner.clone(), |at| {
+                at.value.remove(&id);
+            });
         self.deadlines()
             .remove(&(request.opened.expires_at, Deadline::AccessRequest(id)));
     }
@@ -464,13 +473,13 @@ impl State {
     fn settle_denied(&self, id: AccessRequestId) {
         // INVARIANT (a grant stays the answer): only an undecided request id is settled as denied.
         if let Some(r) = self.requests.get(&id) {
-            self.idempotency_keys
-                .update(&(r.opened.task, r.opened.idempotency_key.clone()), |at| {
-                    Versioned {
-                        value: at.value.or(Some(IdempotencyOutcome::Denied(id))),
-                        version: at.version,
-                    }
-                });
+            self.idempotency_keys.update(
+                &(r.opened.task, r.opened.idempotency_key.clone()),
+                |at| Versioned {
+                    value: at.value.or(Some(IdempotencyOutcome::Denied(id))),
+                    version: at.version,
+                },
+            );
         }
     }
 
@@ -504,7 +513,8 @@ impl State {
             version: 0,
         };
         self.grants.insert(f.jti, grant);
-        self.task_grants.update_or_default(f.task, |list| list.push(f.jti));
+        self.task_grants
+            .update_or_default(f.task, |list| list.push(f.jti));
         self.idempotency_keys.insert(
             (f.task, idempotency_key),
             Versioned {
@@ -512,7 +522,8 @@ impl State {
                 version,
             },
         );
-        self.decisions.insert(f.decision.id, committed.entry().index);
+        self.decisions
+            .insert(f.decision.id, committed.entry().index);
         if let Some(id) = f.consumed {
             self.apply_access_event(id, AccessEvent::Consumed(f.jti), version);
         }

@@ -58,7 +58,9 @@ impl InboxChangeLog {
         let closing = std::mem::take(&mut changes.closing);
         let (kind, ids) = match &entry.event {
             Event::AccessRequestOpened(f) => (InboxChangeKind::Opened, vec![f.access_request]),
-            Event::VoteCast(f) if closing.is_empty() => (InboxChangeKind::Voted, vec![f.access_request]),
+            Event::VoteCast(f) if closing.is_empty() => {
+                (InboxChangeKind::Voted, vec![f.access_request])
+            }
             Event::PolicyApplied(_)
             | Event::ApproverEnrolled(_)
             | Event::ApproverKeysRevoked(_) => (InboxChangeKind::Rules, Vec::new()),
@@ -103,8 +105,18 @@ impl InboxChangeLog {
         if changes.dropped.is_some_and(|dropped| dropped > index) {
             return None;
         }
-        let first = changes.latest.partition_point(|change| change.index <= index);
-        Some(changes.latest.iter().skip(first).take(max).cloned().collect())
+        let first = changes
+            .latest
+            .partition_point(|change| change.index <= index);
+        Some(
+            changes
+                .latest
+                .iter()
+                .skip(first)
+                .take(max)
+                .cloned()
+                .collect(),
+        )
     }
 
     /// The latest change, if the entry at this index made it.

@@ -248,7 +248,10 @@ mod tests {
         ));
         let (a, b) = (&kept_one.decision, &kept_two.decision);
         assert!(Arc::ptr_eq(&a.rules, &b.rules));
-        assert!(Arc::ptr_eq(&a.ttl.limits[0].source, &b.ttl.limits[0].source));
+        assert!(Arc::ptr_eq(
+            &a.ttl.limits[0].source,
+            &b.ttl.limits[0].source
+        ));
         // The same evidence verified at another time is not equal.
         let mut later = issued(3, "other");
         later.evidence = Arc::new(EvidenceFacts {

@@ -26,9 +26,9 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeStatus, Grant,
-    IllegalTransition, Lease, RecordedGrant, IdempotencyOutcome, StoredStatus, TaskRecord, TokenUse,
-    VoteRecord,
+    AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeStatus, Grant,
+    IdempotencyOutcome, IllegalTransition, Lease, RecordedGrant, StoredStatus, TaskRecord,
+    TokenUse, VoteRecord,
 };
 
 pub use concurrent_map::ArcMap;
@@ -36,8 +36,8 @@ pub use credentials::{CredentialStore, Invitation, Passkey, PersonCredentials};
 pub use inbox_changes::{InboxChange, InboxChangeKind};
 pub use task_entries::TASK_ENTRIES_MAX;
 
-use feed::Feed;
 use concurrent_map::CopyMap;
+use feed::Feed;
 use inbox_changes::InboxChangeLog;
 use intern::Interner;
 use stats::DecisionStats;
@@ -55,7 +55,7 @@ pub struct Versioned<T> {
 /// The JWT-SVID keys of a trust domain that verify evidence now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TrustedKeys {
-/// Blob: the trust bundle; absent before the domain's first bundle.
+    /// Blob: the trust bundle; absent before the domain's first bundle.
     pub bundle: Option<Digest>,
     /// The keys in it.
     pub kids: BTreeSet<KeyId>,
@@ -65,7 +65,7 @@ pub struct TrustedKeys {
 #[derive(Debug, Default)]
 pub struct State {
     tasks: ArcMap<TaskId, TaskRecord>,
-tasks_by_request_id: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
+    tasks_by_request_id: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
     agents: ArcMap<AgentId, Versioned<AgentStatus>>,
     freezes: ArcMap<FreezeScope, Versioned<FreezeStatus>>,
     trust: ArcMap<TrustDomain, Versioned<TrustedKeys>>,
@@ -73,7 +73,7 @@ tasks_by_request_id: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
     requests: ArcMap<AccessRequestId, AccessRequest>,
     grants: ArcMap<TokenId, Grant>,
     idempotency_keys: CopyMap<(TaskId, IdempotencyKey), Versioned<Option<IdempotencyOutcome>>>,
-histories: ArcMap<AgentId, Versioned<AccessRequestHistory>>,
+    histories: ArcMap<AgentId, Versioned<AccessRequestHistory>>,
     owner_pending: ArcMap<PersonId, Versioned<BTreeSet<AccessRequestId>>>,
     credentials: CredentialStore,
     task_grants: ArcMap<TaskId, Vec<TokenId>>,
@@ -81,7 +81,7 @@ histories: ArcMap<AgentId, Versioned<AccessRequestHistory>>,
     agent_tasks: ArcMap<AgentId, BTreeSet<TaskId>>,
     decisions: CopyMap<DecisionId, u64>,
     feed: Feed,
-stats: DecisionStats,
+    stats: DecisionStats,
     task_entries: TaskEntryIndex,
     inbox_changes: InboxChangeLog,
     interner: Interner,
@@ -104,29 +104,29 @@ pub enum Deadline {
 }
 
 impl State {
-/// A task, running or ended.
+    /// A task, running or ended.
     pub fn task(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
         self.tasks.get(id)
     }
 
-/// The task that an agent opened with this key under this request id.
-pub fn task_by_request_id(
+    /// The task that an agent opened with this key under this request id.
+    pub fn task_by_request_id(
         &self,
         agent: &AgentId,
         key: Thumbprint,
         request: &IdempotencyKey,
     ) -> Option<Arc<TaskRecord>> {
-         self.tasks_by_request_id
+        self.tasks_by_request_id
             .get(&(agent.clone(), key, request.clone()))
             .and_then(|id| self.tasks.get(&id))
     }
 
-/// The suspension status of an agent; not suspended, at version 0, when the journal has no entry about it.
-pub fn agent_status(&self, agent: &AgentId) -> Versioned<AgentStatus> {
+    /// The suspension status of an agent; not suspended, at version 0, when the journal has no entry about it.
+    pub fn agent_status(&self, agent: &AgentId) -> Versioned<AgentStatus> {
         self.agents.get(agent).map(|at| *at).unwrap_or_default()
     }
 
-/// The freeze of one scope; the default at version 0 when it was never frozen.
+    /// The freeze of one scope; the default at version 0 when it was never frozen.
     pub fn freeze(&self, scope: &FreezeScope) -> Versioned<FreezeStatus> {
         self.freezes
             .get(scope)
@@ -145,24 +145,24 @@ pub fn agent_status(&self, agent: &AgentId) -> Versioned<AgentStatus> {
             .collect()
     }
 
-/// Whether the action of a grant was frozen after the grant was issued. (Wider freezes end the task.)
+    /// Whether the action of a grant was frozen after the grant was issued. (Wider freezes end the task.)
     pub fn is_action_frozen(&self, grant: &Grant) -> bool {
         self.action_frozen_at(grant).is_some()
     }
 
-/// Index of the last entry that froze the action of a grant after the grant was issued.
+    /// Index of the last entry that froze the action of a grant after the grant was issued.
     pub fn action_frozen_at(&self, grant: &Grant) -> Option<u64> {
         let scope = FreezeScope::Action(grant.issued.action.action.clone());
         let last = self.freezes.get(&scope).and_then(|at| at.value.last);
         last.filter(|frozen| grant.index < *frozen)
     }
 
-/// The keys of a trust domain; `None` for a domain without a trust bundle.
-pub fn trusted_keys(&self, domain: &TrustDomain) -> Option<Arc<Versioned<TrustedKeys>>> {
+    /// The keys of a trust domain; `None` for a domain without a trust bundle.
+    pub fn trusted_keys(&self, domain: &TrustDomain) -> Option<Arc<Versioned<TrustedKeys>>> {
         self.trust.get(domain)
     }
 
-/// Every trust domain that ever had a trust bundle, sorted.
+    /// Every trust domain that ever had a trust bundle, sorted.
     pub fn trust_domains(&self) -> Vec<TrustDomain> {
         sorted(self.trust.all())
             .into_iter()
@@ -170,8 +170,8 @@ pub fn trusted_keys(&self, domain: &TrustDomain) -> Option<Arc<Versioned<Trusted
             .collect()
     }
 
-/// Whether the key that verified this evidence is still trusted.
-pub fn is_trusted(&self, evidence: &EvidenceFacts) -> bool {
+    /// Whether the key that verified this evidence is still trusted.
+    pub fn is_trusted(&self, evidence: &EvidenceFacts) -> bool {
         self.trust
             .get(&evidence.subject.trust_domain())
             .is_some_and(|keys| keys.value.kids.contains(&evidence.kid))
@@ -182,20 +182,20 @@ pub fn is_trusted(&self, evidence: &EvidenceFacts) -> bool {
         self.keys.get(kid)
     }
 
-/// Every published signing key, sorted by `kid`.
+    /// Every published signing key, sorted by `kid`.
     pub fn keys(&self) -> Vec<(KeyId, Arc<Versioned<Value>>)> {
         let mut keys = self.keys.all();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         keys
     }
 
-/// An access request, pending or closed.
+    /// An access request, pending or closed.
     pub fn access_request(&self, id: &AccessRequestId) -> Option<Arc<AccessRequest>> {
         self.requests.get(id)
     }
 
-/// The pending access request for this action digest in this task, under any request id.
-pub fn pending_request_for(
+    /// The pending access request for this action digest in this task, under any request id.
+    pub fn pending_request_for(
         &self,
         task: &TaskId,
         action: Digest,
@@ -206,45 +206,51 @@ pub fn pending_request_for(
             .find(|r| r.is_pending(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
     }
 
-/// The access requests of an agent, and the version of [`Stream::AgentRequests`].
-pub fn access_request_history(&self, agent: &AgentId) -> Arc<Versioned<AccessRequestHistory>> {
+    /// The access requests of an agent, and the version of [`Stream::AgentRequests`].
+    pub fn access_request_history(&self, agent: &AgentId) -> Arc<Versioned<AccessRequestHistory>> {
         self.histories.get(agent).unwrap_or_default()
     }
 
-/// Access requests of all agents of an owner that no entry has closed, and the version of [`Stream::OwnerRequests`].
-pub fn owner_pending(&self, owner: &PersonId) -> Arc<Versioned<BTreeSet<AccessRequestId>>> {
-         self.owner_pending.get(owner).unwrap_or_default()
+    /// Access requests of all agents of an owner that no entry has closed, and the version of [`Stream::OwnerRequests`].
+    pub fn owner_pending(&self, owner: &PersonId) -> Arc<Versioned<BTreeSet<AccessRequestId>>> {
+        self.owner_pending.get(owner).unwrap_or_default()
     }
 
-/// Number of these access requests that are pending.
-pub fn count_pending(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
+    /// Number of these access requests that are pending.
+    pub fn count_pending(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
         ids.iter()
             .filter_map(|id| self.requests.get(id))
             .filter(|r| r.is_pending(now))
             .count()
     }
 
-/// Passkeys, invitations and revoked keys of people.
-pub const fn credentials(&self) -> &CredentialStore {
+    /// Passkeys, invitations and revoked keys of people.
+    pub const fn credentials(&self) -> &CredentialStore {
         &self.credentials
     }
 
-/// Every pending access request of a running task, oldest first.
-pub fn pending_requests(&self, now: Timestamp) -> Vec<Arc<AccessRequest>> {
+    /// Every pending access request of a running task, oldest first.
+    pub fn pending_requests(&self, now: Timestamp) -> Vec<Arc<AccessRequest>> {
         let mut all: Vec<_> = self
-             .unclosed_requests()
+            .unclosed_requests()
             .iter()
             .filter_map(|id| self.requests.get(id))
-            .filter(|r| r.is_pending(now) && self.tasks.get(&r.opened.task).is_some_and(|t| t.is_running(now)))
+            .filter(|r| {
+                r.is_pending(now)
+                    && self
+                        .tasks
+                        .get(&r.opened.task)
+                        .is_some_and(|t| t.is_running(now))
+            })
             .collect();
         all.sort_by_key(|r| (r.opened_at, r.opened.access_request));
         all
     }
 
-/// Every access request that no entry has closed, sorted by id; expired ones included.
-pub fn unclosed_requests(&self) -> Vec<AccessRequestId> {
+    /// Every access request that no entry has closed, sorted by id; expired ones included.
+    pub fn unclosed_requests(&self) -> Vec<AccessRequestId> {
         let mut all: Vec<_> = self
-             .histories
+            .histories
             .all()
             .into_iter()
             .flat_map(|(_, at)| at.value.pending.iter().copied().collect::<Vec<_>>())
@@ -253,51 +259,55 @@ pub fn unclosed_requests(&self) -> Vec<AccessRequestId> {
         all
     }
 
-/// At most `max` inbox changes above an index, oldest first; `None` when some of them are no longer kept.
-pub fn inbox_changes_after(&self, index: u64, max: usize) -> Option<Vec<Arc<InboxChange>>> {
-         self.inbox_changes.after(index, max)
+    /// At most `max` inbox changes above an index, oldest first; `None` when some of them are no longer kept.
+    pub fn inbox_changes_after(&self, index: u64, max: usize) -> Option<Vec<Arc<InboxChange>>> {
+        self.inbox_changes.after(index, max)
     }
 
-/// The inbox change made by the entry at this index, if that is the latest change.
-pub fn inbox_change_at(&self, index: u64) -> Option<Arc<InboxChange>> {
-         self.inbox_changes.at(index)
+    /// The inbox change made by the entry at this index, if that is the latest change.
+    pub fn inbox_change_at(&self, index: u64) -> Option<Arc<InboxChange>> {
+        self.inbox_changes.at(index)
     }
 
     /// Access requests of a task, oldest first.
-pub fn requests_of_task(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
+    pub fn requests_of_task(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
         self.task_requests
             .get(task)
             .map(|ids| ids.iter().filter_map(|id| self.requests.get(id)).collect())
             .unwrap_or_default()
     }
 
-/// The outcome of a request id, `None` while it is undecided; with the version of [`Stream::TokenRequest`].
-pub fn idempotency_outcome(&self, task: &TaskId, request: &IdempotencyKey) -> Versioned<Option<IdempotencyOutcome>> {
+    /// The outcome of a request id, `None` while it is undecided; with the version of [`Stream::TokenRequest`].
+    pub fn idempotency_outcome(
+        &self,
+        task: &TaskId,
+        request: &IdempotencyKey,
+    ) -> Versioned<Option<IdempotencyOutcome>> {
         self.idempotency_keys
             .get(&(*task, request.clone()))
             .unwrap_or_default()
     }
 
-/// A grant, active or ended.
+    /// A grant, active or ended.
     pub fn grant(&self, jti: &TokenId) -> Option<Arc<Grant>> {
         self.grants.get(jti)
     }
 
     /// Proof that the grant is in the journal, for its reissue.
-pub fn recorded_grant(&self, jti: &TokenId) -> Option<RecordedGrant> {
+    pub fn recorded_grant(&self, jti: &TokenId) -> Option<RecordedGrant> {
         self.grants.get(jti).map(RecordedGrant::new)
     }
 
     /// Grants of a task, oldest first.
-pub fn grants_of_task(&self, task: &TaskId) -> Vec<Arc<Grant>> {
+    pub fn grants_of_task(&self, task: &TaskId) -> Vec<Arc<Grant>> {
         self.task_grants
             .get(task)
             .map(|ids| ids.iter().filter_map(|id| self.grants.get(id)).collect())
             .unwrap_or_default()
     }
 
-/// Why a grant is no longer valid by journal and time; `None` while it is. Does not evaluate the policy.
-pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
+    /// Why a grant is no longer valid by journal and time; `None` while it is. Does not evaluate the policy.
+    pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if let Some(ended) = grant.ended {
             return Some(ended.cause);
         }
@@ -307,7 +317,7 @@ pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if self.is_action_frozen(grant) {
             return Some(EndCause::Frozen);
         }
-         // Fail closed: a grant whose task is missing is not valid.
+        // Fail closed: a grant whose task is missing is not valid.
         match self.tasks.get(&grant.issued.task) {
             None => Some(EndCause::Deadline),
             Some(task) => match task.ended {
@@ -322,7 +332,7 @@ pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         }
     }
 
-/// Tasks of an agent that no entry has ended.
+    /// Tasks of an agent that no entry has ended.
     pub fn open_tasks_of(&self, agent: &AgentId) -> Vec<TaskId> {
         self.agent_tasks
             .get(agent)
@@ -330,8 +340,8 @@ pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
             .unwrap_or_default()
     }
 
-/// Every agent with a task that no entry has ended, in no order.
-pub fn agents_with_open_tasks(&self) -> Vec<AgentId> {
+    /// Every agent with a task that no entry has ended, in no order.
+    pub fn agents_with_open_tasks(&self) -> Vec<AgentId> {
         let busy =
             |(agent, tasks): (AgentId, Arc<BTreeSet<TaskId>>)| (!tasks.is_empty()).then_some(agent);
         self.agent_tasks
@@ -342,7 +352,7 @@ pub fn agents_with_open_tasks(&self) -> Vec<AgentId> {
     }
 
     /// Every agent that was ever suspended, in no order.
-pub fn agents_with_status(&self) -> Vec<AgentId> {
+    pub fn agents_with_status(&self) -> Vec<AgentId> {
         self.agents.all().into_iter().map(|(id, _)| id).collect()
     }
 
@@ -351,7 +361,7 @@ pub fn agents_with_status(&self) -> Vec<AgentId> {
         self.tasks.all().into_iter().map(|(_, task)| task).collect()
     }
 
-/// Every task that no entry has ended, sorted by id.
+    /// Every task that no entry has ended, sorted by id.
     pub fn open_tasks(&self) -> Vec<Arc<TaskRecord>> {
         let mut ids: Vec<TaskId> = self
             .agent_tasks
@@ -363,46 +373,46 @@ pub fn agents_with_status(&self) -> Vec<AgentId> {
         ids.iter().filter_map(|id| self.tasks.get(id)).collect()
     }
 
-/// At most `max` records whose deadline has passed and is not journalled yet; readers already treat them as ended.
-pub fn deadlines_by(&self, now: Timestamp, max: usize) -> Vec<Deadline> {
+    /// At most `max` records whose deadline has passed and is not journalled yet; readers already treat them as ended.
+    pub fn deadlines_by(&self, now: Timestamp, max: usize) -> Vec<Deadline> {
         self.deadlines()
             .iter()
             .take_while(|(at, _)| *at <= now)
             .take(max)
-             .map(|(_, deadline)| *deadline)
+            .map(|(_, deadline)| *deadline)
             .collect()
     }
 
-/// Index of the entry that holds a decision of gate 2.
+    /// Index of the entry that holds a decision of gate 2.
     pub fn decision_index(&self, id: &DecisionId) -> Option<u64> {
         self.decisions.get(id)
     }
 
-/// Statistics about requests and decisions.
-pub const fn stats(&self) -> &DecisionStats {
+    /// Statistics about requests and decisions.
+    pub const fn stats(&self) -> &DecisionStats {
         &self.stats
     }
 
-/// Indexes of at most [`TASK_ENTRIES_MAX`] entries about a task, in order, and how many in the middle are omitted.
-pub fn task_entries(&self, task: &TaskId) -> (Vec<u64>, u64) {
+    /// Indexes of at most [`TASK_ENTRIES_MAX`] entries about a task, in order, and how many in the middle are omitted.
+    pub fn task_entries(&self, task: &TaskId) -> (Vec<u64>, u64) {
         self.task_entries.get(task)
     }
 
-/// (epoch, index of the last entry applied).
+    /// (epoch, index of the last entry applied).
     pub fn position(&self) -> (u64, u64) {
         (
             self.epoch.load(Ordering::SeqCst),
-             self.applied.load(Ordering::SeqCst).saturating_sub(1),
+            self.applied.load(Ordering::SeqCst).saturating_sub(1),
         )
     }
 
-/// At most `max` events of the revocation feed above an index, or from the start; and the index of the last event
+    /// At most `max` events of the revocation feed above an index, or from the start; and the index of the last event
     /// of the feed, as of the same moment.
     pub fn feed_after(&self, after: Option<u64>, max: usize) -> (Vec<Arc<FeedEvent>>, Option<u64>) {
         self.feed.after(after, max)
     }
 
-/// Index of the first feed event at or after a point in time.
+    /// Index of the first feed event at or after a point in time.
     pub fn feed_since(&self, moment: Timestamp) -> Option<u64> {
         self.feed.since(moment)
     }
@@ -412,13 +422,13 @@ pub fn task_entries(&self, task: &TaskId) -> (Vec<u64>, u64) {
         self.feed.last()
     }
 
-/// Number of entries that made an illegal transition. Above 0 means a bug in the broker.
-pub fn illegal_transitions(&self) -> u64 {
+    /// Number of entries that made an illegal transition. Above 0 means a bug in the broker.
+    pub fn illegal_transitions(&self) -> u64 {
         self.illegal_transitions.load(Ordering::Relaxed)
     }
 
-/// The whole state as one JSON value, for tests: equal wherever the same entries were applied (law 9).
-pub fn canonical_snapshot(&self) -> Value {
+    /// The whole state as one JSON value, for tests: equal wherever the same entries were applied (law 9).
+    pub fn canonical_snapshot(&self) -> Value {
         let tasks: Vec<Value> = sorted(self.tasks.all())
             .into_iter()
             .map(|(id, t)| json!([id, t.ended, t.lease, t.version]))
@@ -479,15 +489,17 @@ pub fn canonical_snapshot(&self) -> Value {
         let deadlines: Vec<Value> = self
             .deadlines()
             .iter()
-             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
+            .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
         json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": idempotency_keys, "opened": opened,
             "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "feed": feed, "deadlines": deadlines, "illegal_transitions": self.illegal_transitions(),
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }
 
-     fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Deadline)>> {
-         self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Deadline)>> {
+        self.deadlines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

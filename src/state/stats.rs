@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::action_stats::ActionStats;
 use super::anomaly::{self, Anomaly};
-use super::{AccessRequest, StoredStatus, State, sorted};
+use super::{AccessRequest, State, StoredStatus, sorted};
 use crate::model::*;
 
 /// All counters. The journal's writer updates them; readers get copies.
@@ -27,7 +27,8 @@ pub struct DecisionStats(RwLock<Counters>);
 struct Counters {
     agents: BoundedMap<AgentId, AgentStats, AGENTS_MAX>,
     actions: BoundedMap<(AgentId, ActionName), ActionStats, ACTION_STATS_MAX>,
-    approver_actions: BoundedMap<(PersonId, AgentId, ActionName), ApproverActionStats, APPROVER_ACTIONS_MAX>,
+    approver_actions:
+        BoundedMap<(PersonId, AgentId, ActionName), ApproverActionStats, APPROVER_ACTIONS_MAX>,
     approvers: BoundedMap<PersonId, ApproverStats, APPROVERS_MAX>,
     rules: BoundedMap<Arc<str>, RuleStats, RULES_MAX>,
     anomalies: BoundedMap<AccessRequestId, Arc<[Anomaly]>, ANOMALIES_MAX>,
@@ -254,9 +255,18 @@ impl DecisionStats {
     }
 
     /// Votes of an approver on an agent's requests for an action.
-    pub fn approver_action(&self, approver: &PersonId, agent: &AgentId, action: &ActionName) -> ApproverActionStats {
+    pub fn approver_action(
+        &self,
+        approver: &PersonId,
+        agent: &AgentId,
+        action: &ActionName,
+    ) -> ApproverActionStats {
         let key = (approver.clone(), agent.clone(), action.clone());
-        self.read().approver_actions.get(&key).copied().unwrap_or_default()
+        self.read()
+            .approver_actions
+            .get(&key)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Counters of an approver; zero without a vote.
@@ -361,7 +371,8 @@ impl Counters {
                 add(&mut approver.denials);
                 add(&mut votes.denials);
                 let requested_at = request.opened_at;
-                let action = self.record_decided(&opened.agent, &opened.action, requested_at, entry);
+                let action =
+                    self.record_decided(&opened.agent, &opened.action, requested_at, entry);
                 add(&mut action.denied);
                 action.last_denied = Some((entry.at, f.voter.clone()));
                 self.update_rules(rules, entry, |rule| {
@@ -518,6 +529,4 @@ mod tests {
         assert!(!is_rubber_stamp(20, 0, Some(3)), "slow enough to read");
         assert!(!is_rubber_stamp(20, 0, None));
     }
-
-
 }

@@ -20,7 +20,8 @@ pub const TASK_ENTRIES_MAX: usize = 512;
 
 impl TaskEntryIndex {
     pub(super) fn push(&self, task: TaskId, index: u64) {
-        self.0.update_or_default(task, |entries| entries.push(index));
+        self.0
+            .update_or_default(task, |entries| entries.push(index));
     }
 
     /// Indexes in order, and how many between the first and the last half are omitted.
@@ -72,7 +73,10 @@ mod tests {
         }
         let half = TASK_ENTRIES_MAX as u64 / 2;
         let expected: Vec<u64> = (0..half).chain(total - half..total).collect();
-        assert_eq!(entries.get(&task), (expected, total - TASK_ENTRIES_MAX as u64));
+        assert_eq!(
+            entries.get(&task),
+            (expected, total - TASK_ENTRIES_MAX as u64)
+        );
         assert_eq!(entries.get(&TaskId::from_random([2; 16])), (Vec::new(), 0));
     }
 }

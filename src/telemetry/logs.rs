@@ -122,7 +122,8 @@ pub struct LogGuard {
 /// Starts log lines on stderr, and span export where it is configured. In JSON an event's `span` holds the fields of its
 /// call. Call it within a tokio runtime.
 pub fn start(settings: &LogSettings) -> Result<LogGuard, LogStartError> {
-        let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(settings.default_filter));
+    let filter = EnvFilter::try_from_env("DIPYLON_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(settings.default_filter));
     let writer = LineMakeWriter::new(settings.format, io::stderr as fn() -> io::Stderr);
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(false)

@@ -172,14 +172,22 @@ impl Default for Metrics {
         // Present from the start with 0: an alert on a change sees the first event.
         for class in ["general", "reserved"] {
             for by in ["source", "caller", "concurrency"] {
-                drop(metrics.rate_limited.get_or_create(&RateLimitLabels { class, by }));
+                drop(
+                    metrics
+                        .rate_limited
+                        .get_or_create(&RateLimitLabels { class, by }),
+                );
             }
         }
         for kind in ["access_request", "inbox"] {
             drop(metrics.open_streams.get_or_create(&StreamLabel { kind }));
         }
         for outcome in ["approved", "denied", "expired"] {
-            drop(metrics.approval_wait.get_or_create(&OutcomeLabel { outcome }));
+            drop(
+                metrics
+                    .approval_wait
+                    .get_or_create(&OutcomeLabel { outcome }),
+            );
         }
         metrics
     }
@@ -200,7 +208,9 @@ fn help(name: &str) -> &'static str {
 impl Metrics {
     /// A call was completed, or its client disconnected.
     pub fn call_completed(&self, method: &'static str, code: &'static str, took: Duration) {
-        self.rpc_requests.get_or_create(&CallLabels { method, code }).inc();
+        self.rpc_requests
+            .get_or_create(&CallLabels { method, code })
+            .inc();
         self.rpc_duration
             .get_or_create(&MethodLabel { method })
             .observe(took.as_secs_f64());
@@ -232,7 +242,9 @@ impl Metrics {
 
     /// A call failed gate 1.
     pub fn authentication_failed(&self, cause: &'static str) {
-        self.authentication_failures.get_or_create(&CauseLabel { cause }).inc();
+        self.authentication_failures
+            .get_or_create(&CauseLabel { cause })
+            .inc();
     }
 
     /// Gate 2 decided; `rule` is the first that determined the decision.
@@ -284,7 +296,10 @@ impl Metrics {
 
     /// A stream of an access request or an inbox is open until the guard is dropped.
     pub fn stream_opened(&self, kind: &'static str) -> InFlightGuard {
-        let gauge = self.open_streams.get_or_create(&StreamLabel { kind }).clone();
+        let gauge = self
+            .open_streams
+            .get_or_create(&StreamLabel { kind })
+            .clone();
         InFlightGuard::raise(&gauge)
     }
 
@@ -302,7 +317,10 @@ impl Metrics {
         let large = |gauge: &Gauge, n: u64| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        count(&self.access_requests_pending, snapshot.access_requests_pending);
+        count(
+            &self.access_requests_pending,
+            snapshot.access_requests_pending,
+        );
         count(&self.tokens_live, snapshot.tokens_live);
         count(&self.tasks_open, snapshot.tasks_open);
         count(&self.pending_revocations, snapshot.pending_revocations);
@@ -312,7 +330,9 @@ impl Metrics {
         self.policy_info.clear();
         if let Some(version) = &snapshot.policy {
             let version = version.clone();
-            self.policy_info.get_or_create(&PolicyLabel { version }).set(1);
+            self.policy_info
+                .get_or_create(&PolicyLabel { version })
+                .set(1);
         }
         let mut out = String::new();
         if text::encode(&mut out, &self.registry).is_err() {
@@ -330,7 +350,9 @@ mod tests {
 
     /// name → (type, labels), from the documentation.
     fn documented() -> BTreeMap<String, (String, Vec<String>)> {
-        let rows = METRICS_DOC.lines().filter(|line| line.starts_with("| `dipylon_"));
+        let rows = METRICS_DOC
+            .lines()
+            .filter(|line| line.starts_with("| `dipylon_"));
         rows.map(|line| {
             let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
             assert_eq!(cells.len(), 4, "{line}");

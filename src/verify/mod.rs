@@ -239,7 +239,10 @@ impl Authenticated {
         let scopes = [
             (FreezeScope::All, records.freeze_all),
             (FreezeScope::Agent(agent.id.clone()), records.freeze_agent),
-            (FreezeScope::Owner(agent.owner.clone()), records.freeze_owner),
+            (
+                FreezeScope::Owner(agent.owner.clone()),
+                records.freeze_owner,
+            ),
         ];
         let mut freezes = Vec::with_capacity(scopes.len());
         for (scope, freeze) in scopes {

@@ -25,7 +25,7 @@ use crate::model::{Digest, PersonId};
 use authenticator::AuthenticatorData;
 use client::Ceremony;
 
-pub use evidence::{EVIDENCE_BYTES_MAX, AssertionEvidenceError};
+pub use evidence::{AssertionEvidenceError, EVIDENCE_BYTES_MAX};
 
 /// The relying party: the domain that passkeys belong to, and the one origin that may use them (WebAuthn L3 §4, "RP ID").
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -250,14 +250,12 @@ async fn vote_tampering_is_detected() {
                 .rejected_at_vote(|r, at| r.vote(at).voter = PersonId::parse("dana").expect("id")),
             VoteError::KeyNotActive
         ));
-        assert!(
-            matches!(
+        assert!(matches!(
                 forgery.rejected_at_vote(
                     |r, at| r.vote(at).voter = PersonId::parse("nobody").expect("id")
                 ),
                 VoteError::VoterUnknown
-            )
-        );
+            ));
         assert!(matches!(
             forgery.rejected_at_vote(|r, at| r.vote(at).key = Thumbprint(Digest::sha256(b"x"))),
             VoteError::KeyNotActive

@@ -728,7 +728,8 @@ async fn untrusted_text_end_to_end() {
     );
 
     let approved = run(&["approve", &id, "--yes", "--ttl", "60s", "--uses", "1"]).await;
-    let (card, told) = approved.split_at(approved.find("your yes counts").expect("voted"));
+    let (card, told) =
+        approved.split_at(approved.find("your approval is recorded").expect("voted"));
     assert_layout_is_intact(card.trim_end_matches('\n'), 80);
     assert!(told.contains("is approved"), "{told}");
     let rows_of = |card: &str| -> Vec<String> {

@@ -21,10 +21,7 @@ async fn clock_jump_blocks_mint_not_revocation() {
             .expect("opens")
             .task
             .task;
-        b.broker
-            .maintenance_tick()
-            .await
-            .expect("upkeep");
+        b.broker.maintenance_tick().await.expect("upkeep");
 
         b.manual_clock.step_millis(jump);
         if jump < 0 {
@@ -133,10 +130,7 @@ async fn feed_keeps_revocations_across_clock_jump() {
         let (events, ..) = b.broker.feed_after(start.after);
         events.iter().any(|event| event.index == ended)
     };
-    b.broker
-        .maintenance_tick()
-        .await
-        .expect("upkeep");
+    b.broker.maintenance_tick().await.expect("upkeep");
     assert!(tells(&b));
     b.manual_clock.step_millis(4_000_000);
     assert!(tells(&b), "while the clock is ahead");

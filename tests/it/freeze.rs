@@ -298,7 +298,10 @@ async fn pinned_agent_key_is_enforced() {
         )
     });
     let applied = b.apply_policy(files).await.expect("applies");
-    assert_eq!(applied.revoked.tasks, 1, "the task of another key has ended");
+    assert_eq!(
+        applied.revoked.tasks, 1,
+        "the task of another key has ended"
+    );
     assert!(!b.introspect("cases", &token.token));
     // The same evidence with another key fails gate 1.
     assert_eq!(
@@ -359,7 +362,10 @@ async fn freeze_is_enforced_before_it_is_durable() {
         full.store(true, std::sync::atomic::Ordering::SeqCst);
         let refusal = b.freeze(scope).await.expect_err(scope);
         assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
-        assert!(refusal.message.contains("enforced on this broker"), "{scope}");
+        assert!(
+            refusal.message.contains("enforced on this broker"),
+            "{scope}"
+        );
         assert!(
             !b.introspect("cases", &token.token),
             "{scope}: refused here at once"

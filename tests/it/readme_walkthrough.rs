@@ -240,7 +240,7 @@ async fn readme_walkthrough() {
     // An agent does one action, and its token ends with the command.
     let cases = CaseSystem::start(&walk).await;
     let svid = format!(
-        "dev evidence --domain-key spiffe/trust-domain.pem --audience {} --spiffe-id spiffe://soc.example/agent/triage --out svid",
+        "dev svid --domain-key spiffe/trust-domain.pem --audience {} --spiffe-id spiffe://soc.example/agent/triage --out svid",
         walk.url
     );
     walk.done(&svid).await;

@@ -282,7 +282,10 @@ async fn policy_tightened_before_mint_denies() {
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
     });
-    assert_eq!(b.apply_policy(shut).await.expect("applied").revoked.grants, 1);
+    assert_eq!(
+        b.apply_policy(shut).await.expect("applied").revoked.grants,
+        1
+    );
     assert!(
         !b.introspect("cases", &read.token),
         "a token that is no longer allowed has ended"

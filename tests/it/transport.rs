@@ -241,7 +241,11 @@ impl TestServer {
     }
 }
 
-pub async fn open(env: &TestEnvironment, url: &str, endpoint: Endpoint) -> Result<TaskHandle, Error> {
+pub async fn open(
+    env: &TestEnvironment,
+    url: &str,
+    endpoint: Endpoint,
+) -> Result<TaskHandle, Error> {
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = EvidenceSource::Fixed(env.svid_for(url, &id, Clock::system().now(), 3_600));
     let opening = OpenTaskRequest {

@@ -229,7 +229,11 @@ fn named(odd: &BTreeSet<char>) -> String {
                 Script::Common | Script::Inherited | Script::Unknown => "not ASCII",
                 script => script.full_name(),
             };
-            format!("{} U+{:04X} {script}", escape_untrusted(&c.to_string()), u32::from(*c))
+            format!(
+                "{} U+{:04X} {script}",
+                escape_untrusted(&c.to_string()),
+                u32::from(*c)
+            )
         })
         .collect();
     if odd.len() > NAMED_MAX {

@@ -64,7 +64,10 @@ mod tests {
     #[test]
     fn unusual_whitespace_is_escaped() {
         assert_eq!(escape_untrusted("ann lee"), "ann lee");
-        assert_eq!(escape_untrusted(" ann  lee "), "<U+0020>ann <U+0020>lee<U+0020>");
+        assert_eq!(
+            escape_untrusted(" ann  lee "),
+            "<U+0020>ann <U+0020>lee<U+0020>"
+        );
         assert_eq!(escape_untrusted("   "), "<U+0020><U+0020><U+0020>");
         assert_eq!(escape_untrusted("a\tb\u{a0}c"), "a<U+0009>b<U+00A0>c");
         assert_eq!(escape_untrusted("a\u{378}"), "a<U+0378>", "unassigned");

@@ -1,6 +1,6 @@
 //! Layouts of a card: terminal and chat. The console's page is a template over the same rows.
 
-use super::{AccessRequestStatus, Card, CardRow, SectionKind, CardView, Tone, escape_untrusted};
+use super::{AccessRequestStatus, Card, CardRow, CardView, SectionKind, Tone, escape_untrusted};
 use crate::model::{Timestamp, format_seconds};
 
 /// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.

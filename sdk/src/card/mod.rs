@@ -15,17 +15,17 @@ use std::sync::Arc;
 
 use crate::model::*;
 
-mod layout;
-mod view;
+mod confusables;
 mod escape;
+mod layout;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sample;
-mod confusables;
+mod view;
 
-pub use layout::{COLUMNS_MIN, render_chat, render_terminal};
-pub use view::{AGENT_WORDS_MAX, Headline, CardRow, CardSection, SectionKind, CardView, Tone};
-pub use escape::{quoted, escape_untrusted};
 pub use confusables::confusable_warnings;
+pub use escape::{escape_untrusted, quoted};
+pub use layout::{COLUMNS_MIN, render_chat, render_terminal};
+pub use view::{AGENT_WORDS_MAX, CardRow, CardSection, CardView, Headline, SectionKind, Tone};
 
 /// Everything an approver must know about one access request.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{AccessRequestStatus, Requester, Attestation, Card, ProfileProgress, AgentRegistration, RuleSummary, PersonRef};
+use super::{
+    AccessRequestStatus, AgentRegistration, Attestation, Card, PersonRef, ProfileProgress,
+    Requester, RuleSummary,
+};
 use crate::model::*;
 
 pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);

@@ -1,7 +1,9 @@
 //! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
-use super::confusables::{few, once, confusable_warnings};
-use super::{AccessRequestStatus, Card, History, ProfileProgress, PersonRef, quoted, escape_untrusted};
+use super::confusables::{confusable_warnings, few, once};
+use super::{
+    AccessRequestStatus, Card, History, PersonRef, ProfileProgress, escape_untrusted, quoted,
+};
 use crate::model::*;
 
 /// Most characters shown of each of the agent's texts; the view states how many are left out.
@@ -261,7 +263,8 @@ impl Card {
         let row = |rule: &super::RuleSummary| {
             let mut row = CardRow::new("rule", &rule.id);
             row.add(&rule.why);
-            row.lines.push(format!("in {}", escape_untrusted(&rule.file)));
+            row.lines
+                .push(format!("in {}", escape_untrusted(&rule.file)));
             row
         };
         self.rules.iter().map(row).collect()
@@ -303,7 +306,10 @@ impl Card {
     /// `pattern` is the path in the catalogue, which knows no numbers.
     fn parameter(&self, path: &str, pattern: &str, param: &Param, rows: &mut Vec<CardRow>) {
         let mut row = CardRow::own(&format!("with {}", escape_untrusted(path)), "");
-        row.caption = self.parameter_titles.get(pattern).map(|title| escape_untrusted(title));
+        row.caption = self
+            .parameter_titles
+            .get(pattern)
+            .map(|title| escape_untrusted(title));
         row.flags = row
             .caption
             .iter()
@@ -350,7 +356,8 @@ impl Card {
             Some(facts) => facts
                 .iter()
                 .map(|(name, value)| {
-                    let mut row = CardRow::new(&format!("target {}", escape_untrusted(name)), value);
+                    let mut row =
+                        CardRow::new(&format!("target {}", escape_untrusted(name)), value);
                     row.add_suspect(name);
                     row
                 })
@@ -454,7 +461,10 @@ impl Headline {
     ) -> Self {
         let name = action.map(|a| a.name.as_str()).unwrap_or_default();
         let (object, object_type) = match action {
-            Some(action) => (escape_untrusted(&action.target.id), escape_untrusted(&action.target.kind)),
+            Some(action) => (
+                escape_untrusted(&action.target.id),
+                escape_untrusted(&action.target.kind),
+            ),
             None => ("?".to_owned(), "no longer on record".to_owned()),
         };
         let id = action.map(|a| a.target.id.as_str()).unwrap_or_default();
@@ -529,7 +539,8 @@ impl ProfileProgress {
         ));
         for who in &self.approvers {
             row.add_suspect(&who.to_text());
-            row.lines.push(format!("yes: {}", escape_untrusted(&who.to_text())));
+            row.lines
+                .push(format!("yes: {}", escape_untrusted(&who.to_text())));
         }
         row
     }

@@ -1,14 +1,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::token_outcome::{Denial, TokenOutcome, PendingApproval, AccessToken};
-use super::watch::AccessRequestWatch;
 use super::responses::{AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport};
-use super::{CallOptions, Endpoint, Error, EvidenceSource, Identity, methods, random_name, required};
+use super::token_outcome::{AccessToken, Denial, PendingApproval, TokenOutcome};
+use super::watch::AccessRequestWatch;
+use super::{
+    CallOptions, Endpoint, Error, EvidenceSource, Identity, methods, random_name, required,
+};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, ParseError, UntrustedText, Reason,
-    IdempotencyKey, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
+    AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, IdempotencyKey, ParseError,
+    Reason, Secret, TaskId, TaskOutcome, Timestamp, TokenId, UntrustedText,
 };
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
@@ -60,7 +62,9 @@ impl AgentClient {
         let evidence_hash = Digest::sha256(evidence.expose_secret().as_bytes());
         let message = v1::OpenTaskRequest {
             evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
-            purpose: UntrustedText::parse("purpose", &request.purpose)?.as_str().to_owned(),
+            purpose: UntrustedText::parse("purpose", &request.purpose)?
+                .as_str()
+                .to_owned(),
             max_duration: Some(convert::seconds_to_wire(request.max_duration_s)),
             request_id: idempotency_key(request.idempotency_key.as_deref())?.to_string(),
             heartbeat: request
@@ -268,7 +272,7 @@ impl TaskHandle {
                         pending.poll_interval_s().saturating_mul(1_000)
                     }
                 }
-                Err(error) if error.retryable() => i64::from(error.retry_after_ms()),
+                Err(error) if error.is_retryable() => i64::from(error.retry_after_ms()),
                 Ok(TokenOutcome::Token(_) | TokenOutcome::Denied(_)) | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
@@ -333,7 +337,9 @@ impl TaskHandle {
             task_id: self.id.to_string(),
             action: Some(convert::action_to_wire(&request.action)),
             ttl: Some(convert::seconds_to_wire(request.ttl_s)),
-            reason: UntrustedText::parse("reason", &request.reason)?.as_str().to_owned(),
+            reason: UntrustedText::parse("reason", &request.reason)?
+                .as_str()
+                .to_owned(),
             request_id: key.to_string(),
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
             evidence: evidence
@@ -379,20 +385,22 @@ impl TaskHandle {
                     reissued: info.reissued,
                 }))
             }
-            request_token_response::Outcome::Pending(info) => Ok(TokenOutcome::Pending(PendingApproval {
-                decision,
-                idempotency_key: key.clone(),
-                access_request_id: AccessRequestId::parse(&info.access_request_id)?,
-                expires_at: moment("expires_at", info.expires_at)?,
-                poll_interval_s: match &info.poll_after {
-                    Some(wire) => convert::seconds("poll_after", wire)?,
-                    None => 1,
-                },
-                send_evidence: info.show_evidence,
-                needs: info.needs.read(),
-                rules: info.rules.read(),
-                ttl: info.ttl.read(),
-            })),
+            request_token_response::Outcome::Pending(info) => {
+                Ok(TokenOutcome::Pending(PendingApproval {
+                    decision,
+                    idempotency_key: key.clone(),
+                    access_request_id: AccessRequestId::parse(&info.access_request_id)?,
+                    expires_at: moment("expires_at", info.expires_at)?,
+                    poll_interval_s: match &info.poll_after {
+                        Some(wire) => convert::seconds("poll_after", wire)?,
+                        None => 1,
+                    },
+                    send_evidence: info.show_evidence,
+                    needs: info.needs.read(),
+                    rules: info.rules.read(),
+                    ttl: info.ttl.read(),
+                }))
+            }
             request_token_response::Outcome::Denied(info) => {
                 let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
                 let access_request_id = id.map(AccessRequestId::parse).transpose()?;
@@ -518,7 +526,11 @@ mod tests {
     async fn token_headers_carry_proof_and_debug_is_redacted() {
         let task = task();
         let outcome = task
-            .outcome(issued(), &action(), &idempotency_key(Some("r1")).expect("id"))
+            .outcome(
+                issued(),
+                &action(),
+                &idempotency_key(Some("r1")).expect("id"),
+            )
             .expect("outcome");
         assert!(!format!("{task:?} {outcome:#?}").contains("s3cr3t"));
         let TokenOutcome::Token(token) = outcome else {
@@ -590,8 +602,14 @@ mod tests {
 
     #[test]
     fn idempotency_key_is_generated_or_validated() {
-        let (a, b) = (idempotency_key(None).expect("id"), idempotency_key(None).expect("id"));
+        let (a, b) = (
+            idempotency_key(None).expect("id"),
+            idempotency_key(None).expect("id"),
+        );
         assert_ne!(a, b);
-        assert!(matches!(idempotency_key(Some("a b")), Err(Error::InvalidInput(_))));
+        assert!(matches!(
+            idempotency_key(Some("a b")),
+            Err(Error::InvalidInput(_))
+        ));
     }
 }

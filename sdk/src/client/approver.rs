@@ -10,7 +10,7 @@ use super::vote::{self, ReviewedCard, SignedVote};
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::card::Card;
 use crate::jose::SigningKey;
-use crate::model::{AccessRequestId, Comment, ParseError, Narrowing, ProfileName, Verdict};
+use crate::model::{AccessRequestId, Comment, Narrowing, ParseError, ProfileName, Verdict};
 use crate::proto::{card, convert, v1};
 
 /// A client for approvers: the inbox, cards and votes.
@@ -74,10 +74,7 @@ impl ApproverClient {
 
     /// Watches the inbox: a snapshot first, or the changes after a position. The stream ends when the broker wants a new
     /// proof of the key, after five minutes at the latest: watch again from the last position.
-    pub async fn watch_inbox(
-        &self,
-        after: Option<JournalPosition>,
-    ) -> Result<InboxWatcher, Error> {
+    pub async fn watch_inbox(&self, after: Option<JournalPosition>) -> Result<InboxWatcher, Error> {
         let request = v1::WatchAccessRequestsRequest {
             after: after.map(JournalPosition::to_wire),
         };

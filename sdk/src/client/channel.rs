@@ -9,15 +9,15 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use super::transport::{Connector, ConnectOptions, Transport};
 use super::responses::ReadWire as _;
+use super::transport::{ConnectOptions, Connector, Transport};
 use super::{Error, EvidenceSource, Introspection, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, NONCE_BYTES_MAX, ProofClaims};
 use crate::model::{Digest, ParseError, Reason, Secret, Timestamp};
-use crate::proto::{BOOTSTRAP_CODE, v1};
 use crate::proto::strict::StrictCodec;
+use crate::proto::{BOOTSTRAP_CODE, v1};
 
 /// A broker, by the external URL in its configuration: proofs are made for that URL and no other (`htu`, RFC 9449 §4.2).
 /// Cheap to clone; clones share the connection and the newest nonce.

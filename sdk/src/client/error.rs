@@ -92,10 +92,10 @@ impl Error {
     }
 
     /// Whether the same call may succeed later, unchanged.
-    pub fn retryable(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
-            Self::Refused(refused) => refused.retryable(),
+            Self::Refused(refused) => refused.is_retryable(),
             Self::Url(_)
             | Self::Trust(_)
             | Self::Evidence(_)
@@ -168,7 +168,7 @@ impl Error {
 }
 
 impl RefusedCall {
-    fn retryable(&self) -> bool {
+    fn is_retryable(&self) -> bool {
         match self.reason {
             Some(reason) => reason.retry() != RetryHint::Never,
             None => matches!(
@@ -252,7 +252,7 @@ mod tests {
             (Some(Reason::NotFound), Some("NOT_FOUND"))
         );
         assert_eq!(error.correlation(), Some("cor_1"));
-        assert!(!error.retryable());
+        assert!(!error.is_retryable());
     }
 
     #[test]
@@ -262,16 +262,17 @@ mod tests {
             (error.reason(), error.code(), error.correlation()),
             (None, Some("UNAVAILABLE"), None)
         );
-        assert!(error.retryable());
+        assert!(error.is_retryable());
         assert!(
-            Error::from_status("u", &status(Code::Aborted, "CONFLICT", "dipylon", "")).retryable()
+            Error::from_status("u", &status(Code::Aborted, "CONFLICT", "dipylon", ""))
+                .is_retryable()
         );
         assert!(
             !Error::from_status(
                 "u",
                 &status(Code::Unauthenticated, "NOT_AUTHENTICATED", "dipylon", "")
             )
-            .retryable()
+            .is_retryable()
         );
     }
 

@@ -113,7 +113,10 @@ mod tests {
         ));
         for text in ["first", "second"] {
             std::fs::write(&path, format!("{text}\n")).expect("write");
-            assert_eq!(source.fetch().await.expect("evidence").expose_secret(), text);
+            assert_eq!(
+                source.fetch().await.expect("evidence").expose_secret(),
+                text
+            );
         }
         for bad in ["", "\n", "a b", "a\nb", "é"] {
             std::fs::write(&path, bad).expect("write");

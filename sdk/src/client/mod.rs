@@ -11,6 +11,10 @@ mod approver;
 mod channel;
 mod error;
 mod evidence;
+#[cfg(all(feature = "validator", not(feature = "internals")))]
+pub(crate) mod http;
+#[cfg(feature = "internals")]
+pub mod http;
 mod operator;
 mod responses;
 #[cfg(test)]
@@ -38,9 +42,9 @@ pub use transport::{Protocol, Transport};
 pub use watch::AccessRequestWatch;
 pub use workload_api::WorkloadApi;
 
+use crate::model::ParseError;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use crate::model::ParseError;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// 128 random bits, base64url: for the `jti` of a proof or an idempotency key.

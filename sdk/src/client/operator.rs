@@ -4,13 +4,13 @@ use std::sync::Arc;
 use super::channel::RpcMethod;
 use super::responses::{
     ActiveToken, AgentInfo, AppliedBundle, ApproverInfo, ApproverStatistics, EnrolmentInvitation,
-    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, RuleStatistics, SuspensionReport,
-    TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation, ReadWire,
+    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, ReadWire, RuleStatistics,
+    SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation,
 };
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::jose::SigningKey;
 use crate::model::{
-    AgentId, FreezeScope, PersonId, UntrustedText, Secret, TaskId, Thumbprint, TokenId,
+    AgentId, FreezeScope, PersonId, Secret, TaskId, Thumbprint, TokenId, UntrustedText,
 };
 use crate::proto::v1;
 
@@ -294,9 +294,7 @@ impl OperatorClient {
     ) -> Result<Vec<T>, Error> {
         let (mut all, mut page_token) = (Vec::new(), String::new());
         while all.len() < max {
-            let page = self
-                .call::<M>(request(page_token, max - all.len()))
-                .await?;
+            let page = self.call::<M>(request(page_token, max - all.len())).await?;
             let (rows, next) = split(page);
             all.extend(rows.into_iter().map(|row| -> T { row.read() }));
             page_token = next;

@@ -688,11 +688,9 @@ impl InboxUpdate {
         use v1::watch_access_requests_response::Message;
         let missing = |field| ParseError::new(field, "is required");
         Ok(match wire.message.ok_or_else(|| missing("message"))? {
-            Message::Snapshot(snapshot) => {
-                Self::Snapshot(JournalPosition::from_wire(
-                    snapshot.as_of.ok_or_else(|| missing("as_of"))?,
-                ))
-            }
+            Message::Snapshot(snapshot) => Self::Snapshot(JournalPosition::from_wire(
+                snapshot.as_of.ok_or_else(|| missing("as_of"))?,
+            )),
             Message::Change(change) => Self::Changed {
                 position: JournalPosition::from_wire(
                     change.position.ok_or_else(|| missing("position"))?,
@@ -708,7 +706,9 @@ impl InboxUpdate {
             },
             Message::Turn(v1::InboxTurn {}) => Self::QueueAdvanced,
             Message::Heartbeat(heartbeat) => {
-                let position = heartbeat.read_through.ok_or_else(|| missing("read_through"))?;
+                let position = heartbeat
+                    .read_through
+                    .ok_or_else(|| missing("read_through"))?;
                 Self::Heartbeat(JournalPosition::from_wire(position))
             }
         })

@@ -459,7 +459,7 @@ async fn only_retryable_errors_are_retried() {
         .await
         .expect_err("refused");
     assert_eq!(
-        (error.reason(), error.retryable()),
+        (error.reason(), error.is_retryable()),
         (Some(Reason::NotFound), false)
     );
     assert_eq!(broker.calls("TaskService/CompleteTask"), 1);
@@ -501,7 +501,7 @@ async fn retries_stop_at_the_deadline() {
     let error = agent.open_task(&open()).await.expect_err("away");
     assert!(matches!(&error, Error::Unreachable { .. }), "{error:?}");
     assert!(
-        error.retryable()
+        error.is_retryable()
             && error.to_string().contains(&url)
             && !format!("{error:?} {error}").contains("s3cr3t")
     );
@@ -607,7 +607,7 @@ async fn server_rejects_unknown_fields() {
         title: "x".to_owned(),
         ..v1::AccessRequest::default()
     };
-    let path = http::uri::PathAndQuery::from_static("/dipylon.v1.TaskService/CompleteTask");
+    let path = ::http::uri::PathAndQuery::from_static("/dipylon.v1.TaskService/CompleteTask");
     let codec =
         crate::proto::strict::StrictCodec::<v1::AccessRequest, v1::CompleteTaskResponse>::default();
     let status = grpc

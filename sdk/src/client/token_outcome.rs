@@ -7,8 +7,8 @@ use super::{Endpoint, Error, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, DecisionId, DeniedReason, MatchPhrase, IdempotencyKey, Secret, Thumbprint,
-    Timestamp, TokenId,
+    AccessRequestId, Action, DecisionId, DeniedReason, IdempotencyKey, MatchPhrase, Secret,
+    Thumbprint, Timestamp, TokenId,
 };
 
 /// The decision of gate 2 on a token request.

@@ -88,8 +88,9 @@ impl Transport {
                 port: port.unwrap_or(80),
             },
             (None, true) => ConnectTarget::Tls {
-                name: ServerName::try_from(host.to_string())
-                    .map_err(|_| Error::Url("its host is not a name that a certificate can have"))?,
+                name: ServerName::try_from(host.to_string()).map_err(|_| {
+                    Error::Url("its host is not a name that a certificate can have")
+                })?,
                 host,
                 port: port.unwrap_or(443),
                 config: Arc::new(config(options.ca.as_deref())?),

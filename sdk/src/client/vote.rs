@@ -6,7 +6,7 @@ use std::fmt;
 use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, Comment, ParseError, Narrowing, ProfileName, Realm, Timestamp, Verdict,
+    AccessRequestId, Comment, Narrowing, ParseError, ProfileName, Realm, Timestamp, Verdict,
     VoteStatement,
 };
 
@@ -78,7 +78,9 @@ pub fn sign(
     // Canonical forms are equal exactly if the statements are; expected is the one that is signed.
     let statement = expected.canonical().map_err(|_| SignVoteError::Statement)?;
     let digest = expected.digest().map_err(|_| SignVoteError::Statement)?;
-    let signature = key.sign(digest.as_bytes()).map_err(|_| SignVoteError::Key)?;
+    let signature = key
+        .sign(digest.as_bytes())
+        .map_err(|_| SignVoteError::Key)?;
     let not_after = Timestamp::from_secs(expected.not_after);
     Ok(SignedVote {
         access_request_id: expected.access_request_id,
@@ -89,7 +91,10 @@ pub fn sign(
 }
 
 /// The statement as the card has it. Of the broker's only the moment and the nonce are taken, neither of which the card shows.
-fn expected(review: &ReviewedCard<'_>, received: &VoteStatement) -> Result<VoteStatement, SignVoteError> {
+fn expected(
+    review: &ReviewedCard<'_>,
+    received: &VoteStatement,
+) -> Result<VoteStatement, SignVoteError> {
     let card = review.card;
     let asked = card
         .needs
@@ -248,7 +253,11 @@ mod tests {
         })
     }
 
-    fn sign_vote(card: &Card, statement: &str, max_ttl: Option<i64>) -> Result<SignedVote, SignVoteError> {
+    fn sign_vote(
+        card: &Card,
+        statement: &str,
+        max_ttl: Option<i64>,
+    ) -> Result<SignedVote, SignVoteError> {
         let (realm, profile) = (
             Realm::parse("prod").expect("realm"),
             ProfileName::parse("two-security").expect("profile"),

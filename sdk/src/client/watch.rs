@@ -28,12 +28,7 @@ pub struct AccessRequestWatch {
 impl AccessRequestWatch {
     /// A watch of this access request of the task. `identity` is the holder of the task's key. It connects with the first
     /// [`AccessRequestWatch::next`].
-    pub fn new(
-        endpoint: Endpoint,
-        identity: Identity,
-        task: TaskId,
-        id: AccessRequestId,
-    ) -> Self {
+    pub fn new(endpoint: Endpoint, identity: Identity, task: TaskId, id: AccessRequestId) -> Self {
         Self {
             endpoint,
             identity,
@@ -86,10 +81,7 @@ impl AccessRequestWatch {
     }
 
     /// The access request once it no longer waits for people: approved counts. `None` when that did not happen by `until`.
-    pub async fn decided(
-        &mut self,
-        until: Timestamp,
-    ) -> Result<Option<AccessRequestInfo>, Error> {
+    pub async fn decided(&mut self, until: Timestamp) -> Result<Option<AccessRequestInfo>, Error> {
         let left = until.after(self.endpoint.clock().now());
         let decided = async {
             while let Some(request) = self.next().await? {
@@ -141,7 +133,7 @@ impl AccessRequestWatch {
 
     /// Drops the stream and waits a little, unless the broker refused the watch.
     async fn reconnect_after(&mut self, error: Error) -> Result<(), Error> {
-        if !error.retryable() {
+        if !error.is_retryable() {
             return Err(error);
         }
         self.reconnect().await

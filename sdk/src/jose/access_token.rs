@@ -233,7 +233,11 @@ pub fn sign(
 }
 
 /// Checks a token: signature, form, issuer, audience, life, in that order.
-pub fn check(token: &str, keys: &KeySet, expect: &ExpectedToken<'_>) -> Result<CheckedToken, TokenError> {
+pub fn check(
+    token: &str,
+    keys: &KeySet,
+    expect: &ExpectedToken<'_>,
+) -> Result<CheckedToken, TokenError> {
     let jws = jws::verify(token, keys, &RULES).map_err(|error| match error {
         JoseError::UnknownKey => TokenError::UnknownKey,
         JoseError::Signature => TokenError::Signature,
@@ -489,7 +493,8 @@ mod tests {
         let aud = Audience::parse("https://idp.example/").expect("audience");
         let keys = &fixture.keys;
         assert!(check(token.expose_secret(), keys, &expect).is_ok());
-        let wrong = |expect: ExpectedToken<'_>| check(token.expose_secret(), keys, &expect).map(drop);
+        let wrong =
+            |expect: ExpectedToken<'_>| check(token.expose_secret(), keys, &expect).map(drop);
         assert_eq!(
             wrong(ExpectedToken {
                 iss: "https://broker.example/",

@@ -347,7 +347,11 @@ mod tests {
             ("one", Some("n-1"), NOW)
         );
         assert_eq!(
-            (checked.ath(), checked.action_digest(), checked.evidence_hash()),
+            (
+                checked.ath(),
+                checked.action_digest(),
+                checked.evidence_hash()
+            ),
             (claims().ath, claims().action_digest, claims().evidence_hash)
         );
         assert_eq!(checked.ath(), Some(ath("token")));

@@ -192,8 +192,8 @@ fn missing_kid_allowed_for_single_key() {
         verify(&token, &one.keys, &rules).expect("verified").kid(),
         &kid("a")
     );
-    let both =
-        KeySet::from_keys([(kid("a"), one.key.public()), (kid("b"), two.key.public())]).expect("set");
+    let both = KeySet::from_keys([(kid("a"), one.key.public()), (kid("b"), two.key.public())])
+        .expect("set");
     assert_eq!(verify(&token, &both, &rules).err(), Some(JoseError::Kid));
     let none = KeySet::from_keys([]).expect("set");
     assert_eq!(verify(&token, &none, &rules).err(), Some(JoseError::Kid));

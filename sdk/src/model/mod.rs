@@ -25,8 +25,8 @@ mod workload;
 pub use action::{
     Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target,
 };
-pub use agent::{RegisteredAgent, AgentStatus};
-pub use decision::{PolicyInput, TtlLimit, DecisionRecord, ProfileRef, RuleRef, TtlBreakdown};
+pub use agent::{AgentStatus, RegisteredAgent};
+pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
 pub use digest::{Digest, Thumbprint};
 pub use entry::*;
 pub use freeze::FreezeScope;
@@ -37,7 +37,7 @@ pub use risk::Risk;
 pub use secret::Secret;
 pub use status::{Code, DetailVisibility, Exit, RetryHint};
 pub use stream::{Stream, Version};
-pub use time::{Timestamp, parse_duration, format_seconds};
+pub use time::{Timestamp, format_seconds, parse_duration};
 pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 

@@ -156,16 +156,16 @@ refusals! {
         "check the id, and the key or task of the call: an id of another caller gets the same answer as an unknown id";
     RequestIdReused = "REQUEST_ID_REUSED" AlreadyExists Conflict Caller Never,
         "this request_id was used for something else",
-        "request again with a new --request-id";
+        "request again with a new --idempotency-key";
     ApprovalOutOfScope = "APPROVAL_OUT_OF_SCOPE" FailedPrecondition Conflict Caller Never,
         "the approval requested under this request_id is for another action",
-        "request this action with a new --request-id: it needs a new approval";
+        "request this action with a new --idempotency-key: it needs a new approval";
     TaskEnded = "TASK_ENDED" FailedPrecondition Failed Caller Never,
         "the task has ended",
         "open another task: 'dipylon task open'";
     TokenDead = "TOKEN_DEAD" FailedPrecondition Conflict Caller Never,
         "the token of this request_id is no longer valid",
-        "request again with a new --request-id";
+        "request again with a new --idempotency-key";
     UseSpent = "USE_SPENT" FailedPrecondition Failed Caller Never,
         "every use of the token has been consumed",
         "the agent must request another token";
@@ -253,7 +253,7 @@ denials! {
         "request something else, or talk to the approver";
     Expired = "EXPIRED" ApprovalTimeout,
         "approval timed out",
-        "request again with a new --request-id when an approver is available";
+        "request again with a new --idempotency-key when an approver is available";
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" QuorumUnreachable,
         "the quorum cannot be reached: too few people can approve",
         "the security team must add approvers, or invite them to enrol passkeys: the agent's owner never counts";

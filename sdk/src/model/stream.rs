@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, ParseError, PersonId, IdempotencyKey, TaskId,
-    Thumbprint, TokenId, TrustDomain,
+    AccessRequestId, AgentId, Digest, FreezeScope, IdempotencyKey, KeyId, ParseError, PersonId,
+    TaskId, Thumbprint, TokenId, TrustDomain,
 };
 
 /// Version of a stream: 1 + the index of the last entry that advanced it; 0 before the first.

@@ -57,26 +57,12 @@ pub fn nearest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, k)| k)
 }
 
-/// Levenshtein distance over bytes, one row at a time; the maximum for words of more than 128 bytes.
+/// Levenshtein distance; over bytes, one row at a time; the maximum for words of more than 128 bytes.
 fn levenshtein(a: &str, b: &str) -> usize {
     if a.len() > 128 || b.len() > 128 {
         return usize::MAX;
     }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (y, above) in b.bytes().zip(row.iter().skip(1)) {
-            left = (diagonal + usize::from(x != y))
-                .min(left + 1)
-                .min(above + 1);
-            next.push(left);
-            diagonal = *above;
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(usize::MAX)
+    strsim::levenshtein(a, b)
 }
 
 #[cfg(test)]

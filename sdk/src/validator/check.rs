@@ -284,7 +284,11 @@ impl Authorized {
 }
 
 impl ConsumedUse {
-    pub(super) fn new(authorized: Authorized, uses_left: Option<u32>, position: Option<u64>) -> Self {
+    pub(super) fn new(
+        authorized: Authorized,
+        uses_left: Option<u32>,
+        position: Option<u64>,
+    ) -> Self {
         Self {
             authorized,
             uses_left,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{START_MS, ValidatorState};
-use crate::client::{Error, CallOptions, methods, backoff_ms};
+use crate::client::{CallOptions, Error, backoff_ms, methods};
 use crate::model::{ParseError, Reason};
 use crate::proto::v1;
 

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::Empty;
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
 
-use crate::client::{Protocol, Transport};
+use crate::client::{self, Protocol, Transport};
 use crate::jose::{KeySet, Usage};
 use crate::model::Timestamp;
 
@@ -62,7 +61,8 @@ impl Keys {
             return Ok(());
         }
         *fetched_at = now;
-        self.set.store(std::sync::Arc::new(get(&self.transport).await?));
+        self.set
+            .store(std::sync::Arc::new(get(&self.transport).await?));
         Ok(())
     }
 }
@@ -80,11 +80,6 @@ async fn get_body(transport: &Transport) -> Result<Bytes, FetchError> {
         .connect(Protocol::Http1)
         .await
         .map_err(|_| FetchError::Unreachable)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|_| FetchError::Unreachable)?;
-    // Ends with the sender, at the end of this function.
-    let connection = tokio::spawn(connection);
     let request = http::Request::get(PATH)
         .header(http::header::HOST, authority.as_str())
         .header(
@@ -93,20 +88,15 @@ async fn get_body(transport: &Transport) -> Result<Bytes, FetchError> {
         )
         .body(Empty::<Bytes>::new())
         .map_err(|_| FetchError::Unreachable)?;
-    let response = sender
-        .send_request(request)
+    let response = client::http::send(stream, request)
         .await
         .map_err(|_| FetchError::Unreachable)?;
     if response.status() != http::StatusCode::OK {
         return Err(FetchError::Status(response.status().as_u16()));
     }
-    let body = Limited::new(response.into_body(), BODY_BYTES_MAX)
-        .collect()
+    client::http::read_body(response.into_body(), BODY_BYTES_MAX)
         .await
-        .map_err(|_| FetchError::Body)?
-        .to_bytes();
-    connection.abort();
-    Ok(body)
+        .map_err(|_| FetchError::Body)
 }
 
 const PATH: &str = "/.well-known/jwks.json";

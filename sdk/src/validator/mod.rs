@@ -18,11 +18,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use check::{Authorized, PresentedToken, ValidationError, RequiredAction, ConsumedUse};
+pub use check::{Authorized, ConsumedUse, PresentedToken, RequiredAction, ValidationError};
 pub use keys::FetchError;
 
-pub use crate::client::{Introspection, JournalPosition};
 use crate::client::{CallOptions, ConnectOptions, Endpoint, Error, Identity, methods};
+pub use crate::client::{Introspection, JournalPosition};
 use crate::clock::Clock;
 use crate::jose::access_token::{self, TokenError};
 use crate::model::{Audience, Reason, Secret, TokenId, UseId};
@@ -157,7 +157,9 @@ impl Validator {
         };
         let token = match access_token::check(presented.token, &keys.now(), &expect) {
             Err(TokenError::UnknownKey) => {
-                keys.refresh(now).await.map_err(|_| ValidationError::Stale)?;
+                keys.refresh(now)
+                    .await
+                    .map_err(|_| ValidationError::Stale)?;
                 access_token::check(presented.token, &keys.now(), &expect)
             }
             checked => checked,
@@ -181,9 +183,13 @@ impl Validator {
 
     /// Consumes one use of a token that has a limit: the broker records the use before it answers. The same `use_id` gets the
     /// same answer. A token without a limit costs no call.
-    pub async fn consume(&self, authorized: Authorized, use_id: &str) -> Result<ConsumedUse, ValidationError> {
-        let use_id =
-            UseId::parse(use_id).map_err(|error| ValidationError::Broker(Error::InvalidInput(error)))?;
+    pub async fn consume(
+        &self,
+        authorized: Authorized,
+        use_id: &str,
+    ) -> Result<ConsumedUse, ValidationError> {
+        let use_id = UseId::parse(use_id)
+            .map_err(|error| ValidationError::Broker(Error::InvalidInput(error)))?;
         if authorized.uses().is_none() {
             return Ok(ConsumedUse::new(authorized, None, None));
         }
@@ -212,7 +218,11 @@ impl Validator {
         // Only an answer about this token, with the entry of the use, authorizes it.
         let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
         match (own, answer.position) {
-            (true, Some(position)) => Ok(ConsumedUse::new(authorized, answer.uses_left, Some(position))),
+            (true, Some(position)) => Ok(ConsumedUse::new(
+                authorized,
+                answer.uses_left,
+                Some(position),
+            )),
             (true, None) | (false, _) => Err(ValidationError::Broker(Error::Answer(
                 crate::model::ParseError::new("use", "is not of this token"),
             ))),

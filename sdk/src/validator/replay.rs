@@ -16,7 +16,11 @@ pub(super) struct ReplayCache {
 
 impl ReplayCache {
     /// Accepts the proof unless this key already sent one with this `jti` while it could be fresh (RFC 9449 §11.1).
-    pub(super) fn insert_once(&mut self, proof: &CheckedProof, now: Timestamp) -> Result<(), ValidationError> {
+    pub(super) fn insert_once(
+        &mut self,
+        proof: &CheckedProof,
+        now: Timestamp,
+    ) -> Result<(), ValidationError> {
         let jkt = proof.jkt();
         self.take(
             Digest::sha256_parts(&[jkt.0.as_bytes(), proof.jti().as_bytes()]),
@@ -81,7 +85,10 @@ mod tests {
         ));
         assert!(
             proofs
-                .take(Digest::sha256(b"one more"), start.plus_millis(GENERATION_MS))
+                .take(
+                    Digest::sha256(b"one more"),
+                    start.plus_millis(GENERATION_MS)
+                )
                 .is_ok()
         );
     }

@@ -214,7 +214,11 @@ impl RevocationSet {
             || before(self.agents.get(&claims.client_id))
             || before(self.actions.get(action))
             || self.everything.is_some_and(|event| decided < event);
-        if is_revoked { Err(ValidationError::Revoked) } else { Ok(()) }
+        if is_revoked {
+            Err(ValidationError::Revoked)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -518,10 +522,7 @@ mod tests {
                 NOW,
             )
             .expect("resync");
-        assert_eq!(
-            (revoked.is_complete(), revoked.position()),
-            (false, None)
-        );
+        assert_eq!((revoked.is_complete(), revoked.position()), (false, None));
         revoked
             .apply(heartbeat(1, 13, Some(12)), NOW)
             .expect("heartbeat");

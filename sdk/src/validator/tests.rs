@@ -433,7 +433,10 @@ async fn action_parameters_and_key_are_enforced() {
             parameter("note", Param::Str("other words".to_owned())),
             ValidationError::WrongParameters,
         ),
-        (parameter("more", Param::Int(1)), ValidationError::WrongParameters),
+        (
+            parameter("more", Param::Int(1)),
+            ValidationError::WrongParameters,
+        ),
         (
             with(&|r| r.parameters = Some(BTreeMap::new())),
             ValidationError::WrongParameters,
@@ -551,7 +554,10 @@ async fn feed_resumes_after_disconnect_and_restarts_after_gap() {
     validator.wait_for_position(14).await;
     assert_eq!(
         (ask(&good).await, ask(&token).await),
-        (Some(ValidationError::Revoked), Some(ValidationError::Revoked))
+        (
+            Some(ValidationError::Revoked),
+            Some(ValidationError::Revoked)
+        )
     );
 }
 
@@ -687,7 +693,10 @@ async fn only_limited_tokens_consume_uses() {
             .consume(admit(Some(1)).await, use_id)
             .await
             .expect_err("rejected");
-        assert!(matches!(error, ValidationError::Broker(_)), "{use_id}: {error}");
+        assert!(
+            matches!(error, ValidationError::Broker(_)),
+            "{use_id}: {error}"
+        );
         assert_eq!(error.status(), 503);
     }
     assert!(validator.introspect("token").await.expect("answer").active);

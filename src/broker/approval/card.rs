@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
-use crate::card::{Requester, Attestation, Card, ProfileProgress, AgentRegistration, PersonRef};
+use crate::card::{AgentRegistration, Attestation, Card, PersonRef, ProfileProgress, Requester};
 use crate::model::*;
-use crate::policy::{CatalogueAction, VoteMethod, ParamSpec, ParamType, PolicyBundle};
+use crate::policy::{CatalogueAction, ParamSpec, ParamType, PolicyBundle, VoteMethod};
 
 impl Broker {
     /// The card of an access request, rendered for the caller. The view is recorded: approving a high-risk action requires a
@@ -17,8 +17,13 @@ impl Broker {
         let request = self.find_request(call, id)?;
         self.record_card_view(&reader.id, &request, &rules, now);
         let task = self.state.task(&request.opened.task);
-        let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "the task of the access request is missing"))?;
+        let task = task.ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::Undecided,
+                "the task of the access request is missing",
+            )
+        })?;
         let dwell = self.dwell_time(&request, &rules);
         let AccessView {
             request,

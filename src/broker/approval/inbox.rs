@@ -202,7 +202,9 @@ impl AskBudget {
 
     /// When the budget next allows an admission.
     fn next_admission(&self) -> Option<Timestamp> {
-        self.recent.front().map(|(at, _)| at.plus_millis(ASK_WINDOW_MS))
+        self.recent
+            .front()
+            .map(|(at, _)| at.plus_millis(ASK_WINDOW_MS))
     }
 }
 
@@ -236,7 +238,9 @@ impl Broker {
         let total = entries.len();
         let mut sizes: BTreeMap<InboxGroupKey, usize> = BTreeMap::new();
         for entry in &entries {
-            *sizes.entry(InboxGroupKey::from_request(&entry.request)).or_default() += 1;
+            *sizes
+                .entry(InboxGroupKey::from_request(&entry.request))
+                .or_default() += 1;
         }
         let first = match ask.after {
             Some(after) => entries.partition_point(|entry| entry.cursor <= after),
@@ -291,7 +295,9 @@ impl Broker {
             return None;
         }
         // Most waiting requests have no vote, and need no tally.
-        if !request.votes.is_empty() && quorum_reached(&self.approval_progress(&request, rules, now)) {
+        if !request.votes.is_empty()
+            && quorum_reached(&self.approval_progress(&request, rules, now))
+        {
             return None;
         }
         let risk = rules.bundle.action(&request.opened.action.action);
@@ -372,7 +378,9 @@ impl Broker {
         let changes = self.notifier.subscribe_inboxes();
         let (epoch, head) = self.state.position();
         let known = after.filter(|p| {
-            p.epoch == epoch && p.index <= head && self.state.inbox_changes_after(p.index, 1).is_some()
+            p.epoch == epoch
+                && p.index <= head
+                && self.state.inbox_changes_after(p.index, 1).is_some()
         });
         Ok(InboxWatch {
             caller: caller.id.clone(),
@@ -514,7 +522,11 @@ mod tests {
         assert!(budget.admitted.contains(&id(1)) && budget.admitted.contains(&id(200)));
         let mut budget = AskBudget::default();
         budget.admit(&flood(1).collect::<Vec<_>>(), 2, now);
-        assert_eq!(budget.admitted.len(), 2, "a lone agent gets the whole budget");
+        assert_eq!(
+            budget.admitted.len(),
+            2,
+            "a lone agent gets the whole budget"
+        );
         for minute in 1..4 {
             now = now.plus_millis(ASK_WINDOW_MS);
             let mut wanted: Vec<_> = flood(10 * minute).collect();

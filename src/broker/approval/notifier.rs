@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::model::AccessRequestId;
-use crate::state::{State, InboxChangeKind};
+use crate::state::{InboxChangeKind, State};
 
 /// One channel for each awaited access request, and one for all inboxes.
 #[derive(Debug)]

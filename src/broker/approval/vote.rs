@@ -14,7 +14,7 @@ use crate::card::AccessRequestStatus;
 use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, StoredStatus, AccessRequestHistory};
+use crate::state::{AccessRequest, AccessRequestHistory, StoredStatus};
 
 /// A vote statement handed out and not yet signed.
 pub(in crate::broker) struct PendingStatement {
@@ -161,7 +161,10 @@ impl Broker {
         };
         let max_ttl = match narrowing.max_ttl {
             Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
-                let message = format!("`max_ttl`: expected 1 to {} seconds, got {ttl}", request.opened.max_ttl);
+                let message = format!(
+                    "`max_ttl`: expected 1 to {} seconds, got {ttl}",
+                    request.opened.max_ttl
+                );
                 return Err(self.refuse(call.method, Reason::InvalidTtl, message));
             }
             Some(ttl) => ttl,
@@ -285,113 +288,137 @@ impl Broker {
         });
         let (voter, statement, proof) = (&voter, &statement, &proof);
         let (evidence, signature) = (&evidence, &signature);
-        self.transaction(call.method, VOTE_ATTEMPTS, "others keep voting", |attempt| async move {
-            let now = self.now();
-            let rules = self.rules(call)?;
-            // Read before the check that it is open: an end after this line refuses the append.
-            let opened = self.find_request(call, &id)?.opened.clone();
-            let read_set = self.request_read_set(&opened);
-            let enrolled = self.state.credentials().get(&voter.id);
-            let asks = self.state.access_request_history(&opened.agent);
-            let request = self.open_for_votes(call, &id, now)?;
-            let voter_context = self.voter_context(&rules.bundle);
-            let eligible = votes::eligible(
-                &voter.id,
-                &statement.profile.name,
-                statement.verdict,
-                &request,
-                voter_context,
-                now,
-            );
-            let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
-                Ok(defined) => defined,
-                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await.into()),
-            };
-            let Some(person) = rules.bundle.person(&voter.id) else {
-                let why = Ineligible::NotApprover;
-                return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
-            };
-            let seen = match vote_proof::verify_signature(
-                person,
-                &enrolled.value,
-                key,
-                defined.method,
-                statement,
-                proof,
-                &self.limits.party,
-            ) {
-                Ok(seen) => seen,
-                Err(VoteProofError::PasskeyRequired) => {
-                    let why = Ineligible::PasskeyRequired;
-                    return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
-                }
-                Err(VoteProofError::Signature) => {
-                    return Err(self.refuse(
+        self.transaction(
+            call.method,
+            VOTE_ATTEMPTS,
+            "others keep voting",
+            |attempt| async move {
+                let now = self.now();
+                let rules = self.rules(call)?;
+                // Read before the check that it is open: an end after this line refuses the append.
+                let opened = self.find_request(call, &id)?.opened.clone();
+                let read_set = self.request_read_set(&opened);
+                let enrolled = self.state.credentials().get(&voter.id);
+                let asks = self.state.access_request_history(&opened.agent);
+                let request = self.open_for_votes(call, &id, now)?;
+                let voter_context = self.voter_context(&rules.bundle);
+                let eligible = votes::eligible(
+                    &voter.id,
+                    &statement.profile.name,
+                    statement.verdict,
+                    &request,
+                    voter_context,
+                    now,
+                );
+                let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
+                    Ok(defined) => defined,
+                    Err(why) => {
+                        return Err(self
+                            .refuse_vote(call, &request, &voter.id, why)
+                            .await
+                            .into());
+                    }
+                };
+                let Some(person) = rules.bundle.person(&voter.id) else {
+                    let why = Ineligible::NotApprover;
+                    return Err(self
+                        .refuse_vote(call, &request, &voter.id, why)
+                        .await
+                        .into());
+                };
+                let seen =
+                    match vote_proof::verify_signature(
+                        person,
+                        &enrolled.value,
+                        key,
+                        defined.method,
+                        statement,
+                        proof,
+                        &self.limits.party,
+                    ) {
+                        Ok(seen) => seen,
+                        Err(VoteProofError::PasskeyRequired) => {
+                            let why = Ineligible::PasskeyRequired;
+                            return Err(self
+                                .refuse_vote(call, &request, &voter.id, why)
+                                .await
+                                .into());
+                        }
+                        Err(VoteProofError::Signature) => {
+                            return Err(self.refuse(
                         call.method,
                         Reason::SignatureWrong,
                         "the signature is not of this statement by the key of this call",
                     ).into());
+                        }
+                        Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
+                            return Err(self
+                                .refuse(call.method, Reason::PasskeyWrong, why.to_string())
+                                .into());
+                        }
+                    };
+                // The counter is checked once: a retry after a conflict carries the same assertion.
+                if let Some(seen) = seen
+                    && attempt.is_first()
+                {
+                    self.check_signature_counter(call.method, &voter.id, key, seen.sign_count)
+                        .await?;
                 }
-                Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
-                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()).into());
+                let blob = Blob::new(text);
+                let event = Event::VoteCast(VoteCast {
+                    access_request: id,
+                    voter: voter.id.clone(),
+                    key,
+                    verdict: statement.verdict,
+                    profile: statement.profile.clone(),
+                    max_ttl: statement.max_ttl,
+                    uses: statement.uses,
+                    not_after: Timestamp::from_secs(statement.not_after),
+                    statement: blob.hash(),
+                    signature: signature.clone(),
+                    assertion: evidence.as_ref().map(Blob::hash),
+                    sign_count: seen.map(|seen| seen.sign_count),
+                });
+                let mut append = Append {
+                    read_set: [
+                        (Stream::Policy, rules.version),
+                        (Stream::Person(voter.id.clone()), enrolled.version),
+                    ]
+                    .into_iter()
+                    .chain(read_set)
+                    .collect(),
+                    not_after: Some(request.opened.expires_at),
+                    blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
+                    ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
+                };
+                if statement.verdict == Verdict::Deny {
+                    let suspension_after_denials =
+                        self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
+                    if let Some(vote) = append.events.first_mut() {
+                        // A request that counted denials before this one conflicts.
+                        let asks = (Stream::AgentRequests(opened.agent.clone()), asks.version);
+                        vote.write_set.push(asks);
+                    }
+                    append.events.extend(suspension_after_denials);
                 }
-            };
-            // The counter is checked once: a retry after a conflict carries the same assertion.
-            if let Some(seen) = seen
-                && attempt.is_first()
-            {
-                self.check_signature_counter(call.method, &voter.id, key, seen.sign_count)
-                    .await?;
-            }
-            let blob = Blob::new(text);
-            let event = Event::VoteCast(VoteCast {
-                access_request: id,
-                voter: voter.id.clone(),
-                key,
-                verdict: statement.verdict,
-                profile: statement.profile.clone(),
-                max_ttl: statement.max_ttl,
-                uses: statement.uses,
-                not_after: Timestamp::from_secs(statement.not_after),
-                statement: blob.hash(),
-                signature: signature.clone(),
-                assertion: evidence.as_ref().map(Blob::hash),
-                sign_count: seen.map(|seen| seen.sign_count),
-            });
-            let mut append = Append {
-                read_set: [
-                    (Stream::Policy, rules.version),
-                    (Stream::Person(voter.id.clone()), enrolled.version),
-                ]
-                .into_iter()
-                .chain(read_set)
-                .collect(),
-                not_after: Some(request.opened.expires_at),
-                blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
-                ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
-            };
-            if statement.verdict == Verdict::Deny {
-                let suspension_after_denials = self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
-                if let Some(vote) = append.events.first_mut() {
-                    // A request that counted denials before this one conflicts.
-                    let asks = (Stream::AgentRequests(opened.agent.clone()), asks.version);
-                    vote.write_set.push(asks);
-                }
-                append.events.extend(suspension_after_denials);
-            }
-            let before = self.view(request, &rules, now).status;
-            let suspended = append.events.len() > 1;
-            attempt.append(append).await?;
-            let view = self.view_of(call, &id)?;
-            let took = STATEMENT_LIFE_MS - until.since(now);
-            self.record_vote_metrics(before, &view, took, now);
-            Ok(VoteOutcome { view, suspended })
-        })
+                let before = self.view(request, &rules, now).status;
+                let suspended = append.events.len() > 1;
+                attempt.append(append).await?;
+                let view = self.view_of(call, &id)?;
+                let took = STATEMENT_LIFE_MS - until.since(now);
+                self.record_vote_metrics(before, &view, took, now);
+                Ok(VoteOutcome { view, suspended })
+            },
+        )
         .await
     }
 
     /// Whether an unsigned statement of this access request is out.
-    pub(in crate::broker) fn has_pending_statement(&self, id: &AccessRequestId, now: Timestamp) -> bool {
+    pub(in crate::broker) fn has_pending_statement(
+        &self,
+        id: &AccessRequestId,
+        now: Timestamp,
+    ) -> bool {
         let statements = self.lock(&self.statements);
         statements
             .values()
@@ -411,7 +438,9 @@ impl Broker {
         let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
         let denials = u32::try_from(asks.denials_since(since) + 1).unwrap_or(u32::MAX);
         let standing = self.state.agent_status(&opened.agent);
-        let due = approvals.quarantine > 0 && denials >= approvals.quarantine && !standing.value.suspended;
+        let due = approvals.quarantine > 0
+            && denials >= approvals.quarantine
+            && !standing.value.suspended;
         due.then(|| NewEvent {
             event: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
@@ -445,7 +474,10 @@ impl Broker {
             return Ok(());
         }
         let message = match shown {
-            Some(_) => format!("the card must be shown {} ms longer before an approval", left.as_millis()),
+            Some(_) => format!(
+                "the card must be shown {} ms longer before an approval",
+                left.as_millis()
+            ),
             None => "the card must be shown before an approval: open it first".to_owned(),
         };
         Err(Refusal {
@@ -455,11 +487,17 @@ impl Broker {
     }
 
     /// How long the card must be shown before an approval: for high risk, or a risk that is not stated.
-    pub(in crate::broker) fn dwell_time(&self, request: &AccessRequest, rules: &ActivePolicy) -> Duration {
+    pub(in crate::broker) fn dwell_time(
+        &self,
+        request: &AccessRequest,
+        rules: &ActivePolicy,
+    ) -> Duration {
         let action = rules.bundle.action(&request.opened.action.action);
         match action.and_then(|a| a.risk) {
             Some(Risk::Low | Risk::Medium) => Duration::ZERO,
-            Some(Risk::High) | None => Duration::from_secs(rules.bundle.approval_limits().dwell_s.into()),
+            Some(Risk::High) | None => {
+                Duration::from_secs(rules.bundle.approval_limits().dwell_s.into())
+            }
         }
     }
 
@@ -497,7 +535,10 @@ impl Broker {
         id: &AccessRequestId,
         rules: &ActivePolicy,
     ) -> Option<Timestamp> {
-        let shown = self.lock(&self.card_views).get(&(person.clone(), *id)).copied();
+        let shown = self
+            .lock(&self.card_views)
+            .get(&(person.clone(), *id))
+            .copied();
         shown
             .filter(|(policy, _)| *policy == rules.bundle.version())
             .map(|(_, at)| at)
@@ -568,7 +609,10 @@ impl Broker {
         }
     }
 
-    pub(in crate::broker) fn rules(&self, call: &CallContext) -> Result<Arc<ActivePolicy>, Refusal> {
+    pub(in crate::broker) fn rules(
+        &self,
+        call: &CallContext,
+    ) -> Result<Arc<ActivePolicy>, Refusal> {
         self.projections.rules().ok_or_else(|| {
             self.refuse(
                 call.method,
@@ -629,13 +673,21 @@ impl Broker {
     }
 
     /// Whether votes are still accepted.
-    pub(in crate::broker) fn is_open_for_votes(&self, request: &AccessRequest, now: Timestamp) -> bool {
+    pub(in crate::broker) fn is_open_for_votes(
+        &self,
+        request: &AccessRequest,
+        now: Timestamp,
+    ) -> bool {
         let task = self.state.task(&request.opened.task);
         request.is_pending(now) && task.is_some_and(|task| self.is_running(&task, now))
     }
 
     /// Whether the quorum was reached before this moment.
-    pub(in crate::broker) fn was_decided_before(&self, request: &AccessRequest, moment: Timestamp) -> bool {
+    pub(in crate::broker) fn was_decided_before(
+        &self,
+        request: &AccessRequest,
+        moment: Timestamp,
+    ) -> bool {
         let before = moment.plus_millis(-1);
         self.projections.rules().is_some_and(|rules| {
             let view = self.view(Arc::new(request.clone()), &rules, before);

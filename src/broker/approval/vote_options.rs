@@ -17,7 +17,11 @@ pub struct VoteOptions {
 
 impl Broker {
     /// The caller's voting options on an access request whose card was shown to them.
-    pub fn vote_options(&self, call: &CallContext, id: &AccessRequestId) -> Result<VoteOptions, Refusal> {
+    pub fn vote_options(
+        &self,
+        call: &CallContext,
+        id: &AccessRequestId,
+    ) -> Result<VoteOptions, Refusal> {
         let now = self.now();
         let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;

@@ -129,8 +129,15 @@ impl Broker {
     ) -> Result<Possession, Refusal> {
         self.require_agent_role(call)?;
         let any = |_| Ok(());
-        self.possession_with_cache(call, None, Some(evidence), now, &self.open_task_replay_cache, &any)
-            .map_err(|e| self.refuse_gate_1(call.method, &e))
+        self.possession_with_cache(
+            call,
+            None,
+            Some(evidence),
+            now,
+            &self.open_task_replay_cache,
+            &any,
+        )
+        .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
     /// The caller's task and the possession of its key; another key's task and an unknown id get the same answer.
@@ -211,9 +218,13 @@ impl Broker {
     /// The registered holder of a key of `people.toml`; `None` once the key was revoked.
     fn registered_holder(&self, rules: &ActivePolicy, key: Thumbprint) -> Option<RegisteredCaller> {
         rules.by_key(key).filter(|registered| match registered {
-            RegisteredCaller::Person(person) => {
-                !self.state.credentials().get(person).value.revoked.contains(&key)
-            }
+            RegisteredCaller::Person(person) => !self
+                .state
+                .credentials()
+                .get(person)
+                .value
+                .revoked
+                .contains(&key),
             RegisteredCaller::Service(_) => true,
         })
     }

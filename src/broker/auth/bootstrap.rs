@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ring::hmac;
 
 use crate::broker::auth::one_time_code;
-use crate::broker::{BundleApplied, Broker, CallContext, CallerRole, Refusal};
+use crate::broker::{Broker, BundleApplied, CallContext, CallerRole, Refusal};
 use crate::jose::PublicKey;
 use crate::journal::AppendError;
 use crate::model::*;
@@ -45,7 +45,10 @@ impl BootstrapCode {
         let code = one_time_code::format(&random);
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
         let open = OpenCode {
-            tag: hmac::sign(&key, one_time_code::normalize(&code).expose_secret().as_bytes()),
+            tag: hmac::sign(
+                &key,
+                one_time_code::normalize(&code).expose_secret().as_bytes(),
+            ),
             key,
             until: now.plus_secs(CODE_LIFE_S),
         };
@@ -56,7 +59,9 @@ impl BootstrapCode {
     /// Whether this is the code, compared in constant time.
     fn check(&self, code: &Secret, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| {
-            let open = slot.as_mut().ok_or(VerifyError::OneTimeCode("no code is open"))?;
+            let open = slot
+                .as_mut()
+                .ok_or(VerifyError::OneTimeCode("no code is open"))?;
             if now >= open.until {
                 *slot = None;
                 return Err(VerifyError::OneTimeCode("it has expired"));
@@ -113,7 +118,9 @@ impl Broker {
     ) -> Result<FirstOperator, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         if !call.allowed_roles.contains(&CallerRole::Operator) {
-            return Err(closed(&VerifyError::OneTimeCode("it is for operators' methods")));
+            return Err(closed(&VerifyError::OneTimeCode(
+                "it is for operators' methods",
+            )));
         }
         if call.bearer.is_some() {
             return Err(closed(&VerifyError::ProofMismatch("credential")));
@@ -165,7 +172,9 @@ impl Broker {
             Ok(()) => self.bootstrap_code.close(),
             Err(AppendError::Conflict(_)) => {
                 self.bootstrap_code.close();
-                return Err(self.refuse_gate_1(method, &VerifyError::OneTimeCode("a bundle is in force")));
+                return Err(
+                    self.refuse_gate_1(method, &VerifyError::OneTimeCode("a bundle is in force"))
+                );
             }
             Err(error) => return Err(self.refuse_append(method, &error)),
         }
@@ -218,7 +227,10 @@ mod tests {
         for _ in 0..1_000 {
             assert!(one.check(&typed(String::new()), now).is_err());
         }
-        assert!(one.check(&code, now).is_ok(), "wrong guesses do not void it");
+        assert!(
+            one.check(&code, now).is_ok(),
+            "wrong guesses do not void it"
+        );
         one.close();
         assert!(one.check(&code, now).is_err() && one.require_open(now).is_err());
     }

@@ -17,7 +17,7 @@ use crate::jose::AuthenticatorKey;
 use crate::journal::Append;
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{PersonCredentials, Invitation, Versioned};
+use crate::state::{Invitation, PersonCredentials, Versioned};
 use crate::webauthn::{self, Registration};
 
 /// An issued invitation, for the invited person.
@@ -104,45 +104,50 @@ impl Broker {
         }
         let shown = one_time_code::format(&random);
         let (person, operator, shown) = (&person, &operator, &shown);
-        self.transaction(call.method, UNTIL_DONE, "the person keeps changing while they are invited", |attempt| async move {
-            let now = self.now();
-            let rules = self.require_operator(call, operator)?;
-            if rules.bundle.person(person).is_none() {
-                let message = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, message).into());
-            }
-            let enrolled = self.state.credentials().get(person);
-            if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                let message = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
-                return Err(self.refuse(call.method, Reason::Malformed, message).into());
-            }
-            let expires_at = now.plus_secs(INVITATION_LIFE_S);
-            let event = Event::ApproverInvited(ApproverInvited {
-                invitation: InvitationId::from_random(self.random_bytes()),
-                person: person.clone(),
-                code: hash(shown),
-                expires_at,
-                by: operator.id.clone(),
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(
-                    event,
-                    vec![(Stream::Person(person.clone()), enrolled.version)],
-                )
-            };
-            attempt.append(append).await?;
-            let url = format!(
-                "{}/console/enrol#{}",
-                self.relying_party().origin,
-                shown.expose_secret()
-            );
-            Ok(IssuedInvitation {
-                url: Secret::new(url),
-                code: shown.clone(),
-                expires_at,
-            })
-        })
+        self.transaction(
+            call.method,
+            UNTIL_DONE,
+            "the person keeps changing while they are invited",
+            |attempt| async move {
+                let now = self.now();
+                let rules = self.require_operator(call, operator)?;
+                if rules.bundle.person(person).is_none() {
+                    let message = format!("no person {person} is registered");
+                    return Err(self.refuse(call.method, Reason::NotFound, message).into());
+                }
+                let enrolled = self.state.credentials().get(person);
+                if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
+                    let message = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
+                    return Err(self.refuse(call.method, Reason::Malformed, message).into());
+                }
+                let expires_at = now.plus_secs(INVITATION_LIFE_S);
+                let event = Event::ApproverInvited(ApproverInvited {
+                    invitation: InvitationId::from_random(self.random_bytes()),
+                    person: person.clone(),
+                    code: hash(shown),
+                    expires_at,
+                    by: operator.id.clone(),
+                });
+                let append = Append {
+                    read_set: vec![(Stream::Policy, rules.version)],
+                    ..Append::one(
+                        event,
+                        vec![(Stream::Person(person.clone()), enrolled.version)],
+                    )
+                };
+                attempt.append(append).await?;
+                let url = format!(
+                    "{}/console/enrol#{}",
+                    self.relying_party().origin,
+                    shown.expose_secret()
+                );
+                Ok(IssuedInvitation {
+                    url: Secret::new(url),
+                    code: shown.clone(),
+                    expires_at,
+                })
+            },
+        )
         .await
     }
 
@@ -158,11 +163,14 @@ impl Broker {
             .projections
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
-        let name = name.ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
+        let name = name
+            .ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
         Ok(EnrolmentOptions {
-            challenge: self
-                .sessions
-                .challenge(ChallengePurpose::Enrol(invitation.id), self.random_bytes(), now),
+            challenge: self.sessions.challenge(
+                ChallengePurpose::Enrol(invitation.id),
+                self.random_bytes(),
+                now,
+            ),
             user: webauthn::user_handle(&person),
             exclude: enrolled
                 .value
@@ -189,59 +197,77 @@ impl Broker {
         if let Err(e) = check_visible("label", label, LABEL_BYTES_MAX) {
             return Err(self.refuse(method, Reason::Malformed, e.to_string()));
         }
-        self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is enrolled", |attempt| async move {
-            let now = self.now();
-            let wrong = |why: &dyn std::fmt::Display| {
-                self.refuse(method, Reason::PasskeyWrong, why.to_string())
-            };
-            let roster = self.state.credentials();
-            let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
-            let challenge = stated_challenge(&made.client_data_json).unwrap_or_default();
-            self.sessions
-                .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
-                .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or it has expired"))?;
-            let credential = webauthn::verify_registration(self.relying_party(), &challenge, made)
-                .map_err(|e| wrong(&e))?;
-            let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
-            let key = key.thumbprint();
-            let id = URL_SAFE_NO_PAD.encode(&credential.id);
-            let rules = self
-                .projections
-                .rules()
-                .filter(|rules| rules.bundle.person(&person).is_some())
-                .ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
-            // A key can be enrolled once: reject keys registered to anyone and revoked keys.
-            if roster.person_of_credential(&id).is_some() || roster.was_enrolled(key) || rules.by_key(key).is_some() {
-                return Err(wrong(&"this key was enrolled before: use another authenticator").into());
-            }
-            if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                return Err(wrong(&format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first")).into());
-            }
-            let event = Event::ApproverEnrolled(ApproverEnrolled {
-                person: person.clone(),
-                invitation: invitation.id,
-                passkey: PasskeyOnRecord {
-                    credential: id,
-                    key,
-                    jwk: credential.jwk,
-                    sign_count: credential.sign_count,
-                    backup_eligible: credential.backup_eligible,
-                    backed_up: credential.backed_up,
-                    aaguid: URL_SAFE_NO_PAD.encode(credential.aaguid),
-                    label: label.to_owned(),
-                },
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                not_after: Some(invitation.expires_at),
-                ..Append::one(
-                    event,
-                    vec![(Stream::Person(person.clone()), enrolled.version)],
-                )
-            };
-            attempt.append(append).await?;
-            Ok(person)
-        })
+        self.transaction(
+            method,
+            UNTIL_DONE,
+            "the person keeps changing while the passkey is enrolled",
+            |attempt| async move {
+                let now = self.now();
+                let wrong = |why: &dyn std::fmt::Display| {
+                    self.refuse(method, Reason::PasskeyWrong, why.to_string())
+                };
+                let roster = self.state.credentials();
+                let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
+                let challenge = stated_challenge(&made.client_data_json).unwrap_or_default();
+                self.sessions
+                    .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
+                    .ok_or_else(|| {
+                        wrong(&"the challenge is not of this enrolment, or it has expired")
+                    })?;
+                let credential =
+                    webauthn::verify_registration(self.relying_party(), &challenge, made)
+                        .map_err(|e| wrong(&e))?;
+                let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
+                let key = key.thumbprint();
+                let id = URL_SAFE_NO_PAD.encode(&credential.id);
+                let rules = self
+                    .projections
+                    .rules()
+                    .filter(|rules| rules.bundle.person(&person).is_some())
+                    .ok_or_else(|| {
+                        self.unknown_invitation(method, "its person is no longer registered")
+                    })?;
+                // A key can be enrolled once: reject keys registered to anyone and revoked keys.
+                if roster.person_of_credential(&id).is_some()
+                    || roster.was_enrolled(key)
+                    || rules.by_key(key).is_some()
+                {
+                    return Err(
+                        wrong(&"this key was enrolled before: use another authenticator").into(),
+                    );
+                }
+                if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
+                    return Err(wrong(&format!(
+                        "{person} has {PASSKEYS_MAX} passkeys; revoke one first"
+                    ))
+                    .into());
+                }
+                let event = Event::ApproverEnrolled(ApproverEnrolled {
+                    person: person.clone(),
+                    invitation: invitation.id,
+                    passkey: PasskeyOnRecord {
+                        credential: id,
+                        key,
+                        jwk: credential.jwk,
+                        sign_count: credential.sign_count,
+                        backup_eligible: credential.backup_eligible,
+                        backed_up: credential.backed_up,
+                        aaguid: URL_SAFE_NO_PAD.encode(credential.aaguid),
+                        label: label.to_owned(),
+                    },
+                });
+                let append = Append {
+                    read_set: vec![(Stream::Policy, rules.version)],
+                    not_after: Some(invitation.expires_at),
+                    ..Append::one(
+                        event,
+                        vec![(Stream::Person(person.clone()), enrolled.version)],
+                    )
+                };
+                attempt.append(append).await?;
+                Ok(person)
+            },
+        )
         .await
     }
 
@@ -310,56 +336,61 @@ impl Broker {
     ) -> Result<usize, Refusal> {
         let operator = self.authenticate_person(call)?;
         let (person, operator) = (&person, &operator);
-        self.transaction(call.method, UNTIL_DONE, "the person keeps changing while keys are revoked", |attempt| async move {
-            let rules = self.require_operator(call, operator)?;
-            let enrolled = self.state.credentials().get(person);
-            let registered = rules.bundle.person(person);
-            let mut keys: Vec<Thumbprint> = enrolled
-                .value
-                .passkeys
-                .iter()
-                .map(|p| p.record.key)
-                .chain(
-                    registered
-                        .into_iter()
-                        .flat_map(|p| vote_proof::active_keys(p, &enrolled.value))
-                        .map(|k| k.thumbprint()),
-                )
-                .collect();
-            if registered.is_none() && enrolled.version == 0 {
-                let message = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, message).into());
-            }
-            if let Some(only) = only {
-                if enrolled.value.revoked.contains(&only) {
-                    return Ok(0);
-                }
-                keys.retain(|key| *key == only);
-                if keys.is_empty() {
-                    let message = format!("{person} has no key {only}");
+        self.transaction(
+            call.method,
+            UNTIL_DONE,
+            "the person keeps changing while keys are revoked",
+            |attempt| async move {
+                let rules = self.require_operator(call, operator)?;
+                let enrolled = self.state.credentials().get(person);
+                let registered = rules.bundle.person(person);
+                let mut keys: Vec<Thumbprint> = enrolled
+                    .value
+                    .passkeys
+                    .iter()
+                    .map(|p| p.record.key)
+                    .chain(
+                        registered
+                            .into_iter()
+                            .flat_map(|p| vote_proof::active_keys(p, &enrolled.value))
+                            .map(|k| k.thumbprint()),
+                    )
+                    .collect();
+                if registered.is_none() && enrolled.version == 0 {
+                    let message = format!("no person {person} is registered");
                     return Err(self.refuse(call.method, Reason::NotFound, message).into());
                 }
-            }
-            if keys.is_empty() && enrolled.value.invitation.is_none() {
-                return Ok(0);
-            }
-            let count = keys.len();
-            let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
-                person: person.clone(),
-                keys,
-                cause: RevokeCause::Operator,
-                by: Some(operator.id.clone()),
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(
-                    event,
-                    vec![(Stream::Person(person.clone()), enrolled.version)],
-                )
-            };
-            attempt.append(append).await?;
-            Ok(count)
-        })
+                if let Some(only) = only {
+                    if enrolled.value.revoked.contains(&only) {
+                        return Ok(0);
+                    }
+                    keys.retain(|key| *key == only);
+                    if keys.is_empty() {
+                        let message = format!("{person} has no key {only}");
+                        return Err(self.refuse(call.method, Reason::NotFound, message).into());
+                    }
+                }
+                if keys.is_empty() && enrolled.value.invitation.is_none() {
+                    return Ok(0);
+                }
+                let count = keys.len();
+                let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+                    person: person.clone(),
+                    keys,
+                    cause: RevokeCause::Operator,
+                    by: Some(operator.id.clone()),
+                });
+                let append = Append {
+                    read_set: vec![(Stream::Policy, rules.version)],
+                    ..Append::one(
+                        event,
+                        vec![(Stream::Person(person.clone()), enrolled.version)],
+                    )
+                };
+                attempt.append(append).await?;
+                Ok(count)
+            },
+        )
         .await
     }
 

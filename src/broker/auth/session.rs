@@ -194,9 +194,9 @@ pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec
 impl Broker {
     /// Options for a sign-in. Stateless: callers without a session use no memory.
     pub fn begin_sign_in(&self) -> SignInOptions {
-        let challenge = self
-            .sessions
-            .challenge(ChallengePurpose::SignIn, self.random_bytes(), self.now());
+        let challenge =
+            self.sessions
+                .challenge(ChallengePurpose::SignIn, self.random_bytes(), self.now());
         SignInOptions { challenge }
     }
 
@@ -212,7 +212,9 @@ impl Broker {
         let until = self
             .sessions
             .check(ChallengePurpose::SignIn, &challenge, now)
-            .ok_or_else(|| wrong("the challenge is not of this broker, or it has expired".to_owned()))?;
+            .ok_or_else(|| {
+                wrong("the challenge is not of this broker, or it has expired".to_owned())
+            })?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
         let roster = self.state.credentials();
         let person = roster
@@ -271,7 +273,8 @@ impl Broker {
 
     /// Ends a session. Idempotent.
     pub fn sign_out(&self, cookie: &Secret) {
-        self.sessions.with(|open| open.remove(&cookie_digest(cookie)));
+        self.sessions
+            .with(|open| open.remove(&cookie_digest(cookie)));
     }
 
     /// Whether a session is alive. Does not count as activity: an open window does not keep a session alive.
@@ -397,7 +400,10 @@ mod tests {
         let invitation = ChallengePurpose::Enrol(InvitationId::from_random([7; 16]));
         let challenge = ours.challenge(ChallengePurpose::SignIn, [9; 16], now);
         let last = now.plus_millis(CHALLENGE_LIFE_MS - 1);
-        assert!(ours.check(ChallengePurpose::SignIn, &challenge, last).is_some());
+        assert!(
+            ours.check(ChallengePurpose::SignIn, &challenge, last)
+                .is_some()
+        );
         assert_eq!(
             ours.check(ChallengePurpose::SignIn, &challenge, last.plus_millis(1)),
             None
@@ -417,7 +423,10 @@ mod tests {
                 "place {place}"
             );
         }
-        assert_eq!(ours.check(ChallengePurpose::SignIn, &challenge[..39], now), None);
+        assert_eq!(
+            ours.check(ChallengePurpose::SignIn, &challenge[..39], now),
+            None
+        );
         assert_eq!(ours.check(ChallengePurpose::SignIn, b"", now), None);
     }
 }

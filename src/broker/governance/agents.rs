@@ -19,36 +19,46 @@ impl Broker {
         let operator = self.authenticate_person(call)?;
         self.require_known_agent(call, &agent)?;
         let (operator, agent, reason) = (&operator, &agent, &reason);
-        self.transaction(call.method, UNTIL_DONE, "the agent keeps changing while it is suspended", |attempt| async move {
-            let rules = self.require_operator(call, operator)?;
-            let status = self.state.agent_status(agent);
-            if status.value.suspended {
-                return Ok((0, status.version.saturating_sub(1)));
-            }
-            let tasks = self.state.open_tasks_of(agent).len();
-            let blob = reason
-                .as_ref()
-                .map(|text| Blob::new(text.blob(self.random_bytes())));
-            let event = Event::AgentSuspended(AgentSuspended {
-                agent: agent.clone(),
-                by: operator.id.clone(),
-                reason: blob.as_ref().map(Blob::hash),
-                denials: None,
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                blobs: blob.into_iter().collect(),
-                ..Append::one(event, vec![(Stream::Agent(agent.clone()), status.version)])
-            };
-            // Enforced here from now on; recorded when the journal takes entries again.
-            let refuse = |error: &AppendError| {
-                let order = PendingRevocation::new(operator.id.clone(), EndCause::Suspended);
-                self.defer_revocation(call.method, RevocationTarget::Agent(agent.clone()), order, error)
-            };
-            let entry = attempt.append_or(append, refuse).await?;
-            self.clear_pending(&RevocationTarget::Agent(agent.clone()));
-            Ok((tasks, entry.index))
-        })
+        self.transaction(
+            call.method,
+            UNTIL_DONE,
+            "the agent keeps changing while it is suspended",
+            |attempt| async move {
+                let rules = self.require_operator(call, operator)?;
+                let status = self.state.agent_status(agent);
+                if status.value.suspended {
+                    return Ok((0, status.version.saturating_sub(1)));
+                }
+                let tasks = self.state.open_tasks_of(agent).len();
+                let blob = reason
+                    .as_ref()
+                    .map(|text| Blob::new(text.blob(self.random_bytes())));
+                let event = Event::AgentSuspended(AgentSuspended {
+                    agent: agent.clone(),
+                    by: operator.id.clone(),
+                    reason: blob.as_ref().map(Blob::hash),
+                    denials: None,
+                });
+                let append = Append {
+                    read_set: vec![(Stream::Policy, rules.version)],
+                    blobs: blob.into_iter().collect(),
+                    ..Append::one(event, vec![(Stream::Agent(agent.clone()), status.version)])
+                };
+                // Enforced here from now on; recorded when the journal takes entries again.
+                let refuse = |error: &AppendError| {
+                    let order = PendingRevocation::new(operator.id.clone(), EndCause::Suspended);
+                    self.defer_revocation(
+                        call.method,
+                        RevocationTarget::Agent(agent.clone()),
+                        order,
+                        error,
+                    )
+                };
+                let entry = attempt.append_or(append, refuse).await?;
+                self.clear_pending(&RevocationTarget::Agent(agent.clone()));
+                Ok((tasks, entry.index))
+            },
+        )
         .await
     }
 

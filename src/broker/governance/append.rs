@@ -15,10 +15,7 @@ impl Broker {
     }
 
     /// The same for an append with a read set.
-    pub(in crate::broker) async fn try_append(
-        &self,
-        append: Append,
-    ) -> Result<bool, AppendError> {
+    pub(in crate::broker) async fn try_append(&self, append: Append) -> Result<bool, AppendError> {
         match self.journal.append(append).await {
             Ok(_) => Ok(true),
             Err(AppendError::Conflict(_)) => Ok(false),

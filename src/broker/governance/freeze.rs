@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::approve::ActionFreezeStatus;
-use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
+use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
@@ -47,33 +47,39 @@ impl Broker {
         let operator = self.authenticate_person(call)?;
         self.require_known_scope(call, &scope)?;
         let (operator, scope, reason) = (&operator, &scope, &reason);
-        self.transaction(call.method, UNTIL_DONE, "the freeze keeps changing", |attempt| async move {
-            let rules = self.require_operator(call, operator)?;
-            let freeze = self.state.freeze(scope);
-            if let Some(frozen) = freeze.value.in_force {
-                return Ok(FreezeSummary {
-                    index: frozen.index,
-                    ..FreezeSummary::default()
-                });
-            }
-            let hit = self.affected_by(scope, &rules);
-            let blob = reason
-                .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.random_bytes())));
-            let append = self.freeze_append(scope, operator.id.clone(), blob, &rules, freeze.version);
-            let refuse = |error: &AppendError| {
-                let order = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
-                let what = RevocationTarget::Freeze(scope.clone());
-                self.defer_revocation(call.method, what, order, error)
-            };
-            let entry = attempt.append_or(append, refuse).await?;
-            let last = self.state.freeze(scope).value.last;
-            self.clear_pending(&RevocationTarget::Freeze(scope.clone()));
-            Ok(FreezeSummary {
-                index: last.unwrap_or(entry.index),
-                ..hit
-            })
-        })
+        self.transaction(
+            call.method,
+            UNTIL_DONE,
+            "the freeze keeps changing",
+            |attempt| async move {
+                let rules = self.require_operator(call, operator)?;
+                let freeze = self.state.freeze(scope);
+                if let Some(frozen) = freeze.value.in_force {
+                    return Ok(FreezeSummary {
+                        index: frozen.index,
+                        ..FreezeSummary::default()
+                    });
+                }
+                let hit = self.affected_by(scope, &rules);
+                let blob = reason
+                    .as_ref()
+                    .map(|prose| Blob::new(prose.blob(self.random_bytes())));
+                let append =
+                    self.freeze_append(scope, operator.id.clone(), blob, &rules, freeze.version);
+                let refuse = |error: &AppendError| {
+                    let order = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
+                    let what = RevocationTarget::Freeze(scope.clone());
+                    self.defer_revocation(call.method, what, order, error)
+                };
+                let entry = attempt.append_or(append, refuse).await?;
+                let last = self.state.freeze(scope).value.last;
+                self.clear_pending(&RevocationTarget::Freeze(scope.clone()));
+                Ok(FreezeSummary {
+                    index: last.unwrap_or(entry.index),
+                    ..hit
+                })
+            },
+        )
         .await
     }
 
@@ -107,22 +113,29 @@ impl Broker {
         now: impl Fn() -> (bool, u64) + Sync,
     ) -> Result<u64, Refusal> {
         let (lift, now) = (&lift, &now);
-        self.transaction(call.method, UNTIL_DONE, "the order keeps changing while it is lifted", |attempt| async move {
-            let rules = self.require_operator(call, operator)?;
-            let (holds, version) = now();
-            // An unwritten order must be written first: lifting before it would leave the order to come later.
-            if self.is_revocation_pending(&lift.target) {
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.unwritten).into());
-            }
-            if !holds {
-                return Ok(version.saturating_sub(1));
-            }
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(lift.event.clone(), vec![(lift.stream.clone(), version)])
-            };
-            Ok(attempt.append(append).await?.index)
-        })
+        self.transaction(
+            call.method,
+            UNTIL_DONE,
+            "the order keeps changing while it is lifted",
+            |attempt| async move {
+                let rules = self.require_operator(call, operator)?;
+                let (holds, version) = now();
+                // An unwritten order must be written first: lifting before it would leave the order to come later.
+                if self.is_revocation_pending(&lift.target) {
+                    return Err(self
+                        .refuse(call.method, Reason::JournalUnavailable, lift.unwritten)
+                        .into());
+                }
+                if !holds {
+                    return Ok(version.saturating_sub(1));
+                }
+                let append = Append {
+                    read_set: vec![(Stream::Policy, rules.version)],
+                    ..Append::one(lift.event.clone(), vec![(lift.stream.clone(), version)])
+                };
+                Ok(attempt.append(append).await?.index)
+            },
+        )
         .await
     }
 
@@ -264,7 +277,8 @@ impl Broker {
     /// Whether a scope is frozen, by an entry or a pending one, and the version of its stream.
     pub(in crate::broker) fn freeze_status(&self, scope: &FreezeScope) -> (bool, Version) {
         let at = self.state.freeze(scope);
-        let frozen = at.value.in_force.is_some() || self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()));
+        let frozen = at.value.in_force.is_some()
+            || self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()));
         (frozen, at.version)
     }
 

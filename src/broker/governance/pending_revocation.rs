@@ -96,10 +96,15 @@ impl Broker {
             return None;
         }
         let action = FreezeScope::Action(grant.issued.action.action.clone());
-        let own = [RevocationTarget::Token(grant.issued.jti), RevocationTarget::Freeze(action)];
-        let of_grant = own
-            .iter()
-            .find_map(|what| self.lock(&self.pending_revocations).get(what).map(|order| order.cause));
+        let own = [
+            RevocationTarget::Token(grant.issued.jti),
+            RevocationTarget::Freeze(action),
+        ];
+        let of_grant = own.iter().find_map(|what| {
+            self.lock(&self.pending_revocations)
+                .get(what)
+                .map(|order| order.cause)
+        });
         of_grant.or_else(|| {
             let task = self.state.task(&grant.issued.task)?;
             self.pending_task_end(&task)
@@ -108,7 +113,11 @@ impl Broker {
 
     /// Records the pending revocations that the journal takes by now.
     pub(in crate::broker) async fn flush_pending_revocations(&self) -> Result<(), AppendError> {
-        let waiting: Vec<(RevocationTarget, PendingRevocation)> = self.lock(&self.pending_revocations).clone().into_iter().collect();
+        let waiting: Vec<(RevocationTarget, PendingRevocation)> = self
+            .lock(&self.pending_revocations)
+            .clone()
+            .into_iter()
+            .collect();
         for (what, order) in waiting {
             // Cleared while an earlier one was written.
             if !self.is_revocation_pending(&what) {

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::policy::{BundleFiles, ActivePolicy, OperateDecision, PolicyBundle};
+use crate::policy::{ActivePolicy, BundleFiles, OperateDecision, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Grant;
 
@@ -65,7 +65,8 @@ impl Broker {
             permit: ConcurrencyPermit::unlimited(call.permit.class()),
         };
         let method = call.method;
-        let uncancellable = async move { broker.apply_uncancellable(&call, &operator, files).await };
+        let uncancellable =
+            async move { broker.apply_uncancellable(&call, &operator, files).await };
         let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
         applying
             .await
@@ -156,7 +157,9 @@ impl Broker {
 
     /// Records the end of all that rules and trust in force no longer allow. Idempotent: a crash in the middle leaves the rest
     /// to the next start, a failed append to maintenance; until then each use evaluates the rules itself.
-    pub(in crate::broker) async fn revoke_disallowed(&self) -> Result<RevocationSummary, AppendError> {
+    pub(in crate::broker) async fn revoke_disallowed(
+        &self,
+    ) -> Result<RevocationSummary, AppendError> {
         let mut revoked = RevocationSummary::default();
         let Some(rules) = self.projections.rules() else {
             return Ok(revoked);
@@ -168,12 +171,17 @@ impl Broker {
         while !self.end_disallowed_tasks(&rules, &mut revoked).await?
             || !self.end_disallowed_in_tasks(&rules, &mut revoked).await?
         {}
-        self.enforced_policy_version.store(rules.version, Ordering::SeqCst);
+        self.enforced_policy_version
+            .store(rules.version, Ordering::SeqCst);
         Ok(revoked)
     }
 
     /// One pass over running tasks; true when no append conflicted.
-    async fn end_disallowed_tasks(&self, rules: &ActivePolicy, revoked: &mut RevocationSummary) -> Result<bool, AppendError> {
+    async fn end_disallowed_tasks(
+        &self,
+        rules: &ActivePolicy,
+        revoked: &mut RevocationSummary,
+    ) -> Result<bool, AppendError> {
         let now = self.now();
         type Ending = (TaskId, Version, Vec<(Stream, Version)>);
         let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
@@ -249,7 +257,12 @@ impl Broker {
             let disallowed = |g: &Arc<Grant>| {
                 g.ended.is_none() && now.secs() < g.issued.exp && self.end_cause(g, now).is_some()
             };
-            let disallowed: Vec<_> = self.state.grants_of_task(&id).into_iter().filter(disallowed).collect();
+            let disallowed: Vec<_> = self
+                .state
+                .grants_of_task(&id)
+                .into_iter()
+                .filter(disallowed)
+                .collect();
             for chunk in disallowed.chunks(SELECTOR_MAX) {
                 let trusted = chunk
                     .iter()
@@ -280,13 +293,15 @@ impl Broker {
                 .filter(|request| request.is_pending(now))
             {
                 let agent = rules.bundle.agent(&request.opened.agent);
-                if agent.is_some_and(|agent| approve::still_needs_approval(&request, &agent, &rules.bundle))
-                {
+                if agent.is_some_and(|agent| {
+                    approve::still_needs_approval(&request, &agent, &rules.bundle)
+                }) {
                     continue;
                 }
                 let id = request.opened.access_request;
                 let read_set = self.request_read_set(&request.opened);
-                let Some(request) = self.state.access_request(&id).filter(|r| r.is_pending(now)) else {
+                let Some(request) = self.state.access_request(&id).filter(|r| r.is_pending(now))
+                else {
                     continue;
                 };
                 let event = Event::AccessRequestClosed(AccessRequestClosed {

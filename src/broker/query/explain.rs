@@ -335,13 +335,17 @@ impl Broker {
                 issued.jti, issued.action.action, issued.action.target
             )
         });
-        out.newest("access request", &self.state.requests_of_task(id), |request| {
-            let opened = &request.opened;
-            format!(
-                "{} {} on {}",
-                opened.access_request, opened.action.action, opened.action.target
-            )
-        });
+        out.newest(
+            "access request",
+            &self.state.requests_of_task(id),
+            |request| {
+                let opened = &request.opened;
+                format!(
+                    "{} {} on {}",
+                    opened.access_request, opened.action.action, opened.action.target
+                )
+            },
+        );
         let opened = self
             .journal
             .entry(task.version.checked_sub(1)?)

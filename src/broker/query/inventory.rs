@@ -71,7 +71,8 @@ impl Broker {
                 self.refuse(call.method, Reason::NotFound, message)
             })?),
         };
-        let place = |task: &TaskRecord| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
+        let place =
+            |task: &TaskRecord| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
         let wanted = |task: &Arc<TaskRecord>| {
             filter
                 .agent
@@ -157,7 +158,10 @@ impl Broker {
     }
 
     fn agent_view(&self, id: AgentId, now: Timestamp) -> AgentView {
-        let registered = self.projections.rules().and_then(|rules| rules.bundle.agent(&id));
+        let registered = self
+            .projections
+            .rules()
+            .and_then(|rules| rules.bundle.agent(&id));
         let owner = registered
             .iter()
             .map(|agent| FreezeScope::Owner(agent.owner.clone()));

@@ -94,7 +94,10 @@ impl Broker {
     }
 
     /// The next events, and the journal position they include.
-    pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, JournalPosition, Option<u64>) {
+    pub fn feed_after(
+        &self,
+        after: Option<u64>,
+    ) -> (Vec<Arc<FeedEvent>>, JournalPosition, Option<u64>) {
         // The position first: everything up to it is in state when the events are read.
         let (epoch, index) = self.state.position();
         let (events, last) = self.state.feed_after(after, FEED_BATCH);

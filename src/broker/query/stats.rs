@@ -8,9 +8,9 @@ use crate::card::History;
 use crate::model::*;
 use crate::policy::{PolicyBundle, Remedy, Role, RuleEffect, RuleInfo};
 use crate::state::AccessRequest;
-use crate::state::stats::{self, ApproverStats, RuleStats};
 use crate::state::action_stats::ActionStats;
 use crate::state::anomaly::{self, Anomaly};
+use crate::state::stats::{self, ApproverStats, RuleStats};
 
 /// A rule of the policy bundle in force, with its statistics.
 #[derive(Debug, Clone)]
@@ -161,7 +161,11 @@ impl Broker {
             .map(|name| (name.clone(), ActionStats::default()))
             .collect::<Vec<_>>();
         used.extend(unused);
-        used.sort_by(|a, b| b.1.requested.cmp(&a.1.requested).then_with(|| a.0.cmp(&b.0)));
+        used.sort_by(|a, b| {
+            b.1.requested
+                .cmp(&a.1.requested)
+                .then_with(|| a.0.cmp(&b.0))
+        });
         let in_ceiling = |name: &ActionName| registered.is_some_and(|a| a.ceiling.contains(name));
         used.into_iter()
             .map(|(action, habit)| ActionUse {

@@ -89,7 +89,12 @@ impl Broker {
         };
         let stored = self.spawn_blocking_read(call, read).await?;
         let mut events = vec![verified(&task)];
-        events.extend(stored.iter().flatten().filter_map(|s| self.timeline_event(s)));
+        events.extend(
+            stored
+                .iter()
+                .flatten()
+                .filter_map(|s| self.timeline_event(s)),
+        );
         let grants = self.state.grants_of_task(&id);
         events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
         events.sort_by_key(|event| (event.at, event.index));
@@ -146,7 +151,10 @@ impl Broker {
         };
         let (found, place) = self.spawn_blocking_read(call, read).await?;
         Ok(SearchPage {
-            events: found.iter().filter_map(|s| self.timeline_event(s)).collect(),
+            events: found
+                .iter()
+                .filter_map(|s| self.timeline_event(s))
+                .collect(),
             next: (place > 0).then_some(place),
         })
     }
@@ -236,7 +244,10 @@ impl Broker {
                 match f.denials {
                     None => f.agent.to_string(),
                     Some(count) => {
-                        format!("{}: {count} denials within the policy bundle's window", f.agent)
+                        format!(
+                            "{}: {count} denials within the policy bundle's window",
+                            f.agent
+                        )
                     }
                 },
                 vec![f.agent.to_string()],
@@ -315,7 +326,12 @@ impl Broker {
                 vec![f.id.to_string(), f.task.to_string()],
             ),
             Event::AccessRequestOpened(f) => {
-                let needs: Vec<_> = f.decision.required_profiles.iter().map(|n| n.name.as_str()).collect();
+                let needs: Vec<_> = f
+                    .decision
+                    .required_profiles
+                    .iter()
+                    .map(|n| n.name.as_str())
+                    .collect();
                 (
                     "AccessRequestOpened",
                     "approval requested",

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
+use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{AccessRequest, StoredStatus, Grant, TaskRecord};
+use crate::state::{AccessRequest, Grant, StoredStatus, TaskRecord};
 
 /// Input of `CompleteTask` and `EndTask`.
 #[derive(Debug, Clone)]
@@ -94,40 +94,47 @@ impl Broker {
     ) -> Result<(), Refusal> {
         let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
         let task = &task;
-        self.transaction(call.method, END_ATTEMPTS, "the access request keeps changing while it is cancelled", |attempt| async move {
-            let now = self.now();
-            let opened = self
-                .request_of_task(call, &task.opened.task, &id)?
-                .opened
-                .clone();
-            let read_set = self.request_read_set(&opened);
-            let request = self.request_of_task(call, &task.opened.task, &id)?;
-            if !request.is_pending(now) || !self.is_running(task, now) {
-                return Err(self.refuse(
-                    call.method,
-                    Reason::AccessRequestClosed,
-                    "the access request is no longer pending",
-                ).into());
-            }
-            // An agent that cancels while an approver is about to vote is counted as having had an answer.
-            let begun = self.has_pending_statement(&id, now);
-            let event = Event::AccessRequestClosed(AccessRequestClosed {
-                access_request: id,
-                cause: CloseCause::Cancelled,
-                voting_started: begun,
-            });
-            let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
-            if begun {
-                let asks = self.state.access_request_history(&opened.agent).version;
-                write_set.push((Stream::AgentRequests(opened.agent.clone()), asks));
-            }
-            let append = Append {
-                read_set,
-                ..Append::one(event, write_set)
-            };
-            attempt.append(append).await?;
-            Ok(())
-        })
+        self.transaction(
+            call.method,
+            END_ATTEMPTS,
+            "the access request keeps changing while it is cancelled",
+            |attempt| async move {
+                let now = self.now();
+                let opened = self
+                    .request_of_task(call, &task.opened.task, &id)?
+                    .opened
+                    .clone();
+                let read_set = self.request_read_set(&opened);
+                let request = self.request_of_task(call, &task.opened.task, &id)?;
+                if !request.is_pending(now) || !self.is_running(task, now) {
+                    return Err(self
+                        .refuse(
+                            call.method,
+                            Reason::AccessRequestClosed,
+                            "the access request is no longer pending",
+                        )
+                        .into());
+                }
+                // An agent that cancels while an approver is about to vote is counted as having had an answer.
+                let begun = self.has_pending_statement(&id, now);
+                let event = Event::AccessRequestClosed(AccessRequestClosed {
+                    access_request: id,
+                    cause: CloseCause::Cancelled,
+                    voting_started: begun,
+                });
+                let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
+                if begun {
+                    let asks = self.state.access_request_history(&opened.agent).version;
+                    write_set.push((Stream::AgentRequests(opened.agent.clone()), asks));
+                }
+                let append = Append {
+                    read_set,
+                    ..Append::one(event, write_set)
+                };
+                attempt.append(append).await?;
+                Ok(())
+            },
+        )
         .await
     }
 
@@ -145,41 +152,46 @@ impl Broker {
         read_set: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
         let (outcome, by, read_set) = (&outcome, &by, &read_set);
-        self.transaction(method, END_ATTEMPTS, "the task keeps changing while it is ended", |attempt| async move {
-            let now = self.now();
-            let task = self
-                .state
-                .task(id)
-                .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
-            let task_reads = self.task_read_set(&task.opened);
-            let task = self.state.task(id).unwrap_or(task);
-            if task.ended.is_some() {
-                return Ok(self.end_report(&task, now));
-            }
-            // A deadline or heartbeat that has passed is the cause, before any caller's.
-            let (cause, outcome, by) = match task.expired_cause(now) {
-                None => (cause, outcome.clone(), by.clone()),
-                Some(expired) => (expired, None, None),
-            };
-            let event = Event::TaskEnded(TaskEnded {
-                tasks: vec![*id],
-                cause,
-                outcome,
-                by: by.clone(),
-            });
-            let append = Append {
-                read_set: read_set.iter().cloned().chain(task_reads).collect(),
-                ..Append::one(event, vec![(Stream::Task(*id), task.version)])
-            };
-            let refuse = |error: &AppendError| {
-                let order = PendingRevocation { by, cause, outcome };
-                self.defer_revocation(method, RevocationTarget::Task(*id), order, error)
-            };
-            attempt.append_or(append, refuse).await?;
-            self.clear_pending(&RevocationTarget::Task(*id));
-            let task = self.state.task(id).unwrap_or(task);
-            Ok(self.end_report(&task, now))
-        })
+        self.transaction(
+            method,
+            END_ATTEMPTS,
+            "the task keeps changing while it is ended",
+            |attempt| async move {
+                let now = self.now();
+                let task = self
+                    .state
+                    .task(id)
+                    .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
+                let task_reads = self.task_read_set(&task.opened);
+                let task = self.state.task(id).unwrap_or(task);
+                if task.ended.is_some() {
+                    return Ok(self.end_report(&task, now));
+                }
+                // A deadline or heartbeat that has passed is the cause, before any caller's.
+                let (cause, outcome, by) = match task.expired_cause(now) {
+                    None => (cause, outcome.clone(), by.clone()),
+                    Some(expired) => (expired, None, None),
+                };
+                let event = Event::TaskEnded(TaskEnded {
+                    tasks: vec![*id],
+                    cause,
+                    outcome,
+                    by: by.clone(),
+                });
+                let append = Append {
+                    read_set: read_set.iter().cloned().chain(task_reads).collect(),
+                    ..Append::one(event, vec![(Stream::Task(*id), task.version)])
+                };
+                let refuse = |error: &AppendError| {
+                    let order = PendingRevocation { by, cause, outcome };
+                    self.defer_revocation(method, RevocationTarget::Task(*id), order, error)
+                };
+                attempt.append_or(append, refuse).await?;
+                self.clear_pending(&RevocationTarget::Task(*id));
+                let task = self.state.task(id).unwrap_or(task);
+                Ok(self.end_report(&task, now))
+            },
+        )
         .await
     }
 
@@ -204,7 +216,12 @@ impl Broker {
             at,
             index,
             revoked: grants.iter().filter(active).count(),
-            closed: self.state.requests_of_task(&id).iter().filter(pending).count(),
+            closed: self
+                .state
+                .requests_of_task(&id)
+                .iter()
+                .filter(pending)
+                .count(),
             tokens: grants.iter().map(|g| g.issued.jti).collect(),
         }
     }

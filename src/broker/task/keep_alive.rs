@@ -37,37 +37,44 @@ impl Broker {
             let message = "the task was opened without a heartbeat";
             return Err(self.refuse(call.method, Reason::Malformed, message));
         };
-        self.transaction(call.method, ATTEMPTS, "the lease keeps changing while it is extended", |_| async move {
-            let now = self.now();
-            let task = self
-                .state
-                .task(&id)
-                .filter(|task| self.is_running(task, now))
-                .ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
-            let until = lease_of(&task);
-            let is_fresh = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
-            if is_fresh || until >= task.opened.deadline {
-                return Ok(until);
-            }
-            let (done, answer) = oneshot::channel();
-            let first = {
-                let mut pending = self.lock(&self.pending_heartbeats);
-                pending.push(PendingHeartbeat { task: id, done });
-                pending.len() == 1
-            };
-            if first {
-                // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
-                tokio::spawn(Arc::clone(self).extend_batch());
-            }
-            match answer.await {
-                // The next attempt reads the result from the record: extended, ended, or changed by another append.
-                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::TooLate)) => {
-                    Err(TransactionError::Retry)
+        self.transaction(
+            call.method,
+            ATTEMPTS,
+            "the lease keeps changing while it is extended",
+            |_| async move {
+                let now = self.now();
+                let task = self
+                    .state
+                    .task(&id)
+                    .filter(|task| self.is_running(task, now))
+                    .ok_or_else(|| {
+                        self.refuse(call.method, Reason::TaskEnded, "the task has ended")
+                    })?;
+                let until = lease_of(&task);
+                let is_fresh = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
+                if is_fresh || until >= task.opened.deadline {
+                    return Ok(until);
                 }
-                Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
-                Err(_gone) => Err(self.refuse_append(call.method, &AppendError::Closed).into()),
-            }
-        })
+                let (done, answer) = oneshot::channel();
+                let first = {
+                    let mut pending = self.lock(&self.pending_heartbeats);
+                    pending.push(PendingHeartbeat { task: id, done });
+                    pending.len() == 1
+                };
+                if first {
+                    // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
+                    tokio::spawn(Arc::clone(self).extend_batch());
+                }
+                match answer.await {
+                    // The next attempt reads the result from the record: extended, ended, or changed by another append.
+                    Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::TooLate)) => {
+                        Err(TransactionError::Retry)
+                    }
+                    Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
+                    Err(_gone) => Err(self.refuse_append(call.method, &AppendError::Closed).into()),
+                }
+            },
+        )
         .await
     }
 
@@ -105,7 +112,11 @@ impl Broker {
                 continue;
             };
             let task_reads = self.task_read_set(&opened);
-            let Some(task) = self.state.task(&id).filter(|task| self.is_running(task, now)) else {
+            let Some(task) = self
+                .state
+                .task(&id)
+                .filter(|task| self.is_running(task, now))
+            else {
                 continue;
             };
             let (Some(lease), Some(seconds)) = (task.lease, task.opened.heartbeat_seconds) else {

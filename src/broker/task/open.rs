@@ -43,7 +43,11 @@ pub struct OpenTaskReply {
 impl Broker {
     /// Opens a task: gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that a retry with the
     /// same idempotency key and the same DPoP key finds, and that ends by itself.
-    pub async fn open_task(&self, call: &CallContext, input: OpenTaskInput) -> Result<OpenTaskReply, Refusal> {
+    pub async fn open_task(
+        &self,
+        call: &CallContext,
+        input: OpenTaskInput,
+    ) -> Result<OpenTaskReply, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let attested = self.attest(&input.evidence, now).map_err(|e| closed(&e))?;
@@ -80,68 +84,81 @@ impl Broker {
         }
         let authenticated = Authenticated::for_open_task(Arc::new(attested), possession);
         let (input, authenticated) = (&input, &authenticated);
-        self.transaction(call.method, ATTEMPTS, "the agent's records keep changing while the task is opened", |attempt| async move {
-            let now = self.now();
-            let rules = self.projections.rules();
-            let verified = authenticated
-                .verify(self.gate_1_context(authenticated, rules.as_deref(), None), now)
-                .map_err(|e| closed(&e))?;
-            let agent = verified.agent();
-            if let Some(task) =
-                self.state
-                    .task_by_request_id(&agent.id, authenticated.jkt(), &input.idempotency_key)
-            {
-                return Ok(self.replay_open(call, input, &task, authenticated)?);
-            }
-            if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
-                let message = format!("the agent has {TASKS_MAX} running tasks, the most it may have; end some");
-                return Err(self.refuse(call.method, Reason::TooManyTasks, message).into());
-            }
-            self.require_reliable_clock(call.method)?;
-            let task = TaskId::from_random(self.random_bytes());
-            let purpose = Blob::new(input.purpose.blob(self.random_bytes()));
-            let event = TaskOpened {
-                task,
-                agent: agent.id.clone(),
-                owner: agent.owner.clone(),
-                binding: verified.binding(),
-                idempotency_key: input.idempotency_key.clone(),
-                requested_seconds: input.max_duration,
-                opened_at: now,
-                deadline: now.plus_secs(input.max_duration.min(self.settings.task_cap)),
-                heartbeat_seconds: input.heartbeat,
-                purpose: purpose.hash(),
-                evidence: verified.facts().clone(),
-                policy: rules
-                    .as_ref()
-                    .map(|r| r.bundle.version())
-                    .ok_or_else(|| closed(&VerifyError::NoRules))?,
-            };
-            let write_set = vec![
-                (Stream::Task(task), 0),
-                (
-                    Stream::open_task(
-                        agent.id.clone(),
-                        authenticated.jkt(),
-                        input.idempotency_key.clone(),
+        self.transaction(
+            call.method,
+            ATTEMPTS,
+            "the agent's records keep changing while the task is opened",
+            |attempt| async move {
+                let now = self.now();
+                let rules = self.projections.rules();
+                let verified = authenticated
+                    .verify(
+                        self.gate_1_context(authenticated, rules.as_deref(), None),
+                        now,
+                    )
+                    .map_err(|e| closed(&e))?;
+                let agent = verified.agent();
+                if let Some(task) = self.state.task_by_request_id(
+                    &agent.id,
+                    authenticated.jkt(),
+                    &input.idempotency_key,
+                ) {
+                    return Ok(self.replay_open(call, input, &task, authenticated)?);
+                }
+                if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
+                    let message = format!(
+                        "the agent has {TASKS_MAX} running tasks, the most it may have; end some"
+                    );
+                    return Err(self
+                        .refuse(call.method, Reason::TooManyTasks, message)
+                        .into());
+                }
+                self.require_reliable_clock(call.method)?;
+                let task = TaskId::from_random(self.random_bytes());
+                let purpose = Blob::new(input.purpose.blob(self.random_bytes()));
+                let event = TaskOpened {
+                    task,
+                    agent: agent.id.clone(),
+                    owner: agent.owner.clone(),
+                    binding: verified.binding(),
+                    idempotency_key: input.idempotency_key.clone(),
+                    requested_seconds: input.max_duration,
+                    opened_at: now,
+                    deadline: now.plus_secs(input.max_duration.min(self.settings.task_cap)),
+                    heartbeat_seconds: input.heartbeat,
+                    purpose: purpose.hash(),
+                    evidence: verified.facts().clone(),
+                    policy: rules
+                        .as_ref()
+                        .map(|r| r.bundle.version())
+                        .ok_or_else(|| closed(&VerifyError::NoRules))?,
+                };
+                let write_set = vec![
+                    (Stream::Task(task), 0),
+                    (
+                        Stream::open_task(
+                            agent.id.clone(),
+                            authenticated.jkt(),
+                            input.idempotency_key.clone(),
+                        ),
+                        0,
                     ),
-                    0,
-                ),
-            ];
-            let append = Append {
-                read_set: verified.read_set().to_vec(),
-                not_after: Some(verified.not_after()),
-                blobs: vec![purpose],
-                ..Append::one(Event::TaskOpened(event.clone()), write_set)
-            };
-            attempt.append(append).await?;
-            self.cache_attestation(task, authenticated);
-            Ok(OpenTaskReply {
-                lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
-                task: Arc::new(event),
-                facts: authenticated.facts().clone(),
-            })
-        })
+                ];
+                let append = Append {
+                    read_set: verified.read_set().to_vec(),
+                    not_after: Some(verified.not_after()),
+                    blobs: vec![purpose],
+                    ..Append::one(Event::TaskOpened(event.clone()), write_set)
+                };
+                attempt.append(append).await?;
+                self.cache_attestation(task, authenticated);
+                Ok(OpenTaskReply {
+                    lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
+                    task: Arc::new(event),
+                    facts: authenticated.facts().clone(),
+                })
+            },
+        )
         .await
     }
 
@@ -180,7 +197,8 @@ impl Broker {
 
     /// Keeps the evidence of a task as it was verified in this call.
     pub(in crate::broker) fn cache_attestation(&self, task: TaskId, authenticated: &Authenticated) {
-        self.attestations.insert_arc(task, authenticated.attested().clone());
+        self.attestations
+            .insert_arc(task, authenticated.attested().clone());
     }
 
     /// The evidence of a task as it was last verified here.
@@ -201,12 +219,13 @@ impl Broker {
             .trusted_keys(&facts.subject.trust_domain())
             .filter(|keys| keys.value.kids.contains(&facts.kid))
             .map(|keys| keys.version);
-        let agent = rules.and_then(|rules| {
-            match rules.bundle.agents_matching(&facts.subject).as_slice() {
-                [one] => Some(self.agent_records(one)),
-                _ => None,
-            }
-        });
+        let agent =
+            rules.and_then(
+                |rules| match rules.bundle.agents_matching(&facts.subject).as_slice() {
+                    [one] => Some(self.agent_records(one)),
+                    _ => None,
+                },
+            );
         Gate1Context {
             rules,
             trust,

@@ -25,7 +25,11 @@ impl Broker {
         } = *attempt;
         let request = self.state.access_request(id);
         let request = request.ok_or_else(|| {
-            self.refuse(call.method, Reason::Undecided, "the access request is no longer on record")
+            self.refuse(
+                call.method,
+                Reason::Undecided,
+                "the access request is no longer on record",
+            )
         })?;
         if request.action.as_ref().is_some_and(|a| **a != input.action) {
             return Err(self.refuse(
@@ -69,8 +73,13 @@ impl Broker {
             .unwrap_or_default();
         let id = denied.decision.id;
         self.count_decision("denied", &denied.decision.rules);
-        self.record_denial(attempt, denied.why.as_str(), Some(denied.decision), &sensitive)
-            .await?;
+        self.record_denial(
+            attempt,
+            denied.why.as_str(),
+            Some(denied.decision),
+            &sensitive,
+        )
+        .await?;
         Ok(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
@@ -94,7 +103,10 @@ impl Broker {
             ActionError::UnknownAudience => Reason::UnknownAudience,
         };
         let all = attempt.input.action.parameters.keys().cloned().collect();
-        match self.record_denial(attempt, reason.as_str(), None, &all).await {
+        match self
+            .record_denial(attempt, reason.as_str(), None, &all)
+            .await
+        {
             Ok(()) => self.refuse(attempt.call.method, reason, problem.to_string()),
             Err(refusal) => refusal,
         }
@@ -122,11 +134,17 @@ impl Broker {
             input.action.digest().as_bytes(),
         ]);
         let key = (input.task, input.idempotency_key.clone());
-        if self.last_denials.get(&key).is_some_and(|last| *last == answer) {
+        if self
+            .last_denials
+            .get(&key)
+            .is_some_and(|last| *last == answer)
+        {
             return Ok(());
         }
         self.count_refusal(call, &input.task)?;
-        let (action, secret) = input.action.on_record(sensitive, &mut || self.random_bytes());
+        let (action, secret) = input
+            .action
+            .on_record(sensitive, &mut || self.random_bytes());
         // Without a decision no parameter values are stored: only commitments stay.
         let secret = secret
             .filter(|_| decision.is_some())

@@ -67,89 +67,96 @@ impl Broker {
             )
         };
         let caller = &caller;
-        self.transaction(call.method, CONSUME_ATTEMPTS, "other validators keep using the token", |attempt| async move {
-            let now = self.now();
-            let found = self
-                .active_grant(token, &caller.audiences, now)
-                .ok_or_else(inactive)?;
-            let jti = found.issued.jti;
-            // Versions first, then the check: a stream that moves after this line makes the append conflict.
-            let rules = self.projections.rules().ok_or_else(inactive)?;
-            let policy = rules.version;
-            if !rules
-                .bundle
-                .service(&caller.id)
-                .is_some_and(|s| s.audiences.contains(&found.issued.action.audience))
-            {
-                return Err(inactive().into());
-            }
-            let task = self.state.task(&found.issued.task);
-            let until = Timestamp::from_secs(found.issued.exp);
-            let lease = task.as_ref().and_then(|t| t.lease).map(|lease| lease.until);
-            let until = lease.map_or(until, |lease| lease.min(until));
-            let opened = task.as_ref().map(|t| &*t.opened);
-            let freezes = self.freeze_read_set(&found.issued, opened, &rules);
-            let task = task.as_ref().map_or(Version::MAX, |t| t.version);
-            let agent = self.state.agent_status(&found.issued.agent).version;
-            let trust = self
-                .state
-                .trusted_keys(&found.issued.subject.trust_domain())
-                .map_or(Version::MAX, |t| t.version);
-            let grant = self
-                .state
-                .grant(&jti)
-                .filter(|grant| self.end_cause(grant, now).is_none())
-                .ok_or_else(inactive)?;
-            if grant.issued.uses.is_none() {
-                return Ok(Consumed {
+        self.transaction(
+            call.method,
+            CONSUME_ATTEMPTS,
+            "other validators keep using the token",
+            |attempt| async move {
+                let now = self.now();
+                let found = self
+                    .active_grant(token, &caller.audiences, now)
+                    .ok_or_else(inactive)?;
+                let jti = found.issued.jti;
+                // Versions first, then the check: a stream that moves after this line makes the append conflict.
+                let rules = self.projections.rules().ok_or_else(inactive)?;
+                let policy = rules.version;
+                if !rules
+                    .bundle
+                    .service(&caller.id)
+                    .is_some_and(|s| s.audiences.contains(&found.issued.action.audience))
+                {
+                    return Err(inactive().into());
+                }
+                let task = self.state.task(&found.issued.task);
+                let until = Timestamp::from_secs(found.issued.exp);
+                let lease = task.as_ref().and_then(|t| t.lease).map(|lease| lease.until);
+                let until = lease.map_or(until, |lease| lease.min(until));
+                let opened = task.as_ref().map(|t| &*t.opened);
+                let freezes = self.freeze_read_set(&found.issued, opened, &rules);
+                let task = task.as_ref().map_or(Version::MAX, |t| t.version);
+                let agent = self.state.agent_status(&found.issued.agent).version;
+                let trust = self
+                    .state
+                    .trusted_keys(&found.issued.subject.trust_domain())
+                    .map_or(Version::MAX, |t| t.version);
+                let grant = self
+                    .state
+                    .grant(&jti)
+                    .filter(|grant| self.end_cause(grant, now).is_none())
+                    .ok_or_else(inactive)?;
+                if grant.issued.uses.is_none() {
+                    return Ok(Consumed {
+                        jti,
+                        uses_left: None,
+                        index: None,
+                    });
+                }
+                if let Some(place) = grant
+                    .uses
+                    .iter()
+                    .position(|u| u.validator == caller.id && u.use_id == *use_id)
+                {
+                    let index = grant.uses.get(place).map(|u| u.index);
+                    return Ok(Consumed {
+                        jti,
+                        uses_left: left(&grant, place + 1),
+                        index,
+                    });
+                }
+                if grant.is_spent() {
+                    return Err(self
+                        .refuse(
+                            call.method,
+                            Reason::UseSpent,
+                            "every use of the token is spent",
+                        )
+                        .into());
+                }
+                let event = Event::TokenConsumed(TokenConsumed {
                     jti,
-                    uses_left: None,
-                    index: None,
+                    validator: caller.id.clone(),
+                    use_id: use_id.clone(),
                 });
-            }
-            if let Some(place) = grant
-                .uses
-                .iter()
-                .position(|u| u.validator == caller.id && u.use_id == *use_id)
-            {
-                let index = grant.uses.get(place).map(|u| u.index);
-                return Ok(Consumed {
+                let mut read_set = vec![
+                    (Stream::Task(grant.issued.task), task),
+                    (Stream::Agent(grant.issued.agent.clone()), agent),
+                    (Stream::Policy, policy),
+                    (Stream::Trust(grant.issued.subject.trust_domain()), trust),
+                ];
+                read_set.extend(freezes);
+                let append = Append {
+                    read_set,
+                    not_after: Some(until),
+                    ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
+                };
+                let entry = attempt.append(append).await?;
+                Ok(Consumed {
                     jti,
-                    uses_left: left(&grant, place + 1),
-                    index,
-                });
-            }
-            if grant.is_spent() {
-                return Err(self.refuse(
-                    call.method,
-                    Reason::UseSpent,
-                    "every use of the token is spent",
-                ).into());
-            }
-            let event = Event::TokenConsumed(TokenConsumed {
-                jti,
-                validator: caller.id.clone(),
-                use_id: use_id.clone(),
-            });
-            let mut read_set = vec![
-                (Stream::Task(grant.issued.task), task),
-                (Stream::Agent(grant.issued.agent.clone()), agent),
-                (Stream::Policy, policy),
-                (Stream::Trust(grant.issued.subject.trust_domain()), trust),
-            ];
-            read_set.extend(freezes);
-            let append = Append {
-                read_set,
-                not_after: Some(until),
-                ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
-            };
-            let entry = attempt.append(append).await?;
-            Ok(Consumed {
-                jti,
-                uses_left: left(&grant, grant.uses.len() + 1),
-                index: Some(entry.index),
-            })
-        })
+                    uses_left: left(&grant, grant.uses.len() + 1),
+                    index: Some(entry.index),
+                })
+            },
+        )
         .await
     }
 
@@ -188,7 +195,8 @@ impl Broker {
             return None;
         }
         let verified = (claims.jti, checked.kid().clone());
-        self.verified_tokens.insert(&keys, text, verified.0, verified.1.clone());
+        self.verified_tokens
+            .insert(&keys, text, verified.0, verified.1.clone());
         Some(verified)
     }
 

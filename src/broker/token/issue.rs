@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::approve::{self, Approved};
-use crate::broker::token::request::{IssuedReply, TokenAttempt, TokenReply};
 use crate::broker::Broker;
+use crate::broker::token::request::{IssuedReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::journal::{Append, Blob};
-use crate::mint::{MintError, GrantContext};
+use crate::mint::{GrantContext, MintError};
 use crate::model::*;
 use crate::state::Grant;
 use crate::verify::Verified;
@@ -44,7 +44,9 @@ impl Broker {
             Ok(minted) => minted,
             Err(MintError::Expired) => return Err(TransactionError::Retry.into()),
             Err(error) => {
-                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()).into());
+                return Err(self
+                    .refuse(call.method, Reason::Undecided, error.to_string())
+                    .into());
             }
         };
         let issued = Arc::new(minted.issued);
@@ -88,12 +90,19 @@ impl Broker {
         } = *attempt;
         self.require_reliable_clock(call.method)?;
         let Some(recorded) = self.state.recorded_grant(jti) else {
-            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is no longer on record").into());
+            return Err(self
+                .refuse(
+                    call.method,
+                    Reason::TokenDead,
+                    "the grant is no longer on record",
+                )
+                .into());
         };
         let grant = Arc::clone(recorded.grant());
         let same = grant.action.as_ref().is_some_and(|a| **a == input.action)
             && grant.issued.requested_ttl == input.ttl
-            && grant.reason.as_ref().map(UntrustedText::as_str) == input.reason.as_ref().map(UntrustedText::as_str);
+            && grant.reason.as_ref().map(UntrustedText::as_str)
+                == input.reason.as_ref().map(UntrustedText::as_str);
         if !same {
             return Err(self.refuse(
                 call.method,
@@ -131,7 +140,9 @@ impl Broker {
         {
             Ok(reissued) => reissued,
             Err(error) => {
-                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()).into());
+                return Err(self
+                    .refuse(call.method, Reason::Undecided, error.to_string())
+                    .into());
             }
         };
         let append = Append {

@@ -65,7 +65,10 @@ impl Broker {
             for grant in self.state.grants_of_task(&task.opened.task) {
                 let position = sort_key(&grant);
                 let wanted = after.is_none_or(|after| position > after)
-                    && (page.len() < max || page.last_key_value().is_some_and(|(last, _)| position < *last));
+                    && (page.len() < max
+                        || page
+                            .last_key_value()
+                            .is_some_and(|(last, _)| position < *last));
                 if wanted && self.end_cause(&grant, now).is_none() && !grant.is_spent() {
                     page.insert(position, grant);
                     if page.len() > max {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
 use crate::broker::transaction::{Transaction, TransactionError};
-use crate::broker::{ATTEMPTS, Broker, CallContext, ATTACHED_MAX, Refusal};
+use crate::broker::{ATTACHED_MAX, ATTEMPTS, Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, VoteMethod};
-use crate::state::{AccessRequest, StoredStatus, IdempotencyOutcome, TaskRecord};
+use crate::state::{AccessRequest, IdempotencyOutcome, StoredStatus, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
 /// Input of `RequestToken`.
@@ -233,7 +233,8 @@ impl Broker {
                         "the journal has stopped",
                     ));
                 }
-                if self.decision_versions(&input.task, &pending.access_request) != pending.versions {
+                if self.decision_versions(&input.task, &pending.access_request) != pending.versions
+                {
                     break;
                 }
                 tokio::select! {
@@ -248,7 +249,11 @@ impl Broker {
         }
     }
 
-    fn decision_versions(&self, task: &TaskId, access_request: &AccessRequestId) -> DecisionVersions {
+    fn decision_versions(
+        &self,
+        task: &TaskId,
+        access_request: &AccessRequestId,
+    ) -> DecisionVersions {
         let request = self.state.access_request(access_request);
         let task = self.state.task(task);
         let agent = task
@@ -270,7 +275,8 @@ impl Broker {
     ) -> Result<TokenReply, Refusal> {
         let conflict = "the state the decision was made from keeps changing";
         self.transaction(call.method, ATTEMPTS, conflict, |attempt| async move {
-            self.evaluate_once(call, authenticated, input, attempt).await
+            self.evaluate_once(call, authenticated, input, attempt)
+                .await
         })
         .await
     }
@@ -287,7 +293,10 @@ impl Broker {
         // Taken before anything is read: the decision below has seen at least the entries up to here.
         let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let task = self.state.task(&input.task).filter(|t| self.is_running(t, now));
+        let task = self
+            .state
+            .task(&input.task)
+            .filter(|t| self.is_running(t, now));
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
         let rules = self
@@ -296,10 +305,10 @@ impl Broker {
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent_version = self.state.agent_status(&task.opened.agent).version;
         let context = self.gate_1_context(authenticated, Some(&rules), Some(&task));
-        let verified = authenticated
-            .verify(context, now)
-            .map_err(|e| closed(&e))?;
-        let outcome = self.state.idempotency_outcome(&input.task, &input.idempotency_key);
+        let verified = authenticated.verify(context, now).map_err(|e| closed(&e))?;
+        let outcome = self
+            .state
+            .idempotency_outcome(&input.task, &input.idempotency_key);
         let request_version = outcome.version;
         let attempt = TokenAttempt {
             call,
@@ -316,7 +325,9 @@ impl Broker {
             .value
             .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
         {
-            Some(IdempotencyOutcome::Granted(jti)) => return self.reissue(&attempt, verified, &jti, transaction).await,
+            Some(IdempotencyOutcome::Granted(jti)) => {
+                return self.reissue(&attempt, verified, &jti, transaction).await;
+            }
             Some(IdempotencyOutcome::Denied(id)) => return Ok(self.replay_denial(&attempt, &id)?),
             None => {}
         }
@@ -326,7 +337,9 @@ impl Broker {
         }
         // Read before the search for a pending one: an opening after this line makes ours conflict.
         let asks = self.state.access_request_history(&task.opened.agent);
-        let waiting = self.state.pending_request_for(&input.task, input.action.digest(), now);
+        let waiting = self
+            .state
+            .pending_request_for(&input.task, input.action.digest(), now);
         self.check_same_action(&attempt)?;
         let order = TokenTerms {
             action: input.action.clone(),
@@ -357,24 +370,28 @@ impl Broker {
             },
             Ok(GateDecision::Denied(denied)) => Ok(self.deny(&attempt, *denied).await?),
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale).into()),
-            Err(ApproveError::NoTime(_)) => Err(self.refuse(
-                call.method,
-                Reason::TaskEnded,
-                "less than a second of the task is left",
-            )
-            .into()),
+            Err(ApproveError::NoTime(_)) => Err(self
+                .refuse(
+                    call.method,
+                    Reason::TaskEnded,
+                    "less than a second of the task is left",
+                )
+                .into()),
             Err(ApproveError::RulesChanged) => Err(TransactionError::Retry),
-            Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => {
-                Err(self
-                    .refuse(call.method, Reason::Undecided, error.to_string())
-                    .into())
-            }
+            Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => Err(self
+                .refuse(call.method, Reason::Undecided, error.to_string())
+                .into()),
         }
     }
 
     /// The outcome of an idempotency key without an entry of its own: its access request expired, or the one it is
     /// attached to was decided.
-    fn implied_outcome(&self, task: &TaskId, idempotency_key: &IdempotencyKey, now: Timestamp) -> Option<IdempotencyOutcome> {
+    fn implied_outcome(
+        &self,
+        task: &TaskId,
+        idempotency_key: &IdempotencyKey,
+        now: Timestamp,
+    ) -> Option<IdempotencyOutcome> {
         let expired =
             |r: &AccessRequest| r.status == StoredStatus::Pending && now >= r.opened.expires_at;
         if let Some(id) = self.attached_to(task, idempotency_key) {
@@ -391,7 +408,11 @@ impl Broker {
             .map(|r| IdempotencyOutcome::Denied(r.opened.access_request))
     }
 
-    fn attached_to(&self, task: &TaskId, idempotency_key: &IdempotencyKey) -> Option<AccessRequestId> {
+    fn attached_to(
+        &self,
+        task: &TaskId,
+        idempotency_key: &IdempotencyKey,
+    ) -> Option<AccessRequestId> {
         self.lock(&self.attached)
             .get(task)
             .and_then(|ids| ids.get(idempotency_key))
@@ -406,9 +427,13 @@ impl Broker {
         let full = {
             let mut attached = self.lock(&self.attached);
             let of_task = attached.entry(attempt.input.task).or_default();
-            let full = of_task.len() >= ATTACHED_MAX && !of_task.contains_key(&attempt.input.idempotency_key);
+            let full = of_task.len() >= ATTACHED_MAX
+                && !of_task.contains_key(&attempt.input.idempotency_key);
             if !full {
-                of_task.insert(attempt.input.idempotency_key.clone(), request.opened.access_request);
+                of_task.insert(
+                    attempt.input.idempotency_key.clone(),
+                    request.opened.access_request,
+                );
             }
             full
         };
@@ -424,10 +449,13 @@ impl Broker {
 
     /// An idempotency key that waits for one action cannot be used for another: no approval of the one covers the other.
     fn check_same_action(&self, attempt: &TokenAttempt<'_>) -> Result<(), Refusal> {
-        let TokenAttempt { call, input, now, .. } = *attempt;
+        let TokenAttempt {
+            call, input, now, ..
+        } = *attempt;
         let attached = self.attached_to(&input.task, &input.idempotency_key);
         let differs = |r: &Arc<AccessRequest>| {
-            (r.opened.idempotency_key == input.idempotency_key || Some(r.opened.access_request) == attached)
+            (r.opened.idempotency_key == input.idempotency_key
+                || Some(r.opened.access_request) == attached)
                 && r.is_pending(now)
                 && r.action.as_ref().is_some_and(|a| **a != input.action)
         };

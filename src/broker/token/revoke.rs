@@ -1,6 +1,6 @@
 //! Revoking a token.
 
-use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
+use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
@@ -27,42 +27,47 @@ impl Broker {
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.authenticate_person(call)?;
         let operator = &operator;
-        self.transaction(call.method, UNTIL_DONE, "the token keeps changing while it is revoked", |attempt| async move {
-            let rules = self.require_operator(call, operator)?;
-            let Some(grant) = self.state.grant(&jti) else {
-                let message = format!("no token {jti} was issued here");
-                return Err(self.refuse(call.method, Reason::NotFound, message).into());
-            };
-            if let Some(cause) = self.state.end_cause(&grant, self.now()) {
-                let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
-                let ended = grant.ended.or(of_task).map(|ended| ended.index);
-                return Ok(TokenRevoked {
-                    changed: false,
-                    cause,
-                    index: ended.or_else(|| self.state.action_frozen_at(&grant)),
+        self.transaction(
+            call.method,
+            UNTIL_DONE,
+            "the token keeps changing while it is revoked",
+            |attempt| async move {
+                let rules = self.require_operator(call, operator)?;
+                let Some(grant) = self.state.grant(&jti) else {
+                    let message = format!("no token {jti} was issued here");
+                    return Err(self.refuse(call.method, Reason::NotFound, message).into());
+                };
+                if let Some(cause) = self.state.end_cause(&grant, self.now()) {
+                    let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
+                    let ended = grant.ended.or(of_task).map(|ended| ended.index);
+                    return Ok(TokenRevoked {
+                        changed: false,
+                        cause,
+                        index: ended.or_else(|| self.state.action_frozen_at(&grant)),
+                    });
+                }
+                let event = Event::GrantsEnded(GrantsEnded {
+                    jtis: vec![jti],
+                    cause: EndCause::Operator,
+                    by: Some(operator.id.clone()),
                 });
-            }
-            let event = Event::GrantsEnded(GrantsEnded {
-                jtis: vec![jti],
-                cause: EndCause::Operator,
-                by: Some(operator.id.clone()),
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
-            };
-            let refuse = |error: &AppendError| {
-                let order = PendingRevocation::new(operator.id.clone(), EndCause::Operator);
-                self.defer_revocation(call.method, RevocationTarget::Token(jti), order, error)
-            };
-            let entry = attempt.append_or(append, refuse).await?;
-            self.clear_pending(&RevocationTarget::Token(jti));
-            Ok(TokenRevoked {
-                changed: true,
-                cause: EndCause::Operator,
-                index: Some(entry.index),
-            })
-        })
+                let append = Append {
+                    read_set: vec![(Stream::Policy, rules.version)],
+                    ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
+                };
+                let refuse = |error: &AppendError| {
+                    let order = PendingRevocation::new(operator.id.clone(), EndCause::Operator);
+                    self.defer_revocation(call.method, RevocationTarget::Token(jti), order, error)
+                };
+                let entry = attempt.append_or(append, refuse).await?;
+                self.clear_pending(&RevocationTarget::Token(jti));
+                Ok(TokenRevoked {
+                    changed: true,
+                    cause: EndCause::Operator,
+                    index: Some(entry.index),
+                })
+            },
+        )
         .await
     }
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use crate::approve::{PendingDecision, votes};
-use crate::broker::token::request::{DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply};
+use crate::broker::token::request::{
+    DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply,
+};
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
-use crate::policy::{ApprovalLimits, ActivePolicy};
+use crate::policy::{ActivePolicy, ApprovalLimits};
 use crate::state::{AccessRequest, AccessRequestHistory, Versioned};
 
 /// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
@@ -73,7 +75,10 @@ impl Broker {
                 Event::AccessRequestOpened(event),
                 vec![
                     (Stream::AccessRequest(id), 0),
-                    (Stream::AgentRequests(task.opened.agent.clone()), asks.version),
+                    (
+                        Stream::AgentRequests(task.opened.agent.clone()),
+                        asks.version,
+                    ),
                     (Stream::OwnerRequests(owner), owner_asks.version),
                     // One idempotency key cannot become a grant for one action and an access request for another.
                     (
@@ -122,8 +127,9 @@ impl Broker {
         for (whose, waiting, max) in counts {
             let waiting = self.state.count_pending(waiting, now);
             if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
-                let message =
-                    format!("{waiting} access requests of this {whose} are pending; at most {max} may be");
+                let message = format!(
+                    "{waiting} access requests of this {whose} are pending; at most {max} may be"
+                );
                 return Err(self.refuse(call.method, Reason::TooManyPending, message));
             }
         }
@@ -208,6 +214,12 @@ impl Broker {
                     .unwrap_or_default(),
             }
         };
-        request.opened.decision.required_profiles.iter().map(state).collect()
+        request
+            .opened
+            .decision
+            .required_profiles
+            .iter()
+            .map(state)
+            .collect()
     }
 }

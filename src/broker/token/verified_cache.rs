@@ -33,7 +33,11 @@ impl VerifiedTokenCache {
         if !cached.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
             return None;
         }
-        cached.recent.get(text).or_else(|| cached.previous.get(text)).cloned()
+        cached
+            .recent
+            .get(text)
+            .or_else(|| cached.previous.get(text))
+            .cloned()
     }
 
     /// Adds a token that was verified.
@@ -93,6 +97,9 @@ mod tests {
             cache.insert(&keys, Digest::sha256(&n.to_be_bytes()), jti, kid.clone());
         }
         let cached = cache.0.lock().expect("lock");
-        assert_eq!(cached.recent.len() + cached.previous.len(), 2 * GENERATION_MAX);
+        assert_eq!(
+            cached.recent.len() + cached.previous.len(),
+            2 * GENERATION_MAX
+        );
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child as Process, ChildStdin, ChildStdout, Command};
 
-use crate::cli::failure::{Failure, failed};
+use crate::cli::error::{CliError, io_error};
 
 /// A running child. Dropping it kills it.
 pub(super) struct Child {
@@ -33,13 +33,13 @@ impl Child {
         name: &'static str,
         args: &[&str],
         log: &Path,
-    ) -> Result<Self, Failure> {
-        let me = std::env::current_exe().map_err(failed("own executable"))?;
+    ) -> Result<Self, CliError> {
+        let me = std::env::current_exe().map_err(io_error("own executable"))?;
         let log_file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
-            .map_err(failed(log.display()))?;
+            .map_err(io_error(log.display()))?;
         let mut process = Command::new(me)
             .args(args)
             // Nothing of the caller's own set-up may change the story.
@@ -55,12 +55,12 @@ impl Child {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(failed(name))?;
+            .map_err(io_error(name))?;
         let stdin = process.stdin.take();
         let stdout = process
             .stdout
             .take()
-            .ok_or_else(|| Failure::failed(format!("{name}: no stdout")))?;
+            .ok_or_else(|| CliError::failed(format!("{name}: no stdout")))?;
         let mut child = Self {
             name,
             process,
@@ -68,11 +68,11 @@ impl Child {
             stdout: BufReader::new(stdout).lines(),
             hello: Value::Null,
         };
-        child.hello = child.line().await.map_err(|failure| {
+        child.hello = child.line().await.map_err(|error| {
             let said = std::fs::read_to_string(log).unwrap_or_default();
-            Failure::failed(format!(
+            CliError::failed(format!(
                 "{}\n{}",
-                failure.message,
+                error.message,
                 crate::model::text::escape_invisible(said.trim()).replace("<U+000A>", "\n")
             ))
         })?;
@@ -88,53 +88,53 @@ impl Child {
     }
 
     /// Gives an order and waits for the answer.
-    pub(super) async fn ask(&mut self, order: &impl Serialize) -> Result<Answer, Failure> {
+    pub(super) async fn ask(&mut self, order: &impl Serialize) -> Result<ChildReply, CliError> {
         self.tell(order).await?;
         self.answer().await
     }
 
     /// Gives an order; [`Child::answer`] has what comes of it.
-    pub(super) async fn tell(&mut self, order: &impl Serialize) -> Result<(), Failure> {
+    pub(super) async fn tell(&mut self, order: &impl Serialize) -> Result<(), CliError> {
         let mut line = serde_json::to_vec(order)
-            .map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
+            .map_err(|e| CliError::failed(format!("{}: {e}", self.name)))?;
         line.push(b'\n');
         let stdin = self
             .stdin
             .as_mut()
-            .ok_or_else(|| Failure::failed(format!("{}: has no stdin", self.name)))?;
-        stdin.write_all(&line).await.map_err(failed(self.name))?;
-        stdin.flush().await.map_err(failed(self.name))
+            .ok_or_else(|| CliError::failed(format!("{}: has no stdin", self.name)))?;
+        stdin.write_all(&line).await.map_err(io_error(self.name))?;
+        stdin.flush().await.map_err(io_error(self.name))
     }
 
     /// The answer to the oldest order without one.
-    pub(super) async fn answer(&mut self) -> Result<Answer, Failure> {
-        Ok(Answer(self.line().await?))
+    pub(super) async fn answer(&mut self) -> Result<ChildReply, CliError> {
+        Ok(ChildReply(self.line().await?))
     }
 
-    async fn line(&mut self) -> Result<Value, Failure> {
+    async fn line(&mut self) -> Result<Value, CliError> {
         let line =
             tokio::time::timeout(Duration::from_secs(ANSWER_S), self.stdout.next_line()).await;
-        let line =
-            line.map_err(|_| Failure::failed(format!("{}: no answer in {ANSWER_S} s", self.name)))?;
         let line = line
-            .map_err(failed(self.name))?
-            .ok_or_else(|| Failure::failed(format!("{}: ended", self.name)))?;
-        serde_json::from_str(&line).map_err(|e| Failure::failed(format!("{}: {e}", self.name)))
+            .map_err(|_| CliError::failed(format!("{}: no answer in {ANSWER_S} s", self.name)))?;
+        let line = line
+            .map_err(io_error(self.name))?
+            .ok_or_else(|| CliError::failed(format!("{}: ended", self.name)))?;
+        serde_json::from_str(&line).map_err(|e| CliError::failed(format!("{}: {e}", self.name)))
     }
 
     /// SIGKILL: no word of farewell.
-    pub(super) async fn kill(&mut self) -> Result<(), Failure> {
-        self.process.kill().await.map_err(failed(self.name))
+    pub(super) async fn kill(&mut self) -> Result<(), CliError> {
+        self.process.kill().await.map_err(io_error(self.name))
     }
 
     /// Lets it end by itself, and kills it if it does not.
-    pub(super) async fn end(mut self) -> Result<(), Failure> {
+    pub(super) async fn end(mut self) -> Result<(), CliError> {
         drop(self.stdin.take());
         match tokio::time::timeout(Duration::from_secs(END_S), self.process.wait()).await {
-            Ok(ended) => ended.map(|_| ()).map_err(failed(self.name)),
+            Ok(ended) => ended.map(|_| ()).map_err(io_error(self.name)),
             Err(_) => {
-                self.process.kill().await.map_err(failed(self.name))?;
-                Err(Failure::failed(format!(
+                self.process.kill().await.map_err(io_error(self.name))?;
+                Err(CliError::failed(format!(
                     "{}: did not end by itself",
                     self.name
                 )))
@@ -145,9 +145,9 @@ impl Child {
 
 /// What came of an order.
 #[derive(Debug)]
-pub(super) struct Answer(Value);
+pub(super) struct ChildReply(Value);
 
-impl Answer {
+impl ChildReply {
     /// A member of the answer as text; empty when it is not there.
     pub(super) fn text(&self, name: &str) -> String {
         match self.0.get(name) {
@@ -191,10 +191,10 @@ pub(super) async fn serve<O, F>(
     mut hello: Value,
     orders: impl AsyncRead + Unpin,
     mut act: F,
-) -> Result<ExitCode, Failure>
+) -> Result<ExitCode, CliError>
 where
     O: DeserializeOwned,
-    F: AsyncFnMut(O) -> Result<Value, Failure>,
+    F: AsyncFnMut(O) -> Result<Value, CliError>,
 {
     if let Some(members) = hello.as_object_mut() {
         members.insert("pid".to_owned(), json!(std::process::id()));
@@ -207,14 +207,14 @@ where
         stdout
             .write_all(text.as_bytes())
             .await
-            .map_err(failed("stdout"))?;
-        stdout.flush().await.map_err(failed("stdout"))?;
-        let Some(line) = lines.next_line().await.map_err(failed("stdin"))? else {
+            .map_err(io_error("stdout"))?;
+        stdout.flush().await.map_err(io_error("stdout"))?;
+        let Some(line) = lines.next_line().await.map_err(io_error("stdin"))? else {
             return Ok(ExitCode::SUCCESS);
         };
         next = match serde_json::from_str(&line) {
-            Ok(order) => act(order).await.unwrap_or_else(|failure| failure.to_json()),
-            Err(error) => Failure::usage(error.to_string()).to_json(),
+            Ok(order) => act(order).await.unwrap_or_else(|error| error.to_json()),
+            Err(error) => CliError::usage(error.to_string()).to_json(),
         };
     }
 }

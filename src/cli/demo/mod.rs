@@ -2,15 +2,15 @@
 //!
 //! The parent plays the director and the machine's SPIFFE agent: it starts broker, resource server, agents and people as
 //! children of this same program, hands each its own key file, and signs the workloads' SVIDs, so that no workload ever
-//! holds the trust domain's key. Tokens never leave the agent's process but in its requests. Only the broker opens the data
+//! holds the trust domain's key. Tokens never shut_down the agent's process but in its requests. Only the broker opens the data
 //! directory. Children end when their stdin does: whatever happens to the parent, nobody is left behind.
 
 mod child;
 mod http;
-mod people;
+mod person;
 mod resource;
-mod story;
-mod timeline;
+mod scenario;
+mod step_log;
 mod workload;
 
 use std::cell::Cell;
@@ -21,35 +21,35 @@ use std::process::ExitCode;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Say;
-use super::failure::{Failure, failed};
+use super::Output;
+use super::error::{CliError, io_error};
 
-pub(super) use people::{PersonChild, run as person};
+pub(super) use person::{PersonChild, run as person};
 pub(super) use resource::{ResourceChild, run as resource};
 pub(super) use workload::{AgentChild, run as agent};
 
 #[derive(Debug, Args)]
-pub(super) struct Demo {
+pub(super) struct DemoArgs {
     /// Leave the broker running at the end, and say how to go on
     #[arg(long)]
     keep: bool,
 }
 
-pub(super) async fn run(say: &Say, verb: Demo) -> Result<ExitCode, Failure> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
+pub(super) async fn run(output: &Output, args: DemoArgs) -> Result<ExitCode, CliError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     let scratch = Scratch::new()?;
-    let told_whole = Cell::new(false);
+    let all_passed = Cell::new(false);
     let stopped = || {
-        if told_whole.get() {
+        if all_passed.get() {
             Ok(true)
         } else {
-            Err(Failure::failed("stopped before the end"))
+            Err(CliError::failed("stopped before the end"))
         }
     };
     // Dropping the story kills its children.
     let told = tokio::select! {
-        told = story::tell(say, &scratch.0, verb.keep, &told_whole) => told,
+        told = scenario::run(output, &scratch.0, args.keep, &all_passed) => told,
         _ = terminate.recv() => stopped(),
         _ = interrupt.recv() => stopped(),
     };
@@ -65,13 +65,13 @@ pub(super) async fn run(say: &Say, verb: Demo) -> Result<ExitCode, Failure> {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Self, Failure> {
+    fn new() -> Result<Self, CliError> {
         let name = crate::client::random_name()?;
         let path = std::env::temp_dir().join(format!("dipylon-demo-{name}"));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .map_err(failed(path.display()))?;
+            .map_err(io_error(path.display()))?;
         Ok(Self(path))
     }
 }

@@ -17,11 +17,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::child;
-use crate::cli::failure::{Failure, failed};
+use crate::cli::error::{CliError, io_error};
 use crate::client::{Identity, random_name};
 use crate::keys;
-use crate::model::{ActionName, Audience, ParseError, Param, Target};
-use crate::validator::{Authorized, PresentedToken, ValidationError, RequiredAction, Validator, ValidatorConfig};
+use crate::model::{ActionName, Audience, Param, ParseError, Target};
+use crate::validator::{
+    Authorized, PresentedToken, RequiredAction, ValidationError, Validator, ValidatorConfig,
+};
 
 /// The audiences of the example.
 pub(super) const IDP: &str = "https://idp.soc.example";
@@ -49,13 +51,13 @@ struct Server {
 #[derive(Debug, Deserialize)]
 struct NoOrder {}
 
-pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, Failure> {
+pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, CliError> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
         .await
-        .map_err(failed("listen"))?;
+        .map_err(io_error("listen"))?;
     let url = format!(
         "http://{}",
-        listener.local_addr().map_err(failed("listen"))?
+        listener.local_addr().map_err(io_error("listen"))?
     );
     let validator = async |audience: &str, key: PathBuf| {
         let identity = Identity::Key(Arc::new(keys::read(&key)?));
@@ -67,7 +69,7 @@ pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, Failure
         );
         Validator::connect(config)
             .await
-            .map_err(|e| Failure::failed(e.to_string()))
+            .map_err(|e| CliError::failed(e.to_string()))
     };
     let server = Arc::new(Server {
         url: url.clone(),
@@ -97,7 +99,7 @@ pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, Failure
 
 /// For the audience of the demo: a real one would not show its accounts to everybody.
 async fn accounts(State(server): State<Arc<Server>>) -> Response {
-    say(
+    json_response(
         StatusCode::OK,
         &json!(
             *server
@@ -108,7 +110,7 @@ async fn accounts(State(server): State<Arc<Server>>) -> Response {
     )
 }
 
-fn say(status: StatusCode, body: &Value) -> Response {
+fn json_response(status: StatusCode, body: &Value) -> Response {
     (
         status,
         [(header::CONTENT_TYPE, "application/json")],
@@ -161,7 +163,7 @@ async fn disable(
     match accounts.get_mut(&id) {
         Some(enabled) => {
             *enabled = false;
-            say(
+            json_response(
                 StatusCode::OK,
                 &json!({ "account": id, "enabled": false, "uses_left": spent.uses_left() }),
             )
@@ -186,7 +188,7 @@ async fn case(
         )
         .await
     {
-        Ok(_) if id == "INC-8841" => say(
+        Ok(_) if id == "INC-8841" => json_response(
             StatusCode::OK,
             &json!({ "case": id, "title": "Sign-ins from two continents" }),
         ),
@@ -250,7 +252,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 fn reject(rejected: &ValidationError) -> Response {
     let status = StatusCode::from_u16(rejected.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let mut response = say(status, &json!({ "error": rejected.to_string() }));
+    let mut response = json_response(status, &json!({ "error": rejected.to_string() }));
     if let Some(challenge) = rejected
         .www_authenticate()
         .and_then(|text| HeaderValue::from_str(&text).ok())

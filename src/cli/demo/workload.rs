@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{child, http};
-use crate::cli::failure::Failure;
-use crate::cli::{parse, shapes};
-use crate::client::{AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TokenOutcome, TaskHandle, AccessToken, TokenRequest};
+use crate::cli::error::CliError;
+use crate::cli::{parse, render};
+use crate::client::{
+    AccessToken, AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TaskHandle, TokenOutcome,
+    TokenRequest,
+};
 use crate::clock::Clock;
 use crate::model::{Action, ActionName, Audience, TaskOutcome};
 
@@ -28,7 +31,7 @@ pub(in crate::cli) struct AgentChild {
 /// What the director may ask of an agent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-pub(super) enum Order {
+pub(super) enum AgentOrder {
     /// Opens a task.
     Open { purpose: String },
     /// Asks for a token and keeps it under a name.
@@ -60,20 +63,20 @@ pub(super) enum Order {
     Complete,
 }
 
-pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
+pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> {
     let endpoint = Endpoint::connect(&args.broker)?;
     let agent = AgentClient::new(endpoint, EvidenceSource::File(args.evidence), None);
     let mut task: Option<TaskHandle> = None;
     let mut tokens: BTreeMap<String, AccessToken> = BTreeMap::new();
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
-        Order::Open { purpose } => {
+        AgentOrder::Open { purpose } => {
             let opened = agent.open_task(&OpenTaskRequest { purpose, max_duration_s: 600, idempotency_key: None, heartbeat_s: None }).await?;
             let subject = opened.verification().map(|v| v.subject.clone());
             let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
             task = Some(opened);
             Ok(answer)
         }
-        Order::Ask { keep, action, target, params, audience, reason, wait_s, idempotency_key } => {
+        AgentOrder::Ask { keep, action, target, params, audience, reason, wait_s, idempotency_key } => {
             let params = params.iter().map(|p| parse::param(p)).collect::<Result<_, _>>()?;
             let action = Action::new(
                 ActionName::parse(&action)?,
@@ -94,8 +97,8 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
             }
             Ok(answer)
         }
-        Order::Use { token, method, url, body } => present(kept(&tokens, &token)?, &method, &url, body.as_ref()).await,
-        Order::UseUntilRefused { token, method, url, within_ms } => {
+        AgentOrder::Use { token, method, url, body } => present(kept(&tokens, &token)?, &method, &url, body.as_ref()).await,
+        AgentOrder::UseUntilRefused { token, method, url, within_ms } => {
             let token = kept(&tokens, &token)?;
             let clock = Clock::system();
             let began = clock.now();
@@ -112,9 +115,9 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        Order::Complete => {
+        AgentOrder::Complete => {
             let report = open(task.as_ref())?.complete(TaskOutcome::Succeeded).await?;
-            let mut answer = shapes::end_report(&report);
+            let mut answer = render::end_report_json(&report);
             if let Some(members) = answer.as_object_mut() {
                 members.insert("outcome".to_owned(), json!(report.cause));
             }
@@ -124,14 +127,17 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
     .await
 }
 
-fn open(task: Option<&TaskHandle>) -> Result<&TaskHandle, Failure> {
-    task.ok_or_else(|| Failure::failed("no task is open"))
+fn open(task: Option<&TaskHandle>) -> Result<&TaskHandle, CliError> {
+    task.ok_or_else(|| CliError::failed("no task is open"))
 }
 
-fn kept<'a>(tokens: &'a BTreeMap<String, AccessToken>, name: &str) -> Result<&'a AccessToken, Failure> {
+fn kept<'a>(
+    tokens: &'a BTreeMap<String, AccessToken>,
+    name: &str,
+) -> Result<&'a AccessToken, CliError> {
     tokens
         .get(name)
-        .ok_or_else(|| Failure::failed("no such token is kept"))
+        .ok_or_else(|| CliError::failed("no such token is kept"))
 }
 
 /// The answer, without the token.
@@ -145,12 +151,12 @@ fn told(outcome: &TokenOutcome) -> Value {
     };
     match outcome {
         TokenOutcome::Token(token) => json!({
-            "outcome": "token", "jti": token.jti(), "uses": token.uses(), "ttl": shapes::ttl_line(token.ttl()),
+            "outcome": "token", "jti": token.jti(), "uses": token.uses(), "ttl": render::ttl_line(token.ttl()),
             "rules": ids(token.rules()),
         }),
         TokenOutcome::Pending(pending) => json!({
             "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
-            "needs": shapes::profile_lines(pending.needs()), "request_id": pending.idempotency_key(),
+            "needs": render::profile_lines(pending.needs()), "request_id": pending.idempotency_key(),
         }),
         TokenOutcome::Denied(denied) => {
             json!({ "outcome": "denied", "reason": denied.reason_str(), "rules": ids(denied.rules()) })
@@ -164,7 +170,7 @@ async fn present(
     method: &str,
     url: &str,
     body: Option<&Value>,
-) -> Result<Value, Failure> {
+) -> Result<Value, CliError> {
     let headers = token.headers(method, url)?;
     let secrets = [
         ("authorization", &headers.authorization),

@@ -1,24 +1,23 @@
-//! Which headers pass the proxy: those that say what is asked, none that say who asks.
+//! Header filtering of the proxy: request headers that describe the request pass, identity headers never do.
 //!
-//! In: the headers of the command's request, and those of the audience's answer. Out: those that go on.
-//! Refuses: to pass on, even when told to, what belongs to one connection, what says who is asking, and what means another
-//! method, host or path than the request itself.
-//! Never: passes on what is not known: a header that some server takes for an identity is one that nobody here knows.
+//! In: headers of the command's request and of the audience's response. Out: those that are passed on.
+//! Refuses: even with --forward-header, headers of one connection, headers that state an identity, and headers that replace
+//! the request's method, host or path.
+//! Never: passes an unlisted header, since some server may read an identity from it.
 
 use hyper::header::{CONNECTION, HeaderMap, HeaderName, UPGRADE};
 
-/// The headers that go on to the audience; `more` are the caller's own.
+/// The request headers passed to the audience; `more` are the caller's additional ones.
 pub(super) fn passed_on(headers: &HeaderMap, more: &[HeaderName]) -> HeaderMap {
     headers
         .iter()
-        .filter(|(name, _)| ASKED.contains(&name.as_str()) || more.contains(name))
-        .filter(|(name, _)| !is_hop(headers, name) && !stays(name.as_str()))
+        .filter(|(name, _)| REQUEST_HEADERS.contains(&name.as_str()) || more.contains(name))
+        .filter(|(name, _)| !is_hop(headers, name) && !is_forbidden(name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
 
-/// The headers of an answer that go on to the command: no cookies, which would be an identity after the task, and no
-/// nonces, which are for whoever makes proofs.
+/// The response headers passed to the command: no cookies, which would outlive the task, and no nonces, which the proxy uses.
 pub(super) fn received(headers: &HeaderMap) -> HeaderMap {
     headers
         .iter()
@@ -28,20 +27,20 @@ pub(super) fn received(headers: &HeaderMap) -> HeaderMap {
         .collect()
 }
 
-/// Reads a header that the caller wants to pass too.
+/// Parses the name of an additional header to pass.
 pub(super) fn forwarded(name: &str) -> Result<HeaderName, String> {
-    let name = HeaderName::from_bytes(name.as_bytes())
-        .map_err(|_| "is not the name of a header".to_owned())?;
-    if stays(name.as_str()) {
+    let name =
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| "is not a header name".to_owned())?;
+    if is_forbidden(name.as_str()) {
         return Err(
-            "says who asks, or belongs to one connection: the proxy says that itself".to_owned(),
+            "states an identity or belongs to one connection: the proxy sets it itself".to_owned(),
         );
     }
     Ok(name)
 }
 
-/// Whether `Connection` names this.
-pub(super) fn lists(headers: &HeaderMap, name: &str) -> bool {
+/// Whether the `Connection` header lists this name.
+pub(super) fn connection_lists(headers: &HeaderMap, name: &str) -> bool {
     let mut listed = headers
         .get_all(CONNECTION)
         .iter()
@@ -51,26 +50,26 @@ pub(super) fn lists(headers: &HeaderMap, name: &str) -> bool {
         || (name == "upgrade" && headers.contains_key(UPGRADE))
 }
 
-/// What belongs to one connection (RFC 9110 §7.6.1).
+/// Whether a header belongs to one connection (RFC 9110 §7.6.1).
 fn is_hop(headers: &HeaderMap, name: &HeaderName) -> bool {
-    HOP.contains(&name.as_str()) || lists(headers, name.as_str())
+    HOP.contains(&name.as_str()) || connection_lists(headers, name.as_str())
 }
 
-/// Whether it never passes, whoever wants it.
-fn stays(name: &str) -> bool {
-    // Some servers read both alike.
+/// Whether a header never passes, not even with --forward-header.
+fn is_forbidden(name: &str) -> bool {
+    // Some servers treat _ as -.
     let name = name.replace('_', "-");
     let name = name.as_str();
     HOP.contains(&name)
-        || OURS.contains(&name)
+        || PROXY_HEADERS.contains(&name)
         || IDENTITY.contains(&name)
         || IDENTITY_PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
 pub(super) const DPOP_NONCE: &str = "dpop-nonce";
 
-/// What is asked, in what form, on which condition, and what ties it to its traces.
-const ASKED: [&str; 32] = [
+/// Headers that describe the request: format, conditions, ranges, tracing.
+const REQUEST_HEADERS: [&str; 32] = [
     "accept",
     "accept-charset",
     "accept-datetime",
@@ -105,7 +104,7 @@ const ASKED: [&str; 32] = [
     "x-request-id",
 ];
 
-/// For one connection only (RFC 9110 §7.6.1, and the older ones of RFC 2616 §13.5.1).
+/// Hop-by-hop headers (RFC 9110 §7.6.1, and the older ones of RFC 2616 §13.5.1).
 const HOP: [&str; 10] = [
     "connection",
     "keep-alive",
@@ -119,8 +118,8 @@ const HOP: [&str; 10] = [
     "http2-settings",
 ];
 
-/// What the proxy says or does itself; and `Referer`, which holds the secret path.
-const OURS: [&str; 5] = [
+/// Headers the proxy sets or handles itself; and `Referer`, which would hold the secret path.
+const PROXY_HEADERS: [&str; 5] = [
     "host",
     "content-length",
     "expect",
@@ -128,7 +127,7 @@ const OURS: [&str; 5] = [
     "max-forwards",
 ];
 
-/// What says who is asking, or that another method or path is meant.
+/// Headers that state an identity, or replace the method or path.
 const IDENTITY: [&str; 31] = [
     "authorization",
     "dpop",
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_goes_on_and_nothing_else() {
+    fn only_allowlisted_request_headers_are_forwarded() {
         let kept = [
             ("accept", "*/*"),
             ("content-type", "application/json"),
@@ -227,12 +226,12 @@ mod tests {
             ("x-webauth-user", "root"),
             ("x_request_id", "r"),
             ("baggage", "user=root"),
-            ("x-nobody-knows-this", "root"),
+            ("x-unknown", "root"),
         ];
         let all: Vec<_> = kept.into_iter().chain(wanted).chain(dropped).collect();
         let more = [
             HeaderName::from_static("x-own"),
-            // Even if it were let in.
+            // Not even if they were given.
             HeaderName::from_static("referer"),
             HeaderName::from_static("authorization"),
         ];
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_not_the_callers_to_pass() {
+    fn identity_headers_are_never_forwarded() {
         for good in ["X-Own", "mcp-protocol-version", "depth"] {
             assert_eq!(
                 forwarded(good).map(|name| name.as_str().to_owned()),
@@ -278,13 +277,13 @@ mod tests {
             assert!(forwarded(bad).is_err(), "{bad}");
         }
         assert!(
-            !ASKED.iter().any(|name| stays(name)),
-            "no rule against itself"
+            !REQUEST_HEADERS.iter().any(|name| is_forbidden(name)),
+            "no header is both allowed and forbidden"
         );
     }
 
     #[test]
-    fn no_answer_leaves_an_identity() {
+    fn identity_and_hop_response_headers_are_stripped() {
         let all = headers(&[
             ("content-type", "text/plain"),
             ("set-cookie", "a=b"),

@@ -1,260 +1,107 @@
-//! `exec`: run a command that may do exactly one approved thing, and nothing after.
+//! `exec`: run a command with one approved action, and end its task and token when the command ends.
 //!
-//! In: one action, a command, and where evidence comes from. Out: the command's own output and exit code; on stderr, what
-//! happened. One task is opened for the command and ended however the command ends.
+//! In: one action, a command, and the source of evidence. Out: the command's own output and exit code; events on stderr.
+//! One task is opened for the command, and it ends however the command ends.
 //! Trusts: the command with the one action, and with nothing else.
-//! Refuses: to ask anybody for a command that is not there; to hand over the key of a token.
-//! Never: writes to stdout, follows where the command would rather go, or leaves a token alive behind it.
+//! Refuses: to ask approvers for a command that does not exist; to hand over the key of a token.
+//! Never: writes to stdout, lets the command reach another origin through the proxy, or leaves a valid token behind.
 
-mod begun;
-mod deliver;
+mod args;
+mod delivery;
+mod delivery_options;
+mod events;
 mod headers;
-mod job;
-mod later;
-mod means;
-mod origin;
 mod peer;
-mod present;
+mod plan;
 mod program;
 mod proxy;
+mod run;
+mod saved;
 mod signer;
-mod tell;
+mod token_holder;
+mod upstream;
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
 use serde_json::json;
 
 use super::Common;
-use super::failure::Failure;
-use super::parse::{self, NamedParam};
-use super::serve::{me, quoted};
-use super::store::EvidenceArgs;
+use super::error::CliError;
+use crate::model::TaskOutcome;
 use crate::model::text::escape_invisible;
-use crate::model::{AccessRequestId, ActionName, Audience, Target, TaskOutcome};
-use begun::Begun;
-use deliver::Way;
-use job::{Asked, reached};
-use means::Means;
+pub(super) use args::ExecArgs;
+use delivery::DeliveryMode;
+use events::EventPrinter;
+use plan::ExecPlan;
 use program::Signals;
-use tell::Tell;
+use run::{AskResult, check_reachable};
 
-#[derive(Debug, Args)]
-#[command(after_help = HELP)]
-pub(super) struct Exec {
-    /// What to do, as the catalogue calls it
-    #[arg(long, value_parser = ActionName::parse, required_unless_present = "request")]
-    action: Option<ActionName>,
-    /// What it is done to
-    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target, required_unless_present = "request")]
-    target: Option<Target>,
-    /// With what: name=value, or name:=JSON for sets and records
-    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
-    params: Vec<NamedParam>,
-    /// The resource server that will do it
-    #[arg(long, value_name = "URI", value_parser = Audience::parse, required_unless_present = "request")]
-    audience: Option<Audience>,
-    /// How long the token should live
-    #[arg(long, default_value = "5m", value_parser = parse::seconds)]
-    ttl: u32,
-    /// Why, in your words; people see it as unverified, rules not at all
-    #[arg(long, default_value = "")]
-    reason: String,
-    /// What the task is for, in your words [default: the reason, or else the command's name]
-    #[arg(long)]
-    purpose: Option<String>,
-    /// How long the task may run; the broker clamps it
-    #[arg(long, default_value = "1h", value_parser = parse::seconds)]
-    max_duration: u32,
-    /// End the task when this long passes without a sign of life of this program; not with --no-wait
-    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse::seconds)]
-    heartbeat: u32,
-    /// How long to wait if people must decide
-    #[arg(long, default_value = "15m", value_parser = parse::seconds)]
-    wait: u32,
-    /// If people must decide, do not wait: exit with 11 and say how to go on
-    #[arg(long, conflicts_with = "wait")]
-    no_wait: bool,
-    /// Go on with what an earlier --no-wait asked for
-    #[arg(
-        long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
-        conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "task_key"]
-    )]
-    request: Option<AccessRequestId>,
-    #[command(flatten)]
-    means: Means,
-    /// The key that the agent is pinned to, or any other; never given to the command [default: one made for the task]
-    #[arg(long, value_name = "FILE")]
-    task_key: Option<PathBuf>,
-    #[command(flatten)]
-    evidence: EvidenceArgs,
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
-    command: Vec<OsString>,
-}
-
-const HELP: &str = "\
-The command gets one way to do the one action at the one audience:
-  proxy   DIPYLON_PROXY_URL is a secret URL on loopback, served to this user's processes
-          only (Linux; elsewhere whoever knows the URL: keep it off command lines, which
-          all users can read). Requests below it go to the audience with the token and a
-          proof (RFC 9449) of their own, and nowhere else.
-          Headers that say what is asked pass (Accept, Content-Type, If-Match, Range, …),
-          others with --forward-header; Authorization, DPoP, cookies, Referer and other
-          identities never do. Redirects are passed through. The token never reaches the
-          command.
-  socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
-          (nonce if there is one) and answers {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for
-          URLs of the audience only.
-  file    DIPYLON_TOKEN_FILE, and fd: DIPYLON_TOKEN_FD, hold JSON {token, token_type, jti,
-          jkt, expires_at, uses, action, audience_url, openings, signer_socket}. The token
-          is worth nothing without its key: proofs come from the signer.
-  env     refused: only a bearer token is worth anything in an environment, and every token
-          is bound to a key.
-DIPYLON_TASK is the task; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
-
-A command that can itself get the agent's evidence is the agent, and may ask for all that the
-agent may: from a file that it may read, or from a SPIFFE agent that answers it. That
-SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY are taken out of its environment hides the way and
-closes nothing. What does: evidence that another user fetches and hands over on stdin
-(--evidence -), a SPIFFE agent that attests this program and not only its user, or a pinned
-key (jkt in agents.toml) that the command cannot read: --task-key may be a pipe, such as
-<(sudo -u keeper cat key.pem).
-
-When the command ends, however it ends, the task is completed and its token is dead. If this
-program is killed, the task ends when its heartbeat is missed: the command may live on, its
-token does not. With --no-wait there is no heartbeat: the deadline ends what nobody resumes.
-
-The command runs in a process group of its own and is told INT, TERM, HUP, QUIT, USR1, USR2,
-WINCH, TSTP and CONT as this program is; in the foreground of a terminal it stays in the
-terminal's group, so that it can read the terminal. Ctrl-C while people decide takes the
-access request back and ends the task.
-
-Exit codes: the command's own, or 128 + the signal that ended it; for what never ran:
-   2  not understood          13  too few people could say yes   20  gate 1 refused
-  10  denied                  14  broker or audience is away    126  cannot be run
-  11  waiting (--no-wait)     15  something changed: ask anew   127  not found
-  12  nobody decided in time  16  too many at once
-
-  dipylon exec --agent triage --action case.read --target Case::INC-8841 \\
-               --audience https://cases.soc.example --audience-url http://127.0.0.1:8080 \\
-               -- sh -c 'curl \"$DIPYLON_PROXY_URL/cases/INC-8841\"'";
-
-/// Runs it from the first question to the last word.
-pub(super) async fn run(common: &Common, mut verb: Exec) -> Result<ExitCode, Failure> {
-    let tell = Tell::new(common.json);
-    if verb.means.way() == Way::Env {
-        return Err(deliver::not_bearer());
+/// Opens or resumes the task, asks for the token, runs the command, ends the task.
+pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode, CliError> {
+    let events = EventPrinter::new(common.json);
+    if args.delivery.mode() == DeliveryMode::Env {
+        return Err(delivery::not_bearer());
     }
-    if !program::shield() {
-        let text =
-            "other processes of this user can read this one's memory, and the token's key in it";
-        tell.event("warning", text, json!({ "warning": "NOT_SHIELDED" }));
+    if !program::forbid_memory_access() {
+        let text = "other processes of this user can read this process's memory, and the token's key in it";
+        events.event("warning", text, json!({ "warning": "NOT_SHIELDED" }));
     }
-    let program = verb.program();
-    if let Err(not) = program::find(
-        verb.command
+    let program = args.program();
+    if let Err(error) = program::find(
+        args.command
             .first()
             .map_or(OsStr::new(""), OsString::as_os_str),
     ) {
-        tell.not_run(&program, not);
-        return Ok(ExitCode::from(not.code()));
+        events.not_run(&program, error);
+        return Ok(ExitCode::from(error.code()));
     }
     let mut signals = Signals::listen()?;
-    let wait = (!verb.no_wait).then_some(verb.wait);
-    verb.means = verb.means.anywhere()?;
-    let begun = match verb.request {
-        Some(id) => Begun::again(common, &mut verb, id)?,
-        None => Begun::anew(common, &verb)?,
+    let wait = (!args.no_wait).then_some(args.wait);
+    args.delivery = args.delivery.absolute_paths()?;
+    let plan = match args.resume {
+        Some(id) => ExecPlan::resume(common, &mut args, id)?,
+        None => ExecPlan::new(common, &args)?,
     };
-    // Before anybody is asked: what was kept may have been changed since.
-    verb.means.forwarded()?;
-    let origin = verb.means.origin(&begun.order().action.audience)?;
-    if origin.is_open() {
+    // Before any approver is asked: the saved options may have been edited since.
+    args.delivery.forwarded()?;
+    let upstream = args.delivery.upstream(&plan.order().action.audience)?;
+    if upstream.is_insecure() {
         let text = format!(
-            "{} is spoken to over plain http: everyone on the way reads what is sent, and changes it",
-            escape_invisible(&origin.base_url())
+            "requests to {} use plain http: anyone on the network path can read and change them",
+            escape_invisible(&upstream.base_url())
         );
-        tell.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
+        events.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
     }
     let opening = async {
-        if matches!(begun, Begun::Again { .. }) {
-            // People may have said yes, and the token that is made of it is for now: asking again comes before wasting it.
-            reached(&origin).await?;
+        if matches!(plan, ExecPlan::Resume { .. }) {
+            // The request may be approved, and asking again issues the token: the audience must be reachable first.
+            check_reachable(&upstream).await?;
         }
-        begun.open(tell).await
+        plan.open(events).await
     };
-    let job = tokio::select! {
-        job = opening => job?,
+    let run = tokio::select! {
+        run = opening => run?,
         signal = signals.next() => return Ok(ExitCode::from(program::signal_code(signal.as_raw()))),
     };
-    let alive = job.keep_alive();
-    let (outcome, code) = match job.ask(wait, &origin, &program, &mut signals).await {
-        Ok(Asked::Token(token)) => job.run(&verb, *token, origin, &alive, &mut signals).await,
-        Ok(Asked::Pending(pending)) => return job.later(common, &verb, &pending).await,
-        Ok(Asked::No(code)) => (TaskOutcome::Abandoned, code),
-        // Who comes back to ask may come back once more.
-        Err(error) if job.later.is_some() && error.retryable() => return Err(error.into()),
+    let keep_alive = run.keep_alive();
+    let (outcome, code) = match run.ask(wait, &upstream, &program, &mut signals).await {
+        Ok(AskResult::Token(token)) => {
+            run.run(&args, *token, upstream, &keep_alive, &mut signals)
+                .await
+        }
+        Ok(AskResult::Pending(pending)) => {
+            return run.save_for_resume(common, &args, &pending).await;
+        }
+        Ok(AskResult::NotRun(code)) => (TaskOutcome::Abandoned, code),
+        // A resumed request stays saved: the caller may resume it again.
+        Err(error) if run.saved.is_some() && error.is_retryable() => return Err(error.into()),
         Err(error) => {
-            job.end(TaskOutcome::Abandoned, None).await;
+            run.end(TaskOutcome::Abandoned, None).await;
             return Err(error.into());
         }
     };
-    drop(alive);
-    job.end(outcome, Some(code)).await;
+    drop(keep_alive);
+    run.end(outcome, Some(code)).await;
     Ok(ExitCode::from(code))
-}
-
-impl Exec {
-    /// The command's name, as it is shown.
-    fn program(&self) -> String {
-        let name = self.command.first();
-        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    }
-
-    /// The command that goes on with an access request.
-    fn resume(&self, common: &Common, id: AccessRequestId) -> String {
-        let mut words = vec![
-            me(),
-            "exec".to_owned(),
-            "--request".to_owned(),
-            id.to_string(),
-        ];
-        let mut option = |name: &str, value: Option<String>| {
-            if let Some(value) = value {
-                words.extend([name.to_owned(), quoted(&value)]);
-            }
-        };
-        option(
-            "--ca",
-            common.ca.as_ref().map(|file| file.display().to_string()),
-        );
-        let socket = common.socket.as_ref();
-        option("--socket", socket.map(|path| path.display().to_string()));
-        let way = match self.means.way() {
-            Way::Proxy | Way::Env => None,
-            Way::Socket => Some("socket"),
-            Way::Fd => Some("fd"),
-            Way::File => Some("file"),
-        };
-        option("--deliver", way.map(str::to_owned));
-        option("--audience-url", self.means.audience_url.clone());
-        let ca = self.means.audience_ca.as_ref();
-        option("--audience-ca", ca.map(|file| file.display().to_string()));
-        if self.means.insecure_audience {
-            words.push("--insecure-audience".to_owned());
-        }
-        for name in &self.means.forward_headers {
-            words.extend(["--forward-header".to_owned(), quoted(name)]);
-        }
-        words.push("--".to_owned());
-        words.extend(
-            self.command
-                .iter()
-                .map(|word| quoted(&word.to_string_lossy())),
-        );
-        words.join(" ")
-    }
 }

@@ -1,45 +1,45 @@
-//! Whose process is at the other end of a connection on loopback, where the system can say so.
+//! The user at the other end of a loopback TCP connection, on systems that can tell.
 //!
-//! In: the two addresses of an accepted connection. Out: whether it is a process of our own user.
+//! In: the two addresses of an accepted connection. Out: whether the peer process runs as our user.
 //! Trusts: the kernel's table of connections (proc(5), `/proc/net/tcp`).
-//! Refuses: whatever is not in that table, or no longer belongs to a process.
+//! Refuses: sockets that are not in that table, or that no process holds any more.
 
 use std::net::SocketAddr;
 
-use crate::cli::failure::Failure;
+use crate::cli::error::CliError;
 
-/// Whether the peer's process is one of our effective user. Beyond Linux there is no such table: there the secret in the
-/// path is all that keeps other users out.
+/// Whether the peer's process runs as our effective user. Other systems than Linux have no such table: there only the
+/// secret path keeps other users out.
 #[cfg(target_os = "linux")]
-pub(super) fn is_ours(peer: SocketAddr, here: SocketAddr) -> bool {
-    // The table may change while it is read, and a line be passed over: looked for twice.
+pub(super) fn is_same_user(peer: SocketAddr, here: SocketAddr) -> bool {
+    // The table may change while it is read and skip a line: look twice.
     let owner = owner(peer, here).or_else(|| owner(peer, here));
     owner == Some(rustix::process::geteuid().as_raw())
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) const fn is_ours(_peer: SocketAddr, _here: SocketAddr) -> bool {
+pub(super) const fn is_same_user(_peer: SocketAddr, _here: SocketAddr) -> bool {
     true
 }
 
-/// Says before anything runs that nobody could be let in.
+/// Fails before the command runs if peers cannot be identified.
 #[cfg(target_os = "linux")]
-pub(super) fn can_tell() -> Result<(), Failure> {
+pub(super) fn check_supported() -> Result<(), CliError> {
     let [first, _] = TABLES;
     std::fs::File::open(first).map(drop).map_err(|error| {
-        Failure::failed(format!(
-            "{first}: {error}: a proxy could not tell whose connections are whose"
+        CliError::failed(format!(
+            "{first}: {error}: the proxy cannot check which user connects"
         ))
-        .next("use --deliver socket, whose peers the system names itself")
+        .with_hint("use --deliver socket, where the system identifies the peer")
     })
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) const fn can_tell() -> Result<(), Failure> {
+pub(super) const fn check_supported() -> Result<(), CliError> {
     Ok(())
 }
 
-/// The user of the socket that is `peer` to us. It may be of either family: an IPv6 socket reaches 127.0.0.1 too.
+/// The uid of the peer socket, in either family: an IPv6 socket can connect to 127.0.0.1 too.
 #[cfg(target_os = "linux")]
 fn owner(peer: SocketAddr, here: SocketAddr) -> Option<u32> {
     use std::io::{BufRead as _, BufReader};
@@ -53,21 +53,21 @@ fn owner(peer: SocketAddr, here: SocketAddr) -> Option<u32> {
 #[cfg(target_os = "linux")]
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 
-/// The user in one line of the table, if it is the line of this socket and a process holds it: of a socket that was let go
-/// the kernel says user 0, whoever it was, and inode 0.
+/// The uid in one line of the table, if the line is of this socket and a process holds it: for a released socket the kernel
+/// writes uid 0 and inode 0.
 #[cfg(any(target_os = "linux", test))]
 fn owner_in(line: &str, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let same = address(fields.next()?)? == canonical(local)
         && address(fields.next()?)? == canonical(remote);
-    // Behind the addresses: state, queues, timer, retransmissions.
+    // After the addresses: state, queues, timer, retransmissions.
     let mut fields = fields.skip(4);
     let user = fields.next()?.parse().ok()?;
     let inode: u64 = fields.nth(1)?.parse().ok()?;
     (same && inode != 0).then_some(user)
 }
 
-/// `ADDRESS:PORT` in hexadecimal: the address in words of 32 bits as they lie in memory, the port as a number.
+/// `ADDRESS:PORT` in hexadecimal: the address in 32-bit words in memory order, the port as a number.
 #[cfg(any(target_os = "linux", test))]
 fn address(field: &str) -> Option<SocketAddr> {
     let (words, port) = field.split_once(':')?;
@@ -93,7 +93,7 @@ fn address(field: &str) -> Option<SocketAddr> {
     full.then(|| canonical(SocketAddr::new(ip, port)))
 }
 
-/// An IPv4 address in IPv6 clothes is that IPv4 address.
+/// An IPv4-mapped IPv6 address becomes the IPv4 address.
 #[cfg(any(target_os = "linux", test))]
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -113,7 +113,7 @@ mod tests {
 
     #[cfg(target_endian = "little")]
     #[test]
-    fn addresses_are_read_as_the_kernel_writes_them() {
+    fn parses_proc_net_tcp_addresses() {
         for (field, address_) in [
             ("0100007F:1F90", "127.0.0.1:8080"),
             ("0201A8C0:0050", "192.168.1.2:80"),
@@ -143,19 +143,19 @@ mod tests {
 
     #[cfg(target_endian = "little")]
     #[test]
-    fn a_line_names_the_owner_of_one_socket() {
+    fn proc_net_tcp_line_gives_the_uid() {
         let (peer, here) = (at("127.0.0.1:36842"), at("127.0.0.1:33201"));
         let line = "   2: 0100007F:8FEA 0100007F:81B1 01 00000000:00000000 00:00000000 00000000  1000        0 474049 1 0000000081cc7102 20 4 30 10 -1";
         assert_eq!(owner_in(line, peer, here), Some(1_000));
-        // Our own end of it, which is ours whoever the peer is.
+        // Our own end of the connection.
         assert_eq!(owner_in(line, here, peer), None);
         assert_eq!(owner_in(line, at("127.0.0.1:36843"), here), None);
         assert_eq!(owner_in(line, at("127.0.0.2:36842"), here), None);
         assert_eq!(owner_in(line, peer, at("127.0.0.1:33202")), None);
-        // By way of IPv6.
+        // Over IPv6.
         let six = "   0: 0000000000000000FFFF00000100007F:8FEA 0000000000000000FFFF00000100007F:81B1 01 00000000:00000000 00:00000000 00000000 65534        0 9 1 0 20 4 30 10 -1";
         assert_eq!(owner_in(six, peer, here), Some(65_534));
-        // Let go: the kernel no longer knows whose it was, and writes 0.
+        // Released: the kernel writes uid 0.
         let gone = "   2: 0100007F:8FEA 0100007F:81B1 06 00000000:00000000 03:0000170F 00000000     0        0 0 3 0000000028b7c312";
         assert_eq!(owner_in(gone, peer, here), None);
         let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
@@ -171,7 +171,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn our_own_connection_is_ours_while_it_is_held() {
+    fn own_connection_has_own_uid() {
         for listen in ["127.0.0.1:0", "[::]:0"] {
             let Ok(listener) = std::net::TcpListener::bind(listen) else {
                 assert!(listen.starts_with('['), "no loopback");
@@ -181,9 +181,12 @@ mod tests {
             let client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connects");
             let (stream, peer) = listener.accept().expect("accepts");
             let here = stream.local_addr().expect("address");
-            assert!(is_ours(peer, here));
+            assert!(is_same_user(peer, here));
             drop(client);
-            assert!(!is_ours(peer, here), "whose it was is not known any more");
+            assert!(
+                !is_same_user(peer, here),
+                "the owner of a released socket is unknown"
+            );
         }
     }
 }

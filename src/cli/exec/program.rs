@@ -1,5 +1,4 @@
-//! The command as a process: found before anybody is asked, run in a group of its own, told every signal that this process
-//! is told.
+//! The child process of `exec`: looked up before approvers are asked, run in its own process group, with signals forwarded.
 
 use std::ffi::{OsStr, OsString};
 use std::future::poll_fn;
@@ -14,18 +13,18 @@ use rustix::process::{Pid, Signal};
 use tokio::process::Command;
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-use crate::cli::failure::{Failure, failed};
+use crate::cli::error::{CliError, io_error};
 
-/// Why a command does not run, with the code a shell would give.
+/// Why the command did not run, with the exit code a shell gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotRun {
+pub(super) enum SpawnError {
     #[error("command not found")]
     NotFound,
-    #[error("it cannot be run")]
+    #[error("not executable")]
     NotRunnable,
 }
 
-impl NotRun {
+impl SpawnError {
     pub(super) const fn code(self) -> u8 {
         match self {
             Self::NotFound => 127,
@@ -34,42 +33,42 @@ impl NotRun {
     }
 }
 
-/// Whether the command is there to be run, looked for as `execvp` does: nobody is asked to approve what cannot happen.
-pub(super) fn find(program: &OsStr) -> Result<(), NotRun> {
+/// Looks the command up as `execvp` does, so that no approval is requested for a command that cannot run.
+pub(super) fn find(program: &OsStr) -> Result<(), SpawnError> {
     let path = Path::new(program);
     if path.components().count() > 1 || path.is_absolute() {
         return runnable(path);
     }
     let dirs = std::env::var_os("PATH").unwrap_or_else(|| OsString::from(PATH));
-    let mut found = Err(NotRun::NotFound);
+    let mut found = Err(SpawnError::NotFound);
     for dir in std::env::split_paths(&dirs) {
         match runnable(&dir.join(path)) {
             Ok(()) => return Ok(()),
-            Err(NotRun::NotRunnable) => found = Err(NotRun::NotRunnable),
-            Err(NotRun::NotFound) => {}
+            Err(SpawnError::NotRunnable) => found = Err(SpawnError::NotRunnable),
+            Err(SpawnError::NotFound) => {}
         }
     }
     found
 }
 
-fn runnable(path: &Path) -> Result<(), NotRun> {
-    let file = std::fs::metadata(path).map_err(|_| NotRun::NotFound)?;
+fn runnable(path: &Path) -> Result<(), SpawnError> {
+    let file = std::fs::metadata(path).map_err(|_| SpawnError::NotFound)?;
     if file.is_file() && file.permissions().mode() & 0o111 != 0 {
         Ok(())
     } else {
-        Err(NotRun::NotRunnable)
+        Err(SpawnError::NotRunnable)
     }
 }
 
-/// The signals this process is told, from when they are listened for.
+/// The signals this process receives, once it listens.
 pub(super) struct Signals {
     streams: Vec<(Signal, Stream)>,
 }
 
 impl Signals {
-    /// Listens for what asks a program to stop. What the caller had made us ignore (`nohup`) stays ignored, here and in
-    /// the command.
-    pub(super) fn listen() -> Result<Self, Failure> {
+    /// Listens for the signals that stop a program. Signals ignored from the start (`nohup`) stay ignored, here and in the
+    /// command.
+    pub(super) fn listen() -> Result<Self, CliError> {
         let mut signals = Self {
             streams: Vec::new(),
         };
@@ -77,19 +76,19 @@ impl Signals {
         Ok(signals)
     }
 
-    fn add(&mut self, which: &[Signal]) -> Result<(), Failure> {
+    fn add(&mut self, which: &[Signal]) -> Result<(), CliError> {
         let ignored = ignored();
         for one in which {
             let number = one.as_raw();
             if ignored & (1_u64.wrapping_shl(number.unsigned_abs().saturating_sub(1))) == 0 {
-                let stream = signal(SignalKind::from_raw(number)).map_err(failed("signals"))?;
+                let stream = signal(SignalKind::from_raw(number)).map_err(io_error("signals"))?;
                 self.streams.push((*one, stream));
             }
         }
         Ok(())
     }
 
-    /// The next one.
+    /// The next signal.
     pub(super) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
             for (which, stream) in &mut self.streams {
@@ -103,7 +102,7 @@ impl Signals {
     }
 }
 
-/// Signals ignored from the start, one bit each (proc(5), `SigIgn`); none where that cannot be read.
+/// Signals ignored from the start, one bit each (proc(5), `SigIgn`); none if that cannot be read.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -111,62 +110,62 @@ fn ignored() -> u64 {
         .unwrap_or(0)
 }
 
-/// The code of a process that a signal ended, as shells give it.
+/// The exit code of a process ended by a signal, as shells give it.
 pub(super) fn signal_code(signal: i32) -> u8 {
     u8::try_from(128_i32.saturating_add(signal)).unwrap_or(u8::MAX)
 }
 
-/// What the command is run with.
-pub(super) struct Given<'a> {
+/// The command line and environment of the child.
+pub(super) struct Spawn<'a> {
     pub(super) command: &'a [OsString],
     pub(super) environment: &'a [(&'static str, OsString)],
-    /// Variables of ours that a command inherits from nobody else.
+    /// Variables to remove.
     pub(super) without: &'a [&'static str],
 }
 
-/// Runs the command to its end and gives its code. `started` is called once it runs.
+/// Runs the command to its end and gives its exit code. `started` is called once it runs.
 pub(super) async fn run(
-    given: &Given<'_>,
+    spawn: &Spawn<'_>,
     signals: &mut Signals,
     started: impl FnOnce(),
-) -> Result<u8, NotRun> {
-    let (program, arguments) = given.command.split_first().ok_or(NotRun::NotFound)?;
-    let group = Group::choose();
+) -> Result<u8, SpawnError> {
+    let (program, arguments) = spawn.command.split_first().ok_or(SpawnError::NotFound)?;
+    let group = ProcessGroup::choose();
     let mut command = Command::new(program);
     command.args(arguments);
-    for name in given.without {
+    for name in spawn.without {
         command.env_remove(name);
     }
-    for (name, value) in given.environment {
+    for (name, value) in spawn.environment {
         command.env(name, value);
     }
-    if group == Group::Own {
+    if group == ProcessGroup::Own {
         command.process_group(0);
     }
     let more: &[Signal] = match group {
-        Group::Own => &[
+        ProcessGroup::Own => &[
             Signal::USR1,
             Signal::USR2,
             Signal::WINCH,
             Signal::TSTP,
             Signal::CONT,
         ],
-        Group::Ours => &[Signal::USR1, Signal::USR2],
+        ProcessGroup::Ours => &[Signal::USR1, Signal::USR2],
     };
-    signals.add(more).map_err(|_| NotRun::NotRunnable)?;
+    signals.add(more).map_err(|_| SpawnError::NotRunnable)?;
     let mut child = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => NotRun::NotFound,
-        _ => NotRun::NotRunnable,
+        std::io::ErrorKind::NotFound => SpawnError::NotFound,
+        _ => SpawnError::NotRunnable,
     })?;
     started();
     let pid = child
         .id()
         .and_then(|id| i32::try_from(id).ok())
         .and_then(Pid::from_raw)
-        .ok_or(NotRun::NotRunnable)?;
+        .ok_or(SpawnError::NotRunnable)?;
     loop {
         tokio::select! {
-            ended = child.wait() => return ended.map(code).map_err(|_| NotRun::NotRunnable),
+            ended = child.wait() => return ended.map(code).map_err(|_| SpawnError::NotRunnable),
             signal = signals.next() => group.forward(pid, signal),
         }
     }
@@ -180,17 +179,17 @@ fn code(status: ExitStatus) -> u8 {
     }
 }
 
-/// Which process group the command is in.
+/// The process group of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Group {
-    /// One of its own: it and what it starts are told every signal that we are told.
+enum ProcessGroup {
+    /// Its own: every signal we receive is forwarded to the whole group.
     Own,
-    /// Ours, because we are in the foreground of a terminal that it may want to read. What the keys of the terminal say
-    /// (INT, QUIT, TSTP), the terminal says to it too, and we do not say it twice.
+    /// Ours, because we are in the foreground of a terminal the command may read. The terminal itself sends the signals of its
+    /// keys (INT, QUIT, TSTP) to the command, so they are not forwarded.
     Ours,
 }
 
-impl Group {
+impl ProcessGroup {
     fn choose() -> Self {
         let stdin = std::io::stdin();
         let foreground = stdin.is_terminal()
@@ -200,25 +199,25 @@ impl Group {
     }
 
     fn forward(self, child: Pid, signal: Signal) {
-        // A child that is gone has been waited for by the next turn of the loop.
+        // An error means the child has exited: the next turn of the loop reaps it.
         let _gone = match self {
             Self::Own => rustix::process::kill_process_group(child, signal),
             Self::Ours if signal == Signal::INT || signal == Signal::QUIT => Ok(()),
             Self::Ours => rustix::process::kill_process(child, signal),
         };
         if self == Self::Own && signal == Signal::TSTP {
-            // Stopped with it; whoever continues us continues it. A lease is not kept meanwhile.
+            // Stop with it; CONT continues both. No keep-alives are sent meanwhile.
             let _stopped = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
         }
     }
 }
 
-/// Where programs are when PATH does not say (execvp(3)).
+/// The default PATH (execvp(3)).
 const PATH: &str = "/bin:/usr/bin";
 
-/// Lets no other process of the same user read the task's key out of this one's memory (prctl(2), PR_SET_DUMPABLE): not
-/// the command, and no core dump. False: it could not be had.
-pub(super) fn shield() -> bool {
+/// Keeps this process's memory, and the task's key in it, from the user's other processes and from core dumps (prctl(2),
+/// PR_SET_DUMPABLE). False if the system cannot.
+pub(super) fn forbid_memory_access() -> bool {
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -230,23 +229,23 @@ pub(super) fn shield() -> bool {
     }
 }
 
-/// A directory that only we may enter, gone with this value.
+/// A directory with mode 0700, removed on drop.
 #[derive(Debug)]
 pub(super) struct PrivateDir(PathBuf);
 
 impl PrivateDir {
-    pub(super) fn make() -> Result<Self, Failure> {
+    pub(super) fn make() -> Result<Self, CliError> {
         use std::os::unix::fs::DirBuilderExt as _;
         let runtime = std::env::var_os("XDG_RUNTIME_DIR")
             .map(PathBuf::from)
             .filter(|dir| dir.is_absolute() && dir.is_dir());
         let parent = runtime.unwrap_or_else(std::env::temp_dir);
         let path = parent.join(format!("dipylon-{}", crate::client::random_name()?));
-        // Never one that is there already.
+        // Never an existing directory.
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .map_err(failed(path.display()))?;
+            .map_err(io_error(path.display()))?;
         Ok(Self(path))
     }
 
@@ -266,35 +265,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_is_found_as_a_shell_finds_it() {
+    fn command_lookup_follows_path() {
         assert_eq!(find(OsStr::new("sh")), Ok(()));
         assert_eq!(find(OsStr::new("/bin/sh")), Ok(()));
         assert_eq!(
-            find(OsStr::new("no-such-command-anywhere")),
-            Err(NotRun::NotFound)
+            find(OsStr::new("no-such-command-absolute_paths")),
+            Err(SpawnError::NotFound)
         );
-        assert_eq!(find(OsStr::new("/no/such")), Err(NotRun::NotFound));
-        assert_eq!(find(OsStr::new("/etc/passwd")), Err(NotRun::NotRunnable));
-        assert_eq!(find(OsStr::new("/")), Err(NotRun::NotRunnable));
+        assert_eq!(find(OsStr::new("/no/such")), Err(SpawnError::NotFound));
         assert_eq!(
-            (NotRun::NotFound.code(), NotRun::NotRunnable.code()),
+            find(OsStr::new("/etc/passwd")),
+            Err(SpawnError::NotRunnable)
+        );
+        assert_eq!(find(OsStr::new("/")), Err(SpawnError::NotRunnable));
+        assert_eq!(
+            (SpawnError::NotFound.code(), SpawnError::NotRunnable.code()),
             (127, 126)
         );
     }
 
     #[test]
-    fn codes_are_those_of_a_shell() {
+    fn exit_codes_follow_shell_convention() {
         assert_eq!(code(ExitStatus::from_raw(3 << 8)), 3);
         assert_eq!(code(ExitStatus::from_raw(15)), 143);
         assert_eq!(signal_code(2), 130);
     }
 
     #[test]
-    fn a_private_dir_goes_with_its_value() {
+    fn private_dir_is_removed_on_drop() {
         let dir = PrivateDir::make().expect("dir");
         let path = dir.0.clone();
         let mode = std::fs::metadata(&path)
-            .expect("there")
+            .expect("metadata")
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o700);

@@ -1,12 +1,12 @@
 //! A reverse proxy on loopback for one command and one audience.
 //!
-//! In: HTTP/1.1 requests of our own user's processes, below a path that only the command was told. Out: the same requests to the audience, and
-//! nowhere else, each with the token and a proof of its own; the audience's answers, streamed.
-//! Trusts: the audience for what it answers.
-//! Refuses: other users' processes, where the system names them; whoever does not know the path; other forms of target than a path; CONNECT, TRACE and upgrades; paths that
-//! climb; everything once the token or the task is over.
-//! Never: follows a redirect, passes on an identity that the command brought or a cookie that the audience set, or shows
-//! the token to the command.
+//! In: HTTP/1.1 requests of our own user's processes, below a secret path given to the command. Out: the same requests to
+//! the audience only, each with the token and its own proof; the audience's responses, streamed.
+//! Trusts: the audience for its responses.
+//! Refuses: other users' processes, where the system identifies them; requests without the secret path; targets other than a
+//! path; CONNECT, TRACE and upgrades; paths with dot segments; all requests once the token expired or the task ended.
+//! Never: follows a redirect, passes on an identity header of the command or a cookie of the audience, or shows the token to
+//! the command.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,28 +18,29 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, Version, client, server};
+use hyper::{Method, Request, Response, StatusCode, Version, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::headers::{self, DPOP_NONCE, lists};
-use super::origin::{Unreached, climbs};
+use super::headers::{self, DPOP_NONCE, connection_lists};
 use super::peer;
-use super::present::Presenter;
+use super::token_holder::TokenHolder;
+use super::upstream::{ConnectError, has_dot_segments};
+use crate::client::http::{self, HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::jose::dpop::NONCE_BYTES_MAX;
 use crate::model::{Digest, Secret};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-/// The secret part of the proxy's path, and who is behind it.
+/// A proxy for one command: its secret path and the token it uses.
 pub(super) struct Proxy {
-    /// Compared by hash, so that the time it takes says nothing of the secret.
+    /// The digest of the secret: comparing digests leaks no timing.
     capability: Digest,
-    presenter: Arc<Presenter>,
-    /// Headers that the caller lets pass, beside those that always do.
+    holder: Arc<TokenHolder>,
+    /// Additional headers to pass.
     forward: Vec<HeaderName>,
 }
 
@@ -47,27 +48,27 @@ impl Proxy {
     /// `capability` is what the first segment of every path must be.
     pub(super) fn new(
         capability: &Secret,
-        presenter: Arc<Presenter>,
+        holder: Arc<TokenHolder>,
         forward: &[HeaderName],
     ) -> Self {
         Self {
             forward: forward.to_vec(),
             capability: Digest::sha256(capability.expose_secret().as_bytes()),
-            presenter,
+            holder,
         }
     }
 
-    /// Serves until dropped; its connections go with it.
+    /// Serves until dropped, which also closes its connections.
     pub(super) async fn serve(self, listener: TcpListener) {
         let proxy = Arc::new(self);
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         while let Ok(slot) = slots.clone().acquire_owned().await {
             let stream = match listener.accept().await {
-                Ok((stream, peer)) if is_ours(&stream, peer) => stream,
-                // Closed, and the slot is for the next one.
+                Ok((stream, peer)) if same_user(&stream, peer) => stream,
+                // Another user: close it and take the next connection.
                 Ok(_) => continue,
-                // Such as too many open files: it may pass.
+                // Such as too many open files, which may be temporary.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
                     continue;
@@ -86,7 +87,7 @@ impl Proxy {
                     .max_headers(HEADERS_MAX)
                     .max_buf_size(HEAD_BYTES_MAX)
                     .serve_connection(TokioIo::new(stream), answering);
-                // A command that goes away in the middle is its own affair.
+                // The command may close the connection at any time.
                 let _ended = serving.await;
             });
             while connections.try_join_next().is_some() {}
@@ -112,76 +113,78 @@ impl Proxy {
         })
     }
 
-    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Body>, ProxyProblem> {
         let (head, body) = request.into_parts();
         let target = head
             .uri
             .path_and_query()
             .map_or("", |target| target.as_str());
-        let target = self.admitted(target).ok_or_else(|| {
-            Problem::new(
+        let target = self.strip_capability(target).ok_or_else(|| {
+            ProxyProblem::new(
                 StatusCode::NOT_FOUND,
                 "NOT_FOUND",
-                "nothing is here: use DIPYLON_PROXY_URL as it was given",
+                "not found: use DIPYLON_PROXY_URL as it was given",
             )
         })?;
         if head.uri.scheme().is_some() || head.uri.authority().is_some() {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::BAD_REQUEST,
                 "TARGET_FORM",
-                "this proxy speaks to one audience: send a path, not a URL",
+                "this proxy forwards to one audience: send a path, not a URL",
             ));
         }
         if head.method == Method::CONNECT || head.method == Method::TRACE {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "METHOD",
-                "neither tunnels nor echoes",
+                "CONNECT and TRACE are not allowed",
             ));
         }
         let path = target.split('?').next().unwrap_or_default();
-        if climbs(path) {
-            return Err(Problem::new(
+        if has_dot_segments(path) {
+            return Err(ProxyProblem::new(
                 StatusCode::BAD_REQUEST,
                 "PATH",
-                "a path with . or .. in it, a backslash or a control character, however encoded, could leave the audience's own",
+                "the path must not contain . or .. segments, backslashes or control characters in any encoding",
             ));
         }
-        if lists(&head.headers, "upgrade") {
-            return Err(Problem::new(
+        if connection_lists(&head.headers, "upgrade") {
+            return Err(ProxyProblem::new(
                 StatusCode::NOT_IMPLEMENTED,
                 "UPGRADE",
-                "an upgraded connection would outlive its one request",
+                "upgrades are not supported: the connection would outlive its request",
             ));
         }
-        self.presenter.alive().map_err(|dead| {
-            Problem::new(StatusCode::UNAUTHORIZED, dead.reason(), &dead.to_string())
+        self.holder.check_available().map_err(|error| {
+            ProxyProblem::new(StatusCode::UNAUTHORIZED, error.reason(), &error.to_string())
         })?;
         let outgoing = Outgoing {
             method: head.method,
             path: path.to_owned(),
-            target: self.presenter.origin.path(&target),
+            target: self.holder.upstream.path(&target),
             headers: headers::passed_on(&head.headers, &self.forward),
         };
-        match Sent::of(body).await? {
-            Sent::Again(bytes) => {
+        match RequestBody::read(body).await? {
+            RequestBody::Buffered(bytes) => {
                 let response = self.send(&outgoing, full(bytes.clone()), None).await?;
                 match wanted_nonce(&response) {
-                    // RFC 9449 §9: once more, and no more than once.
+                    // RFC 9449 §9: retry once with the nonce.
                     Some(nonce) => {
                         let again = self.send(&outgoing, full(bytes), Some(&nonce)).await?;
-                        Ok(received(again))
+                        Ok(filter_response(again))
                     }
-                    None => Ok(received(response)),
+                    None => Ok(filter_response(response)),
                 }
             }
-            // What flows by is sent once; the nonce is there for the next request.
-            Sent::Once(body) => Ok(received(self.send(&outgoing, body, None).await?)),
+            // A streamed body is sent once; the next request uses the nonce.
+            RequestBody::Streamed(body) => {
+                Ok(filter_response(self.send(&outgoing, body, None).await?))
+            }
         }
     }
 
-    /// The target behind the capability, beginning with a slash.
-    fn admitted(&self, target: &str) -> Option<String> {
+    /// The target after the secret segment, beginning with a slash.
+    fn strip_capability(&self, target: &str) -> Option<String> {
         let rest = target.strip_prefix('/')?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (shown, behind) = rest.split_at_checked(end)?;
@@ -200,132 +203,133 @@ impl Proxy {
         outgoing: &Outgoing,
         body: Body,
         nonce: Option<&str>,
-    ) -> Result<Response<Incoming>, Problem> {
+    ) -> Result<Response<Incoming>, ProxyProblem> {
         let ours = |_| {
-            Problem::new(
+            ProxyProblem::new(
                 StatusCode::BAD_GATEWAY,
                 "PROOF",
-                "the proof could not be made",
+                "could not create the proof",
             )
         };
         let method = outgoing.method.as_str();
         let shown = match nonce {
             Some(nonce) => self
-                .presenter
+                .holder
                 .headers_with(method, &outgoing.path, Some(nonce)),
-            None => self.presenter.headers(method, &outgoing.path),
+            None => self.holder.headers(method, &outgoing.path),
         }
         .map_err(ours)?;
         let mut request = Request::new(body);
         *request.method_mut() = outgoing.method.clone();
         *request.version_mut() = Version::HTTP_11;
-        *request.uri_mut() = outgoing
-            .target
-            .parse()
-            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "PATH", "the path is not one"))?;
+        *request.uri_mut() = outgoing.target.parse().map_err(|_| {
+            ProxyProblem::new(StatusCode::BAD_REQUEST, "PATH", "the path is not valid")
+        })?;
         *request.headers_mut() = outgoing.headers.clone();
         let secret = |text: &Secret| {
-            let mut value = HeaderValue::from_str(text.expose_secret())
-                .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "PROOF", "not a header"))?;
+            let mut value = HeaderValue::from_str(text.expose_secret()).map_err(|_| {
+                ProxyProblem::new(
+                    StatusCode::BAD_GATEWAY,
+                    "PROOF",
+                    "the token is not a valid header value",
+                )
+            })?;
             value.set_sensitive(true);
-            Ok::<_, Problem>(value)
+            Ok::<_, ProxyProblem>(value)
         };
-        let host = HeaderValue::from_str(self.presenter.origin.authority())
-            .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "AUDIENCE", "not a host"))?;
+        let host = HeaderValue::from_str(self.holder.upstream.authority()).map_err(|_| {
+            ProxyProblem::new(
+                StatusCode::BAD_GATEWAY,
+                "AUDIENCE",
+                "the audience is not a valid host",
+            )
+        })?;
         let headers = request.headers_mut();
         headers.insert(HOST, host);
         headers.insert("authorization", secret(&shown.authorization)?);
         headers.insert("dpop", secret(&shown.dpop)?);
         let exchange = async {
-            let stream = self.presenter.origin.connect().await?;
-            let (mut sender, connection) = client::conn::http1::Builder::new()
-                .max_headers(HEADERS_MAX)
-                .max_buf_size(HEAD_BYTES_MAX)
-                .handshake(TokioIo::new(stream))
+            let stream = self.holder.upstream.connect().await?;
+            http::send(stream, request)
                 .await
-                .map_err(|_| Unreached::Refused)?;
-            // Ends when the answer has been read to its end, or when nobody reads it any more.
-            tokio::spawn(connection);
-            sender
-                .send_request(request)
-                .await
-                .map_err(|_| Unreached::Refused)
+                .map_err(|_| ConnectError::Refused)
         };
         let answer = tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange)
             .await
-            .unwrap_or(Err(Unreached::Late))
+            .unwrap_or(Err(ConnectError::Late))
             .map_err(|why| {
                 let status = match why {
-                    Unreached::Refused | Unreached::Untrusted => StatusCode::BAD_GATEWAY,
-                    Unreached::Late => StatusCode::GATEWAY_TIMEOUT,
+                    ConnectError::Refused | ConnectError::Untrusted => StatusCode::BAD_GATEWAY,
+                    ConnectError::Late => StatusCode::GATEWAY_TIMEOUT,
                 };
-                Problem::new(status, "AUDIENCE_UNREACHABLE", &why.to_string())
+                ProxyProblem::new(status, "AUDIENCE_UNREACHABLE", &why.to_string())
             })?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Problem::new(
+            return Err(ProxyProblem::new(
                 StatusCode::BAD_GATEWAY,
                 "UPGRADE",
-                "the audience wants to speak another protocol",
+                "the audience asked to switch protocols",
             ));
         }
         if let Some(nonce) = nonce_of(answer.headers()) {
-            self.presenter.remember(&nonce);
+            self.holder.set_nonce(&nonce);
         }
         Ok(answer)
     }
 }
 
-/// A request as it goes out, but for its body and what shows the token.
+/// An outgoing request without its body and the token headers.
 struct Outgoing {
     method: Method,
-    /// Below the audience's base, for the proof.
+    /// Path below the audience's base, for the proof.
     path: String,
-    /// Path and query, as the audience's host sees them.
+    /// Path and query at the audience's host.
     target: String,
     headers: HeaderMap,
 }
 
-/// A body that can be sent again, or one that flows by.
-enum Sent {
-    Again(Bytes),
-    Once(Body),
+/// A request body that was buffered, so that it can be sent again, or one that is streamed.
+enum RequestBody {
+    Buffered(Bytes),
+    Streamed(Body),
 }
 
-impl Sent {
-    /// A body of known and small size is read whole first: a resource server that wants a nonce says so only then.
-    async fn of(body: Incoming) -> Result<Self, Problem> {
+impl RequestBody {
+    /// Buffers a body of known, small size: a resource server that requires a nonce says so only in its response.
+    async fn read(body: Incoming) -> Result<Self, ProxyProblem> {
         let small = body
             .size_hint()
             .exact()
             .is_some_and(|bytes| bytes <= REPLAY_BYTES_MAX);
         if !small {
-            return Ok(Self::Once(body.boxed()));
+            return Ok(Self::Streamed(body.boxed()));
         }
         let limit = usize::try_from(REPLAY_BYTES_MAX).unwrap_or(usize::MAX);
         let reading = Limited::new(body, limit).collect();
         let read = tokio::time::timeout(Duration::from_secs(BODY_READ_S), reading)
             .await
             .map_err(|_| {
-                Problem::new(
+                ProxyProblem::new(
                     StatusCode::REQUEST_TIMEOUT,
                     "BODY",
-                    "the body did not come in time",
+                    "the body did not arrive in time",
                 )
             })?;
-        let read =
-            read.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "BODY", "the body broke off"))?;
-        Ok(Self::Again(read.to_bytes()))
+        let read = read.map_err(|_| {
+            ProxyProblem::new(StatusCode::BAD_REQUEST, "BODY", "the body ended early")
+        })?;
+        Ok(Self::Buffered(read.to_bytes()))
     }
 }
 
-/// The proxy's own answer (RFC 9457).
+/// An error response of the proxy itself (RFC 9457).
 #[derive(Debug)]
-struct Problem {
+struct ProxyProblem {
     status: StatusCode,
     body: serde_json::Value,
 }
 
-impl Problem {
+impl ProxyProblem {
     fn new(status: StatusCode, reason: &str, detail: &str) -> Self {
         Self {
             status,
@@ -337,25 +341,25 @@ impl Problem {
     }
 }
 
-/// The path shows on a command line, which every user of the machine may read: it is not enough.
-fn is_ours(stream: &TcpStream, peer: SocketAddr) -> bool {
+/// The secret path alone is not enough: a command line that shows it can be read by every user of the machine.
+fn same_user(stream: &TcpStream, peer: SocketAddr) -> bool {
     stream
         .local_addr()
-        .is_ok_and(|here| peer::is_ours(peer, here))
+        .is_ok_and(|here| peer::is_same_user(peer, here))
 }
 
 fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
-/// The audience's answer for the command.
-fn received(response: Response<Incoming>) -> Response<Body> {
+/// The audience's response for the command.
+fn filter_response(response: Response<Incoming>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     head.headers = headers::received(&head.headers);
     Response::from_parts(head, body.boxed())
 }
 
-/// The nonce of an answer that asks for one (RFC 9449 §9).
+/// The nonce of a response that requires one (RFC 9449 §9).
 fn wanted_nonce(response: &Response<Incoming>) -> Option<String> {
     let asks = response.status() == StatusCode::UNAUTHORIZED
         && response
@@ -378,18 +382,15 @@ fn nonce_of(headers: &HeaderMap) -> Option<String> {
     fit.then(|| nonce.to_owned())
 }
 
-/// Connections of the command at once.
+/// Concurrent connections of the command.
 const CONNECTIONS_MAX: usize = 64;
-const HEADERS_MAX: usize = 100;
-/// Request line and headers, in bytes.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Largest body that is kept to be sent again, in bytes.
+/// Largest body that is buffered to be sent again, in bytes.
 const REPLAY_BYTES_MAX: u64 = 64 * 1024;
-/// For the command to send a head.
+/// For the command to send its headers.
 const HEAD_READ_S: u64 = 30;
 /// For the command to send a small body.
 const BODY_READ_S: u64 = 30;
-/// For the audience to begin its answer. Bodies may flow as long as the command runs.
+/// For the audience to begin its response. Bodies may be streamed as long as the command runs.
 const ANSWER_S: u64 = 120;
 const ACCEPT_PAUSE_MS: u64 = 100;
 
@@ -398,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nonce_is_taken_only_in_its_form() {
+    fn malformed_nonce_is_ignored() {
         let of = |value| {
             let name = HeaderName::from_static(DPOP_NONCE);
             nonce_of(&HeaderMap::from_iter([(

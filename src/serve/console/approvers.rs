@@ -61,7 +61,11 @@ pub(super) async fn page(
     }))
 }
 
-fn person_row(person: &ApproverView, stats: Option<&ApproverStatsRow>, now: Timestamp) -> PersonRow {
+fn person_row(
+    person: &ApproverView,
+    stats: Option<&ApproverStatsRow>,
+    now: Timestamp,
+) -> PersonRow {
     let groups: Vec<&str> = person
         .roles
         .iter()

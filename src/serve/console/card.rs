@@ -12,8 +12,8 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{AccessRequestStatus, VoteOptions, Ineligible};
-use crate::card::{Card, CardRow, SectionKind, CardView};
+use crate::broker::{AccessRequestStatus, Ineligible, VoteOptions};
+use crate::card::{Card, CardRow, CardView, SectionKind};
 use crate::model::AccessRequestId;
 use crate::serve::request_log::record;
 
@@ -84,7 +84,10 @@ pub(super) async fn page(
             let profiles = profiles
                 .iter()
                 .map(|name| profile_option(&card, name.as_str()));
-            (Some(vote_form(&card, profiles.collect(), &vote_options)), None)
+            (
+                Some(vote_form(&card, profiles.collect(), &vote_options)),
+                None,
+            )
         }
         Err(why) => (None, Some(not_eligible(why))),
     };
@@ -161,8 +164,12 @@ fn profile_option(card: &Card, name: &str) -> ProfileOption {
 
 const fn not_eligible(why: &Ineligible) -> &'static str {
     match why {
-        Ineligible::NotApprover => "You do not have the approver role, so you cannot vote on this request.",
-        Ineligible::Owner => "You own this agent, so you cannot vote on its requests. Other approvers decide.",
+        Ineligible::NotApprover => {
+            "You do not have the approver role, so you cannot vote on this request."
+        }
+        Ineligible::Owner => {
+            "You own this agent, so you cannot vote on its requests. Other approvers decide."
+        }
         Ineligible::NotInGroup => "This request needs approvers of a group that you are not in.",
         Ineligible::ProfileNotNeeded => "This request does not need your vote.",
         Ineligible::ProfileChanged => {

@@ -84,7 +84,9 @@ pub(super) async fn stream(
             while let Some(news) = watch.next(&broker).await {
                 let event = match news {
                     InboxEvent::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
-                    InboxEvent::Snapshot(_) | InboxEvent::Changed(_) | InboxEvent::BudgetChanged => {
+                    InboxEvent::Snapshot(_)
+                    | InboxEvent::Changed(_)
+                    | InboxEvent::BudgetChanged => {
                         tokio::time::sleep(BATCH_WINDOW).await;
                         Bytes::from_static(b"event: changed\ndata: inbox\n\n")
                     }

@@ -13,7 +13,7 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{InboxQuery, InboxCursor, InboxPage, InboxRow, Ineligible};
+use crate::broker::{InboxCursor, InboxPage, InboxQuery, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// Requests on one page.

@@ -90,9 +90,12 @@ pub(super) fn render_error(
 ) -> Response {
     match error {
         ConsoleError::Refused(refusal) => render_refusal(console, route, path, &refusal),
-        ConsoleError::ParseError(error) => {
-            render_refusal(console, route, path, &console.broker.malformed(route.name, &error))
-        }
+        ConsoleError::ParseError(error) => render_refusal(
+            console,
+            route,
+            path,
+            &console.broker.malformed(route.name, &error),
+        ),
         ConsoleError::Overloaded { retry_after } => {
             let reason = Reason::RateLimited;
             let message = reason.text().to_owned();

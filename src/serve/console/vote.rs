@@ -88,7 +88,10 @@ pub(super) async fn begin(
         comment: comment?,
         policy: Some(Digest::parse(&body.policy)?),
     };
-    let statement = console.broker.begin_vote(&request.context, id, vote_request).await?;
+    let statement = console
+        .broker
+        .begin_vote(&request.context, id, vote_request)
+        .await?;
     Ok(response::json(&VoteOptionsBody {
         statement: &statement.statement,
         challenge: to_base64url(statement.challenge.as_bytes()),

@@ -7,17 +7,17 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::Messages;
-use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxQuery, InboxCursor, VoteInput, VoteProof};
+use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxCursor, InboxQuery, VoteInput, VoteProof};
 use crate::model::*;
 use crate::proto::convert as proto_convert;
 use crate::proto::v1;
-use crate::serve::services::approval_service_server::ApprovalService;
 use crate::serve::authorization::{
     BEGIN_VOTE, CAST_VOTE, GET_CARD, INVITE_APPROVER, LIST_ACCESS_REQUESTS, LIST_APPROVERS,
     REVOKE_APPROVER_KEYS,
 };
 use crate::serve::limits::MESSAGE_BYTES_MAX;
 use crate::serve::request_log::record;
+use crate::serve::services::approval_service_server::ApprovalService;
 
 #[tonic::async_trait]
 impl ApprovalService for GrpcService {
@@ -86,7 +86,8 @@ impl ApprovalService for GrpcService {
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
         record("access_request", &id);
-        let proof = parse_proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
+        let proof =
+            parse_proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
         let cast = self
             .broker
             .cast_vote(&call, id, &message.statement, proof)
@@ -163,7 +164,9 @@ fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxQ
     })
 }
 
-fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteInput), ParseError> {
+fn parse_vote_request(
+    message: &v1::BeginVoteRequest,
+) -> Result<(AccessRequestId, VoteInput), ParseError> {
     let vote_request = VoteInput {
         profile: ProfileName::parse(&message.profile)?,
         verdict: proto_convert::verdict(message.verdict)?,
@@ -184,7 +187,10 @@ fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId
             text => Some(Digest::parse(text)?),
         },
     };
-    Ok((AccessRequestId::parse(&message.access_request_id)?, vote_request))
+    Ok((
+        AccessRequestId::parse(&message.access_request_id)?,
+        vote_request,
+    ))
 }
 
 fn parse_proof(

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use crate::broker::{
-    AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage, InboxRow,
-    LiveToken, TimelineEvent, JournalPosition, ProfileState, RuleStatsRow, RuleSummary, TaskView, TokenReply,
+    AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage,
+    InboxRow, JournalPosition, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView,
+    TimelineEvent, TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;

@@ -6,18 +6,20 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::service::GrpcService;
-use crate::broker::{ApproverStatsRow, FirstOperator, PersonCaller, RuleStatsRow, EndTaskInput, TaskFilter};
+use crate::broker::{
+    ApproverStatsRow, EndTaskInput, FirstOperator, PersonCaller, RuleStatsRow, TaskFilter,
+};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
-use crate::serve::services::governance_service_server::GovernanceService;
 use crate::serve::authorization::{
     APPLY_POLICY_BUNDLE, END_TASK, EXPLAIN, FREEZE, GET_AGENT, GET_TIMELINE, LIST_AGENTS,
     LIST_APPROVER_FIGURES, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS, RESUME_AGENT,
     SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, bootstrap_code,
 };
 use crate::serve::request_log::record;
+use crate::serve::services::governance_service_server::GovernanceService;
 use crate::state::FreezeMarker;
 
 /// The operator who applies a policy bundle.
@@ -33,9 +35,7 @@ impl GovernanceService for GrpcService {
         request: Request<Streaming<v1::ApplyPolicyBundleRequest>>,
     ) -> Result<Response<v1::ApplyPolicyBundleResponse>, Status> {
         let (metadata, _, mut pieces) = request.into_parts();
-        let call = self
-            .admit_call(APPLY_POLICY_BUNDLE, &metadata)
-            .await?;
+        let call = self.admit_call(APPLY_POLICY_BUNDLE, &metadata).await?;
         // The operator is authenticated before a byte of the bundle is read.
         let author = match bootstrap_code(&metadata) {
             None => self.broker.authenticate_person(&call).map(Author::Operator),
@@ -131,7 +131,9 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
         let (call, message) = self.begin_call(LIST_AGENTS, request).await?;
         let parsed = page_size(message.page_size).and_then(|max| {
-            let after = optional(&message.page_token).map(AgentId::parse).transpose()?;
+            let after = optional(&message.page_token)
+                .map(AgentId::parse)
+                .transpose()?;
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
@@ -222,9 +224,13 @@ impl GovernanceService for GrpcService {
         let (call, message) = self.begin_call(LIST_TASKS, request).await?;
         let parsed = page_size(message.page_size).and_then(|max| {
             Ok(TaskFilter {
-                agent: optional(&message.agent_id).map(AgentId::parse).transpose()?,
+                agent: optional(&message.agent_id)
+                    .map(AgentId::parse)
+                    .transpose()?,
                 ended: message.include_ended,
-                after: optional(&message.page_token).map(TaskId::parse).transpose()?,
+                after: optional(&message.page_token)
+                    .map(TaskId::parse)
+                    .transpose()?,
                 max,
             })
         });
@@ -333,7 +339,9 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
         let (call, message) = self.begin_call(LIST_TOKENS, request).await?;
         let parsed = page_size(message.page_size).and_then(|max| {
-            let after = optional(&message.page_token).map(TokenId::parse).transpose()?;
+            let after = optional(&message.page_token)
+                .map(TokenId::parse)
+                .transpose()?;
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;

@@ -6,15 +6,15 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::Messages;
-use crate::broker::{OpenTaskInput, EndTaskInput, RequestTokenInput, TokenReply};
+use crate::broker::{EndTaskInput, OpenTaskInput, RequestTokenInput, TokenReply};
 use crate::model::*;
 use crate::proto::convert::{self as proto_convert, required};
 use crate::proto::v1;
-use crate::serve::services::task_service_server::TaskService;
 use crate::serve::authorization::{
     CANCEL_ACCESS_REQUEST, COMPLETE_TASK, GET_ACCESS_REQUEST, KEEP_ALIVE, OPEN_TASK, REQUEST_TOKEN,
 };
 use crate::serve::request_log::record;
+use crate::serve::services::task_service_server::TaskService;
 use crate::serve::timeouts::grpc_timeout_ms;
 
 #[tonic::async_trait]
@@ -26,16 +26,21 @@ impl TaskService for GrpcService {
         let (call, message) = self.begin_call(OPEN_TASK, request).await?;
         let open_request = parse_open_task(&message).map_err(self.malformed(&call))?;
         record("request", &open_request.idempotency_key);
-        self.respond(self.broker.open_task(&call, open_request).await.map(|opened| {
-            record("task", &opened.task.task);
-            v1::OpenTaskResponse {
-                task_id: opened.task.task.to_string(),
-                agent_id: opened.task.agent.to_string(),
-                deadline: Some(proto_convert::timestamp_to_wire(opened.task.deadline)),
-                verification: Some(convert::verification(&opened.facts)),
-                lease_until: opened.lease_until.map(proto_convert::timestamp_to_wire),
-            }
-        }))
+        self.respond(
+            self.broker
+                .open_task(&call, open_request)
+                .await
+                .map(|opened| {
+                    record("task", &opened.task.task);
+                    v1::OpenTaskResponse {
+                        task_id: opened.task.task.to_string(),
+                        agent_id: opened.task.agent.to_string(),
+                        deadline: Some(proto_convert::timestamp_to_wire(opened.task.deadline)),
+                        verification: Some(convert::verification(&opened.facts)),
+                        lease_until: opened.lease_until.map(proto_convert::timestamp_to_wire),
+                    }
+                }),
+        )
     }
 
     async fn request_token(
@@ -65,8 +70,8 @@ impl TaskService for GrpcService {
         request: Request<v1::GetAccessRequestRequest>,
     ) -> Result<Response<v1::GetAccessRequestResponse>, Status> {
         let (call, message) = self.begin_call(GET_ACCESS_REQUEST, request).await?;
-        let (task, id) =
-            parse_ids(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        let (task, id) = parse_ids(&message.task_id, &message.access_request_id)
+            .map_err(self.malformed(&call))?;
         record("task", &task);
         record("access_request", &id);
         let found = self.broker.get_access_request(&call, task, id);
@@ -90,8 +95,8 @@ impl TaskService for GrpcService {
         request: Request<v1::CancelAccessRequestRequest>,
     ) -> Result<Response<v1::CancelAccessRequestResponse>, Status> {
         let (call, message) = self.begin_call(CANCEL_ACCESS_REQUEST, request).await?;
-        let (task, id) =
-            parse_ids(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        let (task, id) = parse_ids(&message.task_id, &message.access_request_id)
+            .map_err(self.malformed(&call))?;
         record("task", &task);
         record("access_request", &id);
         let cancelled = self.broker.cancel_access_request(&call, task, id).await;

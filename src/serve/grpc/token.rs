@@ -13,9 +13,9 @@ use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::watch_revocations_response::Message;
-use crate::serve::services::token_service_server::TokenService;
 use crate::serve::authorization::{CONSUME_TOKEN, INTROSPECT, REVOKE_TOKEN, WATCH_REVOCATIONS};
 use crate::serve::request_log::record;
+use crate::serve::services::token_service_server::TokenService;
 
 /// How often a stream without events sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -104,7 +104,9 @@ impl TokenService for GrpcService {
             .map_err(|refusal| self.status(&refusal))?;
         let permit = self.admission.service_stream(&start.caller)?;
         let (broker, life_ms) = (self.broker.clone(), start.life_ms);
-        Ok(self.stream(BUFFER, life_ms, permit, |sender| watch(broker, start, sender)))
+        Ok(self.stream(BUFFER, life_ms, permit, |sender| {
+            watch(broker, start, sender)
+        }))
     }
 }
 
@@ -143,7 +145,9 @@ async fn watch(
                 return;
             }
             if event.index > newest_at_start {
-                broker.metrics().revocation_delivered(broker.since(event.at));
+                broker
+                    .metrics()
+                    .revocation_delivered(broker.since(event.at));
             }
             after = Some(event.index);
         }

@@ -86,7 +86,12 @@ async fn a_week_of_it(site: &ConsoleServer) {
     }
 }
 
-async fn says(site: &ConsoleServer, task: &TaskHandle, action: Action, reason: &str) -> AccessRequestId {
+async fn says(
+    site: &ConsoleServer,
+    task: &TaskHandle,
+    action: Action,
+    reason: &str,
+) -> AccessRequestId {
     let mut order = order(action, &format!("r{}", crate::support::rand_u64()));
     order.reason = reason.to_owned();
     site.pends(task, &order).await

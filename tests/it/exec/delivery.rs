@@ -362,7 +362,7 @@ async fn token_delivery_by_file_and_fd() {
     let output = setup.script(&options, "true").await;
     output
         .exit_code(2)
-        .stderr_contains("--deliver env is for bearer tokens, and this broker issues none")
+        .stderr_contains("--deliver env is not supported")
         .stderr_contains("use --deliver proxy");
     assert_eq!(
         setup.entries("\"TaskOpened\""),
@@ -395,7 +395,7 @@ async fn proxy_stops_after_task_end() {
         .exit_code(0)
         .stdout_contains("HTTP/1.1 401 Unauthorized")
         .stdout_contains("\"reason\":\"TASK_ENDED\"")
-        .stderr_contains("(had ended: operator)");
+        .stderr_contains("(ended before: operator)");
     assert!(
         setup.resource.seen().is_empty(),
         "a revoked token is not sent"
@@ -473,15 +473,15 @@ async fn audience_tls_is_verified() {
     run(&["--audience-url", &url])
         .await
         .stdout_contains("HTTP/1.1 502 Bad Gateway")
-        .stdout_contains("certificate does not hold");
+        .stdout_contains("certificate is not valid");
     run(&["--audience-url", &other, "--audience-ca", ca])
         .await
         .stdout_contains("HTTP/1.1 502 Bad Gateway")
-        .stdout_contains("certificate does not hold");
+        .stdout_contains("certificate is not valid");
     run(&["--audience-url", "http://audience.example"])
         .await
         .exit_code(2)
-        .stderr_contains("over http everyone on the way reads");
+        .stderr_contains("over plain http anyone on the network path can read");
     run(&[
         "--audience-url",
         "http://audience.invalid",
@@ -489,6 +489,6 @@ async fn audience_tls_is_verified() {
     ])
     .await
     .exit_code(0)
-    .stderr_contains("dipylon: warning   http://audience.invalid is spoken to over plain http")
+    .stderr_contains("dipylon: warning   requests to http://audience.invalid use plain http")
     .stdout_contains("HTTP/1.1 502 Bad Gateway");
 }

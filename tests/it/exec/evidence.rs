@@ -214,13 +214,13 @@ async fn pinned_agent_task_key() {
     let later = [&DISABLE[..], &["--no-wait", "--task-key", path]].concat();
     let output = setup.script(&later, "true").await;
     output.exit_code(11);
-    let id = output.err.split("--request ").nth(1).expect("an id");
+    let id = output.err.split("--resume ").nth(1).expect("an id");
     let id = id.split(' ').next().expect("an id").to_owned();
     assert_eq!(setup.decide(Verdict::Approve).await.to_string(), id);
     let mut again = setup.dipylon();
     again.args([
         "exec",
-        "--request",
+        "--resume",
         &id,
         "--audience-url",
         &setup.resource.url,

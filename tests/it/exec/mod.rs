@@ -132,7 +132,7 @@ async fn denied_runs_nothing() {
     run(&[&DISABLE[..], &["--wait", "1s"]].concat())
         .await
         .exit_code(12)
-        .stderr_contains("dipylon: expired   nobody decided areq_");
+        .stderr_contains("dipylon: expired   approval of areq_");
     let unknown = [
         "--action",
         "case.read",
@@ -170,7 +170,7 @@ async fn no_wait_and_resume() {
     let resume = last["resume"].as_str().expect("a command").to_owned();
     assert!(
         resume.contains(&format!(
-            "exec --request {id} --audience-url http://127.0.0.1:"
+            "exec --resume {id} --audience-url http://127.0.0.1:"
         )),
         "{resume}"
     );
@@ -190,19 +190,19 @@ async fn no_wait_and_resume() {
     let waits = CommandOutput::new(
         setup
             .dipylon()
-            .args(["exec", "--request", &id, "--no-wait", "--", "true"])
+            .args(["exec", "--resume", &id, "--no-wait", "--", "true"])
             .output()
             .await
             .expect("runs"),
     );
     waits.exit_code(11).stderr_contains(&format!(
-        "exec --request {id} --audience-url {} --forward-header x-own -- true",
+        "exec --resume {id} --audience-url {} --forward-header x-own -- true",
         setup.resource.url
     ));
     assert_eq!(setup.decide(Verdict::Approve).await.to_string(), id);
     // An approval is not consumed when the audience is unreachable.
     let unreachable = unreachable_url().await;
-    let nowhere = ["exec", "--request", &id, "--audience-url", &unreachable];
+    let nowhere = ["exec", "--resume", &id, "--audience-url", &unreachable];
     let away = setup.dipylon().args(nowhere).args(["--", "true"]).output();
     CommandOutput::new(away.await.expect("runs"))
         .exit_code(14)
@@ -221,7 +221,7 @@ async fn no_wait_and_resume() {
     again(&setup)
         .await
         .exit_code(2)
-        .stderr_contains("does not wait here");
+        .stderr_contains("is not saved on this machine");
     let left: Vec<_> = walk(&setup.home.path().join("state"));
     assert!(left.is_empty(), "keys and requests are deleted: {left:?}");
 }
@@ -249,7 +249,7 @@ async fn unreachable_audience_cancels_request() {
         .stderr_contains(&format!(
             "the audience cannot be reached at {unreachable}; areq_"
         ))
-        .stderr_contains("is taken back")
+        .stderr_contains("was cancelled")
         .stderr_contains("dipylon: done      exit 14, 0 tokens revoked");
     assert_eq!(setup.entries("\"AccessRequestClosed\""), 1);
 }
@@ -373,7 +373,7 @@ async fn signal_while_waiting_cancels_request() {
         .end()
         .await
         .exit_code(130)
-        .stderr_contains("is taken back")
+        .stderr_contains("was cancelled")
         .stderr_contains("done      exit 130, 0 tokens revoked");
     assert!(
         setup
@@ -448,7 +448,7 @@ async fn missing_command_fails_before_request() {
     run(file.to_str().expect("text"))
         .await
         .exit_code(126)
-        .stderr_contains("it cannot be run");
+        .stderr_contains("not executable");
     assert_eq!(setup.entries("\"TaskOpened\""), 0, "no request was made");
     // Detected only at execution: the task still ends.
     let script = setup.home.path().join("script");

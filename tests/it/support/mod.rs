@@ -194,7 +194,11 @@ impl TestBroker {
         Self::start_as(settings, TestEnvironment::new(), FaultInjection::default()).await
     }
 
-    async fn start_as(settings: BrokerSettings, env: TestEnvironment, faults: FaultInjection) -> Self {
+    async fn start_as(
+        settings: BrokerSettings,
+        env: TestEnvironment,
+        faults: FaultInjection,
+    ) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, manual_clock) = Clock::manual(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
@@ -393,7 +397,8 @@ impl TestBroker {
         purpose: &str,
         idempotency_key: &str,
     ) -> Result<OpenTaskReply, Refusal> {
-        self.open_task_with(agent, purpose, idempotency_key, None).await
+        self.open_task_with(agent, purpose, idempotency_key, None)
+            .await
     }
 
     pub async fn open_task_with(
@@ -590,7 +595,10 @@ impl TestBroker {
             .await
     }
 
-    pub async fn apply_policy(&self, files: BTreeMap<String, String>) -> Result<BundleApplied, Refusal> {
+    pub async fn apply_policy(
+        &self,
+        files: BTreeMap<String, String>,
+    ) -> Result<BundleApplied, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
         let operator = self.broker.authenticate_person(&call)?;
         self.broker

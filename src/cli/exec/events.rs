@@ -1,25 +1,27 @@
+//! Events of `exec` on stderr: one line each, as text or JSON.
+
 use std::io::Write as _;
 
 use serde_json::{Value, json};
 
-use super::program::NotRun;
-use crate::cli::shapes;
-use crate::client::{self, Denial, PendingApproval, AccessToken};
+use super::program::SpawnError;
+use crate::cli::render;
+use crate::client::{self, AccessToken, Denial, PendingApproval};
 use crate::model::format_seconds;
 use crate::model::text::escape_invisible;
 
-/// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
+/// Prints events to stderr, since stdout belongs to the command. Callers escape untrusted text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tell {
+pub(super) struct EventPrinter {
     json: bool,
 }
 
-impl Tell {
+impl EventPrinter {
     pub(super) const fn new(json: bool) -> Self {
         Self { json }
     }
 
-    /// One event: a word, a text for people, and members for machines.
+    /// Prints one event: a word, a text for people, members for JSON.
     pub(super) fn event(self, word: &str, text: &str, mut members: Value) {
         let line = if self.json {
             if let Some(members) = members.as_object_mut() {
@@ -29,7 +31,7 @@ impl Tell {
         } else {
             format!("dipylon: {word:<8}  {text}")
         };
-        // Nobody may read it, and the command runs all the same.
+        // A closed stderr does not stop the command.
         let _gone = writeln!(std::io::stderr().lock(), "{line}");
     }
 
@@ -53,14 +55,14 @@ impl Tell {
             ),
             json!({
                 "access_request": id, "match_phrase": pending.match_phrase().to_string(),
-                "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
+                "rules": render::rules_json(pending.rules()), "needs": render::profiles_json(pending.needs()),
                 "expires_at": pending.expires_at().to_string(),
             }),
         );
     }
 
-    /// Names the program alone: its arguments may be anything.
-    pub(super) fn given(self, token: &AccessToken, by_people: bool, program: &str) {
+    /// Names the program only: its arguments may be secret.
+    pub(super) fn token_issued(self, token: &AccessToken, by_people: bool, program: &str) {
         let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
         let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| format_seconds(*ttl));
         let uses = token
@@ -76,43 +78,43 @@ impl Tell {
             &format!("{action} by {}, ttl {ttl}{uses}  -> running {}", rules(token.rules()), escape_invisible(program)),
             json!({
                 "jti": token.jti(), "decision": token.decision_id(), "expires_at": token.expires_at().to_string(),
-                "uses": token.uses(), "ttl": shapes::ttl(token.ttl()), "rules": shapes::rules(token.rules()),
+                "uses": token.uses(), "ttl": render::ttl_json(token.ttl()), "rules": render::rules_json(token.rules()),
             }),
         );
     }
 
-    pub(super) fn denied(self, no: &Denial) {
-        let by = if no.rules().is_empty() {
+    pub(super) fn denied(self, denied: &Denial) {
+        let by = if denied.rules().is_empty() {
             String::new()
         } else {
-            format!(" by {}", rules(no.rules()))
+            format!(" by {}", rules(denied.rules()))
         };
-        let comment = match no.comment() {
+        let comment = match denied.comment() {
             None => String::new(),
             Some(text) => format!(": \"{}\"", escape_invisible(text)),
         };
-        let next = no
+        let next = denied
             .reason()
             .map_or_else(String::new, |reason| format!("{}; ", reason.next_step()));
         self.event(
             "denied",
             &format!(
-                "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
-                escape_invisible(no.reason_str()),
-                no.decision_id()
+                "{}{by}{comment}; {next}an operator can see more: dipylon explain {}",
+                escape_invisible(denied.reason_str()),
+                denied.decision_id()
             ),
             json!({
-                "reason": no.reason_str(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
-                "decision": no.decision_id(), "next": no.reason().map(crate::model::DeniedReason::next_step),
+                "reason": denied.reason_str(), "comment": denied.comment(), "rules": render::rules_json(denied.rules()), "access_request": denied.access_request_id(),
+                "decision": denied.decision_id(), "next": denied.reason().map(crate::model::DeniedReason::next_step),
             }),
         );
     }
 
-    pub(super) fn not_run(self, program: &str, not: NotRun) {
+    pub(super) fn not_run(self, program: &str, error: SpawnError) {
         self.event(
             "failed",
-            &format!("{}: {not}", escape_invisible(program)),
-            json!({ "program": program, "exit": not.code(), "message": not.to_string() }),
+            &format!("{}: {error}", escape_invisible(program)),
+            json!({ "program": program, "exit": error.code(), "message": error.to_string() }),
         );
     }
 }

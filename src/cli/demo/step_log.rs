@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use crate::cli::Say;
+use crate::cli::Output;
 use crate::clock::Clock;
 use crate::model::Timestamp;
 use crate::model::text::escape_invisible;
 
 /// Prints each step as it is taken, and counts the misses.
-pub(super) struct Timeline {
-    say: Say,
+pub(super) struct StepLog {
+    output: Output,
     clock: Clock,
     began: Timestamp,
     steps: usize,
@@ -19,11 +19,11 @@ pub(super) struct Timeline {
 /// Width of a step's name, in characters.
 const NAME_WIDTH: usize = 62;
 
-impl Timeline {
-    pub(super) fn new(say: &Say) -> Self {
+impl StepLog {
+    pub(super) fn new(output: &Output) -> Self {
         let clock = Clock::system();
         Self {
-            say: *say,
+            output: *output,
             began: clock.now(),
             clock,
             steps: 0,
@@ -38,8 +38,8 @@ impl Timeline {
 
     /// Text between steps, for people only.
     pub(super) fn note(&self, text: &str) {
-        if !self.say.json() {
-            self.say.text(text);
+        if !self.output.is_json() {
+            self.output.text(text);
         }
     }
 
@@ -49,7 +49,7 @@ impl Timeline {
         let at_ms = self.at();
         self.steps += 1;
         self.misses += usize::from(!ok);
-        self.say.either(
+        self.output.print(
             || json!({ "step": step, "expected": expected, "got": got, "ok": ok, "why": why, "at_ms": at_ms }),
             || {
                 let mark = if ok { "  ok" } else { "MISS" };

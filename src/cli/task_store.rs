@@ -1,4 +1,4 @@
-//! What is kept of a task between two commands: its key, where its broker is, and where its evidence comes from.
+//! Tasks saved between commands: key, broker URL and source of evidence.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::Common;
-use super::dev::{self, Home};
-use super::failure::{Failure, failed};
+use super::dev::DevConfig;
+use super::error::{CliError, io_error};
+use super::{Common, files};
 use crate::client::{Endpoint, EvidenceSource, TaskHandle, WorkloadApi};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
@@ -38,7 +38,7 @@ pub(super) struct EvidenceArgs {
 /// The same, as kept. Never the evidence itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Origin {
+enum EvidenceOrigin {
     File(PathBuf),
     Development {
         agent: AgentId,
@@ -55,25 +55,25 @@ enum Origin {
 /// A task opened from this machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Kept {
+pub(super) struct SavedTask {
     pub(super) task: TaskId,
     pub(super) agent: AgentId,
     pub(super) url: String,
     pub(super) key: PathBuf,
     pub(super) purpose: String,
     pub(super) deadline: Timestamp,
-    evidence: Origin,
+    evidence: EvidenceOrigin,
 }
 
 /// How long development evidence is good, in seconds: as long as a real one usually is.
-const EVIDENCE_S: u32 = 300;
-const LAST: &str = "last";
+const DEV_SVID_TTL_S: u32 = 300;
+const CURRENT: &str = "last";
 /// Where the SPIFFE agent of this machine listens (SPIFFE Workload Endpoint §4).
 pub(super) const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
 
 impl EvidenceArgs {
     /// Whether any was named.
-    pub(super) fn given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         self.evidence.is_some()
             || self.agent.is_some()
             || self.workload_api.is_some()
@@ -84,42 +84,45 @@ impl EvidenceArgs {
     pub(super) fn source(
         &self,
         common: &Common,
-    ) -> Result<(EvidenceSource, KeptEvidence), Failure> {
+    ) -> Result<(EvidenceSource, SavedEvidence), CliError> {
         let (source, origin) = match (&self.evidence, &self.agent) {
             (Some(file), _) if file == Path::new("-") => (
-                EvidenceSource::Fixed(Secret::new(dev::read_text(file)?)),
-                Origin::Once,
+                EvidenceSource::Fixed(Secret::new(files::read_text(file)?)),
+                EvidenceOrigin::Once,
             ),
             (Some(file), _) => {
-                let file = file.canonicalize().map_err(failed(file.display()))?;
-                (EvidenceSource::File(file.clone()), Origin::File(file))
+                let file = file.canonicalize().map_err(io_error(file.display()))?;
+                (
+                    EvidenceSource::File(file.clone()),
+                    EvidenceOrigin::File(file),
+                )
             }
             (None, Some(agent)) => {
-                let home = Home::of(common)?;
-                let origin = Origin::Development {
+                let dev_config = DevConfig::load(common)?;
+                let origin = EvidenceOrigin::Development {
                     agent: agent.clone(),
-                    dir: home.dir().to_owned(),
+                    dir: dev_config.dir().to_owned(),
                 };
-                (development(home, agent)?, origin)
+                (development(dev_config, agent)?, origin)
             }
             (None, None) => self.workload_api(common)?,
         };
-        Ok((source, KeptEvidence(origin)))
+        Ok((source, SavedEvidence(origin)))
     }
 
-    fn workload_api(&self, common: &Common) -> Result<(EvidenceSource, Origin), Failure> {
-        let set = || std::env::var(SPIFFE_SOCKET).ok().filter(|v| !v.is_empty());
-        let address = self.workload_api.clone().or_else(set).ok_or_else(|| {
-            Failure::usage(
+    fn workload_api(&self, common: &Common) -> Result<(EvidenceSource, EvidenceOrigin), CliError> {
+        let from_env = || std::env::var(SPIFFE_SOCKET).ok().filter(|v| !v.is_empty());
+        let address = self.workload_api.clone().or_else(from_env).ok_or_else(|| {
+            CliError::usage(
                 "gate 1 asks what you are: --evidence FILE, --workload-api unix:///PATH, or --agent ID in development",
             )
         })?;
         let audience = match &self.evidence_audience {
             Some(audience) => audience.clone(),
-            None => super::net::endpoint(common)?.url().to_owned(),
+            None => super::connect::endpoint(common)?.url().to_owned(),
         };
         let api = WorkloadApi::new(&address, &audience, self.spiffe_id.clone())?;
-        let origin = Origin::WorkloadApi {
+        let origin = EvidenceOrigin::WorkloadApi {
             address: api.address().to_owned(),
             audience,
             spiffe_id: self.spiffe_id.clone(),
@@ -128,53 +131,54 @@ impl EvidenceArgs {
     }
 }
 
-/// Where a task's evidence comes from, for [`Kept::new`].
-pub(super) struct KeptEvidence(Origin);
+/// Where a task's evidence comes from, for [`SavedTask::new`].
+pub(super) struct SavedEvidence(EvidenceOrigin);
 
-fn development(home: Home, agent: &AgentId) -> Result<EvidenceSource, Failure> {
-    let subject = home.spiffe_id(agent)?;
+fn development(dev_config: DevConfig, agent: &AgentId) -> Result<EvidenceSource, CliError> {
+    let subject = dev_config.spiffe_id(agent)?;
     Ok(EvidenceSource::Fn(Arc::new(move || {
-        home.evidence(&subject, EVIDENCE_S, Clock::system().now())
-            .map_err(|failure| failure.message)
+        dev_config
+            .issue_svid(&subject, DEV_SVID_TTL_S, Clock::system().now())
+            .map_err(|error| error.message)
     })))
 }
 
 /// `$XDG_STATE_HOME/dipylon/tasks`, or the same below `~/.local/state`.
-fn dir() -> Result<PathBuf, Failure> {
+fn dir() -> Result<PathBuf, CliError> {
     Ok(state_dir()?.join("tasks"))
 }
 
 /// What is kept between two commands: `$XDG_STATE_HOME/dipylon`, or the same below `~/.local/state`.
-pub(super) fn state_dir() -> Result<PathBuf, Failure> {
-    let set = |name: &str| {
+pub(super) fn state_dir() -> Result<PathBuf, CliError> {
+    let from_env = |name: &str| {
         std::env::var_os(name)
             .filter(|v| !v.is_empty())
             .map(PathBuf::from)
     };
-    let state = set("XDG_STATE_HOME")
+    let state = from_env("XDG_STATE_HOME")
         .filter(|dir| dir.is_absolute())
-        .or_else(|| set("HOME").map(|h| h.join(".local/state")));
-    let state =
-        state.ok_or_else(|| Failure::usage("HOME is not set; name a key file with --key"))?;
+        .or_else(|| from_env("HOME").map(|h| h.join(".local/state")));
+    let state = state
+        .ok_or_else(|| CliError::usage("HOME is not from_env; name a key file with --task-key"))?;
     Ok(state.join("dipylon"))
 }
 
 /// Keeps a key that was made for a task before anything was written, under the task's name.
-pub(super) fn keep_key(task: TaskId, pkcs8: &[u8]) -> Result<PathBuf, Failure> {
+pub(super) fn save_key(task: TaskId, pkcs8: &[u8]) -> Result<PathBuf, CliError> {
     let dir = dir()?;
     keys::make_private_dir(&dir)?;
     let path = dir.join(format!("{task}.pem"));
-    dev::write_private(&path, &SigningKey::to_pem(pkcs8))?;
+    files::write_private(&path, &SigningKey::to_pem(pkcs8))?;
     Ok(path)
 }
 
-/// A key for a task that is about to be opened: the file given, or one that [`Kept::keep`] names after the task.
-pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf), Failure> {
+/// A key for a task that is about to be opened: the file given, or one that [`SavedTask::keep`] names after the task.
+pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf), CliError> {
     let path = match given {
         Some(path) if path.exists() => {
             return Ok((
                 Arc::new(keys::read(path)?),
-                path.canonicalize().map_err(failed(path.display()))?,
+                path.canonicalize().map_err(io_error(path.display()))?,
             ));
         }
         Some(path) => path.to_owned(),
@@ -187,28 +191,28 @@ pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf)
     let key = keys::create(&path)?;
     Ok((
         Arc::new(key),
-        path.canonicalize().map_err(failed(path.display()))?,
+        path.canonicalize().map_err(io_error(path.display()))?,
     ))
 }
 
 /// Forgets a key whose task was not opened.
-pub(super) fn drop_key(given: Option<&Path>, made: &Path) {
+pub(super) fn delete_unused_key(given: Option<&Path>, made: &Path) {
     if given.is_none() {
         let _gone = std::fs::remove_file(made);
     }
 }
 
-impl Kept {
+impl SavedTask {
     /// What to keep of a task that was just opened.
     pub(super) fn new(
         task: &TaskHandle,
         url: &str,
         key: PathBuf,
         purpose: &str,
-        evidence: KeptEvidence,
-    ) -> Result<Self, Failure> {
+        evidence: SavedEvidence,
+    ) -> Result<Self, CliError> {
         let (Some(agent), Some(deadline)) = (task.agent_id(), task.deadline()) else {
-            return Err(Failure::failed("the task was not opened here"));
+            return Err(CliError::failed("the task was not opened here"));
         };
         Ok(Self {
             task: task.id(),
@@ -222,50 +226,50 @@ impl Kept {
     }
 
     /// Keeps it, and as the last one. A key that was made for it gets the task's name.
-    pub(super) fn keep(mut self, key_given: bool) -> Result<Self, Failure> {
+    pub(super) fn save(mut self, key_given: bool) -> Result<Self, CliError> {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
         if !key_given {
             let named = dir.join(format!("{}.pem", self.task));
-            std::fs::rename(&self.key, &named).map_err(failed(named.display()))?;
+            std::fs::rename(&self.key, &named).map_err(io_error(named.display()))?;
             self.key = named;
         }
-        self.keep_aside()?;
-        dev::write_private(&dir.join(LAST), &self.task.to_string())?;
+        self.save_without_current()?;
+        files::write_private(&dir.join(CURRENT), &self.task.to_string())?;
         Ok(self)
     }
 
     /// Keeps it, its key being kept already, and leaves the last one the last.
-    pub(super) fn keep_aside(&self) -> Result<(), Failure> {
+    pub(super) fn save_without_current(&self) -> Result<(), CliError> {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
-        let text = json::canonical_of(self).map_err(|e| Failure::failed(e.to_string()))?;
-        dev::write_private(&dir.join(format!("{}.json", self.task)), &text)
+        let text = json::canonical_of(self).map_err(|e| CliError::failed(e.to_string()))?;
+        files::write_private(&dir.join(format!("{}.json", self.task)), &text)
     }
 
     /// Finds a task by its id, or the one opened last.
-    pub(super) fn find(task: Option<TaskId>) -> Result<Self, Failure> {
+    pub(super) fn load(task: Option<TaskId>) -> Result<Self, CliError> {
         let dir = dir()?;
         let task = match task {
             Some(task) => task,
-            None => std::fs::read_to_string(dir.join(LAST))
+            None => std::fs::read_to_string(dir.join(CURRENT))
                 .ok()
                 .and_then(|text| TaskId::parse(text.trim()).ok())
                 .ok_or_else(|| {
-                    Failure::usage("no task was opened from here")
-                        .next("'dipylon task open' opens one; --task names another")
+                    CliError::usage("no task was opened from here")
+                        .with_hint("'dipylon task open' opens one; --task names another")
                 })?,
         };
         let path = dir.join(format!("{task}.json"));
         let text = std::fs::read(&path).map_err(|_| {
-            Failure::usage(format!("{task} is not open here: it was completed, or opened elsewhere (no key of it in {})", dir.display()))
-                .next("'dipylon task open' opens one, 'dipylon task show' lists those that are; --task names another")
+            CliError::usage(format!("{task} is not open here: it was completed, or opened elsewhere (no key of it in {})", dir.display()))
+                .with_hint("'dipylon task open' opens one, 'dipylon task show' lists those that are; --task names another")
         })?;
-        json::parse_as(&text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+        json::parse_as(&text).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
     }
 
     /// All that are kept, by id.
-    pub(super) fn all() -> Result<Vec<Self>, Failure> {
+    pub(super) fn load_all() -> Result<Vec<Self>, CliError> {
         let dir = dir()?;
         let Ok(found) = std::fs::read_dir(&dir) else {
             return Ok(Vec::new());
@@ -280,12 +284,16 @@ impl Kept {
             })
             .collect();
         ids.sort();
-        ids.into_iter().map(|id| Self::find(Some(id))).collect()
+        ids.into_iter().map(|id| Self::load(Some(id))).collect()
     }
 
     /// Takes the task up again.
-    pub(super) fn attach(&self, common: &Common, evidence: &EvidenceArgs) -> Result<TaskHandle, Failure> {
-        let source = if evidence.given() {
+    pub(super) fn attach(
+        &self,
+        common: &Common,
+        evidence: &EvidenceArgs,
+    ) -> Result<TaskHandle, CliError> {
+        let source = if evidence.is_given() {
             evidence.source(common)?.0
         } else {
             self.evidence.source()?
@@ -293,7 +301,7 @@ impl Kept {
         let url = common.url.as_deref().unwrap_or(&self.url);
         let key = Arc::new(keys::read(&self.key)?);
         Ok(TaskHandle::attach(
-            Endpoint::connect_with(url, &super::net::reach(common))?,
+            Endpoint::connect_with(url, &super::connect::connect_options(common))?,
             source,
             self.task,
             key,
@@ -301,7 +309,7 @@ impl Kept {
     }
 
     /// Forgets it and, where it was made here, its key.
-    pub(super) fn forget(&self) {
+    pub(super) fn delete(&self) {
         let Ok(dir) = dir() else { return };
         let _gone = std::fs::remove_file(dir.join(format!("{}.json", self.task)));
         let named = dir.join(format!("{}.pem", self.task));
@@ -309,8 +317,8 @@ impl Kept {
     }
 }
 
-impl Origin {
-    fn source(&self) -> Result<EvidenceSource, Failure> {
+impl EvidenceOrigin {
+    fn source(&self) -> Result<EvidenceSource, CliError> {
         Ok(match self {
             Self::File(file) => EvidenceSource::File(file.clone()),
             Self::WorkloadApi {
@@ -320,7 +328,7 @@ impl Origin {
             } => {
                 EvidenceSource::WorkloadApi(WorkloadApi::new(address, audience, spiffe_id.clone())?)
             }
-            Self::Development { agent, dir } => development(Home::read(dir)?, agent)?,
+            Self::Development { agent, dir } => development(DevConfig::read(dir)?, agent)?,
             Self::Once => EvidenceSource::Fn(Arc::new(|| {
                 Err("it came from stdin when the task was opened and was not kept; show it again with --evidence".to_owned())
             })),
@@ -329,19 +337,19 @@ impl Origin {
 }
 
 /// A task by its key file, for those who keep keys themselves.
-pub(super) fn attach_by_key(
+pub(super) fn attach_with_key(
     common: &Common,
     task: TaskId,
     key: &Path,
     evidence: &EvidenceArgs,
-) -> Result<TaskHandle, Failure> {
-    let source = if evidence.given() {
+) -> Result<TaskHandle, CliError> {
+    let source = if evidence.is_given() {
         evidence.source(common)?.0
     } else {
-        Origin::Once.source()?
+        EvidenceOrigin::Once.source()?
     };
     Ok(TaskHandle::attach(
-        super::net::endpoint(common)?,
+        super::connect::endpoint(common)?,
         source,
         task,
         Arc::new(keys::read(key)?),

@@ -1,4 +1,4 @@
-//! The one place that the command may speak to: where the audience really is, and how it is reached.
+//! The upstream of `exec`: the audience's base URL and how it is reached.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -9,77 +9,77 @@ use hyper::Uri;
 use hyper::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::cli::failure::Failure;
-use crate::client::{Protocol, ConnectOptions, Transport};
+use crate::cli::error::CliError;
+use crate::client::{ConnectOptions, Protocol, Transport};
 use crate::model::text::escape_invisible;
 
-/// A base URL: scheme, host, port and a path that everything lies below.
+/// A base URL (scheme, host, port, path) and the route to its host.
 #[derive(Clone)]
-pub(super) struct Origin {
+pub(super) struct Upstream {
     scheme: &'static str,
     authority: String,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     base: String,
-    /// Whether what is sent can be read on the way.
-    open: bool,
+    /// Plain http to another host.
+    insecure: bool,
     route: Transport,
 }
 
-/// How the caller says where the audience is.
+/// Where the audience is, as the caller gave it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Where<'a> {
-    /// The audience itself, or where it is really reached.
+pub(super) struct UpstreamArgs<'a> {
+    /// The audience, or the URL at which it is reached.
     pub(super) url: &'a str,
-    /// Whose certificates are trusted; the system's without it.
+    /// Trusted authorities (PEM); the system's without it.
     pub(super) ca: Option<&'a Path>,
-    /// Whether http beyond this machine is wanted.
+    /// Allow http to another host.
     pub(super) insecure: bool,
 }
 
-/// Why there is no connection.
+/// Why no connection was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unreached {
+pub(super) enum ConnectError {
     #[error("the audience cannot be reached")]
     Refused,
-    #[error("the audience's certificate does not hold")]
+    #[error("the audience's certificate is not valid")]
     Untrusted,
     #[error("the audience did not answer in time")]
     Late,
 }
 
-impl Origin {
-    /// Reads where the audience is. No request is made.
-    pub(super) fn new(at: Where<'_>) -> Result<Self, Failure> {
+impl Upstream {
+    /// Parses the URL and reads the authorities; does not connect.
+    pub(super) fn new(at: UpstreamArgs<'_>) -> Result<Self, CliError> {
         let wrong = |rule: &str| {
-            Failure::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
-                .next("--audience-url names where the audience is really reached")
+            CliError::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
+                .with_hint("give the URL at which the audience is reached with --audience-url")
         };
         let uri: Uri = at.url.parse().map_err(|_| wrong("is not a URL"))?;
         let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
         if at.url.contains(['?', '#', '@']) {
-            return Err(wrong("must be scheme, host, port and path, and no more"));
+            return Err(wrong("must consist of scheme, host, port and path only"));
         }
         let base = uri.path().trim_end_matches('/').to_owned();
-        if climbs(&base) {
+        if has_dot_segments(&base) {
             return Err(wrong(
-                "has a path with . or .. in it, or what may be read as such",
+                "must not have . or .. in its path, nor an encoded form of them",
             ));
         }
         // Uri keeps an IPv6 address in its brackets.
         let host = authority.host();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let (scheme, open) = match uri.scheme() {
+        let (scheme, insecure) = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => ("https", false),
             Some(scheme) if *scheme == Scheme::HTTP => ("http", !here),
             Some(_) | None => return Err(wrong("must begin with https:// or http://")),
         };
-        if open && !at.insecure {
-            return Err(Failure::usage(format!(
-                "audience URL {}: over http everyone on the way reads and changes what is sent",
+        if insecure && !at.insecure {
+            return Err(CliError::usage(format!(
+                "audience URL {}: over plain http anyone on the network path can read and change requests",
                 escape_invisible(at.url)
             ))
-            .next("use https, or accept it with --insecure-audience"));
+            .with_hint("use https, or allow it with --insecure-audience"));
         }
         let reach = ConnectOptions {
             ca: at.ca.map(Path::to_owned),
@@ -91,14 +91,14 @@ impl Origin {
             scheme,
             authority: authority.as_str().to_owned(),
             base,
-            open,
+            insecure,
             route,
         })
     }
 
-    /// Whether what is sent can be read on the way.
-    pub(super) const fn is_open(&self) -> bool {
-        self.open
+    /// Whether requests cross the network over plain http.
+    pub(super) const fn is_insecure(&self) -> bool {
+        self.insecure
     }
 
     /// The `host` header.
@@ -106,7 +106,7 @@ impl Origin {
         &self.authority
     }
 
-    /// The path below the host, for a path below the base.
+    /// The path at the host, for a path below the base.
     pub(super) fn path(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
@@ -121,43 +121,44 @@ impl Origin {
         self.url("")
     }
 
-    /// The path below the base, if the URL is one of this place and cannot leave it.
-    pub(super) fn below<'a>(&self, url: &'a str) -> Option<&'a str> {
+    /// The path below the base, if the URL is below it and cannot escape from it.
+    pub(super) fn path_below_base<'a>(&self, url: &'a str) -> Option<&'a str> {
         let path = url.strip_prefix(&self.base_url())?;
         let inside = path.is_empty() || path.starts_with('/');
-        (inside && !climbs(path) && path.bytes().all(|b| b.is_ascii_graphic())).then_some(path)
+        (inside && !has_dot_segments(path) && path.bytes().all(|b| b.is_ascii_graphic()))
+            .then_some(path)
     }
 
     /// A new connection.
     pub(super) async fn connect(
         &self,
-    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Unreached> {
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, ConnectError> {
         let bound = Duration::from_secs(CONNECT_TIMEOUT_S);
         tokio::time::timeout(bound, self.route.connect(Protocol::Http1))
             .await
-            .map_err(|_| Unreached::Late)?
+            .map_err(|_| ConnectError::Late)?
             .map_err(|error| match error.kind() {
-                // What rustls says of a certificate that does not hold.
-                ErrorKind::InvalidData => Unreached::Untrusted,
-                _ => Unreached::Refused,
+                // rustls' error kind for an invalid certificate.
+                ErrorKind::InvalidData => ConnectError::Untrusted,
+                _ => ConnectError::Refused,
             })
     }
 }
 
-impl std::fmt::Debug for Origin {
+impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Origin({})", self.base_url())
+        write!(f, "Upstream({})", self.base_url())
     }
 }
 
-/// Whether a path has a segment that servers read as a step up or to the side, or as an end: it could leave the base, and
-/// the proof would name another URL than the one that is served. Servers decode percent encoding once or more often (RFC
-/// 3986 §2.4), and some cut parameters off each segment before they look at it (`/..;x/`): it must hold for all of them.
-pub(super) fn climbs(path: &str) -> bool {
+/// Whether a path has a dot segment, backslash or control character in any encoding: it could escape the base, and the proof
+/// would name another URL than the one served. Servers percent-decode once or repeatedly (RFC 3986 §2.4), and some strip
+/// path parameters first (`/..;x/`): the check covers all of them.
+pub(super) fn has_dot_segments(path: &str) -> bool {
     let mut plain = path.as_bytes().to_vec();
-    // Every round that changes anything makes it shorter.
+    // Ends: a round that changes the path shortens it.
     loop {
-        if leaves(&plain) {
+        if escapes_base(&plain) {
             return true;
         }
         let decoded = decoded(&plain);
@@ -168,7 +169,7 @@ pub(super) fn climbs(path: &str) -> bool {
     }
 }
 
-fn leaves(path: &[u8]) -> bool {
+fn escapes_base(path: &[u8]) -> bool {
     path.iter().any(|b| *b == b'\\' || b.is_ascii_control())
         || path.split(|b| *b == b'/').any(|segment| {
             let name = segment.split(|b| *b == b';').next();
@@ -176,7 +177,7 @@ fn leaves(path: &[u8]) -> bool {
         })
 }
 
-/// One round of percent decoding; what is not an encoding stays as it is.
+/// One round of percent-decoding; invalid encodings stay as they are.
 fn decoded(path: &[u8]) -> Vec<u8> {
     let digit = |b: u8| {
         char::from(b)
@@ -199,15 +200,15 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// To connect and to shake hands.
+/// For the TCP and TLS handshakes.
 const CONNECT_TIMEOUT_S: u64 = 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn origin(url: &str) -> Result<Origin, Failure> {
-        Origin::new(Where {
+    fn upstream(url: &str) -> Result<Upstream, CliError> {
+        Upstream::new(UpstreamArgs {
             url,
             ca: None,
             insecure: false,
@@ -215,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn http_is_for_this_machine() {
+    fn plain_http_requires_loopback() {
         for good in [
             "http://127.0.0.1:8080",
             "http://127.0.0.1:8080/",
             "http://localhost/v1/",
             "http://[::1]:80",
         ] {
-            assert!(!origin(good).expect(good).is_open());
+            assert!(!upstream(good).expect(good).is_insecure());
         }
         for bad in [
             "http://idp.example",
@@ -238,23 +239,23 @@ mod tests {
             "http://127.0.0.1/a/../b",
             "http://127.0.0.1/a/%2e%2E/b",
         ] {
-            assert!(origin(bad).is_err(), "{bad}");
+            assert!(upstream(bad).is_err(), "{bad}");
         }
-        let open = Origin::new(Where {
+        let open = Upstream::new(UpstreamArgs {
             url: "http://idp.example",
             ca: None,
             insecure: true,
         });
-        assert!(open.expect("accepted").is_open());
+        assert!(open.expect("allowed").is_insecure());
     }
 
     #[test]
-    fn nothing_leaves_the_base() {
-        let at = origin("http://127.0.0.1:8080/v1/").expect("origin");
+    fn paths_cannot_escape_the_base_url() {
+        let at = upstream("http://127.0.0.1:8080/v1/").expect("upstream");
         assert_eq!(at.url("/x"), "http://127.0.0.1:8080/v1/x");
         assert_eq!(at.path("/x?q=1"), "/v1/x?q=1");
-        assert_eq!(at.below("http://127.0.0.1:8080/v1/x"), Some("/x"));
-        assert_eq!(at.below("http://127.0.0.1:8080/v1"), Some(""));
+        assert_eq!(at.path_below_base("http://127.0.0.1:8080/v1/x"), Some("/x"));
+        assert_eq!(at.path_below_base("http://127.0.0.1:8080/v1"), Some(""));
         for out in [
             "http://127.0.0.1:8080/v2",
             "http://127.0.0.1:8080/v11",
@@ -266,15 +267,15 @@ mod tests {
             "http://127.0.0.1:8080/v1/..%2fx",
             "http://127.0.0.1:8080/v1/a b",
         ] {
-            assert_eq!(at.below(out), None, "{out}");
+            assert_eq!(at.path_below_base(out), None, "{out}");
         }
-        let root = origin("http://127.0.0.1:8080").expect("origin");
-        assert_eq!(root.below("http://127.0.0.1:8080.evil/x"), None);
-        assert_eq!(root.below("http://127.0.0.1:80801/x"), None);
+        let root = upstream("http://127.0.0.1:8080").expect("upstream");
+        assert_eq!(root.path_below_base("http://127.0.0.1:8080.evil/x"), None);
+        assert_eq!(root.path_below_base("http://127.0.0.1:80801/x"), None);
     }
 
     #[test]
-    fn steps_are_seen_however_they_are_written() {
+    fn encoded_dot_segments_are_rejected() {
         for bad in [
             "/..",
             "/a/..",
@@ -301,7 +302,7 @@ mod tests {
             "/a%7f",
             "/a%255cb",
         ] {
-            assert!(climbs(bad), "{bad}");
+            assert!(has_dot_segments(bad), "{bad}");
         }
         for good in [
             "",
@@ -322,7 +323,7 @@ mod tests {
             "//a",
             "/a%25",
         ] {
-            assert!(!climbs(good), "{good}");
+            assert!(!has_dot_segments(good), "{good}");
         }
     }
 }

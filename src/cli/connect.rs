@@ -1,4 +1,4 @@
-//! Who calls which broker.
+//! Connection settings: the caller's key and the broker to call.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::Common;
-use super::dev::Home;
-use super::failure::Failure;
+use super::dev::DevConfig;
+use super::error::CliError;
 use crate::client::{ApproverClient, ConnectOptions, Endpoint, OperatorClient};
 use crate::jose::SigningKey;
 use crate::keys;
@@ -26,7 +26,7 @@ pub(super) struct KeyArgs {
 
 impl KeyArgs {
     #[cfg(test)]
-    pub(super) fn of_file(key: PathBuf) -> Self {
+    pub(super) fn from_file(key: PathBuf) -> Self {
         Self {
             key: Some(key),
             person: None,
@@ -34,22 +34,22 @@ impl KeyArgs {
     }
 
     /// Whether a key was named at all.
-    pub(super) const fn given(&self) -> bool {
+    pub(super) const fn is_given(&self) -> bool {
         self.key.is_some() || self.person.is_some()
     }
 
-    pub(super) fn key(&self, common: &Common) -> Result<Arc<SigningKey>, Failure> {
+    pub(super) fn key(&self, common: &Common) -> Result<Arc<SigningKey>, CliError> {
         let path = match (&self.key, &self.person) {
             (_, Some(person))
                 if person
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') =>
             {
-                Home::of(common)?.key_file(person)
+                DevConfig::load(common)?.key_file(person)
             }
             (Some(key), None) => key.clone(),
             (_, Some(_)) | (None, None) => {
-                return Err(Failure::usage(
+                return Err(CliError::usage(
                     "name your key: --key FILE, or --as ID in development",
                 ));
             }
@@ -57,32 +57,32 @@ impl KeyArgs {
         Ok(Arc::new(keys::read(&path)?))
     }
 
-    pub(super) fn approver(&self, common: &Common) -> Result<ApproverClient, Failure> {
+    pub(super) fn approver_client(&self, common: &Common) -> Result<ApproverClient, CliError> {
         Ok(ApproverClient::new(endpoint(common)?, self.key(common)?))
     }
 
-    pub(super) fn operator(&self, common: &Common) -> Result<OperatorClient, Failure> {
+    pub(super) fn operator_client(&self, common: &Common) -> Result<OperatorClient, CliError> {
         Ok(OperatorClient::new(endpoint(common)?, self.key(common)?))
     }
 }
 
 /// The broker that the arguments name, or else the development broker.
-pub(super) fn endpoint(common: &Common) -> Result<Endpoint, Failure> {
+pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
     let url = match &common.url {
         Some(url) => url.clone(),
         None => {
-            let home = Home::of(common).map_err(|_| {
-                Failure::usage("which broker? --url URL or DIPYLON_URL names it")
-                    .next("'dipylon serve --dev' starts one to try")
+            let dev_config = DevConfig::load(common).map_err(|_| {
+                CliError::usage("which broker? --url URL or DIPYLON_URL names it")
+                    .with_hint("'dipylon serve --dev' starts one to try")
             })?;
-            home.config().settings.external_url.clone()
+            dev_config.config().settings.external_url.clone()
         }
     };
-    Ok(Endpoint::connect_with(&url, &reach(common))?)
+    Ok(Endpoint::connect_with(&url, &connect_options(common))?)
 }
 
 /// How the broker is reached, as the arguments say.
-pub(super) fn reach(common: &Common) -> ConnectOptions {
+pub(super) fn connect_options(common: &Common) -> ConnectOptions {
     ConnectOptions {
         ca: common.ca.clone(),
         socket: common.socket.clone(),
@@ -90,20 +90,20 @@ pub(super) fn reach(common: &Common) -> ConnectOptions {
 }
 
 /// The realm one votes in: as one's own configuration says, never as the broker does.
-pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, Failure> {
+pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, CliError> {
     if let Some(realm) = given {
         return Ok(realm);
     }
-    let home = Home::of(common).ok();
-    let ours = home.filter(|home| {
+    let dev_config = DevConfig::load(common).ok();
+    let ours = dev_config.filter(|dev_config| {
         common
             .url
             .as_ref()
-            .is_none_or(|url| same(url, &home.config().settings.external_url))
+            .is_none_or(|url| same(url, &dev_config.config().settings.external_url))
     });
-    let realm = ours.map(|home| home.config().settings.realm.clone());
+    let realm = ours.map(|dev_config| dev_config.config().settings.realm.clone());
     realm.ok_or_else(|| {
-        Failure::usage("which realm do you vote in? --realm REALM or DIPYLON_REALM names it")
+        CliError::usage("which realm do you vote in? --realm REALM or DIPYLON_REALM names it")
     })
 }
 

@@ -1,4 +1,4 @@
-//! A vote that only a passkey may give: it is given in the browser, at the console, and waited for here.
+//! Passkey votes: opens the console in a browser and waits until the access request is decided.
 
 use std::io::IsTerminal as _;
 use std::process::{ExitCode, Stdio};
@@ -6,56 +6,66 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::failure::Failure;
-use super::{Say, card};
+use super::error::CliError;
+use super::{Output, card};
 use crate::card::{AccessRequestStatus, Card, escape_untrusted};
 use crate::client::ApproverClient;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
 
-/// Between two looks at the card.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Between two reads of the card.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Says where to vote, opens the page where there is a desktop, and waits until the request is decided by anyone or time.
-pub(super) async fn decide(
-    say: &Say,
+/// Prints the console page, opens it on a desktop, and waits until the access request is decided or expires.
+pub(super) async fn wait_for_console_vote(
+    output: &Output,
     person: &ApproverClient,
     shown: Card,
     verdict: Verdict,
-) -> Result<ExitCode, Failure> {
-    let id = shown.access_request;
+) -> Result<ExitCode, CliError> {
     if shown.status == AccessRequestStatus::Waiting {
-        let page = page(&shown)?;
-        say.aside(&format!(
-            "only a passkey counts here: vote at the console, where the phrase is {}\n  {page}",
+        let page = console_page(&shown)?;
+        output.note(&format!(
+            "this profile requires a passkey: vote at the console, where the phrase is {}\n  {page}",
             shown.phrase()
         ));
-        if !say.json() && std::io::stdout().is_terminal() {
-            open(&page);
+        if !output.is_json() && std::io::stdout().is_terminal() {
+            open_browser(&page);
         }
     }
-    let mut now_shown = shown;
-    let mut said_yes = yes_count(&now_shown);
-    while now_shown.status == AccessRequestStatus::Waiting {
-        tokio::time::sleep(LOOK_AGAIN).await;
-        now_shown = person.card(id).await?;
-        let yes = yes_count(&now_shown);
-        if yes > said_yes && now_shown.status == AccessRequestStatus::Waiting {
-            say.aside(&format!("{yes} said yes; more are needed"));
-        }
-        said_yes = yes;
-    }
-    let standing = now_shown.status;
-    say.either(
-        || json!({ "card": card::to_json(&now_shown), "status": standing.as_str() }),
-        || format!("{id} is {}", standing.as_str()),
-    );
-    Ok(ExitCode::from(exit(standing, verdict).number()))
+    wait_until_decided(output, person, shown, verdict).await
 }
 
-/// How it ends for somebody who wanted `verdict`.
-const fn exit(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
-    match (standing, verdict) {
+/// Waits until the access request is decided or expires; the exit code is that of a person who wanted `verdict`.
+pub(super) async fn wait_until_decided(
+    output: &Output,
+    person: &ApproverClient,
+    shown: Card,
+    verdict: Verdict,
+) -> Result<ExitCode, CliError> {
+    let id = shown.access_request;
+    let mut now_shown = shown;
+    let mut approvals_before = count_approvals(&now_shown);
+    while now_shown.status == AccessRequestStatus::Waiting {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        now_shown = person.card(id).await?;
+        let approvals = count_approvals(&now_shown);
+        if approvals > approvals_before && now_shown.status == AccessRequestStatus::Waiting {
+            output.note(&format!("{approvals} approvals; more are needed"));
+        }
+        approvals_before = approvals;
+    }
+    let status = now_shown.status;
+    output.print(
+        || json!({ "card": card::to_json(&now_shown), "status": status.as_str() }),
+        || format!("{id} is {}", status.as_str()),
+    );
+    Ok(ExitCode::from(exit_code(status, verdict).number()))
+}
+
+/// The exit code for a person who wanted `verdict`.
+pub(super) const fn exit_code(status: AccessRequestStatus, verdict: Verdict) -> Exit {
+    match (status, verdict) {
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Approve) => {
             Exit::Success
         }
@@ -70,25 +80,28 @@ const fn exit(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
     }
 }
 
-fn yes_count(card: &Card) -> usize {
+fn count_approvals(card: &Card) -> usize {
     card.needs.iter().map(|need| need.approvers.len()).sum()
 }
 
-/// The page, if it is one that a browser may be sent to: the broker's text goes to another program.
-fn page(card: &Card) -> Result<String, Failure> {
+/// The console page, if its URL is safe to pass to another program.
+fn console_page(card: &Card) -> Result<String, CliError> {
     let page = card.console_url.clone().unwrap_or_default();
     let web = page.starts_with("https://") || page.starts_with("http://");
-    if web && page == escape_untrusted(&page) && !page.contains([' ', '"', '\'', '\\', '`', '$', '<', '>']) {
+    if web
+        && page == escape_untrusted(&page)
+        && !page.contains([' ', '"', '\'', '\\', '`', '$', '<', '>'])
+    {
         Ok(page)
     } else {
-        Err(Failure::failed(
-            "only a passkey counts here, and the broker names no console to vote at",
+        Err(CliError::failed(
+            "this profile requires a passkey, and the broker gives no valid console URL",
         ))
     }
 }
 
-/// Opens the page, where somebody sits at a desktop. That it does not open is no failure: it is printed.
-fn open(page: &str) {
+/// Opens the page in a browser on a desktop. Failing to open is no error: the URL is printed.
+fn open_browser(page: &str) {
     let linux = ["DISPLAY", "WAYLAND_DISPLAY"];
     let program = if cfg!(target_os = "macos") {
         "open"
@@ -105,9 +118,9 @@ fn open(page: &str) {
         .spawn();
 }
 
-/// Waits until the card has been before the person's eyes for as long as the broker wants.
-pub(super) async fn check_dwell(card: &Card, card_viewed_at: crate::model::Timestamp) {
-    let read = card_viewed_at.plus_secs(card.dwell_s.into());
+/// Waits for the rest of the minimum reading time that the broker requires.
+pub(super) async fn wait_for_dwell(card: &Card, viewed_at: crate::model::Timestamp) {
+    let read = viewed_at.plus_secs(card.dwell_s.into());
     let left = read.since(Clock::system().now());
     if let Ok(left) = u64::try_from(left) {
         tokio::time::sleep(Duration::from_millis(left)).await;
@@ -120,15 +133,15 @@ mod tests {
     use crate::card::sample;
 
     #[test]
-    fn only_pages_of_the_web_are_opened() {
-        let of = |url: Option<&str>| {
-            page(&Card {
+    fn only_web_urls_are_opened() {
+        let page_of = |url: Option<&str>| {
+            console_page(&Card {
                 console_url: url.map(str::to_owned),
                 ..sample::card()
             })
         };
         let good = "https://broker.example/console/requests/areq_x";
-        assert_eq!(of(Some(good)).expect("a page"), good);
+        assert_eq!(page_of(Some(good)).expect("a page"), good);
         for bad in [
             None,
             Some(""),
@@ -139,12 +152,12 @@ mod tests {
             Some("https://a.example/$(id)"),
             Some("https://a.example/a b"),
         ] {
-            assert!(of(bad).is_err(), "{bad:?}");
+            assert!(page_of(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn the_exit_code_tells_what_became_of_it() {
+    fn exit_code_by_final_status() {
         for (standing, verdict, code) in [
             (AccessRequestStatus::Approved, Verdict::Approve, 0),
             (AccessRequestStatus::Consumed, Verdict::Approve, 0),
@@ -157,7 +170,7 @@ mod tests {
             (AccessRequestStatus::Cancelled, Verdict::Deny, 15),
         ] {
             assert_eq!(
-                exit(standing, verdict).number(),
+                exit_code(standing, verdict).number(),
                 code,
                 "{standing:?} {verdict:?}"
             );

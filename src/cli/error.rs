@@ -1,4 +1,4 @@
-//! Why a verb did not do what it was asked to, and what to do next.
+//! Errors of commands: message, reason, hint and exit code.
 
 use std::fmt::Display;
 
@@ -7,26 +7,26 @@ use serde_json::{Value, json};
 use crate::client::Error;
 use crate::model::{Exit, ParseError, Reason};
 
-/// One line for a person, one word for a machine, one hint.
+/// An error with its exit code, message and hint.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CliError {
     pub(super) exit: Exit,
     /// The broker's reason, where it gave one.
     pub(super) reason: Option<Reason>,
     /// Safe to print.
     pub(super) message: String,
     pub(super) correlation: Option<String>,
-    pub(super) next: Option<String>,
+    pub(super) hint: Option<String>,
 }
 
-impl Failure {
+impl CliError {
     pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             exit,
             reason: None,
             message: message.into(),
             correlation: None,
-            next: None,
+            hint: None,
         }
     }
 
@@ -38,8 +38,8 @@ impl Failure {
         Self::new(Exit::UsageError, message)
     }
 
-    pub(super) fn next(mut self, next: impl Into<String>) -> Self {
-        self.next = Some(next.into());
+    pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
         self
     }
 
@@ -49,7 +49,7 @@ impl Failure {
             for (name, value) in [
                 ("reason", self.reason.map(|r| r.as_str().to_owned())),
                 ("correlation", self.correlation.clone()),
-                ("next", self.next.clone()),
+                ("hint", self.hint.clone()),
             ] {
                 if let Some(value) = value {
                     members.insert(name.to_owned(), Value::String(value));
@@ -61,30 +61,30 @@ impl Failure {
 }
 
 /// `what: why`, for errors of files and the like.
-pub(super) fn failed(what: impl Display) -> impl FnOnce(std::io::Error) -> Failure {
+pub(super) fn io_error(what: impl Display) -> impl FnOnce(std::io::Error) -> CliError {
     let what = what.to_string();
-    move |source| Failure::failed(format!("{what}: {source}"))
+    move |source| CliError::failed(format!("{what}: {source}"))
 }
 
-impl From<ParseError> for Failure {
+impl From<ParseError> for CliError {
     fn from(error: ParseError) -> Self {
         Self::usage(error.to_string())
     }
 }
 
-impl From<crate::keys::KeyFileError> for Failure {
+impl From<crate::keys::KeyFileError> for CliError {
     fn from(error: crate::keys::KeyFileError) -> Self {
         Self::failed(error.to_string())
     }
 }
 
-impl From<crate::config::ConfigError> for Failure {
+impl From<crate::config::ConfigError> for CliError {
     fn from(error: crate::config::ConfigError) -> Self {
         Self::failed(error.to_string())
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for CliError {
     fn from(error: Error) -> Self {
         let exit = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => Exit::Unavailable,
@@ -102,12 +102,12 @@ impl From<Error> for Failure {
             | Error::Proof(_)
             | Error::NoRandomness => error.reason().map_or(Exit::Failed, Reason::exit),
         };
-        let next = match &error {
+        let hint = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => {
                 Some("is it running? 'dipylon serve --dev' starts one; DIPYLON_URL names another")
             }
             Error::SignVote(_) => Some(
-                "the broker says one thing and asks you to sign another: do not vote, tell your security team",
+                "the broker's statement differs from the card: do not vote, and tell your security team",
             ),
             Error::Refused(_)
             | Error::Url(_)
@@ -124,7 +124,7 @@ impl From<Error> for Failure {
             reason: error.reason(),
             correlation: error.correlation().map(str::to_owned),
             message: error.to_string(),
-            next: next.map(str::to_owned),
+            hint: hint.map(str::to_owned),
         }
     }
 }
@@ -134,16 +134,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_says_how_it_ends() {
+    fn error_carries_exit_code() {
         let away = Error::Unreachable {
             url: "http://b".to_owned(),
             cause: "refused".to_owned(),
         };
-        assert_eq!(Failure::from(away).exit.number(), 14);
-        let error = Failure::failed("m").next("n").to_json();
+        assert_eq!(CliError::from(away).exit.number(), 14);
+        let error = CliError::failed("m").with_hint("n").to_json();
         assert_eq!(
             error,
-            json!({ "error": { "code": 1, "message": "m", "next": "n" } })
+            json!({ "error": { "code": 1, "message": "m", "hint": "n" } })
         );
     }
 }

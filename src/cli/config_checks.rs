@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::bundle;
+use super::{Output, policy_dir};
 use crate::config::{Config, ConfigError};
 use crate::jose::{KeySet, Usage};
 use crate::keys;
 use crate::model::text::escape_invisible;
-use crate::model::{RegisteredAgent, Timestamp};
-use crate::policy::{PolicyBundle, StepUpProfile, Remedy};
+use crate::model::{Exit, RegisteredAgent, Timestamp};
+use crate::policy::{PolicyBundle, Remedy, StepUpProfile};
 use crate::serve::tls::Tls;
 
 /// How bad a finding is.
@@ -40,7 +41,7 @@ pub(super) struct Finding {
     level: Level,
     what: String,
     advice: Option<String>,
-    under: Vec<Finding>,
+    children: Vec<Finding>,
 }
 
 impl Finding {
@@ -49,7 +50,7 @@ impl Finding {
             level: Level::Ok,
             what: what.into(),
             advice: None,
-            under: Vec::new(),
+            children: Vec::new(),
         }
     }
 
@@ -69,16 +70,16 @@ impl Finding {
     }
 
     /// As bad as the worst of its parts.
-    pub(super) fn of(what: impl Into<String>, under: Vec<Self>) -> Self {
-        let worst = under.iter().map(|part| part.level).max();
+    pub(super) fn group(what: impl Into<String>, children: Vec<Self>) -> Self {
+        let worst = children.iter().map(|part| part.level).max();
         Self {
             level: worst.unwrap_or(Level::Ok),
-            under,
+            children,
             ..Self::ok(what)
         }
     }
 
-    pub(super) const fn failed(&self) -> bool {
+    pub(super) const fn is_failure(&self) -> bool {
         matches!(self.level, Level::Fail)
     }
 
@@ -93,7 +94,7 @@ impl Finding {
         if let Some(advice) = &self.advice {
             out.push_str(&format!("{indent}       -> {}\n", escape_invisible(advice)));
         }
-        for part in &self.under {
+        for part in &self.children {
             part.lines(depth + 1, out);
         }
     }
@@ -104,23 +105,43 @@ impl Finding {
             if let Some(advice) = &self.advice {
                 members.insert("advice".to_owned(), json!(advice));
             }
-            if !self.under.is_empty() {
-                let under: Vec<_> = self.under.iter().map(Self::to_json).collect();
-                members.insert("under".to_owned(), Value::Array(under));
+            if !self.children.is_empty() {
+                let children: Vec<_> = self.children.iter().map(Self::to_json).collect();
+                members.insert("children".to_owned(), Value::Array(children));
             }
         }
         value
     }
 }
 
+/// Prints findings; the exit code says whether any failed.
+pub(super) fn print_findings(output: &Output, findings: Vec<Finding>) -> ExitCode {
+    let failed = findings.iter().any(Finding::is_failure);
+    output.print(
+        || {
+            let all: Vec<_> = findings.iter().map(Finding::to_json).collect();
+            json!({ "good": !failed, "findings": all })
+        },
+        || {
+            let mut text = String::new();
+            for finding in &findings {
+                finding.lines(0, &mut text);
+            }
+            text
+        },
+    );
+    let exit = if failed { Exit::Failed } else { Exit::Success };
+    ExitCode::from(exit.number())
+}
+
 /// The file, and what it says if that can be used.
-pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
+pub(super) fn check_configuration(file: &Path) -> (Finding, Option<Config>) {
     let shown = file.display();
-    let mut under = Vec::new();
+    let mut children = Vec::new();
     if let Ok(found) = std::fs::metadata(file) {
         let mode = found.permissions().mode() & 0o777;
         if mode & 0o022 != 0 {
-            under.push(Finding::warn(
+            children.push(Finding::warn(
                 format!("mode {mode:03o}: others than its owner can change it"),
                 format!("chmod go-w {shown}"),
             ));
@@ -128,11 +149,11 @@ pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
     }
     let config = match Config::read(file) {
         Ok(config) => {
-            under.push(Finding::ok("every key is understood"));
+            children.push(Finding::ok("every key is understood"));
             Some(config)
         }
         Err(ConfigError::Invalid { problems, .. }) => {
-            under.extend(problems.into_iter().map(|wrong| {
+            children.extend(problems.into_iter().map(|wrong| {
                 let told = match wrong.line {
                     Some(line) => format!("{} at line {line}", wrong.message),
                     None => wrong.message,
@@ -143,20 +164,23 @@ pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
             None
         }
         Err(error @ ConfigError::Io { .. }) => {
-            under.push(Finding::fail(
+            children.push(Finding::fail(
                 error.to_string(),
                 "name the file the broker is started with",
             ));
             None
         }
     };
-    (Finding::of(format!("configuration {shown}"), under), config)
+    (
+        Finding::group(format!("configuration {shown}"), children),
+        config,
+    )
 }
 
 /// Directories and the signing key: places and modes.
-pub(super) fn files(config: &Config) -> Finding {
+pub(super) fn check_files(config: &Config) -> Finding {
     let looked = keys::inspect(&config.key_dir, &config.data_dir);
-    let mut under: Vec<_> = looked
+    let mut children: Vec<_> = looked
         .problems
         .iter()
         .map(|problem| {
@@ -167,7 +191,7 @@ pub(super) fn files(config: &Config) -> Finding {
         })
         .collect();
     let (data, keys) = (config.data_dir.display(), config.key_dir.display());
-    under.push(match (&looked.key, under.is_empty()) {
+    children.push(match (&looked.key, children.is_empty()) {
         (Some(_), _) => Finding::ok(format!("the signing key in {keys} is its owner's alone")),
         (None, true) => Finding::ok(format!(
             "no signing key in {keys} yet: the first start makes it"
@@ -178,15 +202,15 @@ pub(super) fn files(config: &Config) -> Finding {
         ),
     });
     if !config.data_dir.exists() {
-        under.push(Finding::ok(format!(
+        children.push(Finding::ok(format!(
             "no data in {data} yet: the first start makes it"
         )));
     }
-    Finding::of("files", under)
+    Finding::group("files", children)
 }
 
 /// The trust bundles of the configured trust domains.
-pub(super) fn trust(config: &Config) -> Finding {
+pub(super) fn check_trust_domains(config: &Config) -> Finding {
     if config.trust_domains.is_empty() {
         return Finding::warn(
             "no trust domain: no workload can be verified",
@@ -194,10 +218,10 @@ pub(super) fn trust(config: &Config) -> Finding {
         );
     }
     let mut seen = BTreeSet::new();
-    let mut under = Vec::new();
+    let mut children = Vec::new();
     for (domain, file) in &config.trust_domains {
         if !seen.insert(domain) {
-            under.push(Finding::fail(
+            children.push(Finding::fail(
                 format!("{domain} stands twice"),
                 "one [[trust_domain]] for each name",
             ));
@@ -206,7 +230,7 @@ pub(super) fn trust(config: &Config) -> Finding {
         let mut bytes = Vec::new();
         let read = std::fs::File::open(file)
             .and_then(|file| file.take(TRUST_BYTES_MAX).read_to_end(&mut bytes));
-        under.push(match read {
+        children.push(match read {
             Err(error) => Finding::fail(
                 format!("{domain}: {shown}: {error}"),
                 "the trust domain's SPIFFE server exports it: 'spire-server bundle show -format spiffe'",
@@ -224,11 +248,11 @@ pub(super) fn trust(config: &Config) -> Finding {
             },
         });
     }
-    Finding::of("trust domains", under)
+    Finding::group("trust domains", children)
 }
 
 /// How bytes reach the broker.
-pub(super) fn transport(config: &Config) -> Finding {
+pub(super) fn check_transport(config: &Config) -> Finding {
     let clear = "it speaks plain HTTP: proofs and tokens cross the wire in clear";
     if config.tls.is_some() && !config.settings.external_url.starts_with("https://") {
         Finding::fail(
@@ -255,7 +279,7 @@ pub(super) fn transport(config: &Config) -> Finding {
 }
 
 /// The broker's own certificate, if it has one: whether the key is its, and how long it holds.
-pub(super) fn certificate(config: &Config, now: Timestamp) -> Option<Finding> {
+pub(super) fn check_certificate(config: &Config, now: Timestamp) -> Option<Finding> {
     let files = config.tls.as_ref()?;
     let shown = files.certificate.display();
     Some(match Tls::read(&files.certificate, &files.key) {
@@ -285,36 +309,36 @@ pub(super) fn certificate(config: &Config, now: Timestamp) -> Option<Finding> {
 }
 
 /// The directory that seeds an empty journal.
-pub(super) fn policy_directory(dir: &Path) -> Finding {
+pub(super) fn check_policy_directory(dir: &Path) -> Finding {
     let what = format!("policy directory {}", dir.display());
-    match bundle::load(dir) {
-        Err(failure) => Finding::of(
+    match policy_dir::load(dir) {
+        Err(error) => Finding::group(
             what,
             vec![Finding::fail(
-                failure.message.replace('\n', "; "),
+                error.message.replace('\n', "; "),
                 "'dipylon policy check DIR' says it line by line",
             )],
         ),
-        Ok((_, bundle)) => policy(what, &bundle),
+        Ok((_, bundle)) => check_policy(what, &bundle),
     }
 }
 
 /// Whether a policy bundle can be lived with: somebody governs, and whoever is asked can answer.
-pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
-    let mut under = vec![Finding::ok(format!(
+pub(super) fn check_policy(what: String, bundle: &PolicyBundle) -> Finding {
+    let mut children = vec![Finding::ok(format!(
         "{} rules, {} agents, version {}",
         bundle.rules().count(),
         bundle.agents().count(),
         bundle.version()
     ))];
     if let Err(why) = bundle.check_has_operator() {
-        under.push(Finding::fail(
+        children.push(Finding::fail(
             why,
             "'dipylon key new --of PERSON --out FILE' prints the [[key]] to add",
         ));
     }
     for warning in bundle.warnings() {
-        under.push(Finding::warn(
+        children.push(Finding::warn(
             warning.to_string(),
             "correct it, or leave it if it is meant",
         ));
@@ -329,14 +353,14 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
     for profile in bundle.profiles() {
         let name = &profile.name;
         if !asked.contains(name) {
-            under.push(Finding::warn(
+            children.push(Finding::warn(
                 format!("profile {name}: no rule asks for it"),
                 format!("a forbid with @step_up(\"{name}\") would; or take it out"),
             ));
             continue;
         }
-        let short = short_of_people(bundle, profile);
-        under.push(if short.is_empty() {
+        let short = agents_short_of_approvers(bundle, profile);
+        children.push(if short.is_empty() {
             Finding::ok(format!(
                 "profile {name}: {} of group {} can be had for every agent",
                 profile.quorum, profile.group
@@ -353,11 +377,11 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
             )
         });
     }
-    Finding::of(what, under)
+    Finding::group(what, children)
 }
 
 /// Agents for which fewer people could ever say yes than a profile needs, each with how many could.
-fn short_of_people(bundle: &PolicyBundle, profile: &StepUpProfile) -> Vec<String> {
+fn agents_short_of_approvers(bundle: &PolicyBundle, profile: &StepUpProfile) -> Vec<String> {
     let short = |agent: &std::sync::Arc<RegisteredAgent>| {
         let n = bundle.eligible_approvers(profile, &agent.owner);
         let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
@@ -367,9 +391,9 @@ fn short_of_people(bundle: &PolicyBundle, profile: &StepUpProfile) -> Vec<String
 }
 
 /// Profiles that nobody, or too few, could ever satisfy for some agent, in words.
-pub(super) fn unreachable(bundle: &PolicyBundle) -> Vec<String> {
+pub(super) fn unreachable_quorums(bundle: &PolicyBundle) -> Vec<String> {
     let told = |profile: &StepUpProfile| {
-        let short = short_of_people(bundle, profile);
+        let short = agents_short_of_approvers(bundle, profile);
         (!short.is_empty()).then(|| {
             format!(
                 "profile {}: {} of group {} must say yes, and fewer with a key ever could for {}",

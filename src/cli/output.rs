@@ -1,39 +1,39 @@
-//! What verbs print.
+//! Output of commands: text for people or JSON for programs, errors on stderr.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::failure::{Failure, failed};
+use super::error::{CliError, io_error};
 use crate::model::text::escape_invisible;
 
-/// Where a verb prints: text for people or JSON for machines.
+/// Prints results as text or JSON.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Say {
+pub(super) struct Output {
     json: bool,
 }
 
-impl Say {
+impl Output {
     pub(super) const fn new(json: bool) -> Self {
         Self { json }
     }
 
-    pub(super) const fn json(&self) -> bool {
+    pub(super) const fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Prints one or the other. Every text of others in `people` has been revealed.
-    pub(super) fn either(&self, machine: impl FnOnce() -> Value, people: impl FnOnce() -> String) {
+    /// Prints JSON or text. The caller escapes untrusted text.
+    pub(super) fn print(&self, machine: impl FnOnce() -> Value, people: impl FnOnce() -> String) {
         if self.json {
-            self.value(&machine())
+            self.print_json(&machine())
         } else {
             self.text(&people())
         }
     }
 
     /// One JSON value on a line of its own.
-    pub(super) fn value(&self, value: &Value) {
+    pub(super) fn print_json(&self, value: &Value) {
         self.text(&value.to_string());
     }
 
@@ -41,81 +41,81 @@ impl Say {
     pub(super) fn text(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         let text = text.strip_suffix('\n').unwrap_or(text);
-        // A reader that went away (`| head`) is no reason to fail.
+        // A closed pipe (`| head`) is not an error.
         let _gone = out
             .write_all(text.as_bytes())
             .and_then(|()| out.write_all(b"\n"));
         let _gone = out.flush();
     }
 
-    /// For people, beside the answer: on stderr, and not when a machine reads.
-    pub(super) fn aside(&self, text: &str) {
+    /// Prints a note for people on stderr; nothing with --json.
+    pub(super) fn note(&self, text: &str) {
         if !self.json {
             let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
         }
     }
 
-    /// Says why nothing came of it, and gives the exit code.
-    pub(super) fn failure(&self, failure: &Failure) -> ExitCode {
+    /// Prints the error and gives its exit code.
+    pub(super) fn print_error(&self, error: &CliError) -> ExitCode {
         let mut err = std::io::stderr().lock();
         let _gone = if self.json {
-            writeln!(err, "{}", failure.to_json())
+            writeln!(err, "{}", error.to_json())
         } else {
-            let next = failure
-                .next
+            let hint = error
+                .hint
                 .as_ref()
-                .map(|next| format!("\n         {next}"))
+                .map(|hint| format!("\n         {hint}"))
                 .unwrap_or_default();
-            writeln!(err, "dipylon: {}{next}", failure.message)
+            writeln!(err, "dipylon: {}{hint}", error.message)
         };
-        ExitCode::from(failure.exit.number())
+        ExitCode::from(error.exit.number())
     }
 
-    /// For whoever started the program, on stderr, whatever reads stdout.
-    pub(super) fn urgent(&self, text: &str) {
+    /// Prints to stderr, also with --json.
+    pub(super) fn warn(&self, text: &str) {
         let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
     }
 
     /// Asks the person at the terminal for one line.
-    pub(super) async fn ask(&self, prompt: &str) -> Result<String, Failure> {
+    pub(super) async fn prompt(&self, prompt: &str) -> Result<String, CliError> {
         let mut err = std::io::stderr();
         write!(err, "{prompt}")
             .and_then(|()| err.flush())
-            .map_err(failed("stderr"))?;
+            .map_err(io_error("stderr"))?;
         let answer = tokio::task::spawn_blocking(|| {
             let mut line = String::new();
             std::io::stdin().read_line(&mut line).map(|_| line)
         });
         answer
             .await
-            .map_err(|e| Failure::failed(e.to_string()))?
-            .map_err(failed("stdin"))
+            .map_err(|e| CliError::failed(e.to_string()))?
+            .map_err(io_error("stdin"))
     }
 
-    /// Whether a person can be asked.
-    pub(super) fn can_ask(&self) -> bool {
+    /// Whether a person can be prompted.
+    pub(super) fn can_prompt(&self) -> bool {
         !self.json && std::io::stdin().is_terminal()
     }
 }
 
 /// Labels and texts, the texts aligned. A text with newlines of our own goes on under itself.
 #[derive(Debug, Default)]
-pub(super) struct Rows(Vec<(String, String)>);
+pub(super) struct FieldList(Vec<(String, String)>);
 
-impl Rows {
-    /// A row whose text is our own.
-    pub(super) fn own(&mut self, label: &str, text: impl Into<String>) -> &mut Self {
+impl FieldList {
+    /// A row with trusted text.
+    pub(super) fn row(&mut self, label: &str, text: impl Into<String>) -> &mut Self {
         self.0.push((label.to_owned(), text.into()));
         self
     }
 
-    /// A row whose text came from others.
-    pub(super) fn theirs(&mut self, label: &str, text: &str) -> &mut Self {
-        self.own(label, escape_invisible(text))
+    /// A row with untrusted text, which is escaped.
+    pub(super) fn untrusted_row(&mut self, label: &str, text: &str) -> &mut Self {
+        self.row(label, escape_invisible(text))
     }
 
     /// The rows as lines.
-    pub(super) fn lines(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let width = self
             .0
             .iter()
@@ -167,12 +167,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_others_cannot_leave_their_line() {
-        let mut rows = Rows::default();
-        rows.theirs("a", "x\ny\u{1b}[2J\u{202E}z")
-            .own("long", "1\n2");
+    fn untrusted_text_stays_on_one_line() {
+        let mut fields = FieldList::default();
+        fields
+            .untrusted_row("a", "x\ny\u{1b}[2J\u{202E}z")
+            .row("long", "1\n2");
         assert_eq!(
-            rows.lines(),
+            fields.to_text(),
             "  a     x<U+000A>y<U+001B>[2J<U+202E>z\n  long  1\n        2\n"
         );
         let cell = |text: &str| text.to_owned();

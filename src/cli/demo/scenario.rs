@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::child::{Answer, Child};
+use super::child::{Child, ChildReply};
 use super::resource::{CASES, IDP};
-use super::timeline::Timeline;
-use super::{http, people, workload};
+use super::step_log::StepLog;
+use super::{http, person, workload};
 use crate::audit::Checkpoint;
-use crate::cli::dev::{self, Home};
-use crate::cli::failure::{Failure, failed};
-use crate::cli::{Say, bundle, serve};
+use crate::cli::dev::DevConfig;
+use crate::cli::error::{CliError, io_error};
+use crate::cli::{Output, files, policy_dir, shell};
 use crate::clock::Clock;
 use crate::model::SpiffeId;
 
@@ -25,9 +25,9 @@ const WAIT_S: u32 = 20;
 const CASE: &str = "Case::INC-8841";
 
 /// Everyone who takes part.
-struct Cast {
+struct Fixture {
     dir: PathBuf,
-    home: Home,
+    dev_config: DevConfig,
     url: String,
     server: String,
     broker: Child,
@@ -40,46 +40,46 @@ struct Cast {
 }
 
 /// Tells the story; true when every step came out as it must.
-pub(super) async fn tell(
-    say: &Say,
+pub(super) async fn run(
+    output: &Output,
     dir: &Path,
     keep: bool,
-    told_whole: &Cell<bool>,
-) -> Result<bool, Failure> {
-    let mut line = Timeline::new(say);
+    all_passed: &Cell<bool>,
+) -> Result<bool, CliError> {
+    let mut line = StepLog::new(output);
     line.note(
         "Dipylon: one incident. Every line below happened between processes, over sockets.\n\n",
     );
-    let mut cast = Cast::assemble(dir).await?;
-    let noted = cast
+    let mut fixture = Fixture::assemble(dir).await?;
+    let noted = fixture
         .broker
         .hello
         .get("checkpoint")
         .and_then(Value::as_str)
         .unwrap_or_default()
         .to_owned();
-    cast.introduce(&line, &noted);
-    let jti = cast.act_one(&mut line).await?;
-    cast.act_two(&mut line, &jti).await?;
-    cast.act_three(&mut line).await?;
-    cast.act_four(&mut line).await?;
-    cast.epilogue(&mut line, &noted).await?;
+    fixture.print_setup(&line, &noted);
+    let jti = fixture.step_read_and_disable(&mut line).await?;
+    fixture.step_policy_change(&mut line, &jti).await?;
+    fixture.step_broker_crash(&mut line).await?;
+    fixture.step_task_end(&mut line).await?;
+    fixture.step_audit(&mut line, &noted).await?;
     let whole = line.end();
-    told_whole.set(whole);
+    all_passed.set(whole);
     if keep && whole {
-        cast.stay(&line).await?;
+        fixture.keep_running(&line).await?;
     }
-    cast.leave().await?;
+    fixture.shut_down().await?;
     Ok(whole)
 }
 
-impl Cast {
-    async fn assemble(dir: &Path) -> Result<Self, Failure> {
+impl Fixture {
+    async fn assemble(dir: &Path) -> Result<Self, CliError> {
         let at = |name: &str| dir.join(name);
         let broker = start_broker(dir).await?;
-        let home = Home::read(&at("broker"))?;
-        let url = home.config().settings.external_url.clone();
-        let resource = start_resource(dir, &home, &url).await?;
+        let dev_config = DevConfig::read(&at("broker"))?;
+        let url = dev_config.config().settings.external_url.clone();
+        let resource = start_resource(dir, &dev_config, &url).await?;
         let server = resource
             .hello
             .get("url")
@@ -90,9 +90,10 @@ impl Cast {
             // As a SPIFFE agent does for a workload that it has attested.
             let file = at(&format!("{name}.svid"));
             let id = SpiffeId::parse(id)?;
-            dev::write_private(
+            files::write_private(
                 &file,
-                home.evidence(&id, EVIDENCE_S, Clock::system().now())?
+                dev_config
+                    .issue_svid(&id, EVIDENCE_S, Clock::system().now())?
                     .expose_secret(),
             )?;
             let file = file.to_string_lossy();
@@ -105,11 +106,11 @@ impl Cast {
         };
         let agent = workload("triage", "spiffe://soc.example/agent/triage").await?;
         let other = workload("copycat", "spiffe://soc.example/agent/copycat").await?;
-        let person = async |verb: &str, name: &'static str| {
-            let key = home.key_file(name);
-            let realm = home.config().settings.realm.to_string();
+        let person = async |args: &str, name: &'static str| {
+            let key = dev_config.key_file(name);
+            let realm = dev_config.config().settings.realm.to_string();
             let args = [
-                verb,
+                args,
                 "--own-key",
                 &key.to_string_lossy(),
                 "--broker",
@@ -133,11 +134,11 @@ impl Cast {
             dana,
             maria,
             olga,
-            home,
+            dev_config,
         })
     }
 
-    fn introduce(&self, line: &Timeline, noted: &str) {
+    fn print_setup(&self, line: &StepLog, noted: &str) {
         line.note(&format!(
             "  broker           pid {:<7} {}\n  resource server  pid {:<7} {}\n  agent            pid {:<7} spiffe://soc.example/agent/triage\n  \
              another workload pid {:<7} spiffe://soc.example/agent/copycat\n  dana             pid {:<7} approver, and the agent's owner\n  \
@@ -155,10 +156,10 @@ impl Cast {
     }
 
     /// A read is allowed at once; a step-up is asked, voted on, minted, and spent once. Gives the `jti` of what was spent.
-    async fn act_one(&mut self, line: &mut Timeline) -> Result<String, Failure> {
+    async fn step_read_and_disable(&mut self, line: &mut StepLog) -> Result<String, CliError> {
         let opened = self
             .agent
-            .ask(&workload::Order::Open {
+            .ask(&workload::AgentOrder::Open {
                 purpose: "contain INC-8841".to_owned(),
             })
             .await?;
@@ -195,7 +196,7 @@ impl Cast {
             &asked.word(),
             &because(&asked),
         );
-        let vote = people::Order::Approve {
+        let vote = person::PersonOrder::Approve {
             access_request: request.clone(),
         };
         let dana = self.dana.ask(&vote).await?;
@@ -243,7 +244,11 @@ impl Cast {
     }
 
     /// What a yes does not cover, who is not the agent, and rules that change between yes and mint.
-    async fn act_two(&mut self, line: &mut Timeline, spent: &str) -> Result<(), Failure> {
+    async fn step_policy_change(
+        &mut self,
+        line: &mut StepLog,
+        spent: &str,
+    ) -> Result<(), CliError> {
         let cara = self.agent.ask(&disable("cara", "cara-1", 0)).await?;
         let request = cara.text("access_request");
         line.step(
@@ -252,7 +257,7 @@ impl Cast {
             &cara.word(),
             "",
         );
-        let vote = people::Order::Approve {
+        let vote = person::PersonOrder::Approve {
             access_request: request.clone(),
         };
         let maria = self.maria.ask(&vote).await?;
@@ -272,7 +277,7 @@ impl Cast {
         );
         let other = self
             .other
-            .ask(&workload::Order::Open {
+            .ask(&workload::AgentOrder::Open {
                 purpose: "contain INC-8841".to_owned(),
             })
             .await?;
@@ -284,7 +289,10 @@ impl Cast {
         );
 
         let tight = self.tightened()?;
-        let applied = self.olga.ask(&people::Order::Apply { dir: tight }).await?;
+        let applied = self
+            .olga
+            .ask(&person::PersonOrder::Apply { dir: tight })
+            .await?;
         line.step(
             "olga tightens the rules after the yes",
             "in force",
@@ -300,8 +308,8 @@ impl Cast {
         );
         let applied = self
             .olga
-            .ask(&people::Order::Apply {
-                dir: self.home.dir().join("policy"),
+            .ask(&person::PersonOrder::Apply {
+                dir: self.dev_config.dir().join("policy"),
             })
             .await?;
         line.step(
@@ -327,12 +335,12 @@ impl Cast {
     }
 
     /// The broker is killed while the agent waits.
-    async fn act_three(&mut self, line: &mut Timeline) -> Result<(), Failure> {
+    async fn step_broker_crash(&mut self, line: &mut StepLog) -> Result<(), CliError> {
         let asked = self.agent.ask(&disable("cara", "cara-2", 0)).await?;
         let request = asked.text("access_request");
         self.agent.tell(&disable("cara", "cara-2", WAIT_S)).await?;
         // A round trip of somebody else's: by its end the agent's call is at the broker.
-        self.maria.ask(&people::Order::Inbox).await?;
+        self.maria.ask(&person::PersonOrder::Inbox).await?;
         let old = self.broker.pid();
         let broker = start_broker_after_kill(&mut self.broker, &self.dir).await?;
         line.step(
@@ -345,7 +353,7 @@ impl Cast {
             },
             &format!("pid {old} is gone, pid {broker} replayed its journal"),
         );
-        let inbox = self.maria.ask(&people::Order::Inbox).await?;
+        let inbox = self.maria.ask(&person::PersonOrder::Inbox).await?;
         let there = inbox
             .value()
             .get("waiting")
@@ -357,7 +365,7 @@ impl Cast {
             if there { "waiting" } else { "lost" },
             &request,
         );
-        let vote = people::Order::Approve {
+        let vote = person::PersonOrder::Approve {
             access_request: request,
         };
         let maria = self.maria.ask(&vote).await?;
@@ -405,15 +413,15 @@ impl Cast {
     }
 
     /// The work is done: what belonged to it ends everywhere, and stays so.
-    async fn act_four(&mut self, line: &mut Timeline) -> Result<(), Failure> {
-        let done = self.agent.ask(&workload::Order::Complete).await?;
+    async fn step_task_end(&mut self, line: &mut StepLog) -> Result<(), CliError> {
+        let done = self.agent.ask(&workload::AgentOrder::Complete).await?;
         let why = format!(
             "entry {} ended {} live tokens",
             done.text("position"),
             done.text("tokens_revoked")
         );
         line.step("the task completes", "completed", &done.word(), &why);
-        let until_refused = workload::Order::UseUntilRefused {
+        let until_refused = workload::AgentOrder::UseUntilRefused {
             token: "case".to_owned(),
             method: "GET".to_owned(),
             url: format!("{}/cases/INC-8841", self.server),
@@ -438,7 +446,7 @@ impl Cast {
         );
 
         start_broker_after_kill(&mut self.broker, &self.dir).await?;
-        let fresh = start_resource(&self.dir, &self.home, &self.url).await?;
+        let fresh = start_resource(&self.dir, &self.dev_config, &self.url).await?;
         self.server = fresh
             .hello
             .get("url")
@@ -467,7 +475,7 @@ impl Cast {
     }
 
     /// An auditor needs the journal and a root noted at the beginning, nothing else.
-    async fn epilogue(&mut self, line: &mut Timeline, noted: &str) -> Result<(), Failure> {
+    async fn step_audit(&mut self, line: &mut StepLog, noted: &str) -> Result<(), CliError> {
         let found = self.audit(noted).await?;
         let got = if found.get("whole") == Some(&json!(true)) {
             "whole"
@@ -496,10 +504,10 @@ impl Cast {
         Ok(())
     }
 
-    async fn read_case(&mut self) -> Result<Answer, Failure> {
+    async fn read_case(&mut self) -> Result<ChildReply, CliError> {
         let url = format!("{}/cases/INC-8841", self.server);
         self.agent
-            .ask(&workload::Order::Use {
+            .ask(&workload::AgentOrder::Use {
                 token: "case".to_owned(),
                 method: "GET".to_owned(),
                 url,
@@ -508,11 +516,11 @@ impl Cast {
             .await
     }
 
-    async fn use_on(&mut self, account: &str, token: &str) -> Result<Answer, Failure> {
+    async fn use_on(&mut self, account: &str, token: &str) -> Result<ChildReply, CliError> {
         let url = format!("{}/accounts/{account}/disable", self.server);
         let body = Some(json!({ "end_sessions": true }));
         self.agent
-            .ask(&workload::Order::Use {
+            .ask(&workload::AgentOrder::Use {
                 token: token.to_owned(),
                 method: "POST".to_owned(),
                 url,
@@ -522,7 +530,7 @@ impl Cast {
     }
 
     /// `ann on, bob on, cara on`, as the resource server holds them.
-    async fn accounts(&self) -> Result<String, Failure> {
+    async fn accounts(&self) -> Result<String, CliError> {
         let answered = http::call("GET", &format!("{}/accounts", self.server), &[], None).await?;
         let all = answered.body.as_object().cloned().unwrap_or_default();
         let one = |(name, enabled): (&String, &Value)| {
@@ -535,11 +543,11 @@ impl Cast {
     }
 
     /// The policy bundle with one more rule.
-    fn tightened(&self) -> Result<PathBuf, Failure> {
+    fn tightened(&self) -> Result<PathBuf, CliError> {
         let dir = self.dir.join("tightened");
-        let mut files = bundle::read(&self.home.dir().join("policy"))?;
+        let mut files = policy_dir::read(&self.dev_config.dir().join("policy"))?;
         files.insert("rules/30-freeze.cedar".to_owned(), FREEZE.to_owned());
-        bundle::write(
+        policy_dir::write(
             &dir,
             files
                 .iter()
@@ -548,8 +556,8 @@ impl Cast {
         Ok(dir)
     }
 
-    async fn audit(&self, against: &str) -> Result<Value, Failure> {
-        let me = std::env::current_exe().map_err(failed("own executable"))?;
+    async fn audit(&self, against: &str) -> Result<Value, CliError> {
+        let me = std::env::current_exe().map_err(io_error("own executable"))?;
         let mut command = tokio::process::Command::new(me);
         command
             .args([
@@ -560,24 +568,24 @@ impl Cast {
                 against,
                 "--data-dir",
             ])
-            .arg(self.home.dir());
+            .arg(self.dev_config.dir());
         let done = command
             .kill_on_drop(true)
             .output()
             .await
-            .map_err(failed("audit verify"))?;
+            .map_err(io_error("audit verify"))?;
         let said = if done.status.success() {
             done.stdout
         } else {
             done.stderr
         };
-        serde_json::from_slice(&said).map_err(|e| Failure::failed(format!("audit verify: {e}")))
+        serde_json::from_slice(&said).map_err(|e| CliError::failed(format!("audit verify: {e}")))
     }
 
-    async fn stay(&self, line: &Timeline) -> Result<(), Failure> {
+    async fn keep_running(&self, line: &StepLog) -> Result<(), CliError> {
         let (me, dir) = (
-            serve::me(),
-            serve::quoted(&self.home.dir().to_string_lossy()),
+            shell::program_name(),
+            shell::shell_quote(&self.dev_config.dir().to_string_lossy()),
         );
         line.note(&format!(
             "\nThe broker keeps running until Ctrl-C. In another terminal:\n  export DIPYLON_DEV={dir}\n  \
@@ -588,7 +596,7 @@ impl Cast {
     }
 
     /// Everybody goes in order; whoever does not is killed.
-    async fn leave(self) -> Result<(), Failure> {
+    async fn shut_down(self) -> Result<(), CliError> {
         for child in [
             self.agent,
             self.other,
@@ -607,14 +615,14 @@ impl Cast {
 const ALL_ON: &str = "ann on, bob on, cara on";
 
 /// What olga adds between the yes and the mint.
-const FREEZE: &str = r#"@id("accounts-stay-as-they-are")
+const FREEZE: &str = r#"@id("accounts-keep_running-as-they-are")
 @why("The identity provider is under maintenance.")
 forbid (principal, action == Action::"account.disable", resource);
 "#;
 
-async fn start_broker(dir: &Path) -> Result<Child, Failure> {
-    let (home, ready) = (dir.join("broker"), dir.join("ready.json"));
-    let (home, ready) = (home.to_string_lossy(), ready.to_string_lossy());
+async fn start_broker(dir: &Path) -> Result<Child, CliError> {
+    let (dev_config, ready) = (dir.join("broker"), dir.join("ready.json"));
+    let (dev_config, ready) = (dev_config.to_string_lossy(), ready.to_string_lossy());
     let args = [
         "serve",
         "--dev",
@@ -623,7 +631,7 @@ async fn start_broker(dir: &Path) -> Result<Child, Failure> {
         "--listen",
         "127.0.0.1:0",
         "--data-dir",
-        &home,
+        &dev_config,
         "--ready-file",
         &ready,
     ];
@@ -631,14 +639,14 @@ async fn start_broker(dir: &Path) -> Result<Child, Failure> {
 }
 
 /// SIGKILL for the broker, and another in its place. Gives the new one's process id.
-async fn start_broker_after_kill(broker: &mut Child, dir: &Path) -> Result<u64, Failure> {
+async fn start_broker_after_kill(broker: &mut Child, dir: &Path) -> Result<u64, CliError> {
     broker.kill().await?;
     *broker = start_broker(dir).await?;
     Ok(broker.pid())
 }
 
-async fn start_resource(dir: &Path, home: &Home, url: &str) -> Result<Child, Failure> {
-    let (idp, cases) = (home.key_file("idp"), home.key_file("cases"));
+async fn start_resource(dir: &Path, dev_config: &DevConfig, url: &str) -> Result<Child, CliError> {
+    let (idp, cases) = (dev_config.key_file("idp"), dev_config.key_file("cases"));
     let args = [
         "demo-resource",
         "--broker",
@@ -659,8 +667,8 @@ fn ask(
     audience: &str,
     idempotency_key: &str,
     wait_s: u32,
-) -> workload::Order {
-    workload::Order::Ask {
+) -> workload::AgentOrder {
+    workload::AgentOrder::Ask {
         keep: keep.to_owned(),
         action: action.to_owned(),
         target: target.to_owned(),
@@ -673,7 +681,7 @@ fn ask(
 }
 
 /// Asks to disable an account; the token is kept under the request's own id.
-fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::Order {
+fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::AgentOrder {
     ask(
         idempotency_key,
         "account.disable",
@@ -686,7 +694,7 @@ fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::Order
 }
 
 /// Rules, needs and arithmetic, or what went wrong.
-fn because(answer: &Answer) -> String {
+fn because(answer: &ChildReply) -> String {
     let parts = [
         answer.message(),
         answer.text("reason"),
@@ -702,7 +710,7 @@ fn because(answer: &Answer) -> String {
 }
 
 /// `401 token: revoked`, as the resource server said it.
-fn refusal(answer: &Answer) -> String {
+fn refusal(answer: &ChildReply) -> String {
     let said = answer
         .value()
         .pointer("/body/error")
@@ -716,7 +724,7 @@ fn refusal(answer: &Answer) -> String {
     }
 }
 
-fn refusal_if_any(answer: &Answer) -> String {
+fn refusal_if_any(answer: &ChildReply) -> String {
     if answer.text("status") == "200" {
         String::new()
     } else {

@@ -1,41 +1,41 @@
-//! The broker's answers as JSON and as words.
+//! Rendering of broker responses as JSON and text.
 
 use serde_json::{Value, json};
 
 use crate::card::{AccessRequestStatus, escape_untrusted};
+use crate::client;
 use crate::model::text::escape_invisible;
 use crate::model::{Action, Target, Timestamp, format_seconds};
-use crate::client;
 
 /// RFC 3339, or null.
-pub(super) fn moment(wire: Option<&Timestamp>) -> Value {
-    read(wire).map_or(Value::Null, |at| Value::String(at.to_string()))
+pub(super) fn timestamp_json(wire: Option<&Timestamp>) -> Value {
+    parse_timestamp(wire).map_or(Value::Null, |at| Value::String(at.to_string()))
 }
 
 /// Whole seconds, or null.
-pub(super) fn seconds(wire: Option<&i64>) -> Value {
+pub(super) fn duration_json(wire: Option<&i64>) -> Value {
     wire.map_or(Value::Null, |seconds| Value::from(*seconds))
 }
 
-fn read(wire: Option<&Timestamp>) -> Option<Timestamp> {
+fn parse_timestamp(wire: Option<&Timestamp>) -> Option<Timestamp> {
     wire.copied()
 }
 
 /// `2026-11-22T10:00:00Z, in 4m 59s`.
-pub(super) fn when(wire: Option<&Timestamp>, now: Timestamp) -> String {
-    read(wire).map_or_else(
+pub(super) fn timestamp_with_distance(wire: Option<&Timestamp>, now: Timestamp) -> String {
+    parse_timestamp(wire).map_or_else(
         || "unknown".to_owned(),
-        |at| format!("{at}, {}", distance(at, now)),
+        |at| format!("{at}, {}", relative_time(at, now)),
     )
 }
 
 /// `2026-11-22T10:00:00Z`.
-pub(super) fn instant(wire: Option<&Timestamp>) -> String {
-    read(wire).map_or_else(|| "unknown".to_owned(), |at| at.to_string())
+pub(super) fn timestamp(wire: Option<&Timestamp>) -> String {
+    parse_timestamp(wire).map_or_else(|| "unknown".to_owned(), |at| at.to_string())
 }
 
 /// `in 5m` or `5m ago`.
-pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
+pub(super) fn relative_time(at: Timestamp, now: Timestamp) -> String {
     let ms = at.since(now);
     if ms >= 0 {
         format!("in {}", format_seconds(ms / 1_000))
@@ -45,15 +45,15 @@ pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// How long from now, or 0s.
-pub(super) fn left(wire: Option<&Timestamp>, now: Timestamp) -> String {
-    format_seconds(read(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
+pub(super) fn remaining(wire: Option<&Timestamp>, now: Timestamp) -> String {
+    format_seconds(parse_timestamp(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
 }
 
 pub(super) fn status(status: Option<AccessRequestStatus>) -> &'static str {
     status.map_or("unknown", AccessRequestStatus::as_str)
 }
 
-pub(super) fn rules(rules: &[client::MatchedRule]) -> Value {
+pub(super) fn rules_json(rules: &[client::MatchedRule]) -> Value {
     rules
         .iter()
         .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why }))
@@ -77,7 +77,7 @@ pub(super) fn rule_lines(rules: &[client::MatchedRule]) -> String {
     rules.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn profiles(needs: &[client::RequiredProfile]) -> Value {
+pub(super) fn profiles_json(needs: &[client::RequiredProfile]) -> Value {
     let one = |p: &client::RequiredProfile| {
         json!({
             "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "approvers": p.approvers,
@@ -106,14 +106,14 @@ pub(super) fn profile_lines(needs: &[client::RequiredProfile]) -> String {
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn ttl(sum: Option<&client::GrantedTtl>) -> Value {
+pub(super) fn ttl_json(sum: Option<&client::GrantedTtl>) -> Value {
     let Some(sum) = sum else { return Value::Null };
     let bounds: Vec<Value> = sum
         .limits
         .iter()
-        .map(|b| json!({ "by": b.by, "ttl": seconds(b.ttl.as_ref()) }))
+        .map(|b| json!({ "by": b.by, "ttl": duration_json(b.ttl.as_ref()) }))
         .collect();
-    json!({ "asked": seconds(sum.requested.as_ref()), "bounds": bounds, "granted": seconds(sum.granted.as_ref()) })
+    json!({ "asked": duration_json(sum.requested.as_ref()), "bounds": bounds, "granted": duration_json(sum.granted.as_ref()) })
 }
 
 /// `5m = least of asked 15m, cap 15m, rules 10m`.
@@ -121,9 +121,7 @@ pub(super) fn ttl_line(sum: Option<&client::GrantedTtl>) -> String {
     let Some(sum) = sum else {
         return "unknown".to_owned();
     };
-    let show = |d: Option<&i64>| {
-        d.map_or_else(|| "?".to_owned(), |d| format_seconds(*d))
-    };
+    let show = |d: Option<&i64>| d.map_or_else(|| "?".to_owned(), |d| format_seconds(*d));
     let mut terms = vec![format!("asked {}", show(sum.requested.as_ref()))];
     terms.extend(
         sum.limits
@@ -138,7 +136,7 @@ pub(super) fn ttl_line(sum: Option<&client::GrantedTtl>) -> String {
 }
 
 /// The parameters, as they are in the action.
-pub(super) fn parameters(action: &Action) -> Value {
+pub(super) fn parameters_json(action: &Action) -> Value {
     action
         .parameters
         .iter()
@@ -146,14 +144,14 @@ pub(super) fn parameters(action: &Action) -> Value {
         .collect()
 }
 
-pub(super) fn action(action: Option<&Action>) -> Value {
+pub(super) fn action_json(action: Option<&Action>) -> Value {
     let Some(action) = action else {
         return Value::Null;
     };
     json!({
         "action": action.name,
         "target": target(Some(&action.target)),
-        "parameters": parameters(action),
+        "parameters": parameters_json(action),
         "audience": action.audience,
     })
 }
@@ -166,7 +164,7 @@ pub(super) fn target(target: Option<&Target>) -> String {
     )
 }
 
-pub(super) fn access_request(request: &client::AccessRequestInfo) -> Value {
+pub(super) fn access_request_json(request: &client::AccessRequestInfo) -> Value {
     json!({
         "access_request": request.access_request_id,
         "task": request.task_id,
@@ -174,18 +172,18 @@ pub(super) fn access_request(request: &client::AccessRequestInfo) -> Value {
         "status": status(request.status),
         "title": request.title,
         "risk": request.risk,
-        "action": action(request.action.as_ref()),
-        "needs": profiles(&request.needs),
-        "opened_at": moment(request.opened_at.as_ref()),
-        "expires_at": moment(request.expires_at.as_ref()),
+        "action": action_json(request.action.as_ref()),
+        "needs": profiles_json(&request.needs),
+        "opened_at": timestamp_json(request.opened_at.as_ref()),
+        "expires_at": timestamp_json(request.expires_at.as_ref()),
     })
 }
 
-pub(super) fn end_report(report: &client::TaskEndReport) -> Value {
+pub(super) fn end_report_json(report: &client::TaskEndReport) -> Value {
     json!({
         "task": report.task_id,
         "cause": report.cause,
-        "ended_at": moment(report.ended_at.as_ref()),
+        "ended_at": timestamp_json(report.ended_at.as_ref()),
         "position": report.position,
         "tokens": report.tokens,
         "tokens_total": report.tokens_total,
@@ -197,7 +195,7 @@ pub(super) fn end_report(report: &client::TaskEndReport) -> Value {
 /// What an end ended, in one line.
 pub(super) fn end_line(report: &client::TaskEndReport) -> String {
     format!(
-        "{} ended ({}) by entry {}: {} of {} tokens were alive and are revoked, {} access requests closed",
+        "{} ended ({}) by entry {}: {} of {} tokens were active and are revoked, {} access requests closed",
         escape_invisible(&report.task_id),
         escape_invisible(&report.cause),
         report.position,
@@ -212,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arithmetic_reads_as_a_sum() {
+    fn ttl_breakdown_text() {
         let s = Some::<i64>;
         let bounds = vec![
             client::TtlLimitInfo {
@@ -236,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_cannot_make_a_column() {
+    fn target_cannot_break_table_layout() {
         let wild = Target {
             kind: "Account".into(),
             id: "ann  APPROVED\u{202e} ".into(),
@@ -256,14 +254,14 @@ mod tests {
             ..client::TaskEndReport::default()
         };
         let line = end_line(&report);
-        assert!(line.contains("7 of 5000 tokens were alive"), "{line}");
-        assert_eq!(end_report(&report)["tokens_total"], 5_000);
+        assert!(line.contains("7 of 5000 tokens were active"), "{line}");
+        assert_eq!(end_report_json(&report)["tokens_total"], 5_000);
     }
 
     #[test]
-    fn time_has_a_direction() {
+    fn relative_time_past_and_future() {
         let now = Timestamp::from_secs(1_000);
-        assert_eq!(distance(now.plus_secs(61), now), "in 1m 1s");
-        assert_eq!(distance(now.plus_secs(-61), now), "1m 1s ago");
+        assert_eq!(relative_time(now.plus_secs(61), now), "in 1m 1s");
+        assert_eq!(relative_time(now.plus_secs(-61), now), "1m 1s ago");
     }
 }

@@ -1,9 +1,9 @@
-//! Policy bundles as directories.
+//! Policy directories: reading, checking and writing a policy bundle on disk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::failure::{Failure, failed};
+use super::error::{CliError, io_error};
 use crate::policy::{BundleFiles, PolicyBundle};
 
 /// The example that development brokers and the demo begin with.
@@ -42,14 +42,14 @@ const FILES_MAX: usize = 1_000;
 
 /// Reads a directory: its files and those of `rules/`. Names that begin with a dot are left out; every other name counts,
 /// so that a misspelt file is found.
-pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
+pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, CliError> {
     let mut files = BTreeMap::new();
     for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("rules"), "rules/")] {
-        for found in std::fs::read_dir(&folder).map_err(failed(folder.display()))? {
-            let found = found.map_err(failed(folder.display()))?;
+        for found in std::fs::read_dir(&folder).map_err(io_error(folder.display()))? {
+            let found = found.map_err(io_error(folder.display()))?;
             let name = found.file_name();
             let Some(name) = name.to_str() else {
-                return Err(Failure::failed(format!(
+                return Err(CliError::failed(format!(
                     "{}: a name is not UTF-8",
                     folder.display()
                 )));
@@ -59,15 +59,15 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
             }
             let path = found.path();
             let length = std::fs::metadata(&path)
-                .map_err(failed(path.display()))?
+                .map_err(io_error(path.display()))?
                 .len();
             if length > FILE_BYTES_MAX || files.len() >= FILES_MAX {
-                return Err(Failure::failed(format!(
+                return Err(CliError::failed(format!(
                     "{}: too large for a policy bundle",
                     path.display()
                 )));
             }
-            let text = std::fs::read_to_string(&path).map_err(failed(path.display()))?;
+            let text = std::fs::read_to_string(&path).map_err(io_error(path.display()))?;
             files.insert(format!("{prefix}{name}"), text);
         }
     }
@@ -75,9 +75,9 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
 }
 
 /// Reads and checks a directory.
-pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), Failure> {
+pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), CliError> {
     let said = |e: crate::policy::BundleError| {
-        Failure::failed(format!("policy bundle {}:\n{e}", dir.display()))
+        CliError::failed(format!("policy bundle {}:\n{e}", dir.display()))
     };
     let files = BundleFiles::new(read(dir)?).map_err(said)?;
     let bundle = PolicyBundle::load(&files).map_err(said)?;
@@ -88,11 +88,11 @@ pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), Failure> {
 pub(super) fn write<'a>(
     dir: &Path,
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
-) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir.join("rules")).map_err(failed(dir.display()))?;
+) -> Result<(), CliError> {
+    std::fs::create_dir_all(dir.join("rules")).map_err(io_error(dir.display()))?;
     for (path, text) in files {
         let path = dir.join(path);
-        std::fs::write(&path, text).map_err(failed(path.display()))?;
+        std::fs::write(&path, text).map_err(io_error(path.display()))?;
     }
     Ok(())
 }

@@ -1,0 +1,166 @@
+//! Arguments of `exec`, their help, and the command that resumes a saved access request.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::delivery::DeliveryMode;
+use super::delivery_options::DeliveryOptions;
+use crate::cli::parse::{self, NamedParam};
+use crate::cli::task_store::EvidenceArgs;
+use crate::cli::{Common, shell};
+use crate::model::{AccessRequestId, ActionName, Audience, Target};
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(in crate::cli) struct ExecArgs {
+    /// The action, by its name in the policy's schema
+    #[arg(long, value_parser = ActionName::parse, required_unless_present = "resume")]
+    pub(super) action: Option<ActionName>,
+    /// The resource the action applies to
+    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target, required_unless_present = "resume")]
+    pub(super) target: Option<Target>,
+    /// A parameter of the action: name=value, or name:=JSON for sets and records
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
+    pub(super) params: Vec<NamedParam>,
+    /// The resource server that performs the action
+    #[arg(long, value_name = "URI", value_parser = Audience::parse, required_unless_present = "resume")]
+    pub(super) audience: Option<Audience>,
+    /// Requested lifetime of the token
+    #[arg(long, default_value = "5m", value_parser = parse::seconds)]
+    pub(super) ttl: u32,
+    /// Reason shown to approvers as unverified; policy rules never see it
+    #[arg(long, default_value = "")]
+    pub(super) reason: String,
+    /// Purpose of the task [default: the reason, or else the command's name]
+    #[arg(long)]
+    pub(super) purpose: Option<String>,
+    /// Longest duration of the task; the broker may shorten it
+    #[arg(long, default_value = "1h", value_parser = parse::seconds)]
+    pub(super) max_duration: u32,
+    /// End the task when this program sends no heartbeat for this long; not with --no-wait
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse::seconds)]
+    pub(super) heartbeat: u32,
+    /// How long to wait for approvers
+    #[arg(long, default_value = "15m", value_parser = parse::seconds)]
+    pub(super) wait: u32,
+    /// If approval is needed, do not wait: exit with 11 and print the command that resumes
+    #[arg(long, conflicts_with = "wait")]
+    pub(super) no_wait: bool,
+    /// Resume the access request of an earlier --no-wait
+    #[arg(
+        long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
+        conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "task_key"]
+    )]
+    pub(super) resume: Option<AccessRequestId>,
+    #[command(flatten)]
+    pub(super) delivery: DeliveryOptions,
+    /// The task's private key, such as the one the agent is pinned to; never given to the command [default: a new key]
+    #[arg(long, value_name = "FILE")]
+    pub(super) task_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) evidence: EvidenceArgs,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(super) command: Vec<OsString>,
+}
+
+const HELP: &str = "\
+How the command gets to use the token (--deliver):
+  proxy   DIPYLON_PROXY_URL is a secret URL on loopback, served to this user's processes
+          only (Linux; on other systems any process that knows the URL: keep it off command
+          lines, which all users can read). Requests below it go to the audience with the
+          token and a DPoP proof (RFC 9449) each, and to no other server.
+          Headers that describe the request pass (Accept, Content-Type, If-Match, Range, …),
+          others with --forward-header; Authorization, DPoP, cookies, Referer and other
+          identity headers never pass. Redirects are passed through. The token never
+          reaches the command.
+  socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
+          (nonce is optional) and answers {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for
+          URLs of the audience only.
+  file    DIPYLON_TOKEN_FILE, and fd: DIPYLON_TOKEN_FD, hold JSON {token, token_type, jti,
+          jkt, expires_at, uses, action, audience_url, openings, signer_socket}. The token
+          cannot be used without its key: the signer makes the proofs.
+  env     refused: only a bearer token could be used from an environment variable, and every
+          token is bound to a key.
+DIPYLON_TASK is the task's id; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
+
+A command that can get the agent's evidence itself can act as the agent and request whatever
+the agent may. Removing SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY from its environment does not
+prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
+a SPIFFE agent that attests this program and not only its user, or a pinned key (jkt in
+agents.toml) that the command cannot read: --task-key may be a pipe, such as
+<(sudo -u keeper cat key.pem).
+
+When the command ends, for any reason, the task is completed and its token is revoked. If this
+program is killed, the task ends when its heartbeat is missed: the command may go on, its token
+does not. With --no-wait there is no heartbeat: a request that is not resumed ends at its
+deadline.
+
+The command runs in its own process group and receives INT, TERM, HUP, QUIT, USR1, USR2, WINCH,
+TSTP and CONT when this program does; in the foreground of a terminal it stays in the terminal's
+group, so that it can read the terminal. Ctrl-C while waiting for approvers cancels the access
+request and ends the task.
+
+Exit codes: the command's own, or 128 + the signal that ended it. If the command never ran:
+   2  usage error             13  quorum cannot be reached       20  authentication failed
+  10  denied                  14  broker or audience unreachable 126 not executable
+  11  waiting (--no-wait)     15  conflict: request again        127 not found
+  12  approval timed out      16  rate limited or over quota
+
+  dipylon exec --agent triage --action case.read --target Case::INC-8841 \\
+               --audience https://cases.soc.example --audience-url http://127.0.0.1:8080 \\
+               -- sh -c 'curl \"$DIPYLON_PROXY_URL/cases/INC-8841\"'";
+
+impl ExecArgs {
+    /// The command's name, for messages.
+    pub(super) fn program(&self) -> String {
+        let name = self.command.first();
+        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The shell command that resumes an access request.
+    pub(super) fn resume_command(&self, common: &Common, id: AccessRequestId) -> String {
+        let mut words = vec![
+            shell::program_name(),
+            "exec".to_owned(),
+            "--resume".to_owned(),
+            id.to_string(),
+        ];
+        let mut option = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                words.extend([name.to_owned(), shell::shell_quote(&value)]);
+            }
+        };
+        option(
+            "--ca",
+            common.ca.as_ref().map(|file| file.display().to_string()),
+        );
+        let socket = common.socket.as_ref();
+        option("--socket", socket.map(|path| path.display().to_string()));
+        let mode = match self.delivery.mode() {
+            DeliveryMode::Proxy | DeliveryMode::Env => None,
+            DeliveryMode::Socket => Some("socket"),
+            DeliveryMode::Fd => Some("fd"),
+            DeliveryMode::File => Some("file"),
+        };
+        option("--deliver", mode.map(str::to_owned));
+        option("--audience-url", self.delivery.audience_url.clone());
+        let ca = self.delivery.audience_ca.as_ref();
+        option("--audience-ca", ca.map(|file| file.display().to_string()));
+        if self.delivery.insecure_audience {
+            words.push("--insecure-audience".to_owned());
+        }
+        for name in &self.delivery.forward_headers {
+            words.extend(["--forward-header".to_owned(), shell::shell_quote(name)]);
+        }
+        words.push("--".to_owned());
+        words.extend(
+            self.command
+                .iter()
+                .map(|word| shell::shell_quote(&word.to_string_lossy())),
+        );
+        words.join(" ")
+    }
+}

@@ -1,0 +1,102 @@
+//! The token holder: keeps the token and its key, and makes the headers of one request at a time.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::upstream::Upstream;
+use crate::client::{AccessToken, DpopHeaders, Error};
+use crate::clock::Clock;
+use crate::model::Timestamp;
+
+/// The token, its audience, and whether it may still be used.
+pub(super) struct TokenHolder {
+    pub(super) token: AccessToken,
+    pub(super) upstream: Upstream,
+    clock: Clock,
+    /// The resource server's newest nonce (RFC 9449 §9).
+    nonce: Mutex<Option<String>>,
+    /// Why the task ended, once it has.
+    end_cause: Mutex<Option<String>>,
+}
+
+/// Why the token can no longer be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TokenUnavailable {
+    #[error("the token expired at {0}")]
+    Expired(Timestamp),
+    #[error("the task has ended: {0}")]
+    Ended(String),
+}
+
+impl TokenUnavailable {
+    /// The machine-readable reason.
+    pub(super) const fn reason(&self) -> &'static str {
+        match self {
+            Self::Expired(_) => "TOKEN_EXPIRED",
+            Self::Ended(_) => "TASK_ENDED",
+        }
+    }
+}
+
+impl TokenHolder {
+    pub(super) fn new(token: AccessToken, upstream: Upstream, clock: Clock) -> Self {
+        Self {
+            token,
+            upstream,
+            clock,
+            nonce: Mutex::default(),
+            end_cause: Mutex::default(),
+        }
+    }
+
+    /// Fails once the token expired or the task ended. The audience checks for itself on every request.
+    pub(super) fn check_available(&self) -> Result<(), TokenUnavailable> {
+        let end_cause = self
+            .end_cause
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = end_cause.as_ref() {
+            return Err(TokenUnavailable::Ended(why.clone()));
+        }
+        let expires_at = self.token.expires_at();
+        if self.clock.now() < expires_at {
+            Ok(())
+        } else {
+            Err(TokenUnavailable::Expired(expires_at))
+        }
+    }
+
+    /// Ends the use of the token.
+    pub(super) fn end(&self, why: &str) {
+        let mut end_cause = self
+            .end_cause
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        end_cause.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// The headers of one request to a path below the audience's base.
+    pub(super) fn headers(&self, method: &str, path: &str) -> Result<DpopHeaders, Error> {
+        let nonce = self
+            .nonce
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        self.headers_with(method, path, nonce.as_deref())
+    }
+
+    /// The same with a nonce the caller gives.
+    pub(super) fn headers_with(
+        &self,
+        method: &str,
+        path: &str,
+        nonce: Option<&str>,
+    ) -> Result<DpopHeaders, Error> {
+        self.token
+            .headers_with_nonce(method, &self.upstream.url(path), nonce)
+    }
+
+    /// Stores a nonce that the audience gave.
+    pub(super) fn set_nonce(&self, nonce: &str) {
+        *self.nonce.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce.to_owned());
+    }
+}
