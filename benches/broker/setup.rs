@@ -182,7 +182,7 @@ pub fn wire_token_request(ask: &RequestTokenInput) -> v1::RequestTokenRequest {
             .as_ref()
             .map(|r| r.as_str().to_owned())
             .unwrap_or_default(),
-        request_id: ask.idempotency_key.to_string(),
+        idempotency_key: ask.idempotency_key.to_string(),
         wait: None,
         evidence: None,
     }

@@ -71,7 +71,7 @@ impl Broker {
         let tail = *self.journal.head().borrow();
         let snapshot = GaugeSnapshot {
             access_requests_pending: running.iter().map(|t| pending(&t.opened.task)).sum(),
-            tokens_live: running.iter().map(|t| live(&t.opened.task)).sum(),
+            tokens_active: running.iter().map(|t| live(&t.opened.task)).sum(),
             tasks_open: running.len(),
             policy: self
                 .projections

@@ -315,7 +315,7 @@ impl Broker {
         } else {
             "the wall clock jumped; try again when it has been steady for a minute".to_owned()
         };
-        Err(self.refuse(method, Reason::ClockUnsure, message))
+        Err(self.refuse(method, Reason::ClockUnreliable, message))
     }
 
     /// 16 random bytes.
@@ -441,7 +441,7 @@ impl Broker {
         let (reason, authenticated) = match error {
             VerifyError::InvalidNonce => (Reason::UseDpopNonce, true),
             VerifyError::Stale => (Reason::EvidenceStale, true),
-            VerifyError::TooManyProofs => (Reason::TooBusy, true),
+            VerifyError::TooManyProofs => (Reason::Overloaded, true),
             VerifyError::Evidence(_)
             | VerifyError::Claim(_)
             | VerifyError::Subject(_)
@@ -490,7 +490,7 @@ impl Broker {
             AppendError::Conflict(_) | AppendError::TooLate => {
                 self.refuse(method, Reason::Conflict, error.to_string())
             }
-            AppendError::QueueFull => self.refuse(method, Reason::TooBusy, error.to_string()),
+            AppendError::QueueFull => self.refuse(method, Reason::Overloaded, error.to_string()),
             AppendError::DiskFull | AppendError::OutcomeUnknown | AppendError::Closed => {
                 self.refuse(method, Reason::JournalUnavailable, error.to_string())
             }

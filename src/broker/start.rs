@@ -26,7 +26,7 @@ use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
 use crate::state::{ArcMap, State};
 use crate::telemetry::Metrics;
 
-/// Everything needed to open a broker.
+/// All needed to open a broker.
 pub struct BrokerOptions {
     /// The configuration.
     pub settings: BrokerSettings,

@@ -69,7 +69,7 @@ pub(super) async fn run(
                             escape_invisible(&a.environment),
                             stands(a),
                             a.tasks_running.to_string(),
-                            a.tokens_live.to_string(),
+                            a.tokens_active.to_string(),
                         ]
                     };
                     let head = head.map(str::to_owned).to_vec();
@@ -103,7 +103,7 @@ pub(super) async fn run(
                         fields.untrusted_row("key", pinned);
                     }
                     fields.row("tasks running", agent.tasks_running.to_string())
-                        .row("tokens live", agent.tokens_live.to_string());
+                        .row("tokens live", agent.tokens_active.to_string());
                     if agent.verified_at.is_some() {
                         fields.row("verified", render::timestamp_with_distance(agent.verified_at.as_ref(), now));
                     }
@@ -140,9 +140,9 @@ pub(super) async fn run(
 
 /// What it did with its actions, and which of its ceiling it never asked for.
 fn activity(fields: &mut FieldList, activity: &[client::AgentActionStats]) {
-    for used in activity.iter().filter(|used| used.asked > 0) {
+    for used in activity.iter().filter(|used| used.requested > 0) {
         let counts = [
-            ("asked", used.asked),
+            ("asked", used.requested),
             ("granted", used.granted),
             ("refused by rules", used.refused),
             ("approved", used.approved),
@@ -164,7 +164,7 @@ fn activity(fields: &mut FieldList, activity: &[client::AgentActionStats]) {
             ),
         );
     }
-    let never = activity.iter().filter(|used| used.asked == 0);
+    let never = activity.iter().filter(|used| used.requested == 0);
     let never: Vec<&str> = never.map(|used| used.action.as_str()).collect();
     if !never.is_empty() {
         fields.untrusted_row("never used", &never.join(", "));
@@ -198,7 +198,7 @@ fn to_json(agent: &client::AgentInfo) -> Value {
         "agent": agent.agent_id, "registered": agent.registered, "spiffe_id": agent.spiffe_id, "owner": agent.owner,
         "environment": agent.environment, "model": agent.model, "autonomy": agent.autonomy, "groups": agent.groups,
         "jkt": (!agent.jkt.is_empty()).then_some(&agent.jkt), "actions": agent.actions, "suspended": agent.suspended,
-        "frozen": agent.frozen, "tasks_running": agent.tasks_running, "tokens_live": agent.tokens_live,
+        "frozen": agent.frozen, "tasks_running": agent.tasks_running, "tokens_active": agent.tokens_active,
         "verified_at": render::timestamp_json(agent.verified_at.as_ref()),
         "attested_at": render::timestamp_json(agent.attested_at.as_ref()),
         "activity": agent.activity.iter().map(use_json).collect::<Value>(),
@@ -207,7 +207,7 @@ fn to_json(agent: &client::AgentInfo) -> Value {
 
 fn use_json(used: &client::AgentActionStats) -> Value {
     json!({
-        "action": used.action, "in_ceiling": used.in_ceiling, "asked": used.asked, "granted": used.granted,
+        "action": used.action, "in_ceiling": used.in_ceiling, "requested": used.requested, "granted": used.granted,
         "refused": used.refused, "approved": used.approved, "denied": used.denied, "expired": used.expired,
         "last_at": render::timestamp_json(used.last_at.as_ref()), "last_denied_at": render::timestamp_json(used.last_denied_at.as_ref()),
         "last_denied_by": (!used.last_denied_by.is_empty()).then_some(&used.last_denied_by),

@@ -41,8 +41,8 @@ pub(super) fn to_json(card: &Card) -> Value {
         "action": card.action.as_deref().map(action),
         "action_digest": card.action.as_ref().map(|action| action.digest()),
         "parameter_titles": card.parameter_titles,
-        "target_known": card.target_facts.is_some(),
-        "target_facts": card.target_facts.iter().flatten()
+        "target_known": card.target_attributes.is_some(),
+        "target_attributes": card.target_attributes.iter().flatten()
             .map(|(name, value)| json!({ "name": name, "value": value })).collect::<Value>(),
         "agent": {
             "id": asker.id, "owner": asker.owner.id, "owner_name": asker.owner.name,
@@ -56,12 +56,12 @@ pub(super) fn to_json(card: &Card) -> Value {
         "rules": card.rules.iter()
             .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why })).collect::<Value>(),
         "needs": card.needs.iter().map(need).collect::<Value>(),
-        "unusual": card.history.as_ref().map(|_| &card.unusual),
+        "unusual": card.history.as_ref().map(|_| &card.anomalies),
         "history": card.history.as_ref().map(|h| json!({
-            "approved": h.approved, "denied": h.denied, "yours_approved": h.yours_approved,
-            "yours_denied": h.yours_denied, "last_approved_at": moment(h.last_approved_at),
+            "approved": h.approved, "denied": h.denied, "approved_by_caller": h.approved_by_caller,
+            "denied_by_caller": h.denied_by_caller, "last_approved_at": moment(h.last_approved_at),
             "last_denied_at": moment(h.last_denied_at), "last_denied_by": h.last_denied_by.as_ref().map(|who| &who.id),
-            "today": h.today, "first": h.first,
+            "requested_today": h.requested_today, "first": h.first,
         })),
         "task": card.task,
         "task_key": card.task_key,

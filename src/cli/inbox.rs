@@ -97,7 +97,7 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
             "{}: {}::{}{warning}",
             head.verb, head.object_type, head.object
         ),
-        parameters_cell(action.as_ref(), row.abridged),
+        parameters_cell(action.as_ref(), row.parameters_omitted),
         escape_untrusted(&format!("{} ({})", request.agent_id, row.owner)),
         needs.join(", "),
         render::remaining(request.expires_at.as_ref(), now),
@@ -107,7 +107,7 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
 }
 
 /// The parameters, shortened: rows with different parameters never look the same.
-fn parameters_cell(action: Option<&Action>, abridged: bool) -> String {
+fn parameters_cell(action: Option<&Action>, parameters_omitted: bool) -> String {
     let Some(action) = action else {
         return "?".to_owned();
     };
@@ -116,7 +116,7 @@ fn parameters_cell(action: Option<&Action>, abridged: bool) -> String {
         .iter()
         .map(|(name, value)| format!("{name}={}", value.to_json()))
         .collect();
-    if abridged {
+    if parameters_omitted {
         "on the card".to_owned()
     } else if all.is_empty() {
         "-".to_owned()
@@ -156,7 +156,7 @@ pub(super) fn to_json(row: &client::InboxEntry) -> Value {
         members.insert("match_phrase".to_owned(), phrase);
         members.insert("owner".to_owned(), json!(row.owner));
         members.insert("profiles".to_owned(), json!(row.profiles));
-        members.insert("why_not".to_owned(), json!(row.why_not));
+        members.insert("ineligible_reason".to_owned(), json!(row.ineligible_reason));
     }
     value
 }

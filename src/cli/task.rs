@@ -262,7 +262,7 @@ fn list(output: &Output, tasks: &[client::TaskInfo]) {
                 json!({
                     "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": render::timestamp_json(t.opened_at.as_ref()),
                     "deadline": render::timestamp_json(t.deadline.as_ref()), "lease_until": render::timestamp_json(t.lease_until.as_ref()),
-                    "ended": (!t.ended.is_empty()).then_some(&t.ended), "tokens_live": t.tokens_live,
+                    "ended": (!t.ended.is_empty()).then_some(&t.ended), "tokens_active": t.tokens_active,
                     "access_requests_waiting": t.access_requests_waiting, "purpose": t.purpose,
                 })
             };
@@ -283,7 +283,7 @@ fn list(output: &Output, tasks: &[client::TaskInfo]) {
                     escape_invisible(&t.agent_id),
                     escape_invisible(&t.owner),
                     left,
-                    t.tokens_live.to_string(),
+                    t.tokens_active.to_string(),
                     t.access_requests_waiting.to_string(),
                     escape_invisible_capped(&t.purpose, 60),
                 ]

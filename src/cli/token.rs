@@ -256,7 +256,7 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 "match_phrase": pending.match_phrase().to_string(), "idempotency_key": pending.idempotency_key(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
-                "ttl": render::ttl_json(pending.ttl()), "show_evidence": pending.send_evidence(),
+                "ttl": render::ttl_json(pending.ttl()), "evidence_required": pending.send_evidence(),
             })
         },
         || {

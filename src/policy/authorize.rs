@@ -92,7 +92,7 @@ impl PolicyBundle {
             return self.denied(DeniedReason::OutsideCeiling, &BTreeSet::new());
         }
         if q.ttl_ms <= 0 || self.check_action(q.action).is_err() {
-            return self.denied(DeniedReason::RuleFailed, &BTreeSet::new());
+            return self.denied(DeniedReason::RuleEvaluationFailed, &BTreeSet::new());
         }
         // An approval under a profile that no longer exists counts for nothing.
         let held = q
@@ -110,7 +110,9 @@ impl PolicyBundle {
         let mut forbids = BTreeSet::new();
         for _ in 0..EVALUATIONS_MAX {
             forbids = match self.evaluate(q, &search) {
-                EvalOutcome::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
+                EvalOutcome::Failed(rules) => {
+                    return self.denied(DeniedReason::RuleEvaluationFailed, &rules);
+                }
                 EvalOutcome::Allow(permits) => return self.allowed(q, search, permits),
                 EvalOutcome::Deny(forbids) if forbids.is_empty() => {
                     return self.denied(DeniedReason::NoRuleAllows, &forbids);
@@ -167,7 +169,7 @@ impl PolicyBundle {
                         search.assumed.insert(profile.name.clone(), rules);
                     }
                     EvalOutcome::Failed(rules) => {
-                        return self.denied(DeniedReason::RuleFailed, &rules);
+                        return self.denied(DeniedReason::RuleEvaluationFailed, &rules);
                     }
                 }
             }
@@ -267,7 +269,7 @@ impl PolicyBundle {
                 denied(DeniedReason::NoRuleAllows, &forbids)
             }
             EvalOutcome::Deny(forbids) => denied(DeniedReason::ForbiddenByRule, &forbids),
-            EvalOutcome::Failed(rules) => denied(DeniedReason::RuleFailed, &rules),
+            EvalOutcome::Failed(rules) => denied(DeniedReason::RuleEvaluationFailed, &rules),
         }
     }
 

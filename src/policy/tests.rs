@@ -310,15 +310,15 @@ fn invalid_requests_are_denied() {
             60,
             &["one-security"]
         )),
-        "RULE_FAILED []"
+        "RULE_EVALUATION_FAILED []"
     );
     assert_eq!(
         summary(&authorize(&bundle, &note(), 0, &[])),
-        "RULE_FAILED []"
+        "RULE_EVALUATION_FAILED []"
     );
     assert_eq!(
         summary(&authorize(&bundle, &note(), -5, &[])),
-        "RULE_FAILED []"
+        "RULE_EVALUATION_FAILED []"
     );
     assert_eq!(
         summary(&authorize(
@@ -327,14 +327,14 @@ fn invalid_requests_are_denied() {
             60,
             &[]
         )),
-        "RULE_FAILED []"
+        "RULE_EVALUATION_FAILED []"
     );
     let triage = agent(&bundle, "triage");
     let far = Timestamp::from_millis(i64::MAX);
     assert_eq!(
         bundle.may_operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
         OperateDecision::Denied {
-            why: DeniedReason::RuleFailed,
+            why: DeniedReason::RuleEvaluationFailed,
             rules: vec![]
         }
     );
@@ -483,7 +483,7 @@ fn evaluation_errors_deny() {
             60,
             &[]
         )),
-        "RULE_FAILED [soc-acts-at-home]"
+        "RULE_EVALUATION_FAILED [soc-acts-at-home]"
     );
     // Cedar skips a failing forbid and would allow; here that denies. Overflow passes validation.
     let bundle = soc_and(
@@ -493,7 +493,7 @@ fn evaluation_errors_deny() {
     .expect("bundle");
     assert_eq!(
         summary(&authorize(&bundle, &read(), 60, &[])),
-        "RULE_FAILED [overflows]"
+        "RULE_EVALUATION_FAILED [overflows]"
     );
 }
 

@@ -238,7 +238,7 @@ impl State {
         let (tasks, selector) = match &f.scope {
             FreezeScope::All => (
                 self.open_tasks().iter().map(|t| t.opened.task).collect(),
-                Selector::Everything,
+                Selector::All,
             ),
             FreezeScope::Agent(agent) => {
                 (self.open_tasks_of(agent), Selector::Agent(agent.clone()))

@@ -19,7 +19,7 @@ pub enum Selector {
     /// Every token for this action decided before the event.
     Action(ActionName),
     /// Every token decided before the event.
-    Everything,
+    All,
 }
 
 /// One event of the revocation feed.

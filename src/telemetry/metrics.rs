@@ -41,7 +41,7 @@ pub struct Metrics {
     open_streams: Family<StreamLabel, Gauge>,
     connections: Gauge,
     access_requests_pending: Gauge,
-    tokens_live: Gauge,
+    tokens_active: Gauge,
     tasks_open: Gauge,
     policy_info: Family<PolicyLabel, Gauge>,
     journal_entries: Gauge,
@@ -56,7 +56,7 @@ pub struct GaugeSnapshot {
     /// Access requests that wait for approval.
     pub access_requests_pending: usize,
     /// Tokens that are neither revoked nor expired.
-    pub tokens_live: usize,
+    pub tokens_active: usize,
     /// Running tasks.
     pub tasks_open: usize,
     /// Version of the active policy bundle.
@@ -158,7 +158,7 @@ impl Default for Metrics {
             open_streams: add(r, "open_streams", Family::default()),
             connections: add(r, "connections", Gauge::default()),
             access_requests_pending: add(r, "access_requests_pending", Gauge::default()),
-            tokens_live: add(r, "tokens_live", Gauge::default()),
+            tokens_active: add(r, "tokens_active", Gauge::default()),
             tasks_open: add(r, "tasks_open", Gauge::default()),
             policy_info: add(r, "policy_info", Family::default()),
             journal_entries: add(r, "journal_entries", Gauge::default()),
@@ -321,7 +321,7 @@ impl Metrics {
             &self.access_requests_pending,
             snapshot.access_requests_pending,
         );
-        count(&self.tokens_live, snapshot.tokens_live);
+        count(&self.tokens_active, snapshot.tokens_active);
         count(&self.tasks_open, snapshot.tasks_open);
         count(&self.pending_revocations, snapshot.pending_revocations);
         large(&self.journal_entries, snapshot.journal_entries);

@@ -35,7 +35,7 @@ async fn denials_back_off_then_suspend() {
             .expect("a denial");
         let request = format!("r-{n}");
         let refusal = again("cara", &request).await.expect_err("too soon");
-        assert_eq!(refusal.reason, Reason::BackOff);
+        assert_eq!(refusal.reason, Reason::DenialBackoff);
         assert_eq!(
             refusal.retry_after.expect("when").as_millis(),
             u128::from(wait_ms)
@@ -45,7 +45,10 @@ async fn denials_back_off_then_suspend() {
             .await
             .token();
         b.manual_clock.advance_millis(wait_ms - 1);
-        assert_eq!(refused(again("cara", &request).await), Reason::BackOff);
+        assert_eq!(
+            refused(again("cara", &request).await),
+            Reason::DenialBackoff
+        );
         b.manual_clock.advance_millis(1);
         let reply = b
             .request_token_with_evidence(
@@ -149,7 +152,7 @@ async fn high_risk_approval_requires_dwell_time() {
             .await
     };
     let refusal = begin().await.expect_err("the card was not read");
-    assert_eq!(refusal.reason, Reason::TooSoon);
+    assert_eq!(refusal.reason, Reason::DwellRequired);
     look("maria").expect("a card");
     look("lee").expect("a card");
     b.manual_clock.advance_millis(2_999);
@@ -157,7 +160,10 @@ async fn high_risk_approval_requires_dwell_time() {
     let refusal = begin().await.expect_err("too soon");
     assert_eq!(
         (refusal.reason, refusal.retry_after),
-        (Reason::TooSoon, Some(std::time::Duration::from_millis(1)))
+        (
+            Reason::DwellRequired,
+            Some(std::time::Duration::from_millis(1))
+        )
     );
     b.manual_clock.advance_millis(1);
     assert!(begin().await.is_ok());
@@ -189,7 +195,7 @@ async fn opens_and_late_cancellations_trigger_backoff() {
             b.request_token(&triage, task, &disable("ann"), 300, "r-4")
                 .await
         ),
-        Reason::BackOff
+        Reason::DenialBackoff
     );
     b.manual_clock.advance_millis(60_000);
     id = b
@@ -209,7 +215,10 @@ async fn opens_and_late_cancellations_trigger_backoff() {
         .expect_err("too soon");
     assert_eq!(
         (refusal.reason, refusal.retry_after),
-        (Reason::BackOff, Some(std::time::Duration::from_secs(240)))
+        (
+            Reason::DenialBackoff,
+            Some(std::time::Duration::from_secs(240))
+        )
     );
     let b = b.restart(FaultInjection::default()).await;
     let shown = Some(b.svid(&triage));
@@ -218,7 +227,7 @@ async fn opens_and_late_cancellations_trigger_backoff() {
         .await;
     assert_eq!(
         refused(again),
-        Reason::BackOff,
+        Reason::DenialBackoff,
         "back-off survives a restart"
     );
     b.check_invariants();
@@ -255,7 +264,7 @@ async fn oversized_actions_are_rejected() {
             b.request_token(&triage, task, &with_notes(17), 300, "r-3")
                 .await
         ),
-        Reason::WrongParameters
+        Reason::InvalidParameters
     );
     b.check_invariants();
 }

@@ -83,7 +83,7 @@ impl Caller<'_> {
                     evidence: Some(v1::Evidence { kind }),
                     purpose: "x".into(),
                     max_duration: Some(seconds_to_wire(60)),
-                    request_id: "walk".into(),
+                    idempotency_key: "walk".into(),
                     heartbeat: None,
                 };
                 let evh = Digest::sha256(self.evidence.as_bytes());
@@ -98,7 +98,7 @@ impl Caller<'_> {
                     action: Some(action_to_wire(&read_case())),
                     ttl: Some(seconds_to_wire(60)),
                     reason: String::new(),
-                    request_id: "walk".into(),
+                    idempotency_key: "walk".into(),
                     wait: None,
                     evidence: None,
                 };
@@ -126,7 +126,7 @@ impl Caller<'_> {
                 let message = v1::WatchAccessRequestRequest {
                     task_id,
                     access_request_id,
-                    seen: None,
+                    after: None,
                 };
                 tasks
                     .watch_access_request(self.request(method, message))
@@ -338,10 +338,8 @@ impl Caller<'_> {
                 .list_rules(self.request(method, v1::ListRulesRequest::default()))
                 .await
                 .map(drop),
-            "ListApproverFigures" => governance
-                .list_approver_figures(
-                    self.request(method, v1::ListApproverFiguresRequest::default()),
-                )
+            "ListApproverStats" => governance
+                .list_approver_stats(self.request(method, v1::ListApproverStatsRequest::default()))
                 .await
                 .map(drop),
             "ListTokens" => governance

@@ -76,7 +76,7 @@ fn open(change: impl FnOnce(&mut v1::OpenTaskRequest)) -> Vec<u8> {
             seconds: 60,
             nanos: 0,
         }),
-        request_id: "r-1".into(),
+        idempotency_key: "r-1".into(),
         heartbeat: None,
     };
     change(&mut message);
@@ -92,7 +92,7 @@ fn ask(change: impl FnOnce(&mut v1::RequestTokenRequest)) -> Vec<u8> {
             nanos: 0,
         }),
         reason: String::new(),
-        request_id: "r-1".into(),
+        idempotency_key: "r-1".into(),
         wait: None,
         evidence: None,
     };
@@ -199,31 +199,31 @@ async fn malformed_messages_are_rejected() {
         (
             "no request id",
             "OpenTask",
-            open(|m| m.request_id.clear()),
+            open(|m| m.idempotency_key.clear()),
             "request_id",
         ),
         (
             "a slash in an id",
             "OpenTask",
-            open(|m| m.request_id = "a/b".into()),
+            open(|m| m.idempotency_key = "a/b".into()),
             "request_id",
         ),
         (
             "a newline in an id",
             "OpenTask",
-            open(|m| m.request_id = "a\nb".into()),
+            open(|m| m.idempotency_key = "a\nb".into()),
             "request_id",
         ),
         (
             "a bidi control in an id",
             "OpenTask",
-            open(|m| m.request_id = "a\u{202e}b".into()),
+            open(|m| m.idempotency_key = "a\u{202e}b".into()),
             "request_id",
         ),
         (
             "a long id",
             "OpenTask",
-            open(|m| m.request_id = "x".repeat(65)),
+            open(|m| m.idempotency_key = "x".repeat(65)),
             "request_id",
         ),
         (
@@ -513,7 +513,10 @@ async fn invalid_feed_positions() {
     };
     let (epoch, index) = b.broker.state().position();
     let position = |epoch, index| Some(dipylon::broker::JournalPosition { epoch, index });
-    assert_eq!(refused(watch(position(epoch + 1, 0))), Reason::OtherEpoch);
+    assert_eq!(
+        refused(watch(position(epoch + 1, 0))),
+        Reason::EpochMismatch
+    );
     assert_eq!(
         refused(watch(position(epoch, index + 1))),
         Reason::PositionAhead

@@ -61,7 +61,7 @@ fn ordinary() -> Card {
             "Also end open sessions".to_owned(),
         )]
         .into(),
-        target_facts: Some(vec![
+        target_attributes: Some(vec![
             ("environment".to_owned(), "prod".to_owned()),
             ("name".to_owned(), "Ann Archer".to_owned()),
             ("protected".to_owned(), "false".to_owned()),
@@ -94,16 +94,16 @@ fn ordinary() -> Card {
         policy: Digest::sha256(b"policy"),
         opened_at: NOW.plus_secs(-10),
         expires_at: NOW.plus_secs(890),
-        unusual: Vec::new(),
+        anomalies: Vec::new(),
         history: Some(History {
             approved: 4,
             denied: 1,
-            yours_approved: 2,
-            yours_denied: 0,
+            approved_by_caller: 2,
+            denied_by_caller: 0,
             last_approved_at: Some(NOW.plus_secs(-86_400)),
             last_denied_at: Some(NOW.plus_secs(-864_000)),
             last_denied_by: Some(who("lee", "Lee Song")),
-            today: 1,
+            requested_today: 1,
             first: false,
         }),
         dwell_s: 0,
@@ -183,7 +183,7 @@ fn everything() -> Card {
             need("two-security", 2, vec![who("lee", "Lee Song")], true),
             need("one-oncall", 1, Vec::new(), false),
         ],
-        unusual: vec![
+        anomalies: vec![
             "nothing was decided on this target before".to_owned(),
             "none at this hour (03 UTC) among the 41 decided before".to_owned(),
         ],
@@ -221,7 +221,7 @@ fn hostile() -> Card {
         risk: None,
         action: Some(Arc::new(asked.expect("action"))),
         parameter_titles: [("note".to_owned(), wild())].into(),
-        target_facts: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
+        target_attributes: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
         agent: Requester {
             owner: who("dana", WILD),
             registered: Some(AgentRegistration {
@@ -245,7 +245,7 @@ fn hostile() -> Card {
             approvers: vec![who("lee", WILD)],
             ..need("one-security", 1, Vec::new(), false)
         }],
-        unusual: vec![wild()],
+        anomalies: vec![wild()],
         history: None,
         console_url: Some(wild()),
         purpose: Some(word(WILD, |t| UntrustedText::parse("purpose", t))),
@@ -487,7 +487,7 @@ fn signed_fields_precede_agent_text() {
     }
     let gone = Card {
         action: None,
-        target_facts: None,
+        target_attributes: None,
         ..ordinary()
     };
     let gone = card::render_terminal(&gone, NOW, 80);
@@ -530,7 +530,7 @@ proptest! {
             effect: text(1),
             action: Some(Arc::new(action("account.disable", "Account", "ann", IDP, &[("note", Param::Str(text(2)))]))),
             parameter_titles: [("note".to_owned(), text(3))].into(),
-            target_facts: Some(vec![(text(4), text(5))]),
+            target_attributes: Some(vec![(text(4), text(5))]),
             purpose: UntrustedText::parse("purpose", &text(6)).ok(),
             reason: UntrustedText::parse("reason", &text(7)).ok(),
             ..hostile()

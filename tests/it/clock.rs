@@ -28,11 +28,11 @@ async fn clock_jump_blocks_mint_not_revocation() {
             // Introspection still works, by the latest time observed.
             assert!(b.introspect("cases", &token.token), "{jump}");
             let ask = b.request_token(&agent, task, &read_case(), 60, "t-2").await;
-            assert_eq!(refused(ask), Reason::ClockUnsure, "{jump}");
+            assert_eq!(refused(ask), Reason::ClockUnreliable, "{jump}");
             let again = b.request_token(&agent, task, &read_case(), 200, "t").await;
             assert_eq!(
                 refused(again),
-                Reason::ClockUnsure,
+                Reason::ClockUnreliable,
                 "{jump}: no reissue either"
             );
         } else {
@@ -55,11 +55,11 @@ async fn clock_jump_blocks_mint_not_revocation() {
                 .token();
         } else {
             let open = b.try_open_task(&agent, "x", "open-3").await;
-            assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
+            assert_eq!(refused(open), Reason::ClockUnreliable, "{jump}");
             // Steady for a minute: the new time is accepted.
             b.manual_clock.advance_millis(59_000);
             let open = b.try_open_task(&agent, "x", "open-3").await;
-            assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
+            assert_eq!(refused(open), Reason::ClockUnreliable, "{jump}");
             b.manual_clock.advance_millis(1_000);
             b.try_open_task(&agent, "x", "open-3").await.expect("opens");
         }
@@ -84,7 +84,7 @@ async fn clock_jump_blocks_mint_of_approved_request() {
             b.request_token(&agent, task, &disable("ann"), 120, "p")
                 .await
         ),
-        Reason::ClockUnsure
+        Reason::ClockUnreliable
     );
     b.manual_clock.step_millis(-2_500);
     b.request_token(&agent, task, &disable("ann"), 120, "p")
@@ -108,7 +108,7 @@ async fn start_with_clock_behind_journal_blocks_mint() {
     b.clock = clock;
     b.manual_clock = manual_clock;
     let open = b.try_open_task(&agent, "y", "open-2").await;
-    assert_eq!(refused(open), Reason::ClockUnsure);
+    assert_eq!(refused(open), Reason::ClockUnreliable);
     b.manual_clock.advance_millis(46_000);
     b.try_open_task(&agent, "y", "open-2").await.expect("opens");
     b.check_invariants();

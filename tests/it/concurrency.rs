@@ -102,7 +102,7 @@ async fn concurrent_consumes_one_wins() {
         results
             .iter()
             .all(|r| r.as_ref().is_ok_and(|c| c.uses_left == Some(0))
-                || r.as_ref().is_err_and(|e| e.reason == Reason::UseSpent))
+                || r.as_ref().is_err_and(|e| e.reason == Reason::UsesExhausted))
     );
     assert_eq!(b.broker.state().grants_of_task(&task)[0].uses.len(), 1);
 
@@ -294,7 +294,7 @@ async fn concurrent_votes_one_outcome() {
             .await
             .denied()
             .why,
-        DeniedReason::DeniedByPerson
+        DeniedReason::DeniedByApprover
     );
     b.check_invariants();
 }

@@ -233,7 +233,7 @@ impl ConsoleUser {
         let again = browser.post("/console/enrol/finish", &finish).await;
         assert_eq!(
             (again.status, again.reason().as_str()),
-            (403, "INVITATION_UNKNOWN")
+            (403, "INVALID_INVITATION")
         );
         Self { browser, passkey }
     }
@@ -684,20 +684,20 @@ async fn sign_in_assertion_is_not_a_vote() {
     let cast = maria.cast(id, &begun, &signed_in).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
-        (403, "PASSKEY_WRONG")
+        (403, "INVALID_PASSKEY_ASSERTION")
     );
     // The statement is consumed by the attempt.
     let good = maria.passkey.get(&bytes(&begun["challenge"]), origin);
     let cast = maria.cast(id, &begun, &good).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
-        (409, "STATEMENT_UNKNOWN")
+        (409, "VOTE_STATEMENT_EXPIRED")
     );
     // An assertion over the previous statement.
     let begun = begin().await;
     assert_eq!(
         maria.cast(id, &begun, &good).await.reason(),
-        "PASSKEY_WRONG"
+        "INVALID_PASSKEY_ASSERTION"
     );
     // Without user verification, from another origin, in a frame, with a colleague's passkey.
     let behaviour = |change: fn(&mut PasskeyBehaviour)| {
@@ -729,7 +729,7 @@ async fn sign_in_assertion_is_not_a_vote() {
         let cast = maria.cast(id, &begun, &answer).await;
         assert_eq!(
             (cast.status, cast.reason().as_str()),
-            (403, "PASSKEY_WRONG"),
+            (403, "INVALID_PASSKEY_ASSERTION"),
             "{what}"
         );
     }
@@ -737,12 +737,12 @@ async fn sign_in_assertion_is_not_a_vote() {
     let lees = lee.passkey.get(&bytes(&begun["challenge"]), origin);
     assert_eq!(
         maria.cast(id, &begun, &lees).await.reason(),
-        "PASSKEY_WRONG"
+        "INVALID_PASSKEY_ASSERTION"
     );
     // A statement is bound to its voter.
     assert_eq!(
         lee.cast(id, &begin().await, &lees).await.reason(),
-        "STATEMENT_UNKNOWN"
+        "VOTE_STATEMENT_EXPIRED"
     );
     // A click without any assertion.
     let begun = begin().await;
@@ -1090,7 +1090,10 @@ async fn high_risk_card_dwell_time_and_quorum() {
         ms.parse().expect("a number")
     };
     let unread = maria.begin(id, ask.clone()).await;
-    assert_eq!((unread.status, unread.reason().as_str()), (409, "TOO_SOON"));
+    assert_eq!(
+        (unread.status, unread.reason().as_str()),
+        (409, "DWELL_REQUIRED")
+    );
     let path = format!("/console/requests/{id}");
     for seated in [&maria, &lee] {
         let page = seated.browser.get(&path).await.ok().body;
@@ -1111,7 +1114,7 @@ async fn high_risk_card_dwell_time_and_quorum() {
                     let answer = seated.passkey.get(&challenge, &seated.browser.origin);
                     return seated.cast(id, &begun, &answer).await.ok();
                 }
-                assert_eq!(begun.reason(), "TOO_SOON");
+                assert_eq!(begun.reason(), "DWELL_REQUIRED");
                 assert!(begun.header("retry-after").is_some(), "a retry delay");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
@@ -1304,7 +1307,7 @@ async fn vote_names_the_policy_of_its_card() {
     let stale = maria.begin(id, ask).await;
     assert_eq!(
         (stale.status, stale.reason().as_str()),
-        (409, "CARD_CHANGED")
+        (409, "POLICY_CHANGED")
     );
     // The card fetched again names the new policy, and may be voted on.
     assert_ne!(maria.policy(id).await, policy);

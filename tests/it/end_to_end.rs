@@ -67,7 +67,7 @@ async fn task_lifecycle_end_to_end() {
     assert!(
         matches!(
             present(&validator, &read, &another).await,
-            Err(ValidationError::WrongTarget)
+            Err(ValidationError::TargetMismatch)
         ),
         "another target"
     );
@@ -158,7 +158,7 @@ async fn step_up_while_the_agent_waits() {
     assert!(
         matches!(
             validator.consume(again, "use-2").await,
-            Err(ValidationError::UseSpent)
+            Err(ValidationError::UsesExhausted)
         ),
         "a second use"
     );

@@ -158,7 +158,7 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
             b.request_token(&agent, task, &disable("ann"), 120, "ann")
                 .await
         ),
-        Reason::TokenDead
+        Reason::TokenNoLongerValid
     );
 
     b.unfreeze("action/account.disable").await.expect("lifts");
@@ -268,7 +268,7 @@ async fn revoking_one_token_keeps_its_task() {
             b.request_token(&agent, task, &read_case(), 300, "one")
                 .await
         ),
-        Reason::TokenDead
+        Reason::TokenNoLongerValid
     );
     let again = b.revoke(one.issued.jti).await.expect("idempotent");
     assert_eq!((again.changed, again.index), (false, done.index));
@@ -428,7 +428,7 @@ async fn operators_list_tasks_and_agents() {
     );
     let row = &list(all.clone())[0];
     assert_eq!(
-        (row.tokens_live, row.access_requests_waiting, row.ended),
+        (row.tokens_active, row.access_requests_waiting, row.ended),
         (1, 1, None)
     );
     let first = TaskFilter {

@@ -575,7 +575,7 @@ fn revocation_feed_golden() {
         Selector::Agent(word("triage", AgentId::parse)),
         Selector::Agents(vec![word("triage", AgentId::parse)]),
         Selector::Action(word("account.disable", ActionName::parse)),
-        Selector::Everything,
+        Selector::All,
     ];
     let mut text = String::new();
     for (index, selector) in (5_u64..).zip(selectors) {

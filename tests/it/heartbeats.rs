@@ -176,7 +176,7 @@ async fn invalid_heartbeats_are_rejected() {
     let again = b
         .open_task_with(&agent, "contain INC-8841", "open-1", Some(30))
         .await;
-    assert_eq!(refused(again), Reason::RequestIdReused);
+    assert_eq!(refused(again), Reason::IdempotencyKeyReused);
 }
 
 #[tokio::test]

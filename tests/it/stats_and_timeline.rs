@@ -198,7 +198,7 @@ async fn rubber_stamp_is_flagged() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let approvers = |b: &TestBroker| {
-        let call = b.person_call(&format!("{GOVERNANCE}/ListApproverFigures"), "audit");
+        let call = b.person_call(&format!("{GOVERNANCE}/ListApproverStats"), "audit");
         let all = b.broker.approver_stats(&call).expect("may read");
         let all: BTreeMap<_, _> = all.into_iter().map(|a| (a.id.to_string(), a)).collect();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["dana", "lee", "maria"]);
@@ -319,9 +319,12 @@ async fn undecided_requests_are_not_history() {
     let id = agent_in_task.pending(&b, &disable("ann")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
     let card = b.broker.card(&call, &id).expect("may see");
-    assert_eq!(card.unusual, ["no history yet"]);
+    assert_eq!(card.anomalies, ["no history yet"]);
     let history = card.history.expect("kept");
-    assert!(history.first && history.today == 17, "{history:?}");
+    assert!(
+        history.first && history.requested_today == 17,
+        "{history:?}"
+    );
     // A denial by a person is a decision.
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
@@ -342,17 +345,20 @@ async fn card_shows_history() {
     };
     let id = agent_in_task.pending(&b, &disable("ann")).await;
     let first = card(&b, "maria", id);
-    assert_eq!(first.unusual, ["no history yet"]);
+    assert_eq!(first.anomalies, ["no history yet"]);
     let history = first.history.expect("kept");
     assert!(history.first);
-    assert_eq!((history.approved, history.denied, history.today), (0, 0, 1));
+    assert_eq!(
+        (history.approved, history.denied, history.requested_today),
+        (0, 0, 1)
+    );
     b.approve("maria", id, "one-security").await;
     agent_in_task.token(&b, &disable("ann")).await;
     for _ in 0..4 {
         agent_in_task.approved(&b, &disable("ann"), 1).await;
     }
     let id = agent_in_task.pending(&b, &disable("ann")).await;
-    assert_eq!(card(&b, "maria", id).unusual, [""; 0]);
+    assert_eq!(card(&b, "maria", id).anomalies, [""; 0]);
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("counts");
@@ -365,7 +371,7 @@ async fn card_shows_history() {
     b.manual_clock.advance_millis(60_000);
     let seen = card(&b, "maria", id);
     assert_eq!(
-        seen.unusual,
+        seen.anomalies,
         [
             "nothing was decided on this target before",
             "the last one was denied by lee 4 min ago",
@@ -374,18 +380,24 @@ async fn card_shows_history() {
     );
     let history = seen.history.expect("kept");
     assert!(!history.first);
-    assert_eq!((history.approved, history.denied, history.today), (5, 1, 7));
-    assert_eq!((history.yours_approved, history.yours_denied), (5, 0));
+    assert_eq!(
+        (history.approved, history.denied, history.requested_today),
+        (5, 1, 7)
+    );
+    assert_eq!(
+        (history.approved_by_caller, history.denied_by_caller),
+        (5, 0)
+    );
     let by = history.last_denied_by.expect("known");
     assert_eq!(
         (by.id.as_str(), by.name.as_deref()),
         ("lee", Some("Lee Lindqvist"))
     );
     let of_lee = card(&b, "lee", id).history.expect("kept");
-    assert_eq!((of_lee.yours_approved, of_lee.yours_denied), (0, 1));
+    assert_eq!((of_lee.approved_by_caller, of_lee.denied_by_caller), (0, 1));
     // After a restart the same is known.
     let b = b.restart(FaultInjection::default()).await;
-    assert_eq!(card(&b, "maria", id).unusual, seen.unusual);
+    assert_eq!(card(&b, "maria", id).anomalies, seen.anomalies);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -761,7 +773,10 @@ async fn stats_over_grpc() {
             .iter()
             .find(|r| r.rule_id == "destructive-needs-a-yes");
         let asks = asks.expect("listed");
-        assert_eq!((asks.hits, asks.asked, asks.median_seconds), (1, 1, None));
+        assert_eq!(
+            (asks.matches, asks.step_ups, asks.median_seconds),
+            (1, 1, None)
+        );
         assert!(asks.why.starts_with("Somebody from security"));
         let told = reader.timeline(task.id()).await.expect("may read");
         let kinds: Vec<_> = told.entries.iter().map(|m| m.kind.as_str()).collect();

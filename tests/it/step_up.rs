@@ -222,7 +222,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteStatementReply| begun.challenge.as_bytes().to_vec();
-    let wrong = Reason::PasskeyWrong;
+    let wrong = Reason::InvalidPasskeyAssertion;
 
     // Another person's valid passkey.
     let begun = b
@@ -291,7 +291,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
     assert_eq!(cast.expect("counts").status, AccessRequestStatus::Approved);
     assert_eq!(
         refused(b.cast_vote_in_session(&session, id, &begun, again).await),
-        Reason::StatementUnknown
+        Reason::VoteStatementExpired
     );
     // After two minutes the statement has expired.
     let late = b
@@ -302,7 +302,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
     let made = VoteProof::Passkey(marias.get(&challenge(&late), CONSOLE));
     assert_eq!(
         refused(b.cast_vote_in_session(&session, id, &late, made).await),
-        Reason::StatementUnknown
+        Reason::VoteStatementExpired
     );
     b.check_invariants();
 }
@@ -320,7 +320,7 @@ async fn invitation_is_single_use() {
     while let Some(tried) = tries.join_next().await {
         match tried.expect("no panic") {
             Ok(key) => enrolled.push(key),
-            Err(refusal) => assert_eq!(refusal.reason, Reason::InvitationUnknown),
+            Err(refusal) => assert_eq!(refusal.reason, Reason::InvalidInvitation),
         }
     }
     assert_eq!(enrolled.len(), 1);
@@ -331,7 +331,7 @@ async fn invitation_is_single_use() {
 #[tokio::test]
 async fn invitation_expires_and_is_replaced() {
     let b = TestBroker::start().await;
-    let unknown = Reason::InvitationUnknown;
+    let unknown = Reason::InvalidInvitation;
     let first = b.invite("maria").await;
     let second = b.invite("maria").await;
     assert_eq!(refused(b.broker.begin_enrolment(ENROL, &first)), unknown);
@@ -368,7 +368,7 @@ async fn invitation_expires_and_is_replaced() {
     let spoiled = b.enrol_with(&third, &unverified).await;
     assert_eq!(
         spoiled.map(drop).map_err(|e| e.reason),
-        Err(Reason::PasskeyWrong)
+        Err(Reason::InvalidPasskeyAssertion)
     );
     let other = b.invite("lee").await;
     let lees = b.broker.begin_enrolment(ENROL, &other).expect("begun");
@@ -377,7 +377,7 @@ async fn invitation_expires_and_is_replaced() {
         .broker
         .finish_enrolment(ENROL, &third, &made, "Phone")
         .await;
-    assert_eq!(refused(crossed), Reason::PasskeyWrong);
+    assert_eq!(refused(crossed), Reason::InvalidPasskeyAssertion);
     // The same registration cannot enrol another person.
     b.broker
         .finish_enrolment(ENROL, &other, &made, "Phone")
@@ -487,7 +487,7 @@ async fn signature_counter_regression_revokes() {
             b.cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
                 .await
         ),
-        Reason::PasskeyWrong
+        Reason::InvalidPasskeyAssertion
     );
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, approve()).await),
@@ -562,7 +562,7 @@ async fn narrowing_and_denial_comment() {
         .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
         .denied();
-    assert_eq!(denied.why, DeniedReason::DeniedByPerson);
+    assert_eq!(denied.why, DeniedReason::DeniedByApprover);
     assert_eq!(denied.comment, Some(comment));
     for wrong in ["", "two\nlines", "zero\u{200B}width", &"x".repeat(201)] {
         assert!(Comment::parse(wrong).is_err(), "{wrong:?}");
@@ -708,12 +708,12 @@ async fn vote_requires_card_of_current_policy() {
     b.apply_policy(files).await.expect("applied");
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
-        Reason::CardChanged
+        Reason::PolicyChanged
     );
     let read = card("maria").policy;
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
-        Reason::TooSoon,
+        Reason::DwellRequired,
         "the card must be read again"
     );
     b.manual_clock.advance_millis(3_000);

@@ -105,7 +105,7 @@ async fn step_up_needs_another_person_and_is_single_use() {
     );
     assert_eq!(
         refused(b.consume("idp", &given.token, "use-2").await),
-        Reason::UseSpent
+        Reason::UsesExhausted
     );
     assert_eq!(
         refused(b.consume("cases", &given.token, "use-1").await),
@@ -146,14 +146,14 @@ async fn retry_returns_the_same_token() {
             b.request_token(&triage, task, &read_case(), 299, "r-1")
                 .await
         ),
-        Reason::RequestIdReused
+        Reason::IdempotencyKeyReused
     );
     assert_eq!(
         refused(
             b.request_token(&triage, task, &disable("ann"), 300, "r-1")
                 .await
         ),
-        Reason::RequestIdReused
+        Reason::IdempotencyKeyReused
     );
     b.manual_clock.advance_millis(281_000);
     let refreshed = b.svid(&triage);
@@ -162,7 +162,7 @@ async fn retry_returns_the_same_token() {
         .await;
     assert_eq!(
         refused(dead),
-        Reason::TokenDead,
+        Reason::TokenNoLongerValid,
         "an expired grant is not reissued"
     );
 
@@ -174,7 +174,7 @@ async fn retry_returns_the_same_token() {
     assert_eq!(same.task.task, task);
     assert_eq!(
         refused(b.try_open_task(&triage, "something else", "open-1").await),
-        Reason::RequestIdReused
+        Reason::IdempotencyKeyReused
     );
     b.check_invariants();
 }
@@ -355,7 +355,7 @@ async fn denial_and_expiry_close_requests() {
         .denied();
     assert_eq!(
         (denied.why, denied.access_request),
-        (DeniedReason::DeniedByPerson, Some(id))
+        (DeniedReason::DeniedByApprover, Some(id))
     );
     assert_eq!(
         refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
@@ -374,7 +374,7 @@ async fn denial_and_expiry_close_requests() {
     b.manual_clock.advance_millis(15 * 60 * 1000);
     assert_eq!(
         refused(b.cast_vote("maria", late, &begun.statement).await),
-        Reason::StatementUnknown
+        Reason::VoteStatementExpired
     );
     let shown = b.svid(&triage);
     let expired = b
@@ -490,7 +490,7 @@ async fn unknown_actions_are_journaled() {
         ),
         (
             action("account.disable", "Account", "ann", IDP, &[]),
-            Reason::WrongParameters,
+            Reason::InvalidParameters,
         ),
         (
             action(
@@ -500,7 +500,7 @@ async fn unknown_actions_are_journaled() {
                 IDP,
                 &[("end_sessions", Param::Int(1))],
             ),
-            Reason::WrongParameters,
+            Reason::InvalidParameters,
         ),
     ] {
         assert_eq!(

@@ -161,7 +161,7 @@ async fn first_message(
     key: &SigningKey,
     task: TaskId,
     id: AccessRequestId,
-    seen: Option<v1::AccessRequestMark>,
+    seen: Option<v1::AccessRequestCursor>,
 ) -> Option<v1::watch_access_request_response::Message> {
     let method = "dipylon.v1.TaskService/WatchAccessRequest";
     let claims = dpop::ProofClaims {
@@ -177,7 +177,7 @@ async fn first_message(
     let mut request = tonic::Request::new(v1::WatchAccessRequestRequest {
         task_id: task.to_string(),
         access_request_id: id.to_string(),
-        seen,
+        after: seen,
     });
     let proof = dpop::create(key, &claims).expect("proof");
     request
@@ -210,27 +210,27 @@ async fn watch_resumes_and_sends_heartbeats() {
     let task = agent.open_task(&opening).await.expect("opens");
     let id = pending(&task, "r-1").await.access_request_id();
     let first = in_time(first_message(&s, &key, task.id(), id, None)).await;
-    let Some(Message::Stands(stands)) = first else {
+    let Some(Message::State(stands)) = first else {
         panic!("{first:?}")
     };
-    assert!(!stands.last);
+    assert!(!stands.is_final);
     // A known status is not repeated: a heartbeat comes instead.
-    let next = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
+    let next = in_time(first_message(&s, &key, task.id(), id, stands.cursor)).await;
     let Some(Message::Heartbeat(heartbeat)) = next else {
         panic!("{next:?}")
     };
-    assert_eq!(heartbeat.mark, stands.mark);
+    assert_eq!(heartbeat.cursor, stands.cursor);
     // An older mark gets the current status, which covers all changes since.
     vote(&s.approver("maria"), id, Verdict::Approve).await;
-    let now = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
-    let Some(Message::Stands(now)) = now else {
+    let now = in_time(first_message(&s, &key, task.id(), id, stands.cursor)).await;
+    let Some(Message::State(now)) = now else {
         panic!("{now:?}")
     };
     assert_eq!(
         now.access_request.expect("one").status(),
         v1::AccessRequestStatus::Approved
     );
-    assert!(now.mark.expect("one").version > stands.mark.expect("one").version);
+    assert!(now.cursor.expect("one").version > stands.cursor.expect("one").version);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -51,7 +51,7 @@ pub struct Card {
     /// What people call its parameters, by path: `hosts`, `who.name`; where the catalogue says.
     pub parameter_titles: BTreeMap<String, String>,
     /// What the policy bundle says of the target; absent when it does not know it.
-    pub target_facts: Option<Vec<(String, String)>>,
+    pub target_attributes: Option<Vec<(String, String)>>,
     /// The agent that requests it.
     pub agent: Requester,
     /// What gate 1 verified.
@@ -75,7 +75,7 @@ pub struct Card {
     /// When waiting ends: then it is denied.
     pub expires_at: Timestamp,
     /// What is unusual about it, one sentence each, in the broker's words. Says nothing while [`Card::history`] is absent.
-    pub unusual: Vec<String>,
+    pub anomalies: Vec<String>,
     /// How like requests were decided; absent when that is not known.
     pub history: Option<History>,
     /// How long the card must have been shown to its reader before their yes is taken, in seconds; 0 for no such wait.
@@ -216,9 +216,9 @@ pub struct History {
     /// Denied by anyone.
     pub denied: u32,
     /// Approvals by the card's reader.
-    pub yours_approved: u32,
+    pub approved_by_caller: u32,
     /// Denials by the card's reader.
-    pub yours_denied: u32,
+    pub denied_by_caller: u32,
     /// The last time one was approved.
     pub last_approved_at: Option<Timestamp>,
     /// The last time one was denied.
@@ -226,7 +226,7 @@ pub struct History {
     /// By whom.
     pub last_denied_by: Option<PersonRef>,
     /// How many were requested on this day (UTC), this one included.
-    pub today: u32,
+    pub requested_today: u32,
     /// Whether none was decided before: no token issued, no denial by a person.
     pub first: bool,
 }

@@ -50,7 +50,7 @@ pub fn card() -> Card {
         risk: Some(Risk::High),
         action: Some(Arc::new(action("ann", true))),
         parameter_titles: BTreeMap::from([("end_sessions".to_owned(), "End sessions".to_owned())]),
-        target_facts: Some(vec![("environment".to_owned(), "prod".to_owned())]),
+        target_attributes: Some(vec![("environment".to_owned(), "prod".to_owned())]),
         agent: Requester {
             id: AgentId::parse("ci").expect("agent"),
             owner: PersonRef {
@@ -82,7 +82,7 @@ pub fn card() -> Card {
         policy: Digest::sha256(b"policy"),
         opened_at: NOW.plus_secs(-10),
         expires_at: NOW.plus_secs(890),
-        unusual: Vec::new(),
+        anomalies: Vec::new(),
         history: None,
         dwell_s: 3,
         console_url: Some("http://localhost:8443/console/requests/x".to_owned()),

@@ -185,7 +185,7 @@ impl Card {
             (SectionKind::Effect, self.effect()),
             (SectionKind::Parameters, self.parameters()),
             (SectionKind::Target, self.target()),
-            (SectionKind::Unusual, self.unusual()),
+            (SectionKind::Unusual, self.anomalies()),
             (SectionKind::History, self.history(now)),
             (SectionKind::Token, self.token()),
             (SectionKind::Needs, self.needs()),
@@ -221,7 +221,7 @@ impl Card {
 
     /// Verb and object alone.
     pub fn headline(&self) -> Headline {
-        let environment = self.target_facts.iter().flatten();
+        let environment = self.target_attributes.iter().flatten();
         let environment = environment
             .filter(|(name, _)| name == "environment")
             .map(|(_, value)| value.as_str())
@@ -348,7 +348,7 @@ impl Card {
     }
 
     fn target(&self) -> Vec<CardRow> {
-        match &self.target_facts {
+        match &self.target_attributes {
             None => vec![CardRow::alarm(
                 "target",
                 "NOT KNOWN to the policy bundle: nothing is recorded about it",
@@ -365,14 +365,14 @@ impl Card {
         }
     }
 
-    fn unusual(&self) -> Vec<CardRow> {
-        if self.unusual.is_empty() {
+    fn anomalies(&self) -> Vec<CardRow> {
+        if self.anomalies.is_empty() {
             return vec![match self.history {
                 Some(_) => CardRow::own("unusual", "nothing"),
                 None => CardRow::unknown("unusual", "unknown: no figures are kept of it yet"),
             }];
         }
-        let rows = self.unusual.iter();
+        let rows = self.anomalies.iter();
         rows.map(|what| CardRow::new("unusual", what).strong())
             .collect()
     }
@@ -515,13 +515,16 @@ impl History {
                 at(self.last_denied_at)
             ));
         }
-        let yours = format!("{} yes, {} no", self.yours_approved, self.yours_denied);
+        let yours = format!(
+            "{} yes, {} no",
+            self.approved_by_caller, self.denied_by_caller
+        );
         vec![
             like,
             CardRow::own("your votes", &yours),
             CardRow::own(
                 "today",
-                &format!("{} asked (UTC), with this one", self.today),
+                &format!("{} asked (UTC), with this one", self.requested_today),
             ),
         ]
     }

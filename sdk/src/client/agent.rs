@@ -66,7 +66,7 @@ impl AgentClient {
                 .as_str()
                 .to_owned(),
             max_duration: Some(convert::seconds_to_wire(request.max_duration_s)),
-            request_id: idempotency_key(request.idempotency_key.as_deref())?.to_string(),
+            idempotency_key: idempotency_key(request.idempotency_key.as_deref())?.to_string(),
             heartbeat: request
                 .heartbeat_s
                 .map(|seconds| convert::seconds_to_wire(i64::from(seconds))),
@@ -340,7 +340,7 @@ impl TaskHandle {
             reason: UntrustedText::parse("reason", &request.reason)?
                 .as_str()
                 .to_owned(),
-            request_id: key.to_string(),
+            idempotency_key: key.to_string(),
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
             evidence: evidence
                 .map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
@@ -391,11 +391,11 @@ impl TaskHandle {
                     idempotency_key: key.clone(),
                     access_request_id: AccessRequestId::parse(&info.access_request_id)?,
                     expires_at: moment("expires_at", info.expires_at)?,
-                    poll_interval_s: match &info.poll_after {
-                        Some(wire) => convert::seconds("poll_after", wire)?,
+                    poll_interval_s: match &info.poll_interval {
+                        Some(wire) => convert::seconds("poll_interval", wire)?,
                         None => 1,
                     },
-                    send_evidence: info.show_evidence,
+                    send_evidence: info.evidence_required,
                     needs: info.needs.read(),
                     rules: info.rules.read(),
                     ttl: info.ttl.read(),

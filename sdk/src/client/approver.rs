@@ -42,7 +42,7 @@ impl ApproverClient {
         page_token: &str,
     ) -> Result<InboxListing, Error> {
         let request = v1::ListAccessRequestsRequest {
-            mine,
+            decidable_only: mine,
             page_size,
             page_token: page_token.to_owned(),
         };

@@ -133,8 +133,8 @@ pub mod methods {
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
         ListRules = "dipylon.v1.GovernanceService/ListRules", ListRulesRequest, ListRulesResponse, true;
-        ListApproverFigures =
-            "dipylon.v1.GovernanceService/ListApproverFigures", ListApproverFiguresRequest, ListApproverFiguresResponse, true;
+        ListApproverStats =
+            "dipylon.v1.GovernanceService/ListApproverStats", ListApproverStatsRequest, ListApproverStatsResponse, true;
         ListTokens = "dipylon.v1.GovernanceService/ListTokens", ListTokensRequest, ListTokensResponse, true;
         GetTimeline = "dipylon.v1.GovernanceService/GetTimeline", GetTimelineRequest, GetTimelineResponse, true;
         SearchJournal = "dipylon.v1.GovernanceService/SearchJournal", SearchJournalRequest, SearchJournalResponse, true;

@@ -234,9 +234,9 @@ impl OperatorClient {
 
     /// Approvers with statistics of their votes, by id. For auditors too.
     pub async fn approver_statistics(&self) -> Result<Vec<ApproverStatistics>, Error> {
-        self.pages::<methods::ListApproverFigures, _, _>(
+        self.pages::<methods::ListApproverStats, _, _>(
             usize::MAX,
-            |page_token, _| v1::ListApproverFiguresRequest {
+            |page_token, _| v1::ListApproverStatsRequest {
                 page_size: 0,
                 page_token,
             },

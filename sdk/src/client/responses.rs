@@ -124,17 +124,17 @@ responses! {
     }
 
     /// How the lifetime of a token was computed: the least of what was requested and of every limit.
-    GrantedTtl from TtlSum {
+    GrantedTtl from TtlBreakdown {
         /// The requested lifetime, in seconds.
-        requested: Option<i64> = asked,
+        requested: Option<i64> = requested,
         /// Every limit that applied.
-        limits: Vec<TtlLimitInfo> = bounds,
+        limits: Vec<TtlLimitInfo> = limits,
         /// The lifetime of the token, in seconds.
         granted: Option<i64> = granted,
     }
 
     /// One limit on the lifetime of a token.
-    TtlLimitInfo from TtlBound {
+    TtlLimitInfo from TtlLimit {
         /// What sets it: `cap`, `task`, `evidence`, `rules`, `narrowing` or `approval`.
         by: String = by,
         /// The limit, in seconds.
@@ -196,7 +196,7 @@ responses! {
         /// Entries on all pages.
         total: u32 = total,
         /// How many of them the caller may decide.
-        yours: u32 = yours,
+        decidable: u32 = decidable,
         /// How many more wait for their turn; they are reached by id alone.
         queued: u32 = queued,
         /// The journal position that the listing reflects, at least.
@@ -210,13 +210,13 @@ responses! {
         /// Profiles for which an approval of the caller would count now.
         profiles: Vec<String> = profiles,
         /// Why there are none; empty otherwise.
-        why_not: String = why_not,
+        ineligible_reason: String = ineligible_reason,
         /// The group of similar entries it belongs to.
         group: String = group,
         /// The agent's owner, by opaque id.
         owner: String = owner,
         /// Its parameters are too long for a list and left out: the card has them all.
-        abridged: bool = abridged,
+        parameters_omitted: bool = parameters_omitted,
     }
 
     /// Similar access requests: one action on targets of one type. Each is decided by itself.
@@ -320,7 +320,7 @@ responses! {
         /// Its running tasks.
         tasks_running: u32 = tasks_running,
         /// Its active tokens.
-        tokens_live: u32 = tokens_live,
+        tokens_active: u32 = tokens_active,
         /// When this broker process last verified its evidence.
         verified_at: Option<Timestamp> = verified_at,
         /// When its evidence was last verified, by the journal.
@@ -336,7 +336,7 @@ responses! {
         /// Whether the agent's ceiling has the action today.
         in_ceiling: bool = in_ceiling,
         /// Requests that were decided; 0: never used.
-        asked: u64 = asked,
+        requested: u64 = requested,
         /// Tokens issued.
         granted: u64 = granted,
         /// Requests that rules denied.
@@ -370,7 +370,7 @@ responses! {
     }
 
     /// A freeze in force.
-    FreezeInfo from FreezeInForce {
+    FreezeInfo from ActiveFreeze {
         /// `all`, `agent/ID`, `owner/ID` or `action/NAME`.
         scope: String = scope,
         /// Since when.
@@ -384,7 +384,7 @@ responses! {
     }
 
     /// A task in a list.
-    TaskInfo from TaskRow {
+    TaskInfo from TaskSummary {
         /// Its id.
         task_id: String = task_id,
         /// The agent that opened it.
@@ -400,7 +400,7 @@ responses! {
         /// Why it ended; empty while it runs.
         ended: String = ended,
         /// Its active tokens.
-        tokens_live: u32 = tokens_live,
+        tokens_active: u32 = tokens_active,
         /// Its waiting access requests.
         access_requests_waiting: u32 = access_requests_waiting,
         /// The agent's own words, unverified; at most 200 characters of them.
@@ -437,7 +437,7 @@ responses! {
     }
 
     /// A rule in force, with statistics of its decisions.
-    RuleStatistics from RuleFigures {
+    RuleStatistics from RuleStats {
         /// Its `@id`.
         rule_id: String = rule_id,
         /// Its path in the policy bundle.
@@ -451,9 +451,9 @@ responses! {
         /// What lifts it: `step_up PROFILE` or `max_ttl SECONDSs`; empty when nothing does.
         remedy: String = remedy,
         /// Decisions of gate 2 that it determined.
-        hits: u64 = hits,
+        matches: u64 = matches,
         /// Access requests that it opened.
-        asked: u64 = asked,
+        step_ups: u64 = step_ups,
         /// Those that people approved.
         approved: u64 = approved,
         /// Those that people denied.
@@ -471,7 +471,7 @@ responses! {
     }
 
     /// An approver's votes, counted.
-    ApproverStatistics from ApproverFigures {
+    ApproverStatistics from ApproverStats {
         /// The opaque id.
         person_id: String = person_id,
         /// Empty when the policy bundle in force does not list the person.
@@ -491,7 +491,7 @@ responses! {
     }
 
     /// An active token.
-    ActiveToken from LiveToken {
+    ActiveToken from ActiveToken {
         /// Its id.
         jti: String = jti,
         /// The agent that holds it.
@@ -527,13 +527,13 @@ responses! {
         /// Why it ended; empty while it runs.
         ended: String = ended,
         /// Its events, in order of time.
-        entries: Vec<TimelineEntry> = moments,
+        entries: Vec<TimelineEntry> = events,
         /// Journal entries in the midst of a very long task that are left out.
         left_out: u64 = left_out,
     }
 
     /// One event of a timeline or of a search.
-    TimelineEntry from Moment {
+    TimelineEntry from TimelineEvent {
         /// Index of its journal entry; `None` for what time alone brought.
         index: Option<u64> = index,
         /// When it happened.
@@ -553,7 +553,7 @@ responses! {
     /// One page of a journal search.
     JournalSearchPage from SearchJournalResponse {
         /// The newest first; at most 50.
-        entries: Vec<TimelineEntry> = moments,
+        entries: Vec<TimelineEntry> = events,
         /// `below` of the next page; `None` at the journal's beginning. A page with few entries is not the last while this is
         /// there.
         next: Option<u64> = next,
@@ -704,11 +704,9 @@ impl InboxUpdate {
                 },
                 access_request_ids: change.access_request_ids,
             },
-            Message::Turn(v1::InboxTurn {}) => Self::QueueAdvanced,
+            Message::BudgetChanged(v1::InboxBudgetChanged {}) => Self::QueueAdvanced,
             Message::Heartbeat(heartbeat) => {
-                let position = heartbeat
-                    .read_through
-                    .ok_or_else(|| missing("read_through"))?;
+                let position = heartbeat.position.ok_or_else(|| missing("position"))?;
                 Self::Heartbeat(JournalPosition::from_wire(position))
             }
         })

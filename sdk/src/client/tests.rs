@@ -181,8 +181,8 @@ impl task::TaskService for FakeBroker {
             ("pend", 0 | 1) => request_token_response::Outcome::Pending(v1::PendingApproval {
                 access_request_id: crate::model::AccessRequestId::from_random([4; 16]).to_string(),
                 expires_at: soon,
-                poll_after: Some(convert::seconds_to_wire(0)),
-                show_evidence: requests.len() == 1,
+                poll_interval: Some(convert::seconds_to_wire(0)),
+                evidence_required: requests.len() == 1,
                 ..v1::PendingApproval::default()
             }),
             _ => request_token_response::Outcome::Token(v1::IssuedToken {
@@ -321,10 +321,10 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_approver_figures(
+    async fn list_approver_stats(
         &self,
-        _: Request<v1::ListApproverFiguresRequest>,
-    ) -> Answer<v1::ListApproverFiguresResponse> {
+        _: Request<v1::ListApproverStatsRequest>,
+    ) -> Answer<v1::ListApproverStatsResponse> {
         Err(Status::unimplemented(""))
     }
 
@@ -545,7 +545,7 @@ async fn waiting_reuses_idempotency_key_and_resends_evidence() {
     assert!(
         requests
             .iter()
-            .all(|r| r.request_id == requests[0].request_id)
+            .all(|r| r.idempotency_key == requests[0].idempotency_key)
     );
     assert_eq!(
         requests

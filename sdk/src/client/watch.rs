@@ -18,7 +18,7 @@ pub struct AccessRequestWatch {
     task: TaskId,
     id: AccessRequestId,
     /// The last status received: where the next stream goes on.
-    cursor: Option<v1::AccessRequestMark>,
+    cursor: Option<v1::AccessRequestCursor>,
     stream: Option<Streaming<v1::WatchAccessRequestResponse>>,
     /// Streams that broke since the last message.
     broken: u32,
@@ -100,7 +100,7 @@ impl AccessRequestWatch {
         let request = v1::WatchAccessRequestRequest {
             task_id: self.task.to_string(),
             access_request_id: self.id.to_string(),
-            seen: self.cursor,
+            after: self.cursor,
         };
         self.endpoint
             .watch::<methods::WatchAccessRequest>(CallOptions::by(&self.identity), &request)
@@ -113,19 +113,19 @@ impl AccessRequestWatch {
     ) -> Result<Option<AccessRequestInfo>, ParseError> {
         let missing = |field| ParseError::new(field, "is required");
         match message.message.ok_or_else(|| missing("message"))? {
-            Message::Stands(update) => {
+            Message::State(update) => {
                 let request = update
                     .access_request
                     .ok_or_else(|| missing("access_request"))?;
                 if request.access_request_id != self.id.to_string() {
                     return Err(ParseError::new("access_request", "is another one"));
                 }
-                self.cursor = Some(update.mark.ok_or_else(|| missing("mark"))?);
-                self.last = update.last;
+                self.cursor = Some(update.cursor.ok_or_else(|| missing("cursor"))?);
+                self.last = update.is_final;
                 Ok(Some(request.read()))
             }
             Message::Heartbeat(heartbeat) => {
-                self.cursor = Some(heartbeat.mark.ok_or_else(|| missing("mark"))?);
+                self.cursor = Some(heartbeat.cursor.ok_or_else(|| missing("cursor"))?);
                 Ok(None)
             }
         }

@@ -119,118 +119,118 @@ const MINUTE_MS: u32 = 60_000;
 // variant = name, gRPC code, exit, who may see the detail, retry hint, text, next step
 refusals! {
     NotAuthenticated = "NOT_AUTHENTICATED" Unauthenticated NotAuthenticated Operator Never,
-        "authentication failed; an operator can look up the correlation id",
+        "authentication failed; ask an operator to look up the correlation id",
         "an operator finds the cause with 'dipylon explain' and the correlation id";
     UseDpopNonce = "USE_DPOP_NONCE" Unauthenticated NotAuthenticated Operator AfterMs(0),
-        "the DPoP proof must contain the nonce of the dpop-nonce header",
-        "repeat the call with a new proof that contains the nonce (RFC 9449 section 8); the client library does so";
+        "the proof needs the server nonce in dpop-nonce",
+        "repeat the call with a new proof that carries the nonce (RFC 9449 section 8); the client library does";
     EvidenceStale = "EVIDENCE_STALE" Unauthenticated NotAuthenticated Operator Never,
-        "the evidence is missing or too old for this call",
-        "present fresh evidence: --evidence FILE, or --agent ID in development";
+        "the evidence is too old for this call",
+        "send fresh evidence with the call: --evidence FILE, or --agent ID in development";
     NotPermitted = "NOT_PERMITTED" PermissionDenied Denied Operator Never,
-        "this caller may not call this method",
+        "the caller's role does not allow this method",
         "use the key of a person or service whose role allows it";
     Malformed = "MALFORMED" InvalidArgument UsageError Caller Never,
-        "the message is invalid",
+        "the message is malformed",
         "correct the field that the message names";
     UnknownAction = "UNKNOWN_ACTION" InvalidArgument UsageError Caller Never,
-        "the catalogue has no such action",
-        "actions are declared in schema.cedarschema of the policy bundle";
+        "the catalogue does not have this action",
+        "the catalogue is schema.cedarschema of the policy bundle";
     UnknownTarget = "UNKNOWN_TARGET" InvalidArgument UsageError Caller Never,
-        "the policy bundle has no such target, or the action does not apply to its type",
-        "targets are in entities.json of the policy bundle, the target types of actions in schema.cedarschema";
-    WrongParameters = "WRONG_PARAMETERS" InvalidArgument UsageError Caller Never,
-        "a parameter is missing, unknown, or of another type than in the catalogue",
-        "an action's parameters are in schema.cedarschema of the policy bundle";
+        "the policy bundle does not have this target, or the action does not apply to its type",
+        "targets are in entities.json of the policy bundle, the types of an action in schema.cedarschema";
+    InvalidParameters = "INVALID_PARAMETERS" InvalidArgument UsageError Caller Never,
+        "a parameter is missing, unknown, or not of the type in the catalogue",
+        "the parameters of an action are in schema.cedarschema of the policy bundle";
     UnknownAudience = "UNKNOWN_AUDIENCE" InvalidArgument UsageError Caller Never,
         "no registered validator has this audience",
         "audiences are in people.toml of the policy bundle, with their validators";
     InvalidTtl = "INVALID_TTL" InvalidArgument UsageError Caller Never,
-        "the time to live is not positive or exceeds its limit",
-        "request at least one second and at most the limit in the message";
+        "the requested lifetime is zero, negative, or above the maximum",
+        "request at least one second and at most the maximum in the message";
     InvalidPolicyBundle = "INVALID_POLICY_BUNDLE" InvalidArgument Failed Caller Never,
         "the policy bundle is invalid",
-        "'dipylon policy check DIR' lists every error with file and line";
+        "'dipylon policy check DIR' lists every problem with file and line";
     NotFound = "NOT_FOUND" NotFound Failed Operator Never,
-        "the caller has no object with this id",
-        "check the id, and the key or task of the call: an id of another caller gets the same answer as an unknown id";
-    RequestIdReused = "REQUEST_ID_REUSED" AlreadyExists Conflict Caller Never,
-        "this request_id was used for something else",
+        "not found, or it belongs to another caller",
+        "check the id, and the key or task of the call: both cases get this answer";
+    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED" AlreadyExists Conflict Caller Never,
+        "this idempotency key was used for another request",
         "request again with a new --idempotency-key";
     ApprovalOutOfScope = "APPROVAL_OUT_OF_SCOPE" FailedPrecondition Conflict Caller Never,
-        "the approval requested under this request_id is for another action",
-        "request this action with a new --idempotency-key: it needs a new approval";
+        "the access request under this idempotency key is for another action",
+        "request this action with a new --idempotency-key; people decide it separately";
     TaskEnded = "TASK_ENDED" FailedPrecondition Failed Caller Never,
         "the task has ended",
-        "open another task: 'dipylon task open'";
-    TokenDead = "TOKEN_DEAD" FailedPrecondition Conflict Caller Never,
-        "the token of this request_id is no longer valid",
+        "open another task with 'dipylon task open'";
+    TokenNoLongerValid = "TOKEN_NO_LONGER_VALID" FailedPrecondition Conflict Caller Never,
+        "the token of this idempotency key was revoked or has expired",
         "request again with a new --idempotency-key";
-    UseSpent = "USE_SPENT" FailedPrecondition Failed Caller Never,
-        "every use of the token has been consumed",
-        "the agent must request another token";
+    UsesExhausted = "USES_EXHAUSTED" FailedPrecondition Failed Caller Never,
+        "the token has no uses left",
+        "the agent has to request another token";
     TokenInactive = "TOKEN_INACTIVE" FailedPrecondition Failed Operator Never,
-        "the token is not valid for this caller now",
-        "reject the request that presented the token";
+        "the token is not active for this caller",
+        "reject the call that the token came with";
     AccessRequestClosed = "ACCESS_REQUEST_CLOSED" FailedPrecondition Conflict Caller Never,
         "the access request is no longer pending",
-        "'dipylon inbox' lists pending access requests";
+        "'dipylon request list' shows the pending ones";
     NotEligible = "NOT_ELIGIBLE" PermissionDenied Denied Caller Never,
         "your vote would not count for this access request",
-        "another approver must vote";
-    StatementUnknown = "STATEMENT_UNKNOWN" FailedPrecondition Failed Caller Never,
+        "another approver has to vote";
+    VoteStatementExpired = "VOTE_STATEMENT_EXPIRED" FailedPrecondition Failed Caller Never,
         "the vote statement is unknown or has expired",
-        "vote again: a statement must be signed within two minutes";
-    SignatureWrong = "SIGNATURE_WRONG" InvalidArgument Failed Caller Never,
-        "the signature is not a valid signature of the statement by a registered key of the caller",
-        "sign the statement unchanged, with the key that makes the call";
-    PasskeyWrong = "PASSKEY_WRONG" PermissionDenied Denied Caller Never,
+        "vote again: a statement is valid for two minutes";
+    InvalidSignature = "INVALID_SIGNATURE" InvalidArgument Failed Caller Never,
+        "the signature does not verify over the statement with a registered key of the caller",
+        "sign the statement exactly as returned, with the key of the call";
+    InvalidPasskeyAssertion = "INVALID_PASSKEY_ASSERTION" PermissionDenied Denied Caller Never,
         "the passkey assertion is invalid",
-        "start again with an enrolled passkey, at the address of the broker's console";
-    InvitationUnknown = "INVITATION_UNKNOWN" PermissionDenied Denied Operator Never,
+        "try again with a passkey of yours, at the console's address";
+    InvalidInvitation = "INVALID_INVITATION" PermissionDenied Denied Operator Never,
         "the invitation is unknown, used, or expired",
-        "ask an operator for a new invitation: 'dipylon approver invite'";
-    TooSoon = "TOO_SOON" FailedPrecondition Failed Caller AfterMs(SECOND_MS),
-        "the card was not displayed long enough before the approval",
-        "read the card, then vote; [approvals] in people.toml sets the minimum time";
-    CardChanged = "CARD_CHANGED" FailedPrecondition Conflict Caller Never,
-        "the active policy changed after the card was shown",
+        "ask an operator for another one: 'dipylon approver invite'";
+    DwellRequired = "DWELL_REQUIRED" FailedPrecondition Failed Caller AfterMs(SECOND_MS),
+        "the card has to be open longer before an approval is accepted",
+        "read the card, then vote; [approvals] in people.toml sets the time";
+    PolicyChanged = "POLICY_CHANGED" FailedPrecondition Conflict Caller Never,
+        "the policy has changed since the card was shown",
         "read the card again, then vote";
     PositionAhead = "POSITION_AHEAD" OutOfRange Failed Caller Never,
-        "the position is beyond the end of the journal",
-        "the journal may have lost entries: tell its operators, and start without a position";
-    OtherEpoch = "OTHER_EPOCH" FailedPrecondition Failed Caller Never,
+        "the position is ahead of the journal",
+        "the broker may have lost entries: ask its operators, and start without a position";
+    EpochMismatch = "EPOCH_MISMATCH" FailedPrecondition Failed Caller Never,
         "the position is from another epoch of the journal",
-        "start without a position: every token of an earlier epoch has ended";
+        "start without a position: everything of an earlier epoch has ended";
     Conflict = "CONFLICT" Aborted Conflict Operator AfterMs(CONFLICT_RETRY_MS),
-        "a concurrent change conflicted; nothing was done, try again",
+        "a concurrent change got there first; nothing was done",
         "try again";
     TooManyPending = "TOO_MANY_PENDING" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
         "too many access requests are pending",
-        "wait for decisions, or cancel access requests that are not needed";
-    BackOff = "BACK_OFF" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
-        "people recently denied requests of this agent; new access requests must wait",
-        "wait as long as the message says, and request something else";
+        "wait until approvers have decided, or cancel requests that are not needed";
+    DenialBackoff = "DENIAL_BACKOFF" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
+        "approvers denied requests of this agent recently; new ones have to wait",
+        "wait as long as RetryInfo says, and request something else";
     TooManyTasks = "TOO_MANY_TASKS" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
         "the agent has too many running tasks",
         "complete finished tasks: 'dipylon task complete'";
     TooManyRefusals = "TOO_MANY_REFUSALS" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
-        "too many refused calls in one minute",
-        "wait one minute, then try again";
-    TooBusy = "TOO_BUSY" ResourceExhausted LimitExceeded Operator AfterMs(SECOND_MS),
-        "too many concurrent calls; try again",
-        "try again in one second";
+        "too many refused requests in a minute",
+        "wait a minute, then try again";
+    Overloaded = "OVERLOADED" ResourceExhausted LimitExceeded Operator AfterMs(SECOND_MS),
+        "the broker is overloaded; nothing was done",
+        "try again in a second";
     RateLimited = "RATE_LIMITED" ResourceExhausted LimitExceeded Operator AfterMs(SECOND_MS),
-        "rate limit exceeded; nothing was done, try again after the given delay",
+        "rate limit exceeded; nothing was done",
         "wait as long as RetryInfo says; [rate_limits] in dipylon.toml sets the limits";
-    ClockUnsure = "CLOCK_UNSURE" FailedPrecondition Unavailable Caller Never,
-        "the broker's wall clock jumped: no token is issued until it is reliable again",
+    ClockUnreliable = "CLOCK_UNRELIABLE" FailedPrecondition Unavailable Caller Never,
+        "the broker's wall clock is unreliable; no token is issued until it has been steady for a minute",
         "'dipylon doctor' on the broker's host compares its clocks";
     JournalUnavailable = "JOURNAL_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
-        "the journal cannot be written; nothing was done",
-        "try again; if it persists, 'dipylon doctor' on the broker's host shows the cause";
-    Undecided = "UNDECIDED" Unavailable Unavailable Operator AfterMs(SECOND_MS),
-        "the decision could not be evaluated; nothing was done",
+        "the journal cannot take entries; nothing was done",
+        "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
+    DecisionUnavailable = "DECISION_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
+        "no decision was possible; nothing was done",
         "try again";
 }
 
@@ -241,24 +241,24 @@ denials! {
         "'dipylon explain' names the rule and its line; an approval cannot override it";
     NoRuleAllows = "NO_RULE_ALLOWS" Denied,
         "no rule allows it",
-        "the security team must write a rule that allows it";
+        "the security team has to write a rule that allows it";
     OutsideCeiling = "OUTSIDE_CEILING" Denied,
         "the action is outside the agent's ceiling",
         "the ceiling is in agents.toml of the policy bundle";
-    RuleFailed = "RULE_FAILED" Denied,
-        "a rule could not be evaluated, so the request is denied",
-        "tell the security team: 'dipylon explain' names the rule";
-    DeniedByPerson = "DENIED_BY_PERSON" Denied,
-        "a person denied it",
+    RuleEvaluationFailed = "RULE_EVALUATION_FAILED" Denied,
+        "a rule could not be evaluated, which denies",
+        "report it to the security team: 'dipylon explain' names the rule";
+    DeniedByApprover = "DENIED_BY_APPROVER" Denied,
+        "an approver denied it",
         "request something else, or talk to the approver";
     Expired = "EXPIRED" ApprovalTimeout,
         "approval timed out",
         "request again with a new --idempotency-key when an approver is available";
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" QuorumUnreachable,
-        "the quorum cannot be reached: too few people can approve",
-        "the security team must add approvers, or invite them to enrol passkeys: the agent's owner never counts";
+        "quorum cannot be reached: too few people could approve",
+        "the security team has to add approvers, or invite them to enrol passkeys: the agent's owner never counts";
     Frozen = "FROZEN" Denied,
-        "an operator froze the action",
+        "the action is frozen",
         "request again when the freeze is lifted; 'dipylon freeze' lists active freezes";
 }
 

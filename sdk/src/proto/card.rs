@@ -26,16 +26,16 @@ pub fn to_wire(card: &Card) -> v1::Card {
         risk: card.risk.map(|r| r.as_str().to_owned()).unwrap_or_default(),
         action: card.action.as_deref().map(action_to_wire),
         action_digest: digest_of(card.action.as_deref()),
-        target_facts: card
-            .target_facts
+        target_attributes: card
+            .target_attributes
             .iter()
             .flatten()
-            .map(|(name, value)| v1::CardFact {
+            .map(|(name, value)| v1::TargetAttribute {
                 name: name.clone(),
                 value: value.clone(),
             })
             .collect(),
-        target_known: card.target_facts.is_some(),
+        target_known: card.target_attributes.is_some(),
         agent: Some(v1::CardAgent {
             agent_id: card.agent.id.to_string(),
             owner: card.agent.owner.id.to_string(),
@@ -69,7 +69,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
         purpose: prose_to_wire(card.purpose.as_ref()),
         reason: prose_to_wire(card.reason.as_ref()),
         match_phrase: card.phrase().to_string(),
-        unusual: card.unusual.clone(),
+        anomalies: card.anomalies.clone(),
         history: card.history.as_ref().map(history_to_wire),
         dwell: (card.dwell_s > 0).then(|| seconds_to_wire(card.dwell_s.into())),
         console_url: card.console_url.clone().unwrap_or_default(),
@@ -139,8 +139,8 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             .iter()
             .map(|t| (t.path.clone(), t.title.clone()))
             .collect(),
-        target_facts: wire.target_known.then(|| {
-            let facts = wire.target_facts.iter();
+        target_attributes: wire.target_known.then(|| {
+            let facts = wire.target_attributes.iter();
             facts.map(|f| (f.name.clone(), f.value.clone())).collect()
         }),
         agent: Requester {
@@ -194,20 +194,20 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
         policy: Digest::parse(&wire.policy_version)?,
         opened_at: moment("opened_at", wire.opened_at.as_ref())?,
         expires_at: moment("expires_at", wire.expires_at.as_ref())?,
-        unusual: wire.unusual.clone(),
+        anomalies: wire.anomalies.clone(),
         history: match &wire.history {
             Some(history) => Some(History {
                 approved: history.approved,
                 denied: history.denied,
-                yours_approved: history.yours_approved,
-                yours_denied: history.yours_denied,
+                approved_by_caller: history.approved_by_caller,
+                denied_by_caller: history.denied_by_caller,
                 last_approved_at: maybe(history.last_approved_at.as_ref())?,
                 last_denied_at: maybe(history.last_denied_at.as_ref())?,
                 last_denied_by: match history.last_denied_by.as_str() {
                     "" => None,
                     id => Some(who(id)?),
                 },
-                today: history.today,
+                requested_today: history.requested_today,
                 first: history.first,
             }),
             None => None,
@@ -256,8 +256,8 @@ fn history_to_wire(history: &History) -> v1::CardHistory {
     v1::CardHistory {
         approved: history.approved,
         denied: history.denied,
-        yours_approved: history.yours_approved,
-        yours_denied: history.yours_denied,
+        approved_by_caller: history.approved_by_caller,
+        denied_by_caller: history.denied_by_caller,
         last_approved_at: history.last_approved_at.map(timestamp_to_wire),
         last_denied_at: history.last_denied_at.map(timestamp_to_wire),
         last_denied_by: history
@@ -265,7 +265,7 @@ fn history_to_wire(history: &History) -> v1::CardHistory {
             .as_ref()
             .map(|who| who.id.to_string())
             .unwrap_or_default(),
-        today: history.today,
+        requested_today: history.requested_today,
         first: history.first,
     }
 }
@@ -343,16 +343,16 @@ mod tests {
         let mut card = card();
         card.needs[0].approvers = vec![lee.clone()];
         card.needs[0].passkey = true;
-        card.unusual = vec!["nothing was decided on this target before".to_owned()];
+        card.anomalies = vec!["nothing was decided on this target before".to_owned()];
         card.history = Some(History {
             approved: 4,
             denied: 1,
-            yours_approved: 2,
-            yours_denied: 0,
+            approved_by_caller: 2,
+            denied_by_caller: 0,
             last_approved_at: Some(NOW.plus_secs(-86_400)),
             last_denied_at: Some(NOW.plus_millis(-1)),
             last_denied_by: Some(lee),
-            today: 3,
+            requested_today: 3,
             first: false,
         });
         card
@@ -365,7 +365,7 @@ mod tests {
             full(),
             Card {
                 action: None,
-                target_facts: None,
+                target_attributes: None,
                 console_url: None,
                 dwell_s: 0,
                 risk: None,

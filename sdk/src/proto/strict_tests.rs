@@ -69,7 +69,7 @@ fn top_level_errors() {
         (
             "singular twice",
             with(len(4, b"r2")),
-            "message at request_id: field 4, or its oneof, stands twice",
+            "message at idempotency_key: field 4, or its oneof, stands twice",
         ),
         (
             "message twice",
@@ -265,11 +265,11 @@ proptest! {
         let parameters = parameters.into_iter().map(|(name, value)| v1::Parameter { name, value: Some(value) }).collect();
         let target = Some(v1::Target { r#type: a.clone(), id: b.clone() });
         let action = Some(v1::Action { name: c.clone(), target, parameters, audience: d.clone() });
-        let request_id = e.clone();
+        let idempotency_key = e.clone();
         passes(&v1::RequestTokenRequest {
-            task_id: f.clone(), action, ttl, reason: a.clone(), request_id, wait, evidence: evidence.clone(),
+            task_id: f.clone(), action, ttl, reason: a.clone(), idempotency_key, wait, evidence: evidence.clone(),
         })?;
-        passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, request_id: b.clone(), heartbeat: wait })?;
+        passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, idempotency_key: b.clone(), heartbeat: wait })?;
         passes(&v1::KeepAliveRequest { task_id: a.clone() })?;
         passes(&v1::GetAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CancelAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
@@ -277,10 +277,10 @@ proptest! {
         passes(&v1::IntrospectRequest { token: a.clone() })?;
         passes(&v1::ConsumeTokenRequest { token: a.clone(), use_id: b.clone() })?;
         passes(&v1::WatchRevocationsRequest { after: after.map(|(epoch, index)| v1::Position { epoch, index }) })?;
-        passes(&v1::ListAccessRequestsRequest { mine: number > 0, page_size: 7, page_token: d.clone() })?;
+        passes(&v1::ListAccessRequestsRequest { decidable_only: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::WatchAccessRequestsRequest { after: after.map(|(epoch, index)| v1::Position { epoch, index }) })?;
-        let seen = after.map(|(version, _)| v1::AccessRequestMark { version, status: number });
-        passes(&v1::WatchAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone(), seen })?;
+        let seen = after.map(|(version, _)| v1::AccessRequestCursor { version, status: number });
+        passes(&v1::WatchAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone(), after: seen })?;
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
         passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new(), policy_version: String::new() })?;
         passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;
@@ -296,7 +296,7 @@ proptest! {
         passes(&v1::ListTasksRequest { agent_id: a.clone(), include_ended: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::EndTaskRequest { task_id: a.clone() })?;
         passes(&v1::ListRulesRequest { page_size: 7, page_token: a.clone() })?;
-        passes(&v1::ListApproverFiguresRequest { page_size: 7, page_token: a.clone() })?;
+        passes(&v1::ListApproverStatsRequest { page_size: 7, page_token: a.clone() })?;
         passes(&v1::ListTokensRequest { page_size: 7, page_token: a.clone() })?;
         passes(&v1::GetTimelineRequest { task_id: a.clone(), page_token: d.clone() })?;
         passes(&v1::SearchJournalRequest { query: a.clone(), below: after.map(|(_, index)| index) })?;

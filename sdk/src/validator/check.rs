@@ -85,16 +85,16 @@ pub enum ValidationError {
     ProofReplayed,
     /// The token is for another action.
     #[error("the token is for another action")]
-    WrongAction,
+    ActionMismatch,
     /// The token is for another target.
     #[error("the token is for another target")]
-    WrongTarget,
+    TargetMismatch,
     /// The token is for other parameters, or the salt of a sensitive one is missing.
     #[error("the token is for other parameters")]
-    WrongParameters,
+    ParametersMismatch,
     /// Every use is consumed.
     #[error("token: its uses are spent")]
-    UseSpent,
+    UsesExhausted,
     /// The use could not be recorded. Not the caller's fault.
     #[error("the use could not be recorded: {0}")]
     Broker(Error),
@@ -105,7 +105,7 @@ impl ValidationError {
     pub fn status(&self) -> u16 {
         match self {
             Self::Stale | Self::Busy | Self::Broker(_) => 503,
-            Self::WrongAction | Self::WrongTarget | Self::WrongParameters => 403,
+            Self::ActionMismatch | Self::TargetMismatch | Self::ParametersMismatch => 403,
             Self::Token(_)
             | Self::Revoked
             | Self::ProofMissing
@@ -113,7 +113,7 @@ impl ValidationError {
             | Self::ProofOfOtherToken
             | Self::ProofOfOtherKey
             | Self::ProofReplayed
-            | Self::UseSpent => 401,
+            | Self::UsesExhausted => 401,
         }
     }
 
@@ -132,15 +132,15 @@ impl ValidationError {
                 | TokenError::Claims(_),
             ) => ("invalid_token", "not a token of this issuer"),
             Self::Revoked => ("invalid_token", "revoked"),
-            Self::UseSpent => ("invalid_token", "its uses are spent"),
+            Self::UsesExhausted => ("invalid_token", "its uses are spent"),
             Self::ProofMissing => ("invalid_dpop_proof", "a proof is required"),
             Self::Proof(_) => ("invalid_dpop_proof", "the proof does not hold"),
             Self::ProofOfOtherToken => ("invalid_dpop_proof", "ath is not of this token"),
             Self::ProofOfOtherKey => ("invalid_token", "bound to another key"),
             Self::ProofReplayed => ("invalid_dpop_proof", "used before"),
-            Self::WrongAction => ("insufficient_scope", "for another action"),
-            Self::WrongTarget => ("insufficient_scope", "for another target"),
-            Self::WrongParameters => ("insufficient_scope", "for other parameters"),
+            Self::ActionMismatch => ("insufficient_scope", "for another action"),
+            Self::TargetMismatch => ("insufficient_scope", "for another target"),
+            Self::ParametersMismatch => ("insufficient_scope", "for other parameters"),
         };
         Some(format!(
             r#"DPoP error="{error}", error_description="{description}", algs="ES256""#
@@ -182,10 +182,10 @@ pub(super) fn action(
 ) -> Result<(), ValidationError> {
     let detail = claims.detail();
     if detail.action != require.action {
-        return Err(ValidationError::WrongAction);
+        return Err(ValidationError::ActionMismatch);
     }
     if detail.target != require.target {
-        return Err(ValidationError::WrongTarget);
+        return Err(ValidationError::TargetMismatch);
     }
     let Some(parameters) = &require.parameters else {
         return Ok(());
@@ -200,7 +200,7 @@ pub(super) fn action(
     if same {
         Ok(())
     } else {
-        Err(ValidationError::WrongParameters)
+        Err(ValidationError::ParametersMismatch)
     }
 }
 

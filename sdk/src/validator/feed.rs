@@ -44,7 +44,7 @@ async fn watch(shared: &ValidatorState) -> bool {
         Ok(Err(error)) => {
             if matches!(
                 error.reason(),
-                Some(Reason::PositionAhead | Reason::OtherEpoch)
+                Some(Reason::PositionAhead | Reason::EpochMismatch)
             ) {
                 shared.change(super::RevocationSet::restart);
             }

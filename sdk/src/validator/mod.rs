@@ -204,11 +204,11 @@ impl Validator {
             .call::<methods::ConsumeToken>(CallOptions::by(&config.identity), &[request])
             .await;
         let answer = answer.map_err(|error| {
-            if error.reason() == Some(Reason::UseSpent) {
-                ValidationError::UseSpent
+            if error.reason() == Some(Reason::UsesExhausted) {
+                ValidationError::UsesExhausted
             } else if matches!(
                 error.reason(),
-                Some(Reason::TokenInactive | Reason::TokenDead | Reason::TaskEnded)
+                Some(Reason::TokenInactive | Reason::TokenNoLongerValid | Reason::TaskEnded)
             ) {
                 ValidationError::Revoked
             } else {

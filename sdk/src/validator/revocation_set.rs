@@ -104,7 +104,7 @@ impl RevocationSet {
                 return Err(Gap::Backwards);
             }
         }
-        self.chain.check(event.prev)?;
+        self.chain.check(event.previous)?;
         // A selector that this validator does not know may end any token.
         match event.selector.ok_or(Gap::Unknown)? {
             Selector::Tasks(list) => insert(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
@@ -118,7 +118,7 @@ impl RevocationSet {
             Selector::Action(name) => {
                 insert_scoped(&mut self.actions, &[name], ActionName::parse, at, now)?;
             }
-            Selector::Everything(v1::EveryToken {}) => {
+            Selector::All(v1::AllTokens {}) => {
                 self.everything = self.everything.max(Some(at));
             }
         }
@@ -132,7 +132,7 @@ impl RevocationSet {
     }
 
     fn heartbeat(&mut self, heartbeat: v1::RevocationHeartbeat, now: Timestamp) -> Result<(), Gap> {
-        let through = JournalPosition::from_wire(heartbeat.read_through.ok_or(Gap::Unknown)?);
+        let through = JournalPosition::from_wire(heartbeat.position.ok_or(Gap::Unknown)?);
         if let Some(read) = self.position {
             if through.epoch != read.epoch {
                 return Err(Gap::Epoch);
@@ -303,7 +303,7 @@ mod tests {
         let event = v1::RevocationEvent {
             epoch: 1,
             index,
-            prev,
+            previous: prev,
             selector,
         };
         v1::WatchRevocationsResponse {
@@ -315,7 +315,7 @@ mod tests {
         let read_through = Some(v1::Position { epoch, index });
         v1::WatchRevocationsResponse {
             message: Some(Message::Heartbeat(v1::RevocationHeartbeat {
-                read_through,
+                position: read_through,
                 last_event,
             })),
         }
@@ -348,7 +348,7 @@ mod tests {
             (list(&["other"]), false),
             (Some(Selector::Action("a".to_owned())), true),
             (Some(Selector::Action("b".to_owned())), false),
-            (Some(Selector::Everything(v1::EveryToken {})), true),
+            (Some(Selector::All(v1::AllTokens {})), true),
         ] {
             let mut revoked = started();
             let context = format!("{selector:?}");
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn freeze_all_is_permanent() {
         let mut revoked = started();
-        let everything = Some(Selector::Everything(v1::EveryToken {}));
+        let everything = Some(Selector::All(v1::AllTokens {}));
         revoked
             .apply(event(20, Some(5), everything), NOW)
             .expect("applies");

@@ -89,7 +89,7 @@ impl service::TokenService for Service {
                 uses_left: Some(0),
                 position: Some(1),
             })),
-            "spent" => refuse(Reason::UseSpent),
+            "spent" => refuse(Reason::UsesExhausted),
             "inactive" => refuse(Reason::TokenInactive),
             _ => refuse(Reason::NotPermitted),
         }
@@ -270,7 +270,7 @@ fn heartbeat(index: u64, last_event: Option<u64>) -> v1::WatchRevocationsRespons
     let read_through = Some(v1::Position { epoch: 1, index });
     v1::WatchRevocationsResponse {
         message: Some(Message::Heartbeat(v1::RevocationHeartbeat {
-            read_through,
+            position: read_through,
             last_event,
         })),
     }
@@ -282,7 +282,7 @@ fn ended(index: u64, prev: Option<u64>, task: u8) -> v1::WatchRevocationsRespons
     let event = v1::RevocationEvent {
         epoch: 1,
         index,
-        prev,
+        previous: prev,
         selector,
     };
     v1::WatchRevocationsResponse {
@@ -419,27 +419,27 @@ async fn action_parameters_and_key_are_enforced() {
     let wrong = [
         (
             with(&|r| r.action = ActionName::parse("account.enable").expect("name")),
-            ValidationError::WrongAction,
+            ValidationError::ActionMismatch,
         ),
         (
             with(&|r| r.target = Target::parse("Account", "bob").expect("target")),
-            ValidationError::WrongTarget,
+            ValidationError::TargetMismatch,
         ),
         (
             parameter("end_sessions", Param::Bool(false)),
-            ValidationError::WrongParameters,
+            ValidationError::ParametersMismatch,
         ),
         (
             parameter("note", Param::Str("other words".to_owned())),
-            ValidationError::WrongParameters,
+            ValidationError::ParametersMismatch,
         ),
         (
             parameter("more", Param::Int(1)),
-            ValidationError::WrongParameters,
+            ValidationError::ParametersMismatch,
         ),
         (
             with(&|r| r.parameters = Some(BTreeMap::new())),
-            ValidationError::WrongParameters,
+            ValidationError::ParametersMismatch,
         ),
     ];
     for (require, expected) in wrong {
@@ -474,7 +474,7 @@ async fn action_parameters_and_key_are_enforced() {
     };
     assert_eq!(
         validator.check(&unopened, &require()).await.err(),
-        Some(ValidationError::WrongParameters)
+        Some(ValidationError::ParametersMismatch)
     );
 
     for (bend, expected) in [
@@ -679,7 +679,7 @@ async fn only_limited_tokens_consume_uses() {
     assert_eq!((free.uses_left(), free.position()), (None, None));
     assert_eq!(
         validator.consume(admit(Some(1)).await, "spent").await.err(),
-        Some(ValidationError::UseSpent)
+        Some(ValidationError::UsesExhausted)
     );
     assert_eq!(
         validator

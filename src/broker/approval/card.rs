@@ -20,7 +20,7 @@ impl Broker {
         let task = task.ok_or_else(|| {
             self.refuse(
                 call.method,
-                Reason::Undecided,
+                Reason::DecisionUnavailable,
                 "the task of the access request is missing",
             )
         })?;
@@ -66,7 +66,7 @@ impl Broker {
             risk,
             action: request.action.clone(),
             parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
-            target_facts: bundle.target_attributes(&opened.action.target),
+            target_attributes: bundle.target_attributes(&opened.action.target),
             agent: Requester {
                 id: opened.agent.clone(),
                 owner: who(bundle, opened.owner.clone()),
@@ -87,7 +87,7 @@ impl Broker {
             policy: bundle.version(),
             opened_at: request.opened_at,
             expires_at: opened.expires_at,
-            unusual,
+            anomalies: unusual,
             history,
             dwell_s: u32::try_from(dwell.as_secs()).unwrap_or(u32::MAX),
             console_url: Some(format!(

@@ -139,7 +139,7 @@ impl Broker {
         // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
         if policy.is_some_and(|policy| policy != rules.bundle.version()) {
             let message = "other rules are in force than when the card was shown";
-            return Err(self.refuse(call.method, Reason::CardChanged, message));
+            return Err(self.refuse(call.method, Reason::PolicyChanged, message));
         }
         if verdict == Verdict::Approve {
             self.check_dwell(call, &voter.id, &request, &rules, now)?;
@@ -198,7 +198,7 @@ impl Broker {
         };
         let text = statement
             .canonical()
-            .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+            .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
         let mut statements = self.lock(&self.statements);
         statements.retain(|_, pending| now < pending.until);
         let theirs = statements
@@ -216,7 +216,7 @@ impl Broker {
         }
         let challenge = statement
             .digest()
-            .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+            .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
         let enrolled = self.state.credentials().get(&voter.id);
         let pending = PendingStatement {
             text: text.clone(),
@@ -262,7 +262,7 @@ impl Broker {
         let Some(pending) = pending else {
             return Err(self.refuse(
                 call.method,
-                Reason::StatementUnknown,
+                Reason::VoteStatementExpired,
                 "no unsigned statement of yours matches: begin the vote again",
             ));
         };
@@ -276,9 +276,9 @@ impl Broker {
         let evidence = match &proof {
             VoteProof::Signature(_) => None,
             VoteProof::Passkey(assertion) => {
-                let evidence = assertion
-                    .evidence()
-                    .map_err(|e| self.refuse(call.method, Reason::PasskeyWrong, e.to_string()))?;
+                let evidence = assertion.evidence().map_err(|e| {
+                    self.refuse(call.method, Reason::InvalidPasskeyAssertion, e.to_string())
+                })?;
                 Some(Blob::new(evidence))
             }
         };
@@ -347,13 +347,17 @@ impl Broker {
                         Err(VoteProofError::Signature) => {
                             return Err(self.refuse(
                         call.method,
-                        Reason::SignatureWrong,
+                        Reason::InvalidSignature,
                         "the signature is not of this statement by the key of this call",
                     ).into());
                         }
                         Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
                             return Err(self
-                                .refuse(call.method, Reason::PasskeyWrong, why.to_string())
+                                .refuse(
+                                    call.method,
+                                    Reason::InvalidPasskeyAssertion,
+                                    why.to_string(),
+                                )
                                 .into());
                         }
                     };
@@ -482,7 +486,7 @@ impl Broker {
         };
         Err(Refusal {
             retry_after: Some(left),
-            ..self.refuse(call.method, Reason::TooSoon, message)
+            ..self.refuse(call.method, Reason::DwellRequired, message)
         })
     }
 
@@ -616,7 +620,7 @@ impl Broker {
         self.projections.rules().ok_or_else(|| {
             self.refuse(
                 call.method,
-                Reason::Undecided,
+                Reason::DecisionUnavailable,
                 "no policy bundle is in force",
             )
         })

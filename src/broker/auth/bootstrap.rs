@@ -146,9 +146,9 @@ impl Broker {
     ) -> Result<BundleApplied, Refusal> {
         let (broker, method) = (Arc::clone(self), call.method);
         let applying = tokio::spawn(async move { broker.apply_first(method, &first, files).await });
-        applying
-            .await
-            .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
+        applying.await.unwrap_or_else(|e| {
+            Err(self.refuse(method, Reason::DecisionUnavailable, e.to_string()))
+        })
     }
 
     async fn apply_first(

@@ -204,7 +204,7 @@ impl Broker {
             |attempt| async move {
                 let now = self.now();
                 let wrong = |why: &dyn std::fmt::Display| {
-                    self.refuse(method, Reason::PasskeyWrong, why.to_string())
+                    self.refuse(method, Reason::InvalidPasskeyAssertion, why.to_string())
                 };
                 let roster = self.state.credentials();
                 let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
@@ -420,7 +420,7 @@ impl Broker {
     fn unknown_invitation(&self, method: &'static str, why: &str) -> Refusal {
         Refusal {
             authenticated: false,
-            ..self.refuse(method, Reason::InvitationUnknown, why)
+            ..self.refuse(method, Reason::InvalidInvitation, why)
         }
     }
 }

@@ -347,7 +347,7 @@ impl Broker {
             .filter(|_| user_handle_matches(assertion, person));
         passkey.map(|p| p.record.key).ok_or_else(|| {
             let message = "the passkey is not, or no longer, one of yours";
-            self.refuse(call.method, Reason::PasskeyWrong, message)
+            self.refuse(call.method, Reason::InvalidPasskeyAssertion, message)
         })
     }
 
@@ -383,7 +383,7 @@ impl Broker {
             let write_set = vec![(Stream::Person(person.clone()), enrolled.version)];
             attempt.append(Append::one(event, write_set)).await?;
             let message = "the signature counter of the passkey went back: there may be a copy of it, so it was revoked";
-            Err(self.refuse(method, Reason::PasskeyWrong, message).into())
+            Err(self.refuse(method, Reason::InvalidPasskeyAssertion, message).into())
         })
         .await
     }

@@ -68,9 +68,9 @@ impl Broker {
         let uncancellable =
             async move { broker.apply_uncancellable(&call, &operator, files).await };
         let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
-        applying
-            .await
-            .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
+        applying.await.unwrap_or_else(|e| {
+            Err(self.refuse(method, Reason::DecisionUnavailable, e.to_string()))
+        })
     }
 
     async fn apply_uncancellable(

@@ -14,7 +14,7 @@ pub struct TaskView {
     /// Why it ended, if it did: by an entry, by time, or by a pending revocation.
     pub ended: Option<EndCause>,
     /// Active tokens.
-    pub tokens_live: usize,
+    pub tokens_active: usize,
     /// Waiting access requests.
     pub access_requests_waiting: usize,
 }
@@ -46,7 +46,7 @@ pub struct AgentView {
     /// Running tasks.
     pub tasks_running: usize,
     /// Active tokens.
-    pub tokens_live: usize,
+    pub tokens_active: usize,
     /// When this broker last verified its evidence; kept in memory.
     pub verified_at: Option<Timestamp>,
     /// When its evidence was last verified according to the journal, by any broker.
@@ -105,7 +105,7 @@ impl Broker {
             .or_else(|| self.pending_task_end(&task));
         TaskView {
             ended,
-            tokens_live: self.count_live(&self.state.grants_of_task(&id), now),
+            tokens_active: self.count_live(&self.state.grants_of_task(&id), now),
             access_requests_waiting: match ended {
                 None => self
                     .state
@@ -181,7 +181,7 @@ impl Broker {
             suspended: self.agent_suspension(&id).0,
             frozen,
             tasks_running: running.len(),
-            tokens_live: running
+            tokens_active: running
                 .iter()
                 .map(|task| self.count_live(&self.state.grants_of_task(&task.opened.task), now))
                 .sum(),

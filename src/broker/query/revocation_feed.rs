@@ -67,7 +67,7 @@ impl Broker {
         match after {
             Some(position) if position.epoch != epoch => Err(self.refuse(
                 call.method,
-                Reason::OtherEpoch,
+                Reason::EpochMismatch,
                 format!("the journal is in epoch {epoch}: watch again without a position"),
             )),
             Some(position) if position.index > head => Err(self.refuse(

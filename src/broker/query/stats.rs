@@ -136,11 +136,11 @@ impl Broker {
         let history = habit.map(|habit| History {
             approved: few(habit.approved),
             denied: few(habit.denied),
-            yours_approved: few(yours.approvals),
-            yours_denied: few(yours.denials),
+            approved_by_caller: few(yours.approvals),
+            denied_by_caller: few(yours.denials),
             last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
             last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
-            today: habit.requests_on(now),
+            requested_today: habit.requests_on(now),
             first: habit.decided() == 0,
             last_denied_by: habit.last_denied.map(|(_, id)| who(bundle, id)),
         });

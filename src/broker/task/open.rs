@@ -176,7 +176,7 @@ impl Broker {
         if !same {
             return Err(self.refuse(
                 call.method,
-                Reason::RequestIdReused,
+                Reason::IdempotencyKeyReused,
                 "this idempotency key opened a task with another purpose, duration or heartbeat",
             ));
         }

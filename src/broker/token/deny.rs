@@ -27,7 +27,7 @@ impl Broker {
         let request = request.ok_or_else(|| {
             self.refuse(
                 call.method,
-                Reason::Undecided,
+                Reason::DecisionUnavailable,
                 "the access request is no longer on record",
             )
         })?;
@@ -39,7 +39,7 @@ impl Broker {
             ));
         }
         let why = if request.status == StoredStatus::Denied {
-            DeniedReason::DeniedByPerson
+            DeniedReason::DeniedByApprover
         } else {
             DeniedReason::Expired
         };
@@ -99,7 +99,7 @@ impl Broker {
         let reason = match problem {
             ActionError::UnknownAction => Reason::UnknownAction,
             ActionError::UnknownTarget => Reason::UnknownTarget,
-            ActionError::InvalidParameters(_) => Reason::WrongParameters,
+            ActionError::InvalidParameters(_) => Reason::InvalidParameters,
             ActionError::UnknownAudience => Reason::UnknownAudience,
         };
         let all = attempt.input.action.parameters.keys().cloned().collect();

@@ -127,7 +127,7 @@ impl Broker {
                     return Err(self
                         .refuse(
                             call.method,
-                            Reason::UseSpent,
+                            Reason::UsesExhausted,
                             "every use of the token is spent",
                         )
                         .into());

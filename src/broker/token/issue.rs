@@ -45,7 +45,7 @@ impl Broker {
             Err(MintError::Expired) => return Err(TransactionError::Retry.into()),
             Err(error) => {
                 return Err(self
-                    .refuse(call.method, Reason::Undecided, error.to_string())
+                    .refuse(call.method, Reason::DecisionUnavailable, error.to_string())
                     .into());
             }
         };
@@ -93,7 +93,7 @@ impl Broker {
             return Err(self
                 .refuse(
                     call.method,
-                    Reason::TokenDead,
+                    Reason::TokenNoLongerValid,
                     "the grant is no longer on record",
                 )
                 .into());
@@ -106,11 +106,15 @@ impl Broker {
         if !same {
             return Err(self.refuse(
                 call.method,
-                Reason::RequestIdReused,
+                Reason::IdempotencyKeyReused,
                 "this idempotency key was granted with another action, target, parameters, ttl or reason",
             ).into());
         }
-        let inactive = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why).into());
+        let inactive = |why: String| {
+            Err(self
+                .refuse(call.method, Reason::TokenNoLongerValid, why)
+                .into())
+        };
         if let Some(cause) = self.end_cause(&grant, verified.now()) {
             return inactive(format!(
                 "the token of this idempotency key has ended: {}",
@@ -141,7 +145,7 @@ impl Broker {
             Ok(reissued) => reissued,
             Err(error) => {
                 return Err(self
-                    .refuse(call.method, Reason::Undecided, error.to_string())
+                    .refuse(call.method, Reason::DecisionUnavailable, error.to_string())
                     .into());
             }
         };

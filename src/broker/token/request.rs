@@ -74,7 +74,7 @@ pub struct PendingReply {
     /// How the lifetime was computed so far.
     pub ttl: TtlBreakdown,
     /// The evidence went stale during the wait: the client must send new evidence.
-    pub show_evidence: bool,
+    pub evidence_required: bool,
     /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
     /// The versions it was computed from: a waiting call evaluates again when one of them changes.
@@ -203,7 +203,7 @@ impl Broker {
                 Err(refusal) if refusal.reason == Reason::EvidenceStale => match last {
                     Some(pending) => {
                         return Ok(TokenReply::Pending(Box::new(PendingReply {
-                            show_evidence: true,
+                            evidence_required: true,
                             ..pending
                         })));
                     }
@@ -379,7 +379,7 @@ impl Broker {
                 .into()),
             Err(ApproveError::RulesChanged) => Err(TransactionError::Retry),
             Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => Err(self
-                .refuse(call.method, Reason::Undecided, error.to_string())
+                .refuse(call.method, Reason::DecisionUnavailable, error.to_string())
                 .into()),
         }
     }

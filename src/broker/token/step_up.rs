@@ -117,7 +117,7 @@ impl Broker {
             let message = format!(
                 "the action has {size} bytes; approvers are shown at most {ACTION_BYTES_MAX}"
             );
-            return Err(self.refuse(call.method, Reason::WrongParameters, message));
+            return Err(self.refuse(call.method, Reason::InvalidParameters, message));
         }
         let bounds = rules.bundle.approval_limits();
         let counts = [
@@ -140,7 +140,7 @@ impl Broker {
                 "the agent opened {opens} access requests in a minute; at most {} are allowed",
                 bounds.opens_per_minute
             );
-            return Err(self.refuse(call.method, Reason::BackOff, message));
+            return Err(self.refuse(call.method, Reason::DenialBackoff, message));
         }
         let since = now.plus_secs(-ApprovalLimits::DENIAL_WINDOW_S);
         let denials = asks.denials_since(since);
@@ -160,7 +160,7 @@ impl Broker {
                 );
                 return Err(Refusal {
                     retry_after: Some(until.after(now)),
-                    ..self.refuse(call.method, Reason::BackOff, message)
+                    ..self.refuse(call.method, Reason::DenialBackoff, message)
                 });
             }
         }
@@ -180,7 +180,7 @@ impl Broker {
             expires_at: request.opened.expires_at,
             rules: self.rules_shown(&request.opened.decision.rules),
             ttl: request.opened.decision.ttl.clone(),
-            show_evidence: false,
+            evidence_required: false,
             facts: attempt.authenticated.facts().clone(),
             versions: DecisionVersions::new(
                 version,

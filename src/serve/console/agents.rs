@@ -96,7 +96,7 @@ fn agent_row(view: &AgentView, now: Timestamp) -> AgentRow {
             .or(view.verified_at)
             .map_or_else(|| "not recently".to_owned(), |at| ago(at, now)),
         tasks: view.tasks_running,
-        tokens: view.tokens_live,
+        tokens: view.tokens_active,
         alarm: if view.suspended {
             Some("SUSPENDED")
         } else if !view.frozen.is_empty() {

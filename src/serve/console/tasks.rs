@@ -95,7 +95,7 @@ fn task_row(view: &TaskView, now: Timestamp) -> TaskRow {
         opened: DisplayTime::new(opened.opened_at, now),
         until: DisplayTime::new(opened.deadline, now),
         ended: view.ended.map(|cause| cause.as_str()),
-        tokens: view.tokens_live,
+        tokens: view.tokens_active,
         waiting: view.access_requests_waiting,
     }
 }

@@ -158,7 +158,7 @@ fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxQ
         text => Some(InboxCursor::parse(text)?),
     };
     Ok(InboxQuery {
-        mine: message.mine,
+        mine: message.decidable_only,
         size,
         after,
     })

@@ -29,13 +29,13 @@ pub(super) fn verification(facts: &EvidenceFacts) -> v1::Verification {
     }
 }
 
-fn ttl_sum(sum: &TtlBreakdown) -> v1::TtlSum {
-    v1::TtlSum {
-        asked: Some(seconds_to_wire(sum.requested)),
-        bounds: sum
+fn ttl_sum(sum: &TtlBreakdown) -> v1::TtlBreakdown {
+    v1::TtlBreakdown {
+        requested: Some(seconds_to_wire(sum.requested)),
+        limits: sum
             .limits
             .iter()
-            .map(|b| v1::TtlBound {
+            .map(|b| v1::TtlLimit {
                 by: b.source.to_string(),
                 ttl: Some(seconds_to_wire(b.seconds)),
             })
@@ -106,9 +106,9 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                     .map(|need| profile(need, false))
                     .collect(),
                 expires_at: Some(timestamp_to_wire(pending.expires_at)),
-                poll_after: Some(seconds_to_wire(POLL_AFTER_S)),
+                poll_interval: Some(seconds_to_wire(POLL_AFTER_S)),
                 rules: rules(pending.rules),
-                show_evidence: pending.show_evidence,
+                evidence_required: pending.evidence_required,
                 ttl: Some(ttl_sum(&pending.ttl)),
                 match_phrase: MatchPhrase::from_request(&pending.access_request).to_string(),
             };
@@ -187,7 +187,7 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
             .collect(),
         next_page_token: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
         total: count(page.total),
-        yours: count(page.yours),
+        decidable: count(page.yours),
         queued: count(page.queued),
         as_of: Some(position(page.as_of)),
     }
@@ -197,7 +197,7 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
 const ROW_OVERHEAD_BYTES: usize = 6;
 
 fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
-    let (profiles, why_not) = match &row.vote {
+    let (profiles, ineligible_reason) = match &row.vote {
         Ok(profiles) => (
             profiles.iter().map(ToString::to_string).collect(),
             String::new(),
@@ -207,10 +207,10 @@ fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
     let mut wire = v1::InboxRow {
         access_request: Some(access_request(&row.access, true)),
         profiles,
-        why_not,
+        ineligible_reason,
         group: row.group.to_string(),
         owner: row.access.request.opened.owner.to_string(),
-        abridged: false,
+        parameters_omitted: false,
     };
     if wire.encoded_len() > bytes_max / 2
         && let Some(action) = wire
@@ -219,7 +219,7 @@ fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
             .and_then(|request| request.action.as_mut())
     {
         action.parameters.clear();
-        wire.abridged = true;
+        wire.parameters_omitted = true;
     }
     wire
 }
@@ -303,12 +303,12 @@ pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
             agent_ids: ids.iter().map(ToString::to_string).collect(),
         }),
         Selector::Action(name) => Wire::Action(name.to_string()),
-        Selector::Everything => Wire::Everything(v1::EveryToken {}),
+        Selector::All => Wire::All(v1::AllTokens {}),
     };
     v1::RevocationEvent {
         epoch: event.epoch,
         index: event.index,
-        prev: event.prev,
+        previous: event.prev,
         selector: Some(selector),
     }
 }
@@ -316,9 +316,9 @@ pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
 /// Longest purpose in a list, in characters.
 const PURPOSE_CHARS_MAX: usize = 200;
 
-pub(super) fn task_row(view: &TaskView) -> v1::TaskRow {
+pub(super) fn task_row(view: &TaskView) -> v1::TaskSummary {
     let opened = &view.task.opened;
-    v1::TaskRow {
+    v1::TaskSummary {
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         owner: opened.owner.to_string(),
@@ -329,7 +329,7 @@ pub(super) fn task_row(view: &TaskView) -> v1::TaskRow {
             .ended
             .map(|cause| cause.as_str().to_owned())
             .unwrap_or_default(),
-        tokens_live: count(view.tokens_live),
+        tokens_active: count(view.tokens_active),
         access_requests_waiting: count(view.access_requests_waiting),
         purpose: match &view.task.purpose {
             Some(purpose) => purpose.as_str().chars().take(PURPOSE_CHARS_MAX).collect(),
@@ -344,7 +344,7 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         suspended: view.suspended,
         frozen: view.frozen.iter().map(ToString::to_string).collect(),
         tasks_running: count(view.tasks_running),
-        tokens_live: count(view.tokens_live),
+        tokens_active: count(view.tokens_active),
         verified_at: view.verified_at.map(timestamp_to_wire),
         attested_at: view.attested_at.map(timestamp_to_wire),
         activity: activity(&view.activity),
@@ -367,16 +367,16 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
 /// Most actions in an agent's activity, so that the agent fits into a message.
 const ACTIVITY_MAX: usize = 200;
 
-pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleFigures {
-    v1::RuleFigures {
+pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleStats {
+    v1::RuleStats {
         rule_id: row.id.clone(),
         file: row.file.clone(),
         line: count(row.line),
         why: row.why.clone(),
         kind: row.kind.to_owned(),
         remedy: row.remedy.clone(),
-        hits: row.hits,
-        asked: row.asked,
+        matches: row.hits,
+        step_ups: row.asked,
         approved: row.approved,
         denied: row.denied,
         expired: row.expired,
@@ -387,8 +387,8 @@ pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleFigures {
     }
 }
 
-pub(super) fn approver_stats(row: &ApproverStatsRow) -> v1::ApproverFigures {
-    v1::ApproverFigures {
+pub(super) fn approver_stats(row: &ApproverStatsRow) -> v1::ApproverStats {
+    v1::ApproverStats {
         person_id: row.id.to_string(),
         name: row.name.clone(),
         approved: row.approvals,
@@ -400,8 +400,8 @@ pub(super) fn approver_stats(row: &ApproverStatsRow) -> v1::ApproverFigures {
     }
 }
 
-pub(super) fn live_token(token: &LiveToken) -> v1::LiveToken {
-    v1::LiveToken {
+pub(super) fn live_token(token: &LiveToken) -> v1::ActiveToken {
+    v1::ActiveToken {
         jti: token.jti.to_string(),
         agent_id: token.agent.to_string(),
         owner: token.owner.to_string(),
@@ -416,8 +416,8 @@ pub(super) fn live_token(token: &LiveToken) -> v1::LiveToken {
     }
 }
 
-pub(super) fn timeline_event(moment: &TimelineEvent) -> v1::Moment {
-    v1::Moment {
+pub(super) fn timeline_event(moment: &TimelineEvent) -> v1::TimelineEvent {
+    v1::TimelineEvent {
         index: moment.index,
         at: Some(timestamp_to_wire(moment.at)),
         kind: moment.kind.to_owned(),
@@ -435,7 +435,7 @@ fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
         v1::ActionUse {
             action: used.action.to_string(),
             in_ceiling: used.in_ceiling,
-            asked: habit.requested,
+            requested: habit.requested,
             granted: habit.granted,
             refused: habit.denied_by_rules,
             approved: habit.approved,

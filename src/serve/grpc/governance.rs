@@ -198,7 +198,7 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListFreezesRequest>,
     ) -> Result<Response<v1::ListFreezesResponse>, Status> {
         let (call, _) = self.begin_call(LIST_FREEZES, request).await?;
-        let row = |(scope, frozen): (FreezeScope, FreezeMarker)| v1::FreezeInForce {
+        let row = |(scope, frozen): (FreezeScope, FreezeMarker)| v1::ActiveFreeze {
             scope: scope.to_string(),
             since: Some(timestamp_to_wire(frozen.at)),
             by: frozen.by.to_string(),
@@ -311,10 +311,10 @@ impl GovernanceService for GrpcService {
         }))
     }
 
-    async fn list_approver_figures(
+    async fn list_approver_stats(
         &self,
-        request: Request<v1::ListApproverFiguresRequest>,
-    ) -> Result<Response<v1::ListApproverFiguresResponse>, Status> {
+        request: Request<v1::ListApproverStatsRequest>,
+    ) -> Result<Response<v1::ListApproverStatsResponse>, Status> {
         let (call, message) = self.begin_call(LIST_APPROVER_FIGURES, request).await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
         self.respond(self.broker.approver_stats(&call).map(|all| {
@@ -323,7 +323,7 @@ impl GovernanceService for GrpcService {
             let page = left.iter().take(max);
             let approvers = fit_page(page.map(|row| convert::approver_stats(row)));
             let has_more = approvers.len() < left.len();
-            v1::ListApproverFiguresResponse {
+            v1::ListApproverStatsResponse {
                 next_page_token: match approvers.last().filter(|_| has_more) {
                     Some(last) => last.person_id.clone(),
                     None => String::new(),
@@ -385,7 +385,7 @@ impl GovernanceService for GrpcService {
                     .map(|cause| cause.as_str())
                     .unwrap_or("")
                     .to_owned(),
-                moments,
+                events: moments,
                 left_out: whole.left_out,
                 next_page_token: match next < whole.events.len() {
                     true => next.to_string(),
@@ -412,7 +412,7 @@ impl GovernanceService for GrpcService {
                     Some(last) => last.index,
                     None => found.next,
                 },
-                moments,
+                events: moments,
             }
         }))
     }

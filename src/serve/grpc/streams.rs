@@ -131,7 +131,7 @@ impl GrpcService {
 fn parse_access_watch(
     message: &v1::WatchAccessRequestRequest,
 ) -> Result<(TaskId, AccessRequestId, Option<AccessRequestCursor>), ParseError> {
-    let seen = match &message.seen {
+    let seen = match &message.after {
         Some(mark) => Some(AccessRequestCursor {
             version: mark.version,
             status: card::status(mark.status)?,
@@ -145,8 +145,8 @@ fn parse_access_watch(
     ))
 }
 
-fn mark(mark: AccessRequestCursor) -> v1::AccessRequestMark {
-    v1::AccessRequestMark {
+fn mark(mark: AccessRequestCursor) -> v1::AccessRequestCursor {
+    v1::AccessRequestCursor {
         version: mark.version,
         status: card::status_to_wire(mark.status).into(),
     }
@@ -159,14 +159,14 @@ fn access_message(news: &AccessRequestEvent) -> v1::WatchAccessRequestResponse {
             view,
             cursor: at,
             last,
-        } => Message::Stands(v1::AccessRequestStands {
+        } => Message::State(v1::AccessRequestState {
             // The agent learns how many approved, not their names.
             access_request: Some(convert::access_request(view, false)),
-            mark: Some(mark(*at)),
-            last: *last,
+            cursor: Some(mark(*at)),
+            is_final: *last,
         }),
         AccessRequestEvent::Heartbeat(at) => Message::Heartbeat(v1::AccessRequestHeartbeat {
-            mark: Some(mark(*at)),
+            cursor: Some(mark(*at)),
         }),
     };
     v1::WatchAccessRequestResponse {
@@ -181,9 +181,9 @@ fn inbox_messages(news: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
             as_of: Some(convert::position(*at)),
         })],
         InboxEvent::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
-        InboxEvent::BudgetChanged => vec![Message::Turn(v1::InboxTurn {})],
+        InboxEvent::BudgetChanged => vec![Message::BudgetChanged(v1::InboxBudgetChanged {})],
         InboxEvent::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
-            read_through: Some(convert::position(*at)),
+            position: Some(convert::position(*at)),
         })],
     };
     messages

@@ -171,7 +171,7 @@ fn parse_open_task(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Parse
             "max_duration",
             required("max_duration", message.max_duration.as_ref())?,
         )?,
-        idempotency_key: IdempotencyKey::parse(&message.request_id)?,
+        idempotency_key: IdempotencyKey::parse(&message.idempotency_key)?,
         heartbeat: message
             .heartbeat
             .as_ref()
@@ -196,7 +196,7 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
         } else {
             Some(UntrustedText::parse("reason", &message.reason)?)
         },
-        idempotency_key: IdempotencyKey::parse(&message.request_id)?,
+        idempotency_key: IdempotencyKey::parse(&message.idempotency_key)?,
         wait_ms: u64::try_from(wait)
             .map_err(|_| ParseError::new("wait", "must not be negative"))?
             .saturating_mul(1000),

@@ -155,7 +155,7 @@ async fn watch(
             continue;
         }
         let heartbeat = v1::RevocationHeartbeat {
-            read_through: Some(convert::position(read_through)),
+            position: Some(convert::position(read_through)),
             last_event,
         };
         if send(&sender, Message::Heartbeat(heartbeat)).await.is_none() {

@@ -60,7 +60,7 @@ async fn enrolment_and_sign_in() {
     thief.seen("#problem").await;
     assert!(thief.hides("#enrolled").await);
     let again = ceremony::post(&thief, "/console/enrol/begin", json!({ "code": code })).await;
-    assert_eq!(again["body"]["reason"], "INVITATION_UNKNOWN", "{again}");
+    assert_eq!(again["body"]["reason"], "INVALID_INVITATION", "{again}");
     assert_eq!(site.passkeys("maria"), 1);
 
     site.sign_in(&maria).await;
@@ -280,7 +280,7 @@ async fn denial_comment_reaches_the_agent() {
     assert_eq!(site.standing(id), "denied");
     let denied = denied(&task, disable("ann"), "r-1").await;
     assert_eq!(denied.comment(), Some("ann is on call; ask lee"));
-    assert_eq!(denied.reason(), Some(DeniedReason::DeniedByPerson));
+    assert_eq!(denied.reason(), Some(DeniedReason::DeniedByApprover));
     site.close().await;
 }
 

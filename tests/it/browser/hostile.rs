@@ -284,7 +284,11 @@ async fn signature_replay_is_rejected() {
     let again = ceremony::post(&maria, &format!("{}/vote/cast", card_of(id)), taken.clone()).await;
     refused_as(
         &again,
-        &["STATEMENT_UNKNOWN", "NOT_ELIGIBLE", "PASSKEY_WRONG"],
+        &[
+            "VOTE_STATEMENT_EXPIRED",
+            "NOT_ELIGIBLE",
+            "INVALID_PASSKEY_ASSERTION",
+        ],
     );
     // Her valid signature under another statement: another request, and an approval where she began a denial.
     for verdict in ["approve", "deny"] {
@@ -293,13 +297,17 @@ async fn signature_replay_is_rejected() {
         assert_eq!(begun["status"], 200, "{begun}");
         let cast = ceremony::cast(&begun, &without_statement(&taken));
         let cast = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), cast).await;
-        refused_as(&cast, &["PASSKEY_WRONG"]);
+        refused_as(&cast, &["INVALID_PASSKEY_ASSERTION"]);
     }
     // A statement of one request, cast for another.
     let strayed = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), taken).await;
     refused_as(
         &strayed,
-        &["STATEMENT_UNKNOWN", "PASSKEY_WRONG", "MALFORMED"],
+        &[
+            "VOTE_STATEMENT_EXPIRED",
+            "INVALID_PASSKEY_ASSERTION",
+            "MALFORMED",
+        ],
     );
     // A sign-in assertion is not a vote.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
@@ -308,7 +316,7 @@ async fn signature_replay_is_rejected() {
     let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(other)), ask).await;
     let cast = ceremony::cast(&begun, &entering);
     let cast = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), cast).await;
-    refused_as(&cast, &["PASSKEY_WRONG"]);
+    refused_as(&cast, &["INVALID_PASSKEY_ASSERTION"]);
     assert_eq!(site.standing(other), "waiting");
     site.close().await;
 }
@@ -336,12 +344,12 @@ async fn user_verification_is_required() {
     assert!(signed["signature"].is_string(), "{signed}");
     let cast = format!("{}/vote/cast", card_of(id));
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
-    refused_as(&answer, &["PASSKEY_WRONG"]);
+    refused_as(&answer, &["INVALID_PASSKEY_ASSERTION"]);
     // Sign-in rejects it too.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
     let answer = ceremony::post(&maria, "/console/sign-in/finish", signed).await;
-    refused_as(&answer, &["NOT_AUTHENTICATED", "PASSKEY_WRONG"]);
+    refused_as(&answer, &["NOT_AUTHENTICATED", "INVALID_PASSKEY_ASSERTION"]);
     assert_eq!(site.standing(id), "waiting");
 
     // Control: the same steps with user verification succeed.
@@ -382,7 +390,7 @@ async fn signature_from_foreign_origin_is_rejected() {
     site.open_card(&maria, id).await;
     let cast = format!("{}/vote/cast", card_of(id));
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
-    refused_as(&answer, &["PASSKEY_WRONG"]);
+    refused_as(&answer, &["INVALID_PASSKEY_ASSERTION"]);
     assert_eq!(site.standing(id), "waiting");
 
     // The console does not answer under other host names.

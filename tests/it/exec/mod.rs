@@ -128,7 +128,7 @@ async fn denied_runs_nothing() {
     let (output, _) = tokio::join!(run(&DISABLE), setup.decide(Verdict::Deny));
     output
         .exit_code(10)
-        .stderr_contains("denied    DENIED_BY_PERSON");
+        .stderr_contains("denied    DENIED_BY_APPROVER");
     run(&[&DISABLE[..], &["--wait", "1s"]].concat())
         .await
         .exit_code(12)

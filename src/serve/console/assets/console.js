@@ -63,7 +63,7 @@
       await work();
     } catch (error) {
       showError(errorMessage(error));
-      if (error instanceof RequestError && error.reason === 'CARD_CHANGED') requireReload();
+      if (error instanceof RequestError && error.reason === 'POLICY_CHANGED') requireReload();
     } finally {
       button.disabled = false;
     }
