@@ -2,7 +2,7 @@
 //!
 //! In: a request. Out: its response, or DEADLINE_EXCEEDED. (A client library that enforces the deadline too may report it
 //! first: tonic's client says CANCELLED, "Timeout expired".) A handler whose time is over is dropped; an entry it handed to
-//! the journal's writer is appended all the same, and a retry by `request_id` finds the entry or nothing.
+//! the journal's writer is appended all the same, and a retry with the same idempotency key finds the entry or nothing.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

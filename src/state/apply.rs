@@ -299,7 +299,7 @@ impl State {
                 version,
             },
         );
-        self.tasks_by_request_id.insert(
+        self.tasks_by_idempotency_key.insert(
             (f.agent.clone(), f.binding.jkt(), f.idempotency_key.clone()),
             f.task,
         );

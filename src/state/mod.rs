@@ -65,7 +65,7 @@ pub struct TrustedKeys {
 #[derive(Debug, Default)]
 pub struct State {
     tasks: ArcMap<TaskId, TaskRecord>,
-    tasks_by_request_id: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
+    tasks_by_idempotency_key: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
     agents: ArcMap<AgentId, Versioned<AgentStatus>>,
     freezes: ArcMap<FreezeScope, Versioned<FreezeStatus>>,
     trust: ArcMap<TrustDomain, Versioned<TrustedKeys>>,
@@ -110,13 +110,13 @@ impl State {
     }
 
     /// The task that an agent opened with this key under this request id.
-    pub fn task_by_request_id(
+    pub fn task_by_idempotency_key(
         &self,
         agent: &AgentId,
         key: Thumbprint,
         request: &IdempotencyKey,
     ) -> Option<Arc<TaskRecord>> {
-        self.tasks_by_request_id
+        self.tasks_by_idempotency_key
             .get(&(agent.clone(), key, request.clone()))
             .and_then(|id| self.tasks.get(&id))
     }
@@ -445,7 +445,7 @@ impl State {
             .into_iter()
             .map(|(k, at)| json!([k, at.value, at.version]))
             .collect();
-        let opened: Vec<Value> = sorted(self.tasks_by_request_id.all())
+        let opened: Vec<Value> = sorted(self.tasks_by_idempotency_key.all())
             .into_iter()
             .map(|(k, t)| json!([k, *t]))
             .collect();

@@ -143,7 +143,7 @@ names! {
     /// The deployment that a broker serves; part of every vote statement.
     Realm("realm", name);
     /// A client's idempotency key. It has no other meaning.
-    IdempotencyKey("request_id", name);
+    IdempotencyKey("idempotency_key", name);
     /// A validator's idempotency key for consuming one use of a token.
     UseId("use_id", name);
     /// The resource server that a token is for: one absolute URI or name, compared byte by byte.

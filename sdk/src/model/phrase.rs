@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn phrase_depends_on_request_id_only() {
+    fn phrase_depends_on_the_access_request_id_only() {
         let id = AccessRequestId::from_random([7; 16]);
         let text = MatchPhrase::from_request(&id).to_string();
         assert_eq!(text, MatchPhrase::from_request(&id).to_string());

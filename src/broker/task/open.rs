@@ -98,7 +98,7 @@ impl Broker {
                     )
                     .map_err(|e| closed(&e))?;
                 let agent = verified.agent();
-                if let Some(task) = self.state.task_by_request_id(
+                if let Some(task) = self.state.task_by_idempotency_key(
                     &agent.id,
                     authenticated.jkt(),
                     &input.idempotency_key,

@@ -156,7 +156,7 @@ fn told(outcome: &TokenOutcome) -> Value {
         }),
         TokenOutcome::Pending(pending) => json!({
             "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
-            "needs": render::profile_lines(pending.needs()), "request_id": pending.idempotency_key(),
+            "needs": render::profile_lines(pending.needs()), "idempotency_key": pending.idempotency_key(),
         }),
         TokenOutcome::Denied(denied) => {
             json!({ "outcome": "denied", "reason": denied.reason_str(), "rules": ids(denied.rules()) })

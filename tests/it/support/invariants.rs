@@ -411,7 +411,7 @@ impl InvariantChecker {
         assert!(
             self.idempotency_keys
                 .insert((f.task, f.idempotency_key.clone())),
-            "one request_id, two grants"
+            "one idempotency_key, two grants"
         );
         let (version, bundle) = self.policy.clone().expect("rules in force");
         assert_eq!(
