@@ -1,28 +1,22 @@
-//! Client and validator for Dipylon, the just-in-time credential broker.
+#![doc = include_str!("../README.md")]
 //!
-//! [`client`] is for agents, approvers and operators: open a task, request a token for one action, vote.
-//! [`validator`] is for resource servers: check a token offline, follow revocations, consume a single-use token.
+//! # Modules
+//!
+//! [`client`] calls the broker; [`validator`] checks tokens offline; [`model`] has the types of both: ids, actions, reasons;
+//! [`card`] is what an approver sees; [`jose`] has the keys; [`clock`] the time.
 
+pub mod card;
 #[cfg(any(feature = "client", feature = "validator"))]
 pub mod client;
+pub mod clock;
+pub mod jose;
 pub mod model;
 #[cfg(feature = "validator")]
 pub mod validator;
 
-/// Declares modules that only the broker sees from outside, through the feature `internals`.
-macro_rules! internal {
-    ($($(#[$doc:meta])* $name:ident)*) => {$(
-        #[cfg(feature = "internals")]
-        $(#[$doc])*
-        pub mod $name;
-        #[cfg(not(feature = "internals"))]
-        #[allow(dead_code, unused_imports, reason = "the broker uses the rest")]
-        mod $name;
-    )*};
-}
-
-internal! { proto }
-
-pub mod card;
-pub mod clock;
-pub mod jose;
+/// Wire messages and the strict decoder: shared with the broker, no promise of stability.
+#[cfg(feature = "internals")]
+pub mod proto;
+#[cfg(not(feature = "internals"))]
+#[allow(dead_code, unused_imports, reason = "the broker uses the rest")]
+mod proto;

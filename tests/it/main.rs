@@ -41,6 +41,7 @@ mod otlp;
 mod properties;
 mod readme_walkthrough;
 mod sdk_dependencies;
+mod sdk_examples;
 mod secrets;
 mod shutdown_and_reload;
 mod stats_and_timeline;

@@ -8,7 +8,8 @@ use super::convert::{
 };
 use super::v1;
 use crate::card::{
-    AccessRequestStatus, Requester, Attestation, Card, History, ProfileProgress, AgentRegistration, RuleSummary, PersonRef,
+    AccessRequestStatus, AgentRegistration, Attestation, Card, History, PersonRef, ProfileProgress,
+    Requester, RuleSummary,
 };
 use crate::model::*;
 

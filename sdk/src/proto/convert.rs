@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::v1;
 use crate::model::{
-    Action, ActionName, Audience, Evidence, ParseError, PARAM_DEPTH_MAX, Param, Secret, Target,
+    Action, ActionName, Audience, Evidence, PARAM_DEPTH_MAX, Param, ParseError, Secret, Target,
     TaskOutcome, Timestamp, Verdict,
 };
 

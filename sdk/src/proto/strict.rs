@@ -85,7 +85,8 @@ impl<U: Message + Name + Default> Decoder for StrictDecoder<U> {
 
 /// Reads a request strictly.
 pub fn read<U: Message + Name + Default>(bytes: &[u8]) -> Result<U, StrictDecodeError> {
-    let table = MessageTable::built_in().ok_or_else(|| StrictDecodeError::new("", "this broker has no descriptor"))?;
+    let table = MessageTable::built_in()
+        .ok_or_else(|| StrictDecodeError::new("", "this broker has no descriptor"))?;
     let root = table
         .root(U::PACKAGE, U::NAME)
         .ok_or_else(|| StrictDecodeError::new("", "of an unknown type"))?;
@@ -212,7 +213,9 @@ impl MessageTable {
             Type::Float | Type::Fixed32 | Type::Sfixed32 => WireForm::Fixed32,
             Type::String => WireForm::Text,
             Type::Bytes => WireForm::Bytes,
-            Type::Message => WireForm::Message(*self.places.get(field.type_name().strip_prefix('.')?)?),
+            Type::Message => {
+                WireForm::Message(*self.places.get(field.type_name().strip_prefix('.')?)?)
+            }
             Type::Group => return None,
         };
         let oneof = field
@@ -266,9 +269,9 @@ impl MessageTable {
             let (number, wire_type) = wire
                 .tag()
                 .ok_or_else(|| StrictDecodeError::new("", "has a broken tag"))?;
-            *left = left
-                .checked_sub(1)
-                .ok_or_else(|| StrictDecodeError::new("", format!("has more than {FIELDS_MAX} fields")))?;
+            *left = left.checked_sub(1).ok_or_else(|| {
+                StrictDecodeError::new("", format!("has more than {FIELDS_MAX} fields"))
+            })?;
             let field = fields
                 .iter()
                 .find(|field| field.number == number)
@@ -301,10 +304,9 @@ impl MessageTable {
         match (field.form, wire_type) {
             (WireForm::Varint(range), WireType::Varint) => {
                 let value = wire.varint().ok_or_else(cut)?;
-                range
-                    .accepts(value)
-                    .then_some(())
-                    .ok_or_else(|| StrictDecodeError::new("", format!("field {number} is out of range")))
+                range.accepts(value).then_some(()).ok_or_else(|| {
+                    StrictDecodeError::new("", format!("field {number} is out of range"))
+                })
             }
             (WireForm::Fixed64, WireType::Fixed64) => wire.take(8).map(drop).ok_or_else(cut),
             (WireForm::Fixed32, WireType::Fixed32) => wire.take(4).map(drop).ok_or_else(cut),
@@ -327,7 +329,10 @@ impl MessageTable {
                         StrictDecodeError::new("", format!("has more than {FIELDS_MAX} fields"))
                     })?;
                     if !range.accepts(value) {
-                        return Err(StrictDecodeError::new("", format!("field {number} is out of range")));
+                        return Err(StrictDecodeError::new(
+                            "",
+                            format!("field {number} is out of range"),
+                        ));
                     }
                 }
                 Ok(())

@@ -30,7 +30,9 @@ fn open_task() -> Vec<u8> {
     .concat()
 }
 
-fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(bytes: &[u8]) -> StrictDecodeError {
+fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(
+    bytes: &[u8],
+) -> StrictDecodeError {
     match read::<U>(bytes) {
         Err(error) => error,
         Ok(message) => panic!("was read: {message:?}"),
