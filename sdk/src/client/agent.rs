@@ -459,7 +459,7 @@ impl TaskHandle {
 fn idempotency_key(given: Option<&str>) -> Result<IdempotencyKey, Error> {
     match given {
         Some(text) => Ok(IdempotencyKey::parse(text)?),
-        None => Ok(IdempotencyKey::parse(&format!("r{}", random_name()?))?),
+        None => Ok(IdempotencyKey::parse(&random_name()?)?),
     }
 }
 

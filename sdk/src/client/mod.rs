@@ -47,9 +47,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// 128 random bits, base64url: for the `jti` of a proof or an idempotency key.
+/// A random name of 128 bits that the broker takes as an idempotency key, a use id or a proof's `jti`: `r` and base64url.
 pub fn random_name() -> Result<String, Error> {
-    Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
+    Ok(format!("r{}", URL_SAFE_NO_PAD.encode(random::<16>()?)))
 }
 
 /// A field that the response must have.

@@ -308,7 +308,7 @@ async fn signals_and_exit_codes_pass_through() {
         .exit_code(137)
         .stderr_contains("done      exit 137");
     // The command's whole process group gets the signal.
-    let script = "bash -c 'trap \"echo inner; exit\" TERM; echo ready; while :; do sleep 0.02; done' & trap '' TERM; wait; wait";
+    let script = "trap : TERM; bash -c 'trap \"echo inner; exit\" TERM; echo ready; while :; do sleep 0.02; done' & wait; wait";
     let mut running = RunningCommand::start(setup.exec(&READ, &["bash", "-c", script]));
     assert_eq!(running.stdout_line().await, "ready");
     running.signal(Signal::TERM);
