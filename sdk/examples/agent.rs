@@ -49,7 +49,7 @@ pub async fn read_case(
             purpose: format!("summarize {case}"),
             max_duration_s: 600,
             idempotency_key: None,
-            heartbeat_s: Some(60),
+            heartbeat_s: None, // with one, call TaskHandle::keep_alive about three times in that time
         })
         .await?;
     let result = read_in_task(&task, cases, case).await;

@@ -47,7 +47,7 @@ pub enum VoteProofError {
 #[derive(Debug)]
 pub enum VotingKey<'a> {
     /// A key of `people.toml`.
-    Registered(PublicKey),
+    Registered(&'a PublicKey),
     /// An enrolled passkey.
     Passkey(&'a Passkey),
 }
@@ -55,7 +55,7 @@ pub enum VotingKey<'a> {
 impl<'a> VotingKey<'a> {
     /// The person's key with this thumbprint: a passkey when the vote is proved by one.
     pub fn find(
-        person: &Person,
+        person: &'a Person,
         enrolled: &'a PersonCredentials,
         key: Thumbprint,
         method: VoteMethod,
@@ -112,11 +112,10 @@ impl<'a> VotingKey<'a> {
 pub fn active_keys<'a>(
     person: &'a Person,
     enrolled: &'a PersonCredentials,
-) -> impl Iterator<Item = PublicKey> + 'a {
+) -> impl Iterator<Item = &'a PublicKey> {
     person
         .keys
         .iter()
-        .filter_map(|k| PublicKey::from_jwk(&k.jwk).ok())
         .filter(|k| !enrolled.revoked.contains(&k.thumbprint()))
 }
 
@@ -157,11 +156,23 @@ pub struct VoteProofCache(Mutex<Generations>);
 /// Two generations, so that eviction is dropping one of them.
 #[derive(Debug, Default)]
 struct Generations {
-    recent: HashMap<Digest, Arc<VoteStatement>>,
+    recent: HashMap<Digest, (Arc<VoteStatement>, usize)>,
     recent_bytes: usize,
-    previous: HashMap<Digest, Arc<VoteStatement>>,
+    previous: HashMap<Digest, (Arc<VoteStatement>, usize)>,
     #[cfg(test)]
     verifications: usize,
+}
+
+impl Generations {
+    fn insert(&mut self, cache_key: Digest, bytes: usize, statement: Arc<VoteStatement>) {
+        if self.recent_bytes >= GENERATION_BYTES_MAX {
+            self.previous = std::mem::take(&mut self.recent);
+            self.recent_bytes = 0;
+        }
+        if self.recent.insert(cache_key, (statement, bytes)).is_none() {
+            self.recent_bytes = self.recent_bytes.saturating_add(bytes + ENTRY_BYTES);
+        }
+    }
 }
 
 /// Bytes of statements in one generation, as signed; parsed they take a few times that.
@@ -194,21 +205,19 @@ impl VoteProofCache {
         Some(statement)
     }
 
+    /// A hit in the previous generation moves to the recent one, so that votes in use are not evicted.
     fn get(&self, cache_key: &Digest) -> Option<Arc<VoteStatement>> {
-        let cached = self.lock();
-        let found = cached.recent.get(cache_key);
-        found.or_else(|| cached.previous.get(cache_key)).cloned()
+        let mut cached = self.lock();
+        if let Some((statement, _)) = cached.recent.get(cache_key) {
+            return Some(Arc::clone(statement));
+        }
+        let (statement, bytes) = cached.previous.remove(cache_key)?;
+        cached.insert(*cache_key, bytes, Arc::clone(&statement));
+        Some(statement)
     }
 
     fn insert(&self, cache_key: Digest, bytes: usize, statement: Arc<VoteStatement>) {
-        let mut cached = self.lock();
-        if cached.recent_bytes >= GENERATION_BYTES_MAX {
-            cached.previous = std::mem::take(&mut cached.recent);
-            cached.recent_bytes = 0;
-        }
-        if cached.recent.insert(cache_key, statement).is_none() {
-            cached.recent_bytes = cached.recent_bytes.saturating_add(bytes + ENTRY_BYTES);
-        }
+        self.lock().insert(cache_key, bytes, statement);
     }
 
     fn lock(&self) -> MutexGuard<'_, Generations> {
@@ -312,9 +321,11 @@ mod tests {
         let signed = statement(300);
         let original = vote(&signed, &ours);
         let cache = VoteProofCache::default();
-        let key = |key: &SigningKey| VotingKey::Registered(key.public().clone());
+        fn registered(key: &SigningKey) -> VotingKey<'_> {
+            VotingKey::Registered(key.public())
+        }
         let verified = |vote: &VoteRecord, by: &SigningKey, party: &RelyingParty| {
-            let found = cache.verified_statement(vote, &key(by), party);
+            let found = cache.verified_statement(vote, &registered(by), party);
             (found.is_some(), cache.lock().verifications)
         };
         assert_eq!(verified(&original, &ours, &party), (true, 1));

@@ -11,7 +11,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::AuditError;
-use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{BundleFiles, Person, PolicyBundle, StepUpProfile, VoteMethod};
 use crate::webauthn::{self, Assertion, AssertionEvidenceError, WebauthnError};
@@ -221,7 +220,6 @@ impl VoteVerifier {
             let key = voter
                 .keys
                 .iter()
-                .filter_map(|key| PublicKey::from_jwk(&key.jwk).ok())
                 .find(|key| key.thumbprint() == cast.key)
                 .ok_or(VoteError::KeyNotActive)?;
             if !key.verify(digest.as_bytes(), &signature) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::telemetry::{GaugeSnapshot, Metrics};
+use crate::telemetry::{GaugeSnapshot, LimitKind, Metrics};
 use crate::verify::{self, Attested, VerifyError};
 
 /// An authenticated caller: the key of its rate limit.
@@ -119,7 +119,7 @@ impl Broker {
             Ok(()) => return Ok(()),
             Err(after) => after,
         };
-        self.metrics.rate_limited(class.as_str(), "caller");
+        self.metrics.rate_limited(class.as_str(), LimitKind::Caller);
         if let Some(count) = self.rate_limit_log_throttle.poll(self.uptime()) {
             tracing::warn!(
                 count,

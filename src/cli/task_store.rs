@@ -158,8 +158,8 @@ pub(super) fn state_dir() -> Result<PathBuf, CliError> {
     let state = from_env("XDG_STATE_HOME")
         .filter(|dir| dir.is_absolute())
         .or_else(|| from_env("HOME").map(|h| h.join(".local/state")));
-    let state = state
-        .ok_or_else(|| CliError::usage("HOME is not from_env; name a key file with --task-key"))?;
+    let state =
+        state.ok_or_else(|| CliError::usage("HOME is not set; name a key file with --task-key"))?;
     Ok(state.join("dipylon"))
 }
 

@@ -131,7 +131,7 @@ impl<'a> Document<'a> {
                     path,
                     line: line_at(self.text, key.span().start),
                     leaf,
-                    secret: secret(name, value.get_ref()).filter(|_| leaf),
+                    secret: secret(name, value.get_ref(), leaf),
                 };
                 found.push((key.span().start, key_span));
             }
@@ -316,13 +316,15 @@ fn holds_table(value: &DeValue<'_>) -> bool {
 }
 
 /// What kind of secret a value is, by its content or by the last word of its name.
-fn secret(name: &str, value: &DeValue<'_>) -> Option<&'static str> {
+/// A private key is one wherever it stands; a table may have such a name.
+fn secret(name: &str, value: &DeValue<'_>, leaf: bool) -> Option<&'static str> {
     let last = name.rsplit(['_', '-']).next().unwrap_or_default();
     if holds_private_key(value) {
         Some("a private key")
-    } else if SECRET_WORDS
-        .iter()
-        .any(|word| last.eq_ignore_ascii_case(word))
+    } else if leaf
+        && SECRET_WORDS
+            .iter()
+            .any(|word| last.eq_ignore_ascii_case(word))
     {
         Some("a secret")
     } else {
@@ -501,6 +503,10 @@ mod tests {
             (
                 "realm = \"r\"\n[[many]]\nname = \"\"\"\n-----BEGIN PRIVATE KEY-----\nhunter2\n\"\"\"\n",
                 3,
+            ),
+            (
+                "realm = \"r\"\nmany = [{ name = \"a\" }, \"-----BEGIN PRIVATE KEY-----hunter2\"]\n",
+                2,
             ),
         ] {
             let problems = problems(text);

@@ -36,8 +36,7 @@ pub use authorize::{AuthzDecision, AuthzRequest, OperateDecision};
 pub use catalogue::{CatalogueAction, ParamSpec, ParamType};
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
 pub use people::{
-    Person, QUORUM_MAX, RegisteredKey, RegisteredService, Role, ServiceKind, StepUpProfile,
-    VoteMethod,
+    Person, QUORUM_MAX, RegisteredService, Role, ServiceKind, StepUpProfile, VoteMethod,
 };
 pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -28,7 +28,7 @@ pub struct Person {
     /// The person's roles.
     pub roles: BTreeSet<Role>,
     /// The person's keys.
-    pub keys: Vec<RegisteredKey>,
+    pub keys: Vec<PublicKey>,
 }
 
 /// What a person may do at the broker.
@@ -61,13 +61,6 @@ impl Role {
     }
 }
 
-/// A registered public key: an EC key on P-256 as a JWK (RFC 7517, RFC 7518 §6.2), without a private part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegisteredKey {
-    /// Members `kty`, `crv`, `x`, `y`.
-    pub jwk: Value,
-}
-
 /// A registered caller that is neither an agent nor a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredService {
@@ -80,7 +73,7 @@ pub struct RegisteredService {
     /// The attested identity that may call as this service, matched byte by byte.
     pub spiffe_id: Option<SpiffeId>,
     /// Its keys.
-    pub keys: Vec<RegisteredKey>,
+    pub keys: Vec<PublicKey>,
 }
 
 /// The kind of a service.
@@ -319,7 +312,7 @@ impl People {
                 None
             }
         };
-        if let (Some(of), Some((jwk, x))) = (of, jwk) {
+        if let (Some(of), Some((key, x))) = (of, jwk) {
             let holder = match (PersonId::parse(&of), ServiceId::parse(&of)) {
                 (Ok(person), Ok(service)) => match self.persons.get_mut(&person) {
                     Some(person) => Some(&mut person.keys),
@@ -332,7 +325,7 @@ impl People {
                     "the same key is already registered for \"{first}\""
                 )),
                 (Some(keys), None) => {
-                    keys.push(RegisteredKey { jwk });
+                    keys.push(key);
                     seen.insert(x, of);
                 }
                 (None, _) => {
@@ -410,7 +403,7 @@ fn read_jwk<'a>(
     source: TomlSource<'a>,
     value: &'a Spanned<DeValue<'a>>,
     outer: &mut TableReader<'a, '_>,
-) -> Option<(Value, String)> {
+) -> Option<(PublicKey, String)> {
     let Some(table) = value.get_ref().as_table() else {
         outer.problem(
             "jwk must be a table: { kty = \"EC\", crv = \"P-256\", x = \"…\", y = \"…\" }",
@@ -432,7 +425,7 @@ fn read_jwk<'a>(
     };
     let jwk = json!({ "kty": kty, "crv": crv, "x": x, "y": y });
     match PublicKey::from_jwk(&jwk) {
-        Ok(_) => Some((jwk, x)),
+        Ok(key) => Some((key, x)),
         Err(why) => {
             outer.problem(why.to_string());
             None

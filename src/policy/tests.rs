@@ -1059,7 +1059,7 @@ fn one_key_one_person() {
     let maria = bundle
         .person(&PersonId::parse("maria").expect("id"))
         .expect("person");
-    assert_eq!(maria.keys[0].jwk["x"], x);
+    assert_eq!(maria.keys[0].to_jwk()["x"], x);
     assert_eq!(
         bundle
             .service(&ServiceId::parse("idp").expect("id"))

@@ -28,7 +28,7 @@ use super::http;
 use super::unix::GuardedUnixListener;
 use crate::broker::Broker;
 
-/// ConnectionLimits at once.
+/// Connections at once.
 const CONNECTIONS_MAX: usize = 32;
 /// Longest a connection may stay open.
 const MAX_AGE: Duration = Duration::from_secs(15);

@@ -24,7 +24,7 @@ use crate::rate_limit::{
     Class, ConcurrencyLimiter, ConcurrencyPermit, KeyedRateLimiter, LogThrottle, PerKeyLimit,
     PerKeyPermit,
 };
-use crate::telemetry::InFlightGuard;
+use crate::telemetry::{InFlightGuard, LimitKind};
 
 /// The counters in front of one broker.
 pub(super) struct AdmissionControl {
@@ -78,7 +78,7 @@ impl AdmissionControl {
         class: Class,
     ) -> Result<ConcurrencyPermit, Duration> {
         self.concurrency.acquire(class).await.map_err(|_| {
-            self.record_shed(class, "places");
+            self.record_shed(class, LimitKind::Concurrency);
             OVERLOAD_RETRY_AFTER
         })
     }
@@ -119,18 +119,18 @@ impl AdmissionControl {
         class: Class,
     ) -> Result<PerKeyPermit<K>, Status> {
         streams.acquire(key).ok_or_else(|| {
-            self.record_shed(class, "watches");
+            self.record_shed(class, LimitKind::Streams);
             rate_limited(OVERLOAD_RETRY_AFTER)
         })
     }
 
-    fn record_shed(&self, class: Class, by: &'static str) {
+    fn record_shed(&self, class: Class, by: LimitKind) {
         self.broker.metrics().rate_limited(class.as_str(), by);
         if let Some(count) = self.log_throttle.poll(self.broker.uptime()) {
             tracing::warn!(
                 count,
                 class = class.as_str(),
-                by,
+                by = by.as_str(),
                 "load shed (rate limited)"
             );
         }
@@ -181,7 +181,7 @@ pub(super) async fn check_source_rate(
     {
         Ok(()) => next.run(request).await,
         Err(after) => {
-            admission.record_shed(class, "source");
+            admission.record_shed(class, LimitKind::Source);
             too_many_requests(&request, after)
         }
     }

@@ -1,4 +1,4 @@
-//! ConnectionLimits: one connection from its TLS handshake to its end.
+//! Connections: one connection from its TLS handshake to its end.
 //!
 //! In: a socket. Out: requests for the router. Closed when: no first request comes in time; the client does not read a
 //! response; the connection is idle; its maximum age is reached; the broker stops; under connection pressure (the listener is

@@ -23,9 +23,9 @@ pub(super) enum Socket {
 /// Counters of the listeners since the start.
 #[derive(Debug, Default)]
 pub struct ConnectionStats {
-    /// ConnectionLimits accepted.
+    /// Connections accepted.
     pub accepted: AtomicU64,
-    /// ConnectionLimits open now.
+    /// Connections open now.
     pub open: AtomicU64,
     /// Closed at once: the source had as many open as it may.
     pub per_source_limit: AtomicU64,

@@ -1,4 +1,4 @@
-//! KeyedRateLimiter of the listeners that several files share.
+//! Limits of the listeners that several files share.
 
 /// Longest message either way, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;

@@ -171,7 +171,8 @@ impl Default for Metrics {
         };
         // Present from the start with 0: an alert on a change sees the first event.
         for class in ["general", "reserved"] {
-            for by in ["source", "caller", "concurrency"] {
+            for limit in LimitKind::ALL {
+                let by = limit.as_str();
                 drop(
                     metrics
                         .rate_limited
@@ -227,7 +228,8 @@ impl Metrics {
     }
 
     /// A call was rate limited.
-    pub fn rate_limited(&self, class: &'static str, by: &'static str) {
+    pub fn rate_limited(&self, class: &'static str, limit: LimitKind) {
+        let by = limit.as_str();
         self.rate_limited
             .get_or_create(&RateLimitLabels { class, by })
             .inc();
@@ -342,6 +344,34 @@ impl Metrics {
     }
 }
 
+/// The limit that shed a call: label `by` of `dipylon_rate_limited_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitKind {
+    /// The rate of the source address, before anything is verified.
+    Source,
+    /// The rate of the authenticated caller.
+    Caller,
+    /// The number of concurrent calls.
+    Concurrency,
+    /// The number of open streams of one caller.
+    Streams,
+}
+
+impl LimitKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Source, Self::Caller, Self::Concurrency, Self::Streams];
+
+    /// The value of the label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Caller => "caller",
+            Self::Concurrency => "concurrency",
+            Self::Streams => "streams",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -404,7 +434,7 @@ mod tests {
         let second = Duration::from_secs(1);
         metrics.call_completed("m", "OK", second);
         metrics.refused("NOT_FOUND");
-        metrics.rate_limited("general", "source");
+        metrics.rate_limited("general", LimitKind::Source);
         metrics.evidence_checked("jwt_svid", "valid");
         metrics.authentication_failed("stale");
         metrics.decided("approved", None);
@@ -424,6 +454,14 @@ mod tests {
         };
         let text = metrics.render(&snapshot);
         assert_eq!(exposed(&text), documented());
+        for limit in LimitKind::ALL {
+            let (name, value) = (
+                "`dipylon_rate_limited_total`",
+                format!("`{}`", limit.as_str()),
+            );
+            let mut rows = METRICS_DOC.lines().filter(|line| line.contains(name));
+            assert!(rows.any(|row| row.contains(&value)), "{limit:?}");
+        }
         for line in text.lines().filter(|l| l.starts_with("# HELP")) {
             assert!(line.split(' ').count() > 4, "has a help text: {line}");
         }

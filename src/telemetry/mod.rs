@@ -10,4 +10,4 @@ mod metrics;
 #[cfg(feature = "otlp")]
 pub mod traces;
 
-pub use metrics::{GaugeSnapshot, InFlightGuard, METRICS_DOC, Metrics};
+pub use metrics::{GaugeSnapshot, InFlightGuard, LimitKind, METRICS_DOC, Metrics};

@@ -21,6 +21,8 @@ pub struct TimelineEvent {
     pub kind: &'static str,
     /// A short constant description.
     pub what: &'static str,
+    /// Whether a request or a vote was denied.
+    pub is_denial: bool,
     /// The actor: an agent, a person, a service, or `broker`.
     pub who: String,
     /// Details.
@@ -439,6 +441,7 @@ impl Broker {
             at: entry.at,
             kind,
             what,
+            is_denial: is_denial(&entry.event),
             who: text::escape_invisible(&who),
             detail: text::escape_invisible(&detail),
             ids,
@@ -455,6 +458,15 @@ fn named<T: ToString>(ids: &[T]) -> Vec<String> {
     ids.iter().take(IDS_MAX).map(ToString::to_string).collect()
 }
 
+/// Whether the event denies a request: by rule, by a refused vote, or by an approver.
+fn is_denial(event: &Event) -> bool {
+    match event {
+        Event::RequestDenied(_) | Event::VoteRefused(_) => true,
+        Event::VoteCast(vote) => vote.verdict == Verdict::Deny,
+        _ => false,
+    }
+}
+
 /// The verification of the evidence, from the entry that opened the task.
 fn verified(task: &TaskRecord) -> TimelineEvent {
     let facts = &task.opened.evidence;
@@ -463,6 +475,7 @@ fn verified(task: &TaskRecord) -> TimelineEvent {
         at: facts.verified_at,
         kind: "",
         what: "evidence verified",
+        is_denial: false,
         who: text::escape_invisible(facts.subject.as_str()),
         detail: text::escape_invisible(&format!("{} by key {}", facts.kind.as_str(), facts.kid)),
         ids: Vec::new(),
@@ -479,6 +492,7 @@ fn expired(grant: &Grant, task: &TaskRecord, now: Timestamp) -> Option<TimelineE
         at,
         kind: "",
         what: "token expired",
+        is_denial: false,
         who: BROKER.to_owned(),
         detail: text::escape_invisible(&format!(
             "{} on {}",

@@ -45,7 +45,7 @@ impl IdLink {
 impl TimelineRow {
     pub(super) fn new(moment: &TimelineEvent, now: Timestamp) -> Self {
         Self {
-            class: class(moment.kind, moment.what),
+            class: class(moment),
             kind: moment.kind,
             at: DisplayTime::new(moment.at, now),
             index: moment.index,
@@ -57,13 +57,12 @@ impl TimelineRow {
     }
 }
 
-/// The mark of an event: a gate, a token, a denial, an end, or none. For display only.
-fn class(kind: &str, what: &str) -> &'static str {
-    match kind {
+/// The mark of an event: a denial, a gate, a token, an end, or none. For display only.
+fn class(event: &TimelineEvent) -> &'static str {
+    match event.kind {
+        _ if event.is_denial => "no",
         "TaskOpened" => "gate",
         "TokenIssued" => "mint",
-        "RequestDenied" | "VoteRefused" => "no",
-        "VoteCast" if what == "no" => "no",
         "TaskEnded" | "GrantsEnded" => "end",
         _ => "",
     }

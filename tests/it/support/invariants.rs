@@ -9,7 +9,6 @@ use dipylon::audit::{Checkpoint, JournalVerifier, VoteVerifier};
 use dipylon::journal::JournalReader;
 use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
-use dipylon_sdk::jose::PublicKey;
 use dipylon_sdk::model::*;
 
 #[derive(Default)]
@@ -341,10 +340,10 @@ impl InvariantChecker {
             "law 4: a vote by a revoked key"
         );
         let signed = match f.assertion {
-            None => person.keys.iter().any(|k| {
-                let key = PublicKey::from_jwk(&k.jwk).expect("key");
-                key.thumbprint() == f.key && key.verify(digest.as_bytes(), &signature)
-            }),
+            None => person
+                .keys
+                .iter()
+                .any(|key| key.thumbprint() == f.key && key.verify(digest.as_bytes(), &signature)),
             Some(evidence) => {
                 let evidence = journal
                     .blob(&evidence)
