@@ -229,13 +229,12 @@ fn print_token(output: &Output, token: &AccessToken, show: bool, now: Timestamp)
         },
         || {
             let uses = match token.uses() {
-                Some(1) => "one".to_owned(),
-                Some(uses) => uses.to_string(),
-                None => "any number until it expires".to_owned(),
+                                Some(uses) => uses.to_string(),
+                None => "unlimited until it expires".to_owned(),
             };
-            let again = if token.reissued() { " (the same token, signed again)" } else { "" };
+            let reissued = if token.reissued() { " (reissued: the same token, signed again)" } else { "" };
             let mut fields = FieldList::default();
-            fields.row("token", format!("{}{again}", token.jti()))
+            fields.row("token", format!("{}{reissued}", token.jti()))
                 .row("for", action_text(token.action()))
                 .row("until", format!("{}, {}", token.expires_at(), render::relative_time(token.expires_at(), now)))
                 .row("uses", uses)
@@ -262,13 +261,13 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
         || {
             let mut fields = FieldList::default();
             fields.row("pending", pending.access_request_id().to_string())
-                .row("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
+                .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()))
                 .row("because", render::rule_lines(pending.rules()))
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
                 .row("decision", pending.decision_id().to_string());
-            format!("{}\nrepeat with --idempotency-key {}", fields.to_text(), pending.idempotency_key())
+            format!("{}\nto repeat this request:  --idempotency-key {}", fields.to_text(), pending.idempotency_key())
         },
     );
 }
@@ -303,7 +302,7 @@ fn print_denied(output: &Output, denial: &Denial, action: &Action) {
             }
             fields.row("decision", denial.decision_id().to_string());
             format!(
-                "{}\nan operator can see more:  dipylon explain {}",
+                "{}\nan operator can see the details:  dipylon explain {}",
                 fields.to_text(),
                 denial.decision_id()
             )
@@ -336,7 +335,7 @@ async fn introspect(
         },
         || {
             if !found.active {
-                return "inactive: expired, revoked, or not for this validator".to_owned();
+                return "inactive: expired, revoked, or issued for another audience".to_owned();
             }
             let mut fields = FieldList::default();
             fields.row("active", escape_invisible(&found.jti))

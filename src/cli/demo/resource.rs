@@ -1,5 +1,5 @@
-//! The resource server's process: an identity provider with three accounts and a case system with one case. It takes
-//! nobody's word: each request is checked offline by the validator, and a single use is spent before anything changes.
+//! The resource server's process: an identity provider with three accounts and a case system with one case. The validator
+//! checks each request offline, and a limited use is consumed before anything changes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,9 +47,9 @@ struct Server {
     accounts: Mutex<BTreeMap<String, bool>>,
 }
 
-/// Stdin carries no orders: its end is the only one.
+/// The resource server takes no instructions: it ends when stdin does.
 #[derive(Debug, Deserialize)]
-struct NoOrder {}
+struct NoInstruction {}
 
 pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, CliError> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
@@ -90,14 +90,14 @@ pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, CliErro
     let done = child::serve(
         json!({ "url": url }),
         tokio::io::stdin(),
-        async |NoOrder {}| Ok(json!({})),
+        async |NoInstruction {}| Ok(json!({})),
     )
     .await;
     serving.abort();
     done
 }
 
-/// For the audience of the demo: a real one would not show its accounts to everybody.
+/// The accounts, for the demo's output: a real server would require a token here too.
 async fn accounts(State(server): State<Arc<Server>>) -> Response {
     json_response(
         StatusCode::OK,
@@ -147,7 +147,7 @@ async fn disable(
         .await
     {
         Ok(admitted) => admitted,
-        Err(refused) => return refused,
+        Err(rejection) => return rejection,
     };
     let Ok(use_id) = random_name() else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -193,12 +193,12 @@ async fn case(
             &json!({ "case": id, "title": "Sign-ins from two continents" }),
         ),
         Ok(_) => StatusCode::NOT_FOUND.into_response(),
-        Err(refused) => refused,
+        Err(rejection) => rejection,
     }
 }
 
 impl Server {
-    /// What the request presents against what this server is about to do.
+    /// Checks the request's token against the action this server is about to perform.
     async fn admit(
         &self,
         validator: &Validator,
@@ -216,7 +216,7 @@ impl Server {
         };
         let require = require().map_err(|_| StatusCode::BAD_REQUEST.into_response())?;
         let Some(token) =
-            one(headers, "authorization").and_then(|value| value.strip_prefix("DPoP "))
+            single_header(headers, "authorization").and_then(|value| value.strip_prefix("DPoP "))
         else {
             return Err((
                 StatusCode::UNAUTHORIZED,
@@ -227,7 +227,7 @@ impl Server {
         let url = format!("{}{path}", self.url);
         let presented = PresentedToken {
             token,
-            dpop: one(headers, "dpop"),
+            dpop: single_header(headers, "dpop"),
             method,
             url: &url,
             openings: &BTreeMap::new(),
@@ -239,8 +239,8 @@ impl Server {
     }
 }
 
-/// A header that stands exactly once.
-fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The value of a header that is present exactly once.
+fn single_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     if values.next().is_some() {
