@@ -40,6 +40,7 @@ mod operator_setup;
 mod otlp;
 mod properties;
 mod readme_walkthrough;
+mod request_command;
 mod sdk_dependencies;
 mod secrets;
 mod shutdown_and_reload;
