@@ -128,20 +128,20 @@ pub(super) async fn run(
             );
         }
         AgentCommand::Suspend { id, reason, key } => {
-            let done = key.operator_client(common)?.suspend(&id, &reason).await?;
+            let report = key.operator_client(common)?.suspend(&id, &reason).await?;
             output.print(
-                || json!({ "agent": id, "suspended": true, "tasks_ended": done.tasks_ended, "position": done.position }),
-                || format!("{id} is suspended by entry {}: {} tasks ended and their tokens are revoked", done.position, done.tasks_ended),
+                || json!({ "agent": id, "suspended": true, "tasks_ended": report.tasks_ended, "position": report.position }),
+                || format!("{id} is suspended by entry {}: {} tasks ended and their tokens are revoked", report.position, report.tasks_ended),
             );
         }
         AgentCommand::Resume { id, key } => {
-            let done = key.operator_client(common)?.resume(&id).await?;
+            let position = key.operator_client(common)?.resume(&id).await?;
             output.print(
-                || json!({ "agent": id, "suspended": false, "position": done }),
+                || json!({ "agent": id, "suspended": false, "position": position }),
                 || {
                     format!(
                         "{id} is resumed by entry {}; ended tasks and revoked tokens stay ended",
-                        done
+                        position
                     )
                 },
             );

@@ -144,11 +144,11 @@ fn approvers_table(people: &[client::ApproverInfo], now: Timestamp) -> String {
                 String::new(),
             )
         });
-        let mut all: Vec<_> = passkeys.chain(keys).chain(invited).chain(revoked).collect();
-        if all.is_empty() {
-            all.push((String::new(), "no key".to_owned(), String::new()));
+        let mut key_rows: Vec<_> = passkeys.chain(keys).chain(invited).chain(revoked).collect();
+        if key_rows.is_empty() {
+            key_rows.push((String::new(), "no key".to_owned(), String::new()));
         }
-        for (index, (key, kind, last)) in all.into_iter().enumerate() {
+        for (index, (key, kind, last)) in key_rows.into_iter().enumerate() {
             // The person's columns are filled in the first row only.
             let first_row = |text: String| if index == 0 { text } else { String::new() };
             rows.push(vec![

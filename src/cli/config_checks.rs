@@ -119,8 +119,8 @@ pub(super) fn print_findings(output: &Output, findings: Vec<Finding>) -> ExitCod
     let failed = findings.iter().any(Finding::is_failure);
     output.print(
         || {
-            let all: Vec<_> = findings.iter().map(Finding::to_json).collect();
-            json!({ "passed": !failed, "findings": all })
+            let json_findings: Vec<_> = findings.iter().map(Finding::to_json).collect();
+            json!({ "passed": !failed, "findings": json_findings })
         },
         || {
             let mut text = String::new();

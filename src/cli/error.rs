@@ -60,10 +60,10 @@ impl CliError {
     }
 }
 
-/// An error of a file or another system call, as `what: why`.
-pub(super) fn io_error(what: impl Display) -> impl FnOnce(std::io::Error) -> CliError {
-    let what = what.to_string();
-    move |source| CliError::failed(format!("{what}: {source}"))
+/// An error of a file or another system call, as `subject: why`.
+pub(super) fn io_error(subject: impl Display) -> impl FnOnce(std::io::Error) -> CliError {
+    let subject = subject.to_string();
+    move |source| CliError::failed(format!("{subject}: {source}"))
 }
 
 impl From<ParseError> for CliError {

@@ -111,17 +111,17 @@ fn parameters_cell(action: Option<&Action>, parameters_omitted: bool) -> String 
     let Some(action) = action else {
         return "?".to_owned();
     };
-    let all: Vec<String> = action
+    let parameters: Vec<String> = action
         .parameters
         .iter()
         .map(|(name, value)| format!("{name}={}", value.to_json()))
         .collect();
     if parameters_omitted {
         "on the card".to_owned()
-    } else if all.is_empty() {
+    } else if parameters.is_empty() {
         "-".to_owned()
     } else {
-        let text = all.join(" ");
+        let text = parameters.join(" ");
         let total = text.chars().count();
         if total <= PARAMETERS_CHARS_MAX {
             return escape_untrusted(&text);

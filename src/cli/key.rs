@@ -18,7 +18,7 @@ pub(super) enum KeyCommand {
         /// The file to create; an existing file is never replaced
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
-        /// The person's or service's id in people.toml
+        /// The person's or service's id, for the printed [[key]] table
         #[arg(long, value_name = "ID", default_value = "…")]
         of: String,
     },
@@ -27,7 +27,7 @@ pub(super) enum KeyCommand {
         /// The private key file
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
-        /// The person's or service's id in people.toml
+        /// The person's or service's id, for the printed [[key]] table
         #[arg(long, value_name = "ID", default_value = "…")]
         of: String,
     },

@@ -144,7 +144,7 @@ enum Command {
     /// Create and show keys of people and services
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Development helpers: issue test SVIDs
+    /// Development helpers: test SVIDs and test trust domains
     #[command(subcommand)]
     Dev(dev::DevCommand),
     #[cfg(feature = "demo")]

@@ -37,13 +37,13 @@ pub(super) fn param(text: &str) -> Result<NamedParam, ParseError> {
 
 fn plain(text: &str) -> Result<Param, ParseError> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let whole = !digits.is_empty()
+    let is_integer = !digits.is_empty()
         && digits.bytes().all(|b| b.is_ascii_digit())
         && (digits == "0" || !digits.starts_with('0'));
     match text {
         "true" => Ok(Param::Bool(true)),
         "false" => Ok(Param::Bool(false)),
-        _ if whole && text != "-0" => {
+        _ if is_integer && text != "-0" => {
             let number = text
                 .parse()
                 .map_err(|_| ParseError::new("parameter", "numbers must be within ±(2^53-1)"))?;

@@ -73,8 +73,8 @@ pub(super) async fn run(
         RequestCommand::Deny(args) => vote::run(common, output, args, Verdict::Deny).await,
         RequestCommand::Cancel(args) => {
             let task = args.task.attach(common, &args.evidence)?;
-            let after = task.cancel(args.access_request).await?;
-            print_status(output, &after);
+            let request = task.cancel(args.access_request).await?;
+            print_status(output, &request);
             Ok(ExitCode::SUCCESS)
         }
     }

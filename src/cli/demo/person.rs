@@ -55,8 +55,8 @@ pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, CliError>
             let profile = profile.profile.name.clone();
             let narrowing = Narrowing::default();
             let reviewed = ReviewedCard { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
-            let after = approver.vote(&reviewed).await?;
-            Ok(json!({ "outcome": render::status(after.status), "title": card.title, "profile": profile }))
+            let request = approver.vote(&reviewed).await?;
+            Ok(json!({ "outcome": render::status(request.status), "title": card.title, "profile": profile }))
         }
         PersonInstruction::Apply { dir } => {
             let applied = operator.apply_policy_bundle(&policy_dir::read(&dir)?).await?;

@@ -87,14 +87,14 @@ pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, CliErro
         .route("/cases/{id}", get(case))
         .with_state(server);
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
-    let done = child::serve(
+    let result = child::serve(
         json!({ "url": url }),
         tokio::io::stdin(),
         async |NoInstruction {}| Ok(json!({})),
     )
     .await;
     serving.abort();
-    done
+    result
 }
 
 /// The accounts, for the demo's output: a real server would require a token here too.
@@ -136,8 +136,8 @@ async fn disable(
     };
     let parameters = BTreeMap::from([("end_sessions".to_owned(), Param::Bool(body.end_sessions))]);
     let path = format!("/accounts/{id}/disable");
-    let admitted = match server
-        .admit(
+    let authorized = match server
+        .authorize(
             &server.idp,
             &headers,
             ("POST", &path),
@@ -146,15 +146,19 @@ async fn disable(
         )
         .await
     {
-        Ok(admitted) => admitted,
+        Ok(authorized) => authorized,
         Err(rejection) => return rejection,
     };
     let Ok(use_id) = random_name() else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let spent = match server.idp.consume(admitted, &format!("use-{use_id}")).await {
-        Ok(spent) => spent,
-        Err(rejected) => return reject(&rejected),
+    let consumed = match server
+        .idp
+        .consume(authorized, &format!("use-{use_id}"))
+        .await
+    {
+        Ok(consumed) => consumed,
+        Err(error) => return reject(&error),
     };
     let mut accounts = server
         .accounts
@@ -165,7 +169,7 @@ async fn disable(
             *enabled = false;
             json_response(
                 StatusCode::OK,
-                &json!({ "account": id, "enabled": false, "uses_left": spent.uses_left() }),
+                &json!({ "account": id, "enabled": false, "uses_left": consumed.uses_left() }),
             )
         }
         None => StatusCode::NOT_FOUND.into_response(),
@@ -179,7 +183,7 @@ async fn case(
 ) -> Response {
     let path = format!("/cases/{id}");
     match server
-        .admit(
+        .authorize(
             &server.cases,
             &headers,
             ("GET", &path),
@@ -199,7 +203,7 @@ async fn case(
 
 impl Server {
     /// Checks the request's token against the action this server is about to perform.
-    async fn admit(
+    async fn authorize(
         &self,
         validator: &Validator,
         headers: &HeaderMap,
@@ -235,7 +239,7 @@ impl Server {
         validator
             .check(&presented, &require)
             .await
-            .map_err(|rejected| reject(&rejected))
+            .map_err(|error| reject(&error))
     }
 }
 
@@ -250,10 +254,10 @@ fn single_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-fn reject(rejected: &ValidationError) -> Response {
-    let status = StatusCode::from_u16(rejected.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let mut response = json_response(status, &json!({ "error": rejected.to_string() }));
-    if let Some(challenge) = rejected
+fn reject(error: &ValidationError) -> Response {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let mut response = json_response(status, &json!({ "error": error.to_string() }));
+    if let Some(challenge) = error
         .www_authenticate()
         .and_then(|text| HeaderValue::from_str(&text).ok())
     {

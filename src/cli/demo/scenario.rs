@@ -252,7 +252,11 @@ impl Fixture {
     }
 
     /// The limits of an approval: another target, another workload, and rules that change before the token is issued.
-    async fn step_policy_change(&mut self, log: &mut StepLog, spent: &str) -> Result<(), CliError> {
+    async fn step_policy_change(
+        &mut self,
+        log: &mut StepLog,
+        used_jti: &str,
+    ) -> Result<(), CliError> {
         let cara = self.agent.call(&disable("cara", "cara-1", 0)).await?;
         let request = cara.text("access_request");
         log.step(
@@ -283,7 +287,7 @@ impl Fixture {
             "approved for cara, it requests ann: no token is issued",
             "a new access request",
             got,
-            &format!("the approval for ann was used by {spent}"),
+            &format!("the approval for ann was used by {used_jti}"),
         );
         let other = self
             .other
@@ -395,11 +399,11 @@ impl Fixture {
             &case.text("status"),
             &case.text("body"),
         );
-        let spent = self.use_on("ann", "ann-1").await?;
+        let reused = self.use_on("ann", "ann-1").await?;
         log.step(
             "the token that the tightened rules revoked stays revoked",
             "401 token: revoked",
-            &rejection(&spent),
+            &rejection(&reused),
             "",
         );
         let used = self.use_on("cara", "cara-2").await?;
@@ -554,14 +558,14 @@ impl Fixture {
     /// The resource server's accounts, such as `ann on, bob on, cara on`.
     async fn accounts(&self) -> Result<String, CliError> {
         let response = http::call("GET", &format!("{}/accounts", self.server), &[], None).await?;
-        let all = response.body.as_object().cloned().unwrap_or_default();
+        let accounts = response.body.as_object().cloned().unwrap_or_default();
         let account = |(name, enabled): (&String, &Value)| {
             format!(
                 "{name} {}",
                 if enabled == &json!(true) { "on" } else { "off" }
             )
         };
-        Ok(all.iter().map(account).collect::<Vec<_>>().join(", "))
+        Ok(accounts.iter().map(account).collect::<Vec<_>>().join(", "))
     }
 
     /// Writes the policy bundle with one more rule.

@@ -68,12 +68,12 @@ impl StepLog {
 
     /// Prints the summary; true if every step had the expected outcome.
     pub(super) fn end(&self) -> bool {
-        let all = self.failures == 0;
-        self.note(&if all {
+        let passed = self.failures == 0;
+        self.note(&if passed {
             format!("\n{} steps, all passed.", self.steps)
         } else {
             format!("\n{} of {} steps failed.", self.failures, self.steps)
         });
-        all
+        passed
     }
 }

@@ -87,8 +87,8 @@ How the command uses the token (--deliver):
 DIPYLON_TASK is the task's id; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
 
 A command that can get the agent's evidence itself can act as the agent and request every
-action the agent may request. Removing SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY from its environment does not
-prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
+action the agent may. Removing SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY from its environment does
+not prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
 a SPIFFE agent that attests this program and not only its user, or a pinned key (jkt in
 agents.toml) that the command cannot read: --task-key may be a pipe, such as
 <(sudo -u keeper cat key.pem).

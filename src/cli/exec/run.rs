@@ -101,8 +101,8 @@ impl ExecRun {
         program: &str,
         signals: &mut Signals,
     ) -> Result<TokenResult, Error> {
-        let began = self.clock.now();
-        let until = began.plus_secs(i64::from(wait_s.unwrap_or(0)));
+        let started_at = self.clock.now();
+        let until = started_at.plus_secs(i64::from(wait_s.unwrap_or(0)));
         let mut waiting = None;
         let first = tokio::select! {
             outcome = self.task.request_token(&self.token_request) => outcome,
@@ -134,7 +134,7 @@ impl ExecRun {
             None => {
                 let text = format!(
                     "until {until} ({})",
-                    format_seconds(until.since(began) / 1_000)
+                    format_seconds(until.since(started_at) / 1_000)
                 );
                 self.events
                     .event("waiting", &text, json!({ "until": until.to_string() }));
@@ -172,11 +172,11 @@ impl ExecRun {
         if let Some(id) = waiting {
             self.cancel_request(id).await;
         }
-        let what = waiting.map_or_else(String::new, |id| format!(", {id} was cancelled"));
+        let cancelled = waiting.map_or_else(String::new, |id| format!(", {id} was cancelled"));
         let number = signal.as_raw();
         self.events.event(
             "stopped",
-            &format!("by signal {number}{what}"),
+            &format!("by signal {number}{cancelled}"),
             json!({ "signal": number, "access_request": waiting }),
         );
         TokenResult::NotRun(program::signal_code(number))
