@@ -1,4 +1,4 @@
-//! The `dipylon` program: reads its arguments, calls a verb, exits with the verb's code.
+//! The `dipylon` program: parses its arguments, runs the command and exits with its code.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `agent`: what is registered, how it stands, and taking it out of service.
+//! `agent`: list, show, suspend and resume registered agents.
 
 use std::process::ExitCode;
 
@@ -16,12 +16,12 @@ use crate::model::text::escape_invisible;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AgentCommand {
-    /// List agents and how they stand
+    /// List agents with their status, running tasks and active tokens
     List {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Show one agent: what it is registered as, and how it stands
+    /// Show one agent: registration, status and use of its actions
     Show {
         /// The agent
         #[arg(value_parser = AgentId::parse)]
@@ -29,18 +29,18 @@ pub(super) enum AgentCommand {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Take an agent out of service: its tasks and tokens end at once
+    /// Suspend an agent: its tasks end and its tokens are revoked at once
     Suspend {
         /// The agent
         #[arg(value_parser = AgentId::parse)]
         id: AgentId,
-        /// Why, for the journal
+        /// The reason, recorded in the journal
         #[arg(long, default_value = "")]
         reason: String,
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Let an agent operate again; nothing that ended comes back
+    /// Resume a suspended agent; ended tasks and revoked tokens stay ended
     Resume {
         /// The agent
         #[arg(value_parser = AgentId::parse)]
@@ -61,13 +61,13 @@ pub(super) async fn run(
             output.print(
                 || agents.iter().map(to_json).collect::<Value>(),
                 || {
-                    let head = ["AGENT", "OWNER", "ENVIRONMENT", "STANDS", "TASKS", "TOKENS"];
+                    let head = ["AGENT", "OWNER", "ENVIRONMENT", "STATUS", "TASKS", "TOKENS"];
                     let row = |a: &client::AgentInfo| {
                         vec![
                             escape_invisible(&a.agent_id),
                             escape_invisible(&a.owner),
                             escape_invisible(&a.environment),
-                            stands(a),
+                            status_text(a),
                             a.tasks_running.to_string(),
                             a.tokens_active.to_string(),
                         ]
@@ -87,28 +87,40 @@ pub(super) async fn run(
                 || to_json(&agent),
                 || {
                     let mut fields = FieldList::default();
-                    fields.untrusted_row("agent", &agent.agent_id).row("stands", stands(&agent));
+                    fields
+                        .untrusted_row("agent", &agent.agent_id)
+                        .row("status", status_text(&agent));
                     if agent.registered {
-                        fields.untrusted_row("workload", &agent.spiffe_id)
+                        fields
+                            .untrusted_row("workload", &agent.spiffe_id)
                             .untrusted_row("owner", &agent.owner)
                             .untrusted_row("environment", &agent.environment)
                             .untrusted_row("model", &agent.model)
                             .untrusted_row("autonomy", &agent.autonomy)
                             .untrusted_row("groups", &agent.groups.join(", "))
-                            .untrusted_row("may ask for", &agent.actions.join(", "));
+                            .untrusted_row("allowed actions", &agent.actions.join(", "));
                         let pinned = match agent.jkt.as_str() {
-                            "" => "any: whoever steals its evidence can open a task with a key of their own",
+                            "" => {
+                                "any (not pinned): stolen evidence can open a task with another key"
+                            }
                             jkt => jkt,
                         };
-                        fields.untrusted_row("key", pinned);
+                        fields.untrusted_row("task key", pinned);
                     }
-                    fields.row("tasks running", agent.tasks_running.to_string())
-                        .row("tokens live", agent.tokens_active.to_string());
+                    fields
+                        .row("tasks running", agent.tasks_running.to_string())
+                        .row("tokens active", agent.tokens_active.to_string());
                     if agent.verified_at.is_some() {
-                        fields.row("verified", render::timestamp_with_distance(agent.verified_at.as_ref(), now));
+                        fields.row(
+                            "verified",
+                            render::timestamp_with_distance(agent.verified_at.as_ref(), now),
+                        );
                     }
                     if agent.attested_at.is_some() {
-                        fields.row("last attested", render::timestamp_with_distance(agent.attested_at.as_ref(), now));
+                        fields.row(
+                            "last attested",
+                            render::timestamp_with_distance(agent.attested_at.as_ref(), now),
+                        );
                     }
                     activity(&mut fields, &agent.activity);
                     fields.to_text()
@@ -116,20 +128,20 @@ pub(super) async fn run(
             );
         }
         AgentCommand::Suspend { id, reason, key } => {
-            let done = key.operator_client(common)?.suspend(&id, &reason).await?;
+            let report = key.operator_client(common)?.suspend(&id, &reason).await?;
             output.print(
-                || json!({ "agent": id, "suspended": true, "tasks_ended": done.tasks_ended, "position": done.position }),
-                || format!("{id} is suspended by entry {}: {} tasks ended with their tokens", done.position, done.tasks_ended),
+                || json!({ "agent": id, "suspended": true, "tasks_ended": report.tasks_ended, "position": report.position }),
+                || format!("{id} is suspended by entry {}: {} tasks ended and their tokens are revoked", report.position, report.tasks_ended),
             );
         }
         AgentCommand::Resume { id, key } => {
-            let done = key.operator_client(common)?.resume(&id).await?;
+            let position = key.operator_client(common)?.resume(&id).await?;
             output.print(
-                || json!({ "agent": id, "suspended": false, "position": done }),
+                || json!({ "agent": id, "suspended": false, "position": position }),
                 || {
                     format!(
-                        "{id} may operate again since entry {}; nothing that ended came back",
-                        done
+                        "{id} is resumed by entry {}; ended tasks and revoked tokens stay ended",
+                        position
                     )
                 },
             );
@@ -138,11 +150,11 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What it did with its actions, and which of its ceiling it never asked for.
+/// The requests per action, and the allowed actions never requested.
 fn activity(fields: &mut FieldList, activity: &[client::AgentActionStats]) {
     for used in activity.iter().filter(|used| used.requested > 0) {
         let counts = [
-            ("asked", used.requested),
+            ("requested", used.requested),
             ("granted", used.granted),
             ("refused by rules", used.refused),
             ("approved", used.approved),
@@ -150,15 +162,15 @@ fn activity(fields: &mut FieldList, activity: &[client::AgentActionStats]) {
             ("expired", used.expired),
         ];
         let counts = counts.iter().filter(|(_, n)| *n > 0);
-        let counts: Vec<_> = counts.map(|(what, n)| format!("{what} {n}")).collect();
-        let gone = match used.in_ceiling {
+        let counts: Vec<_> = counts.map(|(label, n)| format!("{label} {n}")).collect();
+        let note = match used.in_ceiling {
             true => "",
-            false => " (no longer in its ceiling)",
+            false => " (no longer allowed)",
         };
         fields.row(
             "used",
             format!(
-                "{}{gone}: {}",
+                "{}{note}: {}",
                 escape_invisible(&used.action),
                 counts.join(", ")
             ),
@@ -167,12 +179,12 @@ fn activity(fields: &mut FieldList, activity: &[client::AgentActionStats]) {
     let never = activity.iter().filter(|used| used.requested == 0);
     let never: Vec<&str> = never.map(|used| used.action.as_str()).collect();
     if !never.is_empty() {
-        fields.untrusted_row("never used", &never.join(", "));
+        fields.untrusted_row("never requested", &never.join(", "));
     }
 }
 
-/// How an agent stands, in a word or two.
-fn stands(agent: &client::AgentInfo) -> String {
+/// The agent's status: in service, suspended, frozen or not registered.
+fn status_text(agent: &client::AgentInfo) -> String {
     let mut words = Vec::new();
     if !agent.registered {
         words.push("not registered".to_owned());

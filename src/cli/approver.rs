@@ -1,4 +1,4 @@
-//! `approver`: who may vote, with which keys; inviting to a passkey, and making keys count no more.
+//! `approver`: list approvers and their keys, invite them to enrol passkeys, revoke keys.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ use crate::model::{Digest, ParseError, PersonId, Thumbprint, Timestamp};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ApproverCommand {
-    /// Invite a registered person to enrol a passkey: a code for one browser, good for ten minutes, once
+    /// Invite a registered person to enrol a passkey with a single-use code, valid for ten minutes
     Invite {
         /// The person, by the id in people.toml
         #[arg(value_parser = PersonId::parse)]
@@ -29,12 +29,12 @@ pub(super) enum ApproverCommand {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Make keys of a person count no more, for good: all of them, or one; votes by them that no token rests on are void
+    /// Revoke all keys of a person, or one, permanently; their votes no longer count unless a token was issued on them
     Revoke {
         /// The person
         #[arg(value_parser = PersonId::parse)]
         id: PersonId,
-        /// One key or passkey, by its thumbprint as 'approver list' shows it
+        /// Revoke only this key or passkey, named by its thumbprint in 'approver list'
         #[arg(long = "only", value_name = "THUMBPRINT", value_parser = thumbprint)]
         only: Option<Thumbprint>,
         #[command(flatten)]
@@ -65,10 +65,10 @@ pub(super) async fn run(
                 || {
                     let mut fields = FieldList::default();
                     fields.row("open", escape_invisible(invited.url.expose_secret()))
-                        .row("or type", escape_invisible(invited.code.expose_secret()))
-                        .row("within", render::remaining(invited.expires_at.as_ref(), now));
+                        .row("or code", escape_invisible(invited.code.expose_secret()))
+                        .row("expires in", render::remaining(invited.expires_at.as_ref(), now));
                     format!(
-                        "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first is {id} here\n{}",
+                        "{id} can enrol one passkey. Send this to {id} only: the first person to use it can vote as {id}\n{}",
                         fields.to_text()
                     )
                 },
@@ -79,7 +79,7 @@ pub(super) async fn run(
             let now = Clock::system().now();
             output.print(
                 || people.iter().map(to_json).collect::<Value>(),
-                || listed(&people, now),
+                || approvers_table(&people, now),
             );
         }
         ApproverCommand::Revoke { id, only, key } => {
@@ -87,12 +87,12 @@ pub(super) async fn run(
             output.print(
                 || json!({ "person": id, "revoked": revoked }),
                 || match revoked {
-                    0 => format!("no key of {id} counted any more"),
+                    0 => format!("{id} has no active key to revoke"),
                     1 => format!(
-                        "1 key of {id} counts no more; give another: dipylon approver invite {id}"
+                        "1 key of {id} is revoked; to enrol another: dipylon approver invite {id}"
                     ),
                     n => format!(
-                        "{n} keys of {id} count no more; give another: dipylon approver invite {id}"
+                        "{n} keys of {id} are revoked; to enrol another: dipylon approver invite {id}"
                     ),
                 },
             );
@@ -101,15 +101,15 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line for each key: a person without any has one too.
-fn listed(people: &[client::ApproverInfo], now: Timestamp) -> String {
+/// One row per key, and one for a person without keys.
+fn approvers_table(people: &[client::ApproverInfo], now: Timestamp) -> String {
     let head = [
         "PERSON",
         "NAME",
         "ROLES",
         "GROUPS",
         "KEY",
-        "WHAT",
+        "TYPE",
         "LAST VOTE",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -128,7 +128,7 @@ fn listed(people: &[client::ApproverInfo], now: Timestamp) -> String {
         let keys = person.keys.iter().map(|key| {
             (
                 escape_invisible(key),
-                "key of people.toml".to_owned(),
+                "key in people.toml".to_owned(),
                 String::new(),
             )
         });
@@ -144,23 +144,23 @@ fn listed(people: &[client::ApproverInfo], now: Timestamp) -> String {
                 String::new(),
             )
         });
-        let mut all: Vec<_> = passkeys.chain(keys).chain(invited).chain(revoked).collect();
-        if all.is_empty() {
-            all.push((String::new(), "no key".to_owned(), String::new()));
+        let mut key_rows: Vec<_> = passkeys.chain(keys).chain(invited).chain(revoked).collect();
+        if key_rows.is_empty() {
+            key_rows.push((String::new(), "no key".to_owned(), String::new()));
         }
-        for (at, (key, what, last)) in all.into_iter().enumerate() {
-            // A person's own columns stand once.
-            let own = |text: String| if at == 0 { text } else { String::new() };
+        for (index, (key, kind, last)) in key_rows.into_iter().enumerate() {
+            // The person's columns are filled in the first row only.
+            let first_row = |text: String| if index == 0 { text } else { String::new() };
             rows.push(vec![
-                own(escape_invisible(&person.person_id)),
-                own(match person.name.as_str() {
-                    "" => "(left)".to_owned(),
+                first_row(escape_invisible(&person.person_id)),
+                first_row(match person.name.as_str() {
+                    "" => "(not in people.toml)".to_owned(),
                     name => escape_invisible(name),
                 }),
-                own(escape_invisible(&person.roles.join(", "))),
-                own(escape_invisible(&person.groups.join(", "))),
+                first_row(escape_invisible(&person.roles.join(", "))),
+                first_row(escape_invisible(&person.groups.join(", "))),
                 key,
-                what,
+                kind,
                 last,
             ]);
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Output;
 use super::error::CliError;
-use crate::audit::{AuditReport, Checkpoint, JournalVerifier as Walk, VoteReport, VoteVerifier};
+use crate::audit::{AuditReport, Checkpoint, JournalVerifier, VoteReport, VoteVerifier};
 use crate::config::Config;
 use crate::journal::{JournalReader, OpenError};
 
@@ -20,13 +20,13 @@ pub(super) enum AuditCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// The journal's directory, or one with a dipylon.toml
+    /// The journal's directory, or a directory with a dipylon.toml
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
     /// The broker's configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A checkpoint recorded elsewhere: proves that no entry before it was rewritten
+    /// A checkpoint recorded outside the broker: proves that no entry before it was rewritten
     #[arg(long, value_name = "SIZE:ROOT", value_parser = Checkpoint::parse)]
     against: Option<Checkpoint>,
 }
@@ -46,7 +46,7 @@ pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, Cl
     output.print(
         || {
             json!({
-                "whole": true,
+                "valid": true,
                 "entries": report.head.size,
                 "checkpoint": report.head.to_string(),
                 "epoch": report.epoch,
@@ -55,13 +55,13 @@ pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, Cl
             })
         },
         || {
-            let met = match report.noted {
-                Some(noted) => format!(", and the first {} match the checkpoint given", noted.size),
+            let against = match report.noted {
+                Some(noted) => format!(", and the first {} match the given checkpoint", noted.size),
                 None => "; --against SIZE:ROOT also detects a rewrite of the whole journal"
                     .to_owned(),
             };
             format!(
-                "whole: {} entries, every read set valid, every blob present{met}\n{}\ncheckpoint {}",
+                "verified: {} entries, every read set valid, every blob present{against}\n{}\ncheckpoint {}",
                 report.head.size,
                 vote_summary(&votes),
                 report.head
@@ -80,7 +80,7 @@ fn journal_in(dir: &Path) -> Result<PathBuf, CliError> {
     }
 }
 
-/// The votes in one line, with their WebAuthn origins: only the reader knows which are the broker's own.
+/// The votes in one line, with their WebAuthn origins: the auditor decides which of them are the broker's.
 fn vote_summary(votes: &VoteReport) -> String {
     let VoteReport {
         by_key,
@@ -108,22 +108,22 @@ pub(super) fn verify(
     };
     // The second handle reads blobs while the first iterates over entries.
     let (journal, blobs) = (open()?, open()?);
-    let mut walk = Walk::with_checkpoint(against);
+    let mut verifier = JournalVerifier::with_checkpoint(against);
     let mut votes = VoteVerifier::default();
     let damaged = |error: &dyn std::fmt::Display| {
-        CliError::failed(format!("NOT WHOLE: {error}"))
-            .with_hint("keep a copy of this journal as it is, and compare it with a backup")
+        CliError::failed(format!("journal verification failed: {error}"))
+            .with_hint("keep an unchanged copy of this journal and compare it with a backup")
     };
-    let walked = journal.read_all(|stored| {
-        let entry = walk.entry(&stored.text, stored.leaf)?;
+    let verified = journal.read_all(|stored| {
+        let entry = verifier.entry(&stored.text, stored.leaf)?;
         votes.entry(&entry, |name| blobs.blob(name))
     });
-    let walked = walked.and_then(|head| {
-        journal.blobs(|name, content| walk.blob(name, content).map_err(OpenError::Damaged))?;
-        walk.finish_blobs()?;
+    let verified = verified.and_then(|head| {
+        journal.blobs(|name, content| verifier.blob(name, content).map_err(OpenError::Damaged))?;
+        verifier.finish_blobs()?;
         Ok(head)
     });
-    let (head, epoch) = walked.map_err(|error| match error {
+    let (head, epoch) = verified.map_err(|error| match error {
         OpenError::Damaged(found) => damaged(&found),
         other @ (OpenError::Locked(_)
         | OpenError::Io { .. }
@@ -134,6 +134,8 @@ pub(super) fn verify(
         | OpenError::Entry(_)
         | OpenError::FirstEntry(_)) => CliError::failed(format!("{}: {other}", dir.display())),
     })?;
-    let report = walk.finish(head, epoch).map_err(|error| damaged(&error))?;
+    let report = verifier
+        .finish(head, epoch)
+        .map_err(|error| damaged(&error))?;
     Ok((report, votes.report().clone()))
 }

@@ -11,8 +11,8 @@ use crate::model::{Action, Param, Timestamp};
 const COLUMNS_MAX: usize = 120;
 
 /// The card as text, as wide as the terminal.
-pub(super) fn text(shown: &Card, now: Timestamp) -> String {
-    card::render_terminal(shown, now, columns())
+pub(super) fn text(card: &Card, now: Timestamp) -> String {
+    card::render_terminal(card, now, columns())
 }
 
 fn columns() -> usize {
@@ -27,10 +27,10 @@ fn columns() -> usize {
 
 /// The card as JSON: every field, unescaped.
 pub(super) fn to_json(card: &Card) -> Value {
-    let asker = &card.agent;
-    let claims = asker.registered.as_ref();
-    let seen = &card.verified;
-    let moment = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    let agent = &card.agent;
+    let claims = agent.registered.as_ref();
+    let verified = &card.verified;
+    let timestamp = |at: Option<Timestamp>| at.map(|at| at.to_string());
     json!({
         "access_request": card.access_request,
         "match_phrase": card.phrase().to_string(),
@@ -45,13 +45,13 @@ pub(super) fn to_json(card: &Card) -> Value {
         "target_attributes": card.target_attributes.iter().flatten()
             .map(|(name, value)| json!({ "name": name, "value": value })).collect::<Value>(),
         "agent": {
-            "id": asker.id, "owner": asker.owner.id, "owner_name": asker.owner.name,
+            "id": agent.id, "owner": agent.owner.id, "owner_name": agent.owner.name,
             "environment": claims.map(|c| &c.environment), "model": claims.map(|c| &c.model),
             "autonomy": claims.map(|c| &c.autonomy),
         },
         "verification": {
-            "evidence_kind": seen.kind, "subject": seen.subject,
-            "verified_at": seen.verified_at.to_string(), "expires_at": seen.expires_at.to_string(),
+            "evidence_kind": verified.kind, "subject": verified.subject,
+            "verified_at": verified.verified_at.to_string(), "expires_at": verified.expires_at.to_string(),
         },
         "rules": card.rules.iter()
             .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why })).collect::<Value>(),
@@ -59,8 +59,8 @@ pub(super) fn to_json(card: &Card) -> Value {
         "unusual": card.history.as_ref().map(|_| &card.anomalies),
         "history": card.history.as_ref().map(|h| json!({
             "approved": h.approved, "denied": h.denied, "approved_by_caller": h.approved_by_caller,
-            "denied_by_caller": h.denied_by_caller, "last_approved_at": moment(h.last_approved_at),
-            "last_denied_at": moment(h.last_denied_at), "last_denied_by": h.last_denied_by.as_ref().map(|who| &who.id),
+            "denied_by_caller": h.denied_by_caller, "last_approved_at": timestamp(h.last_approved_at),
+            "last_denied_at": timestamp(h.last_denied_at), "last_denied_by": h.last_denied_by.as_ref().map(|person| &person.id),
             "requested_today": h.requested_today, "first": h.first,
         })),
         "task": card.task,
@@ -91,7 +91,7 @@ fn action(action: &Action) -> Value {
 }
 
 fn need(need: &ProfileProgress) -> Value {
-    let ids = |who: &PersonRef| who.id.to_string();
+    let ids = |person: &PersonRef| person.id.to_string();
     json!({
         "profile": need.profile.name, "digest": need.profile.digest, "group": need.group, "quorum": need.quorum,
         "approvals": need.approvers.len(), "approvers": need.approvers.iter().map(ids).collect::<Value>(),

@@ -1,4 +1,4 @@
-//! `config check`, `config show`: what a configuration means, without a broker.
+//! `config`: check a configuration file, or print the effective settings; needs no broker.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,18 +10,18 @@ use super::config_checks;
 use super::error::CliError;
 use super::{Common, Output, dev};
 use crate::clock::Clock;
-use crate::config::{Config as Read, SettingOrigin, to_toml};
+use crate::config::{Config, SettingOrigin, to_toml};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Say all that is wrong with a configuration and the files it names
+    /// Report every problem of a configuration and of the files it names
     Check {
-        /// The configuration
+        /// The configuration file
         file: PathBuf,
     },
-    /// Print the effective configuration: every key, its value, and where that comes from
+    /// Print the effective configuration: every key with its value and origin (line or default)
     Show {
-        /// The configuration; without one, the development broker's
+        /// The configuration file [default: the development broker's]
         file: Option<PathBuf>,
     },
 }
@@ -33,46 +33,46 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     match command {
         ConfigCommand::Check { file } => {
-            let (first, config) = config_checks::check_configuration(&file);
-            let mut found = vec![first];
+            let (finding, config) = config_checks::check_configuration(&file);
+            let mut findings = vec![finding];
             if let Some(config) = &config {
-                found.push(config_checks::check_files(config));
-                found.push(config_checks::check_trust_domains(config));
-                found.push(config_checks::check_transport(config));
-                found.extend(config_checks::check_certificate(
+                findings.push(config_checks::check_files(config));
+                findings.push(config_checks::check_trust_domains(config));
+                findings.push(config_checks::check_transport(config));
+                findings.extend(config_checks::check_certificate(
                     config,
                     Clock::system().now(),
                 ));
-                found.extend(
+                findings.extend(
                     config
                         .policy
                         .as_deref()
                         .map(config_checks::check_policy_directory),
                 );
             }
-            Ok(config_checks::print_findings(output, found))
+            Ok(config_checks::print_findings(output, findings))
         }
         ConfigCommand::Show { file } => {
             let file = match file {
                 Some(file) => file,
                 None => dev::DevConfig::load(common)?.dir().join(dev::CONFIG_FILE),
             };
-            let (_, shown) = Read::read_effective(&file)?;
+            let (_, settings) = Config::read_effective(&file)?;
             output.print(
                 || {
-                    let keys: Vec<Value> = shown
+                    let keys: Vec<Value> = settings
                         .iter()
-                        .map(|one| {
-                            let line = match one.origin {
+                        .map(|setting| {
+                            let line = match setting.origin {
                                 SettingOrigin::Line(line) => Some(line),
                                 SettingOrigin::Default => None,
                             };
-                            json!({ "key": one.key, "value": one.value, "line": line })
+                            json!({ "key": setting.key, "value": setting.value, "line": line })
                         })
                         .collect();
                     json!({ "file": file, "keys": keys })
                 },
-                || to_toml(&shown),
+                || to_toml(&settings),
             );
             Ok(ExitCode::SUCCESS)
         }

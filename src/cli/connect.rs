@@ -19,7 +19,7 @@ pub(super) struct KeyArgs {
     /// Your private key, registered for you in people.toml
     #[arg(long, value_name = "FILE", env = "DIPYLON_KEY")]
     key: Option<PathBuf>,
-    /// In development: act as this person or service
+    /// In development: use the key of this person or service
     #[arg(long = "as", id = "person", value_name = "ID", conflicts_with = "key")]
     person: Option<String>,
 }
@@ -33,7 +33,7 @@ impl KeyArgs {
         }
     }
 
-    /// Whether a key was named at all.
+    /// Whether a key was given.
     pub(super) const fn is_given(&self) -> bool {
         self.key.is_some() || self.person.is_some()
     }
@@ -50,7 +50,7 @@ impl KeyArgs {
             (Some(key), None) => key.clone(),
             (_, Some(_)) | (None, None) => {
                 return Err(CliError::usage(
-                    "name your key: --key FILE, or --as ID in development",
+                    "no key given: use --key FILE or DIPYLON_KEY, or --as ID in development",
                 ));
             }
         };
@@ -66,14 +66,16 @@ impl KeyArgs {
     }
 }
 
-/// The broker that the arguments name, or else the development broker.
+/// The broker given by the arguments, or else the development broker.
 pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
     let url = match &common.url {
         Some(url) => url.clone(),
         None => {
             let dev_config = DevConfig::load(common).map_err(|_| {
-                CliError::usage("which broker? --url URL or DIPYLON_URL names it")
-                    .with_hint("'dipylon serve --dev' starts one to try")
+                CliError::usage("no broker URL given, and no development broker is set up")
+                    .with_hint(
+                        "use --url URL or DIPYLON_URL, or start one with 'dipylon serve --dev'",
+                    )
             })?;
             dev_config.config().settings.external_url.clone()
         }
@@ -81,7 +83,7 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
     Ok(Endpoint::connect_with(&url, &connect_options(common))?)
 }
 
-/// How the broker is reached, as the arguments say.
+/// The connection options given by the arguments.
 pub(super) fn connect_options(common: &Common) -> ConnectOptions {
     ConnectOptions {
         ca: common.ca.clone(),
@@ -89,24 +91,22 @@ pub(super) fn connect_options(common: &Common) -> ConnectOptions {
     }
 }
 
-/// The realm one votes in: as one's own configuration says, never as the broker does.
+/// The realm of a vote, from the voter's own configuration: never from the broker, which could name another.
 pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, CliError> {
     if let Some(realm) = given {
         return Ok(realm);
     }
     let dev_config = DevConfig::load(common).ok();
-    let ours = dev_config.filter(|dev_config| {
+    let matching = dev_config.filter(|dev_config| {
         common
             .url
             .as_ref()
-            .is_none_or(|url| same(url, &dev_config.config().settings.external_url))
+            .is_none_or(|url| is_same_url(url, &dev_config.config().settings.external_url))
     });
-    let realm = ours.map(|dev_config| dev_config.config().settings.realm.clone());
-    realm.ok_or_else(|| {
-        CliError::usage("which realm do you vote in? --realm REALM or DIPYLON_REALM names it")
-    })
+    let realm = matching.map(|dev_config| dev_config.config().settings.realm.clone());
+    realm.ok_or_else(|| CliError::usage("no realm given: use --realm REALM or DIPYLON_REALM"))
 }
 
-fn same(one: &str, other: &str) -> bool {
-    one.trim_end_matches('/') == other.trim_end_matches('/')
+fn is_same_url(left: &str, right: &str) -> bool {
+    left.trim_end_matches('/') == right.trim_end_matches('/')
 }

@@ -13,57 +13,56 @@ use crate::client::ApproverClient;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
 
-/// Between two reads of the card.
+/// Interval between two reads of the card.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Prints the console page, opens it on a desktop, and waits until the access request is decided or expires.
 pub(super) async fn wait_for_console_vote(
     output: &Output,
-    person: &ApproverClient,
-    shown: Card,
+    approver: &ApproverClient,
+    card: Card,
     verdict: Verdict,
 ) -> Result<ExitCode, CliError> {
-    if shown.status == AccessRequestStatus::Waiting {
-        let page = console_page(&shown)?;
+    if card.status == AccessRequestStatus::Waiting {
+        let page = console_page(&card)?;
         output.note(&format!(
             "this profile requires a passkey: vote at the console, where the phrase is {}\n  {page}",
-            shown.phrase()
+            card.phrase()
         ));
         if !output.is_json() && std::io::stdout().is_terminal() {
             open_browser(&page);
         }
     }
-    wait_until_decided(output, person, shown, verdict).await
+    wait_until_decided(output, approver, card, verdict).await
 }
 
-/// Waits until the access request is decided or expires; the exit code is that of a person who wanted `verdict`.
+/// Waits until the access request is decided or expires; the exit code is that of an approver who wanted `verdict`.
 pub(super) async fn wait_until_decided(
     output: &Output,
-    person: &ApproverClient,
-    shown: Card,
+    approver: &ApproverClient,
+    mut card: Card,
     verdict: Verdict,
 ) -> Result<ExitCode, CliError> {
-    let id = shown.access_request;
-    let mut now_shown = shown;
-    let mut approvals_before = count_approvals(&now_shown);
-    while now_shown.status == AccessRequestStatus::Waiting {
+    let id = card.access_request;
+    let mut approvals_before = count_approvals(&card);
+    while card.status == AccessRequestStatus::Waiting {
         tokio::time::sleep(POLL_INTERVAL).await;
-        now_shown = person.card(id).await?;
-        let approvals = count_approvals(&now_shown);
-        if approvals > approvals_before && now_shown.status == AccessRequestStatus::Waiting {
+        card = approver.card(id).await?;
+        let approvals = count_approvals(&card);
+        if approvals > approvals_before && card.status == AccessRequestStatus::Waiting {
             output.note(&format!("{approvals} approvals; more are needed"));
         }
         approvals_before = approvals;
     }
-    let status = now_shown.status;
+    let status = card.status;
     output.print(
-        || json!({ "card": card::to_json(&now_shown), "status": status.as_str() }),
+        || json!({ "card": card::to_json(&card), "status": status.as_str() }),
         || format!("{id} is {}", status.as_str()),
     );
     Ok(ExitCode::from(exit_code(status, verdict).number()))
 }
 
-/// The exit code for a person who wanted `verdict`.
+/// The exit code for an approver who wanted `verdict`.
 pub(super) const fn exit_code(status: AccessRequestStatus, verdict: Verdict) -> Exit {
     match (status, verdict) {
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Approve) => {
@@ -158,7 +157,7 @@ mod tests {
 
     #[test]
     fn exit_code_by_final_status() {
-        for (standing, verdict, code) in [
+        for (status, verdict, code) in [
             (AccessRequestStatus::Approved, Verdict::Approve, 0),
             (AccessRequestStatus::Consumed, Verdict::Approve, 0),
             (AccessRequestStatus::Denied, Verdict::Approve, 10),
@@ -170,9 +169,9 @@ mod tests {
             (AccessRequestStatus::Cancelled, Verdict::Deny, 15),
         ] {
             assert_eq!(
-                exit_code(standing, verdict).number(),
+                exit_code(status, verdict).number(),
                 code,
-                "{standing:?} {verdict:?}"
+                "{status:?} {verdict:?}"
             );
         }
     }

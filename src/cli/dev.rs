@@ -18,14 +18,14 @@ use crate::jose::{SigningKey, Usage, jws};
 use crate::keys;
 use crate::model::{AgentId, KeyId, Secret, SpiffeId, Timestamp};
 
-/// The configuration's file in a development directory.
+/// The configuration file of a development directory.
 pub(super) const CONFIG_FILE: &str = "dipylon.toml";
 const TRUST_DOMAIN: &str = "soc.example";
 const TRUST_DOMAIN_KEY: &str = "trust-domain.pem";
 const TRUST_BUNDLE: &str = "trust-bundle.json";
 /// The people and services of the example.
 const KEY_HOLDERS: [&str; 7] = ["dana", "maria", "lee", "olga", "idp", "cases", "audit"];
-/// The port tried first, so that it is usually the one in the guides.
+/// The port tried first: the one in the documentation.
 const PORT: u16 = 7700;
 
 #[derive(Debug, Subcommand)]
@@ -81,16 +81,20 @@ pub(super) fn run(
             (subject.clone(), signed)
         }
         _ => {
-            let home = match &args.data_dir {
+            let dev_config = match &args.data_dir {
                 Some(dir) => DevConfig::read(dir)?,
                 None => DevConfig::load(common)?,
             };
             let subject = match (args.spiffe_id, args.agent) {
                 (Some(id), _) => id,
-                (None, Some(agent)) => home.spiffe_id(&agent)?,
-                (None, None) => return Err(CliError::usage("name an agent or a SPIFFE ID")),
+                (None, Some(agent)) => dev_config.spiffe_id(&agent)?,
+                (None, None) => {
+                    return Err(CliError::usage(
+                        "no workload given: use --agent or --spiffe-id",
+                    ));
+                }
             };
-            let evidence = home.issue_svid(&subject, args.ttl, now)?;
+            let evidence = dev_config.issue_svid(&subject, args.ttl, now)?;
             (subject, evidence)
         }
     };
@@ -126,7 +130,7 @@ pub(super) struct DevConfig {
 }
 
 impl DevConfig {
-    /// The directory the arguments name, or the default one.
+    /// The directory given by the arguments, or the default one.
     pub(super) fn load(common: &Common) -> Result<Self, CliError> {
         match &common.dev_dir {
             Some(dir) => Self::read(dir),
@@ -134,7 +138,7 @@ impl DevConfig {
         }
     }
 
-    /// Reads an existing one.
+    /// Reads an existing directory.
     pub(super) fn read(dir: &Path) -> Result<Self, CliError> {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let file = dir.join(CONFIG_FILE);
@@ -153,8 +157,8 @@ impl DevConfig {
         }
     }
 
-    /// Reads it, or creates it: keys, trust domain, policy bundle, and the configuration last, so that the next start resumes an
-    /// interrupted first one. True if it was created now.
+    /// Reads the directory, or creates it: keys, trust domain, policy bundle, and the configuration last, so that the next start
+    /// resumes an interrupted first one. True if it was created now.
     pub(super) fn prepare(
         dir: &Path,
         listen: Option<SocketAddr>,
@@ -195,12 +199,12 @@ impl DevConfig {
         };
         let policy = toml::Value::String(policy.to_string_lossy().into_owned());
         let text = format!(
-            "# Made by the first `dipylon serve --dev`, read by every later one. Delete the directory to begin anew.\n\
+            "# Created by the first `dipylon serve --dev`, read by every later one. Delete the directory to start over.\n\
              realm = \"dev\"\n\
-             dev = true                       # loopback only; callers are told why gate 1 refused\n\
+             dev = true                       # loopback only; responses say why authentication failed\n\
              listen = \"{listen}\"\n\
              external_url = \"http://{listen}\"\n\
-             admin_listen = \"{operator}\"   # /metrics, /livez, /readyz: for this machine alone\n\
+             admin_listen = \"{operator}\"   # /metrics, /livez, /readyz: on this machine only\n\
              data_dir = \"data\"\n\
              key_dir = \"keys\"\n\
              policy = {policy}                # seeds an empty journal; later changes go through `dipylon policy apply`\n\
@@ -213,12 +217,12 @@ impl DevConfig {
         Ok((Self::read(dir)?, true))
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub(super) const fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Where it is.
+    /// The directory.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -232,7 +236,7 @@ impl DevConfig {
     pub(super) fn spiffe_id(&self, agent: &AgentId) -> Result<SpiffeId, CliError> {
         let Some(policy) = &self.config.policy else {
             return Err(CliError::usage(
-                "the configuration names no policy directory: use --spiffe-id",
+                "the configuration has no `policy` directory to look up agents in: use --spiffe-id",
             ));
         };
         let (_, bundle) = policy_dir::load(policy)?;
@@ -262,7 +266,7 @@ impl DevConfig {
     }
 }
 
-/// A JWT-SVID (SPIFFE JWT-SVID §3) by this key.
+/// Signs a JWT-SVID (SPIFFE JWT-SVID §3) with this key.
 fn sign_svid(
     key: &SigningKey,
     audience: &str,
@@ -300,7 +304,7 @@ fn create_trust_domain(output: &Output, out: &Path) -> Result<ExitCode, CliError
         || json!({ "key": key_file, "bundle": bundle_file }),
         || {
             format!(
-                "{}   signs SVIDs: anyone with this file can act as any workload of the domain\n{}  the trust bundle, for dipylon.toml",
+                "{}   signs SVIDs: a user who can read this file can act as every workload of the domain\n{}  the trust bundle, for dipylon.toml",
                 key_file.display(),
                 bundle_file.display()
             )
@@ -317,15 +321,15 @@ fn read_or_create_key(path: &Path) -> Result<SigningKey, CliError> {
     })
 }
 
-/// A free address: the one given, or the usual port, or any; port 0 means any.
-fn pick_free_address(asked: Option<SocketAddr>) -> Result<SocketAddr, CliError> {
+/// A free loopback address: the given one, or the default port, or any port; port 0 means any.
+fn pick_free_address(requested: Option<SocketAddr>) -> Result<SocketAddr, CliError> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let tries = asked.map_or_else(
+    let candidates = requested.map_or_else(
         || vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), any],
-        |asked| vec![asked],
+        |requested| vec![requested],
     );
     let mut last = None;
-    for address in tries {
+    for address in candidates {
         if !address.ip().is_loopback() {
             return Err(not_loopback(address));
         }
@@ -336,11 +340,11 @@ fn pick_free_address(asked: Option<SocketAddr>) -> Result<SocketAddr, CliError> 
     }
     Err(match last {
         Some((address, error)) => CliError::failed(format!("cannot listen on {address}: {error}")),
-        None => CliError::failed("no address to listen on"),
+        None => CliError::failed("no loopback address is free to listen on"),
     })
 }
 
-/// Refused: the keys and policy of a development broker are not made for other machines to reach.
+/// The error for a development broker on another address than loopback: its keys and policy are examples.
 pub(super) fn not_loopback(address: SocketAddr) -> CliError {
     CliError::usage(format!(
         "a development broker listens on loopback only, and {address} is not loopback"
@@ -364,8 +368,11 @@ mod tests {
     #[test]
     fn dev_setup_is_idempotent() {
         let dir = tempfile::tempdir().expect("dir");
-        let (home, made) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
-        assert!(made && home.config().dev && home.config().listen.ip().is_loopback());
+        let (dev_config, created) =
+            DevConfig::prepare(dir.path(), Some(any()), None).expect("created");
+        assert!(
+            created && dev_config.config().dev && dev_config.config().listen.ip().is_loopback()
+        );
         let texts = |file: &str| std::fs::read_to_string(dir.path().join(file)).expect(file);
         let before = (
             texts(CONFIG_FILE),
@@ -373,11 +380,11 @@ mod tests {
             texts("dev/trust-bundle.json"),
             texts("dev/maria.pem"),
         );
-        let (again, made) = DevConfig::prepare(dir.path(), None, None).expect("read");
-        assert!(!made);
+        let (again, created) = DevConfig::prepare(dir.path(), None, None).expect("read");
+        assert!(!created);
         assert_eq!(
             again.config().listen,
-            home.config().listen,
+            dev_config.config().listen,
             "the port is kept"
         );
         let after = (
@@ -397,7 +404,7 @@ mod tests {
                 "{file}"
             );
         }
-        let (_, bundle) = policy_dir::load(&dir.path().join("policy")).expect("a whole bundle");
+        let (_, bundle) = policy_dir::load(&dir.path().join("policy")).expect("a complete bundle");
         assert!(
             bundle.people().all(|p| p.keys.len() == 1)
                 && bundle.services().all(|s| s.keys.len() == 1)
@@ -407,15 +414,16 @@ mod tests {
     #[test]
     fn dev_setup_resumes_after_interruption() {
         let dir = tempfile::tempdir().expect("dir");
-        let (home, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
-        let key = keys::read(&home.key_file("olga"))
+        let (dev_config, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("created");
+        let key = keys::read(&dev_config.key_file("olga"))
             .expect("key")
             .thumbprint();
-        std::fs::remove_file(dir.path().join(CONFIG_FILE)).expect("gone");
-        let (home, made) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
-        assert!(made);
+        std::fs::remove_file(dir.path().join(CONFIG_FILE)).expect("removed");
+        let (dev_config, created) =
+            DevConfig::prepare(dir.path(), Some(any()), None).expect("created");
+        assert!(created);
         assert_eq!(
-            keys::read(&home.key_file("olga"))
+            keys::read(&dev_config.key_file("olga"))
                 .expect("key")
                 .thumbprint(),
             key
@@ -432,18 +440,18 @@ mod tests {
                 .message
                 .contains("loopback")
         );
-        assert!(!dir.path().join("dev").exists(), "nothing was made");
+        assert!(!dir.path().join("dev").exists(), "nothing was created");
     }
 
     #[test]
     fn dev_svid_names_agent_and_broker() {
         let dir = tempfile::tempdir().expect("dir");
-        let (home, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("made");
-        let subject = home
+        let (dev_config, _) = DevConfig::prepare(dir.path(), Some(any()), None).expect("created");
+        let subject = dev_config
             .spiffe_id(&AgentId::parse("triage").expect("id"))
             .expect("registered");
         let now = Timestamp::from_secs(1_800_000_000);
-        let evidence = home.issue_svid(&subject, 300, now).expect("signed");
+        let evidence = dev_config.issue_svid(&subject, 300, now).expect("signed");
         let keys = crate::jose::KeySet::parse(
             std::fs::read(dir.path().join("dev").join(TRUST_BUNDLE))
                 .expect("bundle")
@@ -463,10 +471,10 @@ mod tests {
         );
         assert_eq!(
             checked.claims().audience(),
-            Ok(home.config().settings.evidence_audience.as_str())
+            Ok(dev_config.config().settings.evidence_audience.as_str())
         );
-        let unknown = home
-            .spiffe_id(&AgentId::parse("nobody").expect("id"))
+        let unknown = dev_config
+            .spiffe_id(&AgentId::parse("unregistered").expect("id"))
             .expect_err("unknown");
         assert!(unknown.hint.expect("hint").contains("triage"));
     }

@@ -1,4 +1,5 @@
-//! `doctor`: everything an operator would look at, looked at. Reads only; works beside a running broker and without one.
+//! `doctor`: checks of the configuration, files, journal, policy and running broker, with advice. Reads only, with or without
+//! a running broker.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::policy::{BundleFiles, PolicyBundle};
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
-    /// The configuration of the broker on this host; without one and without --url, the development broker's
+    /// The configuration of the broker on this host [default: the development broker's, without --url]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -34,43 +35,43 @@ pub(super) async fn run(
     args: DoctorArgs,
 ) -> Result<ExitCode, CliError> {
     let now = Clock::system().now();
-    let mut found = Vec::new();
+    let mut findings = Vec::new();
     let file = match (&args.config, &common.url) {
         (Some(file), _) => Some(file.clone()),
         (None, Some(_)) => None,
         (None, None) => Some(dev::DevConfig::load(common)?.dir().join(dev::CONFIG_FILE)),
     };
     if let Some(file) = file {
-        let (first, config) = config_checks::check_configuration(&file);
-        found.push(first);
+        let (finding, config) = config_checks::check_configuration(&file);
+        findings.push(finding);
         if let Some(config) = config {
-            found.extend(check_local(common, &config, now).await);
+            findings.extend(check_local(common, &config, now).await);
         }
     }
     if let (None, Some(url)) = (&args.config, &common.url) {
-        found.push(check_remote(common, url, &args.key, now).await);
+        findings.push(check_remote(common, url, &args.key, now).await);
     }
-    Ok(config_checks::print_findings(output, found))
+    Ok(config_checks::print_findings(output, findings))
 }
 
-/// The broker of this host: its files first, then the broker itself, if it runs.
+/// Checks the broker of this host: its files first, then its process.
 async fn check_local(common: &Common, config: &Config, now: Timestamp) -> Vec<Finding> {
     let (journal, read) = check_journal(&config.data_dir, now);
-    let mut found = vec![
+    let mut findings = vec![
         config_checks::check_files(config),
         config_checks::check_trust_domains(config),
         journal,
         check_disk(config),
         check_signing_key(config, &read, now),
     ];
-    found.extend(check_active_policy(config, &read));
-    found.push(config_checks::check_transport(config));
-    found.extend(config_checks::check_certificate(config, now));
-    found.push(check_process(common, config, &read, now).await);
-    found
+    findings.extend(check_active_policy(config, &read));
+    findings.push(config_checks::check_transport(config));
+    findings.extend(config_checks::check_certificate(config, now));
+    findings.push(check_process(common, config, &read, now).await);
+    findings
 }
 
-/// What a walk over the journal found.
+/// What the journal holds about the policy and the signing keys.
 #[derive(Default)]
 struct JournalSummary {
     policy: Option<Digest>,
@@ -78,32 +79,32 @@ struct JournalSummary {
     keys: Vec<(KeyId, Timestamp)>,
 }
 
-/// The whole journal verified as 'audit verify' does, and what it says of rules and keys.
+/// Verifies the journal as 'audit verify' does, and collects its policy and signing keys.
 fn check_journal(dir: &Path, now: Timestamp) -> (Finding, JournalSummary) {
     let mut summary = JournalSummary::default();
-    let what = format!("journal {}", dir.display());
+    let title = format!("journal {}", dir.display());
     let opened = match JournalReader::open(dir) {
         Ok(opened) => opened,
         Err(_) if !JournalReader::exists(dir) => {
-            let none = Finding::ok("none yet: the first start makes it");
-            return (Finding::group(what, vec![none]), summary);
+            let none = Finding::ok("none yet: the first start creates it");
+            return (Finding::group(title, vec![none]), summary);
         }
         Err(error) => {
-            let told = Finding::fail(error.to_string(), "run as the user the broker runs as");
-            return (Finding::group(what, vec![told]), summary);
+            let failed = Finding::fail(error.to_string(), "run this command as the broker's user");
+            return (Finding::group(title, vec![failed]), summary);
         }
     };
     let mut children = Vec::new();
     match audit::verify(dir, None) {
         Ok((report, votes)) => children.push(Finding::ok(format!(
-            "whole: {} entries, {} votes, checkpoint {}",
+            "verified: {} entries, {} votes, checkpoint {}",
             report.head.size,
             votes.by_key + votes.by_passkey,
             report.head
         ))),
         Err(error) => {
             let advice = error.hint.unwrap_or_else(|| {
-                "'dipylon audit verify' says more; do not start the broker on it".to_owned()
+                "run 'dipylon audit verify' for details, and do not start the broker on this journal".to_owned()
             });
             children.push(Finding::fail(error.message, advice));
         }
@@ -112,18 +113,18 @@ fn check_journal(dir: &Path, now: Timestamp) -> (Finding, JournalSummary) {
     let read = opened.read_all(|stored| {
         let entry = Entry::parse(&stored.text).map_err(OpenError::Entry)?;
         last = Some(entry.at);
-        if let Event::PolicyApplied(fact) = &entry.event {
-            summary.policy = Some(fact.version);
+        if let Event::PolicyApplied(event) = &entry.event {
+            summary.policy = Some(event.version);
         }
-        if let Event::KeyPublished(fact) = entry.event {
-            summary.keys.push((fact.kid, entry.at));
+        if let Event::KeyPublished(event) = entry.event {
+            summary.keys.push((event.kid, entry.at));
         }
         Ok(())
     });
     if let Err(error) = read {
         children.push(Finding::fail(
             error.to_string(),
-            "keep a copy of this journal as it is, and compare it with a backup",
+            "keep an unchanged copy of this journal and compare it with a backup",
         ));
     }
     if let Some(ahead) = last
@@ -131,8 +132,8 @@ fn check_journal(dir: &Path, now: Timestamp) -> (Finding, JournalSummary) {
         .filter(|ahead| *ahead > SKEW_S)
     {
         children.push(Finding::fail(
-            format!("its last entry is {} ahead of this clock", format_seconds(ahead)),
-            "this clock stepped back, or an earlier one was wrong: the broker holds its clock and issues no tokens until the wall clock has caught up",
+            format!("the last entry is {} ahead of this host's clock", format_seconds(ahead)),
+            "the clock stepped back or was wrong earlier: the broker holds its clock and issues no tokens until the wall clock has caught up",
         ));
     }
     let blob = summary
@@ -141,33 +142,40 @@ fn check_journal(dir: &Path, now: Timestamp) -> (Finding, JournalSummary) {
     summary.bundle = blob
         .and_then(|text| BundleFiles::parse(&text).ok())
         .and_then(|files| PolicyBundle::load(&files).ok());
-    (Finding::group(what, children), summary)
+    (Finding::group(title, children), summary)
 }
 
-/// Room for entries, and for endings when there is none for anything else.
+/// Checks the free disk space for the journal.
 fn check_disk(config: &Config) -> Finding {
-    let whole = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
-    let mut dir = whole.as_path();
+    let absolute =
+        std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let mut dir = absolute.as_path();
     while !dir.exists() {
         match dir.parent() {
-            Some(above) => dir = above,
+            Some(parent) => dir = parent,
             None => break,
         }
     }
     match rustix::fs::statvfs(dir) {
         Err(error) => Finding::warn(
             format!("disk of {}: {error}", dir.display()),
-            "look at it by hand",
+            "check the free space by hand",
         ),
-        Ok(found) => {
-            let free = found.f_bavail.saturating_mul(found.f_frsize) / MIB;
-            let what = format!("disk: {free} MiB free for {}", config.data_dir.display());
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize) / MIB;
+            let message = format!("disk: {free} MiB free for {}", config.data_dir.display());
             if free < DISK_FAIL_MIB {
-                Finding::fail(what, "make room: a full disk refuses every new token")
+                Finding::fail(
+                    message,
+                    "free disk space: the broker issues no tokens on a full disk",
+                )
             } else if free < DISK_WARN_MIB {
-                Finding::warn(what, "make room before it is needed")
+                Finding::warn(
+                    message,
+                    "free disk space soon: the broker issues no tokens on a full disk",
+                )
             } else {
-                Finding::ok(what)
+                Finding::ok(message)
             }
         }
     }
@@ -175,7 +183,10 @@ fn check_disk(config: &Config) -> Finding {
 
 fn check_signing_key(config: &Config, summary: &JournalSummary, now: Timestamp) -> Finding {
     let Some(key) = keys::inspect(&config.key_dir, &config.data_dir).key else {
-        return Finding::group("signing key", vec![Finding::ok("none yet")]);
+        return Finding::group(
+            "signing key",
+            vec![Finding::ok("none yet: the first start creates it")],
+        );
     };
     let kid = KeyId::from_thumbprint(key.thumbprint());
     let published = summary.keys.iter().find(|(known, _)| *known == kid);
@@ -185,52 +196,52 @@ fn check_signing_key(config: &Config, summary: &JournalSummary, now: Timestamp) 
         }
         None => Finding::warn(
             format!("signing key {kid} is not in the journal"),
-            "the next start publishes it; validators that keep keys learn it late",
+            "the next start publishes it; validators that cache keys learn it with a delay",
         ),
         Some((_, at)) => {
             let days = seconds_between(*at, now) / DAY_S;
-            let what = format!("signing key {kid}: {days} days old");
+            let message = format!("signing key {kid}: {days} days old");
             if days >= KEY_DAYS_WARN {
                 Finding::warn(
-                    what,
-                    "move the file away and restart while no token lives: the start makes and publishes another",
+                    message,
+                    "move the key file away and restart while no token is active: the start creates and publishes a new key",
                 )
             } else {
-                Finding::ok(what)
+                Finding::ok(message)
             }
         }
     }
 }
 
-/// The rules in force, or those that would be.
+/// Checks the active policy bundle, or the directory that would seed the journal.
 fn check_active_policy(config: &Config, summary: &JournalSummary) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut findings = Vec::new();
     match (&summary.policy, &summary.bundle) {
         (Some(version), Some(bundle)) => {
-            found.push(config_checks::check_policy(format!("policy bundle in force {version}"), bundle));
+            findings.push(config_checks::check_policy(format!("policy bundle in force {version}"), bundle));
         }
-        (Some(version), None) => found.push(Finding::fail(
+        (Some(version), None) => findings.push(Finding::fail(
             format!("policy bundle in force {version}: this version of the program cannot load it"),
-            "start the version that applied it, and correct the bundle there",
+            "start the version that applied it, and apply a corrected bundle there",
         )),
-        (None, _) if config.policy.is_none() => found.push(Finding::warn(
-            "no policy bundle: everything is denied",
-            "'dipylon policy apply DIR --key KEY.pem --code' with the one-time code that the broker prints at its start",
+        (None, _) if config.policy.is_none() => findings.push(Finding::warn(
+            "no policy bundle: every request is denied",
+            "run 'dipylon policy apply DIR --key KEY.pem --code' with the one-time code that the broker prints at its start",
         )),
         (None, _) => {}
     }
     if summary.policy.is_none() {
-        found.extend(
+        findings.extend(
             config
                 .policy
                 .as_deref()
                 .map(config_checks::check_policy_directory),
         );
     }
-    found
+    findings
 }
 
-/// The broker itself: whether one runs, and whether it is this one.
+/// Checks whether a broker is running, and whether it is the one of this journal.
 async fn check_process(
     common: &Common,
     config: &Config,
@@ -241,13 +252,13 @@ async fn check_process(
     let listen = contact_address(config.listen);
     match TcpListener::bind(config.listen) {
         Ok(_free) => children.push(Finding::ok(format!(
-            "{} is free: no broker runs",
+            "{} is free: no broker is running",
             config.listen
         ))),
         Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
             children.push(Finding::fail(
                 format!("cannot listen on {}: {error}", config.listen),
-                "it must be an address of this host, and a port its user may have",
+                "`listen` must be an address of this host and a port that the broker's user may bind",
             ))
         }
         Err(_taken) if listen.ip().is_loopback() => {
@@ -256,14 +267,14 @@ async fn check_process(
             children.push(check_same_journal(&listen.to_string(), route.as_ref(), summary).await);
         }
         Err(_taken) => children.push(Finding::warn(
-            format!("{} is taken", config.listen),
-            "only loopback is contacted from here: --url asks a broker elsewhere",
+            format!("{} is in use", config.listen),
+            "not checked further, since only loopback is contacted: use --url to check that broker",
         )),
     }
     Finding::group("broker", children)
 }
 
-/// The way to this broker on this host that it answers on, and its answer to a probe.
+/// The transport that reaches the broker on this host, and the response to a readiness probe.
 async fn probe_listeners(
     common: &Common,
     config: &Config,
@@ -272,32 +283,32 @@ async fn probe_listeners(
     let external = &config.settings.external_url;
     let authority = external.split_once("://").map_or("", |(_, rest)| rest);
     let (url, authorities) = match &config.tls {
-        // Known by who it is said to come from, by itself, or by who the system trusts.
+        // Trusted by --ca, by the certificate file itself, or by the system's authorities.
         Some(files) => (
             format!("https://{authority}"),
             vec![common.ca.clone(), Some(files.certificate.clone()), None],
         ),
         None => (format!("http://{listen}"), vec![None]),
     };
-    let mut told = Err("connection failed".to_owned());
+    let mut response = Err("connection failed".to_owned());
     for ca in authorities {
         let reach = ConnectOptions { ca, socket: None };
         let route = match Transport::new(&url, &reach) {
             Ok(route) => route.at(listen),
             Err(error) => {
-                told = Err(error.to_string());
+                response = Err(error.to_string());
                 continue;
             }
         };
-        told = http_client::get(&route, "/readyz").await;
-        if told.is_ok() {
-            return (Some(route), told);
+        response = http_client::get(&route, "/readyz").await;
+        if response.is_ok() {
+            return (Some(route), response);
         }
     }
-    (None, told)
+    (None, response)
 }
 
-/// Whether what listens has published a key of this journal.
+/// Checks that the process on the listen address publishes a signing key of this journal.
 async fn check_same_journal(
     authority: &str,
     route: Option<&Transport>,
@@ -315,22 +326,24 @@ async fn check_same_journal(
             .filter_map(|key| key.get("kid")?.as_str().map(str::to_owned))
             .collect()
     };
-    let ours = published.is_ok_and(|answer| {
+    let is_same = published.is_ok_and(|answer| {
         let kids = kids(&answer.text());
         let known = |(kid, _): &(KeyId, Timestamp)| kids.contains(&kid.to_string());
         summary.keys.iter().any(known)
     });
-    if ours {
-        Finding::ok(format!("{authority} is held by the broker of this journal"))
+    if is_same {
+        Finding::ok(format!(
+            "{authority} is served by the broker of this journal"
+        ))
     } else {
         Finding::fail(
-            format!("{authority} is held by something else"),
-            "this broker cannot start there: stop the other, or listen elsewhere",
+            format!("{authority} is in use by another process"),
+            "the broker cannot start there: stop that process, or change `listen`",
         )
     }
 }
 
-/// Whether a broker answers, is ready, and goes by the same time.
+/// Checks that a broker responds and is ready, and that its clock agrees with this host's.
 fn check_response(
     authority: &str,
     ready: Result<HttpResponse, String>,
@@ -339,46 +352,46 @@ fn check_response(
     let ready = match ready {
         Err(error) => {
             return vec![Finding::fail(
-                format!("{authority} does not answer: {error}"),
-                "is it a broker, is it alive, and (over TLS) does --ca name who its certificate comes from?",
+                format!("{authority} does not respond: {error}"),
+                "check that a broker is running there and, with TLS, that --ca has the issuer of its certificate",
             )];
         }
         Ok(ready) => ready,
     };
-    let mut found = vec![match ready.status {
-        200 => Finding::ok(format!("{authority} answers and is ready")),
+    let mut findings = vec![match ready.status {
+        200 => Finding::ok(format!("{authority} responds and is ready")),
         503 => Finding::fail(
-            format!("{authority} answers: {}", ready.text()),
-            "it mints nothing until that is so: see above",
+            format!("{authority} responds: {}", ready.text()),
+            "the broker issues no tokens until it is ready: see the checks above",
         ),
         other => Finding::fail(
-            format!("{authority} answers /readyz with {other}"),
-            "it is no broker of this kind",
+            format!("{authority} responds to /readyz with status {other}"),
+            "this is not a Dipylon broker: check the address",
         ),
     }];
-    if let Some(theirs) = ready.date() {
-        let apart = (theirs - now.secs()).abs();
-        let what = format!("clocks: {} apart", format_seconds(apart));
-        found.push(if apart > SKEW_S {
-            Finding::fail(what, "set both by the same time source: proofs and evidence are good for seconds and minutes")
+    if let Some(broker_time) = ready.date() {
+        let skew = (broker_time - now.secs()).abs();
+        let message = format!("clocks: {} apart", format_seconds(skew));
+        findings.push(if skew > SKEW_S {
+            Finding::fail(message, "synchronize both clocks with the same time source: proofs and evidence are valid for seconds or minutes only")
         } else {
             Finding::ok("clocks agree")
         });
     }
-    found
+    findings
 }
 
-/// Where callers are told to go, as far as that can be said without asking anybody.
+/// Checks `external_url` against the listen address, without connecting to it.
 fn check_external_url(config: &Config) -> Finding {
     let url = &config.settings.external_url;
     let https = url.starts_with("https://");
     let authority = url.split_once("://").map_or("", |(_, rest)| rest);
-    let usual = if https { 443 } else { 80 };
+    let default_port = if https { 443 } else { 80 };
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && !port.ends_with(']') => {
             (host, port.parse().unwrap_or(0))
         }
-        Some(_) | None => (authority, usual),
+        Some(_) | None => (authority, default_port),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let ip = match host {
@@ -391,20 +404,20 @@ fn check_external_url(config: &Config) -> Finding {
             if !https && ip.is_loopback() && listen.ip().is_loopback() && port != listen.port() =>
         {
             Finding::fail(
-                format!("external_url {url} is not where it listens ({listen})"),
-                "callers make proofs for external_url and no other: correct it or listen",
+                format!("external_url {url} does not match the listen address {listen}"),
+                "correct `external_url` or `listen`: clients connect to `external_url` and make proofs for it only",
             )
         }
         Some(ip) if ip == listen.ip() && port == listen.port() => {
-            Finding::ok(format!("external_url {url} is where it listens"))
+            Finding::ok(format!("external_url {url} matches the listen address"))
         }
         Some(_) | None => Finding::ok(format!(
-            "external_url {url} has to lead to {listen}: not contacted from here"
+            "external_url {url} must forward to {listen}: not checked from here"
         )),
     }
 }
 
-/// The address to ask a broker on this host by.
+/// The address at which a broker on this host is contacted.
 fn contact_address(listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => {
@@ -417,7 +430,7 @@ fn contact_address(listen: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A broker somewhere, by its URL, and whether it knows a key.
+/// Checks a broker by its URL and, with a key, whether the key is registered.
 async fn check_remote(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Finding {
     let mut children = Vec::new();
     let answer = match Transport::new(url.trim_end_matches('/'), &connect::connect_options(common))
@@ -428,17 +441,17 @@ async fn check_remote(common: &Common, url: &str, key: &KeyArgs, now: Timestamp)
     children.extend(check_response(url, answer, now));
     if key.is_given() {
         children.push(match key.approver_client(common) {
-            Err(error) => Finding::fail(error.message, "name a key of yours"),
-            Ok(person) => match person.access_requests().await {
+            Err(error) => Finding::fail(error.message, "give your own key with --key"),
+            Ok(approver) => match approver.access_requests().await {
                 Ok(waiting) => Finding::ok(format!(
-                    "the key is known; {} access requests wait",
+                    "the key is registered; {} access requests are waiting",
                     waiting.len()
                 )),
                 Err(error) => Finding::fail(
                     error.to_string(),
                     error
                         .next()
-                        .unwrap_or("is the URL the broker's external_url?"),
+                        .unwrap_or("check that the URL is the broker's `external_url`"),
                 ),
             },
         });
@@ -446,12 +459,12 @@ async fn check_remote(common: &Common, url: &str, key: &KeyArgs, now: Timestamp)
     Finding::group(format!("broker {url}"), children)
 }
 
-/// From one moment to another.
+/// Whole seconds from one timestamp to another.
 fn seconds_between(from: Timestamp, to: Timestamp) -> i64 {
     to.since(from) / 1_000
 }
 
-/// Clocks further apart than this, in seconds, refuse what is good.
+/// Largest difference of two clocks, in seconds, at which valid proofs are accepted reliably.
 const SKEW_S: i64 = 5;
 const DAY_S: i64 = 86_400;
 /// Age of a signing key at which a new one should be planned, in days.
@@ -466,7 +479,7 @@ mod tests {
     use crate::journal::{FaultInjection, Journal, JournalOptions};
     use crate::model::Realm;
 
-    fn told(finding: &Finding) -> String {
+    fn finding_text(finding: &Finding) -> String {
         let mut text = String::new();
         finding.lines(0, &mut text);
         text
@@ -489,7 +502,7 @@ mod tests {
             (now.plus_secs(-SKEW_S - 1), true),
         ] {
             let (finding, _) = check_journal(dir.path(), now);
-            assert_eq!(finding.is_failure(), failed, "{}", told(&finding));
+            assert_eq!(finding.is_failure(), failed, "{}", finding_text(&finding));
         }
     }
 
@@ -507,18 +520,18 @@ mod tests {
             keys: vec![(kid, made)],
             ..JournalSummary::default()
         };
-        let ours = summary(KeyId::from_thumbprint(key.thumbprint()));
+        let published = summary(KeyId::from_thumbprint(key.thumbprint()));
         let after = |days: i64| {
-            told(&check_signing_key(
+            finding_text(&check_signing_key(
                 &config,
-                &ours,
+                &published,
                 made.plus_secs(days * DAY_S),
             ))
         };
         assert!(after(179).starts_with("[ok]") && after(179).contains("179 days"));
         assert!(after(180).starts_with("[warn]"), "{}", after(180));
         let other = summary(KeyId::parse("another").expect("kid"));
-        assert!(told(&check_signing_key(&config, &other, made)).starts_with("[warn]"));
-        assert!(told(&check_external_url(&config)).starts_with("[fail]"));
+        assert!(finding_text(&check_signing_key(&config, &other, made)).starts_with("[warn]"));
+        assert!(finding_text(&check_external_url(&config)).starts_with("[fail]"));
     }
 }

@@ -11,9 +11,9 @@ use crate::model::{Exit, ParseError, Reason};
 #[derive(Debug)]
 pub(super) struct CliError {
     pub(super) exit: Exit,
-    /// The broker's reason, where it gave one.
+    /// The broker's reason, if it gave one.
     pub(super) reason: Option<Reason>,
-    /// Safe to print.
+    /// The message: untrusted text in it is escaped.
     pub(super) message: String,
     pub(super) correlation: Option<String>,
     pub(super) hint: Option<String>,
@@ -60,10 +60,10 @@ impl CliError {
     }
 }
 
-/// `what: why`, for errors of files and the like.
-pub(super) fn io_error(what: impl Display) -> impl FnOnce(std::io::Error) -> CliError {
-    let what = what.to_string();
-    move |source| CliError::failed(format!("{what}: {source}"))
+/// An error of a file or another system call, as `subject: why`.
+pub(super) fn io_error(subject: impl Display) -> impl FnOnce(std::io::Error) -> CliError {
+    let subject = subject.to_string();
+    move |source| CliError::failed(format!("{subject}: {source}"))
 }
 
 impl From<ParseError> for CliError {
@@ -103,9 +103,9 @@ impl From<Error> for CliError {
             | Error::NoRandomness => error.reason().map_or(Exit::Failed, Reason::exit),
         };
         let hint = match &error {
-            Error::Unreachable { .. } | Error::TimedOut { .. } => {
-                Some("is it running? 'dipylon serve --dev' starts one; DIPYLON_URL names another")
-            }
+            Error::Unreachable { .. } | Error::TimedOut { .. } => Some(
+                "check that the broker is running and that --url or DIPYLON_URL is its address; 'dipylon serve --dev' starts one",
+            ),
             Error::SignVote(_) => Some(
                 "the broker's statement differs from the card: do not vote, and tell your security team",
             ),

@@ -1,4 +1,4 @@
-//! `explain`: why something is as it is.
+//! `explain`: the recorded reasons of a decision, access request, task, token or refused call.
 
 use std::process::ExitCode;
 
@@ -13,9 +13,9 @@ use crate::model::text::escape_invisible;
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
-    /// dec_…, areq_…, task_…, tok_… or cor_…
+    /// The id: dec_…, areq_…, task_…, tok_… or cor_…
     id: String,
-    /// Print the journal's entries too
+    /// Print the journal's entries as well
     #[arg(long)]
     entries: bool,
     #[command(flatten)]
@@ -27,34 +27,34 @@ pub(super) async fn run(
     output: &Output,
     args: ExplainArgs,
 ) -> Result<ExitCode, CliError> {
-    let found = args.key.operator_client(common)?.explain(&args.id).await?;
+    let explanation = args.key.operator_client(common)?.explain(&args.id).await?;
     output.print(
         || {
-            let lines: Value = found
+            let lines: Value = explanation
                 .lines
                 .iter()
                 .map(|l| json!({ "label": l.label, "text": l.text }))
                 .collect();
-            let entries: Value = found
+            let entries: Value = explanation
                 .entries
                 .iter()
                 .map(|e| serde_json::from_str(e).unwrap_or_else(|_| Value::String(e.clone())))
                 .collect();
-            json!({ "headline": found.headline, "lines": lines, "entries": entries })
+            json!({ "headline": explanation.headline, "lines": lines, "entries": entries })
         },
         || {
             let mut fields = FieldList::default();
-            for line in &found.lines {
+            for line in &explanation.lines {
                 fields.untrusted_row(&escape_invisible(&line.label), &line.text);
             }
             if args.entries {
-                for entry in &found.entries {
+                for entry in &explanation.entries {
                     fields.untrusted_row("entry", entry);
                 }
             }
             format!(
                 "{}\n{}",
-                escape_invisible(&found.headline),
+                escape_invisible(&explanation.headline),
                 fields.to_text()
             )
         },

@@ -1,4 +1,4 @@
-//! Small files: private ones written atomically, bounded ones read.
+//! Small files: atomic writes with mode 0600, and bounded reads.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -6,30 +6,30 @@ use std::path::{Path, PathBuf};
 
 use super::error::{CliError, io_error};
 
-/// Writes a file with mode 0600, whole or not at all.
+/// Writes a file with mode 0600 atomically.
 pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(beside);
-    // Never through a file or link that another user put there.
-    let _left = std::fs::remove_file(&beside);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.new", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    // A file or link that another user put there is removed, not followed.
+    let _ignored = std::fs::remove_file(&temporary);
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&beside)
-        .map_err(io_error(beside.display()))?;
+        .open(&temporary)
+        .map_err(io_error(temporary.display()))?;
     let written = file
         .write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&beside, path));
+        .and_then(|()| std::fs::rename(&temporary, path));
     written.map_err(|error| {
-        let _left = std::fs::remove_file(&beside);
+        let _ignored = std::fs::remove_file(&temporary);
         io_error(path.display())(error)
     })
 }
 
-/// Reads text from a file, or from stdin where the name is `-`.
+/// Reads text from a file, or from stdin if the path is `-`.
 pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     if path == Path::new("-") {

@@ -1,4 +1,4 @@
-//! `freeze`, `unfreeze`: the brake.
+//! `freeze` and `unfreeze`: the emergency stop for everything, an agent, an owner's agents or an action.
 
 use std::process::ExitCode;
 
@@ -16,10 +16,10 @@ use crate::model::text::{escape_invisible, escape_invisible_capped};
 
 #[derive(Debug, Args)]
 pub(super) struct FreezeArgs {
-    /// all, agent/ID, owner/ID or action/NAME; without it, what is frozen is listed
+    /// What to freeze: all, agent/ID, owner/ID or action/NAME; without it, the freezes are listed
     #[arg(value_name = "SCOPE", value_parser = FreezeScope::parse)]
     scope: Option<FreezeScope>,
-    /// Why, for the journal
+    /// The reason, recorded in the journal
     #[arg(long, default_value = "", requires = "scope")]
     reason: String,
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub(super) struct FreezeArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct UnfreezeArgs {
-    /// As it was frozen: all, agent/ID, owner/ID or action/NAME
+    /// The scope as it was frozen: all, agent/ID, owner/ID or action/NAME
     #[arg(value_name = "SCOPE", value_parser = FreezeScope::parse)]
     scope: FreezeScope,
     #[command(flatten)]
@@ -42,26 +42,26 @@ pub(super) async fn freeze(
 ) -> Result<ExitCode, CliError> {
     let operator = args.key.operator_client(common)?;
     let Some(scope) = args.scope else {
-        let frozen = operator.freezes().await?;
-        list(output, &frozen);
+        let freezes = operator.freezes().await?;
+        list(output, &freezes);
         return Ok(ExitCode::SUCCESS);
     };
-    let done = operator.freeze(&scope, &args.reason).await?;
+    let report = operator.freeze(&scope, &args.reason).await?;
     output.print(
         || {
             json!({
-                "scope": scope.to_string(), "frozen": true, "changed": done.changed, "position": done.position,
-                "tasks_ended": done.tasks_ended, "tokens_ended": done.tokens_ended,
-                "access_requests_closed": done.access_requests_closed,
+                "scope": scope.to_string(), "frozen": true, "changed": report.changed, "position": report.position,
+                "tasks_ended": report.tasks_ended, "tokens_ended": report.tokens_ended,
+                "access_requests_closed": report.access_requests_closed,
             })
         },
         || {
-            if !done.changed {
-                return format!("{scope} has been frozen since entry {}", done.position);
+            if !report.changed {
+                return format!("{scope} was already frozen by entry {}", report.position);
             }
             format!(
-                "{scope} is frozen by entry {}: {} tasks, {} tokens and {} access requests ended\nlift it:  dipylon unfreeze {scope}",
-                done.position, done.tasks_ended, done.tokens_ended, done.access_requests_closed
+                "{scope} is frozen by entry {}: {} tasks ended, {} tokens revoked, {} access requests closed\nto lift it:  dipylon unfreeze {scope}",
+                report.position, report.tasks_ended, report.tokens_ended, report.access_requests_closed
             )
         },
     );
@@ -74,20 +74,19 @@ pub(super) async fn unfreeze(
     args: UnfreezeArgs,
 ) -> Result<ExitCode, CliError> {
     let scope = args.scope;
-    let done = args.key.operator_client(common)?.unfreeze(&scope).await?;
+    let position = args.key.operator_client(common)?.unfreeze(&scope).await?;
     output.print(
-        || json!({ "scope": scope.to_string(), "frozen": false, "position": done }),
+        || json!({ "scope": scope.to_string(), "frozen": false, "position": position }),
         || {
             format!(
-                "the freeze of {scope} was lifted by entry {}; nothing that ended came back",
-                done
+                "the freeze of {scope} is lifted by entry {position}; ended tasks and revoked tokens stay ended"
             )
         },
     );
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(output: &Output, frozen: &[client::FreezeInfo]) {
+fn list(output: &Output, freezes: &[client::FreezeInfo]) {
     let now = Clock::system().now();
     output.print(
         || {
@@ -97,13 +96,13 @@ fn list(output: &Output, frozen: &[client::FreezeInfo]) {
                     "position": f.position,
                 })
             };
-            frozen.iter().map(to_json).collect::<Value>()
+            freezes.iter().map(to_json).collect::<Value>()
         },
         || {
-            if frozen.is_empty() {
+            if freezes.is_empty() {
                 return "nothing is frozen".to_owned();
             }
-            let head = ["FROZEN", "BY", "SINCE", "ENTRY", "WHY"].map(str::to_owned).to_vec();
+            let head = ["SCOPE", "BY", "SINCE", "ENTRY", "REASON"].map(str::to_owned).to_vec();
             let row = |f: &client::FreezeInfo| {
                 vec![
                     escape_invisible(&f.scope),
@@ -113,7 +112,7 @@ fn list(output: &Output, frozen: &[client::FreezeInfo]) {
                     escape_invisible_capped(&f.reason, 80),
                 ]
             };
-            let rows: Vec<_> = std::iter::once(head).chain(frozen.iter().map(row)).collect();
+            let rows: Vec<_> = std::iter::once(head).chain(freezes.iter().map(row)).collect();
             table(&rows)
         },
     );

@@ -9,7 +9,7 @@ use hyper::header::{DATE, HOST, HeaderMap, HeaderValue};
 
 use crate::client::{Protocol, Transport, http};
 
-/// A response that was read to its end.
+/// A response with its body.
 pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
@@ -28,20 +28,23 @@ impl HttpResponse {
     }
 }
 
-/// Sends a GET request for a path. The error is one line for a person.
+/// Sends a GET request for a path. The error is one line of text.
 pub(super) async fn get(route: &Transport, path: &str) -> Result<HttpResponse, String> {
     let request = Request::get(path).body(Full::default());
     let request = request.map_err(|e| e.to_string())?;
     send(route, request, Duration::from_secs(GET_TIMEOUT_S)).await
 }
 
-/// Sends a request and reads its response, both within `timeout`. The error is one line for a person.
+/// Sends a request and reads its response, both within `timeout`. The error is one line of text.
 pub(super) async fn send(
     route: &Transport,
     mut request: Request<Full<Bytes>>,
     timeout: Duration,
 ) -> Result<HttpResponse, String> {
-    let authority = route.uri().authority().map_or("", |one| one.as_str());
+    let authority = route
+        .uri()
+        .authority()
+        .map_or("", |authority| authority.as_str());
     let host = HeaderValue::from_str(authority).map_err(|e| e.to_string())?;
     request.headers_mut().insert(HOST, host);
     let exchange = async {
@@ -59,13 +62,13 @@ pub(super) async fn send(
     };
     tokio::time::timeout(timeout, exchange)
         .await
-        .map_err(|_| format!("no answer in {} s", timeout.as_secs()))?
+        .map_err(|_| format!("no response within {} s", timeout.as_secs()))?
 }
 
 fn seconds_of(date: &str) -> Option<i64> {
     let date = httpdate::parse_http_date(date).ok()?;
-    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-    i64::try_from(since.as_secs()).ok()
+    let elapsed = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(elapsed.as_secs()).ok()
 }
 
 const GET_TIMEOUT_S: u64 = 5;

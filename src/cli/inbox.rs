@@ -39,17 +39,17 @@ pub(super) async fn list(
     output.print(
         || rows.iter().map(to_json).collect::<Value>(),
         || {
-            let later = match queued {
+            let queued_note = match queued {
                 0 => String::new(),
                 n => format!(
-                    "{n} more are queued: asks_per_minute limits how many an approver is shown\n"
+                    "{n} more are queued: `asks_per_minute` limits how many an approver sees\n"
                 ),
             };
             if rows.is_empty() {
-                return format!("no access request waits for you\n{later}");
+                return format!("no access request is waiting for you\n{queued_note}");
             }
             format!(
-                "{}{later}\nto see one:  dipylon request show ACCESS_REQUEST",
+                "{}{queued_note}\nto show one:  dipylon request show ACCESS_REQUEST",
                 rows_table(&rows, now)
             )
         },
@@ -111,17 +111,17 @@ fn parameters_cell(action: Option<&Action>, parameters_omitted: bool) -> String 
     let Some(action) = action else {
         return "?".to_owned();
     };
-    let all: Vec<String> = action
+    let parameters: Vec<String> = action
         .parameters
         .iter()
         .map(|(name, value)| format!("{name}={}", value.to_json()))
         .collect();
     if parameters_omitted {
         "on the card".to_owned()
-    } else if all.is_empty() {
+    } else if parameters.is_empty() {
         "-".to_owned()
     } else {
-        let text = all.join(" ");
+        let text = parameters.join(" ");
         let total = text.chars().count();
         if total <= PARAMETERS_CHARS_MAX {
             return escape_untrusted(&text);
@@ -166,14 +166,14 @@ pub(super) async fn show(
     output: &Output,
     args: ShowRequestArgs,
 ) -> Result<ExitCode, CliError> {
-    let shown = args
+    let card = args
         .key
         .approver_client(common)?
         .card(args.access_request)
         .await?;
     output.print(
-        || card::to_json(&shown),
-        || card::text(&shown, Clock::system().now()),
+        || card::to_json(&card),
+        || card::text(&card, Clock::system().now()),
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -196,12 +196,12 @@ mod tests {
     #[test]
     fn truncated_parameters_keep_a_digest() {
         let long = "a".repeat(PARAMETERS_CHARS_MAX);
-        let [one, other] = ["1", "2"]
+        let [first, second] = ["1", "2"]
             .map(|end| parameters_cell(Some(&note_action(&format!("{long}{end}"))), false));
-        assert_ne!(one, other);
+        assert_ne!(first, second);
         let digest = note_action(&format!("{long}1")).digest().to_string();
-        assert!(one.contains("[8 more characters, digest "), "{one}");
-        assert!(one.contains(&digest[..DIGEST_CHARS]), "{one}");
+        assert!(first.contains("[8 more characters, digest "), "{first}");
+        assert!(first.contains(&digest[..DIGEST_CHARS]), "{first}");
         assert_eq!(
             parameters_cell(Some(&note_action("short")), false),
             "note=\"short\""
@@ -210,12 +210,9 @@ mod tests {
 
     #[test]
     fn parameters_cannot_break_table_layout() {
-        let faked = parameters_cell(Some(&note_action("x\"  triage (dana)\u{200b}")), false);
-        assert!(
-            !faked.contains("  ") && !faked.contains('\u{200b}'),
-            "{faked}"
-        );
-        let cut = parameters_cell(Some(&note_action(&"  ".repeat(200))), false);
-        assert!(!cut.contains("  "), "{cut}");
+        let cell = parameters_cell(Some(&note_action("x\"  triage (dana)\u{200b}")), false);
+        assert!(!cell.contains("  ") && !cell.contains('\u{200b}'), "{cell}");
+        let long_cell = parameters_cell(Some(&note_action(&"  ".repeat(200))), false);
+        assert!(!long_cell.contains("  "), "{long_cell}");
     }
 }

@@ -1,4 +1,4 @@
-//! `key new`: a key for a person or a service.
+//! `key`: create private keys of people and services, and print public keys.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,21 +13,21 @@ use crate::keys;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
-    /// Make a private key in a file only you can read, and print its public half for people.toml
+    /// Create a private key in a file with mode 0600, and print the public key for people.toml
     New {
-        /// The file; never replaced
+        /// The file to create; an existing file is never replaced
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
-        /// Whose key it will be, as people.toml calls the person or service
+        /// The person's or service's id, for the printed [[key]] table
         #[arg(long, value_name = "ID", default_value = "…")]
         of: String,
     },
-    /// Print the public half of a key
+    /// Print the public key of a private key file
     Show {
-        /// The file
+        /// The private key file
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
-        /// Whose key it is
+        /// The person's or service's id, for the printed [[key]] table
         #[arg(long, value_name = "ID", default_value = "…")]
         of: String,
     },
@@ -45,7 +45,7 @@ pub(super) fn run(output: &Output, command: KeyCommand) -> Result<ExitCode, CliE
     Ok(ExitCode::SUCCESS)
 }
 
-/// The table that registers a key in people.toml.
+/// The `[[key]]` table that registers a key in people.toml.
 pub(super) fn people_toml(of: &str, key: &PublicKey) -> String {
     let jwk = key.to_jwk();
     let member = |name: &str| {

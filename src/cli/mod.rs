@@ -1,7 +1,7 @@
-//! Command line: one module for each noun.
+//! Command line of the `dipylon` program: one module for each command.
 //!
-//! In: arguments, the environment, files the caller names. Out: short text or one JSON value on stdout, errors on stderr, an
-//! exit code for each kind of result. Trusts the user who runs it with their own keys.
+//! In: arguments, the environment, files given by path. Out: short text or one JSON value on stdout, errors on stderr, an
+//! exit code for each kind of result. Trusts: the user who runs it, with their own keys.
 //! Refuses: to sign a vote statement that differs from the card it printed; a development broker beyond loopback.
 //! Never: prints a private key, evidence it did not create, or a token unless asked to. Untrusted text is printed with its
 //! invisible characters escaped.
@@ -49,7 +49,7 @@ use crate::model::Exit;
 use error::CliError;
 use output::Output;
 
-/// Just-in-time credentials for AI agents and other workloads: one action, one short-lived token, two gates.
+/// Just-in-time credentials for AI agents and other workloads: one short-lived token for one approved action.
 #[derive(Debug, Parser)]
 #[command(name = "dipylon", version, after_help = after_help(), max_term_width = 120)]
 pub struct Cli {
@@ -59,7 +59,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// The end of the help text: exit codes and first commands.
+/// The end of the help text: exit codes and the first commands to try.
 fn after_help() -> String {
     let mut text = "Exit codes:\n".to_owned();
     for exit in Exit::ALL {
@@ -87,7 +87,7 @@ struct Common {
     /// Certificate authorities (PEM) trusted for the broker [default: the system's]
     #[arg(long, global = true, env = "DIPYLON_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Connect through the broker's Unix socket; proofs still name the URL
+    /// Connect to the broker's Unix socket instead; proofs still name the URL
     #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 }
@@ -136,7 +136,7 @@ enum Command {
     /// Check a configuration file, or show the effective settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Check configuration, keys, journal, policy and the running broker, with advice
+    /// Check the configuration, keys, journal, policy and running broker, with advice for each problem
     Doctor(doctor::DoctorArgs),
     /// Verify a journal without its broker
     #[command(subcommand)]
@@ -144,7 +144,7 @@ enum Command {
     /// Create and show keys of people and services
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Development helpers: issue test SVIDs
+    /// Development helpers: test SVIDs and test trust domains
     #[command(subcommand)]
     Dev(dev::DevCommand),
     #[cfg(feature = "demo")]
@@ -165,21 +165,21 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let Cli { common, command } = cli;
     let output = Output::new(common.json);
-    let done = match tokio::runtime::Builder::new_multi_thread()
+    let result = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => {
-            let done = runtime.block_on(call(&common, &output, command));
+            let result = runtime.block_on(call(&common, &output, command));
             // A thread that still waits for a terminal must not keep the program from exiting.
             runtime.shutdown_background();
-            done
+            result
         }
         Err(error) => Err(CliError::failed(format!(
             "cannot start the async runtime: {error}"
         ))),
     };
-    match done {
+    match result {
         Ok(code) => code,
         Err(error) => output.print_error(&error),
     }

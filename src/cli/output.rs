@@ -23,12 +23,12 @@ impl Output {
         self.json
     }
 
-    /// Prints JSON or text. The caller escapes untrusted text.
-    pub(super) fn print(&self, machine: impl FnOnce() -> Value, people: impl FnOnce() -> String) {
+    /// Prints JSON or text. Callers escape untrusted text.
+    pub(super) fn print(&self, json: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
         if self.json {
-            self.print_json(&machine())
+            self.print_json(&json())
         } else {
-            self.text(&people())
+            self.text(&text())
         }
     }
 
@@ -42,23 +42,23 @@ impl Output {
         let mut out = std::io::stdout().lock();
         let text = text.strip_suffix('\n').unwrap_or(text);
         // A closed pipe (`| head`) is not an error.
-        let _gone = out
+        let _ignored = out
             .write_all(text.as_bytes())
             .and_then(|()| out.write_all(b"\n"));
-        let _gone = out.flush();
+        let _ignored = out.flush();
     }
 
     /// Prints a note for people on stderr; nothing with --json.
     pub(super) fn note(&self, text: &str) {
         if !self.json {
-            let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
+            let _ignored = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
         }
     }
 
     /// Prints the error and gives its exit code.
     pub(super) fn print_error(&self, error: &CliError) -> ExitCode {
         let mut err = std::io::stderr().lock();
-        let _gone = if self.json {
+        let _ignored = if self.json {
             writeln!(err, "{}", error.to_json())
         } else {
             let hint = error
@@ -73,10 +73,10 @@ impl Output {
 
     /// Prints to stderr, also with --json.
     pub(super) fn warn(&self, text: &str) {
-        let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
+        let _ignored = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
     }
 
-    /// Asks the person at the terminal for one line.
+    /// Prompts the user at the terminal for one line.
     pub(super) async fn prompt(&self, prompt: &str) -> Result<String, CliError> {
         let mut err = std::io::stderr();
         write!(err, "{prompt}")
@@ -92,13 +92,13 @@ impl Output {
             .map_err(io_error("stdin"))
     }
 
-    /// Whether a person can be prompted.
+    /// Whether the user can be prompted.
     pub(super) fn can_prompt(&self) -> bool {
         !self.json && std::io::stdin().is_terminal()
     }
 }
 
-/// Labels and texts, the texts aligned. A text with newlines of our own goes on under itself.
+/// Rows of a label and a text, with the texts aligned. Trusted text may have several lines.
 #[derive(Debug, Default)]
 pub(super) struct FieldList(Vec<(String, String)>);
 

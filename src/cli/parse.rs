@@ -1,33 +1,33 @@
-//! What people type: targets, parameters, durations.
+//! Parsers of command-line values: targets, parameters, durations.
 
 use std::collections::BTreeMap;
 
 use crate::model::{Param, ParseError, Target, json, parse_duration};
 
-/// One `--param`, as typed.
+/// One `--param` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NamedParam {
     name: String,
     value: Param,
 }
 
-/// `name=value`, where `true`, `false` and whole numbers are what they look like and all else is text; or `name:=JSON`, for
-/// sets (arrays), records (objects), and texts that look like numbers.
+/// Parses `name=value`, where `true` and `false` are booleans, whole numbers are numbers and everything else is text; or
+/// `name:=JSON`, for sets (arrays), records (objects), and texts that look like numbers.
 pub(super) fn param(text: &str) -> Result<NamedParam, ParseError> {
-    let wrong = |rule: &str| ParseError::new("parameter", rule.to_owned());
+    let error = |rule: &str| ParseError::new("parameter", rule.to_owned());
     let (name, value) = text
         .split_once('=')
-        .ok_or_else(|| wrong("must be name=value or name:=JSON"))?;
+        .ok_or_else(|| error("must be name=value or name:=JSON"))?;
     let (name, value) = match name.strip_suffix(':') {
         Some(name) => {
             let value = json::parse(value.as_bytes())
-                .map_err(|e| wrong(&format!("after ':=' must be JSON: {e}")))?;
+                .map_err(|e| error(&format!("after ':=' must be JSON: {e}")))?;
             (name, sorted(Param::from_json(&value)?)?)
         }
         None => (name, plain(value)?),
     };
     if name.is_empty() {
-        return Err(wrong("must have a name before '='"));
+        return Err(error("must have a name before '='"));
     }
     Ok(NamedParam {
         name: name.to_owned(),
@@ -37,23 +37,23 @@ pub(super) fn param(text: &str) -> Result<NamedParam, ParseError> {
 
 fn plain(text: &str) -> Result<Param, ParseError> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let whole = !digits.is_empty()
+    let is_integer = !digits.is_empty()
         && digits.bytes().all(|b| b.is_ascii_digit())
         && (digits == "0" || !digits.starts_with('0'));
     match text {
         "true" => Ok(Param::Bool(true)),
         "false" => Ok(Param::Bool(false)),
-        _ if whole && text != "-0" => {
+        _ if is_integer && text != "-0" => {
             let number = text
                 .parse()
-                .map_err(|_| ParseError::new("parameter", "numbers must lie within ±(2^53-1)"))?;
+                .map_err(|_| ParseError::new("parameter", "numbers must be within ±(2^53-1)"))?;
             Ok(Param::Int(number))
         }
         _ => Ok(Param::Str(text.to_owned())),
     }
 }
 
-/// Sets in the order the broker wants them.
+/// Sorts sets and removes duplicates, as the broker requires.
 fn sorted(param: Param) -> Result<Param, ParseError> {
     Ok(match param {
         Param::Set(items) => Param::set(items.into_iter().map(sorted).collect::<Result<_, _>>()?)?,
@@ -67,12 +67,15 @@ fn sorted(param: Param) -> Result<Param, ParseError> {
     })
 }
 
-/// All of them by name; none twice.
-pub(super) fn params(typed: Vec<NamedParam>) -> Result<BTreeMap<String, Param>, ParseError> {
+/// The parameters by name; a repeated name is an error.
+pub(super) fn params(given: Vec<NamedParam>) -> Result<BTreeMap<String, Param>, ParseError> {
     let mut out = BTreeMap::new();
-    for NamedParam { name, value } in typed {
+    for NamedParam { name, value } in given {
         if out.insert(name, value).is_some() {
-            return Err(ParseError::new("parameter", "a name must stand only once"));
+            return Err(ParseError::new(
+                "parameter",
+                "each name must be given only once",
+            ));
         }
     }
     Ok(out)
@@ -92,27 +95,27 @@ pub(super) fn seconds(text: &str) -> Result<u32, ParseError> {
 mod tests {
     use super::*;
 
-    fn one(text: &str) -> Param {
+    fn value_of(text: &str) -> Param {
         param(text).expect(text).value
     }
 
     #[test]
     fn param_type_inference() {
-        assert_eq!(one("a=true"), Param::Bool(true));
-        assert_eq!(one("a=-12"), Param::Int(-12));
-        assert_eq!(one("a=0"), Param::Int(0));
+        assert_eq!(value_of("a=true"), Param::Bool(true));
+        assert_eq!(value_of("a=-12"), Param::Int(-12));
+        assert_eq!(value_of("a=0"), Param::Int(0));
         for text in ["007", "1.5", "+1", "-0", "", "TRUE", "1e3", "a=b", "-"] {
             assert_eq!(
-                one(&format!("a={text}")),
+                value_of(&format!("a={text}")),
                 Param::Str(text.to_owned()),
                 "{text}"
             );
         }
-        assert_eq!(one("a:=\"7\""), Param::Str("7".to_owned()));
+        assert_eq!(value_of("a:=\"7\""), Param::Str("7".to_owned()));
         let set = Param::Set(vec![Param::Int(1), Param::Int(2)]);
-        assert_eq!(one("a:=[2,1,2]"), set, "sorted, none twice");
+        assert_eq!(value_of("a:=[2,1,2]"), set, "sorted, without duplicates");
         assert_eq!(
-            one("a:={\"s\":[2,1]}"),
+            value_of("a:={\"s\":[2,1]}"),
             Param::Record(BTreeMap::from([("s".to_owned(), set)]))
         );
         for bad in [

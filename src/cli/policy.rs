@@ -1,4 +1,4 @@
-//! `policy check`, `policy apply`: a directory, whole or not at all. `policy rules`: what is in force, with its figures.
+//! `policy`: check a policy directory, apply it as a whole, or list the active rules with statistics.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,25 +16,25 @@ use crate::model::{Secret, format_seconds};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Say all that is wrong with a directory, without a broker
+    /// Report every problem of a policy directory, without a broker
     Check {
-        /// The policy bundle
+        /// The policy directory
         dir: PathBuf,
     },
-    /// Put a directory in force; what it no longer allows ends
+    /// Apply a policy directory; tasks, tokens and access requests it no longer allows end
     Apply {
-        /// The policy bundle
+        /// The policy directory
         dir: PathBuf,
         #[command(flatten)]
         key: KeyArgs,
-        /// The one-time code that a broker without a policy bundle printed; without a value it is asked for
+        /// The one-time code that a broker without a policy bundle printed; without a value, prompt for it
         #[arg(long, value_name = "CODE", num_args = 0..=1, default_missing_value = "")]
         code: Option<String>,
-        /// Read the one-time code from a file ("-": stdin)
+        /// Read the one-time code from a file; - reads it from stdin
         #[arg(long, value_name = "FILE", conflicts_with = "code")]
         code_file: Option<PathBuf>,
     },
-    /// List the rules in force: how often each mattered, and how people decide what it asks them
+    /// List the active rules: how often each matched, and how approvers decided the access requests it caused
     Rules {
         #[command(flatten)]
         key: KeyArgs,
@@ -53,12 +53,12 @@ pub(super) async fn run(
                 bundle.warnings().iter().map(ToString::to_string).collect();
             warnings.extend(config_checks::unreachable_quorums(&bundle));
             warnings.extend(bundle.check_has_operator().err().map(|why| {
-                format!("{why}: until then no broker takes it (a development broker adds keys: start from its policy directory)")
+                format!("{why}: a broker refuses this bundle (a development broker adds keys: start from its policy directory)")
             }));
             let (rules, agents) = (bundle.rules().count(), bundle.agents().count());
             output.print(
                 || json!({ "version": bundle.version(), "rules": rules, "agents": agents, "warnings": warnings }),
-                || format!("{}sound: {rules} rules, {agents} agents, version {}", lines(&warnings), bundle.version()),
+                || format!("{}valid: {rules} rules, {agents} agents, version {}", lines(&warnings), bundle.version()),
             );
         }
         PolicyCommand::Apply {
@@ -67,12 +67,12 @@ pub(super) async fn run(
             code,
             code_file,
         } => {
-            // Everything that is wrong is said here, with files and lines, before the broker is asked.
+            // All problems are reported here, with files and lines, before the broker is called.
             policy_dir::load(&dir)?;
-            let (person, files) = (key.operator_client(common)?, policy_dir::read(&dir)?);
+            let (operator, files) = (key.operator_client(common)?, policy_dir::read(&dir)?);
             let applied = match one_time_code(output, code, code_file).await? {
-                Some(code) => person.apply_first_policy_bundle(&files, &code).await?,
-                None => person.apply_policy_bundle(&files).await?,
+                Some(code) => operator.apply_first_policy_bundle(&files, &code).await?,
+                None => operator.apply_policy_bundle(&files).await?,
             };
             output.print(
                 || {
@@ -84,9 +84,9 @@ pub(super) async fn run(
                 },
                 || {
                     let warnings: Vec<String> = applied.warnings.iter().map(|w| escape_invisible(w)).collect();
-                    let state = if applied.changed { "in force" } else { "was in force already" };
+                    let state = if applied.changed { "in force" } else { "already in force" };
                     format!(
-                        "{}{state}: {} rules, {} agents, version {}\nended by it: {} tasks, {} tokens, {} access requests",
+                        "{}{state}: {} rules, {} agents, version {}\nended: {} tasks, {} tokens, {} access requests",
                         lines(&warnings),
                         applied.rules,
                         applied.agents,
@@ -110,7 +110,9 @@ pub(super) async fn run(
 }
 
 fn rule_table(rules: &[client::RuleStatistics]) -> String {
-    let head = ["RULE", "REMEDY", "HITS", "ASKED", "APPROVED", "MEDIAN", ""];
+    let head = [
+        "RULE", "REMEDY", "MATCHES", "STEP-UPS", "APPROVED", "MEDIAN", "",
+    ];
     let row = |rule: &client::RuleStatistics| {
         let share = rule.approved_percent.map(|share| {
             let decided = rule.approved.saturating_add(rule.denied);
@@ -118,7 +120,7 @@ fn rule_table(rules: &[client::RuleStatistics]) -> String {
         });
         let median = rule.median_seconds.map(|s| format_seconds(i64::from(s)));
         let flag = match rule.rubber_stamp {
-            true => "rubber stamp: nearly always yes, in less than 3 s",
+            true => "rubber stamp: nearly always approved, in less than 3 s",
             false => "",
         };
         vec![
@@ -159,8 +161,10 @@ async fn one_time_code(
         (Some(code), None) if !code.is_empty() => code,
         (Some(_), None) => {
             if !output.can_prompt() {
-                return Err(CliError::usage("there is no terminal to ask at")
-                    .with_hint("--code-file FILE reads the one-time code"));
+                return Err(CliError::usage(
+                    "cannot prompt for the one-time code: stdin is not a terminal",
+                )
+                .with_hint("use --code-file FILE to read it from a file"));
             }
             output.prompt("one-time code: ").await?
         }
@@ -182,7 +186,7 @@ mod tests {
 
     #[test]
     fn rule_table_row() {
-        let asks = client::RuleStatistics {
+        let step_up = client::RuleStatistics {
             rule_id: "destructive\u{202E}".to_owned(),
             kind: "forbid".to_owned(),
             remedy: "step_up one-security".to_owned(),
@@ -200,7 +204,7 @@ mod tests {
             kind: "permit".to_owned(),
             ..client::RuleStatistics::default()
         };
-        let text = rule_table(&[asks, permit]);
+        let text = rule_table(&[step_up, permit]);
         let cells = |line: &str| {
             line.split("  ")
                 .map(str::trim)
@@ -212,7 +216,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                vec!["RULE", "REMEDY", "HITS", "ASKED", "APPROVED", "MEDIAN"],
+                vec![
+                    "RULE", "REMEDY", "MATCHES", "STEP-UPS", "APPROVED", "MEDIAN"
+                ],
                 vec![
                     "destructive<U+202E>",
                     "step_up one-security",
@@ -220,7 +226,7 @@ mod tests {
                     "23",
                     "95 % of 21",
                     "1m 2s",
-                    "rubber stamp: nearly always yes, in less than 3 s",
+                    "rubber stamp: nearly always approved, in less than 3 s",
                 ],
                 vec!["reads", "permit", "0", "0", "-", "-"],
             ]

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::error::{CliError, io_error};
 use crate::policy::{BundleFiles, PolicyBundle};
 
-/// The example that development brokers and the demo begin with.
+/// The example policy of development brokers and the demo.
 pub(super) const EXAMPLE: [(&str, &str); 7] = [
     ("README.md", include_str!("../../examples/soc/README.md")),
     (
@@ -35,13 +35,13 @@ pub(super) const EXAMPLE: [(&str, &str); 7] = [
     ),
 ];
 
-/// Longest file read, in bytes: a bundle as a whole may not be longer.
+/// Longest file read, in bytes: the limit of a whole bundle.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Most files looked at: far more than a bundle may have.
+/// Most files read: far more than a bundle may have.
 const FILES_MAX: usize = 1_000;
 
-/// Reads a directory: its files and those of `rules/`. Names that begin with a dot are left out; every other name counts,
-/// so that a misspelt file is found.
+/// Reads a directory: its files and those of `rules/`. Hidden files are skipped; every other name is read, so that
+/// a misspelt file is reported.
 pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, CliError> {
     let mut files = BTreeMap::new();
     for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("rules"), "rules/")] {
@@ -50,7 +50,7 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, CliError> {
             let name = found.file_name();
             let Some(name) = name.to_str() else {
                 return Err(CliError::failed(format!(
-                    "{}: a name is not UTF-8",
+                    "{}: a file name is not UTF-8",
                     folder.display()
                 )));
             };
@@ -63,7 +63,7 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, CliError> {
                 .len();
             if length > FILE_BYTES_MAX || files.len() >= FILES_MAX {
                 return Err(CliError::failed(format!(
-                    "{}: too large for a policy bundle",
+                    "{}: larger than a policy bundle may be",
                     path.display()
                 )));
             }
@@ -76,15 +76,15 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, CliError> {
 
 /// Reads and checks a directory.
 pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), CliError> {
-    let said = |e: crate::policy::BundleError| {
+    let bundle_error = |e: crate::policy::BundleError| {
         CliError::failed(format!("policy bundle {}:\n{e}", dir.display()))
     };
-    let files = BundleFiles::new(read(dir)?).map_err(said)?;
-    let bundle = PolicyBundle::load(&files).map_err(said)?;
+    let files = BundleFiles::new(read(dir)?).map_err(bundle_error)?;
+    let bundle = PolicyBundle::load(&files).map_err(bundle_error)?;
     Ok((files, bundle))
 }
 
-/// Writes files below a directory, making it.
+/// Creates a directory and writes the files below it.
 pub(super) fn write<'a>(
     dir: &Path,
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_is_a_whole_bundle_and_comes_back_as_written() {
+    fn example_policy_roundtrip() {
         let dir = tempfile::tempdir().expect("dir");
         write(dir.path(), EXAMPLE).expect("written");
         std::fs::write(dir.path().join(".swp"), "x").expect("written");

@@ -44,7 +44,7 @@ pub(super) fn relative_time(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// How long from now, or 0s.
+/// The time left, or 0s.
 pub(super) fn remaining(wire: Option<&Timestamp>, now: Timestamp) -> String {
     format_seconds(parse_timestamp(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
 }
@@ -60,7 +60,7 @@ pub(super) fn rules_json(rules: &[client::MatchedRule]) -> Value {
         .collect()
 }
 
-/// One rule a line: its name, where it stands, and why.
+/// One rule per line: its id, file and explanation.
 pub(super) fn rule_lines(rules: &[client::MatchedRule]) -> String {
     let line = |r: &client::MatchedRule| {
         let why = if r.why.is_empty() {
@@ -78,25 +78,28 @@ pub(super) fn rule_lines(rules: &[client::MatchedRule]) -> String {
 }
 
 pub(super) fn profiles_json(needs: &[client::RequiredProfile]) -> Value {
-    let one = |p: &client::RequiredProfile| {
+    let profile = |p: &client::RequiredProfile| {
         json!({
             "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "approvers": p.approvers,
             "digest": p.digest,
         })
     };
-    needs.iter().map(one).collect()
+    needs.iter().map(profile).collect()
 }
 
-/// One profile a line: `one-security: 0 of 1 from security`.
+/// One profile per line: `one-security: 0 of 1 from security`.
 pub(super) fn profile_lines(needs: &[client::RequiredProfile]) -> String {
     let line = |p: &client::RequiredProfile| {
-        let who = if p.approvers.is_empty() {
+        let approved_by = if p.approvers.is_empty() {
             String::new()
         } else {
-            format!(" (yes: {})", escape_invisible(&p.approvers.join(", ")))
+            format!(
+                " (approved by {})",
+                escape_invisible(&p.approvers.join(", "))
+            )
         };
         format!(
-            "{}: {} of {} from {}{who}",
+            "{}: {} of {} from {}{approved_by}",
             escape_invisible(&p.name),
             p.approvals,
             p.quorum,
@@ -106,31 +109,31 @@ pub(super) fn profile_lines(needs: &[client::RequiredProfile]) -> String {
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn ttl_json(sum: Option<&client::GrantedTtl>) -> Value {
-    let Some(sum) = sum else { return Value::Null };
-    let bounds: Vec<Value> = sum
+pub(super) fn ttl_json(ttl: Option<&client::GrantedTtl>) -> Value {
+    let Some(ttl) = ttl else { return Value::Null };
+    let limits: Vec<Value> = ttl
         .limits
         .iter()
         .map(|b| json!({ "by": b.by, "ttl": duration_json(b.ttl.as_ref()) }))
         .collect();
-    json!({ "asked": duration_json(sum.requested.as_ref()), "bounds": bounds, "granted": duration_json(sum.granted.as_ref()) })
+    json!({ "requested": duration_json(ttl.requested.as_ref()), "limits": limits, "granted": duration_json(ttl.granted.as_ref()) })
 }
 
-/// `5m = least of asked 15m, cap 15m, rules 10m`.
-pub(super) fn ttl_line(sum: Option<&client::GrantedTtl>) -> String {
-    let Some(sum) = sum else {
+/// `5m = minimum of requested 15m, cap 15m, rules 10m`.
+pub(super) fn ttl_line(ttl: Option<&client::GrantedTtl>) -> String {
+    let Some(ttl) = ttl else {
         return "unknown".to_owned();
     };
-    let show = |d: Option<&i64>| d.map_or_else(|| "?".to_owned(), |d| format_seconds(*d));
-    let mut terms = vec![format!("asked {}", show(sum.requested.as_ref()))];
+    let text = |d: Option<&i64>| d.map_or_else(|| "?".to_owned(), |d| format_seconds(*d));
+    let mut terms = vec![format!("requested {}", text(ttl.requested.as_ref()))];
     terms.extend(
-        sum.limits
+        ttl.limits
             .iter()
-            .map(|b| format!("{} {}", escape_invisible(&b.by), show(b.ttl.as_ref()))),
+            .map(|b| format!("{} {}", escape_invisible(&b.by), text(b.ttl.as_ref()))),
     );
     format!(
-        "{} = least of {}",
-        show(sum.granted.as_ref()),
+        "{} = minimum of {}",
+        text(ttl.granted.as_ref()),
         terms.join(", ")
     )
 }
@@ -156,7 +159,7 @@ pub(super) fn action_json(action: Option<&Action>) -> Value {
     })
 }
 
-/// `Type::id`, safe to print in a row: no run of blanks in it looks like the next column.
+/// `Type::id`, escaped so that a run of spaces in it cannot look like the next column.
 pub(super) fn target(target: Option<&Target>) -> String {
     target.map_or_else(
         || "?".to_owned(),
@@ -192,7 +195,7 @@ pub(super) fn end_report_json(report: &client::TaskEndReport) -> Value {
     })
 }
 
-/// What an end ended, in one line.
+/// The report of an ended task, in one line.
 pub(super) fn end_line(report: &client::TaskEndReport) -> String {
     format!(
         "{} ended ({}) by entry {}: {} of {} tokens were active and are revoked, {} access requests closed",
@@ -212,7 +215,7 @@ mod tests {
     #[test]
     fn ttl_breakdown_text() {
         let s = Some::<i64>;
-        let bounds = vec![
+        let limits = vec![
             client::TtlLimitInfo {
                 by: "cap".into(),
                 ttl: s(900),
@@ -222,31 +225,31 @@ mod tests {
                 ttl: s(600),
             },
         ];
-        let sum = client::GrantedTtl {
+        let ttl = client::GrantedTtl {
             requested: s(900),
-            limits: bounds,
+            limits: limits,
             granted: s(600),
         };
         assert_eq!(
-            ttl_line(Some(&sum)),
-            "10m = least of asked 15m, cap 15m, rules 10m"
+            ttl_line(Some(&ttl)),
+            "10m = minimum of requested 15m, cap 15m, rules 10m"
         );
     }
 
     #[test]
     fn target_cannot_break_table_layout() {
-        let wild = Target {
+        let hostile = Target {
             kind: "Account".into(),
             id: "ann  APPROVED\u{202e} ".into(),
         };
         assert_eq!(
-            target(Some(&wild)),
+            target(Some(&hostile)),
             "Account::ann <U+0020>APPROVED<U+202E><U+0020>"
         );
     }
 
     #[test]
-    fn an_end_counts_every_token() {
+    fn end_report_counts_every_token() {
         let report = client::TaskEndReport {
             tokens: vec!["tok_1".into()],
             tokens_revoked: 7,

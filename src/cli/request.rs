@@ -1,4 +1,4 @@
-//! `request`: access requests, for approvers (list, show, watch, approve, deny) and for the task that made one (watch, cancel).
+//! `request`: access requests, for approvers (list, show, watch, approve, deny) and for the task that opened one (watch, cancel).
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -73,14 +73,14 @@ pub(super) async fn run(
         RequestCommand::Deny(args) => vote::run(common, output, args, Verdict::Deny).await,
         RequestCommand::Cancel(args) => {
             let task = args.task.attach(common, &args.evidence)?;
-            let after = task.cancel(args.access_request).await?;
-            print_status(output, &after);
+            let request = task.cancel(args.access_request).await?;
+            print_status(output, &request);
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// Watches as the task if one is named or no key is given, as the approver otherwise.
+/// Watches as the task if one is given or no key is, as the approver otherwise.
 async fn watch(
     common: &Common,
     output: &Output,
@@ -148,7 +148,7 @@ async fn watch_inbox(output: &Output, client: &ApproverClient) -> Result<ExitCod
             }
             Err(error) => return Err(error.into()),
         };
-        // The stream ends when the broker wants a new proof or stops; a silent one is given up.
+        // The stream ends when the broker requires a new proof or stops; a silent stream is reopened.
         while let Ok(Ok(Some(update))) = tokio::time::timeout(SILENCE_MAX, stream.next()).await {
             match update {
                 InboxUpdate::Snapshot(position) => {
@@ -192,7 +192,7 @@ async fn print_change(
     }
 }
 
-/// Prints the rows of the inbox, or those of the access requests named.
+/// Prints the rows of the inbox, or those of the given access requests.
 async fn print_inbox(
     output: &Output,
     client: &ApproverClient,
@@ -206,14 +206,14 @@ async fn print_inbox(
     output.print(
         || json!({ "event": event, "access_requests": rows.iter().map(inbox::to_json).collect::<Value>() }),
         || match rows.as_slice() {
-            [] => format!("{event}  no access request for you"),
+            [] => format!("{event}  no access request is waiting for you"),
             rows => format!("{event}\n{}", inbox::rows_table(rows, Clock::system().now())),
         },
     );
     Ok(())
 }
 
-/// Between two attempts to reopen the stream.
+/// Pause between two attempts to reopen the stream.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// A stream without a message for this long is reopened: the broker sends a heartbeat every five seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(20);

@@ -42,7 +42,7 @@ pub(super) struct ServeArgs {
     /// The policy bundle that seeds an empty journal
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
-    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} to this file once calls are answered
+    /// Write {"grpc", "http", "console", "admin", "pid", "checkpoint"} to this file once the broker accepts calls
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Stop when stdin ends: for a parent process
@@ -55,7 +55,7 @@ pub(super) async fn run(
     output: &Output,
     args: ServeArgs,
 ) -> Result<ExitCode, CliError> {
-    let (config, home) = load_config(common, &args)?;
+    let (config, dev_config) = load_config(common, &args)?;
     disable_core_dumps();
     let _log_guard = logs::start(&logs::LogSettings {
         format: config.log,
@@ -71,28 +71,28 @@ pub(super) async fn run(
         output.note(&dev_warning(&config));
     }
     if let Some(path) = &args.ready_file {
-        // Left by a killed broker: a process that waits for this file waits for this start.
-        let _gone = std::fs::remove_file(path);
+        // A killed broker leaves its file: processes that wait for the file must see this start only.
+        let _ignored = std::fs::remove_file(path);
     }
     if !config.listen.ip().is_loopback() && config.tls.is_none() {
         output.note(&format!(
-            "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Give it a certificate ([tls] in the configuration), or listen on loopback behind a TLS proxy on the same host.",
+            "WARNING  {} is not loopback, and this broker serves plain HTTP: proofs and tokens cross the network unencrypted.\n         Configure a certificate ([tls]), or listen on loopback behind a TLS proxy on the same host.",
             config.listen
         ));
     }
-    // Bound before the journal is opened: a second broker on the same port leaves no trace.
-    let doors = bind_listeners(&config)
+    // Bound before the journal is opened: a second broker on the same port fails without touching it.
+    let listeners = bind_listeners(&config)
         .await
         .map_err(|e| CliError::failed(e.to_string()))?;
-    let operator = bind_admin_listener(config.admin_listen.as_ref()).await?;
-    let operator_place = operator.as_ref().map(AdminListener::display_address);
+    let admin = bind_admin_listener(config.admin_listen.as_ref()).await?;
+    let admin_address = admin.as_ref().map(AdminListener::display_address);
     let seed = config
         .policy
         .as_deref()
         .map(|dir| seed_policy(dir, &config.data_dir))
         .transpose()?
         .flatten();
-    let unseeded = seed.is_none() && config.policy.is_none();
+    let no_seed = seed.is_none() && config.policy.is_none();
     let mut trust = Vec::new();
     for (domain, file) in &config.trust_domains {
         trust.push((
@@ -114,12 +114,12 @@ pub(super) async fn run(
         .map_err(|e| CliError::failed(e.to_string()))?;
     let checkpoint = broker.journal().head().borrow().checkpoint.to_string();
     if let Err(why) = broker.ready() {
-        let hint = if unseeded {
-            "; the first operator brings a policy bundle by a one-time code, or start with --policy DIR"
+        let hint = if no_seed {
+            "; apply a policy bundle with the code below, or start with --policy DIR"
         } else {
             ""
         };
-        output.note(&format!("dipylon: everything is denied: {why}{hint}"));
+        output.note(&format!("dipylon: every request is denied: {why}{hint}"));
         if let Some(code) = broker.bootstrap_code().filter(|_| !config.dev) {
             output.warn(&first_operator_text(&config.settings.external_url, &code));
         }
@@ -129,7 +129,7 @@ pub(super) async fn run(
         "grpc": url,
         "http": url,
         "console": format!("{}/console", config.settings.console_url),
-        "operator": operator_place,
+        "admin": admin_address,
         "pid": std::process::id(),
         "checkpoint": checkpoint,
     });
@@ -151,31 +151,33 @@ pub(super) async fn run(
                 "journal    {}, checkpoint {checkpoint}\n",
                 config.data_dir.display()
             ));
-            if let Some(place) = &operator_place {
-                text.push_str(&format!("operators  {place}: /metrics, /livez, /readyz\n"));
+            if let Some(address) = &admin_address {
+                text.push_str(&format!(
+                    "admin      {address}: /metrics, /livez, /readyz\n"
+                ));
             }
-            if let Some(home) = &home {
-                text.push_str(&quickstart_text(home));
+            if let Some(dev_config) = &dev_config {
+                text.push_str(&quickstart_text(dev_config));
             }
             text
         },
     );
-    let operating =
-        operator.map(|listener| tokio::spawn(serve::serve_admin(broker.clone(), listener)));
+    let admin_server =
+        admin.map(|listener| tokio::spawn(serve::serve_admin(broker.clone(), listener)));
     let stop = stop_signal(args.stop_with_stdin)?;
     tracing::info!(url, pid = std::process::id(), checkpoint, "started");
     let stop = async move {
         stop.await;
-        tracing::info!("stopping: calls in flight finish");
+        tracing::info!("stopping: finishing calls in flight");
         sd_notify::send(sd_notify::STOPPING);
     };
     sd_notify::send(sd_notify::READY);
-    let served = serve::serve(broker, doors, stop).await;
-    if let Some(operating) = operating {
-        operating.abort();
+    let served = serve::serve(broker, listeners, stop).await;
+    if let Some(admin_server) = admin_server {
+        admin_server.abort();
     }
     if let Some(path) = &args.ready_file {
-        let _gone = std::fs::remove_file(path);
+        let _ignored = std::fs::remove_file(path);
     }
     served.map_err(|e| CliError::failed(e.to_string()))?;
     tracing::info!("stopped");
@@ -197,7 +199,7 @@ fn disable_core_dumps() {
     }
 }
 
-/// Binds what the configuration names.
+/// Binds the configured listeners.
 async fn bind_listeners(config: &Config) -> Result<ServerConfig, ServeError> {
     let tls = match &config.tls {
         Some(files) => Some(Tls::read(&files.certificate, &files.key)?),
@@ -217,13 +219,13 @@ async fn bind_listeners(config: &Config) -> Result<ServerConfig, ServeError> {
     })
 }
 
-/// Makes room for as many open files as connections may be, and says so if the system gives less.
+/// Raises the open-file limit to what `connections.max` needs, and logs a warning if the system allows fewer.
 fn raise_fd_limit(max: usize, unix: bool) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let doors = if unix { 2 } else { 1 };
+    let listeners = if unix { 2 } else { 1 };
     let needed = u64::try_from(max)
         .unwrap_or(u64::MAX)
-        .saturating_mul(doors)
+        .saturating_mul(listeners)
         .saturating_add(OWN_FILES);
     let limit = getrlimit(Resource::Nofile);
     // No limit is enough.
@@ -232,34 +234,34 @@ fn raise_fd_limit(max: usize, unix: bool) {
         return;
     }
     let raised = Rlimit {
-        current: Some(limit.maximum.map_or(needed, |most| most.min(needed))),
+        current: Some(limit.maximum.map_or(needed, |maximum| maximum.min(needed))),
         maximum: limit.maximum,
     };
     if setrlimit(Resource::Nofile, raised).is_err() || !enough(limit.maximum) {
         tracing::warn!(
             needed,
-            may = ?limit.maximum,
+            allowed = ?limit.maximum,
             "RLIMIT_NOFILE is lower than connections.max: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
         );
     }
 }
 
-/// Files the broker itself has open: the journal, its own sockets, files being read.
+/// Open files of the broker besides connections: the journal, listening sockets, files being read.
 const OWN_FILES: u64 = 64;
 
 async fn bind_admin_listener(
     address: Option<&AdminAddress>,
 ) -> Result<Option<AdminListener>, CliError> {
-    let listening = match address {
+    let listener = match address {
         None => return Ok(None),
         Some(AdminAddress::Tcp(address)) => AdminListener::tcp(*address).await,
         Some(AdminAddress::Unix(path)) => AdminListener::unix(path),
     };
-    listening.map(Some).map_err(io_error("admin_listen"))
+    listener.map(Some).map_err(io_error("admin_listen"))
 }
 
 fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevConfig>), CliError> {
-    let (mut config, home) = match &args.config {
+    let (mut config, dev_config) = match &args.config {
         Some(file) => {
             let mut config = Config::read(file)?;
             if let Some(dir) = &args.data_dir {
@@ -279,52 +281,52 @@ fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevC
                 Some(dir) => dir.clone(),
                 None => dev::default_dir()?,
             };
-            let (home, made) = DevConfig::prepare(&dir, args.listen, args.policy.as_deref())?;
-            let config = home.config().clone();
+            let (dev_config, made) = DevConfig::prepare(&dir, args.listen, args.policy.as_deref())?;
+            let config = dev_config.config().clone();
             if let Some(listen) = args
                 .listen
                 .filter(|listen| !made && listen.port() != 0 && *listen != config.listen)
             {
                 return Err(CliError::usage(format!(
-                    "this development broker keeps {}, not {listen}",
+                    "cannot listen on {listen}: this development broker was created for {}",
                     config.listen
                 ))
                 .with_hint(format!(
-                    "proofs and tokens name its URL; delete {} to begin anew",
-                    home.dir().display()
+                    "leave out --listen, or delete {} to start over: proofs and tokens name its URL",
+                    dev_config.dir().display()
                 )));
             }
-            (config, Some(home))
+            (config, Some(dev_config))
         }
     };
     if let Some(policy) = &args.policy {
         config.policy = Some(policy.clone());
     }
-    Ok((config, home))
+    Ok((config, dev_config))
 }
 
-/// The files that seed an empty journal. A journal that is there already does without them: an unfinished edit in the
-/// policy directory must not keep a broker from starting again.
+/// The files that seed an empty journal. With an existing journal, a policy directory that cannot be read is only logged:
+/// an unfinished edit must not prevent a restart.
 fn seed_policy(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, CliError> {
-    let read = policy_dir::read(dir).and_then(|files| {
+    let files = policy_dir::read(dir).and_then(|files| {
         BundleFiles::new(files)
             .map_err(|e| CliError::failed(format!("policy bundle {}:\n{e}", dir.display())))
     });
-    match read {
+    match files {
         Ok(files) => Ok(Some(files)),
         Err(error) if JournalReader::open(data_dir).is_ok() => {
-            tracing::warn!(policy = %dir.display(), "not read, and not needed if a policy bundle is in force: {}", error.message);
+            tracing::warn!(policy = %dir.display(), "policy directory ignored: it seeds only an empty journal: {}", error.message);
             Ok(None)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Resolves when the process is told to stop.
+/// Resolves on SIGTERM, SIGINT or, with `with_stdin`, the end of stdin.
 fn stop_signal(with_stdin: bool) -> Result<impl Future<Output = ()>, CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
-    // Heard so that it does not end the broker: supervisors send it to have files read again.
+    // Handled so that it does not end the broker: supervisors send it to reload files.
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("SIGHUP"))?;
     let stdin_ends = async move {
         if !with_stdin {
@@ -341,17 +343,17 @@ fn stop_signal(with_stdin: bool) -> Result<impl Future<Output = ()>, CliError> {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
                 () = &mut stdin_ends => return,
-                _ = hangup.recv() => tracing::info!("SIGHUP: the certificate is read again; the rest of the configuration at a start alone"),
+                _ = hangup.recv() => tracing::info!("SIGHUP: the certificate is reloaded; other settings need a restart"),
             }
         }
     })
 }
 
-/// Instructions for the first operator. Never logged, so that logs hold no code.
+/// Instructions for the first operator. Printed, never logged: the code is a secret.
 fn first_operator_text(url: &str, code: &Secret) -> String {
     format!(
         "FIRST OPERATOR  one-time code {}\n                \
-         good for ten minutes and one policy bundle that lists your key as an operator's:\n                \
+         valid for ten minutes and one policy bundle, which must list your key as an operator's:\n                \
          dipylon policy apply DIR --url {} --key KEY.pem --code",
         code.expose_secret(),
         shell_quote(url)
@@ -361,42 +363,42 @@ fn first_operator_text(url: &str, code: &Secret) -> String {
 fn dev_warning(config: &Config) -> String {
     format!(
         "WARNING  ---------------------------------------------------------------\n\
-         WARNING  DEVELOPMENT broker: example policy, throw-away keys, loopback only.\n\
-         WARNING  Anyone who can read its directory can act as anyone. Not for production.\n\
+         WARNING  DEVELOPMENT broker: example policy, generated keys, loopback only. Not for production.\n\
+         WARNING  A user who can read its directory can act as every person, service and agent.\n\
          WARNING  issuer {}\n\
          WARNING  ---------------------------------------------------------------",
         config.settings.issuer
     )
 }
 
-/// First commands, ready to paste.
-fn quickstart_text(home: &DevConfig) -> String {
-    let me = program_name();
-    let key = |name| shell_quote(&home.key_file(name).to_string_lossy());
+/// The first commands to try, ready to paste.
+fn quickstart_text(dev_config: &DevConfig) -> String {
+    let program = program_name();
+    let key = |name| shell_quote(&dev_config.key_file(name).to_string_lossy());
     let (maria, olga) = (key("maria"), key("olga"));
     let mut text = format!(
         "\nIn another terminal:\n  export DIPYLON_URL={}\n",
-        home.config().settings.external_url
+        dev_config.config().settings.external_url
     );
     if dev::default_dir()
         .ok()
         .and_then(|dir| dir.canonicalize().ok())
-        .is_none_or(|dir| dir != home.dir())
+        .is_none_or(|dir| dir != dev_config.dir())
     {
         text.push_str(&format!(
             "  export DIPYLON_DEV={}\n",
-            shell_quote(&home.dir().to_string_lossy())
+            shell_quote(&dev_config.dir().to_string_lossy())
         ));
     }
     text.push_str(&format!(
-        "  {me} task open --agent triage --purpose \"contain INC-8841\" --max-duration 10m\n  \
-         {me} token request --action case.read --target Case::INC-8841 --audience https://cases.soc.example\n  \
-         {me} token request --action account.disable --target Account::ann --param end_sessions=true \
+        "  {program} task open --agent triage --purpose \"contain INC-8841\" --max-duration 10m\n  \
+         {program} token request --action case.read --target Case::INC-8841 --audience https://cases.soc.example\n  \
+         {program} token request --action account.disable --target Account::ann --param end_sessions=true \
          --audience https://idp.soc.example --wait 60s\n\
-         The last one waits for a person:  {me} request list --key {maria}\n\
-         or, in a browser, with a passkey: {me} approver invite maria --key {olga}\n                                  \
+         The last one waits for approval:  {program} request list --key {maria}\n\
+         or, in a browser, with a passkey: {program} approver invite maria --key {olga}\n                                  \
          then the console at {}/console\n",
-        home.config().settings.console_url
+        dev_config.config().settings.console_url
     ));
     text
 }

@@ -1,4 +1,4 @@
-//! `task`: the bounded unit of work that tokens belong to.
+//! `task`: open, show, keep alive and complete tasks; list and end them as an operator.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,7 +76,7 @@ pub(super) struct OpenTaskArgs {
     task_key: Option<PathBuf>,
 }
 
-/// Selects a task opened from this machine.
+/// A task opened from this machine, or one with its key file.
 #[derive(Debug, Args)]
 pub(super) struct TaskSelector {
     /// The task [default: the one opened last]
@@ -88,7 +88,7 @@ pub(super) struct TaskSelector {
 }
 
 impl TaskSelector {
-    /// Whether a task was named.
+    /// Whether a task was given.
     pub(super) const fn is_given(&self) -> bool {
         self.task.is_some()
     }
@@ -157,7 +157,7 @@ pub(super) async fn run(
                 || json!({ "task": task.id(), "lease_until": until.to_string() }),
                 || {
                     format!(
-                        "{} ends at {until} unless it is saved alive again",
+                        "{} ends at {until} unless another keep-alive arrives",
                         task.id()
                     )
                 },
@@ -219,8 +219,8 @@ fn timeline(output: &Output, timeline: &client::TaskTimeline) {
             };
             json!({
                 "task": timeline.task_id, "agent": timeline.agent_id, "owner": timeline.owner,
-                "ended": (!timeline.ended.is_empty()).then_some(&timeline.ended), "left_out": timeline.left_out,
-                "moments": timeline.entries.iter().map(to_json).collect::<Value>(),
+                "ended": (!timeline.ended.is_empty()).then_some(&timeline.ended), "omitted": timeline.left_out,
+                "entries": timeline.entries.iter().map(to_json).collect::<Value>(),
             })
         },
         || {
@@ -228,7 +228,7 @@ fn timeline(output: &Output, timeline: &client::TaskTimeline) {
                 "" => "running".to_owned(),
                 cause => format!("ended: {}", escape_invisible(cause)),
             };
-            let left_out = match timeline.left_out {
+            let omitted = match timeline.left_out {
                 0 => String::new(),
                 n => format!(", {n} entries in the middle omitted"),
             };
@@ -241,10 +241,10 @@ fn timeline(output: &Output, timeline: &client::TaskTimeline) {
                     escape_invisible(&m.detail),
                 ]
             };
-            let head = ["WHEN", "ENTRY", "WHAT", "WHO", ""].map(str::to_owned).to_vec();
+            let head = ["TIME", "ENTRY", "EVENT", "BY", "DETAIL"].map(str::to_owned).to_vec();
             let rows: Vec<_> = std::iter::once(head).chain(timeline.entries.iter().map(row)).collect();
             format!(
-                "{} of {} (owner {}), {state}{left_out}\n{}",
+                "{} of {} (owner {}), {state}{omitted}\n{}",
                 escape_invisible(&timeline.task_id),
                 escape_invisible(&timeline.agent_id),
                 escape_invisible(&timeline.owner),
@@ -360,7 +360,7 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
                         escape_invisible(&request.access_request_id),
                     )
                     .row("status", render::status(request.status))
-                    .untrusted_row("what", &request.title)
+                    .untrusted_row("title", &request.title)
                     .row(
                         "target",
                         render::target(request.action.as_ref().map(|a| &a.target)),
@@ -388,13 +388,13 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
     };
     output.print(
         || {
-            let one = |saved: &SavedTask| {
+            let to_json = |saved: &SavedTask| {
                 json!({
                     "task": saved.task, "agent": saved.agent, "url": saved.url, "key": saved.key, "purpose": saved.purpose,
                     "deadline": saved.deadline.to_string(),
                 })
             };
-            tasks.iter().map(one).collect::<Value>()
+            tasks.iter().map(to_json).collect::<Value>()
         },
         || {
             if tasks.is_empty() {

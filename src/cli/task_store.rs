@@ -1,4 +1,4 @@
-//! Tasks saved between commands: key, broker URL and source of evidence.
+//! Saved tasks: the key, broker URL and source of evidence of each task opened from this machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,27 +15,27 @@ use crate::jose::SigningKey;
 use crate::keys;
 use crate::model::{AgentId, Secret, SpiffeId, TaskId, Timestamp, json};
 
-/// Where evidence comes from.
+/// The source of evidence.
 #[derive(Debug, Clone, Args)]
 pub(super) struct EvidenceArgs {
-    /// A file with the JWT-SVID, read again whenever it is shown; - reads it from stdin, once
+    /// A file with the JWT-SVID, read again for every call that sends it; - reads it from stdin, once
     #[arg(long, value_name = "FILE", conflicts_with = "agent")]
     evidence: Option<PathBuf>,
-    /// In development: sign evidence for this registered agent
+    /// In development: sign a JWT-SVID for this registered agent
     #[arg(long, value_name = "ID", value_parser = AgentId::parse)]
     agent: Option<AgentId>,
-    /// The SPIFFE agent of this machine gives it [default: SPIFFE_ENDPOINT_SOCKET, unless the others are named]
+    /// Fetch the JWT-SVID from this SPIFFE Workload API [default: SPIFFE_ENDPOINT_SOCKET, without --evidence or --agent]
     #[arg(long, value_name = "unix:///PATH", conflicts_with_all = ["evidence", "agent"])]
     workload_api: Option<String>,
-    /// Which identity to ask the SPIFFE agent for, if the workload has several
+    /// The SPIFFE ID to request from the Workload API, if the workload has several
     #[arg(long, value_name = "SPIFFE_ID", value_parser = SpiffeId::parse, conflicts_with_all = ["evidence", "agent"])]
     spiffe_id: Option<SpiffeId>,
-    /// What the SPIFFE agent shall make it for, if the broker's evidence audience is not its URL
+    /// The audience of the JWT-SVID, if the broker's evidence audience is not its URL
     #[arg(long, value_name = "AUDIENCE", conflicts_with_all = ["evidence", "agent"])]
     evidence_audience: Option<String>,
 }
 
-/// The same, as kept. Never the evidence itself.
+/// The source of evidence as it is saved. Never the evidence itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum EvidenceOrigin {
@@ -65,14 +65,14 @@ pub(super) struct SavedTask {
     evidence: EvidenceOrigin,
 }
 
-/// How long development evidence is good, in seconds: as long as a real one usually is.
+/// Lifetime of development evidence in seconds: that of a usual JWT-SVID.
 const DEV_SVID_TTL_S: u32 = 300;
 const CURRENT: &str = "last";
-/// Where the SPIFFE agent of this machine listens (SPIFFE Workload Endpoint §4).
+/// The variable with the address of this machine's SPIFFE agent (SPIFFE Workload Endpoint §4).
 pub(super) const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
 
 impl EvidenceArgs {
-    /// Whether any was named.
+    /// Whether a source was given.
     pub(super) fn is_given(&self) -> bool {
         self.evidence.is_some()
             || self.agent.is_some()
@@ -80,7 +80,7 @@ impl EvidenceArgs {
             || self.spiffe_id.is_some()
     }
 
-    /// The source, and what is kept of it.
+    /// The source, and its form for saving.
     pub(super) fn source(
         &self,
         common: &Common,
@@ -114,7 +114,10 @@ impl EvidenceArgs {
         let from_env = || std::env::var(SPIFFE_SOCKET).ok().filter(|v| !v.is_empty());
         let address = self.workload_api.clone().or_else(from_env).ok_or_else(|| {
             CliError::usage(
-                "gate 1 asks what you are: --evidence FILE, --workload-api unix:///PATH, or --agent ID in development",
+                "no source of evidence given, and the broker must verify the workload's identity",
+            )
+            .with_hint(
+                "use --evidence FILE, --workload-api unix:///PATH, or --agent ID in development",
             )
         })?;
         let audience = match &self.evidence_audience {
@@ -131,7 +134,7 @@ impl EvidenceArgs {
     }
 }
 
-/// Where a task's evidence comes from, for [`SavedTask::new`].
+/// The source of a task's evidence, for [`SavedTask::new`].
 pub(super) struct SavedEvidence(EvidenceOrigin);
 
 fn development(dev_config: DevConfig, agent: &AgentId) -> Result<EvidenceSource, CliError> {
@@ -148,7 +151,7 @@ fn dir() -> Result<PathBuf, CliError> {
     Ok(state_dir()?.join("tasks"))
 }
 
-/// What is kept between two commands: `$XDG_STATE_HOME/dipylon`, or the same below `~/.local/state`.
+/// The directory of state kept between commands: `$XDG_STATE_HOME/dipylon`, or the same below `~/.local/state`.
 pub(super) fn state_dir() -> Result<PathBuf, CliError> {
     let from_env = |name: &str| {
         std::env::var_os(name)
@@ -159,11 +162,11 @@ pub(super) fn state_dir() -> Result<PathBuf, CliError> {
         .filter(|dir| dir.is_absolute())
         .or_else(|| from_env("HOME").map(|h| h.join(".local/state")));
     let state =
-        state.ok_or_else(|| CliError::usage("HOME is not set; name a key file with --task-key"))?;
+        state.ok_or_else(|| CliError::usage("HOME is not set: give a key file with --task-key"))?;
     Ok(state.join("dipylon"))
 }
 
-/// Keeps a key that was made for a task before anything was written, under the task's name.
+/// Saves a key that was generated in memory, under the task's id.
 pub(super) fn save_key(task: TaskId, pkcs8: &[u8]) -> Result<PathBuf, CliError> {
     let dir = dir()?;
     keys::make_private_dir(&dir)?;
@@ -172,7 +175,7 @@ pub(super) fn save_key(task: TaskId, pkcs8: &[u8]) -> Result<PathBuf, CliError> 
     Ok(path)
 }
 
-/// A key for a task that is about to be opened: the file given, or one that [`SavedTask::keep`] names after the task.
+/// The key for a task that is about to be opened: the given file, or a new one that [`SavedTask::save`] renames after the task.
 pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf), CliError> {
     let path = match given {
         Some(path) if path.exists() => {
@@ -195,15 +198,15 @@ pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf)
     ))
 }
 
-/// Forgets a key whose task was not opened.
-pub(super) fn delete_unused_key(given: Option<&Path>, made: &Path) {
+/// Deletes a generated key whose task was not opened.
+pub(super) fn delete_unused_key(given: Option<&Path>, created: &Path) {
     if given.is_none() {
-        let _gone = std::fs::remove_file(made);
+        let _ignored = std::fs::remove_file(created);
     }
 }
 
 impl SavedTask {
-    /// What to keep of a task that was just opened.
+    /// The saved form of a task that was just opened.
     pub(super) fn new(
         task: &TaskHandle,
         url: &str,
@@ -212,7 +215,7 @@ impl SavedTask {
         evidence: SavedEvidence,
     ) -> Result<Self, CliError> {
         let (Some(agent), Some(deadline)) = (task.agent_id(), task.deadline()) else {
-            return Err(CliError::failed("the task was not opened here"));
+            return Err(CliError::failed("the task was not opened by this command"));
         };
         Ok(Self {
             task: task.id(),
@@ -225,7 +228,7 @@ impl SavedTask {
         })
     }
 
-    /// Keeps it, and as the last one. A key that was made for it gets the task's name.
+    /// Saves the task and makes it the default one. A key that was created for it is renamed after the task.
     pub(super) fn save(mut self, key_given: bool) -> Result<Self, CliError> {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
@@ -239,7 +242,7 @@ impl SavedTask {
         Ok(self)
     }
 
-    /// Keeps it, its key being kept already, and leaves the last one the last.
+    /// Saves the task without making it the default one; its key must be saved already.
     pub(super) fn save_without_current(&self) -> Result<(), CliError> {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
@@ -247,7 +250,7 @@ impl SavedTask {
         files::write_private(&dir.join(format!("{}.json", self.task)), &text)
     }
 
-    /// Finds a task by its id, or the one opened last.
+    /// Loads a task by its id, or the one opened last.
     pub(super) fn load(task: Option<TaskId>) -> Result<Self, CliError> {
         let dir = dir()?;
         let task = match task {
@@ -256,19 +259,20 @@ impl SavedTask {
                 .ok()
                 .and_then(|text| TaskId::parse(text.trim()).ok())
                 .ok_or_else(|| {
-                    CliError::usage("no task was opened from here")
-                        .with_hint("'dipylon task open' opens one; --task names another")
+                    CliError::usage("no task was opened from this machine").with_hint(
+                        "open one with 'dipylon task open', or give one with --task and --task-key",
+                    )
                 })?,
         };
         let path = dir.join(format!("{task}.json"));
         let text = std::fs::read(&path).map_err(|_| {
-            CliError::usage(format!("{task} is not open here: it was completed, or opened elsewhere (no key of it in {})", dir.display()))
-                .with_hint("'dipylon task open' opens one, 'dipylon task show' lists those that are; --task names another")
+            CliError::usage(format!("{task} is not saved in {}: it was completed, or opened on another machine", dir.display()))
+                .with_hint("list the saved tasks with 'dipylon task show', or give the task's key with --task-key")
         })?;
         json::parse_as(&text).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
     }
 
-    /// All that are kept, by id.
+    /// All saved tasks, ordered by id.
     pub(super) fn load_all() -> Result<Vec<Self>, CliError> {
         let dir = dir()?;
         let Ok(found) = std::fs::read_dir(&dir) else {
@@ -287,7 +291,7 @@ impl SavedTask {
         ids.into_iter().map(|id| Self::load(Some(id))).collect()
     }
 
-    /// Takes the task up again.
+    /// A handle to the saved task.
     pub(super) fn attach(
         &self,
         common: &Common,
@@ -308,12 +312,12 @@ impl SavedTask {
         ))
     }
 
-    /// Forgets it and, where it was made here, its key.
+    /// Deletes the saved task and, if it was created here, its key.
     pub(super) fn delete(&self) {
         let Ok(dir) = dir() else { return };
-        let _gone = std::fs::remove_file(dir.join(format!("{}.json", self.task)));
+        let _ignored = std::fs::remove_file(dir.join(format!("{}.json", self.task)));
         let named = dir.join(format!("{}.pem", self.task));
-        let _gone = std::fs::remove_file(named);
+        let _ignored = std::fs::remove_file(named);
     }
 }
 
@@ -330,13 +334,13 @@ impl EvidenceOrigin {
             }
             Self::Development { agent, dir } => development(DevConfig::read(dir)?, agent)?,
             Self::Once => EvidenceSource::Fn(Arc::new(|| {
-                Err("it came from stdin when the task was opened and was not kept; show it again with --evidence".to_owned())
+                Err("the evidence came from stdin when the task was opened and was not saved: give it again with --evidence".to_owned())
             })),
         })
     }
 }
 
-/// A task by its key file, for those who keep keys themselves.
+/// A handle to a task with a given key file.
 pub(super) fn attach_with_key(
     common: &Common,
     task: TaskId,

@@ -104,15 +104,15 @@ pub(super) async fn run(
             Ok(ExitCode::SUCCESS)
         }
         TokenCommand::Revoke { jti, key } => {
-            let done = key.operator_client(common)?.revoke_token(jti).await?;
+            let report = key.operator_client(common)?.revoke_token(jti).await?;
             output.print(
-                || json!({ "token": jti, "changed": done.changed, "cause": done.cause, "position": done.position }),
+                || json!({ "token": jti, "changed": report.changed, "cause": report.cause, "position": report.position }),
                 || {
-                    let by = done.position.map(|p| format!(" by entry {p}")).unwrap_or_default();
-                    if done.changed {
+                    let by = report.position.map(|p| format!(" by entry {p}")).unwrap_or_default();
+                    if report.changed {
                         format!("{jti} is revoked{by}")
                     } else {
-                        format!("{jti} had already ended{by}: {}", escape_invisible(&done.cause))
+                        format!("{jti} had already ended{by}: {}", escape_invisible(&report.cause))
                     }
                 },
             );
@@ -229,13 +229,12 @@ fn print_token(output: &Output, token: &AccessToken, show: bool, now: Timestamp)
         },
         || {
             let uses = match token.uses() {
-                Some(1) => "one".to_owned(),
-                Some(uses) => uses.to_string(),
-                None => "any number until it expires".to_owned(),
+                                Some(uses) => uses.to_string(),
+                None => "unlimited until it expires".to_owned(),
             };
-            let again = if token.reissued() { " (the same token, signed again)" } else { "" };
+            let reissued = if token.reissued() { " (reissued: the same token, signed again)" } else { "" };
             let mut fields = FieldList::default();
-            fields.row("token", format!("{}{again}", token.jti()))
+            fields.row("token", format!("{}{reissued}", token.jti()))
                 .row("for", action_text(token.action()))
                 .row("until", format!("{}, {}", token.expires_at(), render::relative_time(token.expires_at(), now)))
                 .row("uses", uses)
@@ -262,13 +261,13 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
         || {
             let mut fields = FieldList::default();
             fields.row("pending", pending.access_request_id().to_string())
-                .row("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
+                .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()))
                 .row("because", render::rule_lines(pending.rules()))
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
                 .row("decision", pending.decision_id().to_string());
-            format!("{}\nrepeat with --idempotency-key {}", fields.to_text(), pending.idempotency_key())
+            format!("{}\nto repeat this request:  --idempotency-key {}", fields.to_text(), pending.idempotency_key())
         },
     );
 }
@@ -303,7 +302,7 @@ fn print_denied(output: &Output, denial: &Denial, action: &Action) {
             }
             fields.row("decision", denial.decision_id().to_string());
             format!(
-                "{}\nan operator can see more:  dipylon explain {}",
+                "{}\nan operator can see the details:  dipylon explain {}",
                 fields.to_text(),
                 denial.decision_id()
             )
@@ -318,39 +317,39 @@ async fn introspect(
 ) -> Result<ExitCode, CliError> {
     let endpoint = connect::endpoint(common)?;
     let identity = Identity::Key(args.key.key(common)?);
-    let found = endpoint
+    let introspection = endpoint
         .introspect(&identity, &files::read_text(&args.token)?)
         .await?;
     let now = Clock::system().now();
     output.print(
         || {
-            if !found.active {
+            if !introspection.active {
                 return json!({ "active": false });
             }
             json!({
-                "active": true, "jti": found.jti, "task": found.task_id, "agent": found.agent_id, "subject": found.subject,
-                "audience": found.audience, "expires_at": render::timestamp_json(found.expires_at.as_ref()), "jkt": found.jkt,
-                "action": found.action, "target": render::target(found.target.as_ref()), "uses": found.uses,
-                "uses_left": found.uses_left,
+                "active": true, "jti": introspection.jti, "task": introspection.task_id, "agent": introspection.agent_id, "subject": introspection.subject,
+                "audience": introspection.audience, "expires_at": render::timestamp_json(introspection.expires_at.as_ref()), "jkt": introspection.jkt,
+                "action": introspection.action, "target": render::target(introspection.target.as_ref()), "uses": introspection.uses,
+                "uses_left": introspection.uses_left,
             })
         },
         || {
-            if !found.active {
-                return "inactive: expired, revoked, or not for this validator".to_owned();
+            if !introspection.active {
+                return "inactive: expired, revoked, or issued for another audience".to_owned();
             }
             let mut fields = FieldList::default();
-            fields.row("active", escape_invisible(&found.jti))
-                .untrusted_row("for", &format!("{} on {}", found.action, render::target(found.target.as_ref())))
-                .untrusted_row("agent", &format!("{} ({})", found.agent_id, found.subject))
-                .untrusted_row("task", &found.task_id)
-                .row("until", render::timestamp_with_distance(found.expires_at.as_ref(), now));
-            if let (Some(uses), Some(left)) = (found.uses, found.uses_left) {
+            fields.row("active", escape_invisible(&introspection.jti))
+                .untrusted_row("for", &format!("{} on {}", introspection.action, render::target(introspection.target.as_ref())))
+                .untrusted_row("agent", &format!("{} ({})", introspection.agent_id, introspection.subject))
+                .untrusted_row("task", &introspection.task_id)
+                .row("until", render::timestamp_with_distance(introspection.expires_at.as_ref(), now));
+            if let (Some(uses), Some(left)) = (introspection.uses, introspection.uses_left) {
                 fields.row("uses", format!("{left} of {uses} left"));
             }
             fields.to_text()
         },
     );
-    Ok(if found.active {
+    Ok(if introspection.active {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(Exit::Denied.number())

@@ -46,47 +46,47 @@ pub(super) async fn run(
     args: VoteArgs,
     verdict: Verdict,
 ) -> Result<ExitCode, CliError> {
-    let person = args.key.approver_client(common)?;
+    let approver = args.key.approver_client(common)?;
     let realm = connect::realm(common, args.realm)?;
-    let shown = person.card(args.access_request).await?;
+    let card = approver.card(args.access_request).await?;
     let viewed_at = Clock::system().now();
     if !output.is_json() {
-        output.text(&card::text(&shown, viewed_at));
+        output.text(&card::text(&card, viewed_at));
     }
-    let profile = profile(args.profile, &shown)?;
-    let need = shown.needs.iter().find(|n| n.profile.name == profile);
+    let profile = profile(args.profile, &card)?;
+    let need = card.needs.iter().find(|n| n.profile.name == profile);
     if need.is_some_and(|need| need.passkey) {
         if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
             let text =
                 "this profile requires a passkey: set lifetime, uses and comment at the console";
             return Err(CliError::usage(text).with_hint("leave out --ttl, --uses and --comment"));
         }
-        return console_vote::wait_for_console_vote(output, &person, shown, verdict).await;
+        return console_vote::wait_for_console_vote(output, &approver, card, verdict).await;
     }
     let must_confirm = verdict == Verdict::Approve && !args.yes;
-    // Nothing is signed before the person has confirmed what was printed.
+    // Nothing is signed before the approver has confirmed the printed card.
     if must_confirm && !confirmed(output).await? {
         return Err(CliError::new(Exit::Failed, "no vote was cast"));
     }
     if verdict == Verdict::Approve {
-        console_vote::wait_for_dwell(&shown, viewed_at).await;
+        console_vote::wait_for_dwell(&card, viewed_at).await;
     }
     let narrowing = Narrowing {
         max_ttl: args.ttl.map(i64::from),
         max_uses: args.uses,
     };
-    let seen = ReviewedCard {
-        card: &shown,
+    let reviewed = ReviewedCard {
+        card: &card,
         realm: &realm,
         profile: &profile,
         verdict,
         narrowing,
         comment: args.comment.as_ref(),
     };
-    let vote = person.sign_vote(&seen).await?;
-    let (after, suspended) = person.cast_vote(&vote).await?;
+    let vote = approver.sign_vote(&reviewed).await?;
+    let (after, suspended) = approver.cast_vote(&vote).await?;
     output.print(
-        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": render::access_request_json(&after), "agent_suspended": suspended }),
+        || json!({ "card": card::to_json(&card), "profile": profile, "verdict": verdict, "access_request": render::access_request_json(&after), "agent_suspended": suspended }),
         || {
             let word = match verdict {
                 Verdict::Approve => "approval",
@@ -136,12 +136,12 @@ fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliEr
     }
 }
 
-/// Asks for confirmation at the terminal.
+/// Prompts for confirmation at the terminal.
 async fn confirmed(output: &Output) -> Result<bool, CliError> {
     if !output.can_prompt() {
         return Err(
-            CliError::usage("cannot ask for confirmation: stdin is not a terminal")
-                .with_hint("use --yes to vote without asking"),
+            CliError::usage("cannot prompt for confirmation: stdin is not a terminal")
+                .with_hint("use --yes to vote without confirmation"),
         );
     }
     let line = output
@@ -175,7 +175,7 @@ mod tests {
         card.needs.push(second);
         assert!(
             profile(None, &card)
-                .expect_err("which")
+                .expect_err("ambiguous")
                 .message
                 .contains("--profile two")
         );
@@ -192,7 +192,7 @@ mod tests {
         cast: Arc<Mutex<usize>>,
     }
 
-    fn honest(card: &Card) -> VoteStatement {
+    fn matching_statement(card: &Card) -> VoteStatement {
         VoteStatement {
             v: 1,
             realm: card.realm.clone(),
@@ -245,7 +245,7 @@ mod tests {
             &self,
             _: Request<v1::BeginVoteRequest>,
         ) -> Result<Response<v1::BeginVoteResponse>, Status> {
-            let mut statement = honest(&self.card);
+            let mut statement = matching_statement(&self.card);
             (self.mutation)(&mut statement);
             Ok(Response::new(v1::BeginVoteResponse {
                 statement: statement.canonical().expect("canonical"),
@@ -291,7 +291,7 @@ mod tests {
         }
     }
 
-    /// Runs `approve` against such a broker; its result and how many votes arrived.
+    /// Runs `approve` against such a broker: the result and the number of votes it received.
     async fn approve(key: PathBuf, mutation: Mutation) -> (Result<ExitCode, CliError>, usize) {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
@@ -331,10 +331,10 @@ mod tests {
             yes: true,
             realm: Some(Realm::parse("prod").expect("realm")),
         };
-        let done = run(&common, &Output::new(true), args, Verdict::Approve).await;
+        let result = run(&common, &Output::new(true), args, Verdict::Approve).await;
         serving.abort();
         let cast = *cast.lock().expect("lock");
-        (done, cast)
+        (result, cast)
     }
 
     #[tokio::test]
@@ -342,10 +342,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let key = dir.path().join("maria.pem");
         crate::keys::create(&key).expect("key");
-        let (done, cast) = approve(key.clone(), |_| {}).await;
+        let (result, cast) = approve(key.clone(), |_| {}).await;
         assert!(
-            done.is_ok() && cast == 1,
-            "an honest broker gets the vote: {done:?}"
+            result.is_ok() && cast == 1,
+            "the broker gets a vote on a matching statement: {result:?}"
         );
         let mutations: [(&str, Mutation); 9] = [
             ("action", |s| s.action["target"]["id"] = "bob".into()),
@@ -367,8 +367,8 @@ mod tests {
             ("realm", |s| s.realm = Realm::parse("dev").expect("realm")),
         ];
         for (member, mutation) in mutations {
-            let (done, cast) = approve(key.clone(), mutation).await;
-            let error = done.expect_err(member);
+            let (result, cast) = approve(key.clone(), mutation).await;
+            let error = result.expect_err(member);
             assert!(
                 error.message.contains("differs") && error.message.contains(member),
                 "{member}: {}",

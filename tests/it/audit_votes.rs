@@ -647,7 +647,8 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
     let told = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
         .expect_err("forged");
     assert!(
-        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} cannot be verified")),
+        told.contains("journal verification failed")
+            && told.contains(&format!("entry {by_key} cannot be verified")),
         "{told}"
     );
 }

@@ -40,6 +40,7 @@ mod operator_setup;
 mod otlp;
 mod properties;
 mod readme_walkthrough;
+mod request_command;
 mod sdk_dependencies;
 mod sdk_examples;
 mod secrets;

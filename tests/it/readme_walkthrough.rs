@@ -316,6 +316,6 @@ async fn readme_walkthrough() {
     assert!(
         walk.done("audit verify --data-dir data")
             .await
-            .contains("whole")
+            .contains("verified: ")
     );
 }

@@ -95,7 +95,7 @@ exits! {
     Unavailable = 14 "the broker is unreachable or cannot write its journal",
     Conflict = 15 "conflict: the state changed or the idempotency key was reused; request again",
     LimitExceeded = 16 "rate limited or over quota",
-    NotAuthenticated = 20 "not 1)",
+    NotAuthenticated = 20 "not authenticated",
 }
 
 /// Who may see the detail of a refusal, besides the constant text of its reason.

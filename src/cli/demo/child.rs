@@ -1,4 +1,4 @@
-//! Children of the demo: one JSON text a line each way over their pipes.
+//! Child processes of the demo: one JSON value per line in each direction, over their pipes.
 
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -18,31 +18,31 @@ pub(super) struct Child {
     process: Process,
     stdin: Option<ChildStdin>,
     stdout: Lines<BufReader<ChildStdout>>,
-    /// What it said when it was ready.
-    pub(super) hello: Value,
+    /// The first line: sent when the child is ready.
+    pub(super) ready: Value,
 }
 
-/// Longest a child may take to start or to answer, in seconds; the longest wait of an order lies below it.
-const ANSWER_S: u64 = 30;
-/// Longest a child may take to end once its stdin has.
+/// Longest time for a child to start or to reply, in seconds: more than the longest wait of an instruction.
+const REPLY_S: u64 = 30;
+/// Longest time for a child to end after its stdin is closed, in seconds.
 const END_S: u64 = 7;
 
 impl Child {
-    /// Starts this program with these arguments and waits for its first line. What it writes to stderr goes to a file.
+    /// Starts this program with these arguments and waits for its first line. Its stderr goes to a file.
     pub(super) async fn start(
         name: &'static str,
         args: &[&str],
         log: &Path,
     ) -> Result<Self, CliError> {
-        let me = std::env::current_exe().map_err(io_error("own executable"))?;
+        let program = std::env::current_exe().map_err(io_error("own executable"))?;
         let log_file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .map_err(io_error(log.display()))?;
-        let mut process = Command::new(me)
+        let mut process = Command::new(program)
             .args(args)
-            // Nothing of the caller's own set-up may change the story.
+            // The caller's own settings must not change the scenario.
             .env_remove("DIPYLON_URL")
             .env_remove("DIPYLON_DEV")
             .env_remove("DIPYLON_KEY")
@@ -66,36 +66,39 @@ impl Child {
             process,
             stdin,
             stdout: BufReader::new(stdout).lines(),
-            hello: Value::Null,
+            ready: Value::Null,
         };
-        child.hello = child.line().await.map_err(|error| {
-            let said = std::fs::read_to_string(log).unwrap_or_default();
+        child.ready = child.line().await.map_err(|error| {
+            let stderr = std::fs::read_to_string(log).unwrap_or_default();
             CliError::failed(format!(
                 "{}\n{}",
                 error.message,
-                crate::model::text::escape_invisible(said.trim()).replace("<U+000A>", "\n")
+                crate::model::text::escape_invisible(stderr.trim()).replace("<U+000A>", "\n")
             ))
         })?;
         Ok(child)
     }
 
-    /// Its process id.
+    /// The process id.
     pub(super) fn pid(&self) -> u64 {
-        self.hello
+        self.ready
             .get("pid")
             .and_then(Value::as_u64)
             .unwrap_or_default()
     }
 
-    /// Gives an order and waits for the answer.
-    pub(super) async fn ask(&mut self, order: &impl Serialize) -> Result<ChildReply, CliError> {
-        self.tell(order).await?;
-        self.answer().await
+    /// Sends an instruction and waits for the reply.
+    pub(super) async fn call(
+        &mut self,
+        instruction: &impl Serialize,
+    ) -> Result<ChildReply, CliError> {
+        self.send(instruction).await?;
+        self.reply().await
     }
 
-    /// Gives an order; [`Child::answer`] has what comes of it.
-    pub(super) async fn tell(&mut self, order: &impl Serialize) -> Result<(), CliError> {
-        let mut line = serde_json::to_vec(order)
+    /// Sends an instruction; [`Child::reply`] receives the reply.
+    pub(super) async fn send(&mut self, instruction: &impl Serialize) -> Result<(), CliError> {
+        let mut line = serde_json::to_vec(instruction)
             .map_err(|e| CliError::failed(format!("{}: {e}", self.name)))?;
         line.push(b'\n');
         let stdin = self
@@ -106,28 +109,28 @@ impl Child {
         stdin.flush().await.map_err(io_error(self.name))
     }
 
-    /// The answer to the oldest order without one.
-    pub(super) async fn answer(&mut self) -> Result<ChildReply, CliError> {
+    /// The reply to the oldest instruction without one.
+    pub(super) async fn reply(&mut self) -> Result<ChildReply, CliError> {
         Ok(ChildReply(self.line().await?))
     }
 
     async fn line(&mut self) -> Result<Value, CliError> {
         let line =
-            tokio::time::timeout(Duration::from_secs(ANSWER_S), self.stdout.next_line()).await;
+            tokio::time::timeout(Duration::from_secs(REPLY_S), self.stdout.next_line()).await;
         let line = line
-            .map_err(|_| CliError::failed(format!("{}: no answer in {ANSWER_S} s", self.name)))?;
+            .map_err(|_| CliError::failed(format!("{}: no reply within {REPLY_S} s", self.name)))?;
         let line = line
             .map_err(io_error(self.name))?
-            .ok_or_else(|| CliError::failed(format!("{}: ended", self.name)))?;
+            .ok_or_else(|| CliError::failed(format!("{}: ended without a reply", self.name)))?;
         serde_json::from_str(&line).map_err(|e| CliError::failed(format!("{}: {e}", self.name)))
     }
 
-    /// SIGKILL: no word of farewell.
+    /// Kills the child with SIGKILL.
     pub(super) async fn kill(&mut self) -> Result<(), CliError> {
         self.process.kill().await.map_err(io_error(self.name))
     }
 
-    /// Lets it end by itself, and kills it if it does not.
+    /// Closes stdin and waits for the child to end; kills it if it does not.
     pub(super) async fn end(mut self) -> Result<(), CliError> {
         drop(self.stdin.take());
         match tokio::time::timeout(Duration::from_secs(END_S), self.process.wait()).await {
@@ -135,7 +138,7 @@ impl Child {
             Err(_) => {
                 self.process.kill().await.map_err(io_error(self.name))?;
                 Err(CliError::failed(format!(
-                    "{}: did not end by itself",
+                    "{}: did not end after its stdin was closed",
                     self.name
                 )))
             }
@@ -143,12 +146,12 @@ impl Child {
     }
 }
 
-/// What came of an order.
+/// The reply to an instruction.
 #[derive(Debug)]
 pub(super) struct ChildReply(Value);
 
 impl ChildReply {
-    /// A member of the answer as text; empty when it is not there.
+    /// A member of the reply as text; empty if it is missing.
     pub(super) fn text(&self, name: &str) -> String {
         match self.0.get(name) {
             None | Some(Value::Null) => String::new(),
@@ -163,8 +166,8 @@ impl ChildReply {
         self.0.get(name).and_then(Value::as_u64).unwrap_or(u64::MAX)
     }
 
-    /// One word for what happened: the error's reason, or the outcome.
-    pub(super) fn word(&self) -> String {
+    /// The error's reason, or else the outcome.
+    pub(super) fn outcome(&self) -> String {
         let error = self.0.get("error");
         let reason = error.and_then(|e| e.get("reason").or_else(|| e.get("message")));
         reason
@@ -172,7 +175,7 @@ impl ChildReply {
             .map_or_else(|| self.text("outcome"), str::to_owned)
     }
 
-    /// The error's message; empty when there is none.
+    /// The error's message; empty if there is none.
     pub(super) fn message(&self) -> String {
         self.0
             .pointer("/error/message")
@@ -186,22 +189,22 @@ impl ChildReply {
     }
 }
 
-/// The child's side: says hello, then answers each line until stdin ends.
-pub(super) async fn serve<O, F>(
-    mut hello: Value,
-    orders: impl AsyncRead + Unpin,
+/// The child's side: prints its ready line, then one reply per instruction until stdin ends.
+pub(super) async fn serve<I, F>(
+    mut ready: Value,
+    instructions: impl AsyncRead + Unpin,
     mut act: F,
 ) -> Result<ExitCode, CliError>
 where
-    O: DeserializeOwned,
-    F: AsyncFnMut(O) -> Result<Value, CliError>,
+    I: DeserializeOwned,
+    F: AsyncFnMut(I) -> Result<Value, CliError>,
 {
-    if let Some(members) = hello.as_object_mut() {
+    if let Some(members) = ready.as_object_mut() {
         members.insert("pid".to_owned(), json!(std::process::id()));
     }
     let mut stdout = tokio::io::stdout();
-    let mut lines = BufReader::new(orders).lines();
-    let mut next = hello;
+    let mut lines = BufReader::new(instructions).lines();
+    let mut next = ready;
     loop {
         let text = format!("{next}\n");
         stdout
@@ -213,7 +216,9 @@ where
             return Ok(ExitCode::SUCCESS);
         };
         next = match serde_json::from_str(&line) {
-            Ok(order) => act(order).await.unwrap_or_else(|error| error.to_json()),
+            Ok(instruction) => act(instruction)
+                .await
+                .unwrap_or_else(|error| error.to_json()),
             Err(error) => CliError::usage(error.to_string()).to_json(),
         };
     }

@@ -29,11 +29,11 @@ pub(super) async fn call(
     secrets: &[(&'static str, &Secret)],
     body: Option<&Value>,
 ) -> Result<JsonResponse, CliError> {
-    let wrong = |e: &dyn std::fmt::Display| CliError::failed(format!("{url}: {e}"));
+    let failed = |e: &dyn std::fmt::Display| CliError::failed(format!("{url}: {e}"));
     let uri: Uri = url
         .parse()
-        .map_err(|e: hyper::http::uri::InvalidUri| wrong(&e))?;
-    let authority = uri.authority().ok_or_else(|| wrong(&"has no host"))?;
+        .map_err(|e: hyper::http::uri::InvalidUri| failed(&e))?;
+    let authority = uri.authority().ok_or_else(|| failed(&"has no host"))?;
     let route = Transport::new(&format!("http://{authority}"), &ConnectOptions::default())?;
     let mut request = Request::builder()
         .method(method)
@@ -42,9 +42,9 @@ pub(super) async fn call(
         .body(Full::new(Bytes::from(
             body.map(Value::to_string).unwrap_or_default(),
         )))
-        .map_err(|e| wrong(&e))?;
+        .map_err(|e| failed(&e))?;
     for (name, secret) in secrets {
-        let mut value = HeaderValue::from_str(secret.expose_secret()).map_err(|e| wrong(&e))?;
+        let mut value = HeaderValue::from_str(secret.expose_secret()).map_err(|e| failed(&e))?;
         value.set_sensitive(true);
         request
             .headers_mut()
@@ -52,7 +52,7 @@ pub(super) async fn call(
     }
     let response = http_client::send(&route, request, Duration::from_secs(TIMEOUT_S))
         .await
-        .map_err(|e| wrong(&e))?;
+        .map_err(|e| failed(&e))?;
     let challenge = response.headers.get(WWW_AUTHENTICATE);
     Ok(JsonResponse {
         status: response.status,

@@ -1,9 +1,9 @@
-//! `demo`: an incident from the first look to the last refusal, told by processes that talk over sockets.
+//! `demo`: an incident from the first request to the last rejection, run by separate processes that talk over sockets.
 //!
-//! The parent plays the director and the machine's SPIFFE agent: it starts broker, resource server, agents and people as
-//! children of this same program, hands each its own key file, and signs the workloads' SVIDs, so that no workload ever
-//! holds the trust domain's key. Tokens never shut_down the agent's process but in its requests. Only the broker opens the data
-//! directory. Children end when their stdin does: whatever happens to the parent, nobody is left behind.
+//! The parent runs the scenario and acts as the machine's SPIFFE agent: it starts broker, resource server, agents and people
+//! as children of this same program, gives each its own key file, and signs the workloads' SVIDs, so that no workload holds
+//! the trust domain's key. Tokens leave the agent's process only in its requests. Only the broker opens the data directory.
+//! A child ends when its stdin does, so that no process outlives the parent.
 
 mod child;
 mod http;
@@ -30,7 +30,7 @@ pub(super) use workload::{AgentChild, run as agent};
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Leave the broker running at the end, and say how to go on
+    /// Keep the broker running at the end, and print commands to try
     #[arg(long)]
     keep: bool,
 }
@@ -44,24 +44,24 @@ pub(super) async fn run(output: &Output, args: DemoArgs) -> Result<ExitCode, Cli
         if all_passed.get() {
             Ok(true)
         } else {
-            Err(CliError::failed("stopped before the end"))
+            Err(CliError::failed("the demo was stopped before its end"))
         }
     };
-    // Dropping the story kills its children.
-    let told = tokio::select! {
-        told = scenario::run(output, &scratch.0, args.keep, &all_passed) => told,
+    // Dropping the scenario kills its children.
+    let passed = tokio::select! {
+        passed = scenario::run(output, &scratch.0, args.keep, &all_passed) => passed,
         _ = terminate.recv() => stopped(),
         _ = interrupt.recv() => stopped(),
     };
     drop(scratch);
-    Ok(if told? {
+    Ok(if passed? {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// A directory of our own that goes with the demo.
+/// The demo's temporary directory, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -84,6 +84,6 @@ impl Drop for Scratch {
 
 fn remove(path: &Path) {
     if let Err(error) = std::fs::remove_dir_all(path) {
-        tracing::warn!(path = %path.display(), "not removed: {error}");
+        tracing::warn!(path = %path.display(), "temporary directory not removed: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! A person's process: an approver or an operator with a key of their own.
+//! A person's process: an approver or an operator with their own key.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,39 +26,39 @@ pub(in crate::cli) struct PersonChild {
     realm: Realm,
 }
 
-/// What the director may ask of a person.
+/// An instruction to a person's process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-pub(super) enum PersonOrder {
-    /// Lists what waits.
+pub(super) enum PersonInstruction {
+    /// Lists the waiting access requests.
     Inbox,
-    /// Looks at the card and says yes to exactly what it says.
+    /// Reads the card of an access request and approves it.
     Approve { access_request: String },
-    /// Puts a policy bundle in force.
+    /// Applies a policy bundle.
     Apply { dir: PathBuf },
 }
 
 pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, CliError> {
     let endpoint = Endpoint::connect(&args.broker)?;
     let key = Arc::new(keys::read(&args.own_key)?);
-    let person = ApproverClient::new(endpoint.clone(), key.clone());
+    let approver = ApproverClient::new(endpoint.clone(), key.clone());
     let operator = OperatorClient::new(endpoint, key);
     let realm = args.realm;
-    child::serve(json!({}), tokio::io::stdin(), async |order| match order {
-        PersonOrder::Inbox => {
-            let waiting = person.access_requests().await?;
+    child::serve(json!({}), tokio::io::stdin(), async |instruction| match instruction {
+        PersonInstruction::Inbox => {
+            let waiting = approver.access_requests().await?;
             Ok(json!({ "outcome": "listed", "waiting": waiting.iter().map(|r| r.access_request_id.clone()).collect::<Value>() }))
         }
-        PersonOrder::Approve { access_request } => {
-            let card = person.card(AccessRequestId::parse(&access_request)?).await?;
-            let profile = card.needs.first().ok_or_else(|| CliError::failed("the card asks for nothing"))?;
+        PersonInstruction::Approve { access_request } => {
+            let card = approver.card(AccessRequestId::parse(&access_request)?).await?;
+            let profile = card.needs.first().ok_or_else(|| CliError::failed("the card needs no approval"))?;
             let profile = profile.profile.name.clone();
             let narrowing = Narrowing::default();
-            let seen = ReviewedCard { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
-            let after = person.vote(&seen).await?;
-            Ok(json!({ "outcome": render::status(after.status), "title": card.title, "profile": profile }))
+            let reviewed = ReviewedCard { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
+            let request = approver.vote(&reviewed).await?;
+            Ok(json!({ "outcome": render::status(request.status), "title": card.title, "profile": profile }))
         }
-        PersonOrder::Apply { dir } => {
+        PersonInstruction::Apply { dir } => {
             let applied = operator.apply_policy_bundle(&policy_dir::read(&dir)?).await?;
             let outcome = if applied.changed { "in force" } else { "unchanged" };
             Ok(json!({

@@ -1,5 +1,5 @@
-//! The resource server's process: an identity provider with three accounts and a case system with one case. It takes
-//! nobody's word: each request is checked offline by the validator, and a single use is spent before anything changes.
+//! The resource server's process: an identity provider with three accounts and a case system with one case. The validator
+//! checks each request offline, and a limited use is consumed before anything changes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,9 +47,9 @@ struct Server {
     accounts: Mutex<BTreeMap<String, bool>>,
 }
 
-/// Stdin carries no orders: its end is the only one.
+/// The resource server takes no instructions: it ends when stdin does.
 #[derive(Debug, Deserialize)]
-struct NoOrder {}
+struct NoInstruction {}
 
 pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, CliError> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
@@ -87,17 +87,17 @@ pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, CliErro
         .route("/cases/{id}", get(case))
         .with_state(server);
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
-    let done = child::serve(
+    let result = child::serve(
         json!({ "url": url }),
         tokio::io::stdin(),
-        async |NoOrder {}| Ok(json!({})),
+        async |NoInstruction {}| Ok(json!({})),
     )
     .await;
     serving.abort();
-    done
+    result
 }
 
-/// For the audience of the demo: a real one would not show its accounts to everybody.
+/// The accounts, for the demo's output: a real server would require a token here too.
 async fn accounts(State(server): State<Arc<Server>>) -> Response {
     json_response(
         StatusCode::OK,
@@ -136,8 +136,8 @@ async fn disable(
     };
     let parameters = BTreeMap::from([("end_sessions".to_owned(), Param::Bool(body.end_sessions))]);
     let path = format!("/accounts/{id}/disable");
-    let admitted = match server
-        .admit(
+    let authorized = match server
+        .authorize(
             &server.idp,
             &headers,
             ("POST", &path),
@@ -146,15 +146,19 @@ async fn disable(
         )
         .await
     {
-        Ok(admitted) => admitted,
-        Err(refused) => return refused,
+        Ok(authorized) => authorized,
+        Err(rejection) => return rejection,
     };
     let Ok(use_id) = random_name() else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let spent = match server.idp.consume(admitted, &format!("use-{use_id}")).await {
-        Ok(spent) => spent,
-        Err(rejected) => return reject(&rejected),
+    let consumed = match server
+        .idp
+        .consume(authorized, &format!("use-{use_id}"))
+        .await
+    {
+        Ok(consumed) => consumed,
+        Err(error) => return reject(&error),
     };
     let mut accounts = server
         .accounts
@@ -165,7 +169,7 @@ async fn disable(
             *enabled = false;
             json_response(
                 StatusCode::OK,
-                &json!({ "account": id, "enabled": false, "uses_left": spent.uses_left() }),
+                &json!({ "account": id, "enabled": false, "uses_left": consumed.uses_left() }),
             )
         }
         None => StatusCode::NOT_FOUND.into_response(),
@@ -179,7 +183,7 @@ async fn case(
 ) -> Response {
     let path = format!("/cases/{id}");
     match server
-        .admit(
+        .authorize(
             &server.cases,
             &headers,
             ("GET", &path),
@@ -193,13 +197,13 @@ async fn case(
             &json!({ "case": id, "title": "Sign-ins from two continents" }),
         ),
         Ok(_) => StatusCode::NOT_FOUND.into_response(),
-        Err(refused) => refused,
+        Err(rejection) => rejection,
     }
 }
 
 impl Server {
-    /// What the request presents against what this server is about to do.
-    async fn admit(
+    /// Checks the request's token against the action this server is about to perform.
+    async fn authorize(
         &self,
         validator: &Validator,
         headers: &HeaderMap,
@@ -216,7 +220,7 @@ impl Server {
         };
         let require = require().map_err(|_| StatusCode::BAD_REQUEST.into_response())?;
         let Some(token) =
-            one(headers, "authorization").and_then(|value| value.strip_prefix("DPoP "))
+            single_header(headers, "authorization").and_then(|value| value.strip_prefix("DPoP "))
         else {
             return Err((
                 StatusCode::UNAUTHORIZED,
@@ -227,7 +231,7 @@ impl Server {
         let url = format!("{}{path}", self.url);
         let presented = PresentedToken {
             token,
-            dpop: one(headers, "dpop"),
+            dpop: single_header(headers, "dpop"),
             method,
             url: &url,
             openings: &BTreeMap::new(),
@@ -235,12 +239,12 @@ impl Server {
         validator
             .check(&presented, &require)
             .await
-            .map_err(|rejected| reject(&rejected))
+            .map_err(|error| reject(&error))
     }
 }
 
-/// A header that stands exactly once.
-fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The value of a header that is present exactly once.
+fn single_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     if values.next().is_some() {
@@ -250,10 +254,10 @@ fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-fn reject(rejected: &ValidationError) -> Response {
-    let status = StatusCode::from_u16(rejected.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let mut response = json_response(status, &json!({ "error": rejected.to_string() }));
-    if let Some(challenge) = rejected
+fn reject(error: &ValidationError) -> Response {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let mut response = json_response(status, &json!({ "error": error.to_string() }));
+    if let Some(challenge) = error
         .www_authenticate()
         .and_then(|text| HeaderValue::from_str(&text).ok())
     {

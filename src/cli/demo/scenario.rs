@@ -1,4 +1,4 @@
-//! The story: a security team's agent contains an incident, and everything that should be refused is.
+//! The demo's scenario: a security team's agent contains an incident, and invalid requests are refused.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ use crate::cli::{Output, files, policy_dir, shell};
 use crate::clock::Clock;
 use crate::model::SpiffeId;
 
-/// Seconds that the demo's evidence is good: longer than the demo takes.
+/// Lifetime of the demo's evidence in seconds: longer than the demo takes.
 const EVIDENCE_S: u32 = 300;
-/// How soon a resource server must refuse what has ended, in milliseconds.
-const REFUSED_WITHIN_MS: u32 = 1_000;
-/// How long the agent waits for people, in seconds.
+/// Time within which a resource server must reject tokens of an ended task, in milliseconds.
+const REJECTED_WITHIN_MS: u32 = 1_000;
+/// How long the agent waits for approvers, in seconds.
 const WAIT_S: u32 = 20;
 const CASE: &str = "Case::INC-8841";
 
-/// Everyone who takes part.
+/// The processes of the scenario.
 struct Fixture {
     dir: PathBuf,
     dev_config: DevConfig,
@@ -39,38 +39,38 @@ struct Fixture {
     olga: Child,
 }
 
-/// Tells the story; true when every step came out as it must.
+/// Runs the scenario; true if every step had the expected outcome.
 pub(super) async fn run(
     output: &Output,
     dir: &Path,
     keep: bool,
     all_passed: &Cell<bool>,
 ) -> Result<bool, CliError> {
-    let mut line = StepLog::new(output);
-    line.note(
-        "Dipylon: one incident. Every line below happened between processes, over sockets.\n\n",
+    let mut log = StepLog::new(output);
+    log.note(
+        "Dipylon demo: one incident. Every step below is a call between processes, over sockets.\n\n",
     );
     let mut fixture = Fixture::assemble(dir).await?;
-    let noted = fixture
+    let recorded = fixture
         .broker
-        .hello
+        .ready
         .get("checkpoint")
         .and_then(Value::as_str)
         .unwrap_or_default()
         .to_owned();
-    fixture.print_setup(&line, &noted);
-    let jti = fixture.step_read_and_disable(&mut line).await?;
-    fixture.step_policy_change(&mut line, &jti).await?;
-    fixture.step_broker_crash(&mut line).await?;
-    fixture.step_task_end(&mut line).await?;
-    fixture.step_audit(&mut line, &noted).await?;
-    let whole = line.end();
-    all_passed.set(whole);
-    if keep && whole {
-        fixture.keep_running(&line).await?;
+    fixture.print_setup(&log, &recorded);
+    let jti = fixture.step_read_and_disable(&mut log).await?;
+    fixture.step_policy_change(&mut log, &jti).await?;
+    fixture.step_broker_crash(&mut log).await?;
+    fixture.step_task_end(&mut log).await?;
+    fixture.step_audit(&mut log, &recorded).await?;
+    let passed = log.end();
+    all_passed.set(passed);
+    if keep && passed {
+        fixture.keep_running(&log).await?;
     }
     fixture.shut_down().await?;
-    Ok(whole)
+    Ok(passed)
 }
 
 impl Fixture {
@@ -81,13 +81,13 @@ impl Fixture {
         let url = dev_config.config().settings.external_url.clone();
         let resource = start_resource(dir, &dev_config, &url).await?;
         let server = resource
-            .hello
+            .ready
             .get("url")
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned();
         let workload = async |name: &'static str, id: &str| {
-            // As a SPIFFE agent does for a workload that it has attested.
+            // As a SPIFFE agent does for a workload it has attested.
             let file = at(&format!("{name}.svid"));
             let id = SpiffeId::parse(id)?;
             files::write_private(
@@ -138,11 +138,11 @@ impl Fixture {
         })
     }
 
-    fn print_setup(&self, line: &StepLog, noted: &str) {
-        line.note(&format!(
+    fn print_setup(&self, log: &StepLog, recorded: &str) {
+        log.note(&format!(
             "  broker           pid {:<7} {}\n  resource server  pid {:<7} {}\n  agent            pid {:<7} spiffe://soc.example/agent/triage\n  \
              another workload pid {:<7} spiffe://soc.example/agent/copycat\n  dana             pid {:<7} approver, and the agent's owner\n  \
-             maria            pid {:<7} approver\n  olga             pid {:<7} operator\n  root noted outside the broker: {noted}\n\n",
+             maria            pid {:<7} approver\n  olga             pid {:<7} operator\n  checkpoint recorded outside the broker: {recorded}\n\n",
             self.broker.pid(),
             self.url,
             self.resource.pid(),
@@ -155,178 +155,192 @@ impl Fixture {
         ));
     }
 
-    /// A read is allowed at once; a step-up is asked, voted on, minted, and spent once. Gives the `jti` of what was spent.
-    async fn step_read_and_disable(&mut self, line: &mut StepLog) -> Result<String, CliError> {
+    /// A read is allowed by policy; a step-up is requested, approved, issued, and used once. Returns the `jti` of the used token.
+    async fn step_read_and_disable(&mut self, log: &mut StepLog) -> Result<String, CliError> {
         let opened = self
             .agent
-            .ask(&workload::AgentOrder::Open {
+            .call(&workload::AgentInstruction::Open {
                 purpose: "contain INC-8841".to_owned(),
             })
             .await?;
-        line.step(
-            "the agent shows what it is and opens a task",
+        log.step(
+            "the agent authenticates and opens a task",
             "verified",
-            &opened.word(),
+            &opened.outcome(),
             &opened.text("subject"),
         );
         let read = self
             .agent
-            .ask(&ask("case", "case.read", CASE, &[], CASES, "read", 0))
+            .call(&request_token(
+                "case",
+                "case.read",
+                CASE,
+                &[],
+                CASES,
+                "read",
+                0,
+            ))
             .await?;
-        line.step(
-            "it asks to read a case: allowed at once",
+        log.step(
+            "it requests a token to read a case: allowed by policy",
             "token",
-            &read.word(),
-            &because(&read),
+            &read.outcome(),
+            &details(&read),
         );
         let used = self.read_case().await?;
-        line.step(
-            "the case system shows the case",
+        log.step(
+            "the case system accepts the token",
             "200",
             &used.text("status"),
             "",
         );
-        line.step("before: the accounts", ALL_ON, &self.accounts().await?, "");
+        log.step("the accounts before", ALL_ON, &self.accounts().await?, "");
 
-        let asked = self.agent.ask(&disable("ann", "ann-1", 0)).await?;
-        let request = asked.text("access_request");
-        line.step(
-            "it asks to disable ann: people are asked",
+        let pending = self.agent.call(&disable("ann", "ann-1", 0)).await?;
+        let request = pending.text("access_request");
+        log.step(
+            "it requests a token to disable ann: needs approval",
             "pending",
-            &asked.word(),
-            &because(&asked),
+            &pending.outcome(),
+            &details(&pending),
         );
-        let vote = person::PersonOrder::Approve {
+        let vote = person::PersonInstruction::Approve {
             access_request: request.clone(),
         };
-        let dana = self.dana.ask(&vote).await?;
-        line.step(
-            "dana says yes, but owns the agent: not counted",
+        let dana = self.dana.call(&vote).await?;
+        log.step(
+            "dana approves, but owns the agent: not eligible",
             "NOT_ELIGIBLE",
-            &dana.word(),
+            &dana.outcome(),
             &dana.message(),
         );
-        let maria = self.maria.ask(&vote).await?;
-        line.step(
-            "maria says yes, to a statement built from what she saw",
+        let maria = self.maria.call(&vote).await?;
+        log.step(
+            "maria approves, and signs what her card showed",
             "approved",
-            &maria.word(),
+            &maria.outcome(),
             "",
         );
-        let minted = self.agent.ask(&disable("ann", "ann-1", 0)).await?;
-        line.step(
-            "the agent asks again: both gates, then a token for one use",
+        let issued = self.agent.call(&disable("ann", "ann-1", 0)).await?;
+        log.step(
+            "the agent repeats the request: a token for one use",
             "token",
-            &minted.word(),
-            &because(&minted),
+            &issued.outcome(),
+            &details(&issued),
         );
         let used = self.use_on("ann", "ann-1").await?;
-        line.step(
-            "the identity provider takes it",
+        log.step(
+            "the identity provider accepts the token",
             "200",
             &used.text("status"),
             "",
         );
-        line.step(
-            "after: the accounts",
+        log.step(
+            "the accounts after",
             "ann off, bob on, cara on",
             &self.accounts().await?,
             "",
         );
         let again = self.use_on("ann", "ann-1").await?;
-        line.step(
-            "the same token again: refused",
+        log.step(
+            "the same token again: rejected",
             "401 token: its uses are spent",
-            &refusal(&again),
+            &rejection(&again),
             &again.text("challenge"),
         );
-        Ok(minted.text("jti"))
+        Ok(issued.text("jti"))
     }
 
-    /// What a yes does not cover, who is not the agent, and rules that change between yes and mint.
+    /// The limits of an approval: another target, another workload, and rules that change before the token is issued.
     async fn step_policy_change(
         &mut self,
-        line: &mut StepLog,
-        spent: &str,
+        log: &mut StepLog,
+        used_jti: &str,
     ) -> Result<(), CliError> {
-        let cara = self.agent.ask(&disable("cara", "cara-1", 0)).await?;
+        let cara = self.agent.call(&disable("cara", "cara-1", 0)).await?;
         let request = cara.text("access_request");
-        line.step(
-            "it asks to disable cara: people are asked",
+        log.step(
+            "it requests a token to disable cara: needs approval",
             "pending",
-            &cara.word(),
+            &cara.outcome(),
             "",
         );
-        let vote = person::PersonOrder::Approve {
+        let vote = person::PersonInstruction::Approve {
             access_request: request.clone(),
         };
-        let maria = self.maria.ask(&vote).await?;
-        line.step("maria says yes to cara", "approved", &maria.word(), "");
-        let ann = self.agent.ask(&disable("ann", "ann-2", 0)).await?;
-        let own = !ann.text("access_request").is_empty() && ann.text("access_request") != request;
-        let got = if own && ann.text("jti").is_empty() {
+        let maria = self.maria.call(&vote).await?;
+        log.step(
+            "maria approves the request for cara",
+            "approved",
+            &maria.outcome(),
+            "",
+        );
+        let ann = self.agent.call(&disable("ann", "ann-2", 0)).await?;
+        let is_new =
+            !ann.text("access_request").is_empty() && ann.text("access_request") != request;
+        let got = if is_new && ann.text("jti").is_empty() {
             "a new access request"
         } else {
-            "covered"
+            "covered by the approval"
         };
-        line.step(
-            "approved for cara, it asks for ann: nothing is minted",
+        log.step(
+            "approved for cara, it requests ann: no token is issued",
             "a new access request",
             got,
-            &format!("the yes for ann went into {spent}"),
+            &format!("the approval for ann was used by {used_jti}"),
         );
         let other = self
             .other
-            .ask(&workload::AgentOrder::Open {
+            .call(&workload::AgentInstruction::Open {
                 purpose: "contain INC-8841".to_owned(),
             })
             .await?;
-        line.step(
-            "another workload of the same trust domain: gate 1",
+        log.step(
+            "another workload of the same trust domain: refused",
             "NOT_AUTHENTICATED",
-            &other.word(),
+            &other.outcome(),
             &other.message(),
         );
 
-        let tight = self.tightened()?;
+        let tight = self.write_tightened_policy()?;
         let applied = self
             .olga
-            .ask(&person::PersonOrder::Apply { dir: tight })
+            .call(&person::PersonInstruction::Apply { dir: tight })
             .await?;
-        line.step(
-            "olga tightens the rules after the yes",
+        log.step(
+            "olga tightens the rules after the approval",
             "in force",
-            &applied.word(),
+            &applied.outcome(),
             &applied.message(),
         );
-        let late = self.agent.ask(&disable("cara", "cara-1", 0)).await?;
-        line.step(
-            "the agent asks for what was approved: today's rules decide",
+        let repeated = self.agent.call(&disable("cara", "cara-1", 0)).await?;
+        log.step(
+            "the agent repeats the approved request: current rules deny",
             "denied",
-            &late.word(),
-            &because(&late),
+            &repeated.outcome(),
+            &details(&repeated),
         );
         let applied = self
             .olga
-            .ask(&person::PersonOrder::Apply {
+            .call(&person::PersonInstruction::Apply {
                 dir: self.dev_config.dir().join("policy"),
             })
             .await?;
-        line.step(
-            "olga puts the former rules back",
+        log.step(
+            "olga restores the earlier rules",
             "in force",
-            &applied.word(),
+            &applied.outcome(),
             &applied.message(),
         );
-        let anew = self.agent.ask(&disable("cara", "cara-2", 0)).await?;
-        let fresh = anew.word() == "pending" && anew.text("access_request") != request;
-        let got = if fresh {
+        let repeated = self.agent.call(&disable("cara", "cara-2", 0)).await?;
+        let is_new = repeated.outcome() == "pending" && repeated.text("access_request") != request;
+        let got = if is_new {
             "a new access request"
         } else {
-            "the old yes"
+            "the old approval"
         };
-        line.step(
-            "the old yes does not come back with them",
+        log.step(
+            "the old approval does not count again",
             "a new access request",
             got,
             "",
@@ -335,76 +349,72 @@ impl Fixture {
     }
 
     /// The broker is killed while the agent waits.
-    async fn step_broker_crash(&mut self, line: &mut StepLog) -> Result<(), CliError> {
-        let asked = self.agent.ask(&disable("cara", "cara-2", 0)).await?;
-        let request = asked.text("access_request");
-        self.agent.tell(&disable("cara", "cara-2", WAIT_S)).await?;
-        // A round trip of somebody else's: by its end the agent's call is at the broker.
-        self.maria.ask(&person::PersonOrder::Inbox).await?;
+    async fn step_broker_crash(&mut self, log: &mut StepLog) -> Result<(), CliError> {
+        let pending = self.agent.call(&disable("cara", "cara-2", 0)).await?;
+        let request = pending.text("access_request");
+        self.agent.send(&disable("cara", "cara-2", WAIT_S)).await?;
+        // A round trip of another client: by its end the broker has received the agent's call.
+        self.maria.call(&person::PersonInstruction::Inbox).await?;
         let old = self.broker.pid();
         let broker = start_broker_after_kill(&mut self.broker, &self.dir).await?;
-        line.step(
-            "SIGKILL for the broker while the agent waits; a new one starts",
-            "another pid",
-            if broker == old {
-                "same pid"
-            } else {
-                "another pid"
-            },
-            &format!("pid {old} is gone, pid {broker} replayed its journal"),
+        log.step(
+            "the broker is killed and restarted while the agent waits",
+            "new pid",
+            if broker == old { "same pid" } else { "new pid" },
+            &format!("pid {old} was killed, pid {broker} replayed the journal"),
         );
-        let inbox = self.maria.ask(&person::PersonOrder::Inbox).await?;
-        let there = inbox
+        let inbox = self.maria.call(&person::PersonInstruction::Inbox).await?;
+        let is_waiting = inbox
             .value()
             .get("waiting")
             .and_then(Value::as_array)
             .is_some_and(|all| all.iter().any(|id| id.as_str() == Some(&request)));
-        line.step(
-            "what was acknowledged is there: the access request",
+        log.step(
+            "the acknowledged access request is still waiting",
             "waiting",
-            if there { "waiting" } else { "lost" },
+            if is_waiting { "waiting" } else { "lost" },
             &request,
         );
-        let vote = person::PersonOrder::Approve {
+        let vote = person::PersonInstruction::Approve {
             access_request: request,
         };
-        let maria = self.maria.ask(&vote).await?;
-        line.step(
-            "maria says yes",
+        let maria = self.maria.call(&vote).await?;
+        log.step(
+            "maria approves it",
             "approved",
-            &maria.word(),
+            &maria.outcome(),
             &maria.message(),
         );
-        let minted = self.agent.answer().await?;
-        line.step(
-            "the agent, still waiting, gets its token",
+        let issued = self.agent.reply().await?;
+        log.step(
+            "the agent, still waiting, receives its token",
             "token",
-            &minted.word(),
-            &because(&minted),
+            &issued.outcome(),
+            &details(&issued),
         );
         let case = self.read_case().await?;
-        line.step(
-            "the case token from before is good",
+        log.step(
+            "the token for the case is still accepted",
             "200",
             &case.text("status"),
             &case.text("body"),
         );
-        let spent = self.use_on("ann", "ann-1").await?;
-        line.step(
-            "what the tightened rules ended is still ended",
+        let reused = self.use_on("ann", "ann-1").await?;
+        log.step(
+            "the token that the tightened rules revoked stays revoked",
             "401 token: revoked",
-            &refusal(&spent),
+            &rejection(&reused),
             "",
         );
         let used = self.use_on("cara", "cara-2").await?;
-        line.step(
-            "the identity provider takes it",
+        log.step(
+            "the identity provider accepts the token",
             "200",
             &used.text("status"),
-            &refusal_if_any(&used),
+            &rejection_if_any(&used),
         );
-        line.step(
-            "after: the accounts",
+        log.step(
+            "the accounts after",
             "ann off, bob on, cara off",
             &self.accounts().await?,
             "",
@@ -412,34 +422,37 @@ impl Fixture {
         Ok(())
     }
 
-    /// The work is done: what belonged to it ends everywhere, and stays so.
-    async fn step_task_end(&mut self, line: &mut StepLog) -> Result<(), CliError> {
-        let done = self.agent.ask(&workload::AgentOrder::Complete).await?;
+    /// The task completes: its tokens are rejected everywhere, also after restarts.
+    async fn step_task_end(&mut self, log: &mut StepLog) -> Result<(), CliError> {
+        let done = self
+            .agent
+            .call(&workload::AgentInstruction::Complete)
+            .await?;
         let why = format!(
-            "entry {} ended {} live tokens",
+            "entry {} revoked {} active tokens",
             done.text("position"),
             done.text("tokens_revoked")
         );
-        line.step("the task completes", "completed", &done.word(), &why);
-        let until_refused = workload::AgentOrder::UseUntilRefused {
+        log.step("the task completes", "completed", &done.outcome(), &why);
+        let until_rejected = workload::AgentInstruction::UseUntilRejected {
             token: "case".to_owned(),
             method: "GET".to_owned(),
             url: format!("{}/cases/INC-8841", self.server),
-            within_ms: REFUSED_WITHIN_MS,
+            within_ms: REJECTED_WITHIN_MS,
         };
-        let refused = self.agent.ask(&until_refused).await?;
-        let within = refused.number("after_ms") <= u64::from(REFUSED_WITHIN_MS);
+        let rejected = self.agent.call(&until_rejected).await?;
+        let within = rejected.number("after_ms") <= u64::from(REJECTED_WITHIN_MS);
         let got = if within {
-            refusal(&refused)
+            rejection(&rejected)
         } else {
-            format!("late: {}", refusal(&refused))
+            format!("late: {}", rejection(&rejected))
         };
         let why = format!(
-            "after {} ms; the limit is {REFUSED_WITHIN_MS} ms",
-            refused.text("after_ms")
+            "after {} ms; the limit is {REJECTED_WITHIN_MS} ms",
+            rejected.text("after_ms")
         );
-        line.step(
-            "the case system refuses the task's token within a second",
+        log.step(
+            "the case system rejects the task's token within a second",
             "401 token: revoked",
             &got,
             &why,
@@ -448,66 +461,79 @@ impl Fixture {
         start_broker_after_kill(&mut self.broker, &self.dir).await?;
         let fresh = start_resource(&self.dir, &self.dev_config, &self.url).await?;
         self.server = fresh
-            .hello
+            .ready
             .get("url")
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned();
         std::mem::replace(&mut self.resource, fresh).end().await?;
         let still = self.read_case().await?;
-        line.step(
-            "broker and resource server start anew: still refused",
+        log.step(
+            "broker and resource server restarted: still rejected",
             "401 token: revoked",
-            &refusal(&still),
+            &rejection(&still),
             "",
         );
-        let late = self
+        let repeated = self
             .agent
-            .ask(&ask("case", "case.read", CASE, &[], CASES, "late", 0))
+            .call(&request_token(
+                "case",
+                "case.read",
+                CASE,
+                &[],
+                CASES,
+                "after-end",
+                0,
+            ))
             .await?;
-        line.step(
-            "and nothing more is minted in the task",
+        log.step(
+            "the ended task gets no more tokens",
             "TASK_ENDED",
-            &late.word(),
+            &repeated.outcome(),
             "",
         );
         Ok(())
     }
 
-    /// An auditor needs the journal and a root noted at the beginning, nothing else.
-    async fn step_audit(&mut self, line: &mut StepLog, noted: &str) -> Result<(), CliError> {
-        let found = self.audit(noted).await?;
-        let got = if found.get("whole") == Some(&json!(true)) {
-            "whole"
+    /// The audit needs only the journal and a checkpoint recorded at the start.
+    async fn step_audit(&mut self, log: &mut StepLog, recorded: &str) -> Result<(), CliError> {
+        let report = self.audit(recorded).await?;
+        let got = if report.get("valid") == Some(&json!(true)) {
+            "verified"
         } else {
             "damaged"
         };
-        let why = format!("{} entries", found.get("entries").unwrap_or(&Value::Null));
-        line.step(
-            "audit verify, against the root noted at the beginning",
-            "whole",
+        let why = format!("{} entries", report.get("entries").unwrap_or(&Value::Null));
+        log.step(
+            "audit verify against the checkpoint recorded at the start",
+            "verified",
             got,
             &why,
         );
-        let size = Checkpoint::parse(noted)?.size;
+        let size = Checkpoint::parse(recorded)?.size;
         let forged = Checkpoint {
             size,
             root: crate::model::Digest::sha256(b"another history"),
         };
-        let found = self.audit(&forged.to_string()).await?;
-        let got = if found.get("error").is_some() {
-            "refused"
+        let report = self.audit(&forged.to_string()).await?;
+        let got = if report.get("error").is_some() {
+            "rejected"
         } else {
-            "whole"
+            "verified"
         };
-        line.step("against a root of another history", "refused", got, "");
+        log.step(
+            "audit verify against a forged checkpoint",
+            "rejected",
+            got,
+            "",
+        );
         Ok(())
     }
 
     async fn read_case(&mut self) -> Result<ChildReply, CliError> {
         let url = format!("{}/cases/INC-8841", self.server);
         self.agent
-            .ask(&workload::AgentOrder::Use {
+            .call(&workload::AgentInstruction::Use {
                 token: "case".to_owned(),
                 method: "GET".to_owned(),
                 url,
@@ -520,7 +546,7 @@ impl Fixture {
         let url = format!("{}/accounts/{account}/disable", self.server);
         let body = Some(json!({ "end_sessions": true }));
         self.agent
-            .ask(&workload::AgentOrder::Use {
+            .call(&workload::AgentInstruction::Use {
                 token: token.to_owned(),
                 method: "POST".to_owned(),
                 url,
@@ -529,21 +555,21 @@ impl Fixture {
             .await
     }
 
-    /// `ann on, bob on, cara on`, as the resource server holds them.
+    /// The resource server's accounts, such as `ann on, bob on, cara on`.
     async fn accounts(&self) -> Result<String, CliError> {
-        let answered = http::call("GET", &format!("{}/accounts", self.server), &[], None).await?;
-        let all = answered.body.as_object().cloned().unwrap_or_default();
-        let one = |(name, enabled): (&String, &Value)| {
+        let response = http::call("GET", &format!("{}/accounts", self.server), &[], None).await?;
+        let accounts = response.body.as_object().cloned().unwrap_or_default();
+        let account = |(name, enabled): (&String, &Value)| {
             format!(
                 "{name} {}",
                 if enabled == &json!(true) { "on" } else { "off" }
             )
         };
-        Ok(all.iter().map(one).collect::<Vec<_>>().join(", "))
+        Ok(accounts.iter().map(account).collect::<Vec<_>>().join(", "))
     }
 
-    /// The policy bundle with one more rule.
-    fn tightened(&self) -> Result<PathBuf, CliError> {
+    /// Writes the policy bundle with one more rule.
+    fn write_tightened_policy(&self) -> Result<PathBuf, CliError> {
         let dir = self.dir.join("tightened");
         let mut files = policy_dir::read(&self.dev_config.dir().join("policy"))?;
         files.insert("rules/30-freeze.cedar".to_owned(), FREEZE.to_owned());
@@ -557,8 +583,8 @@ impl Fixture {
     }
 
     async fn audit(&self, against: &str) -> Result<Value, CliError> {
-        let me = std::env::current_exe().map_err(io_error("own executable"))?;
-        let mut command = tokio::process::Command::new(me);
+        let program = std::env::current_exe().map_err(io_error("own executable"))?;
+        let mut command = tokio::process::Command::new(program);
         command
             .args([
                 "audit",
@@ -574,28 +600,28 @@ impl Fixture {
             .output()
             .await
             .map_err(io_error("audit verify"))?;
-        let said = if done.status.success() {
+        let report = if done.status.success() {
             done.stdout
         } else {
             done.stderr
         };
-        serde_json::from_slice(&said).map_err(|e| CliError::failed(format!("audit verify: {e}")))
+        serde_json::from_slice(&report).map_err(|e| CliError::failed(format!("audit verify: {e}")))
     }
 
-    async fn keep_running(&self, line: &StepLog) -> Result<(), CliError> {
-        let (me, dir) = (
+    async fn keep_running(&self, log: &StepLog) -> Result<(), CliError> {
+        let (program, dir) = (
             shell::program_name(),
             shell::shell_quote(&self.dev_config.dir().to_string_lossy()),
         );
-        line.note(&format!(
+        log.note(&format!(
             "\nThe broker keeps running until Ctrl-C. In another terminal:\n  export DIPYLON_DEV={dir}\n  \
-             {me} task open --agent triage --purpose \"look around\"\n  {me} inbox --as maria\n  {me} audit verify --data-dir {dir}"
+             {program} task open --agent triage --purpose \"look around\"\n  {program} inbox --as maria\n  {program} audit verify --data-dir {dir}"
         ));
-        // The caller listens for signals, and drops this story then.
+        // The caller listens for signals and then drops this future.
         std::future::pending().await
     }
 
-    /// Everybody goes in order; whoever does not is killed.
+    /// Ends the children in order; a child that does not end is killed.
     async fn shut_down(self) -> Result<(), CliError> {
         for child in [
             self.agent,
@@ -614,8 +640,8 @@ impl Fixture {
 
 const ALL_ON: &str = "ann on, bob on, cara on";
 
-/// What olga adds between the yes and the mint.
-const FREEZE: &str = r#"@id("accounts-keep_running-as-they-are")
+/// The rule olga adds between the approval and the token request.
+const FREEZE: &str = r#"@id("accounts-stay-unchanged")
 @why("The identity provider is under maintenance.")
 forbid (principal, action == Action::"account.disable", resource);
 "#;
@@ -638,7 +664,7 @@ async fn start_broker(dir: &Path) -> Result<Child, CliError> {
     Child::start("broker", &args, &dir.join("broker.log")).await
 }
 
-/// SIGKILL for the broker, and another in its place. Gives the new one's process id.
+/// Kills the broker with SIGKILL and starts another; returns the new process id.
 async fn start_broker_after_kill(broker: &mut Child, dir: &Path) -> Result<u64, CliError> {
     broker.kill().await?;
     *broker = start_broker(dir).await?;
@@ -659,17 +685,17 @@ async fn start_resource(dir: &Path, dev_config: &DevConfig, url: &str) -> Result
     Child::start("resource server", &args, &dir.join("resource.log")).await
 }
 
-fn ask(
-    keep: &str,
+fn request_token(
+    name: &str,
     action: &str,
     target: &str,
     params: &[&str],
     audience: &str,
     idempotency_key: &str,
     wait_s: u32,
-) -> workload::AgentOrder {
-    workload::AgentOrder::Ask {
-        keep: keep.to_owned(),
+) -> workload::AgentInstruction {
+    workload::AgentInstruction::RequestToken {
+        name: name.to_owned(),
         action: action.to_owned(),
         target: target.to_owned(),
         params: params.iter().map(|p| (*p).to_owned()).collect(),
@@ -680,9 +706,9 @@ fn ask(
     }
 }
 
-/// Asks to disable an account; the token is kept under the request's own id.
-fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::AgentOrder {
-    ask(
+/// Requests a token to disable an account; it is kept under the idempotency key.
+fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::AgentInstruction {
+    request_token(
         idempotency_key,
         "account.disable",
         &format!("Account::{account}"),
@@ -693,14 +719,14 @@ fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::Agent
     )
 }
 
-/// Rules, needs and arithmetic, or what went wrong.
-fn because(answer: &ChildReply) -> String {
+/// The error, reason, needs, rules and lifetime of a reply, where it has them.
+fn details(reply: &ChildReply) -> String {
     let parts = [
-        answer.message(),
-        answer.text("reason"),
-        answer.text("needs"),
-        answer.text("rules"),
-        answer.text("ttl"),
+        reply.message(),
+        reply.text("reason"),
+        reply.text("needs"),
+        reply.text("rules"),
+        reply.text("ttl"),
     ];
     parts
         .into_iter()
@@ -709,25 +735,25 @@ fn because(answer: &ChildReply) -> String {
         .join("; ")
 }
 
-/// `401 token: revoked`, as the resource server said it.
-fn refusal(answer: &ChildReply) -> String {
-    let said = answer
+/// The resource server's rejection, such as `401 token: revoked`.
+fn rejection(reply: &ChildReply) -> String {
+    let error = reply
         .value()
         .pointer("/body/error")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let text = format!("{} {said}", answer.text("status"));
-    if answer.message().is_empty() {
+    let text = format!("{} {error}", reply.text("status"));
+    if reply.message().is_empty() {
         text.trim_end().to_owned()
     } else {
-        answer.message()
+        reply.message()
     }
 }
 
-fn refusal_if_any(answer: &ChildReply) -> String {
-    if answer.text("status") == "200" {
+fn rejection_if_any(reply: &ChildReply) -> String {
+    if reply.text("status") == "200" {
         String::new()
     } else {
-        refusal(answer)
+        rejection(reply)
     }
 }

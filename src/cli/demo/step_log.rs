@@ -1,4 +1,4 @@
-//! What happened, step by step.
+//! The log of the demo's steps: expected and actual outcomes.
 
 use serde_json::json;
 
@@ -7,13 +7,13 @@ use crate::clock::Clock;
 use crate::model::Timestamp;
 use crate::model::text::escape_invisible;
 
-/// Prints each step as it is taken, and counts the misses.
+/// Prints each step as it completes, and counts the failures.
 pub(super) struct StepLog {
     output: Output,
     clock: Clock,
-    began: Timestamp,
+    started_at: Timestamp,
     steps: usize,
-    misses: usize,
+    failures: usize,
 }
 
 /// Width of a step's name, in characters.
@@ -24,35 +24,35 @@ impl StepLog {
         let clock = Clock::system();
         Self {
             output: *output,
-            began: clock.now(),
+            started_at: clock.now(),
             clock,
             steps: 0,
-            misses: 0,
+            failures: 0,
         }
     }
 
-    /// Milliseconds since the demo began.
+    /// Milliseconds since the start of the demo.
     pub(super) fn at(&self) -> i64 {
-        self.clock.now().since(self.began)
+        self.clock.now().since(self.started_at)
     }
 
-    /// Text between steps, for people only.
+    /// Prints text between steps; nothing with --json.
     pub(super) fn note(&self, text: &str) {
         if !self.output.is_json() {
             self.output.text(text);
         }
     }
 
-    /// One step: what should have come of it, what did, and why.
+    /// Prints one step: the expected outcome, the actual one, and details.
     pub(super) fn step(&mut self, step: &str, expected: &str, got: &str, why: &str) {
         let ok = expected == got;
         let at_ms = self.at();
         self.steps += 1;
-        self.misses += usize::from(!ok);
+        self.failures += usize::from(!ok);
         self.output.print(
             || json!({ "step": step, "expected": expected, "got": got, "ok": ok, "why": why, "at_ms": at_ms }),
             || {
-                let mark = if ok { "  ok" } else { "MISS" };
+                let mark = if ok { "  ok" } else { "FAIL" };
                 let name = if step.chars().count() > NAME_WIDTH { step.to_owned() } else { format!("{step:NAME_WIDTH$}") };
                 let mut line = format!("{:>3}.{:02}  {mark}  {name}  {}", at_ms / 1_000, at_ms % 1_000 / 10, escape_invisible(got));
                 if !ok {
@@ -66,14 +66,14 @@ impl StepLog {
         );
     }
 
-    /// Whether every step came out as it should, with a last line that says so.
+    /// Prints the summary; true if every step had the expected outcome.
     pub(super) fn end(&self) -> bool {
-        let all = self.misses == 0;
-        self.note(&if all {
-            format!("\n{} steps, all as they must be.", self.steps)
+        let passed = self.failures == 0;
+        self.note(&if passed {
+            format!("\n{} steps, all passed.", self.steps)
         } else {
-            format!("\n{} of {} steps MISSED.", self.misses, self.steps)
+            format!("\n{} of {} steps failed.", self.failures, self.steps)
         });
-        all
+        passed
     }
 }

@@ -1,4 +1,4 @@
-//! The agent's process: it has evidence from the machine's SPIFFE agent, makes its own task key, and keeps its tokens.
+//! The agent's process: holds its evidence, its task key and its tokens.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,22 +21,22 @@ use crate::model::{Action, ActionName, Audience, TaskOutcome};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AgentChild {
-    /// The broker is found by --url; this is where its SVID is kept fresh
+    /// The file in which the SPIFFE agent keeps a current SVID
     #[arg(long)]
     evidence: PathBuf,
     #[arg(long)]
     broker: String,
 }
 
-/// What the director may ask of an agent.
+/// An instruction to an agent's process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-pub(super) enum AgentOrder {
+pub(super) enum AgentInstruction {
     /// Opens a task.
     Open { purpose: String },
-    /// Asks for a token and keeps it under a name.
-    Ask {
-        keep: String,
+    /// Requests a token and keeps it under a name.
+    RequestToken {
+        name: String,
         action: String,
         target: String,
         params: Vec<String>,
@@ -52,14 +52,14 @@ pub(super) enum AgentOrder {
         url: String,
         body: Option<Value>,
     },
-    /// Uses a kept token again and again until it is refused, or the time is over.
-    UseUntilRefused {
+    /// Uses a kept token repeatedly until it is rejected or the time is over.
+    UseUntilRejected {
         token: String,
         method: String,
         url: String,
         within_ms: u32,
     },
-    /// Says that the work is done.
+    /// Completes the task.
     Complete,
 }
 
@@ -68,15 +68,15 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> 
     let agent = AgentClient::new(endpoint, EvidenceSource::File(args.evidence), None);
     let mut task: Option<TaskHandle> = None;
     let mut tokens: BTreeMap<String, AccessToken> = BTreeMap::new();
-    child::serve(json!({}), tokio::io::stdin(), async |order| match order {
-        AgentOrder::Open { purpose } => {
+    child::serve(json!({}), tokio::io::stdin(), async |instruction| match instruction {
+        AgentInstruction::Open { purpose } => {
             let opened = agent.open_task(&OpenTaskRequest { purpose, max_duration_s: 600, idempotency_key: None, heartbeat_s: None }).await?;
             let subject = opened.verification().map(|v| v.subject.clone());
-            let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
+            let reply = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
             task = Some(opened);
-            Ok(answer)
+            Ok(reply)
         }
-        AgentOrder::Ask { keep, action, target, params, audience, reason, wait_s, idempotency_key } => {
+        AgentInstruction::RequestToken { name, action, target, params, audience, reason, wait_s, idempotency_key } => {
             let params = params.iter().map(|p| parse::param(p)).collect::<Result<_, _>>()?;
             let action = Action::new(
                 ActionName::parse(&action)?,
@@ -84,44 +84,44 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> 
                 parse::target(&target)?,
                 parse::params(params)?,
             )?;
-            let order = TokenRequest { action, ttl_s: 300, reason, idempotency_key: Some(idempotency_key), wait_s: 0 };
+            let request = TokenRequest { action, ttl_s: 300, reason, idempotency_key: Some(idempotency_key), wait_s: 0 };
             let task = open(task.as_ref())?;
             let outcome = if wait_s == 0 {
-                task.request_token(&order).await?
+                task.request_token(&request).await?
             } else {
-                task.wait_for_token(&order, Clock::system().now().plus_secs(i64::from(wait_s))).await?
+                task.wait_for_token(&request, Clock::system().now().plus_secs(i64::from(wait_s))).await?
             };
-            let answer = told(&outcome);
+            let reply = outcome_json(&outcome);
             if let TokenOutcome::Token(token) = outcome {
-                tokens.insert(keep, token);
+                tokens.insert(name, token);
             }
-            Ok(answer)
+            Ok(reply)
         }
-        AgentOrder::Use { token, method, url, body } => present(kept(&tokens, &token)?, &method, &url, body.as_ref()).await,
-        AgentOrder::UseUntilRefused { token, method, url, within_ms } => {
+        AgentInstruction::Use { token, method, url, body } => present(kept(&tokens, &token)?, &method, &url, body.as_ref()).await,
+        AgentInstruction::UseUntilRejected { token, method, url, within_ms } => {
             let token = kept(&tokens, &token)?;
             let clock = Clock::system();
-            let began = clock.now();
+            let started_at = clock.now();
             loop {
-                let mut answer = present(token, &method, &url, None).await?;
-                let spent = clock.now().since(began);
-                let refused = answer.get("status").and_then(Value::as_u64).is_some_and(|status| status != 200);
-                if refused || spent >= i64::from(within_ms) {
-                    if let Some(members) = answer.as_object_mut() {
-                        members.insert("after_ms".to_owned(), json!(spent));
+                let mut reply = present(token, &method, &url, None).await?;
+                let elapsed = clock.now().since(started_at);
+                let rejected = reply.get("status").and_then(Value::as_u64).is_some_and(|status| status != 200);
+                if rejected || elapsed >= i64::from(within_ms) {
+                    if let Some(members) = reply.as_object_mut() {
+                        members.insert("after_ms".to_owned(), json!(elapsed));
                     }
-                    return Ok(answer);
+                    return Ok(reply);
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        AgentOrder::Complete => {
+        AgentInstruction::Complete => {
             let report = open(task.as_ref())?.complete(TaskOutcome::Succeeded).await?;
-            let mut answer = render::end_report_json(&report);
-            if let Some(members) = answer.as_object_mut() {
+            let mut reply = render::end_report_json(&report);
+            if let Some(members) = reply.as_object_mut() {
                 members.insert("outcome".to_owned(), json!(report.cause));
             }
-            Ok(answer)
+            Ok(reply)
         }
     })
     .await
@@ -137,11 +137,11 @@ fn kept<'a>(
 ) -> Result<&'a AccessToken, CliError> {
     tokens
         .get(name)
-        .ok_or_else(|| CliError::failed("no such token is kept"))
+        .ok_or_else(|| CliError::failed("no token is kept under this name"))
 }
 
-/// The answer, without the token.
-fn told(outcome: &TokenOutcome) -> Value {
+/// The outcome of a token request, without the token.
+fn outcome_json(outcome: &TokenOutcome) -> Value {
     let ids = |rules: &[crate::client::MatchedRule]| {
         rules
             .iter()
@@ -164,7 +164,7 @@ fn told(outcome: &TokenOutcome) -> Value {
     }
 }
 
-/// One request with the token and a proof made for it.
+/// Sends one request with the token and a proof made for it.
 async fn present(
     token: &AccessToken,
     method: &str,
@@ -176,6 +176,6 @@ async fn present(
         ("authorization", &headers.authorization),
         ("dpop", &headers.dpop),
     ];
-    let answered = http::call(method, url, &secrets, body).await?;
-    Ok(json!({ "status": answered.status, "body": answered.body, "challenge": answered.challenge }))
+    let response = http::call(method, url, &secrets, body).await?;
+    Ok(json!({ "status": response.status, "body": response.body, "challenge": response.challenge }))
 }

@@ -67,7 +67,7 @@ pub(in crate::cli) struct ExecArgs {
 }
 
 const HELP: &str = "\
-How the command gets to use the token (--deliver):
+How the command uses the token (--deliver):
   proxy   DIPYLON_PROXY_URL is a secret URL on loopback, served to this user's processes
           only (Linux; on other systems any process that knows the URL: keep it off command
           lines, which all users can read). Requests below it go to the audience with the
@@ -86,9 +86,9 @@ How the command gets to use the token (--deliver):
           token is bound to a key.
 DIPYLON_TASK is the task's id; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
 
-A command that can get the agent's evidence itself can act as the agent and request whatever
-the agent may. Removing SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY from its environment does not
-prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
+A command that can get the agent's evidence itself can act as the agent and request every
+action the agent may. Removing SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY from its environment does
+not prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
 a SPIFFE agent that attests this program and not only its user, or a pinned key (jkt in
 agents.toml) that the command cannot read: --task-key may be a pipe, such as
 <(sudo -u keeper cat key.pem).

@@ -24,7 +24,7 @@ use crate::cli::task_store::SPIFFE_SOCKET;
 use crate::client::random_name;
 use crate::model::Secret;
 
-/// How the command gets to use the token.
+/// How the command uses the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum DeliveryMode {

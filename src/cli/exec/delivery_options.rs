@@ -16,7 +16,7 @@ use crate::model::Audience;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeliveryOptions {
-    /// How the command gets to use the token [default: proxy]
+    /// How the command uses the token [default: proxy]
     #[arg(long, value_enum)]
     pub(super) deliver: Option<DeliveryMode>,
     /// Base URL at which the audience is reached [default: the audience itself]
@@ -63,9 +63,9 @@ impl DeliveryOptions {
     /// The same with paths independent of the working directory.
     pub(super) fn absolute_paths(&self) -> Result<Self, CliError> {
         let ca = self.audience_ca.as_ref();
-        let whole = |file: &PathBuf| std::path::absolute(file).map_err(io_error(file.display()));
+        let absolute = |file: &PathBuf| std::path::absolute(file).map_err(io_error(file.display()));
         Ok(Self {
-            audience_ca: ca.map(whole).transpose()?,
+            audience_ca: ca.map(absolute).transpose()?,
             ..self.clone()
         })
     }

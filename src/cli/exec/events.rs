@@ -21,18 +21,18 @@ impl EventPrinter {
         Self { json }
     }
 
-    /// Prints one event: a word, a text for people, members for JSON.
-    pub(super) fn event(self, word: &str, text: &str, mut members: Value) {
+    /// Prints one event: its name with a text, or with members for JSON.
+    pub(super) fn event(self, name: &str, text: &str, mut members: Value) {
         let line = if self.json {
             if let Some(members) = members.as_object_mut() {
-                members.insert("event".to_owned(), json!(word));
+                members.insert("event".to_owned(), json!(name));
             }
             members.to_string()
         } else {
-            format!("dipylon: {word:<8}  {text}")
+            format!("dipylon: {name:<8}  {text}")
         };
         // A closed stderr does not stop the command.
-        let _gone = writeln!(std::io::stderr().lock(), "{line}");
+        let _ignored = writeln!(std::io::stderr().lock(), "{line}");
     }
 
     pub(super) fn step_up(self, pending: &PendingApproval) {
@@ -99,7 +99,7 @@ impl EventPrinter {
         self.event(
             "denied",
             &format!(
-                "{}{by}{comment}; {next}an operator can see more: dipylon explain {}",
+                "{}{by}{comment}; {next}an operator can see the details: dipylon explain {}",
                 escape_invisible(denied.reason_str()),
                 denied.decision_id()
             ),

@@ -33,7 +33,8 @@ pub(super) fn forwarded(name: &str) -> Result<HeaderName, String> {
         HeaderName::from_bytes(name.as_bytes()).map_err(|_| "is not a header name".to_owned())?;
     if is_forbidden(name.as_str()) {
         return Err(
-            "states an identity or belongs to one connection: the proxy sets it itself".to_owned(),
+            "states an identity or belongs to one connection: the proxy never forwards it"
+                .to_owned(),
         );
     }
     Ok(name)
@@ -46,7 +47,7 @@ pub(super) fn connection_lists(headers: &HeaderMap, name: &str) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    listed.any(|one| one.trim().eq_ignore_ascii_case(name))
+    listed.any(|listed_name| listed_name.trim().eq_ignore_ascii_case(name))
         || (name == "upgrade" && headers.contains_key(UPGRADE))
 }
 

@@ -1,9 +1,9 @@
 //! `exec`: run a command with one approved action, and end its task and token when the command ends.
 //!
 //! In: one action, a command, and the source of evidence. Out: the command's own output and exit code; events on stderr.
-//! One task is opened for the command, and it ends however the command ends.
-//! Trusts: the command with the one action, and with nothing else.
-//! Refuses: to ask approvers for a command that does not exist; to hand over the key of a token.
+//! One task is opened for the command, and it ends when the command ends, for any reason.
+//! Trusts: the command with the approved action only.
+//! Refuses: to request approval for a command that does not exist; to hand over the key of a token.
 //! Never: writes to stdout, lets the command reach another origin through the proxy, or leaves a valid token behind.
 
 mod args;
@@ -35,9 +35,9 @@ use delivery::DeliveryMode;
 use events::EventPrinter;
 use plan::ExecPlan;
 use program::Signals;
-use run::{AskResult, check_reachable};
+use run::{TokenResult, check_reachable};
 
-/// Opens or resumes the task, asks for the token, runs the command, ends the task.
+/// Opens or resumes the task, requests the token, runs the command, ends the task.
 pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode, CliError> {
     let events = EventPrinter::new(common.json);
     if args.delivery.mode() == DeliveryMode::Env {
@@ -63,9 +63,11 @@ pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode,
         Some(id) => ExecPlan::resume(common, &mut args, id)?,
         None => ExecPlan::new(common, &args)?,
     };
-    // Before any approver is asked: the saved options may have been edited since.
+    // Before approval is requested: the saved options may have been edited.
     args.delivery.forwarded()?;
-    let upstream = args.delivery.upstream(&plan.order().action.audience)?;
+    let upstream = args
+        .delivery
+        .upstream(&plan.token_request().action.audience)?;
     if upstream.is_insecure() {
         let text = format!(
             "requests to {} use plain http: anyone on the network path can read and change them",
@@ -75,7 +77,7 @@ pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode,
     }
     let opening = async {
         if matches!(plan, ExecPlan::Resume { .. }) {
-            // The request may be approved, and asking again issues the token: the audience must be reachable first.
+            // Repeating an approved request issues the token: the audience must be reachable first.
             check_reachable(&upstream).await?;
         }
         plan.open(events).await
@@ -85,15 +87,18 @@ pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode,
         signal = signals.next() => return Ok(ExitCode::from(program::signal_code(signal.as_raw()))),
     };
     let keep_alive = run.keep_alive();
-    let (outcome, code) = match run.ask(wait, &upstream, &program, &mut signals).await {
-        Ok(AskResult::Token(token)) => {
+    let (outcome, code) = match run
+        .request_token(wait, &upstream, &program, &mut signals)
+        .await
+    {
+        Ok(TokenResult::Token(token)) => {
             run.run(&args, *token, upstream, &keep_alive, &mut signals)
                 .await
         }
-        Ok(AskResult::Pending(pending)) => {
+        Ok(TokenResult::Pending(pending)) => {
             return run.save_for_resume(common, &args, &pending).await;
         }
-        Ok(AskResult::NotRun(code)) => (TaskOutcome::Abandoned, code),
+        Ok(TokenResult::NotRun(code)) => (TaskOutcome::Abandoned, code),
         // A resumed request stays saved: the caller may resume it again.
         Err(error) if run.saved.is_some() && error.is_retryable() => return Err(error.into()),
         Err(error) => {

@@ -12,7 +12,7 @@ use crate::cli::error::CliError;
 /// secret path keeps other users out.
 #[cfg(target_os = "linux")]
 pub(super) fn is_same_user(peer: SocketAddr, here: SocketAddr) -> bool {
-    // The table may change while it is read and skip a line: look twice.
+    // The table may change while it is read and skip a line: it is read twice.
     let owner = owner(peer, here).or_else(|| owner(peer, here));
     owner == Some(rustix::process::geteuid().as_raw())
 }
@@ -156,8 +156,8 @@ mod tests {
         let six = "   0: 0000000000000000FFFF00000100007F:8FEA 0000000000000000FFFF00000100007F:81B1 01 00000000:00000000 00:00000000 00000000 65534        0 9 1 0 20 4 30 10 -1";
         assert_eq!(owner_in(six, peer, here), Some(65_534));
         // Released: the kernel writes uid 0.
-        let gone = "   2: 0100007F:8FEA 0100007F:81B1 06 00000000:00000000 03:0000170F 00000000     0        0 0 3 0000000028b7c312";
-        assert_eq!(owner_in(gone, peer, here), None);
+        let released = "   2: 0100007F:8FEA 0100007F:81B1 06 00000000:00000000 03:0000170F 00000000     0        0 0 3 0000000028b7c312";
+        assert_eq!(owner_in(released, peer, here), None);
         let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
         for bad in [
             "",

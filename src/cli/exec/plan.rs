@@ -23,13 +23,13 @@ pub(super) enum ExecPlan {
     New {
         agent: AgentClient,
         opening: OpenTaskRequest,
-        order: TokenRequest,
+        token_request: TokenRequest,
         resume_data: ResumeData,
     },
     /// An open task whose access request was pending.
     Resume {
         task: Box<TaskHandle>,
-        order: TokenRequest,
+        token_request: TokenRequest,
         saved: SavedExec,
     },
 }
@@ -40,7 +40,7 @@ impl ExecPlan {
             (&args.action, &args.target, &args.audience)
         else {
             return Err(CliError::usage("no action given")
-                .with_hint("name one with --action, --target and --audience"));
+                .with_hint("give one with --action, --target and --audience"));
         };
         let action = Action::new(
             action.clone(),
@@ -71,7 +71,7 @@ impl ExecPlan {
                 // With --no-wait no process sends heartbeats.
                 heartbeat_s: (!args.no_wait).then_some(args.heartbeat),
             },
-            order: TokenRequest {
+            token_request: TokenRequest {
                 action,
                 ttl_s: i64::from(args.ttl),
                 reason: args.reason.clone(),
@@ -89,7 +89,7 @@ impl ExecPlan {
     ) -> Result<Self, CliError> {
         let mut saved = SavedExec::load(id)?;
         args.delivery = saved.merge_options(args.delivery.clone()).clone();
-        let (task, order) = saved.resume(common, &args.evidence)?;
+        let (task, token_request) = saved.resume(common, &args.evidence)?;
         let task = if args.evidence.is_given() {
             task.always_send_evidence()
         } else {
@@ -97,14 +97,14 @@ impl ExecPlan {
         };
         Ok(Self::Resume {
             task: Box::new(task),
-            order,
+            token_request,
             saved,
         })
     }
 
-    pub(super) fn order(&self) -> &TokenRequest {
+    pub(super) fn token_request(&self) -> &TokenRequest {
         match self {
-            Self::New { order, .. } | Self::Resume { order, .. } => order,
+            Self::New { token_request, .. } | Self::Resume { token_request, .. } => token_request,
         }
     }
 
@@ -114,7 +114,7 @@ impl ExecPlan {
             Self::New {
                 agent,
                 opening,
-                order,
+                token_request,
                 resume_data,
             } => {
                 let task = agent.open_task(&opening).await?;
@@ -133,17 +133,21 @@ impl ExecPlan {
                     events,
                     clock,
                     task,
-                    order,
+                    token_request,
                     resume_data: Some(resume_data),
                     heartbeat_s: opening.heartbeat_s,
                     saved: None,
                 })
             }
-            Self::Resume { task, order, saved } => Ok(ExecRun {
+            Self::Resume {
+                task,
+                token_request,
+                saved,
+            } => Ok(ExecRun {
                 events,
                 clock,
                 task: *task,
-                order,
+                token_request,
                 resume_data: None,
                 heartbeat_s: None,
                 saved: Some(saved),

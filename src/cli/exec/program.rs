@@ -1,4 +1,4 @@
-//! The child process of `exec`: looked up before approvers are asked, run in its own process group, with signals forwarded.
+//! The child process of `exec`: looked up before approval is requested, run in its own process group, with signals forwarded.
 
 use std::ffi::{OsStr, OsString};
 use std::future::poll_fn;
@@ -78,11 +78,11 @@ impl Signals {
 
     fn add(&mut self, which: &[Signal]) -> Result<(), CliError> {
         let ignored = ignored();
-        for one in which {
-            let number = one.as_raw();
+        for signal_kind in which {
+            let number = signal_kind.as_raw();
             if ignored & (1_u64.wrapping_shl(number.unsigned_abs().saturating_sub(1))) == 0 {
                 let stream = signal(SignalKind::from_raw(number)).map_err(io_error("signals"))?;
-                self.streams.push((*one, stream));
+                self.streams.push((*signal_kind, stream));
             }
         }
         Ok(())
@@ -139,18 +139,18 @@ pub(super) async fn run(
     for (name, value) in spawn.environment {
         command.env(name, value);
     }
-    if group == ProcessGroup::Own {
+    if group == ProcessGroup::New {
         command.process_group(0);
     }
     let more: &[Signal] = match group {
-        ProcessGroup::Own => &[
+        ProcessGroup::New => &[
             Signal::USR1,
             Signal::USR2,
             Signal::WINCH,
             Signal::TSTP,
             Signal::CONT,
         ],
-        ProcessGroup::Ours => &[Signal::USR1, Signal::USR2],
+        ProcessGroup::Inherited => &[Signal::USR1, Signal::USR2],
     };
     signals.add(more).map_err(|_| SpawnError::NotRunnable)?;
     let mut child = command.spawn().map_err(|error| match error.kind() {
@@ -182,11 +182,11 @@ fn code(status: ExitStatus) -> u8 {
 /// The process group of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProcessGroup {
-    /// Its own: every signal we receive is forwarded to the whole group.
-    Own,
-    /// Ours, because we are in the foreground of a terminal the command may read. The terminal itself sends the signals of its
-    /// keys (INT, QUIT, TSTP) to the command, so they are not forwarded.
-    Ours,
+    /// A new group: every received signal is forwarded to the whole group.
+    New,
+    /// This process's group, in the foreground of a terminal that the command may read. The terminal itself sends the signals
+    /// of its keys (INT, QUIT, TSTP) to the command, so they are not forwarded.
+    Inherited,
 }
 
 impl ProcessGroup {
@@ -195,17 +195,21 @@ impl ProcessGroup {
         let foreground = stdin.is_terminal()
             && rustix::termios::tcgetpgrp(&stdin)
                 .is_ok_and(|group| group == rustix::process::getpgrp());
-        if foreground { Self::Ours } else { Self::Own }
+        if foreground {
+            Self::Inherited
+        } else {
+            Self::New
+        }
     }
 
     fn forward(self, child: Pid, signal: Signal) {
         // An error means the child has exited: the next turn of the loop reaps it.
-        let _gone = match self {
-            Self::Own => rustix::process::kill_process_group(child, signal),
-            Self::Ours if signal == Signal::INT || signal == Signal::QUIT => Ok(()),
-            Self::Ours => rustix::process::kill_process(child, signal),
+        let _ignored = match self {
+            Self::New => rustix::process::kill_process_group(child, signal),
+            Self::Inherited if signal == Signal::INT || signal == Signal::QUIT => Ok(()),
+            Self::Inherited => rustix::process::kill_process(child, signal),
         };
-        if self == Self::Own && signal == Signal::TSTP {
+        if self == Self::New && signal == Signal::TSTP {
             // Stop with it; CONT continues both. No keep-alives are sent meanwhile.
             let _stopped = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
         }
@@ -256,7 +260,7 @@ impl PrivateDir {
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        let _left = std::fs::remove_dir_all(&self.0);
+        let _ignored = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -269,7 +273,7 @@ mod tests {
         assert_eq!(find(OsStr::new("sh")), Ok(()));
         assert_eq!(find(OsStr::new("/bin/sh")), Ok(()));
         assert_eq!(
-            find(OsStr::new("no-such-command-absolute_paths")),
+            find(OsStr::new("no-such-command-at-all")),
             Err(SpawnError::NotFound)
         );
         assert_eq!(find(OsStr::new("/no/such")), Err(SpawnError::NotFound));

@@ -45,7 +45,7 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// `capability` is what the first segment of every path must be.
+    /// `capability` is the required first segment of every path.
     pub(super) fn new(
         capability: &Secret,
         holder: Arc<TokenHolder>,
@@ -187,14 +187,14 @@ impl Proxy {
     fn strip_capability(&self, target: &str) -> Option<String> {
         let rest = target.strip_prefix('/')?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (shown, behind) = rest.split_at_checked(end)?;
-        if Digest::sha256(shown.as_bytes()) != self.capability {
+        let (presented, path) = rest.split_at_checked(end)?;
+        if Digest::sha256(presented.as_bytes()) != self.capability {
             return None;
         }
-        Some(if behind.starts_with('/') {
-            behind.to_owned()
+        Some(if path.starts_with('/') {
+            path.to_owned()
         } else {
-            format!("/{behind}")
+            format!("/{path}")
         })
     }
 
@@ -204,7 +204,7 @@ impl Proxy {
         body: Body,
         nonce: Option<&str>,
     ) -> Result<Response<Incoming>, ProxyProblem> {
-        let ours = |_| {
+        let proof_error = |_| {
             ProxyProblem::new(
                 StatusCode::BAD_GATEWAY,
                 "PROOF",
@@ -212,13 +212,13 @@ impl Proxy {
             )
         };
         let method = outgoing.method.as_str();
-        let shown = match nonce {
+        let token_headers = match nonce {
             Some(nonce) => self
                 .holder
                 .headers_with(method, &outgoing.path, Some(nonce)),
             None => self.holder.headers(method, &outgoing.path),
         }
-        .map_err(ours)?;
+        .map_err(proof_error)?;
         let mut request = Request::new(body);
         *request.method_mut() = outgoing.method.clone();
         *request.version_mut() = Version::HTTP_11;
@@ -246,8 +246,8 @@ impl Proxy {
         })?;
         let headers = request.headers_mut();
         headers.insert(HOST, host);
-        headers.insert("authorization", secret(&shown.authorization)?);
-        headers.insert("dpop", secret(&shown.dpop)?);
+        headers.insert("authorization", secret(&token_headers.authorization)?);
+        headers.insert("dpop", secret(&token_headers.dpop)?);
         let exchange = async {
             let stream = self.holder.upstream.connect().await?;
             http::send(stream, request)
@@ -268,7 +268,7 @@ impl Proxy {
             return Err(ProxyProblem::new(
                 StatusCode::BAD_GATEWAY,
                 "UPGRADE",
-                "the audience asked to switch protocols",
+                "the audience requested a protocol switch",
             ));
         }
         if let Some(nonce) = nonce_of(answer.headers()) {
@@ -361,14 +361,14 @@ fn filter_response(response: Response<Incoming>) -> Response<Body> {
 
 /// The nonce of a response that requires one (RFC 9449 §9).
 fn wanted_nonce(response: &Response<Incoming>) -> Option<String> {
-    let asks = response.status() == StatusCode::UNAUTHORIZED
+    let requires_nonce = response.status() == StatusCode::UNAUTHORIZED
         && response
             .headers()
             .get_all(WWW_AUTHENTICATE)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .any(|value| value.contains("use_dpop_nonce"));
-    if asks {
+    if requires_nonce {
         nonce_of(response.headers())
     } else {
         None

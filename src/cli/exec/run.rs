@@ -36,7 +36,7 @@ pub(super) struct ExecRun {
     pub(super) events: EventPrinter,
     pub(super) clock: Clock,
     pub(super) task: TaskHandle,
-    pub(super) order: TokenRequest,
+    pub(super) token_request: TokenRequest,
     pub(super) resume_data: Option<ResumeData>,
     /// The task ends after this long without a keep-alive, in seconds; `None`: at its deadline.
     pub(super) heartbeat_s: Option<u32>,
@@ -57,7 +57,7 @@ impl Drop for KeepAliveTask {
 }
 
 /// Result of the token request.
-pub(super) enum AskResult {
+pub(super) enum TokenResult {
     Token(Box<AccessToken>),
     /// The request is pending, and the caller does not wait.
     Pending(Box<PendingApproval>),
@@ -94,25 +94,25 @@ impl ExecRun {
     }
 
     /// Requests the token and waits up to `wait_s` for approvers.
-    pub(super) async fn ask(
+    pub(super) async fn request_token(
         &self,
         wait_s: Option<u32>,
         upstream: &Upstream,
         program: &str,
         signals: &mut Signals,
-    ) -> Result<AskResult, Error> {
-        let began = self.clock.now();
-        let until = began.plus_secs(i64::from(wait_s.unwrap_or(0)));
+    ) -> Result<TokenResult, Error> {
+        let started_at = self.clock.now();
+        let until = started_at.plus_secs(i64::from(wait_s.unwrap_or(0)));
         let mut waiting = None;
         let first = tokio::select! {
-            outcome = self.task.request_token(&self.order) => outcome,
+            outcome = self.task.request_token(&self.token_request) => outcome,
             signal = signals.next() => return Ok(self.stopped(signal, None).await),
         };
         let outcome = match first {
             Ok(TokenOutcome::Pending(pending)) => {
                 self.events.step_up(&pending);
                 if wait_s.is_none() {
-                    return Ok(AskResult::Pending(Box::new(pending)));
+                    return Ok(TokenResult::Pending(Box::new(pending)));
                 }
                 let id = pending.access_request_id();
                 let reachable = tokio::select! {
@@ -134,12 +134,12 @@ impl ExecRun {
             None => {
                 let text = format!(
                     "until {until} ({})",
-                    format_seconds(until.since(began) / 1_000)
+                    format_seconds(until.since(started_at) / 1_000)
                 );
                 self.events
                     .event("waiting", &text, json!({ "until": until.to_string() }));
                 tokio::select! {
-                    outcome = self.task.wait_for_token(&self.order, until) => outcome?,
+                    outcome = self.task.wait_for_token(&self.token_request, until) => outcome?,
                     signal = signals.next() => return Ok(self.stopped(signal, waiting).await),
                 }
             }
@@ -148,12 +148,12 @@ impl ExecRun {
             TokenOutcome::Token(token) => {
                 let by_people = waiting.is_some() || self.saved.is_some();
                 self.events.token_issued(&token, by_people, program);
-                AskResult::Token(Box::new(token))
+                TokenResult::Token(Box::new(token))
             }
             TokenOutcome::Denied(denied) => {
                 self.events.denied(&denied);
                 let exit = denied.reason().map_or(Exit::Denied, DeniedReason::exit);
-                AskResult::NotRun(exit.number())
+                TokenResult::NotRun(exit.number())
             }
             TokenOutcome::Pending(pending) => {
                 let id = pending.access_request_id();
@@ -162,38 +162,42 @@ impl ExecRun {
                     &format!("approval of {id} timed out; no token was issued"),
                     json!({ "access_request": id }),
                 );
-                AskResult::NotRun(Exit::ApprovalTimeout.number())
+                TokenResult::NotRun(Exit::ApprovalTimeout.number())
             }
         })
     }
 
     /// Stopped by a signal before the command ran: cancels the access request, which ending the task would close anyway.
-    async fn stopped(&self, signal: Signal, waiting: Option<AccessRequestId>) -> AskResult {
+    async fn stopped(&self, signal: Signal, waiting: Option<AccessRequestId>) -> TokenResult {
         if let Some(id) = waiting {
             self.cancel_request(id).await;
         }
-        let what = waiting.map_or_else(String::new, |id| format!(", {id} was cancelled"));
+        let cancelled = waiting.map_or_else(String::new, |id| format!(", {id} was cancelled"));
         let number = signal.as_raw();
         self.events.event(
             "stopped",
-            &format!("by signal {number}{what}"),
+            &format!("by signal {number}{cancelled}"),
             json!({ "signal": number, "access_request": waiting }),
         );
-        AskResult::NotRun(program::signal_code(number))
+        TokenResult::NotRun(program::signal_code(number))
     }
 
     /// The audience is unreachable: cancels the access request, since its token could not be used.
-    async fn audience_unreachable(&self, error: &CliError, waiting: AccessRequestId) -> AskResult {
+    async fn audience_unreachable(
+        &self,
+        error: &CliError,
+        waiting: AccessRequestId,
+    ) -> TokenResult {
         self.cancel_request(waiting).await;
         let hint = error.hint.as_deref().unwrap_or_default();
         let text = format!("{}; {waiting} was cancelled; {hint}", error.message);
         self.events.event("failed", &text, error.to_json());
-        AskResult::NotRun(error.exit.number())
+        TokenResult::NotRun(error.exit.number())
     }
 
     async fn cancel_request(&self, waiting: AccessRequestId) {
         let bound = Duration::from_millis(END_MS.unsigned_abs());
-        let _tried = tokio::time::timeout(bound, self.task.cancel(waiting)).await;
+        let _ignored = tokio::time::timeout(bound, self.task.cancel(waiting)).await;
     }
 
     /// Runs the command with the token; gives the task's outcome and the exit code.
@@ -283,9 +287,9 @@ impl ExecRun {
                 if let Some(members) = members.as_object_mut() {
                     members.insert("exit".to_owned(), json!(code));
                 }
-                let word = if code.is_some() { "done" } else { "ended" };
+                let event = if code.is_some() { "done" } else { "ended" };
                 self.events
-                    .event(word, &format!("{exit}{tokens}, {id}{cause}"), members);
+                    .event(event, &format!("{exit}{tokens}, {id}{cause}"), members);
             }
             Err(error) => {
                 let text = format!(
@@ -338,7 +342,7 @@ impl ExecRun {
         };
         SavedTask::new(&self.task, &data.url, key, &data.purpose, data.evidence)?
             .save_without_current()?;
-        SavedExec::new(pending, &self.task, &self.order, delivery.clone()).save()
+        SavedExec::new(pending, &self.task, &self.token_request, delivery.clone()).save()
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) enum TaskKeySource {
 }
 
 impl TaskKeySource {
-    /// Reads the caller's key or generates one. If another process shall resume, the file must have a stable path.
+    /// Reads the caller's key or generates one. If another process must resume, the file must have a stable path.
     pub(super) fn read(
         given: Option<&Path>,
         must_last: bool,
@@ -81,10 +81,10 @@ impl SavedExec {
     pub(super) fn new(
         pending: &PendingApproval,
         task: &TaskHandle,
-        order: &TokenRequest,
+        token_request: &TokenRequest,
         delivery: DeliveryOptions,
     ) -> Self {
-        let action = &order.action;
+        let action = &token_request.action;
         Self {
             access_request: pending.access_request_id(),
             task: task.id(),
@@ -99,8 +99,8 @@ impl SavedExec {
                     .map(|(name, value)| (name.clone(), value.to_json()))
                     .collect(),
             },
-            ttl_s: order.ttl_s,
-            reason: order.reason.clone(),
+            ttl_s: token_request.ttl_s,
+            reason: token_request.reason.clone(),
             delivery,
         }
     }
@@ -111,19 +111,19 @@ impl SavedExec {
         &self.delivery
     }
 
-    /// Saves it next to the task. Mode 0600: a parameter may be sensitive.
+    /// Saves the state next to the task. Mode 0600: a parameter may be sensitive.
     pub(super) fn save(&self) -> Result<(), CliError> {
         keys::make_private_dir(&dir()?)?;
         let text = json::canonical_of(self).map_err(|e| CliError::failed(e.to_string()))?;
         files::write_private(&file(self.access_request)?, &text)
     }
 
-    /// Loads it by the id of its access request.
+    /// Loads the state by the id of its access request.
     pub(super) fn load(id: AccessRequestId) -> Result<Self, CliError> {
         let path = file(id)?;
         let text = std::fs::read(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => CliError::usage(format!(
-                "access request {id} is not saved on this machine: its command ran already, or another user or machine asked for it"
+                "access request {id} is not saved on this machine: its command ran already, or another user or machine made it"
             ))
             .with_hint("run 'dipylon exec --no-wait …' to make a request; it prints the command that resumes it"),
             _ => io_error(path.display())(error),
@@ -131,27 +131,27 @@ impl SavedExec {
         json::parse_as(&text).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
     }
 
-    /// Its task and the identical token request.
+    /// The task and the identical token request.
     pub(super) fn resume(
         &self,
         common: &Common,
         evidence: &task_store::EvidenceArgs,
     ) -> Result<(TaskHandle, TokenRequest), CliError> {
         let task = SavedTask::load(Some(self.task))?.attach(common, evidence)?;
-        let order = TokenRequest {
+        let token_request = TokenRequest {
             action: self.action.to_action()?,
             ttl_s: self.ttl_s,
             reason: self.reason.clone(),
             idempotency_key: Some(self.idempotency_key.clone()),
             wait_s: 0,
         };
-        Ok((task, order))
+        Ok((task, token_request))
     }
 
-    /// Deletes it and its task's key: the task has ended, or is about to.
+    /// Deletes the state and the task's key: the task has ended, or is about to.
     pub(super) fn delete(&self) {
         if let Ok(file) = file(self.access_request) {
-            let _gone = std::fs::remove_file(file);
+            let _ignored = std::fs::remove_file(file);
         }
         if let Ok(task) = SavedTask::load(Some(self.task)) {
             task.delete();

@@ -52,15 +52,15 @@ pub(super) async fn serve(listener: UnixListener, holder: Arc<TokenHolder>) {
         connections.spawn(async move {
             let _slot = slot;
             // The command may close the connection at any time.
-            let _gone = answer(stream, &holder).await;
+            let _ignored = answer(stream, &holder).await;
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
 async fn answer(mut stream: UnixStream, holder: &TokenHolder) -> std::io::Result<()> {
-    let ours = rustix::process::geteuid().as_raw();
-    if stream.peer_cred()?.uid() != ours {
+    let own_uid = rustix::process::geteuid().as_raw();
+    if stream.peer_cred()?.uid() != own_uid {
         return Ok(());
     }
     let (read, mut write) = stream.split();

@@ -159,7 +159,7 @@ async fn evidence_from_workload_api() {
     run(with(&[]))
         .await
         .exit_code(2)
-        .stderr_contains("gate 1 asks what you are");
+        .stderr_contains("no source of evidence given");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
