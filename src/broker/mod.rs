@@ -41,22 +41,24 @@ use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
+pub use approval::access_request::AccessView;
 pub use approval::inbox::{
     INBOX_PAGE_MAX, InboxCursor, InboxEvent, InboxGroup, InboxGroupKey, InboxPage, InboxQuery,
     InboxRow, InboxWatch,
 };
-pub use approval::vote::{AccessView, VoteInput, VoteOutcome, VoteStatementReply};
+pub use approval::progress::ProfileState;
+pub use approval::vote::{VoteInput, VoteOutcome, VoteStatementReply};
 pub use approval::vote_options::VoteOptions;
 pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
-pub use auth::bootstrap::FirstOperator;
 pub use auth::enrolment::{ApproverView, EnrolmentOptions, IssuedInvitation, PasskeyView};
 pub use auth::session::{Session, SignInOptions, SignedInUser};
+pub use governance::bootstrap::FirstOperator;
 pub use governance::freeze::FreezeSummary;
 pub use governance::policy::BundleApplied;
 pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskFilter, TaskView};
-pub use query::revocation_feed::{FeedStart, JournalPosition};
+pub use query::revocation_feed::FeedStart;
 pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
 pub use query::timeline::{
     QUERY_BYTES_MAX, SEARCH_PAGE_MAX, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
@@ -67,8 +69,7 @@ pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, IssuedReply, PendingReply, ProfileState, RequestTokenInput, RuleSummary,
-    TokenReply,
+    DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
@@ -169,7 +170,7 @@ pub struct Broker {
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
-    bootstrap_code: auth::bootstrap::BootstrapCode,
+    bootstrap_code: governance::bootstrap::BootstrapCode,
     /// Version of the last policy bundle whose sweep is complete.
     enforced_policy_version: AtomicU64,
     /// Tokens issued here whose signature was verified.
@@ -217,6 +218,8 @@ const TASKS_MAX: usize = 1_000;
 const ATTACHED_MAX: usize = 256;
 /// Calls that may wait for approvers at once; further ones get their pending answer without a wait.
 const WAITING_CALLS_MAX: usize = 16_384;
+/// Tasks that one entry ends or keeps alive: with its read set and the longest agent ids, it stays below the longest entry.
+const TASKS_PER_ENTRY_MAX: usize = 48;
 /// Attempts of a transaction that passes a gate.
 const ATTEMPTS: usize = 3;
 

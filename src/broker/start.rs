@@ -152,7 +152,7 @@ impl Broker {
             pending_heartbeats: Mutex::default(),
             pending_revocations: Mutex::default(),
             policy_lock: tokio::sync::Mutex::default(),
-            bootstrap_code: super::auth::bootstrap::BootstrapCode::default(),
+            bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
             recent_refusals: Mutex::default(),

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::broker::{
-    AccessRequestStatus, InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch,
-    JournalPosition, TokenReply,
+    AccessRequestStatus, InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch, TokenReply,
 };
 use dipylon::journal::FaultInjection;
 use dipylon::state::InboxChangeKind;

@@ -18,6 +18,7 @@ use crate::model::*;
 mod confusables;
 mod escape;
 mod layout;
+mod render;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sample;
 mod view;

@@ -3,14 +3,14 @@ use std::sync::Arc;
 use tonic::Streaming;
 
 use super::channel::RpcMethod;
-use super::responses::{
-    AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, JournalPosition, ReadWire,
-};
+use super::responses::{AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, ReadWire};
 use super::vote::{self, ReviewedCard, SignedVote};
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::card::Card;
 use crate::jose::SigningKey;
-use crate::model::{AccessRequestId, Comment, Narrowing, ParseError, ProfileName, Verdict};
+use crate::model::{
+    AccessRequestId, Comment, JournalPosition, Narrowing, ParseError, ProfileName, Verdict,
+};
 use crate::proto::{card, convert, v1};
 
 /// A client for approvers: the inbox, cards and votes.
@@ -76,7 +76,7 @@ impl ApproverClient {
     /// proof of the key, after five minutes at the latest: watch again from the last position.
     pub async fn watch_inbox(&self, after: Option<JournalPosition>) -> Result<InboxWatcher, Error> {
         let request = v1::WatchAccessRequestsRequest {
-            after: after.map(JournalPosition::to_wire),
+            after: after.map(convert::position_to_wire),
         };
         let options = CallOptions::by(&self.identity);
         let stream = self

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::v1;
 use crate::model::{
-    Action, ActionName, Audience, Evidence, ParseError, PARAM_DEPTH_MAX, Param, Secret, Target,
+    Action, ActionName, Audience, Evidence, JournalPosition, ParseError, PARAM_DEPTH_MAX, Param, Secret, Target,
     TaskOutcome, Timestamp, Verdict,
 };
 
@@ -38,6 +38,22 @@ pub fn target_to_wire(target: &Target) -> v1::Target {
     v1::Target {
         r#type: target.kind.clone(),
         id: target.id.clone(),
+    }
+}
+
+/// Reads a journal position.
+pub fn position(wire: v1::Position) -> JournalPosition {
+    JournalPosition {
+        epoch: wire.epoch,
+        index: wire.index,
+    }
+}
+
+/// Writes a journal position.
+pub fn position_to_wire(position: JournalPosition) -> v1::Position {
+    v1::Position {
+        epoch: position.epoch,
+        index: position.index,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{START_MS, ValidatorState};
 use crate::client::{CallOptions, Error, backoff_ms, methods};
 use crate::model::{ParseError, Reason};
-use crate::proto::v1;
+use crate::proto::{convert, v1};
 
 /// Watches, and when the stream ends, for any cause, watches again from the last position; from the start after a gap.
 pub(super) async fn run_feed(shared: Arc<ValidatorState>) {
@@ -28,7 +28,7 @@ async fn watch(shared: &ValidatorState) -> bool {
     let order = CallOptions::by(&shared.config.identity);
     let after = shared
         .read(super::RevocationSet::position)
-        .map(super::JournalPosition::to_wire);
+        .map(convert::position_to_wire);
     let request = v1::WatchRevocationsRequest { after };
     let started = shared
         .endpoint

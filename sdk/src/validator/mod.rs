@@ -21,11 +21,11 @@ use tokio::task::JoinHandle;
 pub use check::{Authorized, ConsumedUse, PresentedToken, RequiredAction, ValidationError};
 pub use keys::FetchError;
 
+pub use crate::client::Introspection;
 use crate::client::{CallOptions, ConnectOptions, Endpoint, Error, Identity, methods};
-pub use crate::client::{Introspection, JournalPosition};
 use crate::clock::Clock;
 use crate::jose::access_token::{self, TokenError};
-use crate::model::{Audience, Reason, Secret, TokenId, UseId};
+use crate::model::{Audience, JournalPosition, Reason, Secret, TokenId, UseId};
 use crate::proto::v1;
 use keys::Keys;
 use replay::ReplayCache;

@@ -11,9 +11,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::approval::vote::{AccessView, quorum_reached};
+use crate::broker::approval::access_request::AccessView;
+use crate::broker::approval::progress::quorum_reached;
 use crate::broker::auth::authentication::{PersonCaller, WATCH_MAX_MS};
-use crate::broker::{Broker, CallContext, JournalPosition, Refusal};
+use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, InboxChange};

@@ -1,20 +1,18 @@
-//! Votes on access requests: the statement to sign, the signed vote, eligibility, dwell time and denial limits.
+//! Votes on access requests: the statement to sign, the signed vote, eligibility and denial limits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::approve::vote_proof::{self, VoteProofError};
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::token::request::ProfileState;
-use crate::broker::{Broker, CallContext, Refusal, VoteProof};
+use crate::broker::{AccessView, Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
 use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
-use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, AccessRequestHistory, StoredStatus};
+use crate::policy::ActivePolicy;
+use crate::state::{AccessRequest, AccessRequestHistory};
 
 /// A vote statement handed out and not yet signed.
 pub(in crate::broker) struct PendingStatement {
@@ -59,59 +57,14 @@ pub struct VoteInput {
     pub policy: Option<Digest>,
 }
 
-/// An access request and its status.
-#[derive(Debug, Clone)]
-pub struct AccessView {
-    /// As recorded.
-    pub request: Arc<AccessRequest>,
-    /// Its status.
-    pub status: AccessRequestStatus,
-    /// The progress of each profile.
-    pub needs: Vec<ProfileState>,
-    /// The catalogue's title.
-    pub title: String,
-    /// The catalogue's risk.
-    pub risk: Option<Risk>,
-}
-
 /// Lifetime of an unsigned statement, in milliseconds.
 const STATEMENT_LIFE_MS: i64 = 120_000;
 /// Unsigned statements of one person.
 const STATEMENTS_MAX: usize = 100;
-/// Recorded card views: one for each person and waiting access request.
-const CARD_VIEWS_MAX: usize = 100_000;
 /// Attempts to append a vote when other votes come first.
 const VOTE_ATTEMPTS: usize = 128;
 
-/// Whether every profile has its quorum.
-pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
-    needs.iter().all(|n| {
-        n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
-    })
-}
-
 impl Broker {
-    /// One access request, for its agent.
-    pub fn get_access_request(
-        &self,
-        call: &CallContext,
-        task: TaskId,
-        id: AccessRequestId,
-    ) -> Result<AccessView, Refusal> {
-        let now = self.now();
-        let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.request_of_task(call, &task.opened.task, &id)?;
-        let rules = self.rules(call)?;
-        Ok(self.view(request, &rules, now))
-    }
-
-    /// The same view, for a caller who was authenticated before.
-    pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
-        let rules = self.rules(call)?;
-        let request = self.find_request(call, id)?;
-        Ok(self.view(request, &rules, self.now()))
-    }
-
     /// Returns the statement to sign, if the caller's vote would count. It is kept in memory for two minutes.
     pub async fn begin_vote(
         &self,
@@ -456,98 +409,6 @@ impl Broker {
         })
     }
 
-    /// Refuses an approval before the card was shown for the dwell time.
-    fn check_dwell(
-        &self,
-        call: &CallContext,
-        voter: &PersonId,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let dwell = self.dwell_time(request, rules);
-        if dwell.is_zero() {
-            return Ok(());
-        }
-        let shown = self.card_viewed_at(voter, &request.opened.access_request, rules);
-        let left = match shown {
-            Some(shown) => dwell.saturating_sub(now.after(shown)),
-            None => dwell,
-        };
-        if left.is_zero() {
-            return Ok(());
-        }
-        let message = match shown {
-            Some(_) => format!(
-                "the card must be shown {} ms longer before an approval",
-                left.as_millis()
-            ),
-            None => "the card must be shown before an approval: open it first".to_owned(),
-        };
-        Err(Refusal {
-            retry_after: Some(left),
-            ..self.refuse(call.method, Reason::DwellRequired, message)
-        })
-    }
-
-    /// How long the card must be shown before an approval: for high risk, or a risk that is not stated.
-    pub(in crate::broker) fn dwell_time(
-        &self,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-    ) -> Duration {
-        let action = rules.bundle.action(&request.opened.action.action);
-        match action.and_then(|a| a.risk) {
-            Some(Risk::Low | Risk::Medium) => Duration::ZERO,
-            Some(Risk::High) | None => {
-                Duration::from_secs(rules.bundle.approval_limits().dwell_s.into())
-            }
-        }
-    }
-
-    /// Records that a card was shown to a person; the first view under these rules counts.
-    pub(in crate::broker) fn record_card_view(
-        &self,
-        person: &PersonId,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) {
-        let mut shown = self.lock(&self.card_views);
-        if shown.len() >= CARD_VIEWS_MAX {
-            shown.retain(|(_, id), _| {
-                self.state
-                    .access_request(id)
-                    .is_some_and(|request| request.is_pending(now))
-            });
-        }
-        if shown.len() < CARD_VIEWS_MAX && request.is_pending(now) {
-            let policy = rules.bundle.version();
-            let first = shown
-                .entry((person.clone(), request.opened.access_request))
-                .or_insert((policy, now));
-            if first.0 != policy {
-                *first = (policy, now);
-            }
-        }
-    }
-
-    /// When a card was first shown to a person under the rules in force; other rules make another card.
-    pub(in crate::broker) fn card_viewed_at(
-        &self,
-        person: &PersonId,
-        id: &AccessRequestId,
-        rules: &ActivePolicy,
-    ) -> Option<Timestamp> {
-        let shown = self
-            .lock(&self.card_views)
-            .get(&(person.clone(), *id))
-            .copied();
-        shown
-            .filter(|(policy, _)| *policy == rules.bundle.version())
-            .map(|(_, at)| at)
-    }
-
     fn record_vote_metrics(
         &self,
         before: AccessRequestStatus,
@@ -567,7 +428,7 @@ impl Broker {
             | AccessRequestStatus::Expired
             | AccessRequestStatus::Ended => return,
         };
-        // ReplayCache: an approved request no longer waits for votes.
+        // Counted once: an approved request no longer waits for votes.
         if before != AccessRequestStatus::Waiting {
             return;
         }
@@ -613,51 +474,6 @@ impl Broker {
         }
     }
 
-    pub(in crate::broker) fn rules(
-        &self,
-        call: &CallContext,
-    ) -> Result<Arc<ActivePolicy>, Refusal> {
-        self.projections.rules().ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::DecisionUnavailable,
-                "no policy bundle is in force",
-            )
-        })
-    }
-
-    pub(in crate::broker) fn request_of_task(
-        &self,
-        call: &CallContext,
-        task: &TaskId,
-        id: &AccessRequestId,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state
-            .access_request(id)
-            .filter(|r| r.opened.task == *task)
-            .ok_or_else(|| {
-                self.refuse(
-                    call.method,
-                    Reason::NotFound,
-                    format!("no access request {id} in this task"),
-                )
-            })
-    }
-
-    pub(in crate::broker) fn find_request(
-        &self,
-        call: &CallContext,
-        id: &AccessRequestId,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state.access_request(id).ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no access request {id}"),
-            )
-        })
-    }
-
     fn open_for_votes(
         &self,
         call: &CallContext,
@@ -673,63 +489,6 @@ impl Broker {
                 Reason::AccessRequestClosed,
                 "the access request no longer waits; the vote has no effect",
             ))
-        }
-    }
-
-    /// Whether votes are still accepted.
-    pub(in crate::broker) fn is_open_for_votes(
-        &self,
-        request: &AccessRequest,
-        now: Timestamp,
-    ) -> bool {
-        let task = self.state.task(&request.opened.task);
-        request.is_pending(now) && task.is_some_and(|task| self.is_running(&task, now))
-    }
-
-    /// Whether the quorum was reached before this moment.
-    pub(in crate::broker) fn was_decided_before(
-        &self,
-        request: &AccessRequest,
-        moment: Timestamp,
-    ) -> bool {
-        let before = moment.plus_millis(-1);
-        self.projections.rules().is_some_and(|rules| {
-            let view = self.view(Arc::new(request.clone()), &rules, before);
-            view.status == AccessRequestStatus::Approved
-        })
-    }
-
-    pub(in crate::broker) fn view(
-        &self,
-        request: Arc<AccessRequest>,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) -> AccessView {
-        let needs = self.approval_progress(&request, rules, now);
-        let running = self
-            .state
-            .task(&request.opened.task)
-            .is_some_and(|t| self.is_running(&t, now));
-        let status = match request.status {
-            StoredStatus::Denied => AccessRequestStatus::Denied,
-            StoredStatus::Consumed(_) => AccessRequestStatus::Consumed,
-            StoredStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
-            StoredStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
-            StoredStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
-                AccessRequestStatus::Ended
-            }
-            StoredStatus::Pending if !running => AccessRequestStatus::Ended,
-            StoredStatus::Pending if !request.is_pending(now) => AccessRequestStatus::Expired,
-            StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
-            StoredStatus::Pending => AccessRequestStatus::Waiting,
-        };
-        let catalogue = rules.bundle.action(&request.opened.action.action);
-        AccessView {
-            status,
-            needs,
-            title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
-            risk: catalogue.and_then(|a| a.risk),
-            request,
         }
     }
 }

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
-use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
 use crate::approve;
+use crate::broker::{Broker, CallContext, PersonCaller, Refusal, TASKS_PER_ENTRY_MAX};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::policy::{ActivePolicy, BundleFiles, OperateDecision, PolicyBundle};

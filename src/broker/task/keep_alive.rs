@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
+use crate::broker::TASKS_PER_ENTRY_MAX;
 use crate::broker::transaction::TransactionError;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};

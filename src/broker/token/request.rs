@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
+use crate::broker::approval::progress::ProfileState;
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{ATTACHED_MAX, ATTEMPTS, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::policy::{ActivePolicy, VoteMethod};
+use crate::policy::ActivePolicy;
 use crate::state::{AccessRequest, IdempotencyOutcome, StoredStatus, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
@@ -125,21 +126,6 @@ pub struct DeniedReply {
 }
 
 pub use crate::card::RuleSummary;
-
-/// A step-up profile and the votes it has.
-#[derive(Debug, Clone)]
-pub struct ProfileState {
-    /// Name and digest.
-    pub profile: ProfileRef,
-    /// The group whose members may approve.
-    pub group: String,
-    /// Approvals it needs.
-    pub quorum: u32,
-    /// The approvers whose votes count now.
-    pub approvers: Vec<PersonId>,
-    /// How votes are signed; absent when the profile is no longer defined.
-    pub method: Option<VoteMethod>,
-}
 
 /// Longest wait for approvers in one call, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
@@ -467,24 +453,5 @@ impl Broker {
             ));
         }
         Ok(())
-    }
-
-    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
-        let in_force = self.projections.rules();
-        let why = |id: &str| {
-            in_force
-                .as_ref()
-                .and_then(|r| r.bundle.rule(id))
-                .and_then(|r| r.why.clone())
-                .unwrap_or_default()
-        };
-        rules
-            .iter()
-            .map(|r| RuleSummary {
-                id: r.id.to_string(),
-                file: r.file.to_string(),
-                why: why(&r.id),
-            })
-            .collect()
     }
 }

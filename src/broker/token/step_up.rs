@@ -2,15 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::approve::{PendingDecision, votes};
-use crate::broker::token::request::{
-    DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply,
-};
+use crate::approve::PendingDecision;
+use crate::broker::token::request::{DecisionVersions, PendingReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
-use crate::policy::{ActivePolicy, ApprovalLimits};
+use crate::policy::ApprovalLimits;
 use crate::state::{AccessRequest, AccessRequestHistory, Versioned};
 
 /// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
@@ -189,37 +187,5 @@ impl Broker {
                 Some(attempt.rules),
             ),
         }))
-    }
-
-    /// The profiles an access request needs, and the votes each has, by today's registrations.
-    pub(in crate::broker) fn approval_progress(
-        &self,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) -> Vec<ProfileState> {
-        let voter_context = self.voter_context(&rules.bundle);
-        let tally = votes::tally(request, voter_context, now);
-        let state = |need: &ProfileRef| {
-            let defined = rules.bundle.profile(&need.name);
-            ProfileState {
-                profile: need.clone(),
-                group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
-                quorum: defined.map_or(0, |p| p.quorum),
-                method: defined.map(|p| p.method),
-                approvers: tally
-                    .counted
-                    .get(&need.name)
-                    .map(|set| set.iter().cloned().collect())
-                    .unwrap_or_default(),
-            }
-        };
-        request
-            .opened
-            .decision
-            .required_profiles
-            .iter()
-            .map(state)
-            .collect()
     }
 }

@@ -6,12 +6,14 @@ use prost::Message as _;
 
 use crate::broker::{
     AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage,
-    InboxRow, JournalPosition, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView,
-    TimelineEvent, TokenReply,
+    InboxRow, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView, TimelineEvent,
+    TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
-use crate::proto::convert::{action_to_wire, seconds_to_wire, target_to_wire, timestamp_to_wire};
+use crate::proto::convert::{
+    action_to_wire, position_to_wire, seconds_to_wire, target_to_wire, timestamp_to_wire,
+};
 use crate::proto::v1::request_token_response::Outcome;
 use crate::proto::{card, v1};
 use crate::state::{FeedEvent, Selector};
@@ -189,7 +191,7 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
         total: count(page.total),
         decidable: count(page.yours),
         queued: count(page.queued),
-        as_of: Some(position(page.as_of)),
+        as_of: Some(position_to_wire(page.as_of)),
     }
 }
 
@@ -279,13 +281,6 @@ pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
         tokens_revoked: count(report.revoked),
         access_requests_closed: count(report.closed),
         tokens_total: count(report.tokens.len()),
-    }
-}
-
-pub(super) fn position(position: JournalPosition) -> v1::Position {
-    v1::Position {
-        epoch: position.epoch,
-        index: position.index,
     }
 }
 

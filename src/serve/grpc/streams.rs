@@ -10,8 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::service::GrpcService;
-use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, JournalPosition};
+use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent};
 use crate::model::*;
+use crate::proto::convert::{position, position_to_wire};
 use crate::proto::{card, v1};
 use crate::serve::admission::StreamPermit;
 use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS};
@@ -105,10 +106,7 @@ impl GrpcService {
         request: Request<v1::WatchAccessRequestsRequest>,
     ) -> Result<Response<Messages<v1::WatchAccessRequestsResponse>>, Status> {
         let (call, message) = self.begin_call(WATCH_ACCESS_REQUESTS, request).await?;
-        let after = message.after.map(|p| JournalPosition {
-            epoch: p.epoch,
-            index: p.index,
-        });
+        let after = message.after.map(position);
         let mut watch = self
             .broker
             .inbox_changes(&call, after)
@@ -178,12 +176,12 @@ fn inbox_messages(news: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
     use v1::watch_access_requests_response::Message;
     let messages = match news {
         InboxEvent::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
-            as_of: Some(convert::position(*at)),
+            as_of: Some(position_to_wire(*at)),
         })],
         InboxEvent::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
         InboxEvent::BudgetChanged => vec![Message::BudgetChanged(v1::InboxBudgetChanged {})],
         InboxEvent::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
-            position: Some(convert::position(*at)),
+            position: Some(position_to_wire(*at)),
         })],
     };
     messages
