@@ -4,13 +4,13 @@
 //! Trusts `jose` and `webauthn` for signatures.
 //! Refuses a proof with a part missing. Never judges whether the voter may vote: [`super::votes`] does, at every tally.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
+use crate::cache::GenerationalCache;
 use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{Person, VoteMethod};
@@ -151,17 +151,21 @@ fn stored_proof(vote: &VoteRecord) -> Option<VoteProof> {
 /// INVARIANT (a cached proof is of exactly these bytes): the cache key is SHA-256 over the statement, the signature, the
 /// assertion, the public key and the relying party; another byte in any of them is verified anew. Failures are not kept.
 /// In memory only: a restart verifies again.
-#[derive(Debug, Default)]
-pub struct VoteProofCache(Mutex<Generations>);
-
-/// Two generations, so that eviction is dropping one of them.
-#[derive(Debug, Default)]
-struct Generations {
-    recent: HashMap<Digest, Arc<VoteStatement>>,
-    recent_bytes: usize,
-    previous: HashMap<Digest, Arc<VoteStatement>>,
+#[derive(Debug)]
+pub struct VoteProofCache {
+    statements: Mutex<GenerationalCache<Digest, Arc<VoteStatement>>>,
     #[cfg(test)]
-    verifications: usize,
+    verifications: std::sync::atomic::AtomicUsize,
+}
+
+impl Default for VoteProofCache {
+    fn default() -> Self {
+        Self {
+            statements: Mutex::new(GenerationalCache::new(GENERATION_BYTES_MAX)),
+            #[cfg(test)]
+            verifications: std::sync::atomic::AtomicUsize::default(),
+        }
+    }
 }
 
 /// Bytes of statements in one generation, as signed; parsed they take a few times that.
@@ -185,9 +189,8 @@ impl VoteProofCache {
         // Not under the lock: two tallies that verify the same vote find the same.
         let statement = VoteStatement::parse(text).ok()?;
         #[cfg(test)]
-        {
-            self.lock().verifications += 1;
-        }
+        self.verifications
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         key.verify(&statement, &stored_proof(vote)?, party).ok()?;
         let statement = Arc::new(statement);
         self.insert(cache_key, text.len(), Arc::clone(&statement));
@@ -195,24 +198,18 @@ impl VoteProofCache {
     }
 
     fn get(&self, cache_key: &Digest) -> Option<Arc<VoteStatement>> {
-        let cached = self.lock();
-        let found = cached.recent.get(cache_key);
-        found.or_else(|| cached.previous.get(cache_key)).cloned()
+        self.lock().get(cache_key).cloned()
     }
 
     fn insert(&self, cache_key: Digest, bytes: usize, statement: Arc<VoteStatement>) {
-        let mut cached = self.lock();
-        if cached.recent_bytes >= GENERATION_BYTES_MAX {
-            cached.previous = std::mem::take(&mut cached.recent);
-            cached.recent_bytes = 0;
-        }
-        if cached.recent.insert(cache_key, statement).is_none() {
-            cached.recent_bytes = cached.recent_bytes.saturating_add(bytes + ENTRY_BYTES);
-        }
+        let cost = bytes + ENTRY_BYTES;
+        self.lock().insert(cache_key, statement, cost);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Generations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, GenerationalCache<Digest, Arc<VoteStatement>>> {
+        self.statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -315,7 +312,10 @@ mod tests {
         let key = |key: &SigningKey| VotingKey::Registered(key.public().clone());
         let verified = |vote: &VoteRecord, by: &SigningKey, party: &RelyingParty| {
             let found = cache.verified_statement(vote, &key(by), party);
-            (found.is_some(), cache.lock().verifications)
+            let verifications = cache
+                .verifications
+                .load(std::sync::atomic::Ordering::Relaxed);
+            (found.is_some(), verifications)
         };
         assert_eq!(verified(&original, &ours, &party), (true, 1));
         assert_eq!(verified(&original, &ours, &party), (true, 1), "cached");
@@ -364,7 +364,6 @@ mod tests {
             cache.insert(digest(n), GENERATION_BYTES_MAX, Arc::clone(&whole));
         }
         assert!(cache.get(&digest(1)).is_none() && cache.get(&digest(2)).is_some());
-        let cached = cache.lock();
-        assert_eq!((cached.recent.len(), cached.previous.len()), (1, 1));
+        assert_eq!(cache.lock().len(), (1, 1));
     }
 }

@@ -8,6 +8,7 @@ pub mod action_stats;
 pub mod anomaly;
 mod apply;
 mod concurrent_map;
+mod counters;
 mod credentials;
 mod feed;
 mod inbox_changes;
