@@ -747,11 +747,7 @@ async fn connection_max_age_fails_no_call() {
     )
     .await;
     let found = invariants::check(&site.root.join("data"));
-    assert_eq!(
-        found.tokens.len(),
-        served,
-        "one grant for each idempotency_key"
-    );
+    assert_eq!(found.tokens.len(), served, "one grant for each idempotency_key");
     site.stop().await;
 }
 
