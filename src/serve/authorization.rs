@@ -86,7 +86,7 @@ methods! {
     LIST_FREEZES = "GovernanceService/ListFreezes", [Operator, Auditor], General, Unary;
     LIST_TASKS = "GovernanceService/ListTasks", [Operator, Auditor], General, Unary;
     LIST_RULES = "GovernanceService/ListRules", [Operator, Auditor, Approver], General, Unary;
-    LIST_APPROVER_FIGURES = "GovernanceService/ListApproverStats", [Operator, Auditor], General, Unary;
+    LIST_APPROVER_STATS = "GovernanceService/ListApproverStats", [Operator, Auditor], General, Unary;
     LIST_TOKENS = "GovernanceService/ListTokens", [Operator, Auditor], General, Unary;
     GET_TIMELINE = "GovernanceService/GetTimeline", [Operator, Auditor, Approver], General, Unary;
     SEARCH_JOURNAL = "GovernanceService/SearchJournal", [Operator, Auditor], General, Unary;
