@@ -391,12 +391,12 @@ impl Broker {
         let detail = detail.into();
         let correlation = CorrelationId::from_random(self.random_bytes());
         let at = self.now();
-        let shown = text::escape_invisible_capped(&detail, 500);
+        let printable = text::escape_invisible_capped(&detail, 500);
         if reason == Reason::UseDpopNonce {
             // The first call of every client.
-            tracing::debug!(%correlation, method, %reason, detail = shown, "refused");
+            tracing::debug!(%correlation, method, %reason, detail = printable, "refused");
         } else {
-            tracing::info!(%correlation, method, %reason, detail = shown, "refused");
+            tracing::info!(%correlation, method, %reason, detail = printable, "refused");
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let message = match reason.detail() {

@@ -159,10 +159,10 @@ pub fn is_stream(path: &str) -> bool {
 
 fn matches(pattern: &str, path: &str) -> bool {
     let mut segments = path.split('/');
-    let same = pattern.split('/').all(|wanted| {
+    let same = pattern.split('/').all(|segment| {
         segments
             .next()
-            .is_some_and(|part| part == wanted || (wanted.starts_with('{') && !part.is_empty()))
+            .is_some_and(|part| part == segment || (segment.starts_with('{') && !part.is_empty()))
     });
     same && segments.next().is_none()
 }

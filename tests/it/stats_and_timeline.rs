@@ -417,7 +417,7 @@ async fn agent_ceiling_usage() {
     let used: Vec<_> = triage
         .activity
         .iter()
-        .map(|used| (used.action.as_str(), used.habit.requested, used.in_ceiling))
+        .map(|used| (used.action.as_str(), used.stats.requested, used.in_ceiling))
         .collect();
     assert_eq!(
         used,
@@ -439,7 +439,7 @@ async fn agent_ceiling_usage() {
     let triage = show("triage").activity;
     let gone = triage.iter().find(|used| !used.in_ceiling).expect("one");
     assert_eq!(
-        (gone.action.as_str(), gone.habit.approved),
+        (gone.action.as_str(), gone.stats.approved),
         ("account.disable", 1)
     );
 }

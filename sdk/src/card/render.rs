@@ -1,6 +1,6 @@
 //! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
-use super::confusables::{confusable_warnings, few, once};
+use super::confusables::{cap_flags, confusable_warnings, distinct};
 use super::view::{AGENT_WORDS_MAX, CardRow, CardSection, CardView, Headline, SectionKind, Tone};
 use super::{Card, History, PersonRef, ProfileProgress, escape_untrusted, quoted};
 use crate::model::*;
@@ -27,7 +27,7 @@ impl Card {
             .filter(|(_, rows)| !rows.is_empty())
             .map(|(kind, mut rows)| {
                 for row in &mut rows {
-                    row.flags = few(std::mem::take(&mut row.flags));
+                    row.flags = cap_flags(std::mem::take(&mut row.flags));
                 }
                 CardSection {
                     kind,
@@ -64,13 +64,13 @@ impl Card {
     fn who(&self, now: Timestamp) -> Vec<CardRow> {
         let agent = CardRow::new("agent", self.agent.id.as_str()).strong();
         let owner = CardRow::new("owner", &self.agent.owner.to_text());
-        let seen = &self.verified;
-        let mut verified = CardRow::new("verified", seen.subject.as_str());
+        let attestation = &self.verified;
+        let mut verified = CardRow::new("verified", attestation.subject.as_str());
         verified.lines.push(format!(
             "by {}, {} ({})",
-            escape_untrusted(&seen.kind),
-            distance(seen.verified_at, now),
-            seen.verified_at
+            escape_untrusted(&attestation.kind),
+            relative_time(attestation.verified_at, now),
+            attestation.verified_at
         ));
         let claims = match &self.agent.registered {
             Some(claims) => vec![
@@ -261,13 +261,14 @@ impl Card {
     }
 
     fn words(&self) -> Vec<CardRow> {
-        let said = [("for", &self.purpose), ("reason", &self.reason)];
-        said.into_iter()
-            .filter_map(|(label, said)| Some((label, said.as_ref()?.as_str())))
-            .filter(|(_, said)| !said.is_empty())
-            .map(|(label, said)| {
-                let head: String = said.chars().take(AGENT_WORDS_MAX).collect();
-                let more = said.chars().count().saturating_sub(AGENT_WORDS_MAX);
+        let texts = [("for", &self.purpose), ("reason", &self.reason)];
+        texts
+            .into_iter()
+            .filter_map(|(label, text)| Some((label, text.as_ref()?.as_str())))
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(label, text)| {
+                let head: String = text.chars().take(AGENT_WORDS_MAX).collect();
+                let more = text.chars().count().saturating_sub(AGENT_WORDS_MAX);
                 let mut row = CardRow::own(label, &quoted(&head));
                 if more > 0 {
                     row.lines
@@ -310,7 +311,7 @@ impl Headline {
                 || "RISK UNKNOWN".to_owned(),
                 |risk| format!("{} RISK", risk.as_str().to_uppercase()),
             ),
-            flags: few(texts.iter().flat_map(|text| confusable_warnings(text))),
+            flags: cap_flags(texts.iter().flat_map(|text| confusable_warnings(text))),
         }
     }
 }
@@ -320,14 +321,14 @@ impl History {
         let count = |n: u32, word: &str| format!("{n} {word}");
         let at = |moment: Option<Timestamp>| {
             moment.map_or_else(String::new, |at| {
-                format!(", the last {}", distance(at, now))
+                format!(", the last {}", relative_time(at, now))
             })
         };
         let by = match &self.last_denied_by {
             Some(who) => format!(" by {}", escape_untrusted(&who.to_text())),
             None => String::new(),
         };
-        let mut like = match self.first {
+        let mut similar = match self.first {
             true => CardRow::own("like this", "none decided before").strong(),
             false => CardRow::own(
                 "like this",
@@ -339,19 +340,19 @@ impl History {
             ),
         };
         if !self.first {
-            like.lines.push(format!(
+            similar.lines.push(format!(
                 "{}{}{by}",
                 count(self.denied, "denied"),
                 at(self.last_denied_at)
             ));
         }
-        let yours = format!(
+        let your_votes = format!(
             "{} yes, {} no",
             self.approved_by_caller, self.denied_by_caller
         );
         vec![
-            like,
-            CardRow::own("your votes", &yours),
+            similar,
+            CardRow::own("your votes", &your_votes),
             CardRow::own(
                 "today",
                 &format!("{} asked (UTC), with this one", self.requested_today),
@@ -464,7 +465,7 @@ impl CardRow {
 
     fn add_flags(&mut self, flags: impl IntoIterator<Item = String>) {
         let before = std::mem::take(&mut self.flags);
-        self.flags = once(before.into_iter().chain(flags));
+        self.flags = distinct(before.into_iter().chain(flags));
     }
 }
 
@@ -494,7 +495,7 @@ fn suspect_param(param: &Param) -> Vec<String> {
 }
 
 /// `in 5m` or `5m ago`.
-fn distance(at: Timestamp, now: Timestamp) -> String {
+fn relative_time(at: Timestamp, now: Timestamp) -> String {
     let seconds = at.since(now) / 1_000;
     if seconds > 0 {
         format!("in {}", format_seconds(seconds))

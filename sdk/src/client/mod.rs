@@ -41,7 +41,7 @@ pub use transport::ConnectOptions;
 pub(crate) use transport::{Protocol, Transport};
 #[cfg(feature = "internals")]
 pub use transport::{Protocol, Transport};
-pub use watch::AccessRequestWatch;
+pub use watch::AccessRequestWatcher;
 pub use workload_api::WorkloadApi;
 
 use crate::model::ParseError;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::responses::{AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport};
 use super::token_outcome::{AccessToken, Denial, PendingApproval, TokenOutcome};
-use super::watch::AccessRequestWatch;
+use super::watch::AccessRequestWatcher;
 use super::{
     CallOptions, Endpoint, Error, EvidenceSource, Identity, methods, random_name, required,
 };
@@ -179,7 +179,7 @@ impl TaskHandle {
         let key = idempotency_key(request.idempotency_key.as_deref())?;
         let clock = self.endpoint.clock().clone();
         let mut send = self.always_send_evidence;
-        let mut watch: Option<AccessRequestWatch> = None;
+        let mut watch: Option<AccessRequestWatcher> = None;
         let mut streams = true;
         loop {
             let began = clock.now();
@@ -224,8 +224,8 @@ impl TaskHandle {
     }
 
     /// Watches an access request of this task until its final status.
-    pub fn watch(&self, access_request: AccessRequestId) -> AccessRequestWatch {
-        AccessRequestWatch::new(
+    pub fn watch(&self, access_request: AccessRequestId) -> AccessRequestWatcher {
+        AccessRequestWatcher::new(
             self.endpoint.clone(),
             self.identity.clone(),
             self.id,

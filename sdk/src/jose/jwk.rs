@@ -156,18 +156,18 @@ impl VerifyingKey {
         jwk: &Map<String, Value>,
         usage: Usage,
     ) -> Result<Option<Self>, KeySetError> {
-        let (kty, named) = (text(jwk, "kty")?, text(jwk, "use")?);
+        let (kty, key_use) = (text(jwk, "kty")?, text(jwk, "use")?);
         let ops = match jwk.get("key_ops") {
             None => None,
             Some(ops) => Some(ops_verify(ops).ok_or(KeySetError::Form(
                 "key_ops must be an array of different strings",
             ))?),
         };
-        let ours = match usage {
-            Usage::JwtSvid => named == Some("jwt-svid"),
-            Usage::Signature => named == Some("sig") || (named.is_none() && ops != Some(false)),
+        let counts = match usage {
+            Usage::JwtSvid => key_use == Some("jwt-svid"),
+            Usage::Signature => key_use == Some("sig") || (key_use.is_none() && ops != Some(false)),
         };
-        if !ours {
+        if !counts {
             return Ok(None);
         }
         if ops == Some(false) {

@@ -191,7 +191,7 @@ impl fmt::Debug for PublicKey {
 pub(super) fn is_on_curve(curve: &'static agreement::Algorithm, point: &[u8]) -> bool {
     let peer = agreement::UnparsedPublicKey::new(curve, point);
     EphemeralPrivateKey::generate(curve, &SystemRandom::new())
-        .and_then(|own| agreement::agree_ephemeral(own, &peer, |_secret| ()))
+        .and_then(|ephemeral| agreement::agree_ephemeral(ephemeral, &peer, |_secret| ()))
         .is_ok()
 }
 

@@ -195,7 +195,7 @@ pub(super) fn action(
             detail
                 .parameters
                 .get(name)
-                .is_some_and(|held| matches(held, param, presented.openings.get(name)))
+                .is_some_and(|claimed| matches(claimed, param, presented.openings.get(name)))
         });
     if same {
         Ok(())
@@ -205,9 +205,9 @@ pub(super) fn action(
 }
 
 /// A value is compared as it is, a commitment with the hash of salt and value.
-fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
-    match commitment(held) {
-        None => *held == param.to_json(),
+fn matches(claimed: &Value, param: &Param, salt: Option<&String>) -> bool {
+    match commitment(claimed) {
+        None => *claimed == param.to_json(),
         Some(commitment) => salt.is_some_and(|salt| {
             let opening = Opening {
                 salt: salt.clone(),
@@ -219,8 +219,8 @@ fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
 }
 
 /// `$` cannot stand in a parameter's own name, so nothing else looks like a commitment.
-fn commitment(held: &Value) -> Option<&str> {
-    held.as_object()?.get("$commitment")?.as_str()
+fn commitment(claimed: &Value) -> Option<&str> {
+    claimed.as_object()?.get("$commitment")?.as_str()
 }
 
 impl Authorized {

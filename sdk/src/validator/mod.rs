@@ -28,7 +28,7 @@ use crate::jose::access_token::{self, TokenError};
 use crate::model::{Audience, JournalPosition, Reason, Secret, TokenId, UseId};
 use crate::proto::v1;
 use keys::Keys;
-use replay::ReplayCache;
+use replay::ProofReplayCache;
 use revocation_set::RevocationSet;
 
 /// Whose tokens a resource server accepts, and how it follows their revocation.
@@ -82,7 +82,7 @@ pub enum ConnectError {
 /// Validates tokens offline, for one audience, and follows the revocation feed until it is dropped.
 pub struct Validator {
     shared: Arc<ValidatorState>,
-    proofs: Mutex<ReplayCache>,
+    proofs: Mutex<ProofReplayCache>,
     feed: JoinHandle<()>,
 }
 
@@ -104,7 +104,7 @@ impl Validator {
             Endpoint::connect_with(&config.url, &config.connect)?.with_clock(config.clock.clone());
         let keys = Keys::fetch(endpoint.transport(), config.clock.now()).await?;
         let position = watch::Sender::new(None);
-        let mut heard = position.subscribe();
+        let mut positions = position.subscribe();
         let revoked = RwLock::default();
         let shared = Arc::new(ValidatorState {
             config,
@@ -122,7 +122,7 @@ impl Validator {
         };
         let complete = async {
             while !validator.shared.read(RevocationSet::is_complete) {
-                if heard.changed().await.is_err() {
+                if positions.changed().await.is_err() {
                     break;
                 }
             }
@@ -216,8 +216,9 @@ impl Validator {
             }
         })?;
         // Only an answer about this token, with the entry of the use, authorizes it.
-        let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
-        match (own, answer.position) {
+        let is_same_token =
+            TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
+        match (is_same_token, answer.position) {
             (true, Some(position)) => Ok(ConsumedUse::new(
                 authorized,
                 answer.uses_left,
@@ -308,7 +309,7 @@ impl ValidatorState {
         out
     }
 
-    fn note(&self, error: Error) {
+    fn record_error(&self, error: Error) {
         *self
             .last_error
             .lock()

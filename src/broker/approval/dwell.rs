@@ -24,15 +24,15 @@ impl Broker {
         if dwell.is_zero() {
             return Ok(());
         }
-        let shown = self.card_viewed_at(voter, &request.opened.access_request, rules);
-        let left = match shown {
-            Some(shown) => dwell.saturating_sub(now.after(shown)),
+        let viewed = self.card_viewed_at(voter, &request.opened.access_request, rules);
+        let left = match viewed {
+            Some(viewed) => dwell.saturating_sub(now.after(viewed)),
             None => dwell,
         };
         if left.is_zero() {
             return Ok(());
         }
-        let message = match shown {
+        let message = match viewed {
             Some(_) => format!(
                 "the card must be shown {} ms longer before an approval",
                 left.as_millis()
@@ -68,17 +68,17 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) {
-        let mut shown = self.lock(&self.card_views);
-        if shown.len() >= CARD_VIEWS_MAX {
-            shown.retain(|(_, id), _| {
+        let mut views = self.lock(&self.card_views);
+        if views.len() >= CARD_VIEWS_MAX {
+            views.retain(|(_, id), _| {
                 self.state
                     .access_request(id)
                     .is_some_and(|request| request.is_pending(now))
             });
         }
-        if shown.len() < CARD_VIEWS_MAX && request.is_pending(now) {
+        if views.len() < CARD_VIEWS_MAX && request.is_pending(now) {
             let policy = rules.bundle.version();
-            let first = shown
+            let first = views
                 .entry((person.clone(), request.opened.access_request))
                 .or_insert((policy, now));
             if first.0 != policy {
@@ -94,12 +94,11 @@ impl Broker {
         id: &AccessRequestId,
         rules: &ActivePolicy,
     ) -> Option<Timestamp> {
-        let shown = self
+        let view = self
             .lock(&self.card_views)
             .get(&(person.clone(), *id))
             .copied();
-        shown
-            .filter(|(policy, _)| *policy == rules.bundle.version())
+        view.filter(|(policy, _)| *policy == rules.bundle.version())
             .map(|(_, at)| at)
     }
 }

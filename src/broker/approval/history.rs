@@ -21,35 +21,37 @@ impl Broker {
         let opened = &request.opened;
         let (agent, action) = (&opened.agent, &opened.action.action);
         let stats = self.state.stats();
-        let habit = stats.action_stats(agent, action);
+        let action_stats = stats.action_stats(agent, action);
         let at_opening = match stats.anomalies(&opened.access_request) {
-            Some(odd) => odd.to_vec(),
+            Some(anomalies) => anomalies.to_vec(),
             None => vec![Anomaly::Evicted],
         };
         let at_showing = anomaly::at_view(
             opened.evidence.verified_at,
             request.opened_at,
-            habit.as_ref(),
+            action_stats.as_ref(),
             self.projections.registration(agent),
             now,
         );
         let unusual = at_opening.iter().chain(&at_showing).map(Anomaly::sentence);
-        let yours = stats.approver_action(reader, agent, action);
-        let history = habit.map(|habit| History {
-            approved: few(habit.approved),
-            denied: few(habit.denied),
-            approved_by_caller: few(yours.approvals),
-            denied_by_caller: few(yours.denials),
-            last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
-            last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
-            requested_today: habit.requests_on(now),
-            first: habit.decided() == 0,
-            last_denied_by: habit.last_denied.map(|(_, id)| person_ref(bundle, id)),
+        let reader_votes = stats.approver_action(reader, agent, action);
+        let history = action_stats.map(|action_stats| History {
+            approved: to_u32(action_stats.approved),
+            denied: to_u32(action_stats.denied),
+            approved_by_caller: to_u32(reader_votes.approvals),
+            denied_by_caller: to_u32(reader_votes.denials),
+            last_approved_at: action_stats.last_approved.as_ref().map(|(at, _)| *at),
+            last_denied_at: action_stats.last_denied.as_ref().map(|(at, _)| *at),
+            requested_today: action_stats.requests_on(now),
+            first: action_stats.decided() == 0,
+            last_denied_by: action_stats
+                .last_denied
+                .map(|(_, id)| person_ref(bundle, id)),
         });
         (unusual.collect(), history)
     }
 }
 
-fn few(count: u64) -> u32 {
+fn to_u32(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -45,7 +45,7 @@ pub struct InboxPage {
     /// Rows on all pages.
     pub total: usize,
     /// How many of them this person may decide.
-    pub yours: usize,
+    pub decidable: usize,
     /// How many more this person may decide that are over the per-minute budget: they are reached by id alone.
     pub queued: usize,
     /// Journal position that the page includes at least.
@@ -170,7 +170,7 @@ const INBOX_ROWS_MAX: usize = 4_096;
 impl AskBudget {
     /// Admits as many of these, in this order, as the budget allows. The agent with the fewest recent admissions goes first,
     /// so that one flooding agent does not starve the others.
-    fn admit(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
+    fn admit(&mut self, waiting: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
         while self
             .recent
             .front()
@@ -178,15 +178,15 @@ impl AskBudget {
         {
             self.recent.pop_front();
         }
-        let there: HashSet<_> = wanted.iter().map(|(id, _)| id).collect();
-        self.admitted.retain(|id| there.contains(id));
+        let waiting_ids: HashSet<_> = waiting.iter().map(|(id, _)| id).collect();
+        self.admitted.retain(|id| waiting_ids.contains(id));
         let mut had: HashMap<&AgentId, usize> = HashMap::new();
-        for (_, agent) in wanted {
+        for (_, agent) in waiting {
             had.entry(agent)
                 .or_insert_with(|| self.recent.iter().filter(|(_, a)| a == agent).count());
         }
         let mut in_turn: Vec<(usize, &(AccessRequestId, AgentId))> = Vec::new();
-        for new in wanted.iter().filter(|(id, _)| !self.admitted.contains(id)) {
+        for new in waiting.iter().filter(|(id, _)| !self.admitted.contains(id)) {
             let turn = had.entry(&new.1).or_default();
             in_turn.push((*turn, new));
             *turn += 1;
@@ -224,15 +224,15 @@ impl Broker {
         let rules = self.rules(call)?;
         // Before anything is read: a watch from this position misses nothing.
         let (epoch, index) = self.state.position();
-        let asked = self.state.unclosed_requests();
-        let mut entries: Vec<QueueEntry> = asked
+        let unclosed = self.state.unclosed_requests();
+        let mut entries: Vec<QueueEntry> = unclosed
             .iter()
             .filter_map(|id| self.queue_entry(id, &person.id, &rules, now))
             .collect();
         entries.sort_unstable_by_key(|entry| entry.cursor);
         let per_minute = rules.bundle.approval_limits().asks_per_minute;
         let queued = self.visible_queue(&person.id, per_minute, &mut entries, now);
-        let yours = entries.iter().filter(|entry| entry.vote.is_ok()).count();
+        let decidable = entries.iter().filter(|entry| entry.vote.is_ok()).count();
         if ask.mine {
             entries.retain(|entry| entry.vote.is_ok());
         }
@@ -277,7 +277,7 @@ impl Broker {
                 })
                 .collect(),
             total,
-            yours,
+            decidable,
             queued,
             as_of: JournalPosition { epoch, index },
         })
@@ -349,19 +349,19 @@ impl Broker {
         entries: &mut Vec<QueueEntry>,
         now: Timestamp,
     ) -> usize {
-        let theirs: Vec<(AccessRequestId, AgentId)> = entries
+        let waiting: Vec<(AccessRequestId, AgentId)> = entries
             .iter()
             .filter(|entry| entry.vote.is_ok())
             .map(|entry| (entry.cursor.id, entry.request.opened.agent.clone()))
             .collect();
         let mut budget = self.lock(&self.ask_budgets);
-        if theirs.is_empty() && !budget.contains_key(person) {
+        if waiting.is_empty() && !budget.contains_key(person) {
             return 0;
         }
         // Bounded: one for each registered person.
         let budget = budget.entry(person.clone()).or_default();
         let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
-        budget.admit(&theirs, per_minute, now);
+        budget.admit(&waiting, per_minute, now);
         let before = entries.len();
         entries.retain(|entry| entry.vote.is_err() || budget.admitted.contains(&entry.cursor.id));
         let queued = before - entries.len();
@@ -517,9 +517,9 @@ mod tests {
         let mut now = Timestamp::from_secs(1_800_000_000);
         // Five of one agent at a time, all more urgent than the one of another, and new ones after each admission.
         let flood = |first: u8| (first..first + 5).map(|n| (id(n), agent("loud")));
-        let mut wanted: Vec<_> = flood(1).collect();
-        wanted.push((id(200), agent("quiet")));
-        budget.admit(&wanted, 2, now);
+        let mut waiting: Vec<_> = flood(1).collect();
+        waiting.push((id(200), agent("quiet")));
+        budget.admit(&waiting, 2, now);
         assert!(budget.admitted.contains(&id(1)) && budget.admitted.contains(&id(200)));
         let mut budget = AskBudget::default();
         budget.admit(&flood(1).collect::<Vec<_>>(), 2, now);
@@ -530,9 +530,9 @@ mod tests {
         );
         for minute in 1..4 {
             now = now.plus_millis(ASK_WINDOW_MS);
-            let mut wanted: Vec<_> = flood(10 * minute).collect();
-            wanted.push((id(201), agent("quiet")));
-            budget.admit(&wanted, 2, now);
+            let mut waiting: Vec<_> = flood(10 * minute).collect();
+            waiting.push((id(201), agent("quiet")));
+            budget.admit(&waiting, 2, now);
             assert!(budget.admitted.contains(&id(201)), "minute {minute}");
         }
     }

@@ -70,7 +70,7 @@ impl Broker {
         &self,
         call: &CallContext,
         id: AccessRequestId,
-        ask: VoteInput,
+        input: VoteInput,
     ) -> Result<VoteStatementReply, Refusal> {
         let VoteInput {
             profile,
@@ -78,7 +78,7 @@ impl Broker {
             narrowing,
             comment,
             policy,
-        } = ask;
+        } = input;
         let now = self.now();
         let voter = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
@@ -154,12 +154,12 @@ impl Broker {
             .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
         let mut statements = self.lock(&self.statements);
         statements.retain(|_, pending| now < pending.until);
-        let theirs = statements
+        let of_voter = statements
             .values()
             .filter(|pending| pending.voter == voter.id)
             .count();
         // The person's oldest statement is dropped: one person cannot displace the statements of others.
-        if theirs >= STATEMENTS_MAX {
+        if of_voter >= STATEMENTS_MAX {
             let oldest = statements
                 .iter()
                 .filter(|(_, pending)| pending.voter == voter.id)
@@ -206,11 +206,11 @@ impl Broker {
             .map(|s| s.nonce)
             .unwrap_or_default();
         let pending = self.lock(&self.statements).remove(&stated);
-        let pending = pending.filter(|b| {
-            b.text == text
-                && b.voter == voter.id
-                && b.statement.access_request_id == id
-                && now < b.until
+        let pending = pending.filter(|pending| {
+            pending.text == text
+                && pending.voter == voter.id
+                && pending.statement.access_request_id == id
+                && now < pending.until
         });
         let Some(pending) = pending else {
             return Err(self.refuse(
@@ -252,7 +252,7 @@ impl Broker {
                 let opened = self.find_request(call, &id)?.opened.clone();
                 let read_set = self.request_read_set(&opened);
                 let enrolled = self.state.credentials().get(&voter.id);
-                let asks = self.state.access_request_history(&opened.agent);
+                let history = self.state.access_request_history(&opened.agent);
                 let request = self.open_for_votes(call, &id, now)?;
                 let voter_context = self.voter_context(&rules.bundle);
                 let eligible = votes::eligible(
@@ -279,7 +279,7 @@ impl Broker {
                         .await
                         .into());
                 };
-                let seen =
+                let verified =
                     match vote_proof::verify_signature(
                         person,
                         &enrolled.value,
@@ -289,7 +289,7 @@ impl Broker {
                         proof,
                         &self.limits.party,
                     ) {
-                        Ok(seen) => seen,
+                        Ok(verified) => verified,
                         Err(VoteProofError::PasskeyRequired) => {
                             let why = Ineligible::PasskeyRequired;
                             return Err(self
@@ -315,10 +315,10 @@ impl Broker {
                         }
                     };
                 // The counter is checked once: a retry after a conflict carries the same assertion.
-                if let Some(seen) = seen
+                if let Some(passkey) = verified
                     && attempt.is_first()
                 {
-                    self.check_signature_counter(call.method, &voter.id, key, seen.sign_count)
+                    self.check_signature_counter(call.method, &voter.id, key, passkey.sign_count)
                         .await?;
                 }
                 let blob = Blob::new(text);
@@ -334,7 +334,7 @@ impl Broker {
                     statement: blob.hash(),
                     signature: signature.clone(),
                     assertion: evidence.as_ref().map(Blob::hash),
-                    sign_count: seen.map(|seen| seen.sign_count),
+                    sign_count: verified.map(|passkey| passkey.sign_count),
                 });
                 let mut append = Append {
                     read_set: [
@@ -349,12 +349,18 @@ impl Broker {
                     ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
                 };
                 if statement.verdict == Verdict::Deny {
-                    let suspension_after_denials =
-                        self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
+                    let suspension_after_denials = self.suspension_after_denials(
+                        &opened,
+                        &voter.id,
+                        &history.value,
+                        &rules,
+                        now,
+                    );
                     if let Some(vote) = append.events.first_mut() {
                         // A request that counted denials before this one conflicts.
-                        let asks = (Stream::AgentRequests(opened.agent.clone()), asks.version);
-                        vote.write_set.push(asks);
+                        let history =
+                            (Stream::AgentRequests(opened.agent.clone()), history.version);
+                        vote.write_set.push(history);
                     }
                     append.events.extend(suspension_after_denials);
                 }
@@ -387,17 +393,16 @@ impl Broker {
         &self,
         opened: &AccessRequestOpened,
         voter: &PersonId,
-        asks: &AccessRequestHistory,
+        history: &AccessRequestHistory,
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<NewEvent> {
         let approvals = rules.bundle.approval_limits();
         let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
-        let denials = u32::try_from(asks.denials_since(since) + 1).unwrap_or(u32::MAX);
-        let standing = self.state.agent_status(&opened.agent);
-        let due = approvals.quarantine > 0
-            && denials >= approvals.quarantine
-            && !standing.value.suspended;
+        let denials = u32::try_from(history.denials_since(since) + 1).unwrap_or(u32::MAX);
+        let status = self.state.agent_status(&opened.agent);
+        let due =
+            approvals.quarantine > 0 && denials >= approvals.quarantine && !status.value.suspended;
         due.then(|| NewEvent {
             event: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
@@ -405,7 +410,7 @@ impl Broker {
                 reason: None,
                 denials: Some(denials),
             }),
-            write_set: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
+            write_set: vec![(Stream::Agent(opened.agent.clone()), status.version)],
         })
     }
 

@@ -27,10 +27,10 @@ impl Broker {
         let rules = self.rules(call)?;
         let request = self.find_request(call, id)?;
         let dwell = self.dwell_time(&request, &rules);
-        let shown = self.card_viewed_at(&person.id, id, &rules);
+        let viewed = self.card_viewed_at(&person.id, id, &rules);
         Ok(VoteOptions {
             vote: self.may_vote(&person.id, &request, &rules, now),
-            dwell_remaining: shown.map_or(dwell, |shown| dwell.saturating_sub(now.after(shown))),
+            dwell_remaining: viewed.map_or(dwell, |viewed| dwell.saturating_sub(now.after(viewed))),
         })
     }
 }

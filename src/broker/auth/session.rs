@@ -121,9 +121,9 @@ impl SessionStore {
         challenge: &[u8],
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let (said, mac) = challenge.split_at_checked(RANDOM_BYTES + EXPIRY_BYTES)?;
-        let expiry = said.last_chunk::<EXPIRY_BYTES>()?;
-        let full = self.mac(purpose, said);
+        let (payload, mac) = challenge.split_at_checked(RANDOM_BYTES + EXPIRY_BYTES)?;
+        let expiry = payload.last_chunk::<EXPIRY_BYTES>()?;
+        let full = self.mac(purpose, payload);
         let ours = full.as_ref().get(..MAC_BYTES)?;
         // Constant time: the MAC is the secret that authenticates a challenge.
         let differs = mac.len() != MAC_BYTES
@@ -132,7 +132,7 @@ impl SessionStore {
         (!differs && now < until).then_some(until)
     }
 
-    fn mac(&self, purpose: ChallengePurpose, said: &[u8]) -> hmac::Tag {
+    fn mac(&self, purpose: ChallengePurpose, payload: &[u8]) -> hmac::Tag {
         let mut mac = hmac::Context::with_key(&self.key);
         match purpose {
             ChallengePurpose::SignIn => mac.update(b"dipylon/sign-in/v1\0"),
@@ -142,7 +142,7 @@ impl SessionStore {
                 mac.update(b"\0");
             }
         }
-        mac.update(said);
+        mac.update(payload);
         mac.sign()
     }
 
@@ -185,9 +185,9 @@ fn cookie_digest(cookie: &Secret) -> Digest {
 
 /// The challenge stated in the client data, for the lookup; `webauthn` compares it again.
 pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec<u8>> {
-    let said: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
+    let client_data: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
     URL_SAFE_NO_PAD
-        .decode(said.get("challenge")?.as_str()?)
+        .decode(client_data.get("challenge")?.as_str()?)
         .ok()
 }
 

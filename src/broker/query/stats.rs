@@ -72,7 +72,7 @@ pub struct ActionUse {
     /// Whether its ceiling has it today.
     pub in_ceiling: bool,
     /// Its statistics; empty for an action it never requested.
-    pub habit: ActionStats,
+    pub stats: ActionStats,
 }
 
 impl Broker {
@@ -90,8 +90,8 @@ impl Broker {
         self.authenticate_reader(call, self.now())?;
         let rules = self.projections.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
-        let voted = self.state.stats().approvers();
-        let mut ids: BTreeSet<PersonId> = voted.into_iter().map(|(id, _)| id).collect();
+        let voters = self.state.stats().approvers();
+        let mut ids: BTreeSet<PersonId> = voters.into_iter().map(|(id, _)| id).collect();
         let people = rules.iter().flat_map(|in_force| in_force.bundle.people());
         let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
         ids.extend(approvers.map(|p| p.id.clone()));
@@ -124,10 +124,10 @@ impl Broker {
         });
         let in_ceiling = |name: &ActionName| registered.is_some_and(|a| a.ceiling.contains(name));
         used.into_iter()
-            .map(|(action, habit)| ActionUse {
+            .map(|(action, stats)| ActionUse {
                 in_ceiling: in_ceiling(&action),
                 action,
-                habit,
+                stats,
             })
             .collect()
     }

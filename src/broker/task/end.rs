@@ -183,8 +183,8 @@ impl Broker {
                     ..Append::one(event, vec![(Stream::Task(*id), task.version)])
                 };
                 let refuse = |error: &AppendError| {
-                    let order = PendingRevocation { by, cause, outcome };
-                    self.defer_revocation(method, RevocationTarget::Task(*id), order, error)
+                    let revocation = PendingRevocation { by, cause, outcome };
+                    self.defer_revocation(method, RevocationTarget::Task(*id), revocation, error)
                 };
                 attempt.append_or(append, refuse).await?;
                 self.clear_pending(&RevocationTarget::Task(*id));

@@ -65,7 +65,7 @@ impl Broker {
             authenticated,
             ..
         } = *attempt;
-        let shown = self.rules_shown(&denied.decision.rules);
+        let rules_shown = self.rules_shown(&denied.decision.rules);
         let sensitive = rules
             .bundle
             .action(&input.action.name)
@@ -83,7 +83,7 @@ impl Broker {
         Ok(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
-            rules: shown,
+            rules: rules_shown,
             access_request: None,
             comment: None,
             facts: authenticated.facts().clone(),

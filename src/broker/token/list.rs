@@ -64,12 +64,12 @@ impl Broker {
         for task in self.state.open_tasks() {
             for grant in self.state.grants_of_task(&task.opened.task) {
                 let position = sort_key(&grant);
-                let wanted = after.is_none_or(|after| position > after)
+                let is_after = after.is_none_or(|after| position > after)
                     && (page.len() < max
                         || page
                             .last_key_value()
                             .is_some_and(|(last, _)| position < *last));
-                if wanted && self.end_cause(&grant, now).is_none() && !grant.is_spent() {
+                if is_after && self.end_cause(&grant, now).is_none() && !grant.is_spent() {
                     page.insert(position, grant);
                     if page.len() > max {
                         page.pop_last();

@@ -327,14 +327,14 @@ impl Broker {
             .state
             .pending_request_for(&input.task, input.action.digest(), now);
         self.check_same_action(&attempt)?;
-        let order = TokenTerms {
+        let terms = TokenTerms {
             action: input.action.clone(),
             ttl: input.ttl,
         };
         let id = DecisionId::from_random(self.random_bytes());
         match approve::decide(
             verified,
-            &order,
+            &terms,
             waiting.as_deref(),
             self.action_freeze(&input.action.name),
             self.decision_context(&rules),
@@ -388,8 +388,9 @@ impl Broker {
             ) || expired(&attached);
             return closed.then_some(IdempotencyOutcome::Denied(id));
         }
-        let own = self.state.requests_of_task(task);
-        own.iter()
+        let requests = self.state.requests_of_task(task);
+        requests
+            .iter()
             .find(|r| r.opened.idempotency_key == *idempotency_key && expired(r))
             .map(|r| IdempotencyOutcome::Denied(r.opened.access_request))
     }

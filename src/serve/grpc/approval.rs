@@ -88,13 +88,13 @@ impl ApprovalService for GrpcService {
         record("access_request", &id);
         let proof =
             parse_proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
-        let cast = self
+        let outcome = self
             .broker
             .cast_vote(&call, id, &message.statement, proof)
             .await;
-        self.respond(cast.map(|done| v1::CastVoteResponse {
-            access_request: Some(convert::access_request(&done.view, true)),
-            agent_suspended: done.suspended,
+        self.respond(outcome.map(|outcome| v1::CastVoteResponse {
+            access_request: Some(convert::access_request(&outcome.view, true)),
+            agent_suspended: outcome.suspended,
         }))
     }
 

@@ -189,7 +189,7 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
             .collect(),
         next_page_token: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
         total: count(page.total),
-        decidable: count(page.yours),
+        decidable: count(page.decidable),
         queued: count(page.queued),
         as_of: Some(position_to_wire(page.as_of)),
     }
@@ -425,18 +425,18 @@ pub(super) fn timeline_event(moment: &TimelineEvent) -> v1::TimelineEvent {
 
 fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
     let action_use = |used: &ActionUse| {
-        let habit = &used.habit;
-        let denied = habit.last_denied.as_ref();
+        let stats = &used.stats;
+        let denied = stats.last_denied.as_ref();
         v1::ActionUse {
             action: used.action.to_string(),
             in_ceiling: used.in_ceiling,
-            requested: habit.requested,
-            granted: habit.granted,
-            refused: habit.denied_by_rules,
-            approved: habit.approved,
-            denied: habit.denied,
-            expired: habit.expired,
-            last_at: habit.last_at.map(timestamp_to_wire),
+            requested: stats.requested,
+            granted: stats.granted,
+            refused: stats.denied_by_rules,
+            approved: stats.approved,
+            denied: stats.denied,
+            expired: stats.expired,
+            last_at: stats.last_at.map(timestamp_to_wire),
             last_denied_at: denied.map(|(at, _)| timestamp_to_wire(*at)),
             last_denied_by: denied.map(|(_, by)| by.to_string()).unwrap_or_default(),
         }

@@ -173,13 +173,13 @@ impl GovernanceService for GrpcService {
             Ok((scope, reason.transpose()?))
         });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
-        let done = self.broker.freeze(&call, scope, reason).await;
-        self.respond(done.map(|done| v1::FreezeResponse {
-            changed: done.changed,
-            position: done.index,
-            tasks_ended: convert::count(done.tasks),
-            tokens_ended: convert::count(done.tokens),
-            access_requests_closed: convert::count(done.access_requests),
+        let summary = self.broker.freeze(&call, scope, reason).await;
+        self.respond(summary.map(|summary| v1::FreezeResponse {
+            changed: summary.changed,
+            position: summary.index,
+            tasks_ended: convert::count(summary.tasks),
+            tokens_ended: convert::count(summary.tokens),
+            access_requests_closed: convert::count(summary.access_requests),
         }))
     }
 
