@@ -169,7 +169,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Prunes the caches: expired proofs and sessions, and what is kept of tasks that ended.
+    /// Prunes the caches: expired proofs and sessions, and cached state of tasks that ended.
     fn prune_caches(&self, now: Timestamp) {
         self.replay_cache.prune(now);
         self.open_task_replay_cache.prune(now);

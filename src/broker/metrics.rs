@@ -1,4 +1,4 @@
-//! Metrics of the broker, and rate limits of authenticated callers.
+//! Metrics of the broker, rate limits of authenticated callers, and the limit on journalled refusals.
 
 use std::time::Duration;
 

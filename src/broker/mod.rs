@@ -171,7 +171,7 @@ pub struct Broker {
     policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
     bootstrap_code: governance::bootstrap::BootstrapCode,
-    /// Version of the last policy bundle whose sweep is complete.
+    /// Version of the last policy bundle under which everything disallowed has ended.
     enforced_policy_version: AtomicU64,
     /// Tokens issued here whose signature was verified.
     verified_tokens: VerifiedTokenCache,
@@ -187,7 +187,7 @@ pub struct Broker {
     rate_limit_log_throttle: LogThrottle,
     /// Wakes calls and streams that wait for access requests.
     notifier: Arc<Notifier>,
-    /// Which requests each approver's inbox has admitted.
+    /// The requests that each approver's inbox has admitted.
     ask_budgets: Mutex<HashMap<PersonId, approval::inbox::AskBudget>>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
@@ -249,7 +249,7 @@ impl Broker {
         &self.limits.party
     }
 
-    /// The state a decision of gate 2 is made from.
+    /// The state that a decision of gate 2 reads.
     fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> DecisionContext<'a> {
         DecisionContext {
             rules,
@@ -259,7 +259,7 @@ impl Broker {
         }
     }
 
-    /// Who may vote under a policy bundle.
+    /// The state that a voter's eligibility under a policy bundle is checked against.
     fn voter_context<'a>(&'a self, bundle: &'a PolicyBundle) -> VoterContext<'a> {
         VoterContext {
             bundle,

@@ -15,7 +15,7 @@ use crate::state::State;
 use crate::state::anomaly::AgentRegistrationChange;
 use crate::verify::{Trust, TrustedDomain};
 
-/// What is rebuilt from entries and parsed once.
+/// Parsed values of the journal's entries, kept for every call.
 #[derive(Default)]
 pub(super) struct Projections {
     rules: ArcSwapOption<ActivePolicy>,

@@ -26,7 +26,7 @@ use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
 use crate::state::{ArcMap, State};
 use crate::telemetry::Metrics;
 
-/// All needed to open a broker.
+/// Inputs for opening a broker.
 pub struct BrokerOptions {
     /// The configuration.
     pub settings: BrokerSettings,
@@ -40,11 +40,11 @@ pub struct BrokerOptions {
     pub seed: Option<BundleFiles>,
     /// The time.
     pub clock: Clock,
-    /// How the journal may fail in a test.
+    /// Faults of the journal, for tests.
     pub faults: FaultInjection,
 }
 
-/// Why a broker does not open.
+/// Why a broker could not open.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerOpenError {
     /// The journal does not open.

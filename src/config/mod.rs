@@ -25,7 +25,7 @@ pub use effective::{EffectiveSetting, SettingOrigin, to_toml};
 /// The configuration of a broker: settings, listeners, and the paths of its files.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// BrokerSettings of the broker itself.
+    /// Settings of the broker itself.
     pub settings: BrokerSettings,
     /// The address to listen on.
     pub listen: SocketAddr,

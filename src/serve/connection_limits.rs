@@ -23,9 +23,9 @@ pub(super) enum Socket {
 /// Counters of the listeners since the start.
 #[derive(Debug, Default)]
 pub struct ConnectionStats {
-    /// ConnectionLimits accepted.
+    /// Connections accepted.
     pub accepted: AtomicU64,
-    /// ConnectionLimits open now.
+    /// Connections open now.
     pub open: AtomicU64,
     /// Closed at once: the source had as many open as it may.
     pub per_source_limit: AtomicU64,
@@ -35,7 +35,7 @@ pub struct ConnectionStats {
     pub no_request: AtomicU64,
     /// Closed because the client did not read a response.
     pub write_stalled: AtomicU64,
-    /// Closed because no request came for a while.
+    /// Closed because no request came for the idle time.
     pub idle: AtomicU64,
     /// Closed under connection pressure because no call on it was ever authenticated.
     pub unauthenticated: AtomicU64,

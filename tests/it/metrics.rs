@@ -83,7 +83,7 @@ async fn metrics_end_to_end() {
     );
     let before = scrape(&place).await;
     assert_eq!(before["dipylon_tasks_open"], 0.0);
-    assert_eq!(before["dipylon_tokens_live"], 0.0);
+    assert_eq!(before["dipylon_tokens_active"], 0.0);
 
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
@@ -97,7 +97,7 @@ async fn metrics_end_to_end() {
     };
     let during = scrape(&place).await;
     assert_eq!(during["dipylon_tasks_open"], 1.0);
-    assert_eq!(during["dipylon_tokens_live"], 1.0);
+    assert_eq!(during["dipylon_tokens_active"], 1.0);
     assert_eq!(during["dipylon_access_requests_pending"], 1.0);
     assert_eq!(during["dipylon_feed_subscribers"], 1.0);
     assert!(
@@ -144,7 +144,7 @@ async fn metrics_end_to_end() {
     drop(validator);
 
     assert_eq!(after["dipylon_tasks_open"], 0.0);
-    assert_eq!(after["dipylon_tokens_live"], 0.0);
+    assert_eq!(after["dipylon_tokens_active"], 0.0);
     assert_eq!(after["dipylon_access_requests_pending"], 0.0);
     assert_eq!(
         after["dipylon_revocation_delivery_delay_seconds_count"],

@@ -11,15 +11,15 @@ use crate::model::text::needs_escape;
 
 /// Most odd characters that are named one by one; the others are counted.
 const NAMED_MAX: usize = 8;
-/// Most words of a text that are said to look like others; the others are counted.
+/// Most look-alike words that are named one by one; the others are counted.
 const WORDS_MAX: usize = 3;
 /// Most characters shown of each of them.
 const WORD_CHARS_MAX: usize = 32;
 /// Most flags of one row or headline; the others are counted.
 const FLAGS_MAX: usize = 6;
 
-/// What a reader must know of how the text is written, in one sentence each; empty for ordinary text. At most one sentence of
-/// each kind, of bounded length, however long the text: a warning that floods the card hides what it warns of.
+/// Warnings about how the text is written, one sentence each; empty for ordinary text. At most one sentence of each kind, of
+/// bounded length, however long the text: a warning that floods the card hides its subject.
 ///
 /// - Letters of scripts that are not written together (Latin with Cyrillic or Greek), characters that stand for an ASCII one
 ///   (full-width, mathematical, circled, dotless), and digits of other scripts beside ASCII: each odd one by its code
@@ -140,7 +140,7 @@ fn latin_doubles(text: &str) -> Option<String> {
     ))
 }
 
-/// Each flag once, in the order they came, at most [`FLAGS_MAX`]; how many more there are is said.
+/// Distinct flags in their order, at most [`FLAGS_MAX`], and a count of the rest.
 pub(super) fn cap_flags(flags: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut all = distinct(flags);
     let more = all.len().saturating_sub(FLAGS_MAX);
@@ -151,7 +151,7 @@ pub(super) fn cap_flags(flags: impl IntoIterator<Item = String>) -> Vec<String> 
     all
 }
 
-/// Each flag once, in the order they came.
+/// Distinct flags, in their order.
 pub(super) fn distinct(flags: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let fresh = |flag: &String| seen.insert(flag.clone());

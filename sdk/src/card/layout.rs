@@ -3,14 +3,14 @@
 use super::{AccessRequestStatus, Card, CardRow, CardView, SectionKind, Tone, escape_untrusted};
 use crate::model::{Timestamp, format_seconds};
 
-/// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.
+/// Fewest columns of a terminal layout; a narrower terminal gets the same layout.
 pub const COLUMNS_MIN: usize = 80;
 /// Widest column of labels; a longer label stands on a line of its own.
 const LABEL_COLUMNS_MAX: usize = 26;
 /// Blanks before every line of the card's body.
 const INDENT: usize = 2;
 
-/// The card for a terminal of so many columns.
+/// The card for a terminal of this width, in columns.
 pub fn render_terminal(card: &Card, now: Timestamp, columns: usize) -> String {
     layout(&card.show(now), columns.max(COLUMNS_MIN))
 }
@@ -164,7 +164,7 @@ fn width_of(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }
 
-/// At most as many columns as terminals give it: past U+1100, where wide characters begin, everything counts as wide.
+/// Width in columns, an upper bound of what terminals use: past U+1100, where wide characters begin, everything counts as wide.
 fn columns_of(c: char) -> usize {
     if u32::from(c) < 0x1100 { 1 } else { 2 }
 }

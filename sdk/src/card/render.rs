@@ -10,8 +10,8 @@ impl Card {
     pub fn show(&self, now: Timestamp) -> CardView {
         let left_s = self.expires_at.since(now).max(0) / 1_000;
         let sections = [
-            (SectionKind::Who, self.who(now)),
-            (SectionKind::Why, self.why()),
+            (SectionKind::Who, self.requester(now)),
+            (SectionKind::Why, self.rules()),
             (SectionKind::Effect, self.effect()),
             (SectionKind::Parameters, self.parameters()),
             (SectionKind::Target, self.target()),
@@ -19,8 +19,8 @@ impl Card {
             (SectionKind::History, self.history(now)),
             (SectionKind::Token, self.token()),
             (SectionKind::Needs, self.needs()),
-            (SectionKind::Signed, self.signed()),
-            (SectionKind::Words, self.words()),
+            (SectionKind::Signed, self.other_signed()),
+            (SectionKind::Words, self.agent_texts()),
         ];
         let sections = sections
             .into_iter()
@@ -56,12 +56,12 @@ impl Card {
             .filter(|(name, _)| name == "environment")
             .map(|(_, value)| value.as_str())
             .next();
-        // The name alone: that it is one of our own type `Environment` is clear from its place.
+        // The name alone: its place on the card shows that it is an environment.
         let environment = environment.map(|e| e.strip_prefix("Environment::").unwrap_or(e));
         Headline::new(&self.title, self.action.as_deref(), environment, self.risk)
     }
 
-    fn who(&self, now: Timestamp) -> Vec<CardRow> {
+    fn requester(&self, now: Timestamp) -> Vec<CardRow> {
         let agent = CardRow::new("agent", self.agent.id.as_str()).strong();
         let owner = CardRow::new("owner", &self.agent.owner.to_text());
         let attestation = &self.verified;
@@ -86,7 +86,7 @@ impl Card {
         [agent, owner, verified].into_iter().chain(claims).collect()
     }
 
-    fn why(&self) -> Vec<CardRow> {
+    fn rules(&self) -> Vec<CardRow> {
         if self.rules.is_empty() {
             return vec![CardRow::unknown("rule", "unknown: no rule is recorded")];
         }
@@ -239,7 +239,7 @@ impl Card {
         self.needs.iter().map(ProfileProgress::row).collect()
     }
 
-    fn signed(&self) -> Vec<CardRow> {
+    fn other_signed(&self) -> Vec<CardRow> {
         let mut rows = Vec::new();
         if let Some(action) = &self.action {
             rows.push(CardRow::quiet("action", action.name.as_str()));
@@ -260,7 +260,7 @@ impl Card {
         rows
     }
 
-    fn words(&self) -> Vec<CardRow> {
+    fn agent_texts(&self) -> Vec<CardRow> {
         let texts = [("for", &self.purpose), ("reason", &self.reason)];
         texts
             .into_iter()
@@ -283,7 +283,7 @@ impl Card {
 }
 
 impl Headline {
-    /// From the catalogue's title and risk, the action, and the target's fact `environment`; also for rows of the inbox.
+    /// From the catalogue's title and risk, the action, and the target's attribute `environment`; also for rows of the inbox.
     pub fn new(
         title: &str,
         action: Option<&Action>,
@@ -381,7 +381,7 @@ impl ProfileProgress {
 }
 
 impl PersonRef {
-    /// `Dana Ruiz (dana)`; the id alone where there is no name. Not yet safe.
+    /// `Dana Ruiz (dana)`; the id alone where there is no name. Not yet escaped.
     pub(super) fn to_text(&self) -> String {
         match &self.name {
             Some(name) if name != self.id.as_str() => format!("{name} ({})", self.id),
@@ -391,7 +391,7 @@ impl PersonRef {
 }
 
 impl CardRow {
-    /// A row whose text is ours and safe.
+    /// A row with fixed text, which is safe.
     fn own(label: &str, text: &str) -> Self {
         Self {
             label: label.to_owned(),
@@ -402,7 +402,7 @@ impl CardRow {
         }
     }
 
-    /// A row whose text came from others.
+    /// A row with untrusted text: it is escaped and checked.
     fn new(label: &str, text: &str) -> Self {
         let shown = if text.is_empty() {
             "(empty)".to_owned()
@@ -414,7 +414,7 @@ impl CardRow {
         row
     }
 
-    /// The same, and an absent text is said to be unknown.
+    /// The same; an absent text is shown as unknown.
     fn known(label: &str, text: &str) -> Self {
         if text.is_empty() {
             Self::unknown(label, "unknown")
@@ -451,7 +451,7 @@ impl CardRow {
         }
     }
 
-    /// One more line of others, if there is one.
+    /// Adds a line of untrusted text, unless it is empty.
     fn add(&mut self, text: &str) {
         if !text.is_empty() {
             self.add_suspect(text);

@@ -40,7 +40,7 @@ pub struct Headline {
     pub object: String,
     /// The target's type.
     pub object_type: String,
-    /// The target's fact `environment`, where the policy bundle has one.
+    /// The target's attribute `environment`, where the policy bundle has one.
     pub environment: Option<String>,
     /// The action's name, as rules and tokens have it.
     pub action: String,
@@ -66,9 +66,9 @@ pub struct CardSection {
 /// The questions, in the order they are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SectionKind {
-    /// Who asks?
+    /// Who requests it?
     Who,
-    /// Why are people asked?
+    /// Why is approval required?
     Why,
     /// What happens, and can it be undone?
     Effect,
@@ -78,11 +78,11 @@ pub enum SectionKind {
     Target,
     /// What is unusual?
     Unusual,
-    /// How were like requests decided?
+    /// How were similar requests decided?
     History,
     /// What would the token allow?
     Token,
-    /// Who must say yes, and who has?
+    /// Who must approve, and who has?
     Needs,
     /// What else is signed?
     Signed,
@@ -125,13 +125,13 @@ impl SectionKind {
     }
 }
 
-/// A label and what stands beside it. A parameter's label begins with `with` and a fact's with `target`, so that no name
+/// A label and its value. A parameter's label begins with `with` and an attribute's with `target`, so that no name
 /// chosen by others is the label of another row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CardRow {
-    /// What the row is about; ours but for names after `with` and `target`.
+    /// The subject of the row: a fixed word, and after `with` and `target` a name.
     pub label: String,
-    /// What people call it, where the catalogue says: for parameters.
+    /// The catalogue's title of a parameter.
     pub caption: Option<String>,
     /// The value, one line each, at least one.
     pub lines: Vec<String>,
@@ -144,7 +144,7 @@ pub struct CardRow {
 /// The emphasis of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tone {
-    /// As text.
+    /// Ordinary text.
     Plain,
     /// To be read first.
     Strong,

@@ -96,7 +96,7 @@ impl ApproverClient {
         };
         let response = self.call::<methods::GetCard>(request).await?;
         let card = card::read(&required("card", response.card)?).map_err(Error::Answer)?;
-        // What a person decides must be what they asked to see.
+        // The card must be of the access request that the approver opened.
         if card.access_request == id {
             Ok(card)
         } else {
@@ -144,8 +144,8 @@ impl ApproverClient {
         Ok(vote::sign(&self.key, review, &statement, now)?)
     }
 
-    /// Casts a signed vote. Returns the access request after it, and whether the vote was one denial too many for the agent,
-    /// which is then suspended.
+    /// Casts a signed vote. Returns the access request after it, and whether this denial reached the limit
+    /// and suspended the agent.
     pub async fn cast_vote(&self, vote: &SignedVote) -> Result<(AccessRequestInfo, bool), Error> {
         let request = v1::CastVoteRequest {
             access_request_id: vote.access_request_id().to_string(),

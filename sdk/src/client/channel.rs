@@ -151,7 +151,7 @@ impl Endpoint {
         Self::connect_with(url, &ConnectOptions::default())
     }
 
-    /// The same, through a Unix socket or with other certificate authorities.
+    /// A broker reached through a Unix socket or with other certificate authorities.
     pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
         let transport = Transport::new(url, options)?;
@@ -171,8 +171,8 @@ impl Endpoint {
         })
     }
 
-    /// How long, in milliseconds, a call that may be repeated is repeated while the broker cannot be reached or is
-    /// interrupted by others. 5,000 unless said; 0 for never.
+    /// How long an idempotent call is retried while the broker cannot be reached or other changes conflict, in
+    /// milliseconds: 5,000 by default, 0 for never.
     pub fn with_retry_ms(mut self, retry_ms: u32) -> Self {
         self.retry_ms = retry_ms;
         self
@@ -445,9 +445,9 @@ pub(crate) fn backoff_ms(round: u32) -> Result<u32, Error> {
 const DPOP: &str = "dpop";
 const DPOP_NONCE: &str = "dpop-nonce";
 const AUTHORIZATION: &str = "authorization";
-/// To establish a connection.
+/// Longest time to establish a connection, in seconds.
 const CONNECT_TIMEOUT_S: u64 = 3;
-/// For an answer, beside the requested wait.
+/// Longest time for an answer, beside the requested wait, in seconds.
 const CALL_TIMEOUT_S: u64 = 10;
 /// A connection without a reply to a ping for the sum of both is closed.
 const KEEP_ALIVE_INTERVAL_S: u64 = 20;

@@ -30,6 +30,7 @@ pub struct TaskHandle {
     always_send_evidence: bool,
 }
 
+/// The broker's answer to `OpenTask`.
 #[derive(Debug, Clone)]
 struct OpenTaskResult {
     id: TaskId,

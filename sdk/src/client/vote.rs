@@ -42,7 +42,7 @@ pub enum SignVoteError {
     /// The card is incomplete, or of another realm.
     #[error("vote not signed: the card cannot be read: {0}")]
     Card(ParseError),
-    /// The card does not need this profile.
+    /// The access request does not need this profile.
     #[error("vote not signed: the card does not need this profile")]
     ProfileNotNeeded,
     /// The broker's text is not a statement in canonical JSON, or has members this client does not know.
@@ -192,7 +192,7 @@ fn compare(expected: &VoteStatement, received: &VoteStatement) -> Result<(), Sig
 }
 
 impl SignedVote {
-    /// What it decides.
+    /// The access request it decides.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id
     }
@@ -202,12 +202,12 @@ impl SignedVote {
         &self.statement
     }
 
-    /// Until when an approval holds: set by the broker, signed with the rest.
+    /// When an approval stops counting: set by the broker, signed with the rest.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
 
-    /// r ‖ s.
+    /// The ES256 signature, r ‖ s in 64 bytes.
     pub fn signature(&self) -> &[u8; 64] {
         &self.signature
     }

@@ -17,7 +17,7 @@ pub struct AccessRequestWatcher {
     identity: Identity,
     task: TaskId,
     id: AccessRequestId,
-    /// The last status received: where the next stream goes on.
+    /// Resume cursor: the last status received.
     cursor: Option<v1::AccessRequestCursor>,
     stream: Option<Streaming<v1::WatchAccessRequestResponse>>,
     /// Streams that broke since the last message.

@@ -14,7 +14,7 @@ use crate::model::{ParseError, Secret, SpiffeId};
 use crate::proto::spiffe::JwtsvidRequest;
 use crate::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 
-/// Where a SPIFFE agent listens, and what for: one audience, and one identity if the workload has several.
+/// A SPIFFE agent's socket, the audience of the SVIDs to fetch, and the identity if the workload has several.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WorkloadApi {
     socket: String,
@@ -23,7 +23,7 @@ pub struct WorkloadApi {
 }
 
 impl WorkloadApi {
-    /// An agent at this address (`unix:///run/spire/agent.sock`), asked for SVIDs that the broker takes: `audience` is its
+    /// An agent at this address (`unix:///run/spire/agent.sock`), for SVIDs that the broker accepts: `audience` is its
     /// evidence audience. Without a SPIFFE ID the agent's first answer is taken, which is its default (SPIFFE Workload API
     /// §6.1).
     pub fn new(
@@ -55,7 +55,7 @@ impl WorkloadApi {
         &self.socket
     }
 
-    /// A JWT-SVID as the agent gives it now. The agent caches; here nothing is kept.
+    /// Fetches a JWT-SVID. The agent caches; this client keeps none. Fails after ten seconds.
     pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
         let failure = |cause: &str| EvidenceError::WorkloadApi {
             socket: self.socket.clone(),
@@ -75,7 +75,7 @@ impl WorkloadApi {
                     .map(SpiffeId::to_string)
                     .unwrap_or_default(),
             });
-            // SPIFFE Workload Endpoint §6.1: what no forged web request carries.
+            // SPIFFE Workload Endpoint §6.1: a forged web request cannot carry this key.
             request
                 .metadata_mut()
                 .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
@@ -107,7 +107,7 @@ impl fmt::Debug for WorkloadApi {
 
 /// Key in the metadata of every call (SPIFFE Workload Endpoint §6.1).
 const SECURITY_HEADER: &str = "workload.spiffe.io";
-/// To connect and to be answered.
+/// Longest time to connect and be answered, in seconds.
 const FETCH_TIMEOUT_S: u64 = 10;
 /// Largest answer, in bytes: some tens of SVIDs.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;

@@ -20,12 +20,12 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 /// Bounds of an RSA exponent; ring holds 33 bits.
 const RSA_EXPONENT: std::ops::RangeInclusive<u64> = 65_537..=0x1_ffff_ffff;
 
-/// What a foreign key set is for.
+/// The purpose of a foreign key set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Usage {
     /// JWT-SVIDs: a SPIFFE trust bundle, of which only the entries with `use: jwt-svid` count. No EdDSA (JWT-SVID §2.1).
     JwtSvid,
-    /// Signatures by anyone else: a JWK set (RFC 7517 §5), of which the entries with `use: sig` or without `use` count.
+    /// Signatures of other issuers: a JWK set (RFC 7517 §5), of which the entries with `use: sig` or without `use` count.
     Signature,
 }
 

@@ -21,7 +21,7 @@ use crate::model::{Digest, KeyId, Thumbprint};
 /// Why a key could not be read, generated or used. Holds no part of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The JWK is not a public ES256 key in the form this broker reads.
+    /// The JWK is not a public ES256 key in the form that [`PublicKey::from_jwk`] reads.
     #[error("JWK: {0}")]
     Jwk(&'static str),
     /// A member of a private or symmetric key in a public key.

@@ -101,8 +101,8 @@ pub const fn status_to_wire(status: AccessRequestStatus) -> v1::AccessRequestSta
     }
 }
 
-/// Reads a card. Everything that is signed must be there and in its form: a reader that shows half a card has people sign
-/// the other half unseen.
+/// Reads a card. Everything that is signed must be there and in its form: an approver who sees half a card
+/// would sign the other half unseen.
 pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
     let card_action = wire.action.as_ref().map(action).transpose()?.map(Arc::new);
     if wire.action_digest != digest_of(card_action.as_deref()) {
@@ -240,7 +240,7 @@ fn need_to_wire(need: &ProfileProgress) -> v1::Profile {
     }
 }
 
-/// Words of `people.toml`.
+/// The vote method, in the words of `people.toml`.
 const PASSKEY: &str = "passkey";
 const KEY: &str = "key";
 
@@ -270,7 +270,7 @@ fn history_to_wire(history: &History) -> v1::CardHistory {
     }
 }
 
-/// Everyone named on the card who has a name.
+/// The people on the card who have a display name.
 fn people_of(card: &Card) -> BTreeMap<String, String> {
     let history = card.history.iter();
     let approvers = card.needs.iter().flat_map(|need| &need.approvers);
@@ -281,7 +281,7 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Where an access request stands, by its number on the wire.
+/// Reads the status of an access request.
 pub fn status(wire: i32) -> Result<AccessRequestStatus, ParseError> {
     match v1::AccessRequestStatus::try_from(wire) {
         Ok(v1::AccessRequestStatus::Waiting) => Ok(AccessRequestStatus::Waiting),

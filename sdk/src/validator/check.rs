@@ -28,7 +28,7 @@ pub struct PresentedToken<'a> {
 /// The action that the server is about to do.
 #[derive(Debug, Clone)]
 pub struct RequiredAction {
-    /// Its name in the catalogue.
+    /// The action's name in the catalogue.
     pub action: ActionName,
     /// Its target.
     pub target: Target,
@@ -117,7 +117,7 @@ impl ValidationError {
         }
     }
 
-    /// The `www-authenticate` header (RFC 6750 §3, RFC 9449 §7.1); `None` when asking otherwise would not help.
+    /// The `www-authenticate` header (RFC 6750 §3, RFC 9449 §7.1); `None` when the failure is not the caller's.
     pub fn www_authenticate(&self) -> Option<String> {
         let (error, description) = match self {
             Self::Stale | Self::Busy | Self::Broker(_) => return None,
@@ -218,7 +218,7 @@ fn matches(claimed: &Value, param: &Param, salt: Option<&String>) -> bool {
     }
 }
 
-/// `$` cannot stand in a parameter's own name, so nothing else looks like a commitment.
+/// A parameter's name cannot contain `$`, so no plain value looks like a commitment.
 fn commitment(claimed: &Value) -> Option<&str> {
     claimed.as_object()?.get("$commitment")?.as_str()
 }

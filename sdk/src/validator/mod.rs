@@ -31,7 +31,7 @@ use keys::Keys;
 use replay::ProofReplayCache;
 use revocation_set::RevocationSet;
 
-/// Whose tokens a resource server accepts, and how it follows their revocation.
+/// Configuration of a validator: the issuer and audience of its tokens, and the revocation feed.
 #[derive(Clone)]
 pub struct ValidatorConfig {
     /// The broker's external URL.
@@ -230,7 +230,7 @@ impl Validator {
         }
     }
 
-    /// Introspects a token at the broker: the one answer that no lag of the feed can make old.
+    /// Introspects a token at the broker (after RFC 7662): the answer does not depend on the feed.
     pub async fn introspect(&self, token: &str) -> Result<Introspection, Error> {
         let ValidatorState {
             endpoint, config, ..
@@ -243,7 +243,7 @@ impl Validator {
         *self.shared.position.borrow()
     }
 
-    /// The same, as a watch channel.
+    /// [`Validator::position`] as a watch channel.
     pub fn positions(&self) -> watch::Receiver<Option<JournalPosition>> {
         self.shared.position.subscribe()
     }
@@ -317,6 +317,7 @@ impl ValidatorState {
     }
 }
 
+/// Default longest silence of the feed, in milliseconds: the broker sends a heartbeat every second.
 const MAX_SILENCE_MS: u32 = 5_000;
 /// How long a start may take, in milliseconds.
 const START_MS: u64 = 10_000;

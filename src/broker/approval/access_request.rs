@@ -12,11 +12,11 @@ use crate::state::{AccessRequest, StoredStatus};
 /// An access request and its status.
 #[derive(Debug, Clone)]
 pub struct AccessView {
-    /// As recorded.
+    /// The request as recorded.
     pub request: Arc<AccessRequest>,
-    /// Its status.
+    /// Its status now.
     pub status: AccessRequestStatus,
-    /// The progress of each profile.
+    /// The progress of each profile it needs.
     pub needs: Vec<ProfileState>,
     /// The catalogue's title.
     pub title: String,

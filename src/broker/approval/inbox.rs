@@ -19,10 +19,10 @@ use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, InboxChange};
 
-/// Which page of an inbox to read.
+/// The page of an inbox to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InboxQuery {
-    /// Only what this person may decide.
+    /// Only access requests that this person may decide.
     pub mine: bool,
     /// Most rows, 1 to [`INBOX_PAGE_MAX`].
     pub size: usize,
@@ -341,7 +341,7 @@ impl Broker {
         }
     }
 
-    /// Removes what this person may decide and the budget does not admit yet; returns how many were removed.
+    /// Removes requests that this person may decide and the budget does not admit yet; returns their number.
     fn visible_queue(
         &self,
         person: &PersonId,

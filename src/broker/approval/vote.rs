@@ -49,7 +49,7 @@ pub struct VoteInput {
     pub profile: ProfileName,
     /// Approve or deny.
     pub verdict: Verdict,
-    /// Terms the approver reduces.
+    /// Limits that the approver sets below the requested ones.
     pub narrowing: Narrowing,
     /// A comment for the agent.
     pub comment: Option<Comment>,
@@ -59,7 +59,7 @@ pub struct VoteInput {
 
 /// Lifetime of an unsigned statement, in milliseconds.
 const STATEMENT_LIFE_MS: i64 = 120_000;
-/// Unsigned statements of one person.
+/// Most unsigned statements of one person.
 const STATEMENTS_MAX: usize = 100;
 /// Attempts to append a vote when other votes come first.
 const VOTE_ATTEMPTS: usize = 128;
@@ -376,7 +376,7 @@ impl Broker {
         .await
     }
 
-    /// Whether an unsigned statement of this access request is out.
+    /// Whether a statement of this access request was handed out and is not yet signed.
     pub(in crate::broker) fn has_pending_statement(
         &self,
         id: &AccessRequestId,

@@ -11,7 +11,7 @@ use crate::model::*;
 pub struct VoteOptions {
     /// Profiles under which an approval would count now, or why none would.
     pub vote: Result<Vec<ProfileName>, Ineligible>,
-    /// How much longer the card must have been shown before an approval is accepted.
+    /// Remaining dwell time: how much longer the card must be shown before an approval is accepted.
     pub dwell_remaining: Duration,
 }
 

@@ -29,7 +29,7 @@ pub struct FreezeSummary {
 /// The lifting of a suspension or freeze.
 pub(in crate::broker) struct LiftOrder {
     pub target: RevocationTarget,
-    /// Why it cannot be lifted while the order itself is unwritten.
+    /// The message while the suspension or freeze itself is not yet recorded.
     pub unwritten: &'static str,
     pub stream: Stream,
     pub event: Event,
@@ -103,8 +103,8 @@ impl Broker {
         .await
     }
 
-    /// Records that an order no longer holds; `now` returns whether it holds, and the version of its stream. Returns the index
-    /// of the lifting entry.
+    /// Records the lifting of a suspension or freeze; `now` returns whether it is in force, and the version of its stream.
+    /// Returns the index of the lifting entry.
     pub(in crate::broker) async fn lift_order(
         &self,
         call: &CallContext,
@@ -120,7 +120,7 @@ impl Broker {
             |attempt| async move {
                 let rules = self.require_operator(call, operator)?;
                 let (holds, version) = now();
-                // An unwritten order must be written first: lifting before it would leave the order to come later.
+                // A pending suspension or freeze must be recorded first: otherwise its entry would follow the lifting.
                 if self.is_revocation_pending(&lift.target) {
                     return Err(self
                         .refuse(call.method, Reason::JournalUnavailable, lift.unwritten)

@@ -19,7 +19,7 @@ pub struct TaskView {
     pub access_requests_waiting: usize,
 }
 
-/// Which tasks to list.
+/// The tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
     /// Only tasks of this agent.

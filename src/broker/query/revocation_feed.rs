@@ -9,7 +9,7 @@ use crate::model::*;
 use crate::policy::{RegisteredService, ServiceKind};
 use crate::state::FeedEvent;
 
-/// The start of a watch.
+/// The start of a revocation watch.
 #[derive(Debug)]
 pub struct FeedStart {
     /// The watching service.

@@ -34,7 +34,7 @@ pub struct LiveToken {
     pub profiles: Vec<ProfileName>,
 }
 
-/// Rows of a page at most.
+/// Most rows of a page.
 pub const PAGE_MAX: usize = 100;
 /// Grants scanned between two yields to other tasks.
 const SCAN_YIELD_EVERY: usize = 4_096;

@@ -1,4 +1,4 @@
-//! Revoking a token.
+//! Revoking one token, for an operator.
 
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;

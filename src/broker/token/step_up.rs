@@ -67,7 +67,7 @@ impl Broker {
             read_set: pending.read_set,
             not_after: Some(pending.not_after),
             blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): of two openings by one agent that read the same `asks`
+            // INVARIANT (one open access request for an action): of two openings by one agent that read the same request history
             // one conflicts, and so does an opening that missed a denial.
             ..Append::one(
                 Event::AccessRequestOpened(event),

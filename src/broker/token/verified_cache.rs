@@ -1,4 +1,4 @@
-//! Cache of verified tokens.
+//! Verified token cache: tokens issued here whose signature was verified before.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -221,6 +221,6 @@ fn entities_are_targets_only() {
             "\"protected\": false",
             "\"protected\": false, \"protected\": true",
         ),
-        "is listed twice",
+        "duplicate member",
     );
 }

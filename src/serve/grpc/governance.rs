@@ -1,4 +1,4 @@
-//! GovernanceService: what operators and auditors call: policy bundles, agents, freezes, tasks and the journal.
+//! GovernanceService, for operators and auditors: policy bundles, agents, freezes, tasks and the journal.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! TokenService: what validators and operators call: introspection, use, revocation and the revocation stream.
+//! TokenService, for validators and operators: introspection, use, revocation and the revocation stream.
 
 use std::sync::Arc;
 use std::time::Duration;
