@@ -1,6 +1,6 @@
 //! In-memory state: the projection of the journal. Many threads read it; only committed entries change it.
 //!
-//! In: [`Committed`] entries, in order. Out: agents, tasks, access requests, grants, statistics and the revocation feed.
+//! In: [`crate::journal::Committed`] entries, in order. Out: agents, tasks, access requests, grants, statistics and the revocation feed.
 //! Trusts: the journal, that an entry was allowed. Refuses nothing and decides nothing: whether a record has expired is a
 //! function of the record and of the reader's `now`. Never reads a clock, never writes an entry.
 

@@ -75,7 +75,7 @@ pub struct Card {
     pub opened_at: Timestamp,
     /// When it expires: then it is denied.
     pub expires_at: Timestamp,
-    /// What is unusual about it, one sentence each, in the broker's words. Says nothing while [`Card::history`] is absent.
+    /// What is unusual about it, one sentence each, in the broker's words. Not known while [`field@Self::history`] is absent.
     pub anomalies: Vec<String>,
     /// How similar requests were decided; absent when their history is not known.
     pub history: Option<History>,

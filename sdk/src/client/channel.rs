@@ -27,6 +27,7 @@ use crate::proto::{BOOTSTRAP_CODE, v1};
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
+    #[cfg(feature = "validator")]
     transport: Transport,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
@@ -78,6 +79,10 @@ pub trait RpcMethod {
     type Response: Message + Name + Default + Send + Sync + 'static;
 }
 
+#[cfg_attr(
+    not(feature = "validator"),
+    allow(dead_code, reason = "validators consume tokens and watch revocations")
+)]
 pub mod methods {
     use super::RpcMethod;
     use crate::proto::v1;
@@ -155,14 +160,16 @@ impl Endpoint {
     pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
         let transport = Transport::new(url, options)?;
+        let connector = Connector(transport.clone());
         let channel = tonic::transport::Endpoint::from(transport.uri().clone())
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector(transport.clone()));
+            .connect_with_connector_lazy(connector);
         Ok(Self {
             url: url.into(),
+            #[cfg(feature = "validator")]
             transport,
             channel,
             nonce: Arc::default(),
@@ -205,6 +212,7 @@ impl Endpoint {
     }
 
     /// How to connect to the broker, for plain HTTP requests.
+    #[cfg(feature = "validator")]
     pub(crate) fn transport(&self) -> &Transport {
         &self.transport
     }

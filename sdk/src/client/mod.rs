@@ -37,7 +37,7 @@ pub use responses::*;
 pub use task_handle::{TaskHandle, TokenRequest};
 pub use token_outcome::{AccessToken, Denial, DpopHeaders, PendingApproval, TokenOutcome};
 pub use transport::ConnectOptions;
-#[cfg(not(feature = "internals"))]
+#[cfg(all(feature = "validator", not(feature = "internals")))]
 pub(crate) use transport::{Protocol, Transport};
 #[cfg(feature = "internals")]
 pub use transport::{Protocol, Transport};

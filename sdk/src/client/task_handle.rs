@@ -131,7 +131,7 @@ impl TaskHandle {
         self.opened.as_ref().and_then(|opened| opened.lease_until)
     }
 
-    /// Heartbeat: extends the lease of a task opened with [`OpenTaskRequest::heartbeat_s`]. Returns until when. About three
+    /// Heartbeat: extends the lease of a task opened with [`super::OpenTaskRequest::heartbeat_s`]. Returns until when. About three
     /// calls in a heartbeat's length tolerate the loss of one.
     pub async fn keep_alive(&self) -> Result<Timestamp, Error> {
         let request = v1::KeepAliveRequest {

@@ -98,7 +98,7 @@ const ED25519_NAMES: &[Alg] = &[Alg::EdDsa, Alg::Ed25519];
 /// Why a key set was rejected as a whole. Names the rule, never a key or a name from the set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
-    /// More than [`KEY_SET_BYTES_MAX`] bytes or [`KEYS_MAX`] entries.
+    /// More than 256 KiB or 64 entries.
     #[error("key set: too large")]
     TooLarge,
     /// Not JSON, or a member twice.

@@ -65,7 +65,7 @@ pub const SEARCH_SCAN_MAX: u64 = 20_000;
 const READ_AT_ONCE: u32 = 256;
 
 impl Broker {
-    /// A task's timeline: from the journal's entries of it, at most [`TASK_ENTRIES_MAX`](crate::state::TRACE_MAX) of them. An
+    /// A task's timeline: from the journal's entries of it, at most 512 of them. An
     /// approver who is not an operator reads only tasks that requested approval from their groups; other and unknown tasks get
     /// the same answer.
     pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<TaskTimeline, Refusal> {

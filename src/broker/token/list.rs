@@ -40,7 +40,7 @@ pub const PAGE_MAX: usize = 100;
 const SCAN_YIELD_EVERY: usize = 4_096;
 
 impl Broker {
-    /// A page of active tokens, the next to expire first, after the token `after`; at most [`PAGE_MAX`] rows. Scans every
+    /// A page of active tokens, the next to expire first, after the token `after`; at most 100 rows. Scans every
     /// grant of every open task, and yields in between.
     pub async fn live_tokens(
         &self,

@@ -105,7 +105,7 @@ impl ReadWire<EnrolmentInvitation> for v1::InviteApproverResponse {
     }
 }
 
-/// One message of [`super::ApproverClient::watch_inbox`].
+/// One message of [`crate::client::ApproverClient::watch_inbox`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InboxUpdate {
     /// List the inbox anew; changes after this position follow.
