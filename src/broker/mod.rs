@@ -188,7 +188,7 @@ pub struct Broker {
     /// Wakes calls and streams that wait for access requests.
     notifier: Arc<Notifier>,
     /// The requests that each approver's inbox has admitted.
-    ask_budgets: Mutex<HashMap<PersonId, approval::inbox::AskBudget>>,
+    inbox_budgets: Mutex<HashMap<PersonId, approval::inbox::InboxBudget>>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
 }

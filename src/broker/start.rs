@@ -165,7 +165,7 @@ impl Broker {
             ),
             rate_limit_log_throttle: LogThrottle::default(),
             notifier,
-            ask_budgets: Mutex::default(),
+            inbox_budgets: Mutex::default(),
             vote_proofs: crate::approve::vote_proof::VoteProofCache::default(),
             wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });

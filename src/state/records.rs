@@ -244,7 +244,7 @@ impl Grant {
     }
 }
 
-/// The final outcome of a request id.
+/// The final outcome of an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdempotencyOutcome {

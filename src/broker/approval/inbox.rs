@@ -154,7 +154,7 @@ impl fmt::Display for InboxCursor {
 
 /// Budget of access requests shown to one person per minute, shared fairly between agents.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct AskBudget {
+pub(in crate::broker) struct InboxBudget {
     admitted: HashSet<AccessRequestId>,
     /// Time and agent of the latest admissions, oldest first: at most one minute's budget.
     recent: VecDeque<(Timestamp, AgentId)>,
@@ -163,18 +163,18 @@ pub(in crate::broker) struct AskBudget {
 }
 
 /// Window of the budget, in milliseconds.
-const ASK_WINDOW_MS: i64 = 60_000;
+const BUDGET_WINDOW_MS: i64 = 60_000;
 /// Admitted rows in one inbox; the others stay queued.
 const INBOX_ROWS_MAX: usize = 4_096;
 
-impl AskBudget {
+impl InboxBudget {
     /// Admits as many of these, in this order, as the budget allows. The agent with the fewest recent admissions goes first,
     /// so that one flooding agent does not starve the others.
     fn admit(&mut self, waiting: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
         while self
             .recent
             .front()
-            .is_some_and(|(at, _)| now.since(*at) >= ASK_WINDOW_MS)
+            .is_some_and(|(at, _)| now.since(*at) >= BUDGET_WINDOW_MS)
         {
             self.recent.pop_front();
         }
@@ -205,7 +205,7 @@ impl AskBudget {
     fn next_admission(&self) -> Option<Timestamp> {
         self.recent
             .front()
-            .map(|(at, _)| at.plus_millis(ASK_WINDOW_MS))
+            .map(|(at, _)| at.plus_millis(BUDGET_WINDOW_MS))
     }
 }
 
@@ -218,7 +218,7 @@ struct QueueEntry {
 
 impl Broker {
     /// One page of the caller's inbox.
-    pub fn inbox(&self, call: &CallContext, ask: &InboxQuery) -> Result<InboxPage, Refusal> {
+    pub fn inbox(&self, call: &CallContext, query: &InboxQuery) -> Result<InboxPage, Refusal> {
         let now = self.now();
         let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
@@ -233,7 +233,7 @@ impl Broker {
         let per_minute = rules.bundle.approval_limits().asks_per_minute;
         let queued = self.visible_queue(&person.id, per_minute, &mut entries, now);
         let decidable = entries.iter().filter(|entry| entry.vote.is_ok()).count();
-        if ask.mine {
+        if query.mine {
             entries.retain(|entry| entry.vote.is_ok());
         }
         let total = entries.len();
@@ -243,11 +243,11 @@ impl Broker {
                 .entry(InboxGroupKey::from_request(&entry.request))
                 .or_default() += 1;
         }
-        let first = match ask.after {
+        let first = match query.after {
             Some(after) => entries.partition_point(|entry| entry.cursor <= after),
             None => 0,
         };
-        let size = ask.size.clamp(1, INBOX_PAGE_MAX);
+        let size = query.size.clamp(1, INBOX_PAGE_MAX);
         let more = total > first.saturating_add(size);
         let page: Vec<InboxRow> = entries
             .into_iter()
@@ -354,7 +354,7 @@ impl Broker {
             .filter(|entry| entry.vote.is_ok())
             .map(|entry| (entry.cursor.id, entry.request.opened.agent.clone()))
             .collect();
-        let mut budget = self.lock(&self.ask_budgets);
+        let mut budget = self.lock(&self.inbox_budgets);
         if waiting.is_empty() && !budget.contains_key(person) {
             return 0;
         }
@@ -397,7 +397,7 @@ impl Broker {
 
     /// When the budget next admits a queued request into this person's inbox, if any is queued.
     fn next_admission(&self, person: &PersonId) -> Option<Timestamp> {
-        let budget = self.lock(&self.ask_budgets);
+        let budget = self.lock(&self.inbox_budgets);
         budget.get(person).filter(|t| t.waiting)?.next_admission()
     }
 }
@@ -513,7 +513,7 @@ mod tests {
     fn ask_budget_is_fair_between_agents() {
         let agent = |name: &str| AgentId::parse(name).expect("id");
         let id = |n: u8| AccessRequestId::from_random([n; 16]);
-        let mut budget = AskBudget::default();
+        let mut budget = InboxBudget::default();
         let mut now = Timestamp::from_secs(1_800_000_000);
         // Five of one agent at a time, all more urgent than the one of another, and new ones after each admission.
         let flood = |first: u8| (first..first + 5).map(|n| (id(n), agent("loud")));
@@ -521,7 +521,7 @@ mod tests {
         waiting.push((id(200), agent("quiet")));
         budget.admit(&waiting, 2, now);
         assert!(budget.admitted.contains(&id(1)) && budget.admitted.contains(&id(200)));
-        let mut budget = AskBudget::default();
+        let mut budget = InboxBudget::default();
         budget.admit(&flood(1).collect::<Vec<_>>(), 2, now);
         assert_eq!(
             budget.admitted.len(),
@@ -529,7 +529,7 @@ mod tests {
             "a lone agent gets the whole budget"
         );
         for minute in 1..4 {
-            now = now.plus_millis(ASK_WINDOW_MS);
+            now = now.plus_millis(BUDGET_WINDOW_MS);
             let mut waiting: Vec<_> = flood(10 * minute).collect();
             waiting.push((id(201), agent("quiet")));
             budget.admit(&waiting, 2, now);

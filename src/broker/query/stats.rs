@@ -26,7 +26,7 @@ pub struct RuleStatsRow {
     /// Decisions of gate 2 that it determined.
     pub hits: u64,
     /// Access requests it caused; 0 for a rule without step-up.
-    pub asked: u64,
+    pub step_ups: u64,
     /// Access requests approved, with a token issued.
     pub approved: u64,
     /// Access requests denied.
@@ -134,13 +134,13 @@ impl Broker {
 }
 
 fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
-    let (remedy, asks) = match &rule.remedy {
+    let (remedy, is_step_up) = match &rule.remedy {
         Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
         None => (String::new(), false),
     };
     // Permits and TTL limits determine pending decisions too, but do not cause the access request.
-    let stats = match asks {
+    let stats = match is_step_up {
         true => stats,
         false => RuleStats {
             hits: stats.hits,
@@ -160,7 +160,7 @@ fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
         },
         remedy,
         hits: stats.hits,
-        asked: stats.requested,
+        step_ups: stats.requested,
         approved: stats.approved,
         denied: stats.denied,
         expired: stats.expired,

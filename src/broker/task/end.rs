@@ -124,8 +124,8 @@ impl Broker {
                 });
                 let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
                 if begun {
-                    let asks = self.state.access_request_history(&opened.agent).version;
-                    write_set.push((Stream::AgentRequests(opened.agent.clone()), asks));
+                    let history_version = self.state.access_request_history(&opened.agent).version;
+                    write_set.push((Stream::AgentRequests(opened.agent.clone()), history_version));
                 }
                 let append = Append {
                     read_set,

@@ -322,7 +322,7 @@ impl Broker {
             return Err(self.refuse_action(&attempt, &problem).await.into());
         }
         // Read before the search for a pending one: an opening after this line makes ours conflict.
-        let asks = self.state.access_request_history(&task.opened.agent);
+        let history = self.state.access_request_history(&task.opened.agent);
         let waiting = self
             .state
             .pending_request_for(&input.task, input.action.digest(), now);
@@ -350,7 +350,7 @@ impl Broker {
                     Ok(self.pending_reply(&attempt, &request, request.version))
                 }
                 None => {
-                    self.open_access_request(&attempt, *pending, &asks, transaction)
+                    self.open_access_request(&attempt, *pending, &history, transaction)
                         .await
                 }
             },

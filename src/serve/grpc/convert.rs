@@ -371,7 +371,7 @@ pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleStats {
         kind: row.kind.to_owned(),
         remedy: row.remedy.clone(),
         matches: row.hits,
-        step_ups: row.asked,
+        step_ups: row.step_ups,
         approved: row.approved,
         denied: row.denied,
         expired: row.expired,
