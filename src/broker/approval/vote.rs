@@ -11,7 +11,7 @@ use crate::broker::{AccessView, Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
 use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
-use crate::policy::ActivePolicy;
+use crate::policy::{ActivePolicy, StepUpProfile};
 use crate::state::{AccessRequest, AccessRequestHistory};
 
 /// A vote statement handed out and not yet signed.
@@ -83,12 +83,9 @@ impl Broker {
         let voter = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
         let request = self.open_for_votes(call, &id, now)?;
-        let voter_context = self.voter_context(&rules.bundle);
-        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, voter_context, now);
-        let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
-            Ok(defined) => defined,
-            Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
-        };
+        let defined = self
+            .eligible_profile(call, &rules, &request, &voter.id, (&profile, verdict), now)
+            .await?;
         // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
         if policy.is_some_and(|policy| policy != rules.bundle.version()) {
             let message = "other rules are in force than when the card was shown";
@@ -254,24 +251,10 @@ impl Broker {
                 let enrolled = self.state.credentials().get(&voter.id);
                 let history = self.state.access_request_history(&opened.agent);
                 let request = self.open_for_votes(call, &id, now)?;
-                let voter_context = self.voter_context(&rules.bundle);
-                let eligible = votes::eligible(
-                    &voter.id,
-                    &statement.profile.name,
-                    statement.verdict,
-                    &request,
-                    voter_context,
-                    now,
-                );
-                let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
-                    Ok(defined) => defined,
-                    Err(why) => {
-                        return Err(self
-                            .refuse_vote(call, &request, &voter.id, why)
-                            .await
-                            .into());
-                    }
-                };
+                let vote = (&statement.profile.name, statement.verdict);
+                let defined = self
+                    .eligible_profile(call, &rules, &request, &voter.id, vote, now)
+                    .await?;
                 let Some(person) = rules.bundle.person(&voter.id) else {
                     let why = Ineligible::NotApprover;
                     return Err(self
@@ -279,41 +262,22 @@ impl Broker {
                         .await
                         .into());
                 };
-                let verified =
-                    match vote_proof::verify_signature(
-                        person,
-                        &enrolled.value,
-                        key,
-                        defined.method,
-                        statement,
-                        proof,
-                        &self.limits.party,
-                    ) {
-                        Ok(verified) => verified,
-                        Err(VoteProofError::PasskeyRequired) => {
-                            let why = Ineligible::PasskeyRequired;
-                            return Err(self
-                                .refuse_vote(call, &request, &voter.id, why)
-                                .await
-                                .into());
-                        }
-                        Err(VoteProofError::Signature) => {
-                            return Err(self.refuse(
-                        call.method,
-                        Reason::InvalidSignature,
-                        "the signature is not of this statement by the key of this call",
-                    ).into());
-                        }
-                        Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
-                            return Err(self
-                                .refuse(
-                                    call.method,
-                                    Reason::InvalidPasskeyAssertion,
-                                    why.to_string(),
-                                )
-                                .into());
-                        }
-                    };
+                let verified = vote_proof::verify_signature(
+                    person,
+                    &enrolled.value,
+                    key,
+                    defined.method,
+                    statement,
+                    proof,
+                    &self.limits.party,
+                );
+                let verified = match verified {
+                    Ok(verified) => verified,
+                    Err(error) => {
+                        let refusal = self.refuse_proof(call, &request, &voter.id, &error).await;
+                        return Err(refusal.into());
+                    }
+                };
                 // The counter is checked once: a retry after a conflict carries the same assertion.
                 if let Some(passkey) = verified
                     && attempt.is_first()
@@ -450,6 +414,50 @@ impl Broker {
         match task {
             Some(task) if task.opened.owner != *voter => Ok(()),
             Some(_) | None => Err(Ineligible::Owner),
+        }
+    }
+
+    /// The definition of the profile under which this person's vote would count; records an ineligible vote.
+    async fn eligible_profile<'a>(
+        &'a self,
+        call: &CallContext,
+        rules: &'a ActivePolicy,
+        request: &AccessRequest,
+        voter: &PersonId,
+        (profile, verdict): (&ProfileName, Verdict),
+        now: Timestamp,
+    ) -> Result<&'a StepUpProfile, Refusal> {
+        let voter_context = self.voter_context(&rules.bundle);
+        let eligible = votes::eligible(voter, profile, verdict, request, voter_context, now);
+        match self.reject_task_owner(request, voter).and(eligible) {
+            Ok(defined) => Ok(defined),
+            Err(why) => Err(self.refuse_vote(call, request, voter, why).await),
+        }
+    }
+
+    /// Refuses a vote whose proof does not hold.
+    async fn refuse_proof(
+        &self,
+        call: &CallContext,
+        request: &AccessRequest,
+        voter: &PersonId,
+        error: &VoteProofError,
+    ) -> Refusal {
+        match error {
+            VoteProofError::PasskeyRequired => {
+                self.refuse_vote(call, request, voter, Ineligible::PasskeyRequired)
+                    .await
+            }
+            VoteProofError::Signature => self.refuse(
+                call.method,
+                Reason::InvalidSignature,
+                "the signature is not of this statement by the key of this call",
+            ),
+            VoteProofError::NotEnrolled | VoteProofError::Passkey(_) => self.refuse(
+                call.method,
+                Reason::InvalidPasskeyAssertion,
+                error.to_string(),
+            ),
         }
     }
 
