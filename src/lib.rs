@@ -6,7 +6,7 @@
 //! application      broker                                                       the only place where the layers below meet
 //! infrastructure   journal · clock · keys · config · telemetry                  the only places that touch the world
 //! domain           verify ═► approve ═► mint     state     audit                pure: values in, values out; `now` is an argument
-//! foundations      jose · policy (Cedar) · rate_limit · webauthn                tools of both gates
+//! foundations      jose · policy (Cedar) · rate_limit · webauthn · cache        tools of both gates
 //! types            model · card · proto                                         ids, requests, entries; the wire
 //! ```
 //!
@@ -30,6 +30,7 @@
 pub mod approve;
 pub mod audit;
 pub mod broker;
+mod cache;
 pub mod cli;
 pub mod config;
 pub mod journal;

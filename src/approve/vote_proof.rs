@@ -4,13 +4,13 @@
 //! Trusts `jose` and `webauthn` for signatures.
 //! Refuses a proof with a part missing. Never judges whether the voter may vote: [`super::votes`] does, at every tally.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
+use crate::cache::GenerationalCache;
 use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{Person, VoteMethod};
@@ -150,27 +150,19 @@ fn stored_proof(vote: &VoteRecord) -> Option<VoteProof> {
 /// INVARIANT (a cached proof is of exactly these bytes): the cache key is SHA-256 over the statement, the signature, the
 /// assertion, the public key and the relying party; another byte in any of them is verified anew. Failures are not kept.
 /// In memory only: a restart verifies again.
-#[derive(Debug, Default)]
-pub struct VoteProofCache(Mutex<Generations>);
-
-/// Two generations, so that eviction is dropping one of them.
-#[derive(Debug, Default)]
-struct Generations {
-    recent: HashMap<Digest, (Arc<VoteStatement>, usize)>,
-    recent_bytes: usize,
-    previous: HashMap<Digest, (Arc<VoteStatement>, usize)>,
+#[derive(Debug)]
+pub struct VoteProofCache {
+    statements: Mutex<GenerationalCache<Digest, Arc<VoteStatement>>>,
     #[cfg(test)]
-    verifications: usize,
+    verifications: std::sync::atomic::AtomicUsize,
 }
 
-impl Generations {
-    fn insert(&mut self, cache_key: Digest, bytes: usize, statement: Arc<VoteStatement>) {
-        if self.recent_bytes >= GENERATION_BYTES_MAX {
-            self.previous = std::mem::take(&mut self.recent);
-            self.recent_bytes = 0;
-        }
-        if self.recent.insert(cache_key, (statement, bytes)).is_none() {
-            self.recent_bytes = self.recent_bytes.saturating_add(bytes + ENTRY_BYTES);
+impl Default for VoteProofCache {
+    fn default() -> Self {
+        Self {
+            statements: Mutex::new(GenerationalCache::new(GENERATION_BYTES_MAX)),
+            #[cfg(test)]
+            verifications: std::sync::atomic::AtomicUsize::default(),
         }
     }
 }
@@ -190,38 +182,25 @@ impl VoteProofCache {
     ) -> Option<Arc<VoteStatement>> {
         let text = vote.statement.as_deref()?;
         let cache_key = cache_key(vote, text, key, party)?;
-        if let Some(statement) = self.get(&cache_key) {
+        let cost = text.len() + ENTRY_BYTES;
+        if let Some(statement) = self.lock().get_and_keep(&cache_key, cost) {
             return Some(statement);
         }
         // Not under the lock: two tallies that verify the same vote find the same.
         let statement = VoteStatement::parse(text).ok()?;
         #[cfg(test)]
-        {
-            self.lock().verifications += 1;
-        }
+        self.verifications
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         key.verify(&statement, &stored_proof(vote)?, party).ok()?;
         let statement = Arc::new(statement);
-        self.insert(cache_key, text.len(), Arc::clone(&statement));
+        self.lock().insert(cache_key, Arc::clone(&statement), cost);
         Some(statement)
     }
 
-    /// A hit in the previous generation moves to the recent one, so that votes in use are not evicted.
-    fn get(&self, cache_key: &Digest) -> Option<Arc<VoteStatement>> {
-        let mut cached = self.lock();
-        if let Some((statement, _)) = cached.recent.get(cache_key) {
-            return Some(Arc::clone(statement));
-        }
-        let (statement, bytes) = cached.previous.remove(cache_key)?;
-        cached.insert(*cache_key, bytes, Arc::clone(&statement));
-        Some(statement)
-    }
-
-    fn insert(&self, cache_key: Digest, bytes: usize, statement: Arc<VoteStatement>) {
-        self.lock().insert(cache_key, bytes, statement);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Generations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, GenerationalCache<Digest, Arc<VoteStatement>>> {
+        self.statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -326,7 +305,10 @@ mod tests {
         }
         let verified = |vote: &VoteRecord, by: &SigningKey, party: &RelyingParty| {
             let found = cache.verified_statement(vote, &registered(by), party);
-            (found.is_some(), cache.lock().verifications)
+            let verifications = cache
+                .verifications
+                .load(std::sync::atomic::Ordering::Relaxed);
+            (found.is_some(), verifications)
         };
         assert_eq!(verified(&original, &ours, &party), (true, 1));
         assert_eq!(verified(&original, &ours, &party), (true, 1), "cached");
@@ -364,18 +346,5 @@ mod tests {
             (true, 7),
             "still cached"
         );
-    }
-
-    #[test]
-    fn the_cache_is_bounded() {
-        let cache = VoteProofCache::default();
-        let whole = Arc::new(statement(1));
-        let digest = |n: u32| Digest::sha256(&n.to_be_bytes());
-        for n in 0..4 {
-            cache.insert(digest(n), GENERATION_BYTES_MAX, Arc::clone(&whole));
-        }
-        assert!(cache.get(&digest(1)).is_none() && cache.get(&digest(2)).is_some());
-        let cached = cache.lock();
-        assert_eq!((cached.recent.len(), cached.previous.len()), (1, 1));
     }
 }

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Broker;
+use super::{Broker, TASKS_PER_ENTRY_MAX};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{Deadline, StoredStatus};
 
 /// Time between two maintenance ticks.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
-/// Tasks that one entry ends or keeps alive: with its read set and the longest agent ids, it stays below the longest entry.
-pub(super) const TASKS_PER_ENTRY_MAX: usize = 48;
 /// Deadlines handled in one tick.
 const DUE_PER_TICK_MAX: usize = 512;
 /// Time between two entries that count refusals at gate 1, in milliseconds.
@@ -171,7 +169,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Prunes the caches: expired proofs and sessions, and what is kept of tasks that ended.
+    /// Prunes the caches: expired proofs and sessions, and cached state of tasks that ended.
     fn prune_caches(&self, now: Timestamp) {
         self.replay_cache.prune(now);
         self.open_task_replay_cache.prune(now);

@@ -1,8 +1,8 @@
-//! Metrics of the broker, and rate limits of authenticated callers.
+//! Metrics of the broker, rate limits of authenticated callers, and the limit on journalled refusals.
 
 use std::time::Duration;
 
-use super::{Broker, CallContext, Refusal};
+use super::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::model::*;
 use crate::telemetry::{GaugeSnapshot, LimitKind, Metrics};
 use crate::verify::{self, Attested, VerifyError};
@@ -36,6 +36,30 @@ impl std::fmt::Display for CallerId {
 }
 
 impl Broker {
+    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: denials cannot fill the journal.
+    pub(in crate::broker) fn count_refusal(
+        &self,
+        call: &CallContext,
+        task: &TaskId,
+    ) -> Result<(), Refusal> {
+        let minute = self.now().secs().div_euclid(60);
+        let full = {
+            let mut counts = self.lock(&self.refusal_counts);
+            counts.retain(|_, (m, _)| *m == minute);
+            let count = counts.entry(*task).or_insert((minute, 0));
+            count.1 = count.1.saturating_add(1);
+            count.1 > REFUSALS_PER_MINUTE
+        };
+        if full {
+            return Err(self.refuse(
+                call.method,
+                Reason::TooManyRefusals,
+                "too many refused requests in this task; wait a minute",
+            ));
+        }
+        Ok(())
+    }
+
     /// The metrics of this broker.
     pub const fn metrics(&self) -> &std::sync::Arc<Metrics> {
         &self.metrics

@@ -41,22 +41,24 @@ use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
+pub use approval::access_request::AccessView;
 pub use approval::inbox::{
     INBOX_PAGE_MAX, InboxCursor, InboxEvent, InboxGroup, InboxGroupKey, InboxPage, InboxQuery,
     InboxRow, InboxWatch,
 };
-pub use approval::vote::{AccessView, VoteInput, VoteOutcome, VoteStatementReply};
+pub use approval::progress::ProfileState;
+pub use approval::vote::{VoteInput, VoteOutcome, VoteStatementReply};
 pub use approval::vote_options::VoteOptions;
 pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
-pub use auth::bootstrap::FirstOperator;
 pub use auth::enrolment::{ApproverView, EnrolmentOptions, IssuedInvitation, PasskeyView};
 pub use auth::session::{Session, SignInOptions, SignedInUser};
+pub use governance::bootstrap::FirstOperator;
 pub use governance::freeze::FreezeSummary;
 pub use governance::policy::BundleApplied;
 pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskFilter, TaskView};
-pub use query::revocation_feed::{FeedStart, JournalPosition};
+pub use query::revocation_feed::FeedStart;
 pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
 pub use query::timeline::{
     QUERY_BYTES_MAX, SEARCH_PAGE_MAX, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
@@ -67,8 +69,7 @@ pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, IssuedReply, PendingReply, ProfileState, RequestTokenInput, RuleSummary,
-    TokenReply,
+    DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
@@ -169,8 +170,8 @@ pub struct Broker {
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
-    bootstrap_code: auth::bootstrap::BootstrapCode,
-    /// Version of the last policy bundle whose sweep is complete.
+    bootstrap_code: governance::bootstrap::BootstrapCode,
+    /// Version of the last policy bundle under which everything disallowed has ended.
     enforced_policy_version: AtomicU64,
     /// Tokens issued here whose signature was verified.
     verified_tokens: VerifiedTokenCache,
@@ -186,8 +187,8 @@ pub struct Broker {
     rate_limit_log_throttle: LogThrottle,
     /// Wakes calls and streams that wait for access requests.
     notifier: Arc<Notifier>,
-    /// Which requests each approver's inbox has admitted.
-    ask_budgets: Mutex<HashMap<PersonId, approval::inbox::AskBudget>>,
+    /// The requests that each approver's inbox has admitted.
+    inbox_budgets: Mutex<HashMap<PersonId, approval::inbox::InboxBudget>>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
 }
@@ -217,6 +218,8 @@ const TASKS_MAX: usize = 1_000;
 const ATTACHED_MAX: usize = 256;
 /// Calls that may wait for approvers at once; further ones get their pending answer without a wait.
 const WAITING_CALLS_MAX: usize = 16_384;
+/// Tasks that one entry ends or keeps alive: with its read set and the longest agent ids, it stays below the longest entry.
+const TASKS_PER_ENTRY_MAX: usize = 48;
 /// Attempts of a transaction that passes a gate.
 const ATTEMPTS: usize = 3;
 
@@ -246,7 +249,7 @@ impl Broker {
         &self.limits.party
     }
 
-    /// The state a decision of gate 2 is made from.
+    /// The state that a decision of gate 2 reads.
     fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> DecisionContext<'a> {
         DecisionContext {
             rules,
@@ -256,7 +259,7 @@ impl Broker {
         }
     }
 
-    /// Who may vote under a policy bundle.
+    /// The state that a voter's eligibility under a policy bundle is checked against.
     fn voter_context<'a>(&'a self, bundle: &'a PolicyBundle) -> VoterContext<'a> {
         VoterContext {
             bundle,
@@ -388,12 +391,12 @@ impl Broker {
         let detail = detail.into();
         let correlation = CorrelationId::from_random(self.random_bytes());
         let at = self.now();
-        let shown = text::escape_invisible_capped(&detail, 500);
+        let printable = text::escape_invisible_capped(&detail, 500);
         if reason == Reason::UseDpopNonce {
             // The first call of every client.
-            tracing::debug!(%correlation, method, %reason, detail = shown, "refused");
+            tracing::debug!(%correlation, method, %reason, detail = printable, "refused");
         } else {
-            tracing::info!(%correlation, method, %reason, detail = shown, "refused");
+            tracing::info!(%correlation, method, %reason, detail = printable, "refused");
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let message = match reason.detail() {

@@ -5,14 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::card::RuleSummary;
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
-use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
+use crate::model::{AgentId, Digest, Event, KeyId, Reason, RuleRef, Timestamp};
 use crate::policy::{ActivePolicy, BundleFiles, PolicyBundle};
 use crate::state::State;
 use crate::state::anomaly::AgentRegistrationChange;
 use crate::verify::{Trust, TrustedDomain};
 
+/// Parsed values of the journal's entries, kept for every call.
 #[derive(Default)]
 pub(super) struct Projections {
     rules: ArcSwapOption<ActivePolicy>,
@@ -182,5 +185,41 @@ impl Projections {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(why);
+    }
+}
+
+impl Broker {
+    /// The policy bundle in force; refuses the call when there is none.
+    pub(in crate::broker) fn rules(
+        &self,
+        call: &CallContext,
+    ) -> Result<Arc<ActivePolicy>, Refusal> {
+        self.projections.rules().ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::DecisionUnavailable,
+                "no policy bundle is in force",
+            )
+        })
+    }
+
+    /// Rules of a decision with their `@why` in the bundle in force.
+    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
+        let in_force = self.projections.rules();
+        let why = |id: &str| {
+            in_force
+                .as_ref()
+                .and_then(|r| r.bundle.rule(id))
+                .and_then(|r| r.why.clone())
+                .unwrap_or_default()
+        };
+        rules
+            .iter()
+            .map(|r| RuleSummary {
+                id: r.id.to_string(),
+                file: r.file.to_string(),
+                why: why(&r.id),
+            })
+            .collect()
     }
 }

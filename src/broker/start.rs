@@ -26,7 +26,7 @@ use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
 use crate::state::{ArcMap, State};
 use crate::telemetry::Metrics;
 
-/// All needed to open a broker.
+/// Inputs for opening a broker.
 pub struct BrokerOptions {
     /// The configuration.
     pub settings: BrokerSettings,
@@ -40,11 +40,11 @@ pub struct BrokerOptions {
     pub seed: Option<BundleFiles>,
     /// The time.
     pub clock: Clock,
-    /// How the journal may fail in a test.
+    /// Faults of the journal, for tests.
     pub faults: FaultInjection,
 }
 
-/// Why a broker does not open.
+/// Why a broker could not open.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerOpenError {
     /// The journal does not open.
@@ -152,7 +152,7 @@ impl Broker {
             pending_heartbeats: Mutex::default(),
             pending_revocations: Mutex::default(),
             policy_lock: tokio::sync::Mutex::default(),
-            bootstrap_code: super::auth::bootstrap::BootstrapCode::default(),
+            bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
             recent_refusals: Mutex::default(),
@@ -165,7 +165,7 @@ impl Broker {
             ),
             rate_limit_log_throttle: LogThrottle::default(),
             notifier,
-            ask_budgets: Mutex::default(),
+            inbox_budgets: Mutex::default(),
             vote_proofs: crate::approve::vote_proof::VoteProofCache::default(),
             wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });

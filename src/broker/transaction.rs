@@ -6,7 +6,7 @@ use super::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 
-/// Attempts of a transaction that goes on until it comes through: each conflict means another append succeeded.
+/// Attempts of a transaction that is retried until it succeeds: each conflict means that another append succeeded.
 pub(super) const UNTIL_DONE: usize = usize::MAX;
 
 /// One attempt of a transaction: made by [`Broker::transaction`], spent by its append.
@@ -75,7 +75,7 @@ impl Transaction<'_> {
             .await
     }
 
-    /// Appends what the attempt decided; `refuse` says what becomes of an append that the journal cannot take.
+    /// Appends what the attempt decided; `refuse` makes the refusal when the journal cannot take the append.
     pub(super) async fn append_or(
         self,
         append: Append,

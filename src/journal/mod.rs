@@ -126,7 +126,7 @@ pub enum AppendError {
     /// No space is left; nothing of the batch was written.
     #[error("no space left on the journal's disk")]
     DiskFull,
-    /// The writer's queue is full ([`QUEUE_MAX`]).
+    /// The writer's queue is full (4,096 appends).
     #[error("the journal's queue is full")]
     QueueFull,
     /// The commit may or may not be durable: the process must end, and replay decides.

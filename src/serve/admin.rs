@@ -28,11 +28,11 @@ use super::http;
 use super::unix::GuardedUnixListener;
 use crate::broker::Broker;
 
-/// Connections at once.
+/// Open connections at once.
 const CONNECTIONS_MAX: usize = 32;
-/// Longest a connection may stay open.
+/// Maximum age of a connection.
 const MAX_AGE: Duration = Duration::from_secs(15);
-/// Between two tries when no connection can be accepted.
+/// Pause between two tries when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Only the owner may connect to the Unix socket.
 const MODE: u32 = 0o600;
@@ -67,7 +67,7 @@ impl AdminListener {
             .map_err(io::Error::other)
     }
 
-    /// Its address, as a person would type it.
+    /// The address, as a person types it.
     pub fn display_address(&self) -> String {
         match self {
             Self::Tcp(listener) => listener

@@ -1,5 +1,5 @@
-//! Authorization of gRPC methods: one table with each method's name, the roles that may call it, its rate class and which
-//! side streams. Handlers, admission, timeouts and the request log read it. A method without an entry is refused.
+//! Authorization of gRPC methods: one table with each method's name, the roles that may call it, its rate class and the
+//! side that streams. Handlers, admission, timeouts and the request log read it. A method without an entry is refused.
 
 use tonic::metadata::MetadataMap;
 
@@ -11,7 +11,7 @@ use crate::rate_limit::Class::{self, General, Reserved};
 use crate::rate_limit::ConcurrencyPermit;
 use StreamingSide::{Client, Server, Unary};
 
-/// Which side of a method sends many messages.
+/// The side of a method that sends many messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamingSide {
     /// Neither.
@@ -31,7 +31,7 @@ pub struct MethodPolicy {
     pub allowed_roles: &'static [CallerRole],
     /// The class of its rate limits: methods that end or validate are reserved.
     pub rate_class: Class,
-    /// Which side streams.
+    /// The side that streams.
     pub streaming: StreamingSide,
 }
 
@@ -86,7 +86,7 @@ methods! {
     LIST_FREEZES = "GovernanceService/ListFreezes", [Operator, Auditor], General, Unary;
     LIST_TASKS = "GovernanceService/ListTasks", [Operator, Auditor], General, Unary;
     LIST_RULES = "GovernanceService/ListRules", [Operator, Auditor, Approver], General, Unary;
-    LIST_APPROVER_FIGURES = "GovernanceService/ListApproverStats", [Operator, Auditor], General, Unary;
+    LIST_APPROVER_STATS = "GovernanceService/ListApproverStats", [Operator, Auditor], General, Unary;
     LIST_TOKENS = "GovernanceService/ListTokens", [Operator, Auditor], General, Unary;
     GET_TIMELINE = "GovernanceService/GetTimeline", [Operator, Auditor, Approver], General, Unary;
     SEARCH_JOURNAL = "GovernanceService/SearchJournal", [Operator, Auditor], General, Unary;

@@ -535,12 +535,12 @@ const IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(5);
 const UNAUTHENTICATED_AGE: Duration = Duration::from_secs(3);
 /// How often such a connection checks whether the listener is full.
 const PRESSURE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// For its open requests to end.
+/// Time for its open requests to end.
 const UNAUTHENTICATED_GRACE: Duration = Duration::from_secs(2);
-/// For the client to see that an idle connection closes.
+/// Time for the client to see that an idle connection closes.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// How long, and how many bytes, are read of a connection that the client has not closed yet.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
-/// For calls on a connection at its maximum age: the longest takes `timeouts::CALL_MAX`.
+/// Time for calls on a connection at its maximum age: the longest takes `timeouts::CALL_MAX`.
 const AGE_GRACE: Duration = Duration::from_secs(90);

@@ -35,7 +35,7 @@ pub struct ConnectionStats {
     pub no_request: AtomicU64,
     /// Closed because the client did not read a response.
     pub write_stalled: AtomicU64,
-    /// Closed because no request came for a while.
+    /// Closed because no request came for the idle time.
     pub idle: AtomicU64,
     /// Closed under connection pressure because no call on it was ever authenticated.
     pub unauthenticated: AtomicU64,

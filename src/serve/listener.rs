@@ -116,5 +116,5 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Between two tries when no connection can be accepted at all.
+/// Pause between two tries when no connection can be accepted at all.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -183,7 +183,7 @@ pub async fn serve(
     let mut loops = tokio::task::JoinSet::new();
     loops.spawn(listener::accept(tcp, listener_state(), stopped.clone()));
     if let Some(unix) = config.unix {
-        // Limits of its own: processes of this host can connect however full the TCP listener is.
+        // Connection limits of its own: processes of this host can connect however full the TCP listener is.
         loops.spawn(listener::accept(
             Listener::Unix(unix),
             listener_state(),

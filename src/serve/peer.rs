@@ -14,7 +14,7 @@ pub struct Peer {
 /// The source of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PeerSource {
-    /// The network.
+    /// An address of the network.
     Ip(IpAddr),
     /// A process of this host, through the Unix socket.
     Unix {

@@ -124,7 +124,7 @@ impl ResponseOutcome {
     }
 }
 
-/// Runs on every way out, also when the client disconnects.
+/// Runs however the call ends, also when the client disconnects.
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let took = self.broker.uptime().saturating_sub(self.began);

@@ -23,7 +23,7 @@ pub enum RouteKind {
     Json,
 }
 
-/// Who may use a route.
+/// The people who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// No session is needed: sign-in, enrolment, sign-out and assets.
@@ -35,7 +35,7 @@ pub enum Access {
 /// One route.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Which one: the console registers a handler for each.
+    /// Its identity: the console registers a handler for each.
     pub id: RouteId,
     /// Its name in metrics and logs.
     pub name: &'static str,
@@ -43,7 +43,7 @@ pub struct Route {
     pub path: &'static str,
     /// Its kind.
     pub kind: RouteKind,
-    /// Who may use it.
+    /// The people who may use it.
     pub access: Access,
     /// The class of its rate limits.
     pub class: Class,
@@ -159,10 +159,10 @@ pub fn is_stream(path: &str) -> bool {
 
 fn matches(pattern: &str, path: &str) -> bool {
     let mut segments = path.split('/');
-    let same = pattern.split('/').all(|wanted| {
+    let same = pattern.split('/').all(|segment| {
         segments
             .next()
-            .is_some_and(|part| part == wanted || (wanted.starts_with('{') && !part.is_empty()))
+            .is_some_and(|part| part == segment || (segment.starts_with('{') && !part.is_empty()))
     });
     same && segments.next().is_none()
 }

@@ -45,7 +45,7 @@ fn policy(path: &str) -> Option<&'static MethodPolicy> {
     method_policy(path.strip_prefix('/')?)
 }
 
-/// Limits a call: its message must arrive whole, its response must begin, and its stream must end, in time.
+/// Limits the time of a call: its message must arrive whole, its response must begin, and its stream must end, in time.
 pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
     let client_timeout = request

@@ -37,7 +37,7 @@ pub enum TlsError {
         /// The system's error.
         source: io::Error,
     },
-    /// Longer than 256 KiB.
+    /// The file is longer than 256 KiB.
     #[error("{}: expected at most {FILE_BYTES_MAX} bytes, got more; check the path", .0.display())]
     TooLong(PathBuf),
     /// Other users may read the key's file.
@@ -58,7 +58,7 @@ pub enum TlsError {
         /// This broker's user.
         user: u32,
     },
-    /// A directory, a pipe, a device.
+    /// Not a regular file: a directory, a pipe or a device.
     #[error("{}: is not a regular file; check the path", .0.display())]
     NotAFile(PathBuf),
     /// Not a PEM file of certificates.

@@ -97,9 +97,9 @@ impl GuardedUnixListener {
 
 impl Drop for GuardedUnixListener {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
+        let is_own_socket = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == self.node);
-        if ours {
+        if is_own_socket {
             let _gone = std::fs::remove_file(&self.path);
         }
     }

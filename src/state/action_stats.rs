@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::Serialize;
 
-use super::stats::{add, median_of};
+use super::counters::{add, median_of};
 use crate::model::*;
 
 /// Most days with requests kept besides today; the median day is taken over them.

@@ -471,7 +471,7 @@ impl State {
     }
 
     fn settle_denied(&self, id: AccessRequestId) {
-        // INVARIANT (a grant stays the answer): only an undecided request id is settled as denied.
+        // INVARIANT (a grant stays the answer): only an undecided idempotency key is settled as denied.
         if let Some(r) = self.requests.get(&id) {
             self.idempotency_keys.update(
                 &(r.opened.task, r.opened.idempotency_key.clone()),

@@ -1,6 +1,6 @@
 //! In-memory state: the projection of the journal. Many threads read it; only committed entries change it.
 //!
-//! In: [`Committed`] entries, in order. Out: agents, tasks, access requests, grants, statistics and the revocation feed.
+//! In: [`crate::journal::Committed`] entries, in order. Out: agents, tasks, access requests, grants, statistics and the revocation feed.
 //! Trusts: the journal, that an entry was allowed. Refuses nothing and decides nothing: whether a record has expired is a
 //! function of the record and of the reader's `now`. Never reads a clock, never writes an entry.
 
@@ -8,6 +8,7 @@ pub mod action_stats;
 pub mod anomaly;
 mod apply;
 mod concurrent_map;
+mod counters;
 mod credentials;
 mod feed;
 mod inbox_changes;
@@ -109,7 +110,7 @@ impl State {
         self.tasks.get(id)
     }
 
-    /// The task that an agent opened with this key under this request id.
+    /// The task that an agent opened with this key under this idempotency key.
     pub fn task_by_idempotency_key(
         &self,
         agent: &AgentId,
@@ -194,7 +195,7 @@ impl State {
         self.requests.get(id)
     }
 
-    /// The pending access request for this action digest in this task, under any request id.
+    /// The pending access request for this action digest in this task, under any idempotency key.
     pub fn pending_request_for(
         &self,
         task: &TaskId,
@@ -277,7 +278,7 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// The outcome of a request id, `None` while it is undecided; with the version of [`Stream::TokenRequest`].
+    /// The outcome of an idempotency key, `None` while it is undecided; with the version of [`Stream::TokenRequest`].
     pub fn idempotency_outcome(
         &self,
         task: &TaskId,
@@ -491,7 +492,7 @@ impl State {
             .iter()
             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
-        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": idempotency_keys, "opened": opened,
+        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
             "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "feed": feed, "deadlines": deadlines, "illegal_transitions": self.illegal_transitions(),
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }

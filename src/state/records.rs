@@ -86,9 +86,9 @@ impl TaskRecord {
 pub struct AccessRequestHistory {
     /// Access requests that no entry has closed.
     pub pending: BTreeSet<AccessRequestId>,
-    /// Times of denials by people, oldest first: the last [`DENIALS_KEPT_MAX`] since the agent was last resumed.
+    /// Times of denials by people, oldest first: the last 32 since the agent was last resumed.
     pub denials: Vec<Timestamp>,
-    /// Times at which access requests were opened, oldest first: the last [`OPENINGS_KEPT_MAX`].
+    /// Times at which access requests were opened, oldest first: the last 256.
     pub openings: VecDeque<Timestamp>,
 }
 
@@ -244,7 +244,7 @@ impl Grant {
     }
 }
 
-/// The final outcome of a request id.
+/// The final outcome of an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdempotencyOutcome {

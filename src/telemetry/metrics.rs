@@ -17,7 +17,7 @@ pub const METRICS_DOC: &str = include_str!("METRICS.md");
 
 /// The metrics of one broker.
 ///
-/// INVARIANT (bounded label sets): a label's value is `&'static str`, one of at most [`RULES_MAX`] rule names, or the
+/// INVARIANT (bounded label sets): a label's value is `&'static str`, one of at most 200 rule names, or the
 /// active policy version. No text of an agent becomes a label.
 #[derive(Debug)]
 pub struct Metrics {

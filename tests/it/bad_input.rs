@@ -512,7 +512,7 @@ async fn invalid_feed_positions() {
         )
     };
     let (epoch, index) = b.broker.state().position();
-    let position = |epoch, index| Some(dipylon::broker::JournalPosition { epoch, index });
+    let position = |epoch, index| Some(dipylon_sdk::model::JournalPosition { epoch, index });
     assert_eq!(
         refused(watch(position(epoch + 1, 0))),
         Reason::EpochMismatch

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::broker::{
-    AccessRequestStatus, InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch,
-    JournalPosition, TokenReply,
+    AccessRequestStatus, InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch, TokenReply,
 };
 use dipylon::journal::FaultInjection;
 use dipylon::state::InboxChangeKind;
@@ -101,7 +100,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     let lee = whole(&b, "lee");
     assert_eq!(ids(&lee), [high, ann, cara]);
     assert_eq!(
-        (lee.total, lee.yours, lee.queued, lee.next),
+        (lee.total, lee.decidable, lee.queued, lee.next),
         (3, 3, 0, None)
     );
     let groups: Vec<_> = lee
@@ -141,10 +140,10 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
             ..first_inbox_page()
         },
     );
-    assert_eq!((ids(&mine), mine.total, mine.yours), (vec![cara], 1, 1));
+    assert_eq!((ids(&mine), mine.total, mine.decidable), (vec![cara], 1, 1));
     let olga = whole(&b, "olga");
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
-    assert_eq!((olga.rows.len(), olga.yours), (2, 0));
+    assert_eq!((olga.rows.len(), olga.decidable), (2, 0));
     // Half of a quorum: the first approver has voted.
     b.approve("lee", high, "two-security").await;
     let lee = whole(&b, "lee");
@@ -317,7 +316,7 @@ async fn asks_per_minute_queues_the_rest() {
         [high, opened[0].1],
         "highest risk, then nearest deadline"
     );
-    assert_eq!((lee.total, lee.yours, lee.queued), (2, 2, 4));
+    assert_eq!((lee.total, lee.decidable, lee.queued), (2, 2, 4));
     assert_eq!(
         ids(&whole(&b, "lee")),
         ids(&lee),

@@ -165,7 +165,7 @@ async fn decisions_are_counted_once() {
     let rows = rows(&b, "maria");
     let asks = &rows["destructive-needs-a-yes"];
     assert_eq!(
-        (asks.asked, asks.approved, asks.denied, asks.expired),
+        (asks.step_ups, asks.approved, asks.denied, asks.expired),
         (3, 1, 1, 1)
     );
     assert_eq!((asks.hits, asks.approved_percent), (3, Some(50)));
@@ -177,12 +177,12 @@ async fn decisions_are_counted_once() {
     assert!(asks.line > 1 && asks.file == "rules/20-guardrails.cedar");
     let permit = &rows["soc-acts-at-home"];
     assert_eq!(
-        (permit.kind, permit.hits, permit.asked, permit.median_s),
+        (permit.kind, permit.hits, permit.step_ups, permit.median_s),
         ("permit", 4, 0, None),
         "a permit needs no approval"
     );
     let no = &rows["accounts-belong-to-the-identity-provider"];
-    assert_eq!((no.hits, no.asked), (1, 0));
+    assert_eq!((no.hits, no.step_ups), (1, 0));
 
     // A vote on a closed request is not counted.
     let late = b.begin_vote("maria", lapsed, "one-security", Verdict::Approve);
@@ -417,7 +417,7 @@ async fn agent_ceiling_usage() {
     let used: Vec<_> = triage
         .activity
         .iter()
-        .map(|used| (used.action.as_str(), used.habit.requested, used.in_ceiling))
+        .map(|used| (used.action.as_str(), used.stats.requested, used.in_ceiling))
         .collect();
     assert_eq!(
         used,
@@ -439,7 +439,7 @@ async fn agent_ceiling_usage() {
     let triage = show("triage").activity;
     let gone = triage.iter().find(|used| !used.in_ceiling).expect("one");
     assert_eq!(
-        (gone.action.as_str(), gone.habit.approved),
+        (gone.action.as_str(), gone.stats.approved),
         ("account.disable", 1)
     );
 }

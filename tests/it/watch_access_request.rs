@@ -8,7 +8,7 @@ use std::time::Duration;
 use dipylon_sdk::card::AccessRequestStatus as Status;
 use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::client::{
-    AccessRequestWatch, AgentClient, ApproverClient, Endpoint, EvidenceSource, OpenTaskRequest,
+    AccessRequestWatcher, AgentClient, ApproverClient, Endpoint, EvidenceSource, OpenTaskRequest,
     PendingApproval, TaskHandle, TokenOutcome,
 };
 use dipylon_sdk::clock::Clock;
@@ -51,7 +51,7 @@ async fn vote(person: &ApproverClient, id: AccessRequestId, verdict: Verdict) {
     person.vote(&seen).await.expect("the vote counts");
 }
 
-async fn stands(watch: &mut AccessRequestWatch) -> Option<Status> {
+async fn stands(watch: &mut AccessRequestWatcher) -> Option<Status> {
     let next = in_time(watch.next()).await.expect("watches");
     next.map(|request| request.status.expect("known"))
 }

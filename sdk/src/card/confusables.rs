@@ -11,15 +11,15 @@ use crate::model::text::needs_escape;
 
 /// Most odd characters that are named one by one; the others are counted.
 const NAMED_MAX: usize = 8;
-/// Most words of a text that are said to look like others; the others are counted.
+/// Most look-alike words that are named one by one; the others are counted.
 const WORDS_MAX: usize = 3;
 /// Most characters shown of each of them.
 const WORD_CHARS_MAX: usize = 32;
 /// Most flags of one row or headline; the others are counted.
 const FLAGS_MAX: usize = 6;
 
-/// What a reader must know of how the text is written, in one sentence each; empty for ordinary text. At most one sentence of
-/// each kind, of bounded length, however long the text: a warning that floods the card hides what it warns of.
+/// Warnings about how the text is written, one sentence each; empty for ordinary text. At most one sentence of each kind, of
+/// bounded length, however long the text: a warning that floods the card hides its subject.
 ///
 /// - Letters of scripts that are not written together (Latin with Cyrillic or Greek), characters that stand for an ASCII one
 ///   (full-width, mathematical, circled, dotless), and digits of other scripts beside ASCII: each odd one by its code
@@ -32,9 +32,9 @@ pub fn confusable_warnings(text: &str) -> Vec<String> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    let odd = odd_characters(text);
-    if !odd.is_empty() {
-        found.push(format!("MIXED SCRIPTS: {}", named(&odd)));
+    let mixed = odd_characters(text);
+    if !mixed.is_empty() {
+        found.push(format!("MIXED SCRIPTS: {}", named(&mixed)));
     }
     found.extend(latin_doubles(text));
     if text.chars().any(runs_right_to_left) {
@@ -113,12 +113,12 @@ fn latin_doubles(text: &str) -> Option<String> {
     let mut likes = Vec::new();
     let (mut seen, mut scripts, mut chars) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for word in text.split(|c: char| !c.is_alphanumeric()) {
-        let Some(like) = latin_double(word) else {
+        let Some(latin) = latin_double(word) else {
             continue;
         };
         if seen.insert(word) && likes.len() < WORDS_MAX {
-            let head: String = like.chars().take(WORD_CHARS_MAX).collect();
-            let cut = if head.len() < like.len() { "…" } else { "" };
+            let head: String = latin.chars().take(WORD_CHARS_MAX).collect();
+            let cut = if head.len() < latin.len() { "…" } else { "" };
             likes.push(format!("\"{head}{cut}\""));
             scripts.insert(script_of(word));
             chars.extend(word.chars());
@@ -140,9 +140,9 @@ fn latin_doubles(text: &str) -> Option<String> {
     ))
 }
 
-/// Each flag once, in the order they came, at most [`FLAGS_MAX`]; how many more there are is said.
-pub(super) fn few(flags: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut all = once(flags);
+/// Distinct flags in their order, at most [`FLAGS_MAX`], and a count of the rest.
+pub(super) fn cap_flags(flags: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut all = distinct(flags);
     let more = all.len().saturating_sub(FLAGS_MAX);
     if more > 0 {
         all.truncate(FLAGS_MAX);
@@ -151,8 +151,8 @@ pub(super) fn few(flags: impl IntoIterator<Item = String>) -> Vec<String> {
     all
 }
 
-/// Each flag once, in the order they came.
-pub(super) fn once(flags: impl IntoIterator<Item = String>) -> Vec<String> {
+/// Distinct flags, in their order.
+pub(super) fn distinct(flags: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let fresh = |flag: &String| seen.insert(flag.clone());
     flags.into_iter().filter(fresh).collect()
@@ -167,8 +167,8 @@ fn latin_double(word: &str) -> Option<String> {
     {
         return None;
     }
-    let like: String = skeleton(word).collect();
-    (word.chars().count() > 1 && like.chars().all(|c| c.is_ascii_alphanumeric())).then_some(like)
+    let latin: String = skeleton(word).collect();
+    (word.chars().count() > 1 && latin.chars().all(|c| c.is_ascii_alphanumeric())).then_some(latin)
 }
 
 fn script_of(word: &str) -> &'static str {
@@ -220,8 +220,8 @@ fn runs_right_to_left(c: char) -> bool {
     )
 }
 
-fn named(odd: &BTreeSet<char>) -> String {
-    let mut all: Vec<String> = odd
+fn named(mixed: &BTreeSet<char>) -> String {
+    let mut all: Vec<String> = mixed
         .iter()
         .take(NAMED_MAX)
         .map(|c| {
@@ -236,8 +236,8 @@ fn named(odd: &BTreeSet<char>) -> String {
             )
         })
         .collect();
-    if odd.len() > NAMED_MAX {
-        all.push(format!("and {} more", odd.len() - NAMED_MAX));
+    if mixed.len() > NAMED_MAX {
+        all.push(format!("and {} more", mixed.len() - NAMED_MAX));
     }
     all.join(", ")
 }
@@ -274,7 +274,7 @@ mod tests {
             confusable_warnings("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
             ["MIXED SCRIPTS: a U+0061 Latin, v U+0076 Latin"]
         );
-        for (text, odd) in [
+        for (text, mixed) in [
             ("admin \u{3bf}", "U+03BF Greek"),
             ("\u{ff41}dmin", "U+FF41 Latin"),
             ("web\u{ff0e}example", "U+FF0E not ASCII"),
@@ -288,7 +288,7 @@ mod tests {
         ] {
             let found = confusable_warnings(text).join("\n");
             assert!(
-                found.starts_with("MIXED SCRIPTS: ") && found.contains(odd),
+                found.starts_with("MIXED SCRIPTS: ") && found.contains(mixed),
                 "{text}: {found}"
             );
         }
@@ -322,8 +322,8 @@ mod tests {
     #[test]
     fn flags_are_capped() {
         let flags = |n: usize| (0..n).chain(0..n).map(|n| format!("flag {n}"));
-        assert_eq!(few(flags(FLAGS_MAX)).len(), FLAGS_MAX);
-        let many = few(flags(FLAGS_MAX + 40));
+        assert_eq!(cap_flags(flags(FLAGS_MAX)).len(), FLAGS_MAX);
+        let many = cap_flags(flags(FLAGS_MAX + 40));
         assert_eq!(many.len(), FLAGS_MAX + 1);
         assert_eq!(many.last().map(String::as_str), Some("and 40 more"));
     }

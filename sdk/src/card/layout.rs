@@ -3,23 +3,23 @@
 use super::{AccessRequestStatus, Card, CardRow, CardView, SectionKind, Tone, escape_untrusted};
 use crate::model::{Timestamp, format_seconds};
 
-/// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.
+/// Fewest columns of a terminal layout; a narrower terminal gets the same layout.
 pub const COLUMNS_MIN: usize = 80;
 /// Widest column of labels; a longer label stands on a line of its own.
 const LABEL_COLUMNS_MAX: usize = 26;
 /// Blanks before every line of the card's body.
 const INDENT: usize = 2;
 
-/// The card for a terminal of so many columns.
+/// The card for a terminal of this width, in columns.
 pub fn render_terminal(card: &Card, now: Timestamp, columns: usize) -> String {
     layout(&card.show(now), columns.max(COLUMNS_MIN))
 }
 
-fn layout(shown: &CardView, columns: usize) -> String {
+fn layout(view: &CardView, columns: usize) -> String {
     let mut out = String::new();
-    let waits = match shown.status {
+    let waits = match view.status {
         AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
-            format!("  {} left", shown.left)
+            format!("  {} left", view.left)
         }
         AccessRequestStatus::Denied
         | AccessRequestStatus::Consumed
@@ -29,17 +29,17 @@ fn layout(shown: &CardView, columns: usize) -> String {
     };
     out.push_str(&format!(
         "{}  {}{waits}  {}\n\n",
-        shown.access_request,
-        shown.status.as_str(),
-        shown.phrase
+        view.access_request,
+        view.status.as_str(),
+        view.phrase
     ));
-    let head = &shown.headline;
-    let place = match &head.environment {
+    let head = &view.headline;
+    let environment = match &head.environment {
         Some(environment) => format!(" in {environment}"),
         None => String::new(),
     };
     let title = format!(
-        "{}: {}::{}{place}   [{}]",
+        "{}: {}::{}{environment}   [{}]",
         head.verb.to_uppercase(),
         head.object_type,
         head.object,
@@ -51,13 +51,13 @@ fn layout(shown: &CardView, columns: usize) -> String {
     for flag in &head.flags {
         fold(&mut out, &format!("! {flag}"), INDENT, 2 * INDENT, columns);
     }
-    let labels = shown.sections.iter().flat_map(|section| &section.rows);
+    let labels = view.sections.iter().flat_map(|section| &section.rows);
     let width = labels
         .map(|row| width_of(&row.label))
         .filter(|width| *width <= LABEL_COLUMNS_MAX)
         .max()
         .unwrap_or(0);
-    for section in &shown.sections {
+    for section in &view.sections {
         if opens_a_group(section.kind) {
             out.push('\n');
         }
@@ -70,7 +70,7 @@ fn layout(shown: &CardView, columns: usize) -> String {
     }
     out.push_str(&format!(
         "\n  match phrase {}   decided before {}\n",
-        shown.phrase, shown.deadline
+        view.phrase, view.deadline
     ));
     out
 }
@@ -164,7 +164,7 @@ fn width_of(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }
 
-/// At most as many columns as terminals give it: past U+1100, where wide characters begin, everything counts as wide.
+/// Width in columns, an upper bound of what terminals use: past U+1100, where wide characters begin, everything counts as wide.
 fn columns_of(c: char) -> usize {
     if u32::from(c) < 0x1100 { 1 } else { 2 }
 }
@@ -173,9 +173,9 @@ fn columns_of(c: char) -> usize {
 /// deadline and a link. Never parameters, facts, tokens or the agent's words. Plain text: the sender escapes it for the
 /// chat's own markup.
 pub fn render_chat(card: &Card, now: Timestamp) -> String {
-    let shown = card.show(now);
-    let head = &shown.headline;
-    let place = match &head.environment {
+    let view = card.show(now);
+    let head = &view.headline;
+    let environment = match &head.environment {
         Some(environment) => format!(" ({environment})"),
         None => String::new(),
     };
@@ -194,7 +194,7 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
     };
     let mut lines = vec![
         format!(
-            "{}: {} {}{place} · {}",
+            "{}: {} {}{environment} · {}",
             head.verb, head.object_type, head.object, head.risk_word
         ),
         format!(
@@ -206,20 +206,20 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
         format!(
             "token at most {}, {uses} · {}",
             format_seconds(card.max_ttl),
-            shown.phrase
+            view.phrase
         ),
     ];
     lines.extend(head.flags.iter().map(|flag| format!("! {flag}")));
-    lines.push(match shown.status {
+    lines.push(match view.status {
         AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
-            format!("decided before {} ({} left)", shown.deadline, shown.left)
+            format!("decided before {} ({} left)", view.deadline, view.left)
         }
         AccessRequestStatus::Denied
         | AccessRequestStatus::Consumed
         | AccessRequestStatus::Cancelled
         | AccessRequestStatus::Expired
-        | AccessRequestStatus::Ended => shown.status.as_str().to_owned(),
+        | AccessRequestStatus::Ended => view.status.as_str().to_owned(),
     });
-    lines.extend(shown.console_url);
+    lines.extend(view.console_url);
     lines.join("\n") + "\n"
 }

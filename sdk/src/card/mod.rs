@@ -18,6 +18,7 @@ use crate::model::*;
 mod confusables;
 mod escape;
 mod layout;
+mod render;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sample;
 mod view;
@@ -38,7 +39,7 @@ pub struct Card {
     pub realm: Realm,
     /// The catalogue's verb; empty when the catalogue no longer has the action.
     pub title: String,
-    /// The catalogue's words of what it does in the world; empty when it has none.
+    /// The catalogue's description of its effect; empty when it has none.
     pub effect: String,
     /// `yes`, `no`, or in words; empty when the catalogue does not say.
     pub reversible: String,
@@ -48,19 +49,19 @@ pub struct Card {
     pub risk: Option<Risk>,
     /// The action with its plain parameters; absent when retention dropped it: then it cannot be decided any more.
     pub action: Option<Arc<Action>>,
-    /// What people call its parameters, by path: `hosts`, `who.name`; where the catalogue says.
+    /// The catalogue's titles of its parameters, by path: `hosts`, `who.name`.
     pub parameter_titles: BTreeMap<String, String>,
-    /// What the policy bundle says of the target; absent when it does not know it.
+    /// The target's attributes in the policy bundle; absent when the bundle does not have the target.
     pub target_attributes: Option<Vec<(String, String)>>,
     /// The agent that requests it.
     pub agent: Requester,
     /// What gate 1 verified.
     pub verified: Attestation,
-    /// The rules that ask for people.
+    /// The rules that require approval.
     pub rules: Vec<RuleSummary>,
-    /// The profiles they ask for, and how far each is.
+    /// The profiles they require, and the votes each has.
     pub needs: Vec<ProfileProgress>,
-    /// The task it is asked in.
+    /// The task it belongs to.
     pub task: TaskId,
     /// Thumbprint of the key the token will be bound to.
     pub task_key: Thumbprint,
@@ -70,21 +71,21 @@ pub struct Card {
     pub uses: Option<u32>,
     /// The policy bundle the card is rendered under.
     pub policy: Digest,
-    /// When it was asked.
+    /// When the access request was opened.
     pub opened_at: Timestamp,
-    /// When waiting ends: then it is denied.
+    /// When it expires: then it is denied.
     pub expires_at: Timestamp,
-    /// What is unusual about it, one sentence each, in the broker's words. Says nothing while [`Card::history`] is absent.
+    /// What is unusual about it, one sentence each, in the broker's words. Not known while [`field@Self::history`] is absent.
     pub anomalies: Vec<String>,
-    /// How like requests were decided; absent when that is not known.
+    /// How similar requests were decided; absent when their history is not known.
     pub history: Option<History>,
-    /// How long the card must have been shown to its reader before their yes is taken, in seconds; 0 for no such wait.
+    /// How long the card must have been shown to its reader before an approval is accepted, in seconds; 0 for no dwell time.
     pub dwell_s: u32,
     /// The console's page of this access request, if the broker has a console.
     pub console_url: Option<String>,
-    /// What the task is for, in the agent's words.
+    /// The task's purpose, in the agent's words.
     pub purpose: Option<UntrustedText>,
-    /// Why it asks, in the agent's words.
+    /// The reason of the request, in the agent's words.
     pub reason: Option<UntrustedText>,
 }
 
@@ -99,7 +100,7 @@ impl Card {
 /// The status of an access request, with expiry and the state of its task considered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessRequestStatus {
-    /// It waits for people.
+    /// It waits for approvers.
     Waiting,
     /// Enough people approved.
     Approved,
@@ -129,7 +130,7 @@ impl AccessRequestStatus {
         }
     }
 
-    /// Whether it stands so for good.
+    /// Whether the status is final.
     pub const fn is_final(self) -> bool {
         match self {
             Self::Waiting | Self::Approved => false,
@@ -138,7 +139,7 @@ impl AccessRequestStatus {
     }
 }
 
-/// A person: the id that is signed, and the name that colleagues know.
+/// A person: the id that is signed, and the display name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PersonRef {
     /// The opaque id of entries and votes.
@@ -172,7 +173,7 @@ pub struct AgentRegistration {
 /// The evidence that gate 1 verified when the request was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attestation {
-    /// The kind of evidence, in its own word.
+    /// The kind of evidence, such as `jwt-svid`.
     pub kind: String,
     /// The workload it names.
     pub subject: SpiffeId,
@@ -211,9 +212,9 @@ pub struct ProfileProgress {
 /// How requests like this one, of the same agent for the same action, were decided.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
-    /// Approved by anyone.
+    /// How many were approved.
     pub approved: u32,
-    /// Denied by anyone.
+    /// How many were denied.
     pub denied: u32,
     /// Approvals by the card's reader.
     pub approved_by_caller: u32,
@@ -223,7 +224,7 @@ pub struct History {
     pub last_approved_at: Option<Timestamp>,
     /// The last time one was denied.
     pub last_denied_at: Option<Timestamp>,
-    /// By whom.
+    /// The person of the last denial.
     pub last_denied_by: Option<PersonRef>,
     /// How many were requested on this day (UTC), this one included.
     pub requested_today: u32,

@@ -21,7 +21,7 @@ pub fn action(target: &str, flag: bool) -> Action {
     .expect("action")
 }
 
-/// The first profile of the sample, and of what its digest is.
+/// The first profile of the sample, and the text its digest is of.
 pub const PROFILE: &str = "two-security";
 
 fn need(name: &str) -> ProfileProgress {
@@ -37,7 +37,7 @@ fn need(name: &str) -> ProfileProgress {
     }
 }
 
-/// An ordinary one: everything known but its history.
+/// A card with every value but its history.
 pub fn card() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),

@@ -3,14 +3,14 @@ use std::sync::Arc;
 use tonic::Streaming;
 
 use super::channel::RpcMethod;
-use super::responses::{
-    AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, JournalPosition, ReadWire,
-};
+use super::responses::{AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, ReadWire};
 use super::vote::{self, ReviewedCard, SignedVote};
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::card::Card;
 use crate::jose::SigningKey;
-use crate::model::{AccessRequestId, Comment, Narrowing, ParseError, ProfileName, Verdict};
+use crate::model::{
+    AccessRequestId, Comment, JournalPosition, Narrowing, ParseError, ProfileName, Verdict,
+};
 use crate::proto::{card, convert, v1};
 
 /// A client for approvers: the inbox, cards and votes.
@@ -76,7 +76,7 @@ impl ApproverClient {
     /// proof of the key, after five minutes at the latest: watch again from the last position.
     pub async fn watch_inbox(&self, after: Option<JournalPosition>) -> Result<InboxWatcher, Error> {
         let request = v1::WatchAccessRequestsRequest {
-            after: after.map(JournalPosition::to_wire),
+            after: after.map(convert::position_to_wire),
         };
         let options = CallOptions::by(&self.identity);
         let stream = self
@@ -96,7 +96,7 @@ impl ApproverClient {
         };
         let response = self.call::<methods::GetCard>(request).await?;
         let card = card::read(&required("card", response.card)?).map_err(Error::Answer)?;
-        // What a person decides must be what they asked to see.
+        // The card must be of the access request that the approver opened.
         if card.access_request == id {
             Ok(card)
         } else {
@@ -144,8 +144,8 @@ impl ApproverClient {
         Ok(vote::sign(&self.key, review, &statement, now)?)
     }
 
-    /// Casts a signed vote. Returns the access request after it, and whether the vote was one denial too many for the agent,
-    /// which is then suspended.
+    /// Casts a signed vote. Returns the access request after it, and whether this denial reached the limit
+    /// and suspended the agent.
     pub async fn cast_vote(&self, vote: &SignedVote) -> Result<(AccessRequestInfo, bool), Error> {
         let request = v1::CastVoteRequest {
             access_request_id: vote.access_request_id().to_string(),

@@ -1,12 +1,15 @@
+//! Connection to a broker: calls with a proof or evidence of the caller, nonces and retries.
+
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost::{Message, Name};
+use tonic::client::Grpc;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::responses::ReadWire as _;
@@ -24,6 +27,7 @@ use crate::proto::{BOOTSTRAP_CODE, v1};
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
+    #[cfg(feature = "validator")]
     transport: Transport,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
@@ -75,6 +79,10 @@ pub trait RpcMethod {
     type Response: Message + Name + Default + Send + Sync + 'static;
 }
 
+#[cfg_attr(
+    not(feature = "validator"),
+    allow(dead_code, reason = "validators consume tokens and watch revocations")
+)]
 pub mod methods {
     use super::RpcMethod;
     use crate::proto::v1;
@@ -148,18 +156,20 @@ impl Endpoint {
         Self::connect_with(url, &ConnectOptions::default())
     }
 
-    /// The same, through a Unix socket or with other certificate authorities.
+    /// A broker reached through a Unix socket or with other certificate authorities.
     pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
         let transport = Transport::new(url, options)?;
+        let connector = Connector(transport.clone());
         let channel = tonic::transport::Endpoint::from(transport.uri().clone())
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector(transport.clone()));
+            .connect_with_connector_lazy(connector);
         Ok(Self {
             url: url.into(),
+            #[cfg(feature = "validator")]
             transport,
             channel,
             nonce: Arc::default(),
@@ -168,8 +178,8 @@ impl Endpoint {
         })
     }
 
-    /// How long, in milliseconds, a call that may be repeated is repeated while the broker cannot be reached or is
-    /// interrupted by others. 5,000 unless said; 0 for never.
+    /// How long an idempotent call is retried while the broker cannot be reached or other changes conflict, in
+    /// milliseconds: 5,000 by default, 0 for never.
     pub fn with_retry_ms(mut self, retry_ms: u32) -> Self {
         self.retry_ms = retry_ms;
         self
@@ -202,6 +212,7 @@ impl Endpoint {
     }
 
     /// How to connect to the broker, for plain HTTP requests.
+    #[cfg(feature = "validator")]
     pub(crate) fn transport(&self) -> &Transport {
         &self.transport
     }
@@ -216,28 +227,16 @@ impl Endpoint {
         options: CallOptions<'_>,
         messages: &[M::Request],
     ) -> Result<M::Response, Error> {
-        let mut retry = RetryState::default();
-        loop {
+        let timeout = Duration::from_secs(CALL_TIMEOUT_S + u64::from(options.wait_s));
+        let path = path::<M>()?;
+        let send = |mut grpc: Grpc<Channel>, headers| {
             let mut request = Request::new(tokio_stream::iter(messages.to_vec()));
-            *request.metadata_mut() = self.headers::<M>(&options).await?;
-            request.set_timeout(Duration::from_secs(
-                CALL_TIMEOUT_S + u64::from(options.wait_s),
-            ));
-            let answer = match self.ready().await {
-                Ok(mut grpc) => {
-                    grpc.client_streaming(request, path::<M>()?, codec::<M>())
-                        .await
-                }
-                Err(status) => Err(status),
-            };
-            match answer {
-                Ok(response) => {
-                    self.remember(response.metadata());
-                    return Ok(response.into_inner());
-                }
-                Err(status) => retry.backoff::<M>(self, &status).await?,
-            }
-        }
+            *request.metadata_mut() = headers;
+            request.set_timeout(timeout);
+            let path = path.clone();
+            async move { grpc.client_streaming(request, path, codec::<M>()).await }
+        };
+        self.send_with_retry::<M, _, _>(&options, send).await
     }
 
     /// Makes a call with a stream of responses.
@@ -246,20 +245,32 @@ impl Endpoint {
         options: CallOptions<'_>,
         message: &M::Request,
     ) -> Result<Streaming<M::Response>, Error> {
+        let path = path::<M>()?;
+        let send = |mut grpc: Grpc<Channel>, headers| {
+            let mut request = Request::new(message.clone());
+            *request.metadata_mut() = headers;
+            let path = path.clone();
+            async move { grpc.server_streaming(request, path, codec::<M>()).await }
+        };
+        self.send_with_retry::<M, _, _>(&options, send).await
+    }
+
+    /// Sends a call until it is answered or may not be repeated; each attempt carries a proof of its own.
+    async fn send_with_retry<M: RpcMethod, T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        options: &CallOptions<'_>,
+        send: impl Fn(Grpc<Channel>, MetadataMap) -> F,
+    ) -> Result<T, Error> {
         let mut retry = RetryState::default();
         loop {
-            let mut request = Request::new(message.clone());
-            *request.metadata_mut() = self.headers::<M>(&options).await?;
+            let headers = self.headers::<M>(options).await?;
             let answer = match self.ready().await {
-                Ok(mut grpc) => {
-                    grpc.server_streaming(request, path::<M>()?, codec::<M>())
-                        .await
-                }
+                Ok(grpc) => send(grpc, headers).await,
                 Err(status) => Err(status),
             };
             match answer {
                 Ok(response) => {
-                    self.remember(response.metadata());
+                    self.remember_nonce(response.metadata());
                     return Ok(response.into_inner());
                 }
                 Err(status) => retry.backoff::<M>(self, &status).await?,
@@ -269,12 +280,12 @@ impl Endpoint {
 
     /// The error that ended a stream.
     pub(crate) fn stream_error(&self, status: &Status) -> Error {
-        self.remember(status.metadata());
+        self.remember_nonce(status.metadata());
         Error::from_status(&self.url, status)
     }
 
-    async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+    async fn ready(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone());
         grpc.ready()
             .await
             .map_err(|error| Status::from_error(Box::new(error)))?;
@@ -321,7 +332,7 @@ impl Endpoint {
     }
 
     /// Keeps the nonce of a response or an error (RFC 9449 §8.2).
-    fn remember(&self, metadata: &MetadataMap) {
+    fn remember_nonce(&self, metadata: &MetadataMap) {
         let nonce = metadata
             .get(DPOP_NONCE)
             .and_then(|value| value.to_str().ok());
@@ -333,14 +344,13 @@ impl Endpoint {
     }
 }
 
-/// The attempts of one call, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
-/// broker is away.
+/// The retries of one call: once for a nonce, and, where a repetition can do no harm, while the broker cannot be reached.
 #[derive(Default)]
 struct RetryState {
-    made: u32,
+    backoffs: u32,
     failing_since: Option<Timestamp>,
     slept_ms: i64,
-    nonce_given: bool,
+    nonce_retried: bool,
 }
 
 impl RetryState {
@@ -350,14 +360,14 @@ impl RetryState {
         endpoint: &Endpoint,
         status: &Status,
     ) -> Result<(), Error> {
-        endpoint.remember(status.metadata());
+        endpoint.remember_nonce(status.metadata());
         let error = Error::from_status(&endpoint.url, status);
         let reason = error.reason();
         if reason == Some(Reason::UseDpopNonce)
             && status.code() == Code::Unauthenticated
-            && !self.nonce_given
+            && !self.nonce_retried
         {
-            self.nonce_given = true;
+            self.nonce_retried = true;
             return Ok(());
         }
         let passing = match &error {
@@ -382,12 +392,12 @@ impl RetryState {
         };
         let now = endpoint.clock.now();
         let failing_ms = now.since(*self.failing_since.get_or_insert(now));
-        let pause_ms = backoff_ms(self.made)?;
+        let pause_ms = backoff_ms(self.backoffs)?;
         let pause_ms = match reason {
             Some(Reason::RateLimited) => retry_after_ms(status).saturating_add(pause_ms / 2),
             Some(_) | None => pause_ms,
         };
-        self.made = self.made.saturating_add(1);
+        self.backoffs = self.backoffs.saturating_add(1);
         // The pauses bound it too: a clock may stand still.
         let spent_ms = failing_ms
             .max(self.slept_ms)
@@ -397,7 +407,7 @@ impl RetryState {
         }
         self.slept_ms += i64::from(pause_ms);
         // A broker that comes back has new nonces.
-        self.nonce_given = false;
+        self.nonce_retried = false;
         tokio::time::sleep(Duration::from_millis(u64::from(pause_ms))).await;
         Ok(())
     }
@@ -443,9 +453,9 @@ pub(crate) fn backoff_ms(round: u32) -> Result<u32, Error> {
 const DPOP: &str = "dpop";
 const DPOP_NONCE: &str = "dpop-nonce";
 const AUTHORIZATION: &str = "authorization";
-/// To establish a connection.
+/// Longest time to establish a connection, in seconds.
 const CONNECT_TIMEOUT_S: u64 = 3;
-/// For an answer, beside the requested wait.
+/// Longest time for an answer, beside the requested wait, in seconds.
 const CALL_TIMEOUT_S: u64 = 10;
 /// A connection without a reply to a ping for the sum of both is closed.
 const KEEP_ALIVE_INTERVAL_S: u64 = 20;

@@ -23,7 +23,7 @@ pub enum Error {
     /// The broker could not be reached, or the connection broke before it answered.
     #[error("the broker at {url} cannot be reached: {cause}")]
     Unreachable {
-        /// Where it should be.
+        /// The broker's URL.
         url: String,
         /// The transport's error.
         cause: String,
@@ -31,7 +31,7 @@ pub enum Error {
     /// The broker did not answer in time.
     #[error("the broker at {url} did not answer in time")]
     TimedOut {
-        /// Where it should be.
+        /// The broker's URL.
         url: String,
     },
     /// The broker refused the call.

@@ -22,7 +22,7 @@ pub enum EvidenceSource {
     Fn(Arc<EvidenceFn>),
 }
 
-/// A function that gives evidence.
+/// A function that returns evidence.
 pub type EvidenceFn = dyn Fn() -> Result<Secret, String> + Send + Sync;
 
 /// Why there is no evidence to send.
@@ -33,15 +33,15 @@ pub enum EvidenceError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         kind: io::ErrorKind,
     },
     /// The SPIFFE agent returned none.
     #[error("Workload API at {socket}: {cause}")]
     WorkloadApi {
-        /// Where it should listen.
+        /// The agent's socket.
         socket: String,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// Empty, too long, or with a blank in it.

@@ -17,6 +17,7 @@ pub(crate) mod http;
 pub mod http;
 mod operator;
 mod responses;
+mod task_handle;
 #[cfg(test)]
 mod tests;
 mod token_outcome;
@@ -25,7 +26,7 @@ pub mod vote;
 mod watch;
 mod workload_api;
 
-pub use agent::{AgentClient, OpenTaskRequest, TaskHandle, TokenRequest};
+pub use agent::{AgentClient, OpenTaskRequest};
 pub use approver::{ApproverClient, InboxWatcher};
 pub(crate) use channel::{CallOptions, backoff_ms, methods};
 pub use channel::{Endpoint, Identity};
@@ -33,13 +34,14 @@ pub use error::{Error, RefusedCall};
 pub use evidence::{EvidenceError, EvidenceSource};
 pub use operator::OperatorClient;
 pub use responses::*;
+pub use task_handle::{TaskHandle, TokenRequest};
 pub use token_outcome::{AccessToken, Denial, DpopHeaders, PendingApproval, TokenOutcome};
 pub use transport::ConnectOptions;
-#[cfg(not(feature = "internals"))]
+#[cfg(all(feature = "validator", not(feature = "internals")))]
 pub(crate) use transport::{Protocol, Transport};
 #[cfg(feature = "internals")]
 pub use transport::{Protocol, Transport};
-pub use watch::AccessRequestWatch;
+pub use watch::AccessRequestWatcher;
 pub use workload_api::WorkloadApi;
 
 use crate::model::ParseError;

@@ -16,8 +16,8 @@ use crate::proto::v1;
 
 /// A client for operators and auditors: policy, agents, freezes, people, statistics and the journal.
 ///
-/// The caller is known by a key that the policy bundle registers for a person. Each call says who may make it where that is
-/// not operators alone; a call by anyone else fails with [`crate::model::Reason::NotPermitted`].
+/// The caller is known by a key that the policy bundle registers for a person. A method without a note is for operators alone;
+/// a call by another person fails with [`crate::model::Reason::NotPermitted`].
 #[derive(Debug, Clone)]
 pub struct OperatorClient {
     endpoint: Endpoint,

@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr as _;
@@ -38,6 +37,13 @@ pub struct ConnectOptions {
 /// The application protocol of a connection (ALPN).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
+    #[cfg_attr(
+        not(any(feature = "validator", feature = "internals")),
+        expect(
+            dead_code,
+            reason = "plain HTTP is for validators and the command line"
+        )
+    )]
     Http1,
     Http2,
 }
@@ -99,8 +105,9 @@ impl Transport {
         Ok(Self { uri, target })
     }
 
-    /// The same broker, by an address of this host: its name stays the URL's. A Unix socket stays one.
-    pub fn at(mut self, address: SocketAddr) -> Self {
+    /// The same broker at an address of this host; the server name stays the URL's, and a Unix socket is kept.
+    #[cfg(feature = "internals")]
+    pub fn at(mut self, address: std::net::SocketAddr) -> Self {
         match &mut self.target {
             ConnectTarget::Tcp { host, port } | ConnectTarget::Tls { host, port, .. } => {
                 *host = address.ip().to_string().into();

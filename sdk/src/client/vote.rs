@@ -42,9 +42,9 @@ pub enum SignVoteError {
     /// The card is incomplete, or of another realm.
     #[error("vote not signed: the card cannot be read: {0}")]
     Card(ParseError),
-    /// The card does not need this profile.
+    /// The access request does not need this profile.
     #[error("vote not signed: the card does not need this profile")]
-    NotAsked,
+    ProfileNotNeeded,
     /// The broker's text is not a statement in canonical JSON, or has members this client does not know.
     #[error("vote not signed: the broker's statement cannot be read")]
     Statement,
@@ -96,11 +96,11 @@ fn expected(
     received: &VoteStatement,
 ) -> Result<VoteStatement, SignVoteError> {
     let card = review.card;
-    let asked = card
+    let required = card
         .needs
         .iter()
         .find(|need| need.profile.name == *review.profile)
-        .ok_or(SignVoteError::NotAsked)?;
+        .ok_or(SignVoteError::ProfileNotNeeded)?;
     if card.realm != *review.realm {
         let rule = "is another one than the approver's";
         return Err(SignVoteError::Card(ParseError::new("realm", rule)));
@@ -125,7 +125,7 @@ fn expected(
         uses: review.narrowing.max_uses.into_iter().chain(card.uses).min(),
         comment: review.comment.cloned(),
         policy: card.policy,
-        profile: asked.profile.clone(),
+        profile: required.profile.clone(),
         verdict: review.verdict,
         not_after: received.not_after,
         nonce: nonce(&received.nonce)?,
@@ -192,7 +192,7 @@ fn compare(expected: &VoteStatement, received: &VoteStatement) -> Result<(), Sig
 }
 
 impl SignedVote {
-    /// What it decides.
+    /// The access request it decides.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id
     }
@@ -202,12 +202,12 @@ impl SignedVote {
         &self.statement
     }
 
-    /// Until when an approval holds: set by the broker, signed with the rest.
+    /// When an approval stops counting: set by the broker, signed with the rest.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
 
-    /// r ‖ s.
+    /// The ES256 signature, r ‖ s in 64 bytes.
     pub fn signature(&self) -> &[u8; 64] {
         &self.signature
     }
@@ -423,7 +423,7 @@ mod tests {
         };
         assert_eq!(
             sign_vote(&unasked, &text(&honest()), None).err(),
-            Some(SignVoteError::NotAsked)
+            Some(SignVoteError::ProfileNotNeeded)
         );
     }
 }

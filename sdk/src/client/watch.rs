@@ -12,12 +12,12 @@ use crate::proto::v1::watch_access_request_response::Message;
 /// Watches one access request of a task until it is final: over broken connections and restarts of the broker. Dropping it
 /// ends nothing.
 #[derive(Debug)]
-pub struct AccessRequestWatch {
+pub struct AccessRequestWatcher {
     endpoint: Endpoint,
     identity: Identity,
     task: TaskId,
     id: AccessRequestId,
-    /// The last status received: where the next stream goes on.
+    /// Resume cursor: the last status received.
     cursor: Option<v1::AccessRequestCursor>,
     stream: Option<Streaming<v1::WatchAccessRequestResponse>>,
     /// Streams that broke since the last message.
@@ -25,9 +25,9 @@ pub struct AccessRequestWatch {
     last: bool,
 }
 
-impl AccessRequestWatch {
+impl AccessRequestWatcher {
     /// A watch of this access request of the task. `identity` is the holder of the task's key. It connects with the first
-    /// [`AccessRequestWatch::next`].
+    /// [`AccessRequestWatcher::next`].
     pub fn new(endpoint: Endpoint, identity: Identity, task: TaskId, id: AccessRequestId) -> Self {
         Self {
             endpoint,

@@ -14,7 +14,7 @@ use crate::model::{ParseError, Secret, SpiffeId};
 use crate::proto::spiffe::JwtsvidRequest;
 use crate::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 
-/// Where a SPIFFE agent listens, and what for: one audience, and one identity if the workload has several.
+/// A SPIFFE agent's socket, the audience of the SVIDs to fetch, and the identity if the workload has several.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WorkloadApi {
     socket: String,
@@ -23,7 +23,7 @@ pub struct WorkloadApi {
 }
 
 impl WorkloadApi {
-    /// An agent at this address (`unix:///run/spire/agent.sock`), asked for SVIDs that the broker takes: `audience` is its
+    /// An agent at this address (`unix:///run/spire/agent.sock`), for SVIDs that the broker accepts: `audience` is its
     /// evidence audience. Without a SPIFFE ID the agent's first answer is taken, which is its default (SPIFFE Workload API
     /// §6.1).
     pub fn new(
@@ -31,15 +31,15 @@ impl WorkloadApi {
         audience: &str,
         spiffe_id: Option<SpiffeId>,
     ) -> Result<Self, ParseError> {
-        let wrong = |rule: &'static str| ParseError::new("Workload API", rule);
+        let invalid = |rule: &'static str| ParseError::new("Workload API", rule);
         let path = address
             .strip_prefix("unix://")
             .or_else(|| address.strip_prefix("unix:"))
-            .ok_or_else(|| wrong("must be unix:///path; other transports are not supported"))?;
+            .ok_or_else(|| invalid("must be unix:///path; other transports are not supported"))?;
         // SPIFFE Workload Endpoint §4: an absolute path, and neither authority, query nor fragment.
         if !path.starts_with('/') || path.len() > SOCKET_BYTES_MAX || path.contains(['?', '#', '%'])
         {
-            return Err(wrong(
+            return Err(invalid(
                 "must be unix:// and an absolute path of at most 107 bytes, and no more",
             ));
         }
@@ -55,18 +55,18 @@ impl WorkloadApi {
         &self.socket
     }
 
-    /// A JWT-SVID as the agent gives it now. The agent caches; here nothing is kept.
+    /// Fetches a JWT-SVID. The agent caches; this client keeps none. Fails after ten seconds.
     pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
-        let unanswered = |cause: &str| EvidenceError::WorkloadApi {
+        let failure = |cause: &str| EvidenceError::WorkloadApi {
             socket: self.socket.clone(),
             cause: escape_invisible_capped(cause, CAUSE_CHARS_MAX),
         };
         let fetching = async {
             let channel = Endpoint::from_shared(self.socket.clone())
-                .map_err(|_| unanswered("is not an address"))?
+                .map_err(|_| failure("is not an address"))?
                 .connect()
                 .await
-                .map_err(|_| unanswered("no agent answers there"))?;
+                .map_err(|_| failure("no agent answers there"))?;
             let mut request = Request::new(JwtsvidRequest {
                 audience: vec![self.audience.clone()],
                 spiffe_id: self
@@ -75,7 +75,7 @@ impl WorkloadApi {
                     .map(SpiffeId::to_string)
                     .unwrap_or_default(),
             });
-            // SPIFFE Workload Endpoint §6.1: what no forged web request carries.
+            // SPIFFE Workload Endpoint §6.1: a forged web request cannot carry this key.
             request
                 .metadata_mut()
                 .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
@@ -83,19 +83,19 @@ impl WorkloadApi {
                 .max_decoding_message_size(ANSWER_BYTES_MAX)
                 .fetch_jwtsvid(request)
                 .await
-                .map_err(|status| unanswered(&format!("{:?}: {}", status.code(), status.message())))
+                .map_err(|status| failure(&format!("{:?}: {}", status.code(), status.message())))
         };
         let answer = tokio::time::timeout(Duration::from_secs(FETCH_TIMEOUT_S), fetching)
             .await
-            .map_err(|_| unanswered("no answer in time"))??
+            .map_err(|_| failure("no answer in time"))??
             .into_inner();
-        let asked = self.spiffe_id.as_ref().map(SpiffeId::to_string);
+        let requested_id = self.spiffe_id.as_ref().map(SpiffeId::to_string);
         answer
             .svids
             .into_iter()
-            .find(|given| asked.as_ref().is_none_or(|id| *id == given.spiffe_id))
-            .map(|given| Secret::new(given.svid))
-            .ok_or_else(|| unanswered("it has no JWT-SVID for this workload"))
+            .find(|svid| requested_id.as_ref().is_none_or(|id| *id == svid.spiffe_id))
+            .map(|svid| Secret::new(svid.svid))
+            .ok_or_else(|| failure("it has no JWT-SVID for this workload"))
     }
 }
 
@@ -107,7 +107,7 @@ impl fmt::Debug for WorkloadApi {
 
 /// Key in the metadata of every call (SPIFFE Workload Endpoint §6.1).
 const SECURITY_HEADER: &str = "workload.spiffe.io";
-/// To connect and to be answered.
+/// Longest time to connect and be answered, in seconds.
 const FETCH_TIMEOUT_S: u64 = 10;
 /// Largest answer, in bytes: some tens of SVIDs.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;

@@ -79,7 +79,7 @@ impl Claims {
     /// A required `aud` with exactly one audience: a string, or an array of one string (RFC 7519 §4.1.3).
     pub fn audience(&self) -> Result<&str, ClaimError> {
         const NAME: &str = "aud";
-        let one = match self.0.get(NAME).ok_or(missing(NAME))? {
+        let audience = match self.0.get(NAME).ok_or(missing(NAME))? {
             Value::Array(items) => match items.as_slice() {
                 [Value::String(s)] => Some(s),
                 _ => None,
@@ -87,7 +87,8 @@ impl Claims {
             Value::String(s) => Some(s),
             _ => None,
         };
-        one.map(String::as_str)
+        audience
+            .map(String::as_str)
             .filter(|s| !s.is_empty())
             .ok_or(ClaimError {
                 name: NAME,

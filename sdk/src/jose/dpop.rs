@@ -30,7 +30,7 @@ pub enum ProofError {
     /// Signed, but a claim is missing, unknown or of the wrong form.
     #[error("proof: {0}")]
     Claim(ClaimError),
-    /// Signed, but with a claim this broker does not know.
+    /// Signed, but with a claim other than `jti`, `htm`, `htu`, `iat`, `nonce`, `ath`, `adg` and `evh`.
     #[error("proof: has an unknown claim")]
     UnknownClaim,
     /// For another method.

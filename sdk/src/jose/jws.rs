@@ -67,7 +67,7 @@ pub struct HeaderRules {
 /// Accepted values of `typ`, compared byte by byte (RFC 8725 §3.11).
 #[derive(Debug, Clone, Copy)]
 pub enum TypRule {
-    /// One of these must stand there.
+    /// One of these is required.
     Required(&'static [&'static str]),
     /// One of these, or no `typ` at all.
     Optional(&'static [&'static str]),
@@ -194,7 +194,7 @@ pub fn sign(header: &Value, claims: &Value, key: &SigningKey) -> Result<String, 
     }
 }
 
-/// A compact JWS taken apart. Nothing of it is believed yet.
+/// A compact JWS, split and not yet verified.
 pub(super) struct Compact<'a> {
     header: Map<String, Value>,
     /// The exact bytes the signature is over.

@@ -21,7 +21,7 @@ use crate::model::{Digest, KeyId, Thumbprint};
 /// Why a key could not be read, generated or used. Holds no part of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The JWK is not a public ES256 key in the form this broker reads.
+    /// The JWK is not a public ES256 key in the form that [`PublicKey::from_jwk`] reads.
     #[error("JWK: {0}")]
     Jwk(&'static str),
     /// A member of a private or symmetric key in a public key.
@@ -191,7 +191,7 @@ impl fmt::Debug for PublicKey {
 pub(super) fn is_on_curve(curve: &'static agreement::Algorithm, point: &[u8]) -> bool {
     let peer = agreement::UnparsedPublicKey::new(curve, point);
     EphemeralPrivateKey::generate(curve, &SystemRandom::new())
-        .and_then(|own| agreement::agree_ephemeral(own, &peer, |_secret| ()))
+        .and_then(|ephemeral| agreement::agree_ephemeral(ephemeral, &peer, |_secret| ()))
         .is_ok()
 }
 

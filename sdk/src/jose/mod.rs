@@ -18,6 +18,7 @@ pub mod dpop;
 mod jwk;
 pub mod jws;
 mod key;
+mod key_set;
 mod nonce;
 
 #[cfg(test)]
@@ -27,9 +28,10 @@ mod vectors;
 
 pub use authenticator::AuthenticatorKey;
 pub use claims::{ClaimError, Claims};
-pub use jwk::{Alg, KeySet, KeySetError, Usage, VerifyingKey};
+pub use jwk::{Alg, KeySetError, Usage, VerifyingKey};
 pub use jws::{HeaderRules, JoseError, Jws, KidRule, TypRule};
 pub use key::{KeyError, PublicKey, SigningKey};
+pub use key_set::KeySet;
 pub use nonce::Nonces;
 
 use base64::Engine as _;

@@ -5,13 +5,16 @@
 
 mod action;
 mod agent;
+mod cause;
 mod decision;
 mod digest;
 mod entry;
+mod event;
 mod freeze;
 mod id;
 pub mod json;
 mod phrase;
+mod position;
 mod refusal;
 mod risk;
 mod secret;
@@ -26,12 +29,15 @@ pub use action::{
     Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target,
 };
 pub use agent::{AgentStatus, RegisteredAgent};
+pub use cause::*;
 pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
 pub use digest::{Digest, Thumbprint};
 pub use entry::*;
+pub use event::*;
 pub use freeze::FreezeScope;
 pub use id::*;
 pub use phrase::MatchPhrase;
+pub use position::JournalPosition;
 pub use refusal::{DeniedReason, Reason};
 pub use risk::Risk;
 pub use secret::Secret;

@@ -192,7 +192,7 @@ refusals! {
         "ask an operator for another one: 'dipylon approver invite'";
     DwellRequired = "DWELL_REQUIRED" FailedPrecondition Failed Caller AfterMs(SECOND_MS),
         "the card has to be open longer before an approval is accepted",
-        "read the card, then vote; [approvals] in people.toml sets the time";
+        "read the card, then vote; `[approvals]` in `people.toml` sets the time";
     PolicyChanged = "POLICY_CHANGED" FailedPrecondition Conflict Caller Never,
         "the policy has changed since the card was shown",
         "read the card again, then vote";
@@ -222,7 +222,7 @@ refusals! {
         "try again in a second";
     RateLimited = "RATE_LIMITED" ResourceExhausted LimitExceeded Operator AfterMs(SECOND_MS),
         "rate limit exceeded; nothing was done",
-        "wait as long as RetryInfo says; [rate_limits] in dipylon.toml sets the limits";
+        "wait as long as RetryInfo says; `[rate_limits]` in `dipylon.toml` sets the limits";
     ClockUnreliable = "CLOCK_UNRELIABLE" FailedPrecondition Unavailable Caller Never,
         "the broker's wall clock is unreliable; no token is issued until it has been steady for a minute",
         "'dipylon doctor' on the broker's host compares its clocks";

@@ -102,11 +102,11 @@ pub const fn status_to_wire(status: AccessRequestStatus) -> v1::AccessRequestSta
     }
 }
 
-/// Reads a card. Everything that is signed must be there and in its form: a reader that shows half a card has people sign
-/// the other half unseen.
+/// Reads a card. Everything that is signed must be there and in its form: an approver who sees half a card
+/// would sign the other half unseen.
 pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
-    let asked = wire.action.as_ref().map(action).transpose()?.map(Arc::new);
-    if wire.action_digest != digest_of(asked.as_deref()) {
+    let card_action = wire.action.as_ref().map(action).transpose()?.map(Arc::new);
+    if wire.action_digest != digest_of(card_action.as_deref()) {
         return Err(ParseError::new(
             "action_digest",
             "is of another action than the card's",
@@ -117,14 +117,14 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
         .iter()
         .map(|p| (p.person_id.as_str(), p.name.as_str()))
         .collect();
-    let who = |id: &str| -> Result<PersonRef, ParseError> {
+    let person = |id: &str| -> Result<PersonRef, ParseError> {
         Ok(PersonRef {
             id: PersonId::parse(id)?,
             name: people.get(id).map(|name| (*name).to_owned()),
         })
     };
     let agent = required("agent", wire.agent.as_ref())?;
-    let seen = required("verification", wire.verification.as_ref())?;
+    let verification = required("verification", wire.verification.as_ref())?;
     Ok(Card {
         access_request: AccessRequestId::parse(&wire.access_request_id)?,
         status: status(wire.status)?,
@@ -134,7 +134,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
         reversible: wire.reversible.clone(),
         undo: wire.undo.clone(),
         risk: risk(&wire.risk)?,
-        action: asked,
+        action: card_action,
         parameter_titles: wire
             .parameter_titles
             .iter()
@@ -146,7 +146,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
         }),
         agent: Requester {
             id: AgentId::parse(&agent.agent_id)?,
-            owner: who(&agent.owner)?,
+            owner: person(&agent.owner)?,
             registered: (!agent.environment.is_empty()).then(|| AgentRegistration {
                 environment: agent.environment.clone(),
                 model: agent.model.clone(),
@@ -154,10 +154,10 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             }),
         },
         verified: Attestation {
-            kind: seen.evidence_kind.clone(),
-            subject: SpiffeId::parse(&seen.subject)?,
-            verified_at: moment("verified_at", seen.verified_at.as_ref())?,
-            expires_at: moment("expires_at", seen.expires_at.as_ref())?,
+            kind: verification.evidence_kind.clone(),
+            subject: SpiffeId::parse(&verification.subject)?,
+            verified_at: moment("verified_at", verification.verified_at.as_ref())?,
+            expires_at: moment("expires_at", verification.expires_at.as_ref())?,
         },
         rules: wire
             .rules
@@ -182,7 +182,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
                     approvers: need
                         .approvers
                         .iter()
-                        .map(|id| who(id))
+                        .map(|id| person(id))
                         .collect::<Result<_, _>>()?,
                     passkey: passkey(&need.method)?,
                 })
@@ -206,7 +206,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
                 last_denied_at: maybe(history.last_denied_at.as_ref())?,
                 last_denied_by: match history.last_denied_by.as_str() {
                     "" => None,
-                    id => Some(who(id)?),
+                    id => Some(person(id)?),
                 },
                 requested_today: history.requested_today,
                 first: history.first,
@@ -229,7 +229,7 @@ fn digest_of(action: Option<&Action>) -> String {
 }
 
 fn need_to_wire(need: &ProfileProgress) -> v1::Profile {
-    let approvers = need.approvers.iter().map(|who| who.id.to_string());
+    let approvers = need.approvers.iter().map(|person| person.id.to_string());
     v1::Profile {
         name: need.profile.name.to_string(),
         digest: need.profile.digest.to_string(),
@@ -241,7 +241,7 @@ fn need_to_wire(need: &ProfileProgress) -> v1::Profile {
     }
 }
 
-/// Words of `people.toml`.
+/// The vote method, in the words of `people.toml`.
 const PASSKEY: &str = "passkey";
 const KEY: &str = "key";
 
@@ -264,25 +264,25 @@ fn history_to_wire(history: &History) -> v1::CardHistory {
         last_denied_by: history
             .last_denied_by
             .as_ref()
-            .map(|who| who.id.to_string())
+            .map(|person| person.id.to_string())
             .unwrap_or_default(),
         requested_today: history.requested_today,
         first: history.first,
     }
 }
 
-/// Everyone named on the card who has a name.
+/// The people on the card who have a display name.
 fn people_of(card: &Card) -> BTreeMap<String, String> {
     let history = card.history.iter();
     let approvers = card.needs.iter().flat_map(|need| &need.approvers);
     std::iter::once(&card.agent.owner)
         .chain(approvers)
         .chain(history.filter_map(|h| h.last_denied_by.as_ref()))
-        .filter_map(|who| Some((who.id.to_string(), who.name.clone()?)))
+        .filter_map(|person| Some((person.id.to_string(), person.name.clone()?)))
         .collect()
 }
 
-/// Where an access request stands, by its number on the wire.
+/// Reads the status of an access request.
 pub fn status(wire: i32) -> Result<AccessRequestStatus, ParseError> {
     match v1::AccessRequestStatus::try_from(wire) {
         Ok(v1::AccessRequestStatus::Waiting) => Ok(AccessRequestStatus::Waiting),

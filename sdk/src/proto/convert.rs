@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::v1;
 use crate::model::{
-    Action, ActionName, Audience, Evidence, PARAM_DEPTH_MAX, Param, ParseError, Secret, Target,
-    TaskOutcome, Timestamp, Verdict,
+    Action, ActionName, Audience, Evidence, JournalPosition, PARAM_DEPTH_MAX, Param, ParseError,
+    Secret, Target, TaskOutcome, Timestamp, Verdict,
 };
 
 /// Reads an action: everything but its optional parameters must be there, no parameter twice, no value empty.
@@ -38,6 +38,22 @@ pub fn target_to_wire(target: &Target) -> v1::Target {
     v1::Target {
         r#type: target.kind.clone(),
         id: target.id.clone(),
+    }
+}
+
+/// Reads a journal position.
+pub fn position(wire: v1::Position) -> JournalPosition {
+    JournalPosition {
+        epoch: wire.epoch,
+        index: wire.index,
+    }
+}
+
+/// Writes a journal position.
+pub fn position_to_wire(position: JournalPosition) -> v1::Position {
+    v1::Position {
+        epoch: position.epoch,
+        index: position.index,
     }
 }
 

@@ -52,7 +52,7 @@ where
     }
 }
 
-/// What a buffer begins with, in bytes; a larger message makes it grow. Most messages here are below it, and up to here an
+/// Initial capacity of a buffer, in bytes; a larger message makes it grow. Most messages here are below it, and up to here an
 /// allocation is one step of the allocator's (glibc's per-thread cache ends at 1,032 bytes).
 const BUFFER_BYTES: usize = 1024;
 /// Bytes of a stream's messages that are gathered before they are sent: tonic's own value.

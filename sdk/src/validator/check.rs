@@ -28,7 +28,7 @@ pub struct PresentedToken<'a> {
 /// The action that the server is about to do.
 #[derive(Debug, Clone)]
 pub struct RequiredAction {
-    /// Its name in the catalogue.
+    /// The action's name in the catalogue.
     pub action: ActionName,
     /// Its target.
     pub target: Target,
@@ -117,7 +117,7 @@ impl ValidationError {
         }
     }
 
-    /// The `www-authenticate` header (RFC 6750 §3, RFC 9449 §7.1); `None` when asking otherwise would not help.
+    /// The `www-authenticate` header (RFC 6750 §3, RFC 9449 §7.1); `None` when the failure is not the caller's.
     pub fn www_authenticate(&self) -> Option<String> {
         let (error, description) = match self {
             Self::Stale | Self::Busy | Self::Broker(_) => return None,
@@ -195,7 +195,7 @@ pub(super) fn action(
             detail
                 .parameters
                 .get(name)
-                .is_some_and(|held| matches(held, param, presented.openings.get(name)))
+                .is_some_and(|claimed| matches(claimed, param, presented.openings.get(name)))
         });
     if same {
         Ok(())
@@ -205,9 +205,9 @@ pub(super) fn action(
 }
 
 /// A value is compared as it is, a commitment with the hash of salt and value.
-fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
-    match commitment(held) {
-        None => *held == param.to_json(),
+fn matches(claimed: &Value, param: &Param, salt: Option<&String>) -> bool {
+    match commitment(claimed) {
+        None => *claimed == param.to_json(),
         Some(commitment) => salt.is_some_and(|salt| {
             let opening = Opening {
                 salt: salt.clone(),
@@ -218,9 +218,9 @@ fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
     }
 }
 
-/// `$` cannot stand in a parameter's own name, so nothing else looks like a commitment.
-fn commitment(held: &Value) -> Option<&str> {
-    held.as_object()?.get("$commitment")?.as_str()
+/// A parameter's name cannot contain `$`, so no plain value looks like a commitment.
+fn commitment(claimed: &Value) -> Option<&str> {
+    claimed.as_object()?.get("$commitment")?.as_str()
 }
 
 impl Authorized {

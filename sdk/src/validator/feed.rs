@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{START_MS, ValidatorState};
 use crate::client::{CallOptions, Error, backoff_ms, methods};
 use crate::model::{ParseError, Reason};
-use crate::proto::v1;
+use crate::proto::{convert, v1};
 
 /// Watches, and when the stream ends, for any cause, watches again from the last position; from the start after a gap.
 pub(super) async fn run_feed(shared: Arc<ValidatorState>) {
@@ -19,24 +19,24 @@ pub(super) async fn run_feed(shared: Arc<ValidatorState>) {
         round = round.saturating_add(1);
         tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
         // Streams last minutes at most, so a key that the broker withdrew is dropped here within that time.
-        let _kept = shared.keys.refresh(shared.config.clock.now()).await;
+        let _keys_kept = shared.keys.refresh(shared.config.clock.now()).await;
     }
 }
 
 /// One stream, to its end. Returns whether a usable message was received.
 async fn watch(shared: &ValidatorState) -> bool {
-    let order = CallOptions::by(&shared.config.identity);
+    let options = CallOptions::by(&shared.config.identity);
     let after = shared
         .read(super::RevocationSet::position)
-        .map(super::JournalPosition::to_wire);
+        .map(convert::position_to_wire);
     let request = v1::WatchRevocationsRequest { after };
     let started = shared
         .endpoint
-        .watch::<methods::WatchRevocations>(order, &request);
+        .watch::<methods::WatchRevocations>(options, &request);
     let mut stream = match tokio::time::timeout(Duration::from_millis(START_MS), started).await {
         Ok(Ok(stream)) => stream,
         Err(_) => {
-            shared.note(Error::TimedOut {
+            shared.record_error(Error::TimedOut {
                 url: shared.endpoint.url().to_owned(),
             });
             return false;
@@ -48,7 +48,7 @@ async fn watch(shared: &ValidatorState) -> bool {
             ) {
                 shared.change(super::RevocationSet::restart);
             }
-            shared.note(error);
+            shared.record_error(error);
             return false;
         }
     };
@@ -59,7 +59,7 @@ async fn watch(shared: &ValidatorState) -> bool {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return received,
             Ok(Err(status)) => {
-                shared.note(shared.endpoint.stream_error(&status));
+                shared.record_error(shared.endpoint.stream_error(&status));
                 return received;
             }
             // The connection may be broken without a sign.
@@ -67,7 +67,7 @@ async fn watch(shared: &ValidatorState) -> bool {
         };
         let now = shared.config.clock.now();
         if let Err(gap) = shared.change(|revoked| revoked.apply(message, now)) {
-            shared.note(Error::Answer(ParseError::new(
+            shared.record_error(Error::Answer(ParseError::new(
                 "revocation feed",
                 gap.to_string(),
             )));

@@ -17,16 +17,16 @@ pub enum FetchError {
     /// No connection, or it broke.
     #[error("broker keys: the broker cannot be reached")]
     Unreachable,
-    /// Not within three seconds.
+    /// No answer within three seconds.
     #[error("broker keys: no answer in time")]
     TimedOut,
     /// Another status than 200.
     #[error("broker keys: expected status 200, got {0}")]
     Status(u16),
-    /// More than 256 KiB.
+    /// The body is longer than 256 KiB, or was cut off.
     #[error("broker keys: larger than 256 KiB, or truncated")]
     Body,
-    /// Not a JWK set of public keys.
+    /// The body is not a JWK set of public keys (RFC 7517 §5).
     #[error("broker keys: not a JWK set of public keys")]
     Form,
 }
@@ -101,7 +101,7 @@ async fn get_body(transport: &Transport) -> Result<Bytes, FetchError> {
 
 const PATH: &str = "/.well-known/jwks.json";
 const BODY_BYTES_MAX: usize = 256 * 1024;
-/// For the whole of a fetch.
+/// Longest time of a fetch, in seconds.
 const TIMEOUT_S: u64 = 3;
 const REFETCH_MS: i64 = 10_000;
 

@@ -21,17 +21,17 @@ use tokio::task::JoinHandle;
 pub use check::{Authorized, ConsumedUse, PresentedToken, RequiredAction, ValidationError};
 pub use keys::FetchError;
 
+pub use crate::client::Introspection;
 use crate::client::{CallOptions, ConnectOptions, Endpoint, Error, Identity, methods};
-pub use crate::client::{Introspection, JournalPosition};
 use crate::clock::Clock;
 use crate::jose::access_token::{self, TokenError};
-use crate::model::{Audience, Reason, Secret, TokenId, UseId};
+use crate::model::{Audience, JournalPosition, Reason, Secret, TokenId, UseId};
 use crate::proto::v1;
 use keys::Keys;
-use replay::ReplayCache;
+use replay::ProofReplayCache;
 use revocation_set::RevocationSet;
 
-/// Whose tokens a resource server accepts, and how it follows their revocation.
+/// Configuration of a validator: the issuer and audience of its tokens, and the revocation feed.
 #[derive(Clone)]
 pub struct ValidatorConfig {
     /// The broker's external URL.
@@ -82,7 +82,7 @@ pub enum ConnectError {
 /// Validates tokens offline, for one audience, and follows the revocation feed until it is dropped.
 pub struct Validator {
     shared: Arc<ValidatorState>,
-    proofs: Mutex<ReplayCache>,
+    proofs: Mutex<ProofReplayCache>,
     feed: JoinHandle<()>,
 }
 
@@ -104,7 +104,7 @@ impl Validator {
             Endpoint::connect_with(&config.url, &config.connect)?.with_clock(config.clock.clone());
         let keys = Keys::fetch(endpoint.transport(), config.clock.now()).await?;
         let position = watch::Sender::new(None);
-        let mut heard = position.subscribe();
+        let mut positions = position.subscribe();
         let revoked = RwLock::default();
         let shared = Arc::new(ValidatorState {
             config,
@@ -122,7 +122,7 @@ impl Validator {
         };
         let complete = async {
             while !validator.shared.read(RevocationSet::is_complete) {
-                if heard.changed().await.is_err() {
+                if positions.changed().await.is_err() {
                     break;
                 }
             }
@@ -216,8 +216,9 @@ impl Validator {
             }
         })?;
         // Only an answer about this token, with the entry of the use, authorizes it.
-        let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
-        match (own, answer.position) {
+        let is_same_token =
+            TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
+        match (is_same_token, answer.position) {
             (true, Some(position)) => Ok(ConsumedUse::new(
                 authorized,
                 answer.uses_left,
@@ -229,7 +230,7 @@ impl Validator {
         }
     }
 
-    /// Introspects a token at the broker: the one answer that no lag of the feed can make old.
+    /// Introspects a token at the broker (after RFC 7662): the answer does not depend on the feed.
     pub async fn introspect(&self, token: &str) -> Result<Introspection, Error> {
         let ValidatorState {
             endpoint, config, ..
@@ -242,7 +243,7 @@ impl Validator {
         *self.shared.position.borrow()
     }
 
-    /// The same, as a watch channel.
+    /// [`Validator::position`] as a watch channel.
     pub fn positions(&self) -> watch::Receiver<Option<JournalPosition>> {
         self.shared.position.subscribe()
     }
@@ -308,7 +309,7 @@ impl ValidatorState {
         out
     }
 
-    fn note(&self, error: Error) {
+    fn record_error(&self, error: Error) {
         *self
             .last_error
             .lock()
@@ -316,6 +317,7 @@ impl ValidatorState {
     }
 }
 
+/// Default longest silence of the feed, in milliseconds: the broker sends a heartbeat every second.
 const MAX_SILENCE_MS: u32 = 5_000;
 /// How long a start may take, in milliseconds.
 const START_MS: u64 = 10_000;

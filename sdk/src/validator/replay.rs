@@ -8,13 +8,13 @@ use crate::model::{Digest, Timestamp};
 
 /// Two generations: eviction drops the older.
 #[derive(Debug, Default)]
-pub(super) struct ReplayCache {
+pub(super) struct ProofReplayCache {
     recent: HashSet<Digest>,
     previous: HashSet<Digest>,
     began: Option<Timestamp>,
 }
 
-impl ReplayCache {
+impl ProofReplayCache {
     /// Accepts the proof unless this key already sent one with this `jti` while it could be fresh (RFC 9449 §11.1).
     pub(super) fn insert_once(
         &mut self,
@@ -58,7 +58,7 @@ mod tests {
         let start = Timestamp::from_secs(1_800_000_000);
         for after_ms in [0, 1, 60_000, 120_000, 124_999, 125_000] {
             for first_ms in [0, 60_000, 124_000, 130_000, 249_000] {
-                let mut proofs = ReplayCache::default();
+                let mut proofs = ProofReplayCache::default();
                 assert!(proofs.take(Digest::sha256(b"first"), start).is_ok());
                 let at = start.plus_millis(first_ms);
                 assert!(proofs.take(Digest::sha256(b"x"), at).is_ok());
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn cache_is_bounded_and_recovers() {
         let start = Timestamp::from_secs(1_800_000_000);
-        let mut proofs = ReplayCache::default();
+        let mut proofs = ProofReplayCache::default();
         for n in 0..PROOFS_MAX {
             assert!(proofs.take(Digest::sha256(&n.to_be_bytes()), start).is_ok());
         }

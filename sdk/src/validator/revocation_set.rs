@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::{JournalPosition, ValidationError};
+use super::ValidationError;
 use crate::jose::access_token::{AccessTokenClaims, ActionDetail, TTL_MAX_S};
-use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
+use crate::model::{ActionName, AgentId, JournalPosition, TaskId, Timestamp, TokenId};
+use crate::proto::convert;
 use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
 
 /// Why the feed cannot be continued: the watch restarts without a position.
@@ -132,7 +133,7 @@ impl RevocationSet {
     }
 
     fn heartbeat(&mut self, heartbeat: v1::RevocationHeartbeat, now: Timestamp) -> Result<(), Gap> {
-        let through = JournalPosition::from_wire(heartbeat.position.ok_or(Gap::Unknown)?);
+        let through = convert::position(heartbeat.position.ok_or(Gap::Unknown)?);
         if let Some(read) = self.position {
             if through.epoch != read.epoch {
                 return Err(Gap::Epoch);

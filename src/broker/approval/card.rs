@@ -27,14 +27,14 @@ impl Broker {
         let dwell = self.dwell_time(&request, &rules);
         let AccessView {
             request,
-            status: standing,
+            status,
             needs,
             title,
             risk,
         } = self.view(request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
-        let (unusual, history) = self.anomalies_and_history(&request, &reader.id, bundle, now);
+        let (anomalies, history) = self.anomalies_and_history(&request, &reader.id, bundle, now);
         let catalogue = bundle.action(&opened.action.action);
         let catalogue_text = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
@@ -46,7 +46,7 @@ impl Broker {
             approvers: need
                 .approvers
                 .into_iter()
-                .map(|id| who(bundle, id))
+                .map(|id| person_ref(bundle, id))
                 .collect(),
             passkey: need.method == Some(VoteMethod::Passkey),
         };
@@ -57,7 +57,7 @@ impl Broker {
         });
         Ok(Card {
             access_request: opened.access_request,
-            status: standing,
+            status,
             realm: self.settings.realm.clone(),
             title,
             effect: catalogue_text(|a| &a.effect),
@@ -69,7 +69,7 @@ impl Broker {
             target_attributes: bundle.target_attributes(&opened.action.target),
             agent: Requester {
                 id: opened.agent.clone(),
-                owner: who(bundle, opened.owner.clone()),
+                owner: person_ref(bundle, opened.owner.clone()),
                 registered,
             },
             verified: Attestation {
@@ -87,7 +87,7 @@ impl Broker {
             policy: bundle.version(),
             opened_at: request.opened_at,
             expires_at: opened.expires_at,
-            anomalies: unusual,
+            anomalies,
             history,
             dwell_s: u32::try_from(dwell.as_secs()).unwrap_or(u32::MAX),
             console_url: Some(format!(
@@ -101,7 +101,8 @@ impl Broker {
     }
 }
 
-pub(in crate::broker) fn who(bundle: &PolicyBundle, id: PersonId) -> PersonRef {
+/// A person by id, with the name in the policy bundle.
+pub(in crate::broker) fn person_ref(bundle: &PolicyBundle, id: PersonId) -> PersonRef {
     PersonRef {
         name: bundle.person(&id).map(|person| person.name.clone()),
         id,

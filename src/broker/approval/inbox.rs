@@ -11,17 +11,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::approval::vote::{AccessView, quorum_reached};
+use crate::broker::approval::access_request::AccessView;
+use crate::broker::approval::progress::quorum_reached;
 use crate::broker::auth::authentication::{PersonCaller, WATCH_MAX_MS};
-use crate::broker::{Broker, CallContext, JournalPosition, Refusal};
+use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, InboxChange};
 
-/// Which page of an inbox to read.
+/// The page of an inbox to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InboxQuery {
-    /// Only what this person may decide.
+    /// Only access requests that this person may decide.
     pub mine: bool,
     /// Most rows, 1 to [`INBOX_PAGE_MAX`].
     pub size: usize,
@@ -44,7 +45,7 @@ pub struct InboxPage {
     /// Rows on all pages.
     pub total: usize,
     /// How many of them this person may decide.
-    pub yours: usize,
+    pub decidable: usize,
     /// How many more this person may decide that are over the per-minute budget: they are reached by id alone.
     pub queued: usize,
     /// Journal position that the page includes at least.
@@ -153,7 +154,7 @@ impl fmt::Display for InboxCursor {
 
 /// Budget of access requests shown to one person per minute, shared fairly between agents.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct AskBudget {
+pub(in crate::broker) struct InboxBudget {
     admitted: HashSet<AccessRequestId>,
     /// Time and agent of the latest admissions, oldest first: at most one minute's budget.
     recent: VecDeque<(Timestamp, AgentId)>,
@@ -162,30 +163,30 @@ pub(in crate::broker) struct AskBudget {
 }
 
 /// Window of the budget, in milliseconds.
-const ASK_WINDOW_MS: i64 = 60_000;
+const BUDGET_WINDOW_MS: i64 = 60_000;
 /// Admitted rows in one inbox; the others stay queued.
 const INBOX_ROWS_MAX: usize = 4_096;
 
-impl AskBudget {
+impl InboxBudget {
     /// Admits as many of these, in this order, as the budget allows. The agent with the fewest recent admissions goes first,
     /// so that one flooding agent does not starve the others.
-    fn admit(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
+    fn admit(&mut self, waiting: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
         while self
             .recent
             .front()
-            .is_some_and(|(at, _)| now.since(*at) >= ASK_WINDOW_MS)
+            .is_some_and(|(at, _)| now.since(*at) >= BUDGET_WINDOW_MS)
         {
             self.recent.pop_front();
         }
-        let there: HashSet<_> = wanted.iter().map(|(id, _)| id).collect();
-        self.admitted.retain(|id| there.contains(id));
+        let waiting_ids: HashSet<_> = waiting.iter().map(|(id, _)| id).collect();
+        self.admitted.retain(|id| waiting_ids.contains(id));
         let mut had: HashMap<&AgentId, usize> = HashMap::new();
-        for (_, agent) in wanted {
+        for (_, agent) in waiting {
             had.entry(agent)
                 .or_insert_with(|| self.recent.iter().filter(|(_, a)| a == agent).count());
         }
         let mut in_turn: Vec<(usize, &(AccessRequestId, AgentId))> = Vec::new();
-        for new in wanted.iter().filter(|(id, _)| !self.admitted.contains(id)) {
+        for new in waiting.iter().filter(|(id, _)| !self.admitted.contains(id)) {
             let turn = had.entry(&new.1).or_default();
             in_turn.push((*turn, new));
             *turn += 1;
@@ -204,7 +205,7 @@ impl AskBudget {
     fn next_admission(&self) -> Option<Timestamp> {
         self.recent
             .front()
-            .map(|(at, _)| at.plus_millis(ASK_WINDOW_MS))
+            .map(|(at, _)| at.plus_millis(BUDGET_WINDOW_MS))
     }
 }
 
@@ -217,22 +218,22 @@ struct QueueEntry {
 
 impl Broker {
     /// One page of the caller's inbox.
-    pub fn inbox(&self, call: &CallContext, ask: &InboxQuery) -> Result<InboxPage, Refusal> {
+    pub fn inbox(&self, call: &CallContext, query: &InboxQuery) -> Result<InboxPage, Refusal> {
         let now = self.now();
         let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
         // Before anything is read: a watch from this position misses nothing.
         let (epoch, index) = self.state.position();
-        let asked = self.state.unclosed_requests();
-        let mut entries: Vec<QueueEntry> = asked
+        let unclosed = self.state.unclosed_requests();
+        let mut entries: Vec<QueueEntry> = unclosed
             .iter()
             .filter_map(|id| self.queue_entry(id, &person.id, &rules, now))
             .collect();
         entries.sort_unstable_by_key(|entry| entry.cursor);
         let per_minute = rules.bundle.approval_limits().asks_per_minute;
         let queued = self.visible_queue(&person.id, per_minute, &mut entries, now);
-        let yours = entries.iter().filter(|entry| entry.vote.is_ok()).count();
-        if ask.mine {
+        let decidable = entries.iter().filter(|entry| entry.vote.is_ok()).count();
+        if query.mine {
             entries.retain(|entry| entry.vote.is_ok());
         }
         let total = entries.len();
@@ -242,11 +243,11 @@ impl Broker {
                 .entry(InboxGroupKey::from_request(&entry.request))
                 .or_default() += 1;
         }
-        let first = match ask.after {
+        let first = match query.after {
             Some(after) => entries.partition_point(|entry| entry.cursor <= after),
             None => 0,
         };
-        let size = ask.size.clamp(1, INBOX_PAGE_MAX);
+        let size = query.size.clamp(1, INBOX_PAGE_MAX);
         let more = total > first.saturating_add(size);
         let page: Vec<InboxRow> = entries
             .into_iter()
@@ -276,7 +277,7 @@ impl Broker {
                 })
                 .collect(),
             total,
-            yours,
+            decidable,
             queued,
             as_of: JournalPosition { epoch, index },
         })
@@ -340,7 +341,7 @@ impl Broker {
         }
     }
 
-    /// Removes what this person may decide and the budget does not admit yet; returns how many were removed.
+    /// Removes requests that this person may decide and the budget does not admit yet; returns their number.
     fn visible_queue(
         &self,
         person: &PersonId,
@@ -348,19 +349,19 @@ impl Broker {
         entries: &mut Vec<QueueEntry>,
         now: Timestamp,
     ) -> usize {
-        let theirs: Vec<(AccessRequestId, AgentId)> = entries
+        let waiting: Vec<(AccessRequestId, AgentId)> = entries
             .iter()
             .filter(|entry| entry.vote.is_ok())
             .map(|entry| (entry.cursor.id, entry.request.opened.agent.clone()))
             .collect();
-        let mut budget = self.lock(&self.ask_budgets);
-        if theirs.is_empty() && !budget.contains_key(person) {
+        let mut budget = self.lock(&self.inbox_budgets);
+        if waiting.is_empty() && !budget.contains_key(person) {
             return 0;
         }
         // Bounded: one for each registered person.
         let budget = budget.entry(person.clone()).or_default();
         let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
-        budget.admit(&theirs, per_minute, now);
+        budget.admit(&waiting, per_minute, now);
         let before = entries.len();
         entries.retain(|entry| entry.vote.is_err() || budget.admitted.contains(&entry.cursor.id));
         let queued = before - entries.len();
@@ -396,7 +397,7 @@ impl Broker {
 
     /// When the budget next admits a queued request into this person's inbox, if any is queued.
     fn next_admission(&self, person: &PersonId) -> Option<Timestamp> {
-        let budget = self.lock(&self.ask_budgets);
+        let budget = self.lock(&self.inbox_budgets);
         budget.get(person).filter(|t| t.waiting)?.next_admission()
     }
 }
@@ -512,15 +513,15 @@ mod tests {
     fn ask_budget_is_fair_between_agents() {
         let agent = |name: &str| AgentId::parse(name).expect("id");
         let id = |n: u8| AccessRequestId::from_random([n; 16]);
-        let mut budget = AskBudget::default();
+        let mut budget = InboxBudget::default();
         let mut now = Timestamp::from_secs(1_800_000_000);
         // Five of one agent at a time, all more urgent than the one of another, and new ones after each admission.
         let flood = |first: u8| (first..first + 5).map(|n| (id(n), agent("loud")));
-        let mut wanted: Vec<_> = flood(1).collect();
-        wanted.push((id(200), agent("quiet")));
-        budget.admit(&wanted, 2, now);
+        let mut waiting: Vec<_> = flood(1).collect();
+        waiting.push((id(200), agent("quiet")));
+        budget.admit(&waiting, 2, now);
         assert!(budget.admitted.contains(&id(1)) && budget.admitted.contains(&id(200)));
-        let mut budget = AskBudget::default();
+        let mut budget = InboxBudget::default();
         budget.admit(&flood(1).collect::<Vec<_>>(), 2, now);
         assert_eq!(
             budget.admitted.len(),
@@ -528,10 +529,10 @@ mod tests {
             "a lone agent gets the whole budget"
         );
         for minute in 1..4 {
-            now = now.plus_millis(ASK_WINDOW_MS);
-            let mut wanted: Vec<_> = flood(10 * minute).collect();
-            wanted.push((id(201), agent("quiet")));
-            budget.admit(&wanted, 2, now);
+            now = now.plus_millis(BUDGET_WINDOW_MS);
+            let mut waiting: Vec<_> = flood(10 * minute).collect();
+            waiting.push((id(201), agent("quiet")));
+            budget.admit(&waiting, 2, now);
             assert!(budget.admitted.contains(&id(201)), "minute {minute}");
         }
     }

@@ -52,14 +52,14 @@ impl Notifier {
 
     /// Wakes the subscribers an entry concerns. The entry has been applied: they see its effect.
     pub(in crate::broker) fn notify(&self, state: &State, index: u64) {
-        let Some(stir) = state.inbox_change_at(index) else {
+        let Some(change) = state.inbox_change_at(index) else {
             return;
         };
-        match stir.kind {
+        match change.kind {
             InboxChangeKind::Rules => self.notify_all(),
             InboxChangeKind::Opened | InboxChangeKind::Voted | InboxChangeKind::Closed => {
                 let requests = self.lock();
-                for sender in stir.ids.iter().filter_map(|id| requests.get(id)) {
+                for sender in change.ids.iter().filter_map(|id| requests.get(id)) {
                     sender.send_replace(());
                 }
             }

@@ -1,20 +1,18 @@
-//! Votes on access requests: the statement to sign, the signed vote, eligibility, dwell time and denial limits.
+//! Votes on access requests: the statement to sign, the signed vote, eligibility and denial limits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::approve::vote_proof::{self, VoteProofError};
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::token::request::ProfileState;
-use crate::broker::{Broker, CallContext, Refusal, VoteProof};
+use crate::broker::{AccessView, Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
 use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
-use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, AccessRequestHistory, StoredStatus};
+use crate::policy::{ActivePolicy, StepUpProfile};
+use crate::state::{AccessRequest, AccessRequestHistory};
 
 /// A vote statement handed out and not yet signed.
 pub(in crate::broker) struct PendingStatement {
@@ -51,7 +49,7 @@ pub struct VoteInput {
     pub profile: ProfileName,
     /// Approve or deny.
     pub verdict: Verdict,
-    /// Terms the approver reduces.
+    /// Limits that the approver sets below the requested ones.
     pub narrowing: Narrowing,
     /// A comment for the agent.
     pub comment: Option<Comment>,
@@ -59,65 +57,20 @@ pub struct VoteInput {
     pub policy: Option<Digest>,
 }
 
-/// An access request and its status.
-#[derive(Debug, Clone)]
-pub struct AccessView {
-    /// As recorded.
-    pub request: Arc<AccessRequest>,
-    /// Its status.
-    pub status: AccessRequestStatus,
-    /// The progress of each profile.
-    pub needs: Vec<ProfileState>,
-    /// The catalogue's title.
-    pub title: String,
-    /// The catalogue's risk.
-    pub risk: Option<Risk>,
-}
-
 /// Lifetime of an unsigned statement, in milliseconds.
 const STATEMENT_LIFE_MS: i64 = 120_000;
-/// Unsigned statements of one person.
+/// Most unsigned statements of one person.
 const STATEMENTS_MAX: usize = 100;
-/// Recorded card views: one for each person and waiting access request.
-const CARD_VIEWS_MAX: usize = 100_000;
 /// Attempts to append a vote when other votes come first.
 const VOTE_ATTEMPTS: usize = 128;
 
-/// Whether every profile has its quorum.
-pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
-    needs.iter().all(|n| {
-        n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
-    })
-}
-
 impl Broker {
-    /// One access request, for its agent.
-    pub fn get_access_request(
-        &self,
-        call: &CallContext,
-        task: TaskId,
-        id: AccessRequestId,
-    ) -> Result<AccessView, Refusal> {
-        let now = self.now();
-        let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.request_of_task(call, &task.opened.task, &id)?;
-        let rules = self.rules(call)?;
-        Ok(self.view(request, &rules, now))
-    }
-
-    /// The same view, for a caller who was authenticated before.
-    pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
-        let rules = self.rules(call)?;
-        let request = self.find_request(call, id)?;
-        Ok(self.view(request, &rules, self.now()))
-    }
-
     /// Returns the statement to sign, if the caller's vote would count. It is kept in memory for two minutes.
     pub async fn begin_vote(
         &self,
         call: &CallContext,
         id: AccessRequestId,
-        ask: VoteInput,
+        input: VoteInput,
     ) -> Result<VoteStatementReply, Refusal> {
         let VoteInput {
             profile,
@@ -125,17 +78,14 @@ impl Broker {
             narrowing,
             comment,
             policy,
-        } = ask;
+        } = input;
         let now = self.now();
         let voter = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
         let request = self.open_for_votes(call, &id, now)?;
-        let voter_context = self.voter_context(&rules.bundle);
-        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, voter_context, now);
-        let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
-            Ok(defined) => defined,
-            Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
-        };
+        let defined = self
+            .eligible_profile(call, &rules, &request, &voter.id, (&profile, verdict), now)
+            .await?;
         // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
         if policy.is_some_and(|policy| policy != rules.bundle.version()) {
             let message = "other rules are in force than when the card was shown";
@@ -201,12 +151,12 @@ impl Broker {
             .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
         let mut statements = self.lock(&self.statements);
         statements.retain(|_, pending| now < pending.until);
-        let theirs = statements
+        let of_voter = statements
             .values()
             .filter(|pending| pending.voter == voter.id)
             .count();
         // The person's oldest statement is dropped: one person cannot displace the statements of others.
-        if theirs >= STATEMENTS_MAX {
+        if of_voter >= STATEMENTS_MAX {
             let oldest = statements
                 .iter()
                 .filter(|(_, pending)| pending.voter == voter.id)
@@ -253,11 +203,11 @@ impl Broker {
             .map(|s| s.nonce)
             .unwrap_or_default();
         let pending = self.lock(&self.statements).remove(&stated);
-        let pending = pending.filter(|b| {
-            b.text == text
-                && b.voter == voter.id
-                && b.statement.access_request_id == id
-                && now < b.until
+        let pending = pending.filter(|pending| {
+            pending.text == text
+                && pending.voter == voter.id
+                && pending.statement.access_request_id == id
+                && now < pending.until
         });
         let Some(pending) = pending else {
             return Err(self.refuse(
@@ -299,26 +249,12 @@ impl Broker {
                 let opened = self.find_request(call, &id)?.opened.clone();
                 let read_set = self.request_read_set(&opened);
                 let enrolled = self.state.credentials().get(&voter.id);
-                let asks = self.state.access_request_history(&opened.agent);
+                let history = self.state.access_request_history(&opened.agent);
                 let request = self.open_for_votes(call, &id, now)?;
-                let voter_context = self.voter_context(&rules.bundle);
-                let eligible = votes::eligible(
-                    &voter.id,
-                    &statement.profile.name,
-                    statement.verdict,
-                    &request,
-                    voter_context,
-                    now,
-                );
-                let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
-                    Ok(defined) => defined,
-                    Err(why) => {
-                        return Err(self
-                            .refuse_vote(call, &request, &voter.id, why)
-                            .await
-                            .into());
-                    }
-                };
+                let vote = (&statement.profile.name, statement.verdict);
+                let defined = self
+                    .eligible_profile(call, &rules, &request, &voter.id, vote, now)
+                    .await?;
                 let Some(person) = rules.bundle.person(&voter.id) else {
                     let why = Ineligible::NotApprover;
                     return Err(self
@@ -326,46 +262,27 @@ impl Broker {
                         .await
                         .into());
                 };
-                let seen =
-                    match vote_proof::verify_signature(
-                        person,
-                        &enrolled.value,
-                        key,
-                        defined.method,
-                        statement,
-                        proof,
-                        &self.limits.party,
-                    ) {
-                        Ok(seen) => seen,
-                        Err(VoteProofError::PasskeyRequired) => {
-                            let why = Ineligible::PasskeyRequired;
-                            return Err(self
-                                .refuse_vote(call, &request, &voter.id, why)
-                                .await
-                                .into());
-                        }
-                        Err(VoteProofError::Signature) => {
-                            return Err(self.refuse(
-                        call.method,
-                        Reason::InvalidSignature,
-                        "the signature is not of this statement by the key of this call",
-                    ).into());
-                        }
-                        Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
-                            return Err(self
-                                .refuse(
-                                    call.method,
-                                    Reason::InvalidPasskeyAssertion,
-                                    why.to_string(),
-                                )
-                                .into());
-                        }
-                    };
+                let verified = vote_proof::verify_signature(
+                    person,
+                    &enrolled.value,
+                    key,
+                    defined.method,
+                    statement,
+                    proof,
+                    &self.limits.party,
+                );
+                let verified = match verified {
+                    Ok(verified) => verified,
+                    Err(error) => {
+                        let refusal = self.refuse_proof(call, &request, &voter.id, &error).await;
+                        return Err(refusal.into());
+                    }
+                };
                 // The counter is checked once: a retry after a conflict carries the same assertion.
-                if let Some(seen) = seen
+                if let Some(passkey) = verified
                     && attempt.is_first()
                 {
-                    self.check_signature_counter(call.method, &voter.id, key, seen.sign_count)
+                    self.check_signature_counter(call.method, &voter.id, key, passkey.sign_count)
                         .await?;
                 }
                 let blob = Blob::new(text);
@@ -381,7 +298,7 @@ impl Broker {
                     statement: blob.hash(),
                     signature: signature.clone(),
                     assertion: evidence.as_ref().map(Blob::hash),
-                    sign_count: seen.map(|seen| seen.sign_count),
+                    sign_count: verified.map(|passkey| passkey.sign_count),
                 });
                 let mut append = Append {
                     read_set: [
@@ -396,12 +313,18 @@ impl Broker {
                     ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
                 };
                 if statement.verdict == Verdict::Deny {
-                    let suspension_after_denials =
-                        self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
+                    let suspension_after_denials = self.suspension_after_denials(
+                        &opened,
+                        &voter.id,
+                        &history.value,
+                        &rules,
+                        now,
+                    );
                     if let Some(vote) = append.events.first_mut() {
                         // A request that counted denials before this one conflicts.
-                        let asks = (Stream::AgentRequests(opened.agent.clone()), asks.version);
-                        vote.write_set.push(asks);
+                        let history =
+                            (Stream::AgentRequests(opened.agent.clone()), history.version);
+                        vote.write_set.push(history);
                     }
                     append.events.extend(suspension_after_denials);
                 }
@@ -417,7 +340,7 @@ impl Broker {
         .await
     }
 
-    /// Whether an unsigned statement of this access request is out.
+    /// Whether a statement of this access request was handed out and is not yet signed.
     pub(in crate::broker) fn has_pending_statement(
         &self,
         id: &AccessRequestId,
@@ -434,17 +357,16 @@ impl Broker {
         &self,
         opened: &AccessRequestOpened,
         voter: &PersonId,
-        asks: &AccessRequestHistory,
+        history: &AccessRequestHistory,
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<NewEvent> {
         let approvals = rules.bundle.approval_limits();
         let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
-        let denials = u32::try_from(asks.denials_since(since) + 1).unwrap_or(u32::MAX);
-        let standing = self.state.agent_status(&opened.agent);
-        let due = approvals.quarantine > 0
-            && denials >= approvals.quarantine
-            && !standing.value.suspended;
+        let denials = u32::try_from(history.denials_since(since) + 1).unwrap_or(u32::MAX);
+        let status = self.state.agent_status(&opened.agent);
+        let due =
+            approvals.quarantine > 0 && denials >= approvals.quarantine && !status.value.suspended;
         due.then(|| NewEvent {
             event: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
@@ -452,100 +374,8 @@ impl Broker {
                 reason: None,
                 denials: Some(denials),
             }),
-            write_set: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
+            write_set: vec![(Stream::Agent(opened.agent.clone()), status.version)],
         })
-    }
-
-    /// Refuses an approval before the card was shown for the dwell time.
-    fn check_dwell(
-        &self,
-        call: &CallContext,
-        voter: &PersonId,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let dwell = self.dwell_time(request, rules);
-        if dwell.is_zero() {
-            return Ok(());
-        }
-        let shown = self.card_viewed_at(voter, &request.opened.access_request, rules);
-        let left = match shown {
-            Some(shown) => dwell.saturating_sub(now.after(shown)),
-            None => dwell,
-        };
-        if left.is_zero() {
-            return Ok(());
-        }
-        let message = match shown {
-            Some(_) => format!(
-                "the card must be shown {} ms longer before an approval",
-                left.as_millis()
-            ),
-            None => "the card must be shown before an approval: open it first".to_owned(),
-        };
-        Err(Refusal {
-            retry_after: Some(left),
-            ..self.refuse(call.method, Reason::DwellRequired, message)
-        })
-    }
-
-    /// How long the card must be shown before an approval: for high risk, or a risk that is not stated.
-    pub(in crate::broker) fn dwell_time(
-        &self,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-    ) -> Duration {
-        let action = rules.bundle.action(&request.opened.action.action);
-        match action.and_then(|a| a.risk) {
-            Some(Risk::Low | Risk::Medium) => Duration::ZERO,
-            Some(Risk::High) | None => {
-                Duration::from_secs(rules.bundle.approval_limits().dwell_s.into())
-            }
-        }
-    }
-
-    /// Records that a card was shown to a person; the first view under these rules counts.
-    pub(in crate::broker) fn record_card_view(
-        &self,
-        person: &PersonId,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) {
-        let mut shown = self.lock(&self.card_views);
-        if shown.len() >= CARD_VIEWS_MAX {
-            shown.retain(|(_, id), _| {
-                self.state
-                    .access_request(id)
-                    .is_some_and(|request| request.is_pending(now))
-            });
-        }
-        if shown.len() < CARD_VIEWS_MAX && request.is_pending(now) {
-            let policy = rules.bundle.version();
-            let first = shown
-                .entry((person.clone(), request.opened.access_request))
-                .or_insert((policy, now));
-            if first.0 != policy {
-                *first = (policy, now);
-            }
-        }
-    }
-
-    /// When a card was first shown to a person under the rules in force; other rules make another card.
-    pub(in crate::broker) fn card_viewed_at(
-        &self,
-        person: &PersonId,
-        id: &AccessRequestId,
-        rules: &ActivePolicy,
-    ) -> Option<Timestamp> {
-        let shown = self
-            .lock(&self.card_views)
-            .get(&(person.clone(), *id))
-            .copied();
-        shown
-            .filter(|(policy, _)| *policy == rules.bundle.version())
-            .map(|(_, at)| at)
     }
 
     fn record_vote_metrics(
@@ -567,7 +397,7 @@ impl Broker {
             | AccessRequestStatus::Expired
             | AccessRequestStatus::Ended => return,
         };
-        // ReplayCache: an approved request no longer waits for votes.
+        // Counted once: an approved request no longer waits for votes.
         if before != AccessRequestStatus::Waiting {
             return;
         }
@@ -584,6 +414,50 @@ impl Broker {
         match task {
             Some(task) if task.opened.owner != *voter => Ok(()),
             Some(_) | None => Err(Ineligible::Owner),
+        }
+    }
+
+    /// The definition of the profile under which this person's vote would count; records an ineligible vote.
+    async fn eligible_profile<'a>(
+        &'a self,
+        call: &CallContext,
+        rules: &'a ActivePolicy,
+        request: &AccessRequest,
+        voter: &PersonId,
+        (profile, verdict): (&ProfileName, Verdict),
+        now: Timestamp,
+    ) -> Result<&'a StepUpProfile, Refusal> {
+        let voter_context = self.voter_context(&rules.bundle);
+        let eligible = votes::eligible(voter, profile, verdict, request, voter_context, now);
+        match self.reject_task_owner(request, voter).and(eligible) {
+            Ok(defined) => Ok(defined),
+            Err(why) => Err(self.refuse_vote(call, request, voter, why).await),
+        }
+    }
+
+    /// Refuses a vote whose proof does not hold.
+    async fn refuse_proof(
+        &self,
+        call: &CallContext,
+        request: &AccessRequest,
+        voter: &PersonId,
+        error: &VoteProofError,
+    ) -> Refusal {
+        match error {
+            VoteProofError::PasskeyRequired => {
+                self.refuse_vote(call, request, voter, Ineligible::PasskeyRequired)
+                    .await
+            }
+            VoteProofError::Signature => self.refuse(
+                call.method,
+                Reason::InvalidSignature,
+                "the signature is not of this statement by the key of this call",
+            ),
+            VoteProofError::NotEnrolled | VoteProofError::Passkey(_) => self.refuse(
+                call.method,
+                Reason::InvalidPasskeyAssertion,
+                error.to_string(),
+            ),
         }
     }
 
@@ -613,51 +487,6 @@ impl Broker {
         }
     }
 
-    pub(in crate::broker) fn rules(
-        &self,
-        call: &CallContext,
-    ) -> Result<Arc<ActivePolicy>, Refusal> {
-        self.projections.rules().ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::DecisionUnavailable,
-                "no policy bundle is in force",
-            )
-        })
-    }
-
-    pub(in crate::broker) fn request_of_task(
-        &self,
-        call: &CallContext,
-        task: &TaskId,
-        id: &AccessRequestId,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state
-            .access_request(id)
-            .filter(|r| r.opened.task == *task)
-            .ok_or_else(|| {
-                self.refuse(
-                    call.method,
-                    Reason::NotFound,
-                    format!("no access request {id} in this task"),
-                )
-            })
-    }
-
-    pub(in crate::broker) fn find_request(
-        &self,
-        call: &CallContext,
-        id: &AccessRequestId,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state.access_request(id).ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no access request {id}"),
-            )
-        })
-    }
-
     fn open_for_votes(
         &self,
         call: &CallContext,
@@ -673,63 +502,6 @@ impl Broker {
                 Reason::AccessRequestClosed,
                 "the access request no longer waits; the vote has no effect",
             ))
-        }
-    }
-
-    /// Whether votes are still accepted.
-    pub(in crate::broker) fn is_open_for_votes(
-        &self,
-        request: &AccessRequest,
-        now: Timestamp,
-    ) -> bool {
-        let task = self.state.task(&request.opened.task);
-        request.is_pending(now) && task.is_some_and(|task| self.is_running(&task, now))
-    }
-
-    /// Whether the quorum was reached before this moment.
-    pub(in crate::broker) fn was_decided_before(
-        &self,
-        request: &AccessRequest,
-        moment: Timestamp,
-    ) -> bool {
-        let before = moment.plus_millis(-1);
-        self.projections.rules().is_some_and(|rules| {
-            let view = self.view(Arc::new(request.clone()), &rules, before);
-            view.status == AccessRequestStatus::Approved
-        })
-    }
-
-    pub(in crate::broker) fn view(
-        &self,
-        request: Arc<AccessRequest>,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) -> AccessView {
-        let needs = self.approval_progress(&request, rules, now);
-        let running = self
-            .state
-            .task(&request.opened.task)
-            .is_some_and(|t| self.is_running(&t, now));
-        let status = match request.status {
-            StoredStatus::Denied => AccessRequestStatus::Denied,
-            StoredStatus::Consumed(_) => AccessRequestStatus::Consumed,
-            StoredStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
-            StoredStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
-            StoredStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
-                AccessRequestStatus::Ended
-            }
-            StoredStatus::Pending if !running => AccessRequestStatus::Ended,
-            StoredStatus::Pending if !request.is_pending(now) => AccessRequestStatus::Expired,
-            StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
-            StoredStatus::Pending => AccessRequestStatus::Waiting,
-        };
-        let catalogue = rules.bundle.action(&request.opened.action.action);
-        AccessView {
-            status,
-            needs,
-            title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
-            risk: catalogue.and_then(|a| a.risk),
-            request,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::model::*;
 pub struct VoteOptions {
     /// Profiles under which an approval would count now, or why none would.
     pub vote: Result<Vec<ProfileName>, Ineligible>,
-    /// How much longer the card must have been shown before an approval is accepted.
+    /// Remaining dwell time: how much longer the card must be shown before an approval is accepted.
     pub dwell_remaining: Duration,
 }
 
@@ -27,10 +27,10 @@ impl Broker {
         let rules = self.rules(call)?;
         let request = self.find_request(call, id)?;
         let dwell = self.dwell_time(&request, &rules);
-        let shown = self.card_viewed_at(&person.id, id, &rules);
+        let viewed = self.card_viewed_at(&person.id, id, &rules);
         Ok(VoteOptions {
             vote: self.may_vote(&person.id, &request, &rules, now),
-            dwell_remaining: shown.map_or(dwell, |shown| dwell.saturating_sub(now.after(shown))),
+            dwell_remaining: viewed.map_or(dwell, |viewed| dwell.saturating_sub(now.after(viewed))),
         })
     }
 }

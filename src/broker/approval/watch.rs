@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use crate::broker::approval::access_request::AccessView;
 use crate::broker::approval::inbox::HEARTBEAT;
 use crate::broker::approval::notifier::Subscription;
-use crate::broker::approval::vote::AccessView;
 use crate::broker::auth::authentication::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::AccessRequestStatus;

@@ -330,12 +330,12 @@ impl Broker {
                 (self.registered_holder(&rules, key), Some(key), None)
             }
         };
-        let not_permitted = |who: &dyn std::fmt::Display| {
+        let not_permitted = |caller: &dyn std::fmt::Display| {
             Err(self.refuse(
                 call.method,
                 Reason::NotPermitted,
                 format!(
-                    "{who} is registered, but the method allows only {}",
+                    "{caller} is registered, but the method allows only {}",
                     call.allowed_roles
                         .iter()
                         .map(|kind| kind.plural())

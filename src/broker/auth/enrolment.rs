@@ -102,8 +102,8 @@ impl Broker {
         for half in random.chunks_mut(16) {
             half.copy_from_slice(&self.random_bytes());
         }
-        let shown = one_time_code::format(&random);
-        let (person, operator, shown) = (&person, &operator, &shown);
+        let code = one_time_code::format(&random);
+        let (person, operator, code) = (&person, &operator, &code);
         self.transaction(
             call.method,
             UNTIL_DONE,
@@ -124,7 +124,7 @@ impl Broker {
                 let event = Event::ApproverInvited(ApproverInvited {
                     invitation: InvitationId::from_random(self.random_bytes()),
                     person: person.clone(),
-                    code: hash(shown),
+                    code: hash(code),
                     expires_at,
                     by: operator.id.clone(),
                 });
@@ -139,11 +139,11 @@ impl Broker {
                 let url = format!(
                     "{}/console/enrol#{}",
                     self.relying_party().origin,
-                    shown.expose_secret()
+                    code.expose_secret()
                 );
                 Ok(IssuedInvitation {
                     url: Secret::new(url),
-                    code: shown.clone(),
+                    code: code.clone(),
                     expires_at,
                 })
             },
@@ -155,10 +155,10 @@ impl Broker {
     pub fn begin_enrolment(
         &self,
         method: &'static str,
-        shown: &Secret,
+        code: &Secret,
     ) -> Result<EnrolmentOptions, Refusal> {
         let now = self.now();
-        let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
+        let (person, enrolled, invitation) = self.open_invitation(method, code, now)?;
         let name = self
             .projections
             .rules()
@@ -189,8 +189,8 @@ impl Broker {
     pub async fn finish_enrolment(
         &self,
         method: &'static str,
-        shown: &Secret,
-        made: &Registration,
+        code: &Secret,
+        registration: &Registration,
         label: &str,
     ) -> Result<PersonId, Refusal> {
         let label = label.trim();
@@ -207,15 +207,16 @@ impl Broker {
                     self.refuse(method, Reason::InvalidPasskeyAssertion, why.to_string())
                 };
                 let roster = self.state.credentials();
-                let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
-                let challenge = stated_challenge(&made.client_data_json).unwrap_or_default();
+                let (person, enrolled, invitation) = self.open_invitation(method, code, now)?;
+                let challenge =
+                    stated_challenge(&registration.client_data_json).unwrap_or_default();
                 self.sessions
                     .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
                     .ok_or_else(|| {
                         wrong(&"the challenge is not of this enrolment, or it has expired")
                     })?;
                 let credential =
-                    webauthn::verify_registration(self.relying_party(), &challenge, made)
+                    webauthn::verify_registration(self.relying_party(), &challenge, registration)
                         .map_err(|e| wrong(&e))?;
                 let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
                 let key = key.thumbprint();
@@ -397,10 +398,10 @@ impl Broker {
     fn open_invitation(
         &self,
         method: &'static str,
-        shown: &Secret,
+        code: &Secret,
         now: Timestamp,
     ) -> Result<(PersonId, Arc<Versioned<PersonCredentials>>, Invitation), Refusal> {
-        let code = hash(shown);
+        let code = hash(code);
         let roster = self.state.credentials();
         let person = roster
             .person_of_code(&code)
@@ -426,9 +427,9 @@ impl Broker {
 }
 
 /// The stored form of a code: 100 random bits cannot be found from their hash.
-fn hash(shown: &Secret) -> Digest {
+fn hash(code: &Secret) -> Digest {
     Digest::tagged(
         "dipylon/invitation/v1",
-        one_time_code::normalize(shown).expose_secret().as_bytes(),
+        one_time_code::normalize(code).expose_secret().as_bytes(),
     )
 }

@@ -15,14 +15,14 @@ pub(in crate::broker) fn format(random: &[u8; 32]) -> Secret {
         let letter = ALPHABET.get(usize::from(byte % 32)).copied();
         char::from(letter.unwrap_or(b'0'))
     });
-    let mut shown = String::with_capacity(CHARS + CHARS / GROUP);
+    let mut text = String::with_capacity(CHARS + CHARS / GROUP);
     for (at, letter) in letters.enumerate() {
         if at > 0 && at % GROUP == 0 {
-            shown.push('-');
+            text.push('-');
         }
-        shown.push(letter);
+        text.push(letter);
     }
-    Secret::new(shown)
+    Secret::new(text)
 }
 
 /// Normalizes a typed code for comparison: any case, with or without hyphens, O for 0, I or L for 1.

@@ -9,7 +9,7 @@ use crate::verify::VerifyError;
 /// Used proofs by (key, jti), until their nonce expires. In memory only: after a restart no earlier nonce is accepted.
 #[derive(Debug, Default)]
 pub(in crate::broker) struct ReplayCache {
-    seen: Mutex<HashMap<Thumbprint, HashMap<String, Timestamp>>>,
+    used: Mutex<HashMap<Thumbprint, HashMap<String, Timestamp>>>,
 }
 
 /// Unexpired proofs of one key.
@@ -26,18 +26,18 @@ impl ReplayCache {
         until: Timestamp,
         now: Timestamp,
     ) -> Result<(), VerifyError> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= KEYS_MAX && !seen.contains_key(&key) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if used.len() >= KEYS_MAX && !used.contains_key(&key) {
             return Err(VerifyError::TooManyProofs);
         }
-        let of_key = seen.entry(key).or_default();
-        if of_key.len() >= PER_KEY_MAX {
-            of_key.retain(|_, until| now < *until);
-            if of_key.len() >= PER_KEY_MAX {
+        let key_proofs = used.entry(key).or_default();
+        if key_proofs.len() >= PER_KEY_MAX {
+            key_proofs.retain(|_, until| now < *until);
+            if key_proofs.len() >= PER_KEY_MAX {
                 return Err(VerifyError::TooManyProofs);
             }
         }
-        match of_key.insert(jti.to_owned(), until) {
+        match key_proofs.insert(jti.to_owned(), until) {
             None => Ok(()),
             Some(_) => Err(VerifyError::Replayed),
         }
@@ -45,10 +45,10 @@ impl ReplayCache {
 
     /// Drops proofs whose nonce has expired.
     pub(in crate::broker) fn prune(&self, now: Timestamp) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.retain(|_, of_key| {
-            of_key.retain(|_, until| now < *until);
-            !of_key.is_empty()
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.retain(|_, key_proofs| {
+            key_proofs.retain(|_, until| now < *until);
+            !key_proofs.is_empty()
         });
     }
 }

@@ -59,6 +59,12 @@ pub(in crate::broker) struct StoredSession {
     idle_at: Timestamp,
 }
 
+impl StoredSession {
+    fn is_active(&self, now: Timestamp) -> bool {
+        now < self.until && now < self.idle_at
+    }
+}
+
 /// Store of open sessions, sign-in challenges and signature counters.
 pub(in crate::broker) struct SessionStore {
     /// Keyed by SHA-256 of the cookie, so a memory disclosure does not reveal session cookies.
@@ -121,9 +127,9 @@ impl SessionStore {
         challenge: &[u8],
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let (said, mac) = challenge.split_at_checked(RANDOM_BYTES + EXPIRY_BYTES)?;
-        let expiry = said.last_chunk::<EXPIRY_BYTES>()?;
-        let full = self.mac(purpose, said);
+        let (payload, mac) = challenge.split_at_checked(RANDOM_BYTES + EXPIRY_BYTES)?;
+        let expiry = payload.last_chunk::<EXPIRY_BYTES>()?;
+        let full = self.mac(purpose, payload);
         let ours = full.as_ref().get(..MAC_BYTES)?;
         // Constant time: the MAC is the secret that authenticates a challenge.
         let differs = mac.len() != MAC_BYTES
@@ -132,7 +138,7 @@ impl SessionStore {
         (!differs && now < until).then_some(until)
     }
 
-    fn mac(&self, purpose: ChallengePurpose, said: &[u8]) -> hmac::Tag {
+    fn mac(&self, purpose: ChallengePurpose, payload: &[u8]) -> hmac::Tag {
         let mut mac = hmac::Context::with_key(&self.key);
         match purpose {
             ChallengePurpose::SignIn => mac.update(b"dipylon/sign-in/v1\0"),
@@ -142,7 +148,7 @@ impl SessionStore {
                 mac.update(b"\0");
             }
         }
-        mac.update(said);
+        mac.update(payload);
         mac.sign()
     }
 
@@ -152,10 +158,12 @@ impl SessionStore {
 
     fn open(&self, cookie: &Secret, session: StoredSession, now: Timestamp) {
         self.with(|open| {
-            open.retain(|_, v| now < v.until && now < v.idle_at);
-            let theirs = open.iter().filter(|(_, v)| v.person == session.person);
-            let oldest = theirs.clone().min_by_key(|(_, v)| v.until);
-            if theirs.count() >= SESSIONS_PER_PERSON_MAX
+            open.retain(|_, stored| stored.is_active(now));
+            let of_person = open
+                .iter()
+                .filter(|(_, stored)| stored.person == session.person);
+            let oldest = of_person.clone().min_by_key(|(_, stored)| stored.until);
+            if of_person.count() >= SESSIONS_PER_PERSON_MAX
                 && let Some(oldest) = oldest.map(|(name, _)| *name)
             {
                 open.remove(&oldest);
@@ -166,7 +174,7 @@ impl SessionStore {
 
     /// Removes expired sessions and challenges.
     pub(in crate::broker) fn prune(&self, now: Timestamp) {
-        self.with(|open| open.retain(|_, v| now < v.until && now < v.idle_at));
+        self.with(|open| open.retain(|_, stored| stored.is_active(now)));
         self.used_challenges.prune(now);
     }
 }
@@ -185,9 +193,9 @@ fn cookie_digest(cookie: &Secret) -> Digest {
 
 /// The challenge stated in the client data, for the lookup; `webauthn` compares it again.
 pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec<u8>> {
-    let said: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
+    let client_data: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
     URL_SAFE_NO_PAD
-        .decode(said.get("challenge")?.as_str()?)
+        .decode(client_data.get("challenge")?.as_str()?)
         .ok()
 }
 
@@ -229,7 +237,7 @@ impl Broker {
             return Err(wrong("the user handle is of another person".to_owned()));
         }
         let record = &passkey.record;
-        let seen = webauthn::verify_assertion(
+        let verified = webauthn::verify_assertion(
             self.relying_party(),
             &challenge,
             &record.jwk,
@@ -242,7 +250,7 @@ impl Broker {
             .used_challenges
             .insert_once(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
             .map_err(|e| wrong(e.to_string()))?;
-        self.check_signature_counter(method, &person, key, seen.sign_count)
+        self.check_signature_counter(method, &person, key, verified.sign_count)
             .await?;
         let rules = self
             .projections
@@ -277,12 +285,12 @@ impl Broker {
             .with(|open| open.remove(&cookie_digest(cookie)));
     }
 
-    /// Whether a session is alive. Does not count as activity: an open window does not keep a session alive.
-    pub fn is_session_alive(&self, cookie: &Secret) -> bool {
+    /// Whether a session is active. Does not prolong it: an open window does not keep a session active.
+    pub fn is_session_active(&self, cookie: &Secret) -> bool {
         let now = self.now();
         self.sessions.with(|open| {
             let session = open.get(&cookie_digest(cookie));
-            session.is_some_and(|v| now < v.until && now < v.idle_at)
+            session.is_some_and(|stored| stored.is_active(now))
         })
     }
 
@@ -301,7 +309,7 @@ impl Broker {
         })
     }
 
-    /// The session with this cookie, while it is alive, its passkey enrolled and its person registered.
+    /// The session with this cookie, while it is active, its passkey enrolled and its person registered.
     pub(in crate::broker) fn session(
         &self,
         cookie: &Secret,
@@ -311,7 +319,7 @@ impl Broker {
         let session = self.sessions.with(|open| {
             let session = open
                 .get_mut(&cookie_digest(cookie))
-                .filter(|v| now < v.until && now < v.idle_at)?;
+                .filter(|stored| stored.is_active(now))?;
             session.idle_at = now.plus_secs(SESSION_IDLE_S);
             Some(session.clone())
         });
@@ -365,10 +373,10 @@ impl Broker {
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
                 let mut sign_counters = self.lock(&self.sessions.sign_counters);
-                let seen = sign_counters.entry(key).or_default();
-                let highest = known.max(*seen);
+                let highest_seen = sign_counters.entry(key).or_default();
+                let highest = known.max(*highest_seen);
                 let up = count > highest || (count == 0 && highest == 0);
-                *seen = highest.max(count);
+                *highest_seen = highest.max(count);
                 up
             };
             if up {

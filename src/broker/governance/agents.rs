@@ -46,11 +46,12 @@ impl Broker {
                 };
                 // Enforced here from now on; recorded when the journal takes entries again.
                 let refuse = |error: &AppendError| {
-                    let order = PendingRevocation::new(operator.id.clone(), EndCause::Suspended);
+                    let revocation =
+                        PendingRevocation::new(operator.id.clone(), EndCause::Suspended);
                     self.defer_revocation(
                         call.method,
                         RevocationTarget::Agent(agent.clone()),
-                        order,
+                        revocation,
                         error,
                     )
                 };

@@ -29,7 +29,7 @@ pub struct FreezeSummary {
 /// The lifting of a suspension or freeze.
 pub(in crate::broker) struct LiftOrder {
     pub target: RevocationTarget,
-    /// Why it cannot be lifted while the order itself is unwritten.
+    /// The message while the suspension or freeze itself is not yet recorded.
     pub unwritten: &'static str,
     pub stream: Stream,
     pub event: Event,
@@ -67,9 +67,9 @@ impl Broker {
                 let append =
                     self.freeze_append(scope, operator.id.clone(), blob, &rules, freeze.version);
                 let refuse = |error: &AppendError| {
-                    let order = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
-                    let what = RevocationTarget::Freeze(scope.clone());
-                    self.defer_revocation(call.method, what, order, error)
+                    let revocation = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
+                    let target = RevocationTarget::Freeze(scope.clone());
+                    self.defer_revocation(call.method, target, revocation, error)
                 };
                 let entry = attempt.append_or(append, refuse).await?;
                 let last = self.state.freeze(scope).value.last;
@@ -103,8 +103,8 @@ impl Broker {
         .await
     }
 
-    /// Records that an order no longer holds; `now` returns whether it holds, and the version of its stream. Returns the index
-    /// of the lifting entry.
+    /// Records the lifting of a suspension or freeze; `now` returns whether it is in force, and the version of its stream.
+    /// Returns the index of the lifting entry.
     pub(in crate::broker) async fn lift_order(
         &self,
         call: &CallContext,
@@ -120,7 +120,7 @@ impl Broker {
             |attempt| async move {
                 let rules = self.require_operator(call, operator)?;
                 let (holds, version) = now();
-                // An unwritten order must be written first: lifting before it would leave the order to come later.
+                // A pending suspension or freeze must be recorded first: otherwise its entry would follow the lifting.
                 if self.is_revocation_pending(&lift.target) {
                     return Err(self
                         .refuse(call.method, Reason::JournalUnavailable, lift.unwritten)
@@ -212,7 +212,7 @@ impl Broker {
             FreezeScope::Owner(owner) => self.agents_of(owner, rules),
             FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => BTreeSet::new(),
         };
-        let mut done = FreezeSummary {
+        let mut summary = FreezeSummary {
             changed: true,
             ..FreezeSummary::default()
         };
@@ -229,22 +229,22 @@ impl Broker {
                 FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Owner(_) => whole,
             };
             let id = task.opened.task;
-            done.tasks += usize::from(whole && task.is_running(now));
-            done.tokens += self
+            summary.tasks += usize::from(whole && task.is_running(now));
+            summary.tokens += self
                 .state
                 .grants_of_task(&id)
                 .iter()
                 .filter(|g| of_action(&g.issued.action.action))
                 .filter(|g| self.state.end_cause(g, now).is_none() && !g.is_spent())
                 .count();
-            done.access_requests += self
+            summary.access_requests += self
                 .state
                 .requests_of_task(&id)
                 .iter()
                 .filter(|r| of_action(&r.opened.action.action) && r.is_pending(now))
                 .count();
         }
-        done
+        summary
     }
 
     /// Refuses an unknown scope: a freeze that stops nothing would hide the mistake.
@@ -297,8 +297,8 @@ impl Broker {
             FreezeScope::Agent(agent.clone()),
             FreezeScope::Owner(opened.owner.clone()),
         ];
-        let standing = self.state.agent_status(agent).version;
-        std::iter::once((Stream::Agent(agent.clone()), standing))
+        let agent_version = self.state.agent_status(agent).version;
+        std::iter::once((Stream::Agent(agent.clone()), agent_version))
             .chain(
                 scopes
                     .into_iter()

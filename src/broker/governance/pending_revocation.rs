@@ -41,23 +41,24 @@ impl Broker {
     pub(in crate::broker) fn defer_revocation(
         &self,
         method: &'static str,
-        what: RevocationTarget,
-        order: PendingRevocation,
+        target: RevocationTarget,
+        revocation: PendingRevocation,
         error: &AppendError,
     ) -> Refusal {
-        self.lock(&self.pending_revocations).insert(what, order);
+        self.lock(&self.pending_revocations)
+            .insert(target, revocation);
         Refusal {
             message: PENDING_MESSAGE.to_owned(),
             ..self.refuse_append(method, error)
         }
     }
 
-    pub(in crate::broker) fn clear_pending(&self, what: &RevocationTarget) {
-        self.lock(&self.pending_revocations).remove(what);
+    pub(in crate::broker) fn clear_pending(&self, target: &RevocationTarget) {
+        self.lock(&self.pending_revocations).remove(target);
     }
 
-    pub(in crate::broker) fn is_revocation_pending(&self, what: &RevocationTarget) -> bool {
-        self.lock(&self.pending_revocations).contains_key(what)
+    pub(in crate::broker) fn is_revocation_pending(&self, target: &RevocationTarget) -> bool {
+        self.lock(&self.pending_revocations).contains_key(target)
     }
 
     /// Number of revocations not yet recorded.
@@ -73,8 +74,8 @@ impl Broker {
             return None;
         }
         let opened = &task.opened;
-        let whose = |id: &AgentId| self.projections.rules().and_then(|r| r.bundle.agent(id));
-        let owner_now = whose(&opened.agent).map(|agent| agent.owner.clone());
+        let registered = |id: &AgentId| self.projections.rules().and_then(|r| r.bundle.agent(id));
+        let owner_now = registered(&opened.agent).map(|agent| agent.owner.clone());
         let freezes = [Some(&opened.owner), owner_now.as_ref()]
             .into_iter()
             .flatten()
@@ -87,7 +88,11 @@ impl Broker {
         ]
         .into_iter()
         .chain(freezes)
-        .find_map(|what| pending_revocations.get(&what).map(|order| order.cause))
+        .find_map(|target| {
+            pending_revocations
+                .get(&target)
+                .map(|revocation| revocation.cause)
+        })
     }
 
     /// The cause of a grant's pending end, if one is not yet recorded.
@@ -96,16 +101,16 @@ impl Broker {
             return None;
         }
         let action = FreezeScope::Action(grant.issued.action.action.clone());
-        let own = [
+        let targets = [
             RevocationTarget::Token(grant.issued.jti),
             RevocationTarget::Freeze(action),
         ];
-        let of_grant = own.iter().find_map(|what| {
+        let own_end = targets.iter().find_map(|target| {
             self.lock(&self.pending_revocations)
-                .get(what)
-                .map(|order| order.cause)
+                .get(target)
+                .map(|revocation| revocation.cause)
         });
-        of_grant.or_else(|| {
+        own_end.or_else(|| {
             let task = self.state.task(&grant.issued.task)?;
             self.pending_task_end(&task)
         })
@@ -118,16 +123,16 @@ impl Broker {
             .clone()
             .into_iter()
             .collect();
-        for (what, order) in waiting {
+        for (target, revocation) in waiting {
             // Cleared while an earlier one was written.
-            if !self.is_revocation_pending(&what) {
+            if !self.is_revocation_pending(&target) {
                 continue;
             }
-            let appends = match &what {
-                RevocationTarget::Task(id) => self.append_for_task(id, &order),
-                RevocationTarget::Agent(id) => self.append_for_agent(id, &order),
-                RevocationTarget::Token(id) => self.append_for_token(id, &order),
-                RevocationTarget::Freeze(scope) => self.append_for_freeze(scope, &order),
+            let appends = match &target {
+                RevocationTarget::Task(id) => self.append_for_task(id, &revocation),
+                RevocationTarget::Agent(id) => self.append_for_agent(id, &revocation),
+                RevocationTarget::Token(id) => self.append_for_token(id, &revocation),
+                RevocationTarget::Freeze(scope) => self.append_for_freeze(scope, &revocation),
             };
             // `None`: it was recorded meanwhile.
             let written = match appends {
@@ -135,20 +140,20 @@ impl Broker {
                 None => true,
             };
             if written {
-                self.clear_pending(&what);
+                self.clear_pending(&target);
             }
         }
         Ok(())
     }
 
-    fn append_for_task(&self, id: &TaskId, order: &PendingRevocation) -> Option<Append> {
+    fn append_for_task(&self, id: &TaskId, revocation: &PendingRevocation) -> Option<Append> {
         let read_set = self.task_read_set(&self.state.task(id)?.opened);
         let task = self.state.task(id).filter(|t| t.ended.is_none())?;
         let event = Event::TaskEnded(TaskEnded {
             tasks: vec![*id],
-            cause: order.cause,
-            outcome: order.outcome,
-            by: order.by.clone(),
+            cause: revocation.cause,
+            outcome: revocation.outcome,
+            by: revocation.by.clone(),
         });
         Some(Append {
             read_set,
@@ -156,25 +161,25 @@ impl Broker {
         })
     }
 
-    fn append_for_agent(&self, agent: &AgentId, order: &PendingRevocation) -> Option<Append> {
-        let standing = self.state.agent_status(agent);
-        let by = order.by.clone().filter(|_| !standing.value.suspended)?;
+    fn append_for_agent(&self, agent: &AgentId, revocation: &PendingRevocation) -> Option<Append> {
+        let status = self.state.agent_status(agent);
+        let by = revocation.by.clone().filter(|_| !status.value.suspended)?;
         let event = Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
             by,
             reason: None,
             denials: None,
         });
-        let write_set = vec![(Stream::Agent(agent.clone()), standing.version)];
+        let write_set = vec![(Stream::Agent(agent.clone()), status.version)];
         Some(Append::one(event, write_set))
     }
 
-    fn append_for_token(&self, jti: &TokenId, order: &PendingRevocation) -> Option<Append> {
+    fn append_for_token(&self, jti: &TokenId, revocation: &PendingRevocation) -> Option<Append> {
         let grant = self.state.grant(jti).filter(|g| g.ended.is_none())?;
         let event = Event::GrantsEnded(GrantsEnded {
             jtis: vec![*jti],
-            cause: order.cause,
-            by: order.by.clone(),
+            cause: revocation.cause,
+            by: revocation.by.clone(),
         });
         Some(Append::one(
             event,
@@ -182,9 +187,13 @@ impl Broker {
         ))
     }
 
-    fn append_for_freeze(&self, scope: &FreezeScope, order: &PendingRevocation) -> Option<Append> {
+    fn append_for_freeze(
+        &self,
+        scope: &FreezeScope,
+        revocation: &PendingRevocation,
+    ) -> Option<Append> {
         let freeze = self.state.freeze(scope);
-        let by = order
+        let by = revocation
             .by
             .clone()
             .filter(|_| freeze.value.in_force.is_none())?;

@@ -1,14 +1,13 @@
-//! Policy bundles: applying one, and ending what it no longer allows.
+//! Policy bundles: applying one, and ending the tasks, tokens and access requests that it no longer allows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
-use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
 use crate::approve;
+use crate::broker::{Broker, CallContext, PersonCaller, Refusal, TASKS_PER_ENTRY_MAX};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::policy::{ActivePolicy, BundleFiles, OperateDecision, PolicyBundle};
@@ -28,11 +27,11 @@ pub struct BundleApplied {
     pub agents: usize,
     /// Warnings about valid but unusual content.
     pub warnings: Vec<String>,
-    /// What it no longer allows and therefore ended.
+    /// Counts of what it no longer allows and therefore ended.
     pub revoked: RevocationSummary,
 }
 
-/// Counts of what was ended because rules or trust no longer allow it.
+/// Counts of tasks, tokens and access requests ended because rules or trust no longer allow them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RevocationSummary {
     /// Tasks.

@@ -205,7 +205,7 @@ impl Broker {
                 .as_ref()
                 .filter(|_| same)
                 .and_then(|r| r.bundle.rule(&rule.id));
-            let (place, why) = match known {
+            let (location, why) = match known {
                 Some(info) => {
                     let effect = match info.effect {
                         RuleEffect::Permit => "permit",
@@ -218,7 +218,7 @@ impl Broker {
                 }
                 None => (rule.file.to_string(), String::new()),
             };
-            out.line("rule", format!("{} ({place}) {why}", rule.id));
+            out.line("rule", format!("{} ({location}) {why}", rule.id));
         }
         for need in &decision.required_profiles {
             out.line("needs", format!("an approval under {}", need.name));
@@ -374,8 +374,8 @@ impl Broker {
         if let Some(uses) = grant.issued.uses {
             out.line("uses", format!("{} of {uses} spent", grant.uses.len()));
         }
-        out.newest("use", &grant.uses, |one| {
-            format!("{} {} by entry {}", one.validator, one.use_id, one.index)
+        out.newest("use", &grant.uses, |used| {
+            format!("{} {} by entry {}", used.validator, used.use_id, used.index)
         });
         if let Some(request) = grant.issued.consumed {
             out.line("consumed", request.to_string());
@@ -397,9 +397,9 @@ mod tests {
     #[test]
     fn lists_keep_the_newest_and_count_the_others() {
         let all: Vec<usize> = (0..5_000).collect();
-        let few = listed(&all[..LISTED_MAX], 4);
-        assert_eq!(few.len(), LISTED_MAX);
-        assert_eq!(few.first().map(String::as_str), Some("0000"));
+        let listed_few = listed(&all[..LISTED_MAX], 4);
+        assert_eq!(listed_few.len(), LISTED_MAX);
+        assert_eq!(listed_few.first().map(String::as_str), Some("0000"));
         let many = listed(&all, 4);
         assert_eq!(many.len(), LISTED_MAX + 1);
         assert_eq!((many[0].as_str(), many[199].as_str()), ("4800", "4999"));
@@ -414,7 +414,7 @@ mod tests {
         let bytes: usize = long.iter().map(|text| text.len() + 16).sum();
         assert!(bytes <= LISTED_BYTES_MAX + 64 && long.len() > 15, "{bytes}");
         let more = all.len() + 1 - long.len();
-        let said = format!("and {more} more, older than these");
-        assert_eq!(long.last(), Some(&said));
+        let ending = format!("and {more} more, older than these");
+        assert_eq!(long.last(), Some(&ending));
     }
 }

@@ -19,7 +19,7 @@ pub struct TaskView {
     pub access_requests_waiting: usize,
 }
 
-/// Which tasks to list.
+/// The tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
     /// Only tasks of this agent.
@@ -71,23 +71,25 @@ impl Broker {
                 self.refuse(call.method, Reason::NotFound, message)
             })?),
         };
-        let place =
+        let position =
             |task: &TaskRecord| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
-        let wanted = |task: &Arc<TaskRecord>| {
+        let is_selected = |task: &Arc<TaskRecord>| {
             filter
                 .agent
                 .as_ref()
                 .is_none_or(|id| task.opened.agent == *id)
                 && (filter.ended || self.is_running(task, now))
-                && after.as_ref().is_none_or(|last| place(task) > place(last))
+                && after
+                    .as_ref()
+                    .is_none_or(|last| position(task) > position(last))
         };
         let all = if filter.ended {
             self.state.tasks()
         } else {
             self.state.open_tasks()
         };
-        let mut tasks: Vec<Arc<TaskRecord>> = all.into_iter().filter(wanted).collect();
-        tasks.sort_by_key(|task| place(task));
+        let mut tasks: Vec<Arc<TaskRecord>> = all.into_iter().filter(is_selected).collect();
+        tasks.sort_by_key(|task| position(task));
         tasks.truncate(filter.max);
         Ok(tasks
             .into_iter()

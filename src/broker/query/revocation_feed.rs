@@ -9,16 +9,7 @@ use crate::model::*;
 use crate::policy::{RegisteredService, ServiceKind};
 use crate::state::FeedEvent;
 
-/// A position in the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JournalPosition {
-    /// The incarnation of the journal.
-    pub epoch: u64,
-    /// Index of the last entry read.
-    pub index: u64,
-}
-
-/// The start of a watch.
+/// The start of a revocation watch.
 #[derive(Debug)]
 pub struct FeedStart {
     /// The watching service.

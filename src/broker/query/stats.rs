@@ -2,14 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::broker::approval::card::who;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::card::History;
 use crate::model::*;
-use crate::policy::{PolicyBundle, Remedy, Role, RuleEffect, RuleInfo};
-use crate::state::AccessRequest;
+use crate::policy::{Remedy, Role, RuleEffect, RuleInfo};
 use crate::state::action_stats::ActionStats;
-use crate::state::anomaly::{self, Anomaly};
 use crate::state::stats::{self, ApproverStats, RuleStats};
 
 /// A rule of the policy bundle in force, with its statistics.
@@ -30,7 +26,7 @@ pub struct RuleStatsRow {
     /// Decisions of gate 2 that it determined.
     pub hits: u64,
     /// Access requests it caused; 0 for a rule without step-up.
-    pub asked: u64,
+    pub step_ups: u64,
     /// Access requests approved, with a token issued.
     pub approved: u64,
     /// Access requests denied.
@@ -76,7 +72,7 @@ pub struct ActionUse {
     /// Whether its ceiling has it today.
     pub in_ceiling: bool,
     /// Its statistics; empty for an action it never requested.
-    pub habit: ActionStats,
+    pub stats: ActionStats,
 }
 
 impl Broker {
@@ -94,8 +90,8 @@ impl Broker {
         self.authenticate_reader(call, self.now())?;
         let rules = self.projections.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
-        let voted = self.state.stats().approvers();
-        let mut ids: BTreeSet<PersonId> = voted.into_iter().map(|(id, _)| id).collect();
+        let voters = self.state.stats().approvers();
+        let mut ids: BTreeSet<PersonId> = voters.into_iter().map(|(id, _)| id).collect();
         let people = rules.iter().flat_map(|in_force| in_force.bundle.people());
         let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
         ids.extend(approvers.map(|p| p.id.clone()));
@@ -105,46 +101,6 @@ impl Broker {
             approver_row(id, name, &stats)
         };
         Ok(ids.into_iter().map(row).collect())
-    }
-
-    /// The anomalies of a request, one sentence each, and how similar requests were decided, with the reader's own votes apart;
-    /// `None` where the history was evicted.
-    pub(in crate::broker) fn anomalies_and_history(
-        &self,
-        request: &AccessRequest,
-        reader: &PersonId,
-        bundle: &PolicyBundle,
-        now: Timestamp,
-    ) -> (Vec<String>, Option<History>) {
-        let opened = &request.opened;
-        let (agent, action) = (&opened.agent, &opened.action.action);
-        let stats = self.state.stats();
-        let habit = stats.action_stats(agent, action);
-        let at_opening = match stats.anomalies(&opened.access_request) {
-            Some(odd) => odd.to_vec(),
-            None => vec![Anomaly::Evicted],
-        };
-        let at_showing = anomaly::at_view(
-            opened.evidence.verified_at,
-            request.opened_at,
-            habit.as_ref(),
-            self.projections.registration(agent),
-            now,
-        );
-        let unusual = at_opening.iter().chain(&at_showing).map(Anomaly::sentence);
-        let yours = stats.approver_action(reader, agent, action);
-        let history = habit.map(|habit| History {
-            approved: few(habit.approved),
-            denied: few(habit.denied),
-            approved_by_caller: few(yours.approvals),
-            denied_by_caller: few(yours.denials),
-            last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
-            last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
-            requested_today: habit.requests_on(now),
-            first: habit.decided() == 0,
-            last_denied_by: habit.last_denied.map(|(_, id)| who(bundle, id)),
-        });
-        (unusual.collect(), history)
     }
 
     /// An agent's use of each action of its ceiling and of those it used under an earlier ceiling, most requested first.
@@ -168,23 +124,23 @@ impl Broker {
         });
         let in_ceiling = |name: &ActionName| registered.is_some_and(|a| a.ceiling.contains(name));
         used.into_iter()
-            .map(|(action, habit)| ActionUse {
+            .map(|(action, stats)| ActionUse {
                 in_ceiling: in_ceiling(&action),
                 action,
-                habit,
+                stats,
             })
             .collect()
     }
 }
 
 fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
-    let (remedy, asks) = match &rule.remedy {
+    let (remedy, is_step_up) = match &rule.remedy {
         Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
         None => (String::new(), false),
     };
     // Permits and TTL limits determine pending decisions too, but do not cause the access request.
-    let stats = match asks {
+    let stats = match is_step_up {
         true => stats,
         false => RuleStats {
             hits: stats.hits,
@@ -204,7 +160,7 @@ fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
         },
         remedy,
         hits: stats.hits,
-        asked: stats.requested,
+        step_ups: stats.requested,
         approved: stats.approved,
         denied: stats.denied,
         expired: stats.expired,
@@ -227,10 +183,6 @@ fn approver_row(id: PersonId, name: String, stats: &ApproverStats) -> ApproverSt
         last_at: stats.last_at,
         rubber_stamp: stats::is_rubber_stamp(stats.approvals, stats.denials, median_s),
     }
-}
-
-fn few(count: u64) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn percent(yes: u64, no: u64) -> Option<u32> {

@@ -67,7 +67,7 @@ pub const SEARCH_SCAN_MAX: u64 = 20_000;
 const READ_AT_ONCE: u32 = 256;
 
 impl Broker {
-    /// A task's timeline: from the journal's entries of it, at most [`TASK_ENTRIES_MAX`](crate::state::TRACE_MAX) of them. An
+    /// A task's timeline: from the journal's entries of it, at most 512 of them. An
     /// approver who is not an operator reads only tasks that requested approval from their groups; other and unknown tasks get
     /// the same answer.
     pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<TaskTimeline, Refusal> {
@@ -132,32 +132,32 @@ impl Broker {
             return Err(self.malformed(call.method, &ParseError::new("query", message)));
         }
         let head = self.state.position().1.saturating_add(1);
-        let mut place = below.unwrap_or(head).min(head);
+        let mut index_below = below.unwrap_or(head).min(head);
         let journal = self.journal.clone();
         let query = query.to_owned();
         let read = move || {
-            let stop = place.saturating_sub(SEARCH_SCAN_MAX);
+            let stop = index_below.saturating_sub(SEARCH_SCAN_MAX);
             let mut found = Vec::new();
-            while place > stop {
-                for stored in journal.entries_below(place, READ_AT_ONCE)? {
-                    place = stored.index;
+            while index_below > stop {
+                for stored in journal.entries_below(index_below, READ_AT_ONCE)? {
+                    index_below = stored.index;
                     if mentions(&stored.text, &query) {
                         found.push(stored);
                     }
-                    if found.len() >= SEARCH_PAGE_MAX || place <= stop {
-                        return Ok((found, place));
+                    if found.len() >= SEARCH_PAGE_MAX || index_below <= stop {
+                        return Ok((found, index_below));
                     }
                 }
             }
-            Ok((found, place))
+            Ok((found, index_below))
         };
-        let (found, place) = self.spawn_blocking_read(call, read).await?;
+        let (found, index_below) = self.spawn_blocking_read(call, read).await?;
         Ok(SearchPage {
             events: found
                 .iter()
                 .filter_map(|s| self.timeline_event(s))
                 .collect(),
-            next: (place > 0).then_some(place),
+            next: (index_below > 0).then_some(index_below),
         })
     }
 
@@ -181,16 +181,19 @@ impl Broker {
         let Some(registered) = rules.bundle.person(&person.id) else {
             return false;
         };
-        let asked = |need: &ProfileRef| {
+        let requires_profile = |need: &ProfileRef| {
             let profile = rules.bundle.profile(&need.name);
             profile.is_some_and(|profile| registered.groups.contains(&profile.group))
         };
         registered.roles.contains(&Role::Operator)
-            || self
-                .state
-                .requests_of_task(task)
-                .iter()
-                .any(|request| request.opened.decision.required_profiles.iter().any(asked))
+            || self.state.requests_of_task(task).iter().any(|request| {
+                request
+                    .opened
+                    .decision
+                    .required_profiles
+                    .iter()
+                    .any(requires_profile)
+            })
     }
 
     /// An entry as a timeline event; `None` for one that this version cannot parse.

@@ -124,8 +124,8 @@ impl Broker {
                 });
                 let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
                 if begun {
-                    let asks = self.state.access_request_history(&opened.agent).version;
-                    write_set.push((Stream::AgentRequests(opened.agent.clone()), asks));
+                    let history_version = self.state.access_request_history(&opened.agent).version;
+                    write_set.push((Stream::AgentRequests(opened.agent.clone()), history_version));
                 }
                 let append = Append {
                     read_set,
@@ -183,8 +183,8 @@ impl Broker {
                     ..Append::one(event, vec![(Stream::Task(*id), task.version)])
                 };
                 let refuse = |error: &AppendError| {
-                    let order = PendingRevocation { by, cause, outcome };
-                    self.defer_revocation(method, RevocationTarget::Task(*id), order, error)
+                    let revocation = PendingRevocation { by, cause, outcome };
+                    self.defer_revocation(method, RevocationTarget::Task(*id), revocation, error)
                 };
                 attempt.append_or(append, refuse).await?;
                 self.clear_pending(&RevocationTarget::Task(*id));

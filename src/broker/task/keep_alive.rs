@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
+use crate::broker::TASKS_PER_ENTRY_MAX;
 use crate::broker::transaction::TransactionError;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
@@ -19,7 +19,7 @@ const LEASE_BATCH_WINDOW: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(in crate::broker) struct PendingHeartbeat {
     task: TaskId,
-    done: oneshot::Sender<Result<(), AppendError>>,
+    reply: oneshot::Sender<Result<(), AppendError>>,
 }
 
 impl Broker {
@@ -55,17 +55,17 @@ impl Broker {
                 if is_fresh || until >= task.opened.deadline {
                     return Ok(until);
                 }
-                let (done, answer) = oneshot::channel();
+                let (reply, reply_receiver) = oneshot::channel();
                 let first = {
                     let mut pending = self.lock(&self.pending_heartbeats);
-                    pending.push(PendingHeartbeat { task: id, done });
+                    pending.push(PendingHeartbeat { task: id, reply });
                     pending.len() == 1
                 };
                 if first {
                     // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
                     tokio::spawn(Arc::clone(self).extend_batch());
                 }
-                match answer.await {
+                match reply_receiver.await {
                     // The next attempt reads the result from the record: extended, ended, or changed by another append.
                     Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::TooLate)) => {
                         Err(TransactionError::Retry)
@@ -91,11 +91,11 @@ impl Broker {
             {
                 for one in chunk {
                     let result = self.extend(std::slice::from_ref(&one)).await;
-                    let _caller_gone = one.done.send(result);
+                    let _caller_gone = one.reply.send(result);
                 }
             } else {
                 for one in chunk {
-                    let _caller_gone = one.done.send(result.clone());
+                    let _caller_gone = one.reply.send(result.clone());
                 }
             }
         }

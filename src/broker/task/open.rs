@@ -1,4 +1,4 @@
-//! Opening a task.
+//! Opening a task: gate 1, idempotency and the limit on running tasks.
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::approve::DeniedDecision;
 use crate::broker::token::request::{DeniedReply, TokenAttempt, TokenReply};
-use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
+use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::policy::ActionError;
@@ -65,7 +65,7 @@ impl Broker {
             authenticated,
             ..
         } = *attempt;
-        let shown = self.rules_shown(&denied.decision.rules);
+        let rules_shown = self.rules_shown(&denied.decision.rules);
         let sensitive = rules
             .bundle
             .action(&input.action.name)
@@ -83,7 +83,7 @@ impl Broker {
         Ok(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
-            rules: shown,
+            rules: rules_shown,
             access_request: None,
             comment: None,
             facts: authenticated.facts().clone(),
@@ -171,30 +171,6 @@ impl Broker {
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
         self.last_denials.insert(key, answer);
-        Ok(())
-    }
-
-    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: denials cannot fill the journal.
-    pub(in crate::broker) fn count_refusal(
-        &self,
-        call: &CallContext,
-        task: &TaskId,
-    ) -> Result<(), Refusal> {
-        let minute = self.now().secs().div_euclid(60);
-        let full = {
-            let mut counts = self.lock(&self.refusal_counts);
-            counts.retain(|_, (m, _)| *m == minute);
-            let count = counts.entry(*task).or_insert((minute, 0));
-            count.1 = count.1.saturating_add(1);
-            count.1 > REFUSALS_PER_MINUTE
-        };
-        if full {
-            return Err(self.refuse(
-                call.method,
-                Reason::TooManyRefusals,
-                "too many refused requests in this task; wait a minute",
-            ));
-        }
         Ok(())
     }
 }

@@ -34,13 +34,13 @@ pub struct LiveToken {
     pub profiles: Vec<ProfileName>,
 }
 
-/// Rows of a page at most.
+/// Most rows of a page.
 pub const PAGE_MAX: usize = 100;
 /// Grants scanned between two yields to other tasks.
 const SCAN_YIELD_EVERY: usize = 4_096;
 
 impl Broker {
-    /// A page of active tokens, the next to expire first, after the token `after`; at most [`PAGE_MAX`] rows. Scans every
+    /// A page of active tokens, the next to expire first, after the token `after`; at most 100 rows. Scans every
     /// grant of every open task, and yields in between.
     pub async fn live_tokens(
         &self,
@@ -64,12 +64,12 @@ impl Broker {
         for task in self.state.open_tasks() {
             for grant in self.state.grants_of_task(&task.opened.task) {
                 let position = sort_key(&grant);
-                let wanted = after.is_none_or(|after| position > after)
+                let is_after = after.is_none_or(|after| position > after)
                     && (page.len() < max
                         || page
                             .last_key_value()
                             .is_some_and(|(last, _)| position < *last));
-                if wanted && self.end_cause(&grant, now).is_none() && !grant.is_spent() {
+                if is_after && self.end_cause(&grant, now).is_none() && !grant.is_spent() {
                     page.insert(position, grant);
                     if page.len() > max {
                         page.pop_last();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
+use crate::broker::approval::progress::ProfileState;
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{ATTACHED_MAX, ATTEMPTS, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::policy::{ActivePolicy, VoteMethod};
+use crate::policy::ActivePolicy;
 use crate::state::{AccessRequest, IdempotencyOutcome, StoredStatus, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
@@ -125,21 +126,6 @@ pub struct DeniedReply {
 }
 
 pub use crate::card::RuleSummary;
-
-/// A step-up profile and the votes it has.
-#[derive(Debug, Clone)]
-pub struct ProfileState {
-    /// Name and digest.
-    pub profile: ProfileRef,
-    /// The group whose members may approve.
-    pub group: String,
-    /// Approvals it needs.
-    pub quorum: u32,
-    /// The approvers whose votes count now.
-    pub approvers: Vec<PersonId>,
-    /// How votes are signed; absent when the profile is no longer defined.
-    pub method: Option<VoteMethod>,
-}
 
 /// Longest wait for approvers in one call, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
@@ -336,19 +322,19 @@ impl Broker {
             return Err(self.refuse_action(&attempt, &problem).await.into());
         }
         // Read before the search for a pending one: an opening after this line makes ours conflict.
-        let asks = self.state.access_request_history(&task.opened.agent);
+        let history = self.state.access_request_history(&task.opened.agent);
         let waiting = self
             .state
             .pending_request_for(&input.task, input.action.digest(), now);
         self.check_same_action(&attempt)?;
-        let order = TokenTerms {
+        let terms = TokenTerms {
             action: input.action.clone(),
             ttl: input.ttl,
         };
         let id = DecisionId::from_random(self.random_bytes());
         match approve::decide(
             verified,
-            &order,
+            &terms,
             waiting.as_deref(),
             self.action_freeze(&input.action.name),
             self.decision_context(&rules),
@@ -364,7 +350,7 @@ impl Broker {
                     Ok(self.pending_reply(&attempt, &request, request.version))
                 }
                 None => {
-                    self.open_access_request(&attempt, *pending, &asks, transaction)
+                    self.open_access_request(&attempt, *pending, &history, transaction)
                         .await
                 }
             },
@@ -402,8 +388,9 @@ impl Broker {
             ) || expired(&attached);
             return closed.then_some(IdempotencyOutcome::Denied(id));
         }
-        let own = self.state.requests_of_task(task);
-        own.iter()
+        let requests = self.state.requests_of_task(task);
+        requests
+            .iter()
             .find(|r| r.opened.idempotency_key == *idempotency_key && expired(r))
             .map(|r| IdempotencyOutcome::Denied(r.opened.access_request))
     }
@@ -467,24 +454,5 @@ impl Broker {
             ));
         }
         Ok(())
-    }
-
-    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
-        let in_force = self.projections.rules();
-        let why = |id: &str| {
-            in_force
-                .as_ref()
-                .and_then(|r| r.bundle.rule(id))
-                .and_then(|r| r.why.clone())
-                .unwrap_or_default()
-        };
-        rules
-            .iter()
-            .map(|r| RuleSummary {
-                id: r.id.to_string(),
-                file: r.file.to_string(),
-                why: why(&r.id),
-            })
-            .collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Revoking a token.
+//! Revoking one token, for an operator.
 
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;
@@ -56,8 +56,14 @@ impl Broker {
                     ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
                 };
                 let refuse = |error: &AppendError| {
-                    let order = PendingRevocation::new(operator.id.clone(), EndCause::Operator);
-                    self.defer_revocation(call.method, RevocationTarget::Token(jti), order, error)
+                    let revocation =
+                        PendingRevocation::new(operator.id.clone(), EndCause::Operator);
+                    self.defer_revocation(
+                        call.method,
+                        RevocationTarget::Token(jti),
+                        revocation,
+                        error,
+                    )
                 };
                 let entry = attempt.append_or(append, refuse).await?;
                 self.clear_pending(&RevocationTarget::Token(jti));

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::approve::{PendingDecision, votes};
-use crate::broker::token::request::{
-    DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply,
-};
+use crate::approve::PendingDecision;
+use crate::broker::token::request::{DecisionVersions, PendingReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
-use crate::policy::{ActivePolicy, ApprovalLimits};
+use crate::policy::ApprovalLimits;
 use crate::state::{AccessRequest, AccessRequestHistory, Versioned};
 
 /// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
@@ -23,7 +21,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         pending: PendingDecision,
-        asks: &Versioned<AccessRequestHistory>,
+        history: &Versioned<AccessRequestHistory>,
         transaction: Transaction<'_>,
     ) -> Result<TokenReply, TransactionError> {
         let TokenAttempt {
@@ -39,8 +37,8 @@ impl Broker {
             .bundle
             .agent(&task.opened.agent)
             .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
-        let owner_asks = self.state.owner_pending(&owner);
-        self.check_ask_limits(attempt, &asks.value, &owner_asks.value)?;
+        let owner_requests = self.state.owner_pending(&owner);
+        self.check_request_limits(attempt, &history.value, &owner_requests.value)?;
         let id = AccessRequestId::from_random(self.random_bytes());
         let (action, secret) = input
             .action
@@ -69,7 +67,7 @@ impl Broker {
             read_set: pending.read_set,
             not_after: Some(pending.not_after),
             blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): of two openings by one agent that read the same `asks`
+            // INVARIANT (one open access request for an action): of two openings by one agent that read the same request history
             // one conflicts, and so does an opening that missed a denial.
             ..Append::one(
                 Event::AccessRequestOpened(event),
@@ -77,9 +75,9 @@ impl Broker {
                     (Stream::AccessRequest(id), 0),
                     (
                         Stream::AgentRequests(task.opened.agent.clone()),
-                        asks.version,
+                        history.version,
                     ),
-                    (Stream::OwnerRequests(owner), owner_asks.version),
+                    (Stream::OwnerRequests(owner), owner_requests.version),
                     // One idempotency key cannot become a grant for one action and an access request for another.
                     (
                         Stream::TokenRequest(input.task, input.idempotency_key.clone()),
@@ -99,10 +97,10 @@ impl Broker {
     }
 
     /// Limits on opening access requests: size, how many are pending, how many a minute, and the back-off after denials.
-    fn check_ask_limits(
+    fn check_request_limits(
         &self,
         attempt: &TokenAttempt<'_>,
-        asks: &AccessRequestHistory,
+        history: &AccessRequestHistory,
         of_owner: &BTreeSet<AccessRequestId>,
     ) -> Result<(), Refusal> {
         let TokenAttempt {
@@ -121,7 +119,7 @@ impl Broker {
         }
         let bounds = rules.bundle.approval_limits();
         let counts = [
-            ("agent", &asks.pending, bounds.pending_per_agent),
+            ("agent", &history.pending, bounds.pending_per_agent),
             ("owner", of_owner, bounds.pending_per_owner),
         ];
         for (whose, waiting, max) in counts {
@@ -133,7 +131,7 @@ impl Broker {
                 return Err(self.refuse(call.method, Reason::TooManyPending, message));
             }
         }
-        let opens = asks.openings_since(now.plus_secs(-60));
+        let opens = history.openings_since(now.plus_secs(-60));
         let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
         if most > 0 && opens >= most {
             let message = format!(
@@ -143,11 +141,11 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::DenialBackoff, message));
         }
         let since = now.plus_secs(-ApprovalLimits::DENIAL_WINDOW_S);
-        let denials = asks.denials_since(since);
+        let denials = history.denials_since(since);
         let pause = denials
             .checked_sub(1)
             .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
-        if let (Some(last), Some(pause)) = (asks.denials.last(), pause) {
+        if let (Some(last), Some(pause)) = (history.denials.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
                 let message = format!(
@@ -189,37 +187,5 @@ impl Broker {
                 Some(attempt.rules),
             ),
         }))
-    }
-
-    /// The profiles an access request needs, and the votes each has, by today's registrations.
-    pub(in crate::broker) fn approval_progress(
-        &self,
-        request: &AccessRequest,
-        rules: &ActivePolicy,
-        now: Timestamp,
-    ) -> Vec<ProfileState> {
-        let voter_context = self.voter_context(&rules.bundle);
-        let tally = votes::tally(request, voter_context, now);
-        let state = |need: &ProfileRef| {
-            let defined = rules.bundle.profile(&need.name);
-            ProfileState {
-                profile: need.clone(),
-                group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
-                quorum: defined.map_or(0, |p| p.quorum),
-                method: defined.map(|p| p.method),
-                approvers: tally
-                    .counted
-                    .get(&need.name)
-                    .map(|set| set.iter().cloned().collect())
-                    .unwrap_or_default(),
-            }
-        };
-        request
-            .opened
-            .decision
-            .required_profiles
-            .iter()
-            .map(state)
-            .collect()
     }
 }

@@ -1,22 +1,20 @@
-//! Cache of verified tokens.
+//! Verified token cache: tokens issued here whose signature was verified before.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cache::GenerationalCache;
 use crate::jose::KeySet;
 use crate::model::{Digest, KeyId, TokenId};
 
 /// Tokens issued here whose signature and claims were verified, by SHA-256 of the whole token and bound to one key set.
 /// Whether the grant is active, and for which audience, is never cached.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct VerifiedTokenCache(Mutex<Generations>);
+pub(in crate::broker) struct VerifiedTokenCache(Mutex<Option<TokensOfKeySet>>);
 
-/// Two generations, so that eviction drops one of them.
-#[derive(Debug, Default)]
-struct Generations {
-    keys: Option<Arc<KeySet>>,
-    recent: HashMap<Digest, (TokenId, KeyId)>,
-    previous: HashMap<Digest, (TokenId, KeyId)>,
+#[derive(Debug)]
+struct TokensOfKeySet {
+    keys: Arc<KeySet>,
+    tokens: GenerationalCache<Digest, (TokenId, KeyId)>,
 }
 
 /// Tokens of one generation; about 100 bytes each.
@@ -30,17 +28,11 @@ impl VerifiedTokenCache {
         text: &Digest,
     ) -> Option<(TokenId, KeyId)> {
         let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !cached.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
-            return None;
-        }
-        cached
-            .recent
-            .get(text)
-            .or_else(|| cached.previous.get(text))
-            .cloned()
+        let cached = cached.as_ref().filter(|c| Arc::ptr_eq(&c.keys, keys))?;
+        cached.tokens.get(text).cloned()
     }
 
-    /// Adds a token that was verified.
+    /// Adds a token that was verified; another key set empties the cache.
     pub(in crate::broker) fn insert(
         &self,
         keys: &Arc<KeySet>,
@@ -49,16 +41,12 @@ impl VerifiedTokenCache {
         kid: KeyId,
     ) {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !cached.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
-            *cached = Generations {
-                keys: Some(keys.clone()),
-                ..Generations::default()
-            };
-        }
-        if cached.recent.len() >= GENERATION_MAX {
-            cached.previous = std::mem::take(&mut cached.recent);
-        }
-        cached.recent.insert(text, (jti, kid));
+        let kept = cached.take().filter(|c| Arc::ptr_eq(&c.keys, keys));
+        let cached = cached.insert(kept.unwrap_or_else(|| TokensOfKeySet {
+            keys: keys.clone(),
+            tokens: GenerationalCache::new(GENERATION_MAX),
+        }));
+        cached.tokens.insert(text, (jti, kid), 1);
     }
 }
 
@@ -97,9 +85,7 @@ mod tests {
             cache.insert(&keys, Digest::sha256(&n.to_be_bytes()), jti, kid.clone());
         }
         let cached = cache.0.lock().expect("lock");
-        assert_eq!(
-            cached.recent.len() + cached.previous.len(),
-            2 * GENERATION_MAX
-        );
+        let (recent, previous) = cached.as_ref().expect("tokens").tokens.len();
+        assert_eq!(recent + previous, 2 * GENERATION_MAX);
     }
 }

@@ -151,17 +151,17 @@ fn facts(view: &AgentView, row: &AgentRow) -> Vec<(&'static str, String)> {
 }
 
 fn action_row(used: &ActionUse, now: Timestamp) -> ActionRow {
-    let habit = &used.habit;
+    let stats = &used.stats;
     ActionRow {
         name: escape(used.action.as_str()),
         in_ceiling: used.in_ceiling,
-        requested: habit.requested,
-        granted: habit.granted,
-        approved: habit.approved,
-        denied: habit.denied,
-        last: habit
+        requested: stats.requested,
+        granted: stats.granted,
+        approved: stats.approved,
+        denied: stats.denied,
+        last: stats
             .last_at
-            .filter(|_| habit.requested > 0)
+            .filter(|_| stats.requested > 0)
             .map_or_else(|| "never".to_owned(), |at| ago(at, now)),
     }
 }

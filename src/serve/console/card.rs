@@ -21,7 +21,7 @@ use crate::serve::request_log::record;
 #[template(path = "card.html", config = "src/serve/console/askama.toml")]
 struct CardPage {
     page: Page,
-    shown: CardView,
+    view: CardView,
     /// The target's display name, if the policy bundle has one.
     name: Option<String>,
     status: &'static str,
@@ -64,10 +64,10 @@ pub(super) async fn page(
     let card = console.broker.card(&request.context, &id)?;
     let vote_options = console.broker.vote_options(&request.context, &id)?;
     let now = console.broker.now();
-    let mut shown = card.show(now);
-    let environment = &mut shown.headline.environment;
+    let mut view = card.show(now);
+    let environment = &mut view.headline.environment;
     *environment = environment.take().map(|name| display_environment(&name));
-    let facts = shown.sections.iter_mut();
+    let facts = view.sections.iter_mut();
     for row in facts
         .filter(|section| section.kind == SectionKind::Target)
         .flat_map(|section| &mut section.rows)
@@ -91,7 +91,7 @@ pub(super) async fn page(
         }
         Err(why) => (None, Some(not_eligible(why))),
     };
-    let title = format!("{} {}", shown.headline.verb, shown.headline.object);
+    let title = format!("{} {}", view.headline.verb, view.headline.object);
     Ok(response::html(&CardPage {
         page: Page::new(&console, &request, &user, &title),
         status: card.status.as_str(),
@@ -100,8 +100,8 @@ pub(super) async fn page(
         until: DisplayTime::new(card.expires_at, now),
         task: card.task.to_string(),
         open,
-        name: target_name(&shown),
-        shown,
+        name: target_name(&view),
+        view,
         vote,
         not_eligible,
     }))
@@ -114,14 +114,14 @@ fn display_environment(environment: &str) -> String {
 }
 
 /// The target's display name, from the rows of its attributes.
-fn target_name(shown: &CardView) -> Option<String> {
-    let facts = shown
+fn target_name(view: &CardView) -> Option<String> {
+    let facts = view
         .sections
         .iter()
         .find(|s| s.kind == SectionKind::Target)?;
     let named = |row: &&CardRow| matches!(row.label.as_str(), "target name" | "target title");
     let name = facts.rows.iter().find(named)?.lines.first()?;
-    (*name != shown.headline.object).then(|| name.clone())
+    (*name != view.headline.object).then(|| name.clone())
 }
 
 fn vote_form(card: &Card, profiles: Vec<ProfileOption>, vote_options: &VoteOptions) -> VoteForm {

@@ -47,7 +47,7 @@ pub(super) async fn stream(
     let is_session_active = move || {
         session
             .as_ref()
-            .is_some_and(|session| broker.is_session_alive(session))
+            .is_some_and(|session| broker.is_session_active(session))
     };
     let broker = console.broker.clone();
     let life = Duration::from_millis(watch.life_ms);

@@ -1,4 +1,4 @@
-//! Journal search.
+//! Journal search: the page that finds entries by the ids and words they name.
 
 use std::sync::Arc;
 

@@ -58,7 +58,7 @@ fn rule_row(rule: &RuleStatsRow) -> RuleTableRow {
             escape(&rule.remedy)
         },
         matches: rule.hits,
-        requested: rule.asked,
+        requested: rule.step_ups,
         approved: percent(rule.approved_percent),
         median: seconds(rule.median_s),
         rubber_stamp: rule.rubber_stamp,

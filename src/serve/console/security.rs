@@ -120,7 +120,7 @@ async fn buffer_body(request: Request) -> Result<Request, Response> {
 
 /// Whether a request names the console's own host, in its target and in `Host` (RFC 9110 §7.2).
 fn host_matches(origin: &str, request: &Request) -> bool {
-    let wanted = origin.split_once("://").map_or(origin, |(_, host)| host);
+    let authority = origin.split_once("://").map_or(origin, |(_, host)| host);
     let mut named = request
         .uri()
         .authority()
@@ -136,21 +136,22 @@ fn host_matches(origin: &str, request: &Request) -> bool {
         .peekable();
     named.peek().is_some()
         && named.all(|name| {
-            Authority::try_from(name).is_ok_and(|name| name.as_str().eq_ignore_ascii_case(wanted))
+            Authority::try_from(name)
+                .is_ok_and(|name| name.as_str().eq_ignore_ascii_case(authority))
         })
 }
 
 /// Whether a page of this console sent the request: `Origin` says so (RFC 6454 §7), and `Sec-Fetch-Site` (Fetch Metadata)
 /// does not contradict it.
 fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
-    let one = |name: &HeaderName| {
+    let single = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
         let first = values.next();
         (first, values.next().is_some())
     };
-    let (from, twice) = one(&header::ORIGIN);
+    let (from, twice) = single(&header::ORIGIN);
     let site = HeaderName::from_static("sec-fetch-site");
-    let (site, site_twice) = one(&site);
+    let (site, site_twice) = single(&site);
     !twice
         && !site_twice
         && from.is_some_and(|from| from.as_bytes() == origin.as_bytes())

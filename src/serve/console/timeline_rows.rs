@@ -5,10 +5,10 @@ use crate::broker::TimelineEvent;
 use crate::model::{AccessRequestId, TaskId, Timestamp};
 use crate::serve::routes;
 
-/// One event.
+/// An event as a row.
 #[derive(Debug)]
 pub(super) struct TimelineRow {
-    /// The mark it has in a timeline.
+    /// The CSS class of its mark in a timeline.
     pub(super) class: &'static str,
     pub(super) kind: &'static str,
     pub(super) at: DisplayTime,

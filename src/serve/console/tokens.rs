@@ -1,4 +1,4 @@
-//! Live tokens, and their revocation.
+//! Active tokens, and their revocation.
 
 use std::sync::Arc;
 

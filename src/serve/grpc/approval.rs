@@ -1,4 +1,4 @@
-//! ApprovalService: the inbox, cards, votes and the keys of approvers.
+//! ApprovalService, for approvers and operators: the inbox, cards, votes and the keys of approvers.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -88,13 +88,13 @@ impl ApprovalService for GrpcService {
         record("access_request", &id);
         let proof =
             parse_proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
-        let cast = self
+        let outcome = self
             .broker
             .cast_vote(&call, id, &message.statement, proof)
             .await;
-        self.respond(cast.map(|done| v1::CastVoteResponse {
-            access_request: Some(convert::access_request(&done.view, true)),
-            agent_suspended: done.suspended,
+        self.respond(outcome.map(|outcome| v1::CastVoteResponse {
+            access_request: Some(convert::access_request(&outcome.view, true)),
+            agent_suspended: outcome.suspended,
         }))
     }
 
@@ -144,7 +144,7 @@ impl ApprovalService for GrpcService {
 
 /// Bytes of one page's rows; the rest of the message needs room too.
 const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
-/// Rows of a page unless the request says.
+/// Rows of a page when the request names no size.
 const PAGE_ROWS: usize = 50;
 
 fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxQuery, ParseError> {

@@ -6,12 +6,14 @@ use prost::Message as _;
 
 use crate::broker::{
     AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage,
-    InboxRow, JournalPosition, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView,
-    TimelineEvent, TokenReply,
+    InboxRow, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView, TimelineEvent,
+    TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
-use crate::proto::convert::{action_to_wire, seconds_to_wire, target_to_wire, timestamp_to_wire};
+use crate::proto::convert::{
+    action_to_wire, position_to_wire, seconds_to_wire, target_to_wire, timestamp_to_wire,
+};
 use crate::proto::v1::request_token_response::Outcome;
 use crate::proto::{card, v1};
 use crate::state::{FeedEvent, Selector};
@@ -187,9 +189,9 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
             .collect(),
         next_page_token: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
         total: count(page.total),
-        decidable: count(page.yours),
+        decidable: count(page.decidable),
         queued: count(page.queued),
-        as_of: Some(position(page.as_of)),
+        as_of: Some(position_to_wire(page.as_of)),
     }
 }
 
@@ -282,13 +284,6 @@ pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
     }
 }
 
-pub(super) fn position(position: JournalPosition) -> v1::Position {
-    v1::Position {
-        epoch: position.epoch,
-        index: position.index,
-    }
-}
-
 pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
     use v1::revocation_event::Selector as Wire;
     let selector = match &event.selector {
@@ -376,7 +371,7 @@ pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleStats {
         kind: row.kind.to_owned(),
         remedy: row.remedy.clone(),
         matches: row.hits,
-        step_ups: row.asked,
+        step_ups: row.step_ups,
         approved: row.approved,
         denied: row.denied,
         expired: row.expired,
@@ -430,18 +425,18 @@ pub(super) fn timeline_event(moment: &TimelineEvent) -> v1::TimelineEvent {
 
 fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
     let action_use = |used: &ActionUse| {
-        let habit = &used.habit;
-        let denied = habit.last_denied.as_ref();
+        let stats = &used.stats;
+        let denied = stats.last_denied.as_ref();
         v1::ActionUse {
             action: used.action.to_string(),
             in_ceiling: used.in_ceiling,
-            requested: habit.requested,
-            granted: habit.granted,
-            refused: habit.denied_by_rules,
-            approved: habit.approved,
-            denied: habit.denied,
-            expired: habit.expired,
-            last_at: habit.last_at.map(timestamp_to_wire),
+            requested: stats.requested,
+            granted: stats.granted,
+            refused: stats.denied_by_rules,
+            approved: stats.approved,
+            denied: stats.denied,
+            expired: stats.expired,
+            last_at: stats.last_at.map(timestamp_to_wire),
             last_denied_at: denied.map(|(at, _)| timestamp_to_wire(*at)),
             last_denied_by: denied.map(|(_, by)| by.to_string()).unwrap_or_default(),
         }

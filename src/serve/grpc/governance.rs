@@ -1,4 +1,4 @@
-//! GovernanceService: what operators and auditors call: policy bundles, agents, freezes, tasks and the journal.
+//! GovernanceService, for operators and auditors: policy bundles, agents, freezes, tasks and the journal.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::serve::authorization::{
     APPLY_POLICY_BUNDLE, END_TASK, EXPLAIN, FREEZE, GET_AGENT, GET_TIMELINE, LIST_AGENTS,
-    LIST_APPROVER_FIGURES, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS, RESUME_AGENT,
+    LIST_APPROVER_STATS, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS, RESUME_AGENT,
     SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, bootstrap_code,
 };
 use crate::serve::request_log::record;
@@ -173,13 +173,13 @@ impl GovernanceService for GrpcService {
             Ok((scope, reason.transpose()?))
         });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
-        let done = self.broker.freeze(&call, scope, reason).await;
-        self.respond(done.map(|done| v1::FreezeResponse {
-            changed: done.changed,
-            position: done.index,
-            tasks_ended: convert::count(done.tasks),
-            tokens_ended: convert::count(done.tokens),
-            access_requests_closed: convert::count(done.access_requests),
+        let summary = self.broker.freeze(&call, scope, reason).await;
+        self.respond(summary.map(|summary| v1::FreezeResponse {
+            changed: summary.changed,
+            position: summary.index,
+            tasks_ended: convert::count(summary.tasks),
+            tokens_ended: convert::count(summary.tokens),
+            access_requests_closed: convert::count(summary.access_requests),
         }))
     }
 
@@ -315,7 +315,7 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListApproverStatsRequest>,
     ) -> Result<Response<v1::ListApproverStatsResponse>, Status> {
-        let (call, message) = self.begin_call(LIST_APPROVER_FIGURES, request).await?;
+        let (call, message) = self.begin_call(LIST_APPROVER_STATS, request).await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
         self.respond(self.broker.approver_stats(&call).map(|all| {
             let after = |row: &&ApproverStatsRow| *row.id.as_str() > *message.page_token;

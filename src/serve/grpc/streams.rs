@@ -10,8 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::service::GrpcService;
-use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, JournalPosition};
+use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent};
 use crate::model::*;
+use crate::proto::convert::{position, position_to_wire};
 use crate::proto::{card, v1};
 use crate::serve::admission::StreamPermit;
 use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS};
@@ -81,18 +82,18 @@ impl GrpcService {
         request: Request<v1::WatchAccessRequestRequest>,
     ) -> Result<Response<Messages<v1::WatchAccessRequestResponse>>, Status> {
         let (call, message) = self.begin_call(WATCH_ACCESS_REQUEST, request).await?;
-        let (task, id, seen) = parse_access_watch(&message).map_err(self.malformed(&call))?;
+        let (task, id, cursor) = parse_access_watch(&message).map_err(self.malformed(&call))?;
         record("task", &task);
         record("access_request", &id);
         let mut watch = self
             .broker
-            .watch_access_request(&call, task, id, seen)
+            .watch_access_request(&call, task, id, cursor)
             .map_err(|refusal| self.status(&refusal))?;
         let permit = self.admission.agent_stream(&watch.agent)?;
         let (broker, life_ms) = (self.broker.clone(), watch.life_ms);
         let produce = |sender: StreamSender<_>| async move {
-            while let Some(news) = watch.next(&broker).await {
-                if sender.send(access_message(&news)).await.is_none() {
+            while let Some(event) = watch.next(&broker).await {
+                if sender.send(access_message(&event)).await.is_none() {
                     return;
                 }
             }
@@ -105,10 +106,7 @@ impl GrpcService {
         request: Request<v1::WatchAccessRequestsRequest>,
     ) -> Result<Response<Messages<v1::WatchAccessRequestsResponse>>, Status> {
         let (call, message) = self.begin_call(WATCH_ACCESS_REQUESTS, request).await?;
-        let after = message.after.map(|p| JournalPosition {
-            epoch: p.epoch,
-            index: p.index,
-        });
+        let after = message.after.map(position);
         let mut watch = self
             .broker
             .inbox_changes(&call, after)
@@ -116,8 +114,8 @@ impl GrpcService {
         let permit = self.admission.person_stream(&watch.caller)?;
         let (broker, life_ms) = (self.broker.clone(), watch.life_ms);
         let produce = |sender: StreamSender<_>| async move {
-            while let Some(news) = watch.next(&broker).await {
-                for message in inbox_messages(&news) {
+            while let Some(event) = watch.next(&broker).await {
+                for message in inbox_messages(&event) {
                     if sender.send(message).await.is_none() {
                         return;
                     }
@@ -131,7 +129,7 @@ impl GrpcService {
 fn parse_access_watch(
     message: &v1::WatchAccessRequestRequest,
 ) -> Result<(TaskId, AccessRequestId, Option<AccessRequestCursor>), ParseError> {
-    let seen = match &message.after {
+    let cursor = match &message.after {
         Some(mark) => Some(AccessRequestCursor {
             version: mark.version,
             status: card::status(mark.status)?,
@@ -141,7 +139,7 @@ fn parse_access_watch(
     Ok((
         TaskId::parse(&message.task_id)?,
         AccessRequestId::parse(&message.access_request_id)?,
-        seen,
+        cursor,
     ))
 }
 
@@ -152,9 +150,9 @@ fn mark(mark: AccessRequestCursor) -> v1::AccessRequestCursor {
     }
 }
 
-fn access_message(news: &AccessRequestEvent) -> v1::WatchAccessRequestResponse {
+fn access_message(event: &AccessRequestEvent) -> v1::WatchAccessRequestResponse {
     use v1::watch_access_request_response::Message;
-    let message = match news {
+    let message = match event {
         AccessRequestEvent::StatusChanged {
             view,
             cursor: at,
@@ -174,16 +172,16 @@ fn access_message(news: &AccessRequestEvent) -> v1::WatchAccessRequestResponse {
     }
 }
 
-fn inbox_messages(news: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
+fn inbox_messages(event: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
     use v1::watch_access_requests_response::Message;
-    let messages = match news {
+    let messages = match event {
         InboxEvent::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
-            as_of: Some(convert::position(*at)),
+            as_of: Some(position_to_wire(*at)),
         })],
-        InboxEvent::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
+        InboxEvent::Changed(change) => changes(change).into_iter().map(Message::Change).collect(),
         InboxEvent::BudgetChanged => vec![Message::BudgetChanged(v1::InboxBudgetChanged {})],
         InboxEvent::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
-            position: Some(convert::position(*at)),
+            position: Some(position_to_wire(*at)),
         })],
     };
     messages
@@ -194,25 +192,25 @@ fn inbox_messages(news: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
         .collect()
 }
 
-fn changes(stir: &InboxChange) -> Vec<v1::InboxChange> {
-    let kind = match stir.kind {
+fn changes(change: &InboxChange) -> Vec<v1::InboxChange> {
+    let kind = match change.kind {
         InboxChangeKind::Opened => v1::InboxChangeKind::Opened,
         InboxChangeKind::Voted => v1::InboxChangeKind::Voted,
         InboxChangeKind::Closed => v1::InboxChangeKind::Closed,
         InboxChangeKind::Rules => v1::InboxChangeKind::Rules,
     };
-    let change = |ids: &[AccessRequestId]| v1::InboxChange {
+    let part = |ids: &[AccessRequestId]| v1::InboxChange {
         position: Some(v1::Position {
-            epoch: stir.epoch,
-            index: stir.index,
+            epoch: change.epoch,
+            index: change.index,
         }),
         kind: kind.into(),
         access_request_ids: ids.iter().map(ToString::to_string).collect(),
     };
-    if stir.ids.is_empty() {
-        return vec![change(&[])];
+    if change.ids.is_empty() {
+        return vec![part(&[])];
     }
-    stir.ids.chunks(IDS_MAX).map(change).collect()
+    change.ids.chunks(IDS_MAX).map(part).collect()
 }
 
 #[cfg(test)]
@@ -231,13 +229,13 @@ mod tests {
             bytes[..2].copy_from_slice(&n.to_be_bytes());
             AccessRequestId::from_random(bytes)
         };
-        let stir = InboxChange {
+        let change = InboxChange {
             epoch: 1,
             index: 9,
             kind: InboxChangeKind::Closed,
             ids: (0..10_000).map(id).collect(),
         };
-        let messages = inbox_messages(&InboxEvent::Changed(Arc::new(stir)));
+        let messages = inbox_messages(&InboxEvent::Changed(Arc::new(change)));
         assert_eq!(messages.len(), 10);
         for message in messages {
             assert!(message.encoded_len() < MESSAGE_BYTES_MAX / 2);

@@ -1,4 +1,4 @@
-//! TaskService: what agents call: tasks, tokens and access requests.
+//! TaskService, for agents: tasks, tokens and access requests.
 
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};

@@ -1,4 +1,4 @@
-//! TokenService: what validators and operators call: introspection, use, revocation and the revocation stream.
+//! TokenService, for validators and operators: introspection, use, revocation and the revocation stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::{Messages, StreamSender};
-use crate::broker::{Broker, FeedStart, JournalPosition};
+use crate::broker::{Broker, FeedStart};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
-use crate::proto::convert::timestamp_to_wire;
+use crate::proto::convert::{position, position_to_wire, timestamp_to_wire};
 use crate::proto::v1;
 use crate::proto::v1::watch_revocations_response::Message;
 use crate::serve::authorization::{CONSUME_TOKEN, INTROSPECT, REVOKE_TOKEN, WATCH_REVOCATIONS};
@@ -94,10 +94,7 @@ impl TokenService for GrpcService {
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Self::WatchRevocationsStream>, Status> {
         let (call, message) = self.begin_call(WATCH_REVOCATIONS, request).await?;
-        let after = message.after.map(|p| JournalPosition {
-            epoch: p.epoch,
-            index: p.index,
-        });
+        let after = message.after.map(position);
         let start = self
             .broker
             .watch_revocations(&call, after)
@@ -123,7 +120,7 @@ async fn watch(
     let mut after = start.after;
     if let Some(from) = start.resync {
         let resync = v1::RevocationResync {
-            from: Some(convert::position(from)),
+            from: Some(position_to_wire(from)),
         };
         if send(&sender, Message::Resync(resync)).await.is_none() {
             return;
@@ -155,7 +152,7 @@ async fn watch(
             continue;
         }
         let heartbeat = v1::RevocationHeartbeat {
-            position: Some(convert::position(read_through)),
+            position: Some(position_to_wire(read_through)),
             last_event,
         };
         if send(&sender, Message::Heartbeat(heartbeat)).await.is_none() {

@@ -1,0 +1,171 @@
+//! Responses to approvers: inbox, invitations and passkeys.
+
+use super::{AccessRequestInfo, ReadWire, responses};
+use crate::model::{JournalPosition, ParseError, Secret, Timestamp};
+use crate::proto::{convert, v1};
+
+responses! {
+    /// One page of an approver's inbox.
+    InboxListing from ListAccessRequestsResponse {
+        /// Highest risk first (unknown counts as high), then the nearest deadline; similar ones of a page stand together.
+        rows: Vec<InboxEntry> = rows,
+        /// Groups of more than one similar entry, counted over all pages.
+        groups: Vec<InboxEntryGroup> = groups,
+        /// `page_token` of the next page; empty on the last.
+        next_page_token: String = next_page_token,
+        /// Entries on all pages.
+        total: u32 = total,
+        /// How many of them the caller may decide.
+        decidable: u32 = decidable,
+        /// How many more wait for their turn; they are reached by id alone.
+        queued: u32 = queued,
+        /// The journal position that the listing reflects, at least.
+        as_of: Option<JournalPosition> = as_of,
+    }
+
+    /// One waiting access request in an inbox.
+    InboxEntry from InboxRow {
+        /// The access request.
+        access_request: AccessRequestInfo = access_request,
+        /// Profiles for which an approval of the caller would count now.
+        profiles: Vec<String> = profiles,
+        /// Why there are none; empty otherwise.
+        ineligible_reason: String = ineligible_reason,
+        /// The group of similar entries it belongs to.
+        group: String = group,
+        /// The agent's owner, by opaque id.
+        owner: String = owner,
+        /// Its parameters are too long for a list and left out: the card has them all.
+        parameters_omitted: bool = parameters_omitted,
+    }
+
+    /// Similar access requests: one action on targets of one type. Each is decided by itself.
+    InboxEntryGroup from InboxGroup {
+        /// Its name, as in [`InboxEntry::group`].
+        group: String = group,
+        /// The catalogue's verb.
+        title: String = title,
+        /// Entries in it.
+        size: u32 = size,
+    }
+
+    /// A person of the policy bundle, with the keys that count.
+    ApproverInfo from Approver {
+        /// The opaque id.
+        person_id: String = person_id,
+        /// Empty for a person who left the policy bundle.
+        name: String = name,
+        /// The person's groups.
+        groups: Vec<String> = groups,
+        /// `approver`, `operator`, `auditor`.
+        roles: Vec<String> = roles,
+        /// Thumbprints of the keys in `people.toml` that count.
+        keys: Vec<String> = keys,
+        /// Enrolled passkeys that count.
+        passkeys: Vec<PasskeyInfo> = passkeys,
+        /// Until when an open invitation may be used.
+        invited_until: Option<Timestamp> = invited_until,
+        /// Thumbprints of revoked keys.
+        revoked: Vec<String> = revoked,
+    }
+
+    /// An enrolled passkey.
+    PasskeyInfo from Passkey {
+        /// Thumbprint of its key.
+        key: String = key,
+        /// The label that the person gave it.
+        label: String = label,
+        /// When it was enrolled.
+        added_at: Option<Timestamp> = added_at,
+        /// When it last signed a vote.
+        last_vote_at: Option<Timestamp> = last_vote_at,
+        /// Whether it may be synchronised between devices.
+        backup_eligible: bool = backup_eligible,
+    }
+}
+
+/// An invitation to enrol one passkey. Its code is a secret: the first person to use it enrols.
+#[derive(Debug, Clone)]
+pub struct EnrolmentInvitation {
+    /// The one-time code.
+    pub code: Secret,
+    /// The console's page, with the code in it.
+    pub url: Secret,
+    /// Until when it may be used.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl ReadWire<EnrolmentInvitation> for v1::InviteApproverResponse {
+    fn read(self) -> EnrolmentInvitation {
+        EnrolmentInvitation {
+            code: Secret::new(self.code),
+            url: Secret::new(self.url),
+            expires_at: self.expires_at.read(),
+        }
+    }
+}
+
+/// One message of [`crate::client::ApproverClient::watch_inbox`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InboxUpdate {
+    /// List the inbox anew; changes after this position follow.
+    Snapshot(JournalPosition),
+    /// Some access requests changed. One journal entry may bring several updates of one position.
+    Changed {
+        /// The journal entry that changed them.
+        position: JournalPosition,
+        /// How.
+        kind: InboxUpdateKind,
+        /// Which, by id.
+        access_request_ids: Vec<String>,
+    },
+    /// A queued access request may have had its turn: list the inbox anew.
+    QueueAdvanced,
+    /// Nothing changed up to this position.
+    Heartbeat(JournalPosition),
+}
+
+/// How access requests in an inbox changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InboxUpdateKind {
+    /// They wait now.
+    Opened,
+    /// An approval was recorded.
+    Voted,
+    /// They wait no longer.
+    Closed,
+    /// Rules or voters changed: any access request may be affected.
+    PolicyChanged,
+    /// A kind that this client does not know: list the inbox anew.
+    Unknown,
+}
+
+impl InboxUpdate {
+    pub(in crate::client) fn read(
+        wire: v1::WatchAccessRequestsResponse,
+    ) -> Result<Self, ParseError> {
+        use v1::watch_access_requests_response::Message;
+        let missing = |field| ParseError::new(field, "is required");
+        Ok(match wire.message.ok_or_else(|| missing("message"))? {
+            Message::Snapshot(snapshot) => Self::Snapshot(convert::position(
+                snapshot.as_of.ok_or_else(|| missing("as_of"))?,
+            )),
+            Message::Change(change) => Self::Changed {
+                position: convert::position(change.position.ok_or_else(|| missing("position"))?),
+                kind: match change.kind() {
+                    v1::InboxChangeKind::Opened => InboxUpdateKind::Opened,
+                    v1::InboxChangeKind::Voted => InboxUpdateKind::Voted,
+                    v1::InboxChangeKind::Closed => InboxUpdateKind::Closed,
+                    v1::InboxChangeKind::Rules => InboxUpdateKind::PolicyChanged,
+                    v1::InboxChangeKind::Unspecified => InboxUpdateKind::Unknown,
+                },
+                access_request_ids: change.access_request_ids,
+            },
+            Message::BudgetChanged(v1::InboxBudgetChanged {}) => Self::QueueAdvanced,
+            Message::Heartbeat(heartbeat) => {
+                let position = heartbeat.position.ok_or_else(|| missing("position"))?;
+                Self::Heartbeat(convert::position(position))
+            }
+        })
+    }
+}

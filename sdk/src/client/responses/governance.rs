@@ -1,0 +1,266 @@
+//! Responses to operators and auditors: policy, agents, freezes, tasks, explanations, statistics and timelines.
+
+use super::{ReadWire, responses};
+use crate::model::Timestamp;
+use crate::proto::v1;
+
+responses! {
+    /// What applying a policy bundle changed.
+    AppliedBundle from ApplyPolicyBundleResponse {
+        /// The bundle's version: its digest.
+        version: String = version,
+        /// `false`: the bundle was in force already.
+        changed: bool = changed,
+        /// Rules in it.
+        rules: u32 = rules,
+        /// Agents in it.
+        agents: u32 = agents,
+        /// What is allowed but probably not meant.
+        warnings: Vec<String> = warnings,
+        /// Tasks that it no longer allows, ended.
+        tasks_ended: u32 = tasks_ended,
+        /// Tokens that it no longer allows, revoked.
+        tokens_ended: u32 = tokens_ended,
+        /// Access requests closed.
+        access_requests_closed: u32 = access_requests_closed,
+    }
+
+    /// What a suspension ended.
+    SuspensionReport from SuspendAgentResponse {
+        /// Tasks ended, with their tokens.
+        tasks_ended: u32 = tasks_ended,
+        /// Index of the journal entry: validators that have read this far refuse every token of the agent.
+        position: u64 = position,
+    }
+
+    /// An agent: its registration, its status and its use.
+    AgentInfo from RegisteredAgent {
+        /// Its id.
+        agent_id: String = agent_id,
+        /// `false`: the policy bundle in force does not list it, and the fields up to `actions` are empty.
+        registered: bool = registered,
+        /// The workload that may act as it.
+        spiffe_id: String = spiffe_id,
+        /// The person who answers for it, by opaque id.
+        owner: String = owner,
+        /// Where it runs.
+        environment: String = environment,
+        /// The model behind it.
+        model: String = model,
+        /// How far it acts alone.
+        autonomy: String = autonomy,
+        /// Its groups.
+        groups: Vec<String> = groups,
+        /// Thumbprint of the only key its tasks may be bound to; empty when any key may be.
+        jkt: String = jkt,
+        /// Its ceiling: the only actions it may request.
+        actions: Vec<String> = actions,
+        /// Whether it is suspended.
+        suspended: bool = suspended,
+        /// Freezes in force that stop it: `all`, `agent/ID`, `owner/ID`.
+        frozen: Vec<String> = frozen,
+        /// Its running tasks.
+        tasks_running: u32 = tasks_running,
+        /// Its active tokens.
+        tokens_active: u32 = tokens_active,
+        /// When this broker process last verified its evidence.
+        verified_at: Option<Timestamp> = verified_at,
+        /// When its evidence was last verified, by the journal.
+        attested_at: Option<Timestamp> = attested_at,
+        /// Its use of each action, the most requested first; empty in a list of agents.
+        activity: Vec<AgentActionStats> = activity,
+    }
+
+    /// An agent's use of one action, counted.
+    AgentActionStats from ActionUse {
+        /// The action.
+        action: String = action,
+        /// Whether the agent's ceiling has the action today.
+        in_ceiling: bool = in_ceiling,
+        /// Requests that were decided; 0: never used.
+        requested: u64 = requested,
+        /// Tokens issued.
+        granted: u64 = granted,
+        /// Requests that rules denied.
+        refused: u64 = refused,
+        /// Access requests that people approved.
+        approved: u64 = approved,
+        /// Access requests that people denied.
+        denied: u64 = denied,
+        /// Access requests that expired.
+        expired: u64 = expired,
+        /// The last request.
+        last_at: Option<Timestamp> = last_at,
+        /// The last denial by a person.
+        last_denied_at: Option<Timestamp> = last_denied_at,
+        /// That person, by opaque id; empty without one.
+        last_denied_by: String = last_denied_by,
+    }
+
+    /// What a freeze ended.
+    FreezeReport from FreezeResponse {
+        /// `false`: the scope was frozen already.
+        changed: bool = changed,
+        /// Index of the journal entry: validators that have read this far refuse every token it ended.
+        position: u64 = position,
+        /// Tasks ended.
+        tasks_ended: u32 = tasks_ended,
+        /// Tokens revoked.
+        tokens_ended: u32 = tokens_ended,
+        /// Access requests closed.
+        access_requests_closed: u32 = access_requests_closed,
+    }
+
+    /// A freeze in force.
+    FreezeInfo from ActiveFreeze {
+        /// `all`, `agent/ID`, `owner/ID` or `action/NAME`.
+        scope: String = scope,
+        /// Since when.
+        since: Option<Timestamp> = since,
+        /// The operator who ordered it, by opaque id.
+        by: String = by,
+        /// The operator's reason.
+        reason: String = reason,
+        /// Index of the journal entry.
+        position: u64 = position,
+    }
+
+    /// A task in a list.
+    TaskInfo from TaskSummary {
+        /// Its id.
+        task_id: String = task_id,
+        /// The agent that opened it.
+        agent_id: String = agent_id,
+        /// The agent's owner, by opaque id.
+        owner: String = owner,
+        /// When it was opened.
+        opened_at: Option<Timestamp> = opened_at,
+        /// When it ends by itself.
+        deadline: Option<Timestamp> = deadline,
+        /// When a missed heartbeat ends it; `None` without a heartbeat.
+        lease_until: Option<Timestamp> = lease_until,
+        /// Why it ended; empty while it runs.
+        ended: String = ended,
+        /// Its active tokens.
+        tokens_active: u32 = tokens_active,
+        /// Its waiting access requests.
+        access_requests_waiting: u32 = access_requests_waiting,
+        /// The agent's own words, unverified; at most 200 characters of them.
+        purpose: String = purpose,
+    }
+
+    /// Why something is as it is: the answer of `explain`.
+    Explanation from ExplainResponse {
+        /// The answer in one line.
+        headline: String = headline,
+        /// The details.
+        lines: Vec<ExplanationLine> = lines,
+        /// The journal entries it rests on, each as JSON.
+        entries: Vec<String> = entries,
+    }
+
+    /// One detail of an explanation.
+    ExplanationLine from ExplainLine {
+        /// What it is about.
+        label: String = label,
+        /// The detail.
+        text: String = text,
+    }
+
+    /// A rule in force, with statistics of its decisions.
+    RuleStatistics from RuleStats {
+        /// Its `@id`.
+        rule_id: String = rule_id,
+        /// Its path in the policy bundle.
+        file: String = file,
+        /// Its line, from 1.
+        line: u32 = line,
+        /// Its `@why`.
+        why: String = why,
+        /// `permit` or `forbid`.
+        kind: String = kind,
+        /// What lifts it: `step_up PROFILE` or `max_ttl SECONDSs`; empty when nothing does.
+        remedy: String = remedy,
+        /// Decisions of gate 2 that it determined.
+        matches: u64 = matches,
+        /// Access requests that it opened.
+        step_ups: u64 = step_ups,
+        /// Those that people approved.
+        approved: u64 = approved,
+        /// Those that people denied.
+        denied: u64 = denied,
+        /// Those that expired.
+        expired: u64 = expired,
+        /// Share of approvals among those decided, in percent, rounded down; `None` when none was decided.
+        approved_percent: Option<u32> = approved_percent,
+        /// Median of the last 101 decision times, in seconds.
+        median_seconds: Option<u32> = median_seconds,
+        /// Its last decision.
+        last_at: Option<Timestamp> = last_at,
+        /// At least 20 decided, more than 95 % approved, in a median below 3 s.
+        rubber_stamp: bool = rubber_stamp,
+    }
+
+    /// An approver's votes, counted.
+    ApproverStatistics from ApproverStats {
+        /// The opaque id.
+        person_id: String = person_id,
+        /// Empty when the policy bundle in force does not list the person.
+        name: String = name,
+        /// Approvals.
+        approved: u64 = approved,
+        /// Denials.
+        denied: u64 = denied,
+        /// Share of approvals, in percent, rounded down; `None` without a vote.
+        approved_percent: Option<u32> = approved_percent,
+        /// Median of the last 101 decision times, in seconds.
+        median_seconds: Option<u32> = median_seconds,
+        /// The last vote.
+        last_at: Option<Timestamp> = last_at,
+        /// At least 20 votes, more than 95 % approvals, in a median below 3 s.
+        rubber_stamp: bool = rubber_stamp,
+    }
+
+    /// The history of a task.
+    TaskTimeline from GetTimelineResponse {
+        /// The task.
+        task_id: String = task_id,
+        /// Its agent.
+        agent_id: String = agent_id,
+        /// The agent's owner, by opaque id.
+        owner: String = owner,
+        /// Why it ended; empty while it runs.
+        ended: String = ended,
+        /// Its events, in order of time.
+        entries: Vec<TimelineEntry> = events,
+        /// Journal entries in the midst of a very long task that are left out.
+        left_out: u64 = left_out,
+    }
+
+    /// One event of a timeline or of a search.
+    TimelineEntry from TimelineEvent {
+        /// Index of its journal entry; `None` for what time alone brought.
+        index: Option<u64> = index,
+        /// When it happened.
+        at: Option<Timestamp> = at,
+        /// The kind of the journal entry; empty for what time alone brought.
+        kind: String = kind,
+        /// What happened.
+        what: String = what,
+        /// An agent, a person, a service, or `broker`.
+        who: String = who,
+        /// More of it.
+        detail: String = detail,
+        /// Ids to search on with.
+        ids: Vec<String> = ids,
+    }
+
+    /// One page of a journal search.
+    JournalSearchPage from SearchJournalResponse {
+        /// The newest first; at most 50.
+        entries: Vec<TimelineEntry> = events,
+        /// `below` of the next page; `None` at the journal's beginning. A page with few entries is not the last while this is
+        /// there.
+        next: Option<u64> = next,
+    }
+}

@@ -1,0 +1,510 @@
+//! Events of journal entries, one type a kind, in their stored form.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::*;
+
+/// The event of an entry: its kind and body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "body")]
+#[allow(missing_docs)]
+pub enum Event {
+    EpochStarted(EpochStarted),
+    TrustBundleChanged(TrustBundleChanged),
+    KeyPublished(KeyPublished),
+    PolicyApplied(PolicyApplied),
+    AgentSuspended(AgentSuspended),
+    AgentResumed(AgentResumed),
+    Frozen(Frozen),
+    Unfrozen(Unfrozen),
+    TaskOpened(TaskOpened),
+    LeasesExtended(LeasesExtended),
+    TaskEnded(TaskEnded),
+    RequestDenied(RequestDenied),
+    AccessRequestOpened(AccessRequestOpened),
+    VoteCast(VoteCast),
+    VoteRefused(VoteRefused),
+    AccessRequestClosed(AccessRequestClosed),
+    ApproverInvited(ApproverInvited),
+    ApproverEnrolled(ApproverEnrolled),
+    ApproverKeysRevoked(ApproverKeysRevoked),
+    TokenIssued(TokenIssued),
+    TokenReissued(TokenReissued),
+    TokenConsumed(TokenConsumed),
+    GrantsEnded(GrantsEnded),
+    RefusalsCounted(RefusalsCounted),
+}
+
+impl Event {
+    /// Hashes of the blobs that it names.
+    pub fn blobs(&self) -> Vec<Digest> {
+        match self {
+            Self::TrustBundleChanged(f) => vec![f.bundle],
+            Self::PolicyApplied(f) => vec![f.version],
+            Self::AgentSuspended(f) => f.reason.into_iter().collect(),
+            Self::Frozen(f) => f.reason.into_iter().collect(),
+            Self::TaskOpened(f) => vec![f.purpose],
+            Self::RequestDenied(f) => f.secret.into_iter().collect(),
+            Self::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
+            Self::VoteCast(f) => std::iter::once(f.statement).chain(f.assertion).collect(),
+            Self::TokenIssued(f) => f.secret.into_iter().chain(f.reason).collect(),
+            Self::EpochStarted(_)
+            | Self::KeyPublished(_)
+            | Self::AgentResumed(_)
+            | Self::Unfrozen(_)
+            | Self::LeasesExtended(_)
+            | Self::TaskEnded(_)
+            | Self::VoteRefused(_)
+            | Self::AccessRequestClosed(_)
+            | Self::ApproverInvited(_)
+            | Self::ApproverEnrolled(_)
+            | Self::ApproverKeysRevoked(_)
+            | Self::TokenReissued(_)
+            | Self::TokenConsumed(_)
+            | Self::GrantsEnded(_)
+            | Self::RefusalsCounted(_) => Vec::new(),
+        }
+    }
+}
+
+/// An incarnation of the journal begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochStarted {
+    /// The realm that the journal belongs to.
+    pub realm: Realm,
+}
+
+/// A trust domain's keys, journalled before their first use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustBundleChanged {
+    /// The domain.
+    pub domain: TrustDomain,
+    /// Blob: the SPIFFE trust bundle as configured.
+    pub bundle: Digest,
+    /// The JWT-SVID keys in it.
+    pub kids: Vec<KeyId>,
+    /// Keys that the previous trust bundle had and this one has not: tasks and grants verified with them end.
+    pub removed: Vec<KeyId>,
+}
+
+/// A token-signing key, journalled before its first use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPublished {
+    /// Its id in the JWKS.
+    pub kid: KeyId,
+    /// The public key.
+    pub jwk: Value,
+}
+
+/// A policy bundle became active.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyApplied {
+    /// Its version, and its blob: SHA-256 of the canonical form of all files.
+    pub version: Digest,
+    /// The operator who applied it; absent for the bundle that initialized the journal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// An agent was suspended. Its tasks, grants and access requests end with this entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSuspended {
+    /// The agent.
+    pub agent: AgentId,
+    /// The operator, or the approver whose denial reached the limit.
+    pub by: PersonId,
+    /// Blob: the operator's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+    /// For an automatic suspension: the number of denials that reached the policy bundle's limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denials: Option<u32>,
+}
+
+/// An operator resumed an agent. What ended stays ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentResumed {
+    /// The agent.
+    pub agent: AgentId,
+    /// The operator.
+    pub by: PersonId,
+}
+
+/// An operator froze everything, an agent, an owner's agents or an action: no token is issued in this scope until the
+/// freeze is lifted, and the scope's tasks, grants and access requests end with this entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// The scope.
+    pub scope: FreezeScope,
+    /// The agents of the owner, by the active policy bundle and by their running tasks; empty for every other scope. At
+    /// most [`SELECTOR_MAX`]: further entries of the same append have the others.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub agents: Vec<AgentId>,
+    /// The operator.
+    pub by: PersonId,
+    /// Blob: the operator's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+}
+
+/// An operator lifted a freeze. What ended stays ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unfrozen {
+    /// The scope.
+    pub scope: FreezeScope,
+    /// The operator.
+    pub by: PersonId,
+}
+
+/// A task was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskOpened {
+    /// Its id.
+    pub task: TaskId,
+    /// The agent.
+    pub agent: AgentId,
+    /// The agent's owner.
+    pub owner: PersonId,
+    /// The key that must sign the proof of every later call.
+    pub binding: Binding,
+    /// The client's idempotency key.
+    pub idempotency_key: IdempotencyKey,
+    /// Seconds that the agent requested.
+    pub requested_seconds: i64,
+    /// When it was opened.
+    pub opened_at: Timestamp,
+    /// When it ends by time.
+    pub deadline: Timestamp,
+    /// Longest time between heartbeats, in seconds; absent for a task without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_seconds: Option<i64>,
+    /// Blob: the purpose, in the agent's words.
+    pub purpose: Digest,
+    /// The evidence that gate 1 verified.
+    pub evidence: EvidenceFacts,
+    /// Version of the policy bundle that permitted it.
+    pub policy: Digest,
+}
+
+/// Leases of tasks were extended by heartbeats: one entry for all of a short window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeasesExtended {
+    /// Each task and the new end of its lease.
+    pub leases: Vec<(TaskId, Timestamp)>,
+}
+
+/// Tasks ended, and with them their grants and access requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskEnded {
+    /// The tasks.
+    pub tasks: Vec<TaskId>,
+    /// The cause.
+    pub cause: EndCause,
+    /// The outcome that the agent reported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<TaskOutcome>,
+    /// The operator, if an operator ordered it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// A request was denied by gate 2, or refused after gate 1 because the catalogue does not have what it names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestDenied {
+    /// The decision's id.
+    pub id: DecisionId,
+    /// The task.
+    pub task: TaskId,
+    /// The client's idempotency key.
+    pub idempotency_key: IdempotencyKey,
+    /// The name of a [`DeniedReason`] or [`Reason`].
+    pub reason: String,
+    /// The requested action.
+    pub action: ActionOnRecord,
+    /// Blob: the action's secret part; absent without sensitive parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Digest>,
+    /// The decision, if the policy was evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<DecisionRecord>,
+    /// The evidence that gate 1 verified.
+    pub evidence: EvidenceFacts,
+}
+
+/// An access request was opened: the action needs approval by people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequestOpened {
+    /// Its id.
+    pub access_request: AccessRequestId,
+    /// The task.
+    pub task: TaskId,
+    /// The agent.
+    pub agent: AgentId,
+    /// The agent's owner.
+    pub owner: PersonId,
+    /// The client's idempotency key that opened it; further keys may be attached.
+    pub idempotency_key: IdempotencyKey,
+    /// The requested action.
+    pub action: ActionOnRecord,
+    /// Blob: the action's secret part; absent without sensitive parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Digest>,
+    /// Blob: the agent's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+    /// Longest lifetime of the token, in seconds.
+    pub max_ttl: i64,
+    /// Number of uses of the token; absent when its lifetime is the only limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// When it expires and is denied.
+    pub expires_at: Timestamp,
+    /// The decision, with the profiles it requires.
+    pub decision: DecisionRecord,
+    /// The evidence that gate 1 verified.
+    pub evidence: EvidenceFacts,
+}
+
+/// An approver's signed vote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoteCast {
+    /// The access request.
+    pub access_request: AccessRequestId,
+    /// The voter.
+    pub voter: PersonId,
+    /// The voter's signing key.
+    pub key: Thumbprint,
+    /// Approve or deny.
+    pub verdict: Verdict,
+    /// The profile it counts for.
+    pub profile: ProfileRef,
+    /// Longest token lifetime that the voter approved, in seconds.
+    pub max_ttl: i64,
+    /// Number of uses that the voter approved; absent when the token's lifetime is the only limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// When the approval stops counting.
+    pub not_after: Timestamp,
+    /// Blob: the signed statement.
+    pub statement: Digest,
+    /// Base64url. By a plain key: ES256, r and s, over the statement's digest. By a passkey: the assertion's signature.
+    pub signature: String,
+    /// Blob, for a vote by passkey: the WebAuthn evidence, signed together with the statement's digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assertion: Option<Digest>,
+    /// The authenticator's signature counter, for a vote by passkey (WebAuthn L3 §6.1.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_count: Option<u32>,
+}
+
+/// A vote that was refused and does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoteRefused {
+    /// The access request.
+    pub access_request: AccessRequestId,
+    /// The voter.
+    pub voter: PersonId,
+    /// Why it does not count.
+    pub reason: String,
+}
+
+/// An access request was closed without a grant or a denial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequestClosed {
+    /// The access request.
+    pub access_request: AccessRequestId,
+    /// The cause.
+    pub cause: CloseCause,
+    /// A person had begun to vote when the agent cancelled it: counts like a denial for the agent's limits.
+    #[serde(skip_serializing_if = "is_false", default)]
+    pub voting_started: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// A person was invited to enrol one passkey. An earlier invitation is void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverInvited {
+    /// Its id.
+    pub invitation: InvitationId,
+    /// The person.
+    pub person: PersonId,
+    /// SHA-256("dipylon/invitation/v1" ‖ 0x00 ‖ code). The code has 100 random bits and is shown once.
+    pub code: Digest,
+    /// When it stops being usable.
+    pub expires_at: Timestamp,
+    /// The operator.
+    pub by: PersonId,
+}
+
+/// A person enrolled a passkey. The invitation is used up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverEnrolled {
+    /// The person.
+    pub person: PersonId,
+    /// The invitation.
+    pub invitation: InvitationId,
+    /// The passkey.
+    pub passkey: PasskeyOnRecord,
+}
+
+/// The public half of a passkey (WebAuthn L3 §4, credential record).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PasskeyOnRecord {
+    /// The credential's id, base64url.
+    pub credential: String,
+    /// Thumbprint of its public key (RFC 7638): its name in votes.
+    pub key: Thumbprint,
+    /// Its public key (RFC 7517).
+    pub jwk: Value,
+    /// The signature counter at enrolment.
+    pub sign_count: u32,
+    /// Whether it may be synced to other devices of its owner (WebAuthn backup eligibility); never changes.
+    pub backup_eligible: bool,
+    /// Whether it was synced at enrolment.
+    pub backed_up: bool,
+    /// The authenticator's model: AAGUID, 16 bytes, base64url; zeros when not disclosed.
+    pub aaguid: String,
+    /// The person's label for it.
+    pub label: String,
+}
+
+/// Keys were revoked for good: passkeys, or keys of `people.toml`. Their votes are void unless a grant has consumed them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverKeysRevoked {
+    /// The person.
+    pub person: PersonId,
+    /// The keys, by their thumbprints (RFC 7638).
+    pub keys: Vec<Thumbprint>,
+    /// The cause.
+    pub cause: RevokeCause,
+    /// The operator, if an operator ordered it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// A token was issued. The grant is this entry; the token's claims are a pure function of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenIssued {
+    /// The token's id.
+    pub jti: TokenId,
+    /// The task; the `txn` claim.
+    pub task: TaskId,
+    /// The `client_id` claim.
+    pub agent: AgentId,
+    /// The `sub` claim.
+    pub subject: SpiffeId,
+    /// The client's idempotency key; a retry with it gets this grant.
+    pub idempotency_key: IdempotencyKey,
+    /// Seconds that the agent requested.
+    pub requested_ttl: i64,
+    /// Blob: the agent's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+    /// The one approved action.
+    pub action: Arc<ActionOnRecord>,
+    /// Blob: the action's secret part; absent without sensitive parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Digest>,
+    /// The `iat` claim, Unix seconds.
+    pub iat: i64,
+    /// The `exp` claim, Unix seconds.
+    pub exp: i64,
+    /// The signing key.
+    pub kid: KeyId,
+    /// The key that the holder must prove.
+    pub cnf: Binding,
+    /// Number of uses; absent when its lifetime is the only limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Index of the last entry applied when it was decided: a revocation event above it can end it.
+    pub pos: u64,
+    /// The `approval` claim; absent when no approval was required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Arc<ApprovalClaim>>,
+    /// The access request that this grant consumed, whether its approval was required or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumed: Option<AccessRequestId>,
+    /// The decision of gate 2.
+    pub decision: DecisionRecord,
+    /// The evidence that gate 1 verified.
+    pub evidence: Arc<EvidenceFacts>,
+}
+
+/// A retry received its token again: same `jti`, same claims, new signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenReissued {
+    /// The token.
+    pub jti: TokenId,
+    /// The key of the new signature.
+    pub kid: KeyId,
+}
+
+/// A validator consumed one use of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConsumed {
+    /// The token.
+    pub jti: TokenId,
+    /// The validator.
+    pub validator: ServiceId,
+    /// Its idempotency key.
+    pub use_id: UseId,
+}
+
+/// Grants ended while their tasks run on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantsEnded {
+    /// The tokens, at most [`SELECTOR_MAX`].
+    pub jtis: Vec<TokenId>,
+    /// The cause.
+    pub cause: EndCause,
+    /// The operator, if an operator ordered it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// Number of refusals before gate 1, so that unauthenticated calls cannot fill the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefusalsCounted {
+    /// Start of the counted interval.
+    pub since: Timestamp,
+    /// Number of refusals.
+    pub count: u64,
+}
+
+/// Most ids in one entry or one feed event.
+pub const SELECTOR_MAX: usize = 256;

@@ -1,0 +1,63 @@
+//! Approval progress: the profiles an access request needs, and the votes each has.
+
+use crate::approve::votes;
+use crate::broker::Broker;
+use crate::model::*;
+use crate::policy::{ActivePolicy, VoteMethod};
+use crate::state::AccessRequest;
+
+/// A step-up profile and the votes it has.
+#[derive(Debug, Clone)]
+pub struct ProfileState {
+    /// Name and digest.
+    pub profile: ProfileRef,
+    /// The group whose members may approve.
+    pub group: String,
+    /// Approvals it needs.
+    pub quorum: u32,
+    /// The approvers whose votes count now.
+    pub approvers: Vec<PersonId>,
+    /// How votes are signed; absent when the profile is no longer defined.
+    pub method: Option<VoteMethod>,
+}
+
+/// Whether every profile has its quorum.
+pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
+    needs.iter().all(|n| {
+        n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
+    })
+}
+
+impl Broker {
+    /// The profiles an access request needs, and the votes each has, by today's registrations.
+    pub(in crate::broker) fn approval_progress(
+        &self,
+        request: &AccessRequest,
+        rules: &ActivePolicy,
+        now: Timestamp,
+    ) -> Vec<ProfileState> {
+        let voter_context = self.voter_context(&rules.bundle);
+        let tally = votes::tally(request, voter_context, now);
+        let state = |need: &ProfileRef| {
+            let defined = rules.bundle.profile(&need.name);
+            ProfileState {
+                profile: need.clone(),
+                group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
+                quorum: defined.map_or(0, |p| p.quorum),
+                method: defined.map(|p| p.method),
+                approvers: tally
+                    .counted
+                    .get(&need.name)
+                    .map(|set| set.iter().cloned().collect())
+                    .unwrap_or_default(),
+            }
+        };
+        request
+            .opened
+            .decision
+            .required_profiles
+            .iter()
+            .map(state)
+            .collect()
+    }
+}

@@ -1,0 +1,406 @@
+//! Decisions of gate 2: ceilings, remedies, evaluation errors and approvals.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn example_readme_table() {
+    let bundle = soc();
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 900, &[])),
+        "allowed 900 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), 900, &[])),
+        "allowed 600 [soc-acts-at-home writes-are-short]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), 600, &[])),
+        "allowed 600 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), 1, &[])),
+        "allowed 1 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &disable("ann"), 300, &[])),
+        "needs one-security 300 [destructive-needs-a-yes soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &disable("ann"), 900, &[])),
+        "needs one-security 600 [destructive-needs-a-yes soc-acts-at-home writes-are-short]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &disable("ann"), 300, &["one-security"])),
+        "allowed 300 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &[])),
+        "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &isolate("web-1"),
+            300,
+            &["one-security"]
+        )),
+        "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &isolate("web-1"),
+            300,
+            &["two-security"]
+        )),
+        "allowed 300 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &disable("break-glass"), 300, &[])),
+        "FORBIDDEN_BY_RULE [protected-accounts-stay]"
+    );
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &disable("break-glass"),
+            300,
+            &["one-security", "two-security"]
+        )),
+        "FORBIDDEN_BY_RULE [protected-accounts-stay]"
+    );
+    // Assumed approvals end in a default denial: no approval is requested for what no rule allows.
+    assert_eq!(
+        summary(&authorize(&bundle, &disable("bob"), 300, &[])),
+        "NO_RULE_ALLOWS []"
+    );
+}
+
+#[test]
+fn ceiling_is_checked_first() {
+    let bundle = soc();
+    let reporter = agent(&bundle, "reporter");
+    assert_eq!(
+        summary(&authorize_as(&bundle, &reporter, &read(), 60, &[])),
+        "allowed 60 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize_as(&bundle, &reporter, &note(), 60, &[])),
+        "OUTSIDE_CEILING []"
+    );
+}
+
+#[test]
+fn invalid_requests_are_denied() {
+    let bundle = soc();
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &disable("nobody"),
+            60,
+            &["one-security"]
+        )),
+        "RULE_EVALUATION_FAILED []"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), 0, &[])),
+        "RULE_EVALUATION_FAILED []"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &note(), -5, &[])),
+        "RULE_EVALUATION_FAILED []"
+    );
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &action("case.note", "Case::INC-8841", &[]),
+            60,
+            &[]
+        )),
+        "RULE_EVALUATION_FAILED []"
+    );
+    let triage = agent(&bundle, "triage");
+    let far = Timestamp::from_millis(i64::MAX);
+    assert_eq!(
+        bundle.may_operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
+        OperateDecision::Denied {
+            why: DeniedReason::RuleEvaluationFailed,
+            rules: vec![]
+        }
+    );
+    // An approval under an unknown profile counts for nothing.
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 60, &["three-security"])),
+        "allowed 60 [soc-acts-at-home]"
+    );
+}
+
+#[test]
+fn operate_requires_fresh_evidence_and_a_key() {
+    let bundle = soc();
+    let triage = agent(&bundle, "triage");
+    let operate = |age_ms, binding| {
+        bundle.may_operate(
+            &triage,
+            EvidenceKind::JwtSvid,
+            age_ms,
+            binding,
+            Timestamp::from_secs(0),
+        )
+    };
+    assert!(
+        matches!(operate(300_000, "jkt"), OperateDecision::Allowed { rules } if rules.len() == 1)
+    );
+    let none = OperateDecision::Denied {
+        why: DeniedReason::NoRuleAllows,
+        rules: vec![],
+    };
+    assert_eq!(operate(300_001, "jkt"), none);
+    assert_eq!(operate(0, "bearer"), none);
+    // No remedy lifts a forbid here.
+    let bundle = soc_and(
+        "@id(\"closed\") @step_up(\"one-security\") forbid (principal, action == Action::\"operate\", resource)
+         when { context.now.toDate() == datetime(\"1970-01-01\") };",
+    )
+    .expect("bundle");
+    let answer = bundle.may_operate(
+        &agent(&bundle, "triage"),
+        EvidenceKind::JwtSvid,
+        0,
+        "jkt",
+        Timestamp::from_secs(5),
+    );
+    assert!(
+        matches!(answer, OperateDecision::Denied { why: DeniedReason::ForbiddenByRule, rules } if &*rules[0].id == "closed")
+    );
+}
+
+#[test]
+fn context_has_millisecond_precision() {
+    let rule = "@id(\"exact\") forbid (principal, action == Action::\"case.read\", resource) unless {
+        context.now == datetime(\"2026-10-22T08:00:00.123Z\") && context.task.age == duration(\"1m\") &&
+        context.evidence.age == duration(\"1500ms\") && context.evidence.kind == \"jwt-svid\" && context.task.depth == 0 &&
+        context.ttl == duration(\"1m\") && context.target_known && context.audience == \"https://cases.soc.example\" &&
+        context.binding == \"jkt\" && principal.model == \"example-large-2\" && principal.autonomy == \"supervised\" &&
+        principal.owner in PersonGroup::\"security\" };";
+    let bundle = soc_and(rule).expect("bundle");
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 60, &[])),
+        "allowed 60 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 61, &[])),
+        "FORBIDDEN_BY_RULE [exact]"
+    );
+}
+
+#[test]
+fn remedies_are_verified_by_cedar() {
+    // A remedy that does not lift its forbid.
+    let bundle = soc_and(
+        "@id(\"wrong\") @step_up(\"one-security\") forbid (principal, action, resource is Case);",
+    );
+    assert_eq!(
+        summary(&authorize(&bundle.expect("bundle"), &read(), 60, &[])),
+        "FORBIDDEN_BY_RULE [wrong]"
+    );
+    let bundle =
+        soc_and("@id(\"wrong\") @max_ttl(\"10s\") forbid (principal, action, resource is Case);");
+    assert_eq!(
+        summary(&authorize(&bundle.expect("bundle"), &read(), 60, &[])),
+        "FORBIDDEN_BY_RULE [wrong]"
+    );
+    // Two bounds: the least holds. Two profiles that both matter: both are required.
+    let bundle = soc_and(
+        "@id(\"a\") @max_ttl(\"30s\") forbid (principal, action == Action::\"case.read\", resource)
+         when { context.ttl > duration(\"30s\") };
+         @id(\"b\") @max_ttl(\"20s\") forbid (principal, action == Action::\"case.read\", resource)
+         when { context.ttl > duration(\"20s\") };
+         @id(\"c\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource)
+         unless { context.approvals.contains(StepUp::\"one-security\") };
+         @id(\"d\") @step_up(\"two-security\") forbid (principal, action == Action::\"case.read\", resource)
+         unless { context.approvals.contains(StepUp::\"two-security\") };",
+    )
+    .expect("bundle");
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 60, &[])),
+        "needs one-security+two-security 20 [a b c d soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 25, &["two-security"])),
+        "needs one-security 20 [b c soc-acts-at-home]"
+    );
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &read(),
+            20,
+            &["one-security", "two-security"]
+        )),
+        "allowed 20 [soc-acts-at-home]"
+    );
+}
+
+#[test]
+fn max_ttl_is_tried_before_step_up() {
+    let bundle = soc_and(
+        "@id(\"long-takes-a-yes\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource)
+         when { context.ttl > duration(\"20s\") } unless { context.approvals.contains(StepUp::\"one-security\") };
+         @id(\"short\") @max_ttl(\"10s\") forbid (principal, action == Action::\"case.read\", resource)
+         unless { context.ttl <= duration(\"10s\") };",
+    )
+    .expect("bundle");
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 60, &[])),
+        "allowed 10 [short soc-acts-at-home]"
+    );
+}
+
+#[test]
+fn evaluation_errors_deny() {
+    let mut files = soc_files();
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    *schema = schema.replace(
+        "@title(\"Read a case\")",
+        "@title(\"Read a case\")\n@open_targets",
+    );
+    let bundle = load(files).expect("bundle");
+    // The case is not in the bundle, so `resource.environment` has no value.
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &action("case.read", "Case::new", &[]),
+            60,
+            &[]
+        )),
+        "RULE_EVALUATION_FAILED [soc-acts-at-home]"
+    );
+    // Cedar skips a failing forbid and would allow; here that denies. Overflow passes validation.
+    let bundle = soc_and(
+        "@id(\"overflows\") forbid (principal, action == Action::\"case.read\", resource)
+         when { 9223372036854775807 + context.task.depth + 1 > 0 };",
+    )
+    .expect("bundle");
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 60, &[])),
+        "RULE_EVALUATION_FAILED [overflows]"
+    );
+}
+
+#[test]
+fn open_targets_set_target_known_false() {
+    let mut files = soc_files();
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    *schema = schema.replace(
+        "@title(\"Read a case\")",
+        "@title(\"Read a case\")\n@open_targets",
+    );
+    files.insert(
+        "rules/30-more.cedar".into(),
+        "@id(\"new-cases\") permit (principal, action == Action::\"case.read\", resource) when { !context.target_known };".into(),
+    );
+    let rules = files.get_mut("rules/10-agents.cedar").expect("policy");
+    *rules = rules.replace(
+        "when { principal.environment == resource.environment }",
+        "when { context.target_known && principal.environment == resource.environment }",
+    );
+    let bundle = load(files).expect("bundle");
+    assert_eq!(
+        summary(&authorize(
+            &bundle,
+            &action("case.read", "Case::new", &[]),
+            60,
+            &[]
+        )),
+        "allowed 60 [new-cases]"
+    );
+    assert_eq!(
+        summary(&authorize(&bundle, &read(), 60, &[])),
+        "allowed 60 [soc-acts-at-home]"
+    );
+    let stranger = action("case.read", "Account::ann", &[]);
+    assert_eq!(
+        bundle.check_action(&stranger),
+        Err(ActionError::UnknownTarget)
+    );
+}
+
+#[test]
+fn check_action_errors() {
+    let bundle = soc();
+    assert_eq!(
+        bundle.check_action(&disable("ann")).expect("fits").title,
+        "Disable an account"
+    );
+    let problem = |a: &Action| bundle.check_action(a).expect_err("refused");
+    assert_eq!(
+        problem(&action("account.delete", "Account::ann", &[])),
+        ActionError::UnknownAction
+    );
+    assert_eq!(
+        problem(&action("write", "Account::ann", &[])),
+        ActionError::UnknownAction
+    );
+    assert_eq!(
+        problem(&action("operate", "Environment::prod", &[])),
+        ActionError::UnknownAction
+    );
+    assert_eq!(problem(&disable("Ann")), ActionError::UnknownTarget);
+    assert_eq!(
+        problem(&action("case.read", "Host::web-1", &[])),
+        ActionError::UnknownTarget
+    );
+    let mut other = read();
+    other.audience = Audience::parse("https://cases.soc.example/").expect("audience");
+    assert_eq!(problem(&other), ActionError::UnknownAudience);
+    let wrong = |message: &str| ActionError::InvalidParameters(message.to_owned());
+    assert_eq!(
+        problem(&action("account.disable", "Account::ann", &[])),
+        wrong("end_sessions is missing")
+    );
+    let texts = [("end_sessions", Param::Str("s3cret".into()))];
+    assert_eq!(
+        problem(&action("account.disable", "Account::ann", &texts)),
+        wrong("end_sessions must be true or false")
+    );
+    let more = [
+        ("end_sessions", Param::Bool(true)),
+        ("force", Param::Bool(true)),
+    ];
+    assert_eq!(
+        problem(&action("account.disable", "Account::ann", &more)),
+        wrong("force is not a parameter of this action")
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn approvals_are_monotonic(
+        which in 0..6_usize,
+        ttl_s in 1..2_000_i64,
+        fewer in proptest::sample::subsequence(vec!["one-security", "two-security"], 0..=2),
+        more in proptest::sample::subsequence(vec!["one-security", "two-security"], 0..=2),
+    ) {
+        thread_local!(static BUNDLE: PolicyBundle = soc());
+        BUNDLE.with(|bundle| {
+            let action = [read(), note(), disable("ann"), disable("bob"), isolate("web-1"), isolate("lab-7")][which].clone();
+            let all: Vec<_> = fewer.iter().chain(&more).copied().collect();
+            let (before, after) = (authorize(bundle, &action, ttl_s, &fewer), authorize(bundle, &action, ttl_s, &all));
+            match &before {
+                AuthzDecision::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, AuthzDecision::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", summary(&after)),
+                AuthzDecision::Needs { profiles, .. } => {
+                    prop_assert!(!matches!(after, AuthzDecision::Denied { .. }), "{}", summary(&after));
+                    // The required profiles suffice, with the promised time to live.
+                    let names: Vec<_> = fewer.iter().copied().chain(profiles.iter().map(|p| p.name.as_str())).collect();
+                    let then = authorize(bundle, &action, ttl_s, &names);
+                    prop_assert!(matches!(then, AuthzDecision::Allowed { .. }), "{}", summary(&then));
+                }
+                AuthzDecision::Denied { .. } => {}
+            }
+            Ok(())
+        })?;
+    }
+}

@@ -1,0 +1,72 @@
+//! Rules: annotations, remedies and scopes that a bundle may have.
+
+use super::*;
+
+#[test]
+fn rule_validation_errors() {
+    let permit = "permit (principal, action, resource);";
+    refused(
+        soc_and(permit),
+        "rules/30-more.cedar:1: the rule needs an @id",
+    );
+    refused(
+        soc_and(&format!("\n\n@id(\"a b\") {permit}")),
+        "rules/30-more.cedar:3: the rule's @id must be",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @stepup(\"one-security\") {permit}")),
+        "rule \"a\": unknown annotation @stepup (did you mean \"step_up\"?)",
+    );
+    refused(
+        soc_and(&format!("@id(\"writes-are-short\") {permit}")),
+        "taken by the rule at rules/20-guardrails.cedar:6",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @max_ttl(\"5m\") {permit}")),
+        "only a forbid may carry a remedy",
+    );
+    let forbid = "forbid (principal, action, resource);";
+    refused(
+        soc_and(&format!(
+            "@id(\"a\") @max_ttl(\"5m\") @step_up(\"one-security\") {forbid}"
+        )),
+        "not both",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @max_ttl(\"0m\") {forbid}")),
+        "@max_ttl must be",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @step_up(\"one-securty\") {forbid}")),
+        "(did you mean \"one-security\"?)",
+    );
+    refused(
+        soc_and("@id(\"a\") permit (principal == ?principal, action, resource);"),
+        "template",
+    );
+    refused(
+        soc_and("@id(\"a\")\npermit (principal, action resource);"),
+        "rules/30-more.cedar:2: ",
+    );
+    // What strict validation refuses: unknown actions, profiles, attributes, types that do not fit.
+    for bad in [
+        "forbid (principal, action == Action::\"account.delete\", resource);",
+        "forbid (principal, action == Action::\"case.read\", resource)\nunless { context.approvals.contains(StepUp::\"one-securty\") };",
+        "forbid (principal, action == Action::\"case.read\", resource)\nwhen { resource.enviroment == principal.environment };",
+        "forbid (principal, action == Action::\"case.read\", resource)\nwhen { context.ttl > 10 };",
+    ] {
+        refused(
+            soc_and(&format!("@id(\"a\")\n{bad}")),
+            "rules/30-more.cedar:",
+        );
+    }
+    let bundle = soc_and("@id(\"a\") forbid (principal in AgentGroup::\"sok\", action, resource);")
+        .expect("bundle");
+    assert!(
+        bundle.warnings()[0]
+            .message
+            .contains("nothing in this bundle is AgentGroup::\"sok\""),
+        "{:?}",
+        bundle.warnings()
+    );
+}
