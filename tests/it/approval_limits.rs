@@ -3,7 +3,7 @@
 use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::*;
 
-use super::step_up::{asked, with_approvals};
+use crate::support::passkey_votes::{asked, with_approvals};
 use crate::support::*;
 
 async fn cancel(b: &TestBroker, agent: &TestAgent, task: TaskId, id: AccessRequestId) {

@@ -17,8 +17,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tonic::transport::Channel;
 
-use super::transport::{PEER, TestServer, TransportSetup, http1, in_time, until, works};
 use crate::support::rand_u64;
+use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, works};
+use crate::support::wait::{in_time, until};
 
 /// How an attacker stalls a connection.
 #[derive(Debug, Clone, Copy)]

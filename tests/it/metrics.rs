@@ -12,8 +12,8 @@ use dipylon_sdk::model::*;
 
 use super::admission::get;
 use super::crash_recovery::BrokerDeployment;
-use super::transport::in_time;
 use crate::support::served_broker::{ServedBroker, order};
+use crate::support::wait::in_time;
 use crate::support::{CASES, DOMAIN, action, disable, read_case};
 
 /// An operator listener for a served broker, and its URL.

@@ -14,9 +14,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use super::transport::{Authority, digest_of, in_time, open, put, shown, until};
+use crate::support::certificate_authority::{Authority, digest_of, put, shown};
 use crate::support::invariants;
 use crate::support::served_broker::order;
+use crate::support::transport_server::open;
+use crate::support::wait::{in_time, until};
 use crate::support::{DOMAIN, TestEnvironment, disable, read_case};
 
 /// A directory from which a broker is run, over TLS and a Unix socket.

@@ -1,133 +1,27 @@
 //! Offline vote verification: any change of a stored vote, even with the rest of the journal rewritten consistently, is
 //! detected and attributed to its entry.
 
-use std::collections::HashMap;
+mod journal_copy;
+
 use std::process::Command;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, VoteVerifier, leaf_hash};
+use dipylon::audit::{AuditError, Frontier, VoteError, leaf_hash};
 use dipylon::broker::VoteInput;
-use dipylon::journal::{FaultInjection, JournalReader};
+use dipylon::journal::FaultInjection;
 use dipylon::policy::BundleFiles;
 use dipylon_sdk::model::*;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+use crate::audit_votes::journal_copy::{Forgery, JournalCopy};
+use crate::support::passkey_votes::{approve, passkeys_alone};
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
-/// Entries and blobs of a journal, to be changed.
-#[derive(Clone)]
-struct JournalCopy {
-    entries: Vec<Entry>,
-    blobs: HashMap<Digest, Arc<str>>,
-}
-
-impl JournalCopy {
-    fn read(b: &TestBroker) -> Self {
-        let journal = JournalReader::open(&b.dir).expect("journal");
-        let (mut entries, mut blobs) = (Vec::new(), HashMap::new());
-        let all = journal.read_all(|stored| {
-            entries.push(Entry::parse(&stored.text).expect("entry"));
-            Ok(())
-        });
-        all.expect("readable");
-        let read = journal.blobs(|name, content| {
-            blobs.insert(name, content.into());
-            Ok(())
-        });
-        read.expect("readable");
-        Self { entries, blobs }
-    }
-
-    fn votes(&self) -> Result<VoteReport, AuditError> {
-        let mut votes = VoteVerifier::default();
-        for entry in &self.entries {
-            let blob = |name: &Digest| Ok::<_, AuditError>(self.blobs.get(name).cloned());
-            votes.entry(entry, blob)?;
-        }
-        Ok(votes.report().clone())
-    }
-
-    /// The index of the only event that matches.
-    fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
-        let mut found = self
-            .entries
-            .iter()
-            .enumerate()
-            .filter(|(_, e)| is(&e.event));
-        let (at, _) = found.next().expect("there");
-        assert!(found.next().is_none(), "once");
-        at
-    }
-
-    fn vote(&mut self, at: usize) -> &mut VoteCast {
-        match &mut self.entries[at].event {
-            Event::VoteCast(f) => f,
-            other => panic!("no vote: {other:?}"),
-        }
-    }
-
-    fn put_blob(&mut self, text: &str) -> Digest {
-        let name = Digest::sha256(text.as_bytes());
-        self.blobs.insert(name, text.into());
-        name
-    }
-
-    /// Replaces the statement of a vote, and its digest in the entry.
-    fn rewrite_statement(&mut self, at: usize, change: impl FnOnce(&mut VoteStatement)) {
-        let name = self.vote(at).statement;
-        let mut statement = VoteStatement::parse(&self.blobs[&name]).expect("statement");
-        change(&mut statement);
-        let text = statement.canonical().expect("canonical");
-        self.vote(at).statement = self.put_blob(&text);
-    }
-
-    /// Replaces the assertion of a passkey vote, and its digest in the entry.
-    fn rewrite_assertion(&mut self, at: usize, change: impl FnOnce(&mut Value)) {
-        let name = self.vote(at).assertion.expect("by passkey");
-        let mut evidence: Value = serde_json::from_str(&self.blobs[&name]).expect("JSON");
-        change(&mut evidence);
-        let text = dipylon_sdk::model::json::canonical(&evidence).expect("canonical");
-        self.vote(at).assertion = Some(self.put_blob(&text));
-    }
-}
-
 /// A forger's change.
 type Change<T> = fn(&mut T);
-
-/// A journal to be changed, and the entry of the vote that must be named.
-struct Forgery<'a> {
-    whole: &'a JournalCopy,
-    at: usize,
-}
-
-impl Forgery<'_> {
-    /// The audit's finding after the change.
-    fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> VoteError {
-        let mut record = self.whole.clone();
-        change(&mut record, self.at);
-        match record.votes() {
-            Err(AuditError::Vote { why, .. }) => why,
-            other => panic!("not detected, or not as a wrong vote: {other:?}"),
-        }
-    }
-
-    /// The same, attributed to the vote's own entry.
-    fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> VoteError {
-        let mut record = self.whole.clone();
-        change(&mut record, self.at);
-        match record.votes() {
-            Err(AuditError::Vote { index, why }) => {
-                assert_eq!(index, record.entries[self.at].index);
-                why
-            }
-            other => panic!("not detected, or not as a wrong vote: {other:?}"),
-        }
-    }
-}
 
 struct VotedHistory {
     b: TestBroker,
@@ -169,7 +63,7 @@ async fn history() -> VotedHistory {
             max_ttl: Some(120),
             max_uses: Some(3),
         },
-        ..super::step_up::approve()
+        ..approve()
     };
     let cast = b.vote_in_session(&session, &marias, id, ask).await;
     cast.expect("counts");
@@ -555,8 +449,7 @@ async fn vote_tampering_is_detected() {
 /// A key vote with a valid signature, under a profile that requires a passkey.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_vote_fails_a_passkey_profile() {
-    let b =
-        TestBroker::start_with(super::step_up::passkeys_alone(), FaultInjection::default()).await;
+    let b = TestBroker::start_with(passkeys_alone(), FaultInjection::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
@@ -565,9 +458,7 @@ async fn key_vote_fails_a_passkey_profile() {
         .await;
     let id = asked.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
-    let cast = b
-        .vote_in_session(&session, &marias, id, super::step_up::approve())
-        .await;
+    let cast = b.vote_in_session(&session, &marias, id, approve()).await;
     cast.expect("counts");
     let whole = JournalCopy::read(&b);
     assert_eq!(whole.votes().expect("proved").by_passkey, 1);
