@@ -95,10 +95,10 @@ async fn check(validator: &Validator, shown: &[IssuedTokenWithProof]) -> Duratio
     };
     let openings = BTreeMap::new();
     let start = Instant::now();
-    for one in shown {
+    for issued in shown {
         let presented = PresentedToken {
-            token: &one.token,
-            dpop: Some(&one.proof),
+            token: &issued.token,
+            dpop: Some(&issued.proof),
             method: "GET",
             url: URL,
             openings: &openings,
@@ -113,10 +113,10 @@ async fn check(validator: &Validator, shown: &[IssuedTokenWithProof]) -> Duratio
 
 /// The signature verifications that no check of a token and a proof can omit.
 fn signatures(holders: &[TaskHolder], signer: &PublicKey, shown: &[IssuedTokenWithProof]) {
-    for one in shown {
+    for issued in shown {
         for (text, key) in [
-            (&one.token, signer),
-            (&one.proof, holders[one.holder].key.public()),
+            (&issued.token, signer),
+            (&issued.proof, holders[issued.holder].key.public()),
         ] {
             let (signed, signature) = text.rsplit_once('.').expect("three parts");
             let mut bytes = [0; 64];

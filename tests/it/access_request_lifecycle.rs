@@ -43,38 +43,38 @@ async fn step_up_needs_another_person_and_is_single_use() {
         .pending();
     assert_ne!(other.access_request, id);
 
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .token();
     assert_eq!(
-        given.issued.exp - given.issued.iat,
+        reply.issued.exp - reply.issued.iat,
         600,
         "destructive tokens have a short ttl"
     );
-    assert_eq!(given.issued.uses, Some(1));
-    assert_eq!(given.issued.consumed, Some(id));
+    assert_eq!(reply.issued.uses, Some(1));
+    assert_eq!(reply.issued.consumed, Some(id));
     let first = b
-        .consume("idp", &given.token, "use-1")
+        .consume("idp", &reply.token, "use-1")
         .await
         .expect("spends");
     assert_eq!(first.uses_left, Some(0));
     assert_eq!(
-        b.consume("idp", &given.token, "use-1")
+        b.consume("idp", &reply.token, "use-1")
             .await
             .expect("the same reply"),
         first
     );
     assert_eq!(
-        refused(b.consume("idp", &given.token, "use-2").await),
+        refused(b.consume("idp", &reply.token, "use-2").await),
         Reason::UsesExhausted
     );
     assert_eq!(
-        refused(b.consume("cases", &given.token, "use-1").await),
+        refused(b.consume("cases", &reply.token, "use-1").await),
         Reason::TokenInactive
     );
     assert!(
-        !b.introspect("idp", &given.token),
+        !b.introspect("idp", &reply.token),
         "a used-up token is inactive"
     );
 
@@ -200,11 +200,11 @@ async fn two_person_quorum_and_narrowest_ttl() {
     b.cast_vote("lee", id, &begun.statement)
         .await
         .expect("second");
-    let given = b
+    let reply = b
         .request_token(&triage, task, &isolate, 600, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.exp - given.issued.iat, 120);
+    assert_eq!(reply.issued.exp - reply.issued.iat, 120);
     b.check_invariants();
 }
 
@@ -229,11 +229,11 @@ async fn approvals_expire() {
     assert_eq!(still.needs[0].approvers, [], "but no vote counts any more");
     // Another person's vote counts, and its lifetime bounds the token's.
     b.approve("lee", id, "one-security").await;
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.exp - given.issued.iat, 300);
+    assert_eq!(reply.issued.exp - reply.issued.iat, 300);
     b.check_invariants();
 }
 

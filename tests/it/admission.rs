@@ -165,15 +165,15 @@ async fn reserved_classes_are_served_under_overload() {
     let before = shed.load(Ordering::SeqCst);
     for _ in 0..5 {
         let live = validator.introspect(token.jwt().expose_secret()).await;
-        assert!(live.expect("asked").active);
+        assert!(live.expect("introspected").active);
     }
     let report = task
         .complete(TaskOutcome::Succeeded)
         .await
         .expect("revocation is never shed");
     assert_eq!(report.tokens_revoked, 1);
-    let dead = validator.introspect(token.jwt().expose_secret()).await;
-    assert!(!dead.expect("asked").active);
+    let introspection = validator.introspect(token.jwt().expose_secret()).await;
+    assert!(!introspection.expect("introspected").active);
     s.operator("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
@@ -188,8 +188,8 @@ async fn reserved_classes_are_served_under_overload() {
         assert!(line.ends_with(" 0"), "{line}");
     }
     stop.store(true, Ordering::SeqCst);
-    for one in flood {
-        one.await.expect("stopped");
+    for load in flood {
+        load.await.expect("stopped");
     }
 }
 
@@ -226,8 +226,8 @@ async fn waiting_calls_release_their_permit() {
         .suspend(&AgentId::parse("triage").expect("id"), "enough")
         .await
         .expect("suspended");
-    for one in waiting {
-        let answer = one.await.expect("ran");
+    for call in waiting {
+        let answer = call.await.expect("ran");
         assert!(answer.is_err(), "woken, and rejected by gate 1: {answer:?}");
     }
 }
@@ -250,22 +250,25 @@ async fn client_honours_retry_delay() {
         );
     }
     let text = s.broker.read_metrics();
-    let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
-    let told = text.lines().find_map(|line| line.strip_prefix(told));
-    let told: u32 = told.expect("it was rate limited").parse().expect("a count");
+    let prefix = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
+    let limited = text.lines().find_map(|line| line.strip_prefix(prefix));
+    let limited: u32 = limited
+        .expect("it was rate limited")
+        .parse()
+        .expect("a count");
     // A bucket holds eight of the fourteen (the first, without a nonce yet, counts too), and no client retries before the
     // retry delay.
-    assert!((1..=6).contains(&told), "{told}");
+    assert!((1..=6).contains(&limited), "{limited}");
     // A wait beyond the client's deadline is not begun.
     let impatient = AgentClient::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
-    let mut told = None;
+    let mut reason = None;
     for _ in 0..20 {
         if let Err(error) = impatient.open_task(&opening()).await {
-            told = error.reason();
+            reason = error.reason();
             break;
         }
     }
-    assert_eq!(told, Some(Reason::RateLimited));
+    assert_eq!(reason, Some(Reason::RateLimited));
 }
 
 /// Rates are per caller: an agent's tasks share one; other agents, people and revocations have their own.
@@ -283,12 +286,12 @@ async fn per_agent_rate_isolates_agents() {
             .await
             .expect("within its rate");
     }
-    let told = b
+    let refusal = b
         .request_token(&triage, task, &read_case(), 60, "r-4")
         .await
         .expect_err("beyond its rate");
-    assert_eq!(told.reason, Reason::RateLimited);
-    assert_eq!(told.retry_after, Some(Duration::from_millis(500)));
+    assert_eq!(refusal.reason, Reason::RateLimited);
+    assert_eq!(refusal.retry_after, Some(Duration::from_millis(500)));
     let second = b.agent("triage");
     let another_key = b.try_open_task(&second, "more", "open-2").await;
     assert_eq!(
@@ -336,10 +339,10 @@ async fn anonymous_calls_do_not_consume_caller_rates() {
     let task = b.open_task(&triage).await;
     let stranger = b.agent("triage");
     for i in 0..20 {
-        let asked = b
+        let introspected = b
             .request_token(&stranger, task, &read_case(), 60, &format!("s-{i}"))
             .await;
-        assert_eq!(refused(asked), Reason::NotFound);
+        assert_eq!(refused(introspected), Reason::NotFound);
     }
     b.request_token(&triage, task, &read_case(), 60, "r-1")
         .await

@@ -52,15 +52,15 @@ impl AttackKind {
 }
 
 /// Holds a connection, trickling bytes where that would keep a naive server waiting; resolves when it is closed.
-async fn hold(mut stream: TcpStream, hostile: AttackKind) {
-    let _broken = stream.write_all(&hostile.bytes()).await;
+async fn hold(mut stream: TcpStream, attack: AttackKind) {
+    let _broken = stream.write_all(&attack.bytes()).await;
     let mut buffer = [0; 1024];
     loop {
         let read = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buffer)).await;
         match read {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(_)) => {}
-            Err(_) if matches!(hostile, AttackKind::SlowHeaders | AttackKind::SlowBody) => {
+            Err(_) if matches!(attack, AttackKind::SlowHeaders | AttackKind::SlowBody) => {
                 if stream.write_all(b"a").await.is_err() {
                     return;
                 }
@@ -200,7 +200,7 @@ async fn full_server_queues_new_connections() {
         );
         idle.push((sender, connection));
     }
-    let hostile: Vec<_> = (0..30)
+    let attackers: Vec<_> = (0..30)
         .map(|_| {
             let address = site.address;
             tokio::spawn(async move {
@@ -222,8 +222,8 @@ async fn full_server_queues_new_connections() {
         .await
         .expect("opens");
     works(&task, 1).await;
-    for hostile in hostile {
-        in_time("it is closed", hostile).await.expect("held");
+    for attacker in attackers {
+        in_time("it is closed", attacker).await.expect("held");
     }
     assert!(site.counts.unauthenticated.load(Ordering::Relaxed) > 0);
     site.stop().await;
@@ -320,11 +320,11 @@ async fn unauthenticated_connections_are_evicted_first() {
         }
     });
     // Twice as many as the limit, each reconnecting as soon as it is closed.
-    let mut hostile = tokio::task::JoinSet::new();
+    let mut attackers = tokio::task::JoinSet::new();
     for n in 0..16_u8 {
         let address = site.address;
         let watch = format!("{}/grpc.health.v1.Health/Watch", site.url);
-        hostile.spawn(async move {
+        attackers.spawn(async move {
             loop {
                 if let Ok(stream) = from_source(2 + n / 2, address).await {
                     if n % 2 == 0 {
@@ -364,7 +364,7 @@ async fn unauthenticated_connections_are_evicted_first() {
     })
     .await;
     assert!(!listener.is_finished());
-    hostile.abort_all();
+    attackers.abort_all();
     listener.abort();
     site.stop().await;
 }

@@ -125,15 +125,15 @@ impl BrokerDeployment {
     /// Waits until this many more tokens, one more use and one more policy change are acknowledged. A round that times
     /// out goes on to the kill; the test fails at its end if there was no work at all.
     async fn some_work(&self, tokens: u64) {
-        let told = || {
+        let progress = || {
             let ledger = self.ledger.lock().expect("ledger");
             (ledger.tokens.len(), ledger.uses.len(), ledger.rules)
         };
-        let (before, spent, changed) = told();
+        let (before, spent, changed) = progress();
         let enough = before + usize::try_from(tokens).expect("small");
         for _ in 0..500 {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            let (now, uses, rules) = told();
+            let (now, uses, rules) = progress();
             if now >= enough && uses > spent && rules > changed {
                 return;
             }
@@ -383,19 +383,19 @@ async fn sigkill_under_load() {
         .cloned()
         .collect();
     let ended = realm.ledger.lock().expect("ledger").ended.clone();
-    let (mut dead, mut live) = (0, 0);
+    let (mut inactive, mut live) = (0, 0);
     for (task, jwt) in tokens {
         let active = cases.introspect(&jwt).await.expect("may ask").active;
         assert!(
             !(active && ended.contains(&task)),
             "a token of an ended task is active again"
         );
-        if active { live += 1 } else { dead += 1 }
+        if active { live += 1 } else { inactive += 1 }
     }
     broker.kill().await.expect("SIGKILL");
     let ledger = realm.ledger.lock().expect("ledger");
     eprintln!(
-        "{} tokens ({live} live, {dead} dead), {} tasks, {} ends, {} votes, {} uses, {} rule changes over {ROUNDS} kills",
+        "{} tokens ({live} live, {inactive} inactive), {} tasks, {} ends, {} votes, {} uses, {} rule changes over {ROUNDS} kills",
         ledger.tokens.len(),
         ledger.tasks.len(),
         ledger.ended.len(),
@@ -404,5 +404,5 @@ async fn sigkill_under_load() {
         ledger.rules
     );
     // A run without work would prove nothing.
-    assert!(dead > 20 && ledger.votes > 0 && !ledger.uses.is_empty() && ledger.rules > 0);
+    assert!(inactive > 20 && ledger.votes > 0 && !ledger.uses.is_empty() && ledger.rules > 0);
 }

@@ -47,7 +47,7 @@ async fn decisions_are_counted_once() {
         CASES,
         &[("end_sessions", Param::Bool(true))],
     );
-    agent_in_task.asked += 1;
+    agent_in_task.requests += 1;
     let evidence = Some(b.svid(&agent_in_task.agent));
     let denied = b.request_token_with_evidence(
         &agent_in_task.agent,
@@ -59,31 +59,41 @@ async fn decisions_are_counted_once() {
     );
     denied.await.denied();
 
-    let figures = b.broker.state().stats();
+    let stats = b.broker.state().stats();
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
-    let habit = figures.action_stats(&triage, &disabling).expect("a habit");
+    let action_stats = stats
+        .action_stats(&triage, &disabling)
+        .expect("action stats");
     assert_eq!(
-        (habit.requested, habit.granted, habit.denied_by_rules),
+        (
+            action_stats.requested,
+            action_stats.granted,
+            action_stats.denied_by_rules
+        ),
         (4, 1, 1),
-        "{habit:?}"
+        "{action_stats:?}"
     );
     assert_eq!(
-        (habit.approved, habit.denied, habit.expired),
+        (
+            action_stats.approved,
+            action_stats.denied,
+            action_stats.expired
+        ),
         (1, 1, 1),
-        "{habit:?}"
+        "{action_stats:?}"
     );
     let decided = |after_s: i64, who: &str| Some((START.plus_secs(after_s), person_id(who)));
-    assert_eq!(habit.last_approved, decided(7, "maria"));
-    assert_eq!(habit.last_denied, decided(28, "lee"));
-    assert_eq!(habit.hours[8], 2, "issued and denied");
-    assert_eq!(figures.agent(&triage).requested, 4);
-    assert_eq!(figures.action_stats(&triage, &name("case.read")), None);
-    let opinion = |who: &str| {
-        let opinion = figures.approver_action(&person_id(who), &triage, &disabling);
-        (opinion.approvals, opinion.denials)
+    assert_eq!(action_stats.last_approved, decided(7, "maria"));
+    assert_eq!(action_stats.last_denied, decided(28, "lee"));
+    assert_eq!(action_stats.hours[8], 2, "issued and denied");
+    assert_eq!(stats.agent(&triage).requested, 4);
+    assert_eq!(stats.action_stats(&triage, &name("case.read")), None);
+    let votes_by = |who: &str| {
+        let votes = stats.approver_action(&person_id(who), &triage, &disabling);
+        (votes.approvals, votes.denials)
     };
     assert_eq!(
-        [opinion("maria"), opinion("lee"), opinion("dana")],
+        [votes_by("maria"), votes_by("lee"), votes_by("dana")],
         [(1, 0), (0, 1), (0, 0)]
     );
     let rows = rows(&b, "maria");
@@ -105,8 +115,8 @@ async fn decisions_are_counted_once() {
         ("permit", 4, 0, None),
         "a permit needs no approval"
     );
-    let no = &rows["accounts-belong-to-the-identity-provider"];
-    assert_eq!((no.hits, no.asked), (1, 0));
+    let denying = &rows["accounts-belong-to-the-identity-provider"];
+    assert_eq!((denying.hits, denying.asked), (1, 0));
 
     // A vote on a closed request is not counted.
     let late = b.begin_vote("maria", lapsed, "one-security", Verdict::Approve);
@@ -158,25 +168,25 @@ async fn anomalies_are_fixed_at_request_time() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let first = agent_in_task.pending(&b, &disable("ann")).await;
-    let odd = |id| {
-        let odd = b.broker.state().stats().anomalies(&id);
-        odd.expect("remembered").to_vec()
+    let anomalies_of = |id| {
+        let anomalies = b.broker.state().stats().anomalies(&id);
+        anomalies.expect("remembered").to_vec()
     };
-    assert_eq!(odd(first), [Anomaly::NoHistory]);
+    assert_eq!(anomalies_of(first), [Anomaly::NoHistory]);
     b.approve("maria", first, "one-security").await;
     agent_in_task.token(&b, &disable("ann")).await;
     for _ in 0..4 {
         agent_in_task.approved(&b, &disable("ann"), 1).await;
     }
     let usual = agent_in_task.pending(&b, &disable("ann")).await;
-    assert_eq!(odd(usual), []);
+    assert_eq!(anomalies_of(usual), []);
     let target = agent_in_task.pending(&b, &disable("cara")).await;
-    assert_eq!(odd(target), [Anomaly::NewTarget]);
+    assert_eq!(anomalies_of(target), [Anomaly::NewTarget]);
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let other = agent_in_task.pending(&b, &isolate).await;
-    assert_eq!(odd(other), [Anomaly::FirstRequest]);
+    assert_eq!(anomalies_of(other), [Anomaly::FirstRequest]);
     assert_eq!(
-        odd(first),
+        anomalies_of(first),
         [Anomaly::NoHistory],
         "later requests change nothing"
     );
@@ -189,14 +199,14 @@ async fn anomalies_are_fixed_at_request_time() {
 async fn undecided_requests_are_not_history() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
-    let odd = |id| {
-        let odd = b.broker.state().stats().anomalies(&id);
-        odd.expect("remembered").to_vec()
+    let anomalies_of = |id| {
+        let anomalies = b.broker.state().stats().anomalies(&id);
+        anomalies.expect("remembered").to_vec()
     };
     // Cancelled requests and requests denied by rules: never decided by a person.
     for n in 0..8 {
         let id = agent_in_task.pending(&b, &disable("ann")).await;
-        assert_eq!(odd(id), [Anomaly::NoHistory], "{n}");
+        assert_eq!(anomalies_of(id), [Anomaly::NoHistory], "{n}");
         let method = "dipylon.v1.TaskService/CancelAccessRequest";
         let call = b.call(method, &agent_in_task.agent.key, None, None);
         let cancelled = b
@@ -225,19 +235,25 @@ async fn undecided_requests_are_not_history() {
         b.manual_clock.advance_millis(61_000);
     }
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
-    let figures = b.broker.state().stats();
-    let habit = figures.action_stats(&triage, &disabling).expect("a habit");
+    let stats = b.broker.state().stats();
+    let action_stats = stats
+        .action_stats(&triage, &disabling)
+        .expect("action stats");
     assert_eq!(
-        (habit.requested, habit.denied_by_rules, habit.decided()),
+        (
+            action_stats.requested,
+            action_stats.denied_by_rules,
+            action_stats.decided()
+        ),
         (16, 8, 0)
     );
     assert_eq!(
-        habit.requests_on(b.now()),
+        action_stats.requests_on(b.now()),
         16,
         "requests of a day are counted"
     );
     assert_eq!(
-        (habit.hours, habit.targets),
+        (action_stats.hours, action_stats.targets),
         ([0; 24], KnownTargets::default())
     );
     let id = agent_in_task.pending(&b, &disable("ann")).await;
@@ -255,7 +271,7 @@ async fn undecided_requests_are_not_history() {
         .expect("counts");
     b.manual_clock.advance_millis(61_000);
     let id = agent_in_task.pending(&b, &disable("ann")).await;
-    assert_eq!(odd(id), [Anomaly::LittleHistory { decided: 1 }]);
+    assert_eq!(anomalies_of(id), [Anomaly::LittleHistory { decided: 1 }]);
     recount(&b.dir, b.broker.state());
 }
 
@@ -350,13 +366,16 @@ async fn stats_over_grpc() {
             (1, 1, None)
         );
         assert!(asks.why.starts_with("Somebody from security"));
-        let told = reader.timeline(task.id()).await.expect("may read");
-        let kinds: Vec<_> = told.entries.iter().map(|m| m.kind.as_str()).collect();
+        let timeline = reader.timeline(task.id()).await.expect("may read");
+        let kinds: Vec<_> = timeline.entries.iter().map(|m| m.kind.as_str()).collect();
         assert_eq!(
             kinds,
             ["", "TaskOpened", "AccessRequestOpened", "TokenIssued"]
         );
-        assert_eq!((told.agent_id.as_str(), told.left_out), ("triage", 0));
+        assert_eq!(
+            (timeline.agent_id.as_str(), timeline.left_out),
+            ("triage", 0)
+        );
     }
     let closed = |error: Error| error.reason();
     let not_permitted = Some(Reason::NotPermitted);

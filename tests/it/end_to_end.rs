@@ -145,14 +145,14 @@ async fn step_up_while_the_agent_waits() {
     };
     maria.vote(&seen).await.expect("votes");
     let (outcome, task) = waiting.await.expect("joined").expect("decided");
-    let given = token(Ok(outcome));
-    assert_eq!(given.uses(), Some(1));
-    let admitted = present(&validator, &given, &disable("ann"))
+    let issued = token(Ok(outcome));
+    assert_eq!(issued.uses(), Some(1));
+    let admitted = present(&validator, &issued, &disable("ann"))
         .await
         .expect("admitted");
     let spent = validator.consume(admitted, "use-1").await.expect("spends");
     assert_eq!(spent.uses_left(), Some(0));
-    let again = present(&validator, &given, &disable("ann"))
+    let again = present(&validator, &issued, &disable("ann"))
         .await
         .expect("valid offline");
     assert!(
@@ -165,7 +165,7 @@ async fn step_up_while_the_agent_waits() {
     let replayed = s.validator("cases", CASES).await;
     assert!(
         matches!(
-            present(&replayed, &given, &disable("ann")).await,
+            present(&replayed, &issued, &disable("ann")).await,
             Err(ValidationError::Token(_))
         ),
         "for another audience"

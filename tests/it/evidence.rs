@@ -299,16 +299,16 @@ async fn trust_key_removal_ends_its_tasks() {
     let mut b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let given = b
+    let reply = b
         .request_token(&triage, task, &read_case(), 300, "r")
         .await
         .token();
-    assert!(b.introspect("cases", &given.token));
+    assert!(b.introspect("cases", &reply.token));
     // The trust domain replaces its key; the broker journals that at its next start and sweeps.
     let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
     env.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::FaultInjection::default()).await;
-    assert!(!b.introspect("cases", &given.token));
+    assert!(!b.introspect("cases", &reply.token));
     assert_eq!(
         b.broker
             .state()

@@ -17,7 +17,7 @@ async fn agent_ceiling_usage() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     b.manual_clock.advance_millis(5_000);
-    agent_in_task.asked = 1;
+    agent_in_task.requests = 1;
     agent_in_task.token(&b, &read_case()).await;
     agent_in_task.approved(&b, &disable("ann"), 1).await;
     let show = |id: &str| {
@@ -49,9 +49,9 @@ async fn agent_ceiling_usage() {
         .await
         .expect("in force");
     let triage = show("triage").activity;
-    let gone = triage.iter().find(|used| !used.in_ceiling).expect("one");
+    let denied_row = triage.iter().find(|used| !used.in_ceiling).expect("one");
     assert_eq!(
-        (gone.action.as_str(), gone.habit.approved),
+        (denied_row.action.as_str(), denied_row.habit.approved),
         ("account.disable", 1)
     );
 }
@@ -67,7 +67,7 @@ async fn live_tokens_are_listed_by_expiry() {
         let evidence = Some(b.svid(&reporter.agent));
         let request = format!("r-{n}");
         let case = read_case();
-        let asked = b.request_token_with_evidence(
+        let reply = b.request_token_with_evidence(
             &reporter.agent,
             reporter.task,
             &case,
@@ -75,7 +75,7 @@ async fn live_tokens_are_listed_by_expiry() {
             &request,
             evidence,
         );
-        jtis.push(asked.await.token().issued.jti);
+        jtis.push(reply.await.token().issued.jti);
     }
     let order: Vec<_> = live(&b, None, 100).await.iter().map(|t| t.jti).collect();
     assert_eq!(order, [jtis[0], jtis[2], jtis[1], jtis[3]]);

@@ -91,9 +91,9 @@ async fn metrics_end_to_end() {
     let Ok(TokenOutcome::Token(_)) = read else {
         panic!("a token: {read:?}")
     };
-    let asked = task.request_token(&order(disable("ann"), "r-2")).await;
-    let Ok(TokenOutcome::Pending(pending)) = asked else {
-        panic!("pending: {asked:?}")
+    let outcome = task.request_token(&order(disable("ann"), "r-2")).await;
+    let Ok(TokenOutcome::Pending(pending)) = outcome else {
+        panic!("pending: {outcome:?}")
     };
     let during = scrape(&place).await;
     assert_eq!(during["dipylon_tasks_open"], 1.0);
@@ -216,8 +216,8 @@ async fn metric_cardinality_is_bounded() {
     let round = async |round: usize| {
         for i in 0..5 {
             let name = format!("hostile.n{round}x{i}");
-            let odd = action(&name, "Case", &format!("HOSTILE-{round}-{i}"), CASES, &[]);
-            task.request_token(&order(odd, &format!("hostile-{round}-{i}")))
+            let unknown = action(&name, "Case", &format!("HOSTILE-{round}-{i}"), CASES, &[]);
+            task.request_token(&order(unknown, &format!("hostile-{round}-{i}")))
                 .await
                 .expect_err("no such action");
             let path = format!("/dipylon.v1.TaskService/Hostile{round}{i}");
@@ -233,7 +233,10 @@ async fn metric_cardinality_is_bounded() {
             idempotency_key: None,
             heartbeat_s: None,
         };
-        stranger.open_task(&opening).await.expect_err("nobody");
+        stranger
+            .open_task(&opening)
+            .await
+            .expect_err("no such agent");
     };
     round(1).await;
     let once = scrape(&place).await;
@@ -296,7 +299,7 @@ async fn operator_listener_checks_host_header() {
     let s = ServedBroker::start().await;
     let (place, operator) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
-    for (target, hosts, told) in [
+    for (target, hosts, status) in [
         ("/livez", "Host: localhost", 200),
         ("/livez", "Host: rebound.example", 421),
         ("/metrics", "Host: rebound.example:9100", 421),
@@ -314,7 +317,7 @@ async fn operator_listener_checks_host_header() {
         in_time("an end", stream.read_to_string(&mut answer))
             .await
             .expect("read");
-        let head = format!("HTTP/1.1 {told} ");
+        let head = format!("HTTP/1.1 {status} ");
         assert!(answer.starts_with(&head), "{target} {hosts}: {answer}");
         assert!(answer.contains("connection: close"), "{answer}");
         assert!(!answer.contains("dipylon_"), "{answer}");
@@ -384,15 +387,16 @@ async fn json_log_has_one_line_per_call() {
         panic!("a token")
     };
     let unknown = action("case.read", "Case", "INC-9999", CASES, &[]);
-    let told = task
+    let denial = task
         .request_token(&order(unknown, "r-2"))
         .await
         .expect_err("no such target");
     // A caller that disconnects while it waits for an approval.
     let mut ask = order(disable("ann"), "r-3");
     ask.wait_s = 30;
-    let gone = tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
-    gone.expect_err("still waiting");
+    let abandoned =
+        tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
+    abandoned.expect_err("still waiting");
     traced(&realm.url).await;
     let mut lines: Vec<serde_json::Value> = Vec::new();
     for _ in 0..500 {
@@ -432,7 +436,7 @@ async fn json_log_has_one_line_per_call() {
     assert_eq!(refused["reason"], "UNKNOWN_TARGET");
     assert_eq!(
         refused["span"]["correlation"].as_str(),
-        told.correlation(),
+        denial.correlation(),
         "the decision ID in the reply and in the log"
     );
     let cancelled = line("client disconnected", "r-3");

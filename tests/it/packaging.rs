@@ -50,7 +50,7 @@ fn sd_notify_ready_and_stopping() {
         .expect("timeout");
     let next = || {
         let mut state = [0; 64];
-        let n = socket.recv(&mut state).expect("told");
+        let n = socket.recv(&mut state).expect("a datagram");
         String::from_utf8(state[..n].to_vec()).expect("text")
     };
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))

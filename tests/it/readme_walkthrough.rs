@@ -173,9 +173,9 @@ impl CaseSystem {
         };
         match at.validator.check(&presented, &require).await {
             Ok(_) => "the case".into_response(),
-            Err(no) => {
-                let status = StatusCode::from_u16(no.status()).expect("a status");
-                (status, no.to_string()).into_response()
+            Err(error) => {
+                let status = StatusCode::from_u16(error.status()).expect("a status");
+                (status, error.to_string()).into_response()
             }
         }
     }

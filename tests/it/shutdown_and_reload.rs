@@ -130,7 +130,7 @@ async fn sigterm_under_load_loses_nothing() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Arc::new(TlsDeployment::new(temp.path(), ""));
     let mut broker = site.broker("").await;
-    let told = Arc::new(Mutex::new(BTreeSet::new()));
+    let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
     let next = Arc::new(AtomicU64::new(0));
     let mut load = tokio::task::JoinSet::new();
     for n in 0..8 {
@@ -140,14 +140,17 @@ async fn sigterm_under_load_loses_nothing() {
             site.through_the_socket()
         };
         let task = open(&site.env, &site.url, endpoint).await.expect("opens");
-        let (told, next) = (told.clone(), next.clone());
+        let (acknowledged, next) = (acknowledged.clone(), next.clone());
         // Each continues until the broker stops.
         load.spawn(async move {
             loop {
                 let name = format!("r-{}", next.fetch_add(1, Ordering::SeqCst));
                 match task.request_token(&order(read_case(), &name)).await {
                     Ok(TokenOutcome::Token(token)) => {
-                        told.lock().expect("told").insert(token.jti());
+                        acknowledged
+                            .lock()
+                            .expect("acknowledged")
+                            .insert(token.jti());
                     }
                     Ok(other) => panic!("{other:?}"),
                     Err(error) => return error,
@@ -158,18 +161,18 @@ async fn sigterm_under_load_loses_nothing() {
     let waiter = open(&site.env, &site.url, site.endpoint())
         .await
         .expect("opens");
-    let mut asked = order(disable("ann"), "waits");
-    asked.wait_s = 60;
-    let waiting = tokio::spawn(async move { waiter.request_token(&asked).await });
+    let mut request = order(disable("ann"), "waits");
+    request.wait_s = 60;
+    let waiting = tokio::spawn(async move { waiter.request_token(&request).await });
     let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
     until("a request is pending, and tokens are issued", || {
-        let mut asked = false;
+        let mut is_pending = false;
         let read = journal.read_all(|entry| {
-            asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
+            is_pending |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
             Ok(())
         });
         read.expect("readable");
-        asked && told.lock().expect("told").len() > 100
+        is_pending && acknowledged.lock().expect("acknowledged").len() > 100
     })
     .await;
     drop(journal);
@@ -204,15 +207,15 @@ async fn sigterm_under_load_loses_nothing() {
     assert!(status.success(), "{status}");
     assert!(!site.root.join("dipylon.sock").exists());
     let found = invariants::check(&site.root.join("data"));
-    let told = told.lock().expect("told");
+    let acknowledged = acknowledged.lock().expect("acknowledged");
     eprintln!(
         "{} tokens received, {} in the journal",
-        told.len(),
+        acknowledged.len(),
         found.tokens.len()
     );
-    assert!(told.iter().all(|jti| found.tokens.contains(jti)));
+    assert!(acknowledged.iter().all(|jti| found.tokens.contains(jti)));
     // Conversely, every entry's caller was answered.
-    assert_eq!(told.len(), found.tokens.len(), "a reply was lost");
+    assert_eq!(acknowledged.len(), found.tokens.len(), "a reply was lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -309,23 +312,23 @@ async fn cli_over_tls_and_unix_socket() {
             .output()
             .await
             .expect("runs");
-        let told = String::from_utf8_lossy(&done.stdout).into_owned()
+        let output = String::from_utf8_lossy(&done.stdout).into_owned()
             + &String::from_utf8_lossy(&done.stderr);
-        (done.status.code(), told)
+        (done.status.code(), output)
     };
     for ways in [
         [("DIPYLON_CA", "ca.pem")],
         [("DIPYLON_SOCKET", "dipylon.sock")],
     ] {
-        let (code, told) = dipylon(&ways).await;
-        assert_eq!(code, Some(0), "{told}");
-        assert!(told.contains("task_"), "{told}");
+        let (code, output) = dipylon(&ways).await;
+        assert_eq!(code, Some(0), "{output}");
+        assert!(output.contains("task_"), "{output}");
     }
-    let (code, told) = dipylon(&[("DIPYLON_CA", "trust.json")]).await;
-    assert_eq!(code, Some(2), "{told}");
-    assert!(told.contains("trust.json"), "{told}");
-    let (code, told) = dipylon(&[]).await;
-    assert!(code == Some(14) || code == Some(2), "{told}");
-    assert!(told.contains("certificate"), "{told}");
+    let (code, output) = dipylon(&[("DIPYLON_CA", "trust.json")]).await;
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("trust.json"), "{output}");
+    let (code, output) = dipylon(&[]).await;
+    assert!(code == Some(14) || code == Some(2), "{output}");
+    assert!(output.contains("certificate"), "{output}");
     broker.kill().await.expect("killed");
 }

@@ -7,13 +7,15 @@ use dipylon::journal::FaultInjection;
 use dipylon::webauthn::Assertion;
 use dipylon_sdk::model::*;
 
-use crate::support::passkey_votes::{approve, asked, deny, passkeys_alone, with_approvals};
+use crate::support::passkey_votes::{
+    approve, deny, passkeys_alone, pending_request, with_approvals,
+};
 use crate::support::software_authenticator::PasskeyBehaviour;
 use crate::support::*;
 
 #[tokio::test]
 async fn passkey_vote_yields_a_token() {
-    let (b, triage, task, id) = asked(passkeys_alone()).await;
+    let (b, triage, task, id) = pending_request(passkeys_alone()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     assert_eq!(session.person.as_str(), "maria");
@@ -51,7 +53,7 @@ async fn passkey_vote_yields_a_token() {
         Reason::NotAuthenticated,
         "a restart ends every session"
     );
-    let given = b
+    let reply = b
         .request_token_with_evidence(
             &triage,
             task,
@@ -62,14 +64,14 @@ async fn passkey_vote_yields_a_token() {
         )
         .await
         .token();
-    assert_eq!(given.issued.consumed, Some(id));
-    assert!(b.introspect("idp", &given.token));
+    assert_eq!(reply.issued.consumed, Some(id));
+    assert!(b.introspect("idp", &reply.token));
     b.check_invariants();
 }
 
 #[tokio::test]
 async fn assertion_is_bound_to_statement_and_voter() {
-    let (b, _, _, id) = asked(TestEnvironment::new()).await;
+    let (b, _, _, id) = pending_request(TestEnvironment::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteStatementReply| begun.challenge.as_bytes().to_vec();
@@ -160,7 +162,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
 
 #[tokio::test]
 async fn revoked_passkey_voids_unconsumed_votes() {
-    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
+    let (b, triage, task, id) = pending_request(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
@@ -224,7 +226,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
 
 #[tokio::test]
 async fn signature_counter_regression_revokes() {
-    let (b, _, _, id) = asked(TestEnvironment::new()).await;
+    let (b, _, _, id) = pending_request(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let begun = b
@@ -274,7 +276,7 @@ async fn signature_counter_regression_revokes() {
 
 #[tokio::test]
 async fn narrowing_and_denial_comment() {
-    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
+    let (b, triage, task, id) = pending_request(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteInput {
@@ -292,12 +294,12 @@ async fn narrowing_and_denial_comment() {
     b.vote_in_session(&session, &key, id, narrowed(Some(120), Some(1)))
         .await
         .expect("counts");
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.exp - given.issued.iat, 120);
-    assert_eq!(given.issued.uses, Some(1));
+    assert_eq!(reply.issued.exp - reply.issued.iat, 120);
+    assert_eq!(reply.issued.uses, Some(1));
 
     let id = b
         .request_token(&triage, task, &disable("cara"), 900, "r-2")
@@ -305,11 +307,11 @@ async fn narrowing_and_denial_comment() {
         .pending()
         .access_request;
     let comment = Comment::parse("use rotate, not disable").expect("plain");
-    let told = VoteInput {
+    let denial = VoteInput {
         comment: Some(comment.clone()),
         ..deny()
     };
-    b.vote_in_session(&session, &key, id, told)
+    b.vote_in_session(&session, &key, id, denial)
         .await
         .expect("counts");
     let denied = b
@@ -330,7 +332,7 @@ async fn approver_can_limit_uses() {
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     assert!(schema.contains("@single_use"));
     *schema = schema.replace("@single_use\n", "");
-    let (b, triage, task, id) = asked(env).await;
+    let (b, triage, task, id) = pending_request(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let three = VoteInput {
@@ -343,11 +345,11 @@ async fn approver_can_limit_uses() {
     b.vote_in_session(&session, &key, id, three)
         .await
         .expect("counts");
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.uses, Some(3));
+    assert_eq!(reply.issued.uses, Some(3));
     b.check_invariants();
 }
 
@@ -435,7 +437,7 @@ async fn vote_requires_card_of_current_policy() {
     let mut env = with_approvals("dwell = \"3s\"");
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = asked(env).await;
+    let (b, _, _, id) = pending_request(env).await;
     let card = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id).expect("a card")
@@ -484,7 +486,7 @@ async fn lapsed_vote_can_be_replaced() {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");
-    let (b, triage, task, id) = asked(env).await;
+    let (b, triage, task, id) = pending_request(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     b.vote_in_session(&session, &key, id, approve())

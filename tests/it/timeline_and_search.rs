@@ -26,13 +26,13 @@ async fn timeline_covers_the_whole_task() {
     let read = timeline(&b, "olga", agent_in_task.task)
         .await
         .expect("may read");
-    let told: Vec<_> = read
+    let rows: Vec<_> = read
         .events
         .iter()
         .map(|m| (m.what, m.who.as_str()))
         .collect();
     assert_eq!(
-        told,
+        rows,
         [
             ("evidence verified", "spiffe://soc.example/agent/triage"),
             ("task opened", "triage"),
@@ -54,13 +54,13 @@ async fn timeline_covers_the_whole_task() {
         (read.agent.as_str(), read.owner.as_str()),
         ("triage", "dana")
     );
-    let given = read.events.iter().find(|m| m.what == "token issued");
-    let given = given.expect("one");
+    let issued = read.events.iter().find(|m| m.what == "token issued");
+    let issued = issued.expect("one");
     assert_eq!(
-        given.detail,
+        issued.detail,
         "account.disable on Account::ann for 1m, approved under one-security"
     );
-    assert!(given.ids[0].starts_with("tok_") && given.ids[2].starts_with("areq_"));
+    assert!(issued.ids[0].starts_with("tok_") && issued.ids[2].starts_with("areq_"));
     for moment in &read.events {
         let stored = moment.index.map(|index| b.broker.journal().entry(index));
         let stored = stored.map(|read| read.expect("readable").expect("there"));
@@ -84,9 +84,9 @@ async fn timeline_covers_the_whole_task() {
 async fn timeline_is_visible_to_asked_approvers_only() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
-    let nobody = TaskId::from_random([7; 16]);
+    let unknown = TaskId::from_random([7; 16]);
     assert_eq!(
-        timeline(&b, "maria", nobody).await.err(),
+        timeline(&b, "maria", unknown).await.err(),
         Some(Reason::NotFound)
     );
     assert_eq!(
@@ -140,7 +140,7 @@ async fn search_matches_whole_words() {
     assert_eq!(of_task.events.first().map(|m| m.kind), Some("TaskEnded"));
     assert_eq!(of_task.events.last().map(|m| m.kind), Some("TaskOpened"));
     assert_eq!(of_task.next, None);
-    for nothing in [
+    for query in [
         "accoun",
         "mari",
         "task_",
@@ -149,10 +149,7 @@ async fn search_matches_whole_words() {
         "CANARY words",
         "phish confirmed",
     ] {
-        assert!(
-            search(&b, nothing, None).await.events.is_empty(),
-            "{nothing}"
-        );
+        assert!(search(&b, query, None).await.events.is_empty(), "{query}");
     }
     let all = search(&b, "", None).await;
     let indexes: Vec<u64> = all.events.iter().filter_map(|m| m.index).collect();
@@ -213,14 +210,14 @@ async fn search_leaks_no_text_or_secrets() {
     let agent_in_task = full_life(&b).await;
     b.suspend("triage").await.expect("suspended");
     b.freeze("all").await.expect("frozen");
-    let mut told: Vec<TimelineEvent> = timeline(&b, "olga", agent_in_task.task)
+    let mut events: Vec<TimelineEvent> = timeline(&b, "olga", agent_in_task.task)
         .await
         .expect("may")
         .events;
-    told.extend(search(&b, "", None).await.events);
-    let told = format!("{told:?}");
+    events.extend(search(&b, "", None).await.events);
+    let events = format!("{events:?}");
     for shown in ["case.note on Case::INC-8841", "frozen", "agent suspended"] {
-        assert!(told.contains(shown), "{shown}: {told}");
+        assert!(events.contains(shown), "{shown}: {events}");
     }
     for secret in [
         "CANARY",
@@ -231,6 +228,6 @@ async fn search_leaks_no_text_or_secrets() {
         "not_after",
         "end_sessions",
     ] {
-        assert!(!told.contains(secret), "{secret}");
+        assert!(!events.contains(secret), "{secret}");
     }
 }

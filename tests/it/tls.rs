@@ -22,7 +22,7 @@ async fn tls_end_to_end() {
     })
     .await;
     let task = site.task(site.once()).await.expect("opens");
-    let Ok(TokenOutcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await
+    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
     else {
         panic!("not a token");
     };
@@ -37,7 +37,7 @@ async fn tls_end_to_end() {
     let cases = Validator::connect(config.clone()).await.expect("connects");
     assert!(
         cases
-            .introspect(given.jwt().expose_secret())
+            .introspect(token.jwt().expose_secret())
             .await
             .expect("asked")
             .active

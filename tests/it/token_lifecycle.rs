@@ -10,22 +10,22 @@ async fn token_ends_with_its_task() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let given = b
+    let reply = b
         .request_token(&triage, task, &read_case(), 300, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.exp - given.issued.iat, 300);
-    assert!(b.introspect("cases", &given.token));
+    assert_eq!(reply.issued.exp - reply.issued.iat, 300);
+    assert!(b.introspect("cases", &reply.token));
     assert!(
-        !b.introspect("idp", &given.token),
+        !b.introspect("idp", &reply.token),
         "inactive for another validator"
     );
     let report = b.complete_task(&triage, task).await.expect("completes");
     assert_eq!(
         (report.cause, report.revoked, report.tokens),
-        (EndCause::Completed, 1, vec![given.issued.jti])
+        (EndCause::Completed, 1, vec![reply.issued.jti])
     );
-    assert!(!b.introspect("cases", &given.token));
+    assert!(!b.introspect("cases", &reply.token));
     assert_eq!(
         refused(
             b.request_token(&triage, task, &read_case(), 300, "r-2")
@@ -37,7 +37,7 @@ async fn token_ends_with_its_task() {
     assert_eq!(again.index, report.index);
     let b = b.restart(FaultInjection::default()).await;
     assert!(
-        !b.introspect("cases", &given.token),
+        !b.introspect("cases", &reply.token),
         "inactive after a restart"
     );
     b.check_invariants();
@@ -75,11 +75,11 @@ async fn retry_returns_the_same_token() {
     );
     b.manual_clock.advance_millis(281_000);
     let refreshed = b.svid(&triage);
-    let dead = b
+    let expired = b
         .request_token_with_evidence(&triage, task, &read_case(), 300, "r-1", Some(refreshed))
         .await;
     assert_eq!(
-        refused(dead),
+        refused(expired),
         Reason::TokenNoLongerValid,
         "an expired grant is not reissued"
     );
@@ -221,12 +221,12 @@ async fn suspension_ends_everything_for_good() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let given = b
+    let reply = b
         .request_token(&triage, task, &read_case(), 300, "r-1")
         .await
         .token();
     assert_eq!(b.suspend("triage").await.expect("suspends").0, 1);
-    assert!(!b.introspect("cases", &given.token));
+    assert!(!b.introspect("cases", &reply.token));
     assert_eq!(
         refused(
             b.request_token(&triage, task, &read_case(), 300, "r-2")
@@ -239,7 +239,7 @@ async fn suspension_ends_everything_for_good() {
         Reason::NotAuthenticated
     );
     b.resume("triage").await.expect("resumes");
-    assert!(!b.introspect("cases", &given.token), "nothing is revived");
+    assert!(!b.introspect("cases", &reply.token), "nothing is revived");
     assert_eq!(
         refused(
             b.request_token(&triage, task, &read_case(), 300, "r-2")
@@ -361,11 +361,11 @@ async fn sensitive_parameters_are_committed_not_stored() {
         CASES,
         &[("text", Param::Str(canary.to_owned()))],
     );
-    let given = b
+    let reply = b
         .request_token(&triage, task, &note, 300, "r-1")
         .await
         .token();
-    let payload = given
+    let payload = reply
         .token
         .expose_secret()
         .split('.')
@@ -383,7 +383,7 @@ async fn sensitive_parameters_are_committed_not_stored() {
         !payload.contains("CANARY") && payload.contains("$commitment"),
         "{payload}"
     );
-    let opening = &given.openings.as_ref().expect("openings").parameters["text"];
+    let opening = &reply.openings.as_ref().expect("openings").parameters["text"];
     assert!(payload.contains(&opening.commitment().to_string()));
     let journal = dipylon::journal::JournalReader::open(&b.dir).expect("journal");
     let mut entries = 0;
@@ -395,7 +395,7 @@ async fn sensitive_parameters_are_committed_not_stored() {
                 "{}",
                 stored.text
             );
-            assert!(!stored.text.contains(given.token.expose_secret()));
+            assert!(!stored.text.contains(reply.token.expose_secret()));
             Ok(())
         })
         .expect("readable");
@@ -406,7 +406,7 @@ async fn sensitive_parameters_are_committed_not_stored() {
             .await
             .token()
             .openings,
-        given.openings
+        reply.openings
     );
     b.check_invariants();
 }

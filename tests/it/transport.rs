@@ -196,11 +196,11 @@ async fn watch_health(
     body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
         .expect("sent");
     let mut body = answer.await.expect("answered").into_body();
-    let mut said = 0;
+    let mut received = 0;
     while let Some(data) = body.data().await {
-        said += data.expect("data").len();
+        received += data.expect("data").len();
     }
-    assert!(said > 0, "it answered first");
+    assert!(received > 0, "it answered first");
     let trailers = body.trailers().await.expect("read").expect("trailers");
     let status = trailers["grpc-status"].to_str().expect("text");
     status.to_owned()
@@ -223,12 +223,12 @@ async fn reflection_lists_services() {
         message_request: Some(message),
     };
     let symbol = "dipylon.v1.TaskService".to_owned();
-    let asked = tokio_stream::iter([
+    let requests = tokio_stream::iter([
         request(MessageRequest::ListServices(String::new())),
         request(MessageRequest::FileContainingSymbol(symbol)),
     ]);
     let mut answers = ServerReflectionClient::new(channel)
-        .server_reflection_info(asked)
+        .server_reflection_info(requests)
         .await
         .expect("asked")
         .into_inner();
@@ -280,8 +280,8 @@ async fn connection_max_age_fails_no_call() {
     let task = site.task(site.once()).await.expect("opens");
     let (mut served, mut unsent) = (0, 0);
     while site.counts.max_age.load(Ordering::Relaxed) < 6 {
-        let asked = order(read_case(), &format!("r-{served}"));
-        match task.request_token(&asked).await {
+        let request = order(read_case(), &format!("r-{served}"));
+        match task.request_token(&request).await {
             Ok(TokenOutcome::Token(_)) => served += 1,
             // A call on a closing connection was not sent, or was refused by GOAWAY, and is retried under the same
             // idempotency key. A call in progress is never cut.
@@ -320,22 +320,26 @@ async fn client_disconnect_is_atomic() {
     let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     works(&task, 0).await;
-    let mut gone = 0;
+    let mut cancelled = 0;
     for n in 1..=60 {
-        let asked = order(read_case(), &format!("gone-{n}"));
+        let request = order(read_case(), &format!("cancelled-{n}"));
         // From before the call is sent to after its reply.
         let patience = Duration::from_micros(n * 150);
-        if tokio::time::timeout(patience, task.request_token(&asked))
+        if tokio::time::timeout(patience, task.request_token(&request))
             .await
             .is_err()
         {
-            gone += 1;
+            cancelled += 1;
         }
-        let first = token(task.request_token(&asked).await);
-        assert_eq!(first, token(task.request_token(&asked).await), "one grant");
+        let first = token(task.request_token(&request).await);
+        assert_eq!(
+            first,
+            token(task.request_token(&request).await),
+            "one grant"
+        );
     }
-    eprintln!("{gone} of 60 calls were cancelled");
-    assert!(gone > 0);
+    eprintln!("{cancelled} of 60 calls were cancelled");
+    assert!(cancelled > 0);
     assert_eq!(invariants::check(&site.root.join("data")).tokens.len(), 61);
     site.stop().await;
 }
@@ -344,22 +348,22 @@ async fn client_disconnect_is_atomic() {
 async fn waiting_calls_are_answered_on_shutdown() {
     let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
-    let mut asked = order(disable("ann"), "waits");
-    asked.wait_s = 60;
+    let mut request = order(disable("ann"), "waits");
+    request.wait_s = 60;
     let waiting = {
         let task = task.clone();
-        tokio::spawn(async move { task.request_token(&asked).await })
+        tokio::spawn(async move { task.request_token(&request).await })
     };
     let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
     // The call waits once its request is pending.
     until("the request is pending", || {
-        let mut asked = false;
+        let mut is_pending = false;
         let read = journal.read_all(|entry| {
-            asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
+            is_pending |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
             Ok(())
         });
         read.expect("readable");
-        asked
+        is_pending
     })
     .await;
     site.stop().await;

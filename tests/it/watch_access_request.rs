@@ -84,8 +84,8 @@ async fn watch_reports_every_final_status() {
         "one more approval is a change"
     );
     // The watch mints nothing: RequestToken does.
-    let given = task.request_token(&order(disable("ann"), "r-yes")).await;
-    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
+    let outcome = task.request_token(&order(disable("ann"), "r-yes")).await;
+    assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
     assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
     assert_eq!(stands(&mut watch).await, None);
 
@@ -281,8 +281,8 @@ async fn watchers_wake_only_for_their_request() {
     assert_eq!(answers(), before + 1, "only its own");
     assert!(!waiting.is_finished());
     vote(&s.approver("maria"), id, Verdict::Approve).await;
-    let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
+    let outcome = in_time(waiting).await.expect("joins");
+    assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -307,9 +307,9 @@ async fn waiting_survives_broker_and_agent_restart() {
     };
     let agent = AgentClient::new(endpoint(), evidence.clone(), Some(key.clone()));
     let task = agent.open_task(&opening).await.expect("opens");
-    let asked = pending(&task, "r-1").await;
+    let approval = pending(&task, "r-1").await;
     let until = Clock::system().now().plus_secs(120);
-    let mut watch = task.watch(asked.access_request_id());
+    let mut watch = task.watch(approval.access_request_id());
     assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
     let waiting = {
         let task = task.clone();
@@ -329,11 +329,11 @@ async fn waiting_survives_broker_and_agent_restart() {
         Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(found, asked.access_request_id());
+    assert_eq!(found, approval.access_request_id());
     let maria = ApproverClient::new(endpoint(), Arc::new(realm.env.key_of("maria")));
     vote(&maria, found, Verdict::Approve).await;
-    let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
+    let outcome = in_time(waiting).await.expect("joins");
+    assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
     // The watch begun before the kill gets it too: it may have missed `approved`.
     let mut last = None;
     while let Some(status) = stands(&mut watch).await {

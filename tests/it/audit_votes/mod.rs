@@ -28,7 +28,7 @@ struct VotedHistory {
     marias: SoftwareAuthenticator,
     by_passkey: usize,
     by_key: usize,
-    no: usize,
+    denial: usize,
 }
 
 /// A note approved by passkey (its text is sensitive), an account approved by key, and a denial.
@@ -52,11 +52,14 @@ async fn history() -> VotedHistory {
         CASES,
         &[("text", Param::Str("sensitive text".to_owned()))],
     );
-    let asked = |action: Action, request: &'static str| {
+    let request = |action: Action, idempotency_key: &'static str| {
         let (b, triage) = (&b, &triage);
-        async move { b.request_token(triage, task, &action, 300, request).await }
+        async move {
+            b.request_token(triage, task, &action, 300, idempotency_key)
+                .await
+        }
     };
-    let id = asked(note.clone(), "r-1").await.pending().access_request;
+    let id = request(note.clone(), "r-1").await.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
     let ask = VoteInput {
         narrowing: Narrowing {
@@ -67,11 +70,17 @@ async fn history() -> VotedHistory {
     };
     let cast = b.vote_in_session(&session, &marias, id, ask).await;
     cast.expect("counts");
-    asked(note, "r-1").await.token();
-    let id = asked(disable("ann"), "r-2").await.pending().access_request;
+    request(note, "r-1").await.token();
+    let id = request(disable("ann"), "r-2")
+        .await
+        .pending()
+        .access_request;
     b.approve("lee", id, "one-security").await;
-    asked(disable("ann"), "r-2").await.token();
-    let id = asked(disable("cara"), "r-3").await.pending().access_request;
+    request(disable("ann"), "r-2").await.token();
+    let id = request(disable("cara"), "r-3")
+        .await
+        .pending()
+        .access_request;
     let cast = b.vote("lee", id, "one-security", Verdict::Deny).await;
     cast.expect("counts");
     b.complete_task(&triage, task).await.expect("ends");
@@ -82,13 +91,13 @@ async fn history() -> VotedHistory {
             |f| matches!(f, Event::VoteCast(v) if v.assertion.is_none() && v.verdict == verdict),
         )
     };
-    let (by_key, no) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
+    let (by_key, denial) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
     VotedHistory {
         b,
         marias,
         by_passkey,
         by_key,
-        no,
+        denial,
     }
 }
 
@@ -99,7 +108,7 @@ async fn vote_tampering_is_detected() {
         marias,
         by_passkey,
         by_key,
-        no,
+        denial,
     } = history().await;
     let whole = JournalCopy::read(&b);
     let checked = whole.votes().expect("all votes verify");
@@ -109,7 +118,7 @@ async fn vote_tampering_is_detected() {
         [CONSOLE],
         "the origin is in the assertion"
     );
-    for at in [by_passkey, by_key, no] {
+    for at in [by_passkey, by_key, denial] {
         let forgery = Forgery { whole: &whole, at };
         // Only the entry changed.
         let entries: [(&str, Change<VoteCast>); 5] = [
@@ -180,7 +189,7 @@ async fn vote_tampering_is_detected() {
             "{shorter}"
         );
         // A statement about something that was not requested.
-        let asked: [(&str, Change<VoteStatement>); 5] = [
+        let changes: [(&str, Change<VoteStatement>); 5] = [
             ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
             ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
             ("task", |s| s.task = TaskId::from_random([9; 16])),
@@ -189,7 +198,7 @@ async fn vote_tampering_is_detected() {
             }),
             ("action", |s| s.action["target"]["id"] = json!("INC-1")),
         ];
-        for (what, change) in asked {
+        for (what, change) in changes {
             let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
             assert!(
                 matches!(found, VoteError::RequestMismatch(which) if which == what),
@@ -227,13 +236,13 @@ async fn vote_tampering_is_detected() {
         };
         let opened = whole
             .find(|f| matches!(f, Event::AccessRequestOpened(o) if o.access_request == request));
-        let asked: [fn(&mut AccessRequestOpened); 4] = [
+        let changes: [fn(&mut AccessRequestOpened); 4] = [
             |f| f.agent = AgentId::parse("ci").expect("id"),
             |f| f.action.target.id = "INC-1".to_owned(),
             |f| f.max_ttl = 1,
             |f| f.uses = Some(1),
         ];
-        for (n, change) in asked.into_iter().enumerate() {
+        for (n, change) in changes.into_iter().enumerate() {
             // account.disable has one use by default.
             if n == 3 && at != by_passkey {
                 continue;
@@ -308,7 +317,7 @@ async fn vote_tampering_is_detected() {
     }
 
     // A key vote.
-    for at in [by_key, no] {
+    for at in [by_key, denial] {
         let forgery = Forgery { whole: &whole, at };
         let bent = forgery.rejected_at_vote(|r, at| {
             let mut signature = URL_SAFE_NO_PAD
@@ -453,10 +462,10 @@ async fn key_vote_fails_a_passkey_profile() {
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let asked = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await;
-    let id = asked.pending().access_request;
+    let id = reply.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
     let cast = b.vote_in_session(&session, &marias, id, approve()).await;
     cast.expect("counts");
@@ -535,10 +544,11 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
         whole["votes"],
         json!({ "by_key": 2, "by_passkey": 1, "origins": [CONSOLE] })
     );
-    let told = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
+    let output = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
         .expect_err("forged");
     assert!(
-        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} cannot be verified")),
-        "{told}"
+        output.contains("NOT WHOLE")
+            && output.contains(&format!("entry {by_key} cannot be verified")),
+        "{output}"
     );
 }

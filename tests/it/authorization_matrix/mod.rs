@@ -71,9 +71,9 @@ async fn authorization_matrix() {
             .allowed_roles;
         let agents = admits.contains(&CallerRole::Agent);
 
-        let nobody = caller().call(method).await;
+        let anonymous = caller().call(method).await;
         assert_eq!(
-            reason(nobody, method, "nobody"),
+            reason(anonymous, method, "anonymous"),
             (Code::Unauthenticated, "NOT_AUTHENTICATED".into())
         );
 
@@ -255,8 +255,8 @@ fn guard_table_matches_proto_comments() {
                     .find(|l| l.path == [6, s, 2, m])
                     .expect("a comment");
                 let text = here.leading_comments().replace('\n', " ");
-                let said = text.split("Callers:").nth(1).expect("a `Callers:` line");
-                let said = said.split(['.', ';']).next().unwrap_or_default();
+                let callers = text.split("Callers:").nth(1).expect("a `Callers:` line");
+                let callers = callers.split(['.', ';']).next().unwrap_or_default();
                 let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
                 let admits = authorization::method_policy(&name)
                     .expect("a row")
@@ -269,9 +269,9 @@ fn guard_table_matches_proto_comments() {
                     ("auditors", CallerRole::Auditor),
                 ] {
                     assert_eq!(
-                        said.contains(word),
+                        callers.contains(word),
                         admits.contains(&kind),
-                        "{name}: {word} ({said})"
+                        "{name}: {word} ({callers})"
                     );
                 }
                 checked += 1;

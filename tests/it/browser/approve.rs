@@ -202,8 +202,8 @@ async fn approval_yields_single_use_token() {
     );
     assert!(maria.find("#not-eligible").await.is_none());
     maria.seen("#approve").await.click().await;
-    let said = voted(&maria).await;
-    assert!(said.contains("approved"), "{said}");
+    let outcome = voted(&maria).await;
+    assert!(outcome.contains("approved"), "{outcome}");
 
     let token = match waiting.await.expect("joined") {
         Ok(TokenOutcome::Token(token)) => token,
@@ -297,8 +297,8 @@ async fn open_card_updates_live() {
     site.open_card(&lee, id).await;
     lee.seen("#deny").await.click().await;
     voted(&lee).await;
-    let told = maria.seen("#outcome-text").await.text().await;
-    assert!(told.contains("denied"), "{told}");
+    let outcome = maria.seen("#outcome-text").await.text().await;
+    assert!(outcome.contains("denied"), "{outcome}");
     maria
         .holds("document.querySelector('#ballot').hidden")
         .await;
@@ -326,11 +326,11 @@ async fn narrowed_ttl_shortens_the_token() {
     ttl.clear().await;
     // The values of the fields are signed, and shown beside the buttons.
     let signs = async || maria.seen("#signs b").await.text().await;
-    let asked = signs().await;
+    let before = signs().await;
     ttl.type_in("7").await;
     assert!(signs().await.starts_with("7 s, "), "{}", signs().await);
     maria.press(keys::ESCAPE).await;
-    assert_eq!(signs().await, asked, "reset");
+    assert_eq!(signs().await, before, "reset");
     assert_eq!(ttl.property("value").await, "");
     maria.press("n").await;
     ttl.type_in("45").await;
@@ -359,8 +359,8 @@ async fn two_person_quorum() {
     let id = site.asks(&task, isolate("web-1"), "r-1").await;
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
-    let said = voted(&maria).await;
-    assert!(said.contains("other approvers"), "{said}");
+    let outcome = voted(&maria).await;
+    assert!(outcome.contains("other approvers"), "{outcome}");
     assert_eq!(site.standing(id), "waiting");
 
     // A second vote by the same person does not count, with any key.
@@ -441,8 +441,8 @@ async fn late_approval_is_rejected() {
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
     site.pass(65);
     // The open card updates to expired; a vote sent anyway is rejected.
-    let told = maria.seen("#outcome-text").await.text().await;
-    assert!(told.contains("expired"), "{told}");
+    let outcome = maria.seen("#outcome-text").await.text().await;
+    assert!(outcome.contains("expired"), "{outcome}");
     let begun_late = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
     assert_eq!(
         begun_late["status"].as_u64().map(|s| s / 100),

@@ -173,24 +173,24 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver starts");
-        let said = driver.stdout.take().expect("piped");
+        let stdout = driver.stdout.take().expect("piped");
         let processes = Processes {
             driver,
             profile,
             closing: None,
         };
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (port_sender, port_receiver) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
-            let mut lines = BufReader::new(said).lines().map_while(Result::ok);
+            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
             let port = lines.find_map(|line| {
                 let (_, port) = line.split_once("started successfully on port ")?;
                 port.trim_end_matches('.').parse::<u16>().ok()
             });
-            let _gone = tell.send(port);
+            let _gone = port_sender.send(port);
             // Keep reading, or the driver would block on a full pipe.
             lines.for_each(drop);
         });
-        let port = tokio::time::timeout(GENEROUS, told).await;
+        let port = tokio::time::timeout(GENEROUS, port_receiver).await;
         let port = port.expect("in time").expect("read").expect("a port");
 
         let mut arguments = vec![
@@ -222,14 +222,14 @@ impl Browser {
             processes,
             _place: place,
         };
-        let asked = json!({ "capabilities": { "alwaysMatch": {
+        let capabilities = json!({ "capabilities": { "alwaysMatch": {
             "browserName": "chrome",
             "unhandledPromptBehavior": "dismiss",
             "goog:chromeOptions": { "binary": "/usr/bin/chromium", "args": arguments },
         } } });
-        let given = browser.raw("POST", "/session", Some(asked)).await;
-        let given = given.unwrap_or_else(|e| panic!("no browser: {e}"));
-        browser.id = text(&given["sessionId"]);
+        let session = browser.raw("POST", "/session", Some(capabilities)).await;
+        let session = session.unwrap_or_else(|e| panic!("no browser: {e}"));
+        browser.id = text(&session["sessionId"]);
         browser.processes.closing = Some((port, browser.id.clone()));
         browser.measure(look).await;
         let scheme = if look.dark { "dark" } else { "light" };
@@ -518,14 +518,14 @@ impl Browser {
     }
 
     async fn raw(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
-        let said = |e: &dyn Debug| format!("{e:?}");
+        let describe = |e: &dyn Debug| format!("{e:?}");
         let exchange = async {
             let stream = TcpStream::connect(("127.0.0.1", self.port)).await;
-            let stream = stream.map_err(|e| said(&e))?;
+            let stream = stream.map_err(|e| describe(&e))?;
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream))
                     .await
-                    .map_err(|e| said(&e))?;
+                    .map_err(|e| describe(&e))?;
             let connection = tokio::spawn(connection);
             let body = body.map_or_else(Bytes::new, |b| b.to_string().into());
             let request = http::Request::builder()
@@ -534,12 +534,19 @@ impl Browser {
                 .header("host", format!("127.0.0.1:{}", self.port))
                 .header("content-type", "application/json")
                 .body(Full::new(body))
-                .map_err(|e| said(&e))?;
-            let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
-            let body = answer.into_body().collect().await.map_err(|e| said(&e))?;
+                .map_err(|e| describe(&e))?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|e| describe(&e))?;
+            let body = answer
+                .into_body()
+                .collect()
+                .await
+                .map_err(|e| describe(&e))?;
             connection.abort();
             let mut value: Value =
-                serde_json::from_slice(&body.to_bytes()).map_err(|e| said(&e))?;
+                serde_json::from_slice(&body.to_bytes()).map_err(|e| describe(&e))?;
             let value = value["value"].take();
             match value["error"].as_str() {
                 Some(error) if value["stacktrace"].is_string() => {

@@ -171,10 +171,10 @@ async fn console_screenshots() {
     // The timeline of a task from verification to revocation.
     maria.seen("#approve").await.click().await;
     maria.seen("#outcome").await;
-    let given = token(&triage, disable("ann"), "r-after").await;
+    let issued = token(&triage, disable("ann"), "r-after").await;
     let validator = site.validator("idp", IDP).await;
     site.pass(2);
-    let admitted = present(&validator, &given, &disable("ann")).await;
+    let admitted = present(&validator, &issued, &disable("ann")).await;
     validator
         .consume(admitted.expect("admitted"), "u-1")
         .await

@@ -225,8 +225,8 @@ impl ConsoleServer {
     pub fn passkeys(&self, person: &str) -> usize {
         let call = self.call("dipylon.v1.ApprovalService/ListApprovers", "olga");
         let all = self.broker.list_approvers(&call).expect("lists");
-        let one = all.iter().find(|approver| approver.id.as_str() == person);
-        one.expect("registered").passkeys.len()
+        let found = all.iter().find(|approver| approver.id.as_str() == person);
+        found.expect("registered").passkeys.len()
     }
 
     /// The status of an access request.
@@ -291,12 +291,12 @@ impl Drop for ConsoleServer {
 
 async fn tick(manual_clock: ManualClock) {
     let machine = Clock::system();
-    let mut told = machine.uptime();
+    let mut applied = machine.uptime();
     loop {
         tokio::time::sleep(TICK).await;
-        let passed = machine.uptime().saturating_sub(told);
-        let whole = u32::try_from(passed.as_millis()).expect("a short while");
-        manual_clock.advance_millis(whole);
-        told += Duration::from_millis(whole.into());
+        let passed = machine.uptime().saturating_sub(applied);
+        let passed_ms = u32::try_from(passed.as_millis()).expect("a short while");
+        manual_clock.advance_millis(passed_ms);
+        applied += Duration::from_millis(passed_ms.into());
     }
 }

@@ -8,7 +8,7 @@ use dipylon_sdk::model::*;
 use serde_json::json;
 use tokio::process::Command;
 
-use super::{WILD, assert_layout_is_intact, text};
+use super::{TRICKS, assert_layout_is_intact, text};
 use crate::support::served_broker::ServedBroker;
 use crate::support::{DOMAIN, IDP, action};
 
@@ -22,7 +22,7 @@ async fn untrusted_text_end_to_end() {
         schema.replacen("\"Disable an account\"", "\"Dis\u{430}ble an account\"", 1)
     });
     let entities = &files["entities.json"];
-    let wild = json!(WILD).to_string();
+    let wild = json!(TRICKS).to_string();
     let entities = entities.replacen("\"Ann Archer\"", &wild, 1);
     files.insert("entities.json".to_owned(), entities);
     served
@@ -33,7 +33,7 @@ async fn untrusted_text_end_to_end() {
 
     let agent = AgentClient::new(served.endpoint(), served.evidence("triage"), None);
     let opening = OpenTaskRequest {
-        purpose: WILD.into(),
+        purpose: TRICKS.into(),
         max_duration_s: 600,
         idempotency_key: None,
         heartbeat_s: None,
@@ -47,12 +47,12 @@ async fn untrusted_text_end_to_end() {
             IDP,
             &[
                 ("end_sessions", Param::Bool(true)),
-                ("note", Param::Str(WILD.to_owned())),
+                ("note", Param::Str(TRICKS.to_owned())),
                 ("owner", text("Nobody (nobody)")),
             ],
         ),
         ttl_s: 300,
-        reason: WILD.into(),
+        reason: TRICKS.into(),
         idempotency_key: Some("r-1".into()),
         wait_s: 0,
     };
@@ -78,10 +78,10 @@ async fn untrusted_text_end_to_end() {
             .kill_on_drop(true);
         let output = tokio::time::timeout(Duration::from_secs(60), command.output());
         let output = output.await.expect("in time").expect("runs");
-        let said = String::from_utf8(output.stdout).expect("text");
+        let stdout = String::from_utf8(output.stdout).expect("text");
         let aside = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{args:?}: {aside}{said}");
-        said
+        assert!(output.status.success(), "{args:?}: {aside}{stdout}");
+        stdout
     };
 
     let shown = run(&["show", &id]).await;
@@ -121,15 +121,15 @@ async fn untrusted_text_end_to_end() {
     assert_eq!(machine["match_phrase"], json!(phrase));
     assert_eq!(
         machine["agent_says_unverified"]["purpose"],
-        json!(WILD),
+        json!(TRICKS),
         "as it came"
     );
 
     let approved = run(&["approve", &id, "--yes", "--ttl", "60s", "--uses", "1"]).await;
-    let (card, told) =
+    let (card, message) =
         approved.split_at(approved.find("your approval is recorded").expect("voted"));
     assert_layout_is_intact(card.trim_end_matches('\n'), 80);
-    assert!(told.contains("is approved"), "{told}");
+    assert!(message.contains("is approved"), "{message}");
     let rows_of = |card: &str| -> Vec<String> {
         let lines = card
             .lines()

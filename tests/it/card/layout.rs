@@ -8,7 +8,7 @@ use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
-use super::{NOW, WILD, assert_layout_is_intact, everything, hostile, ordinary, text};
+use super::{NOW, TRICKS, assert_layout_is_intact, everything, hostile, ordinary, text};
 use crate::golden::golden;
 use crate::support::{IDP, action};
 
@@ -106,7 +106,7 @@ fn untrusted_text_cannot_forge_rows() {
 fn signed_fields_precede_agent_text() {
     let card = everything();
     let shown = card::render_terminal(&card, NOW, 100_000);
-    let asked = card.action.clone().expect("action");
+    let action = card.action.clone().expect("action");
     let signed = [
         card.realm.to_string(),
         card.access_request.to_string(),
@@ -114,10 +114,10 @@ fn signed_fields_precede_agent_text() {
         card.agent.owner.id.to_string(),
         card.task.to_string(),
         card.task_key.to_string(),
-        asked.name.to_string(),
-        asked.audience.to_string(),
-        asked.target.to_string(),
-        asked.digest().to_string(),
+        action.name.to_string(),
+        action.audience.to_string(),
+        action.target.to_string(),
+        action.digest().to_string(),
         "5m, 3 uses".to_owned(),
         card.policy.to_string(),
         card.needs[0].profile.digest.to_string(),
@@ -144,29 +144,29 @@ fn signed_fields_precede_agent_text() {
     );
     assert!(shown.find("ISOLATE A HOST").expect("verb") < shown.find("agent ").expect("agent"));
     let unknown = card::render_terminal(&hostile(), NOW, 80);
-    for said in [
+    for row in [
         "RISK UNKNOWN",
         "unknown: no figures",
         "MIXED SCRIPTS",
         "RIGHT TO LEFT",
     ] {
-        assert!(unknown.contains(said), "{said}:\n{unknown}");
+        assert!(unknown.contains(row), "{row}:\n{unknown}");
     }
-    let gone = Card {
+    let removed = Card {
         action: None,
         target_attributes: None,
         ..ordinary()
     };
-    let gone = card::render_terminal(&gone, NOW, 80);
+    let removed = card::render_terminal(&removed, NOW, 80);
     assert!(
-        gone.contains("NO LONGER ON RECORD") && gone.contains("NOT KNOWN"),
-        "{gone}"
+        removed.contains("NO LONGER ON RECORD") && removed.contains("NOT KNOWN"),
+        "{removed}"
     );
 }
 
 /// Any text, biased towards hostile characters.
-fn wild() -> impl Strategy<Value = String> {
-    let hard: Vec<char> = WILD.chars().collect();
+fn any_text() -> impl Strategy<Value = String> {
+    let hard: Vec<char> = TRICKS.chars().collect();
     let one = prop_oneof![
         any::<char>(),
         proptest::sample::select(hard),
@@ -188,7 +188,7 @@ proptest! {
 
     #[test]
     fn untrusted_text_proptest(
-        texts in proptest::collection::vec(wild(), 8),
+        texts in proptest::collection::vec(any_text(), 8),
         columns in 80_usize..200,
     ) {
         let text = |n: usize| texts[n].clone();
@@ -253,11 +253,11 @@ proptest! {
             }
         };
         let lines = |card: &Card| card::render_terminal(card, NOW, columns).lines().count();
-        let wild = card(&|text| text.to_owned());
-        let (shown, calm) = (lines(&wild), lines(&card(&plain)));
+        let any_text = card(&|text| text.to_owned());
+        let (shown, calm) = (lines(&any_text), lines(&card(&plain)));
         // Four rows; at most seven flags of the set and one of each other; each at most ten lines.
         prop_assert!(shown <= calm + 10 * 10, "{shown} lines and not {calm}");
-        for section in wild.show(NOW).sections {
+        for section in any_text.show(NOW).sections {
             for row in section.rows {
                 prop_assert!(row.flags.len() <= 7, "{row:?}");
             }
@@ -268,9 +268,9 @@ proptest! {
 /// Truncated text raises no flag.
 #[test]
 fn truncated_text_is_not_flagged() {
-    let said = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
+    let reason = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
     let card = Card {
-        reason: UntrustedText::parse("reason", &said).ok(),
+        reason: UntrustedText::parse("reason", &reason).ok(),
         ..ordinary()
     };
     let shown = card::render_terminal(&card, NOW, 80);

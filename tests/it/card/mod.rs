@@ -19,7 +19,7 @@ use crate::support::{IDP, action};
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 /// Every trick of untrusted text: bidi, invisible characters, line breaks, terminal escapes, combining marks, confusables.
-const WILD: &str = "x\u{202E}\u{2066}\u{200B}\u{FE0F}\u{E0041}\u{E000}\n  owner       Nobody (nobody)\r\n\u{1B}[2J\u{9B}31m\u{2028}  \
+const TRICKS: &str = "x\u{202E}\u{2066}\u{200B}\u{FE0F}\u{E0041}\u{E000}\n  owner       Nobody (nobody)\r\n\u{1B}[2J\u{9B}31m\u{2028}  \
      needs  0 of 0\u{0}\u{335}\u{335}\u{335}\u{335} p\u{430}yp\u{430}l \u{FF41}dmin <b onclick=x>*_`@all ";
 
 fn who(id: &str, name: &str) -> PersonRef {
@@ -135,7 +135,7 @@ fn everything() -> Card {
         ]),
         record(&[("name", text("true")), ("admin", Param::Bool(true))]),
     ]);
-    let asked = action(
+    let requested = action(
         "host.isolate",
         "Host",
         "web-1",
@@ -166,7 +166,7 @@ fn everything() -> Card {
         title: "Isolate a host".to_owned(),
         reversible: "no".to_owned(),
         risk: Some(Risk::High),
-        action: Some(Arc::new(asked)),
+        action: Some(Arc::new(requested)),
         parameter_titles: titles.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         rules: vec![
             ordinary().rules[0].clone(),
@@ -195,8 +195,8 @@ fn everything() -> Card {
 
 /// A card with few known facts, whose untrusted texts are all hostile.
 fn hostile() -> Card {
-    let wild = || WILD.to_owned();
-    let asked = Action::new(
+    let wild = || TRICKS.to_owned();
+    let requested = Action::new(
         word("account.disable", ActionName::parse),
         word(IDP, Audience::parse),
         Target::parse("Account", "p\u{430}ypal  \u{5d0}nn").expect("target"),
@@ -216,11 +216,11 @@ fn hostile() -> Card {
         reversible: wild(),
         undo: wild(),
         risk: None,
-        action: Some(Arc::new(asked.expect("action"))),
+        action: Some(Arc::new(requested.expect("action"))),
         parameter_titles: [("note".to_owned(), wild())].into(),
         target_attributes: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
         agent: Requester {
-            owner: who("dana", WILD),
+            owner: who("dana", TRICKS),
             registered: Some(AgentRegistration {
                 environment: wild(),
                 model: wild(),
@@ -239,14 +239,16 @@ fn hostile() -> Card {
         }],
         needs: vec![ProfileProgress {
             group: wild(),
-            approvers: vec![who("lee", WILD)],
+            approvers: vec![who("lee", TRICKS)],
             ..need("one-security", 1, Vec::new(), false)
         }],
         anomalies: vec![wild()],
         history: None,
         console_url: Some(wild()),
-        purpose: Some(word(WILD, |t| UntrustedText::parse("purpose", t))),
-        reason: Some(word(&WILD.repeat(8), |t| UntrustedText::parse("reason", t))),
+        purpose: Some(word(TRICKS, |t| UntrustedText::parse("purpose", t))),
+        reason: Some(word(&TRICKS.repeat(8), |t| {
+            UntrustedText::parse("reason", t)
+        })),
         ..ordinary()
     }
 }

@@ -92,8 +92,8 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = maria.begin(id, ask.clone()).await.ok().json();
     let before = size(&s);
-    for seated in [&maria, &olga] {
-        let browser = &seated.browser;
+    for user in [&maria, &olga] {
+        let browser = &user.browser;
         let cross = [
             vec![],
             vec![("origin", "null")],
@@ -179,8 +179,8 @@ async fn console_pages_by_role() {
         ("maria", CallerRole::Approver),
         ("olga", CallerRole::Operator),
     ] {
-        let seated = ConsoleUser::sign_in(&s, name).await;
-        let inbox = seated.browser.get("/console").await.ok();
+        let user = ConsoleUser::sign_in(&s, name).await;
+        let inbox = user.browser.get("/console").await.ok();
         for (row, path) in paths() {
             let Access::Roles(kinds) = row.access else {
                 continue;
@@ -203,10 +203,10 @@ async fn console_pages_by_role() {
                 }),
             };
             let answer = match row.kind {
-                RouteKind::Form => seated.browser.submit(&path).await,
-                RouteKind::Json => seated.browser.post(&path, &body).await,
+                RouteKind::Form => user.browser.submit(&path).await,
+                RouteKind::Json => user.browser.post(&path, &body).await,
                 RouteKind::Page | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
-                    seated.browser.get(&path).await
+                    user.browser.get(&path).await
                 }
             };
             if kinds.contains(&kind) {
@@ -220,8 +220,8 @@ async fn console_pages_by_role() {
             }
             // The navigation links only to pages that the role may open.
             if row.kind == RouteKind::Page && !row.path.contains('{') && row.path != "/console" {
-                let led = inbox.body.contains(&format!("href=\"{}\"", row.path));
-                assert_eq!(led, kinds.contains(&kind), "{name} {}", row.name);
+                let is_linked = inbox.body.contains(&format!("href=\"{}\"", row.path));
+                assert_eq!(is_linked, kinds.contains(&kind), "{name} {}", row.name);
             }
         }
     }

@@ -54,7 +54,7 @@ async fn slow_bodies_hold_no_permit() {
         format!("{}/console/sign-in/begin", browser.origin),
         format!("{}/livez", browser.origin),
     );
-    let mut held = Vec::new();
+    let mut open_requests = Vec::new();
     for _ in 0..6 {
         let stream = TcpStream::connect(browser.address).await.expect("connects");
         let (mut sender, connection) = h2::client::handshake(stream).await.expect("h2");
@@ -70,7 +70,7 @@ async fn slow_bodies_hold_no_permit() {
             let (answer, mut body) = sender.send_request(request, false).expect("sent");
             let first = Bytes::from_static(b"{");
             body.send_data(first, false).expect("sent");
-            held.push((answer, body));
+            open_requests.push((answer, body));
         }
         // Earlier requests on this connection have been read.
         sender = in_time("flow-control capacity", sender.ready())
@@ -83,7 +83,7 @@ async fn slow_bodies_hold_no_permit() {
             200
         );
     }
-    assert_eq!(held.len(), 300);
+    assert_eq!(open_requests.len(), 300);
     for n in 0..10 {
         let minted = task
             .request_token(&order(read_case(), &format!("r-{n}")))
@@ -91,8 +91,8 @@ async fn slow_bodies_hold_no_permit() {
         assert!(matches!(minted, Ok(TokenOutcome::Token(_))), "{minted:?}");
     }
     let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
-    let figures = s.broker.read_metrics();
-    assert!(figures.contains(none), "a call was shed: {figures}");
+    let metrics = s.broker.read_metrics();
+    assert!(metrics.contains(none), "a call was shed: {metrics}");
     // A complete body is answered, and an oversized one is rejected.
     browser
         .post("/console/sign-in/begin", &json!({}))

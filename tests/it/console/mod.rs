@@ -251,11 +251,11 @@ impl ConsoleUser {
 
     /// Enrolled and signed in.
     async fn sign_in(s: &ServedBroker, name: &str) -> Self {
-        let mut seated = Self::enrol(s, name).await;
-        let assertion = seated
+        let mut user = Self::enrol(s, name).await;
+        let assertion = user
             .passkey
-            .get(&seated.challenge().await, &seated.browser.origin);
-        let done = seated
+            .get(&user.challenge().await, &user.browser.origin);
+        let done = user
             .browser
             .post("/console/sign-in/finish", &sent(&assertion))
             .await;
@@ -268,8 +268,8 @@ impl ConsoleUser {
         let cookie = done.header("set-cookie").expect("a cookie").to_owned();
         let (pair, rest) = cookie.split_once("; ").expect("attributes");
         assert_eq!(rest, "Path=/; HttpOnly; SameSite=Strict");
-        seated.browser.cookie = Some(pair.to_owned());
-        seated
+        user.browser.cookie = Some(pair.to_owned());
+        user
     }
 
     /// Begins a vote on the current card, unless the request names a policy.

@@ -44,9 +44,9 @@ async fn untrusted_text_is_html_escaped() {
     })
     .await;
     let task = s.task_for("triage", HOSTILE).await;
-    let mut asked = order(disable("ann"), "r-1");
-    asked.reason = HOSTILE.to_owned();
-    let id = match task.request_token(&asked).await {
+    let mut request = order(disable("ann"), "r-1");
+    request.reason = HOSTILE.to_owned();
+    let id = match task.request_token(&request).await {
         Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     };
@@ -60,7 +60,7 @@ async fn untrusted_text_is_html_escaped() {
         named.map(str::to_owned).collect()
     };
     let mut shown = 0;
-    for (seated, path) in [
+    for (user, path) in [
         (&maria, "/console".to_owned()),
         (&maria, "/console/fragment/inbox".to_owned()),
         (&maria, format!("/console/requests/{id}")),
@@ -77,7 +77,7 @@ async fn untrusted_text_is_html_escaped() {
             "/console/journal?q=%3Cscript%3Ealert(1)%3C/script%3E%22%3E".to_owned(),
         ),
     ] {
-        let page = seated.browser.get(&path).await.ok().body;
+        let page = user.browser.get(&path).await.ok().body;
         for markup in [
             "<script>",
             "<img",
@@ -137,15 +137,15 @@ async fn revoke_token_form() {
         "{}",
         page.body
     );
-    let told = olga
+    let timeline = olga
         .browser
         .get(&format!("/console/tasks/{}", task.id()))
         .await
         .ok();
     assert!(
-        told.body.contains("data-kind=\"GrantsEnded\""),
+        timeline.body.contains("data-kind=\"GrantsEnded\""),
         "{}",
-        told.body
+        timeline.body
     );
     let found = olga
         .browser

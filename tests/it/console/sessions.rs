@@ -57,7 +57,7 @@ async fn sign_out_ends_the_session() {
 
     // No open redirect: the return path is a console path or the default.
     other.cookie = None;
-    for (asked, led) in [
+    for (requested, target) in [
         ("/console/rules", "/console/rules"),
         ("//evil.example", "/console"),
         ("https://evil.example/console/rules", "/console"),
@@ -65,10 +65,13 @@ async fn sign_out_ends_the_session() {
         ("javascript:alert(1)", "/console"),
     ] {
         let page = other
-            .get(&format!("/console/sign-in?to={asked}"))
+            .get(&format!("/console/sign-in?to={requested}"))
             .await
             .ok();
-        assert!(page.body.contains(&format!("data-to=\"{led}\"")), "{asked}");
+        assert!(
+            page.body.contains(&format!("data-to=\"{target}\"")),
+            "{requested}"
+        );
     }
 }
 
@@ -103,8 +106,8 @@ async fn inbox_event_stream() {
         "{head}"
     );
     let id = pending(&task, disable("ann"), "r-1").await;
-    let news = heard(&mut stream, "event: changed").await;
-    assert!(!news.contains(&id.to_string()), "only a change notice");
+    let notice = heard(&mut stream, "event: changed").await;
+    assert!(!notice.contains(&id.to_string()), "only a change notice");
     let rows = maria.browser.get("/console/fragment/inbox").await.ok();
     assert!(rows.body.contains(&format!("data-request=\"{id}\"")));
 }

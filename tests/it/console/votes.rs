@@ -75,21 +75,21 @@ async fn passkey_vote_end_to_end() {
         (late.status, late.reason().as_str()),
         (409, "ACCESS_REQUEST_CLOSED")
     );
-    let over = lee
+    let closed_card = lee
         .browser
         .get(&format!("/console/requests/{id}"))
         .await
         .ok();
-    assert!(over.body.contains("data-status=\"consumed\"") && !over.has("approve"));
+    assert!(closed_card.body.contains("data-status=\"consumed\"") && !closed_card.has("approve"));
 
     let id = pending(&task, disable("cara"), "r-2").await;
-    let said = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
+    let denial = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
     assert_eq!(
-        lee.vote(id, said).await.ok().json()["status"],
+        lee.vote(id, denial).await.ok().json()["status"],
         json!("denied")
     );
-    let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
-    assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");
+    let bidi = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
+    assert_eq!(maria.begin(id, bidi).await.reason(), "MALFORMED");
     let seen = s.broker.state().access_request(&id).expect("known");
     let statement = seen.votes[0].statement.as_deref().expect("kept");
     let statement = VoteStatement::parse(statement).expect("statement");
@@ -216,8 +216,8 @@ async fn high_risk_card_dwell_time_and_quorum() {
         (409, "DWELL_REQUIRED")
     );
     let path = format!("/console/requests/{id}");
-    for seated in [&maria, &lee] {
-        let page = seated.browser.get(&path).await.ok().body;
+    for user in [&maria, &lee] {
+        let page = user.browser.get(&path).await.ok().body;
         assert!(
             page.contains("data-risk=\"high\"") && page.contains("HIGH RISK"),
             "{page}"
@@ -225,15 +225,15 @@ async fn high_risk_card_dwell_time_and_quorum() {
         assert!((1..=3_000).contains(&dwell(&page)), "{page}");
     }
     let mut status = String::new();
-    for seated in [&maria, &lee] {
+    for user in [&maria, &lee] {
         let cast = in_time("an approval after the dwell time", async {
             loop {
-                let begun = seated.begin(id, ask.clone()).await;
+                let begun = user.begin(id, ask.clone()).await;
                 if begun.status == 200 {
                     let begun = begun.json();
                     let challenge = bytes(&begun["challenge"]);
-                    let answer = seated.passkey.get(&challenge, &seated.browser.origin);
-                    return seated.cast(id, &begun, &answer).await.ok();
+                    let answer = user.passkey.get(&challenge, &user.browser.origin);
+                    return user.cast(id, &begun, &answer).await.ok();
                 }
                 assert_eq!(begun.reason(), "DWELL_REQUIRED");
                 assert!(begun.header("retry-after").is_some(), "a retry delay");

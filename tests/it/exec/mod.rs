@@ -67,8 +67,8 @@ async fn token_ends_with_the_command() {
     assert_eq!(seen[1].path, "/cases/INC-8841?page=2");
     assert_eq!(seen[1].headers["x-own"], "kept");
     assert_eq!(seen[1].headers["x-request-id"], "r-1");
-    for gone in ["x-other", "referer"] {
-        assert!(seen[1].headers.get(gone).is_none(), "{gone}");
+    for header in ["x-other", "referer"] {
+        assert!(seen[1].headers.get(header).is_none(), "{header}");
     }
     assert_ne!(
         seen[0].headers["dpop"], seen[1].headers["dpop"],

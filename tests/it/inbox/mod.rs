@@ -82,21 +82,21 @@ async fn pending(
     action: &Action,
     request: &str,
 ) -> AccessRequestId {
-    let asked = b.request_token(agent, task, action, 300, request).await;
-    asked.pending().access_request
+    let reply = b.request_token(agent, task, action, 300, request).await;
+    reply.pending().access_request
 }
 
 #[tokio::test]
 async fn ordered_by_risk_then_deadline_and_grouped() {
     let b = broker(1_000).await;
     let (triage, hunter) = (b.agent("triage"), b.agent("hunter"));
-    let (one, two) = (b.open_task(&triage).await, b.open_task(&hunter).await);
-    let ann = pending(&b, &triage, one, &disable("ann"), "r-1").await;
+    let (triage_task, hunter_task) = (b.open_task(&triage).await, b.open_task(&hunter).await);
+    let ann = pending(&b, &triage, triage_task, &disable("ann"), "r-1").await;
     b.manual_clock.advance_millis(1_000);
-    let high = pending(&b, &triage, one, &isolate(), "r-2").await;
+    let high = pending(&b, &triage, triage_task, &isolate(), "r-2").await;
     b.manual_clock.advance_millis(1_000);
-    let cara = pending(&b, &hunter, two, &disable("cara"), "r-1").await;
-    let again = pending(&b, &triage, one, &disable("ann"), "r-3").await;
+    let cara = pending(&b, &hunter, hunter_task, &disable("cara"), "r-1").await;
+    let again = pending(&b, &triage, triage_task, &disable("ann"), "r-3").await;
     assert_eq!(again, ann, "one action in one task is one access request");
 
     let lee = whole(&b, "lee");
@@ -368,12 +368,12 @@ async fn changed(
     watch: &mut InboxWatch,
 ) -> (InboxChangeKind, Vec<AccessRequestId>, JournalPosition) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
-        Ok(Some(InboxEvent::Changed(stir))) => {
+        Ok(Some(InboxEvent::Changed(change))) => {
             let at = JournalPosition {
-                epoch: stir.epoch,
-                index: stir.index,
+                epoch: change.epoch,
+                index: change.index,
             };
-            (stir.kind, stir.ids.clone(), at)
+            (change.kind, change.ids.clone(), at)
         }
         other => panic!("not a change: {other:?}"),
     }
@@ -384,8 +384,8 @@ async fn inbox_watch_resumes_after_restart() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let mut heard = watch(&b, None);
-    let Some(InboxEvent::Snapshot(start)) = heard.next(&b.broker).await else {
+    let mut events = watch(&b, None);
+    let Some(InboxEvent::Snapshot(start)) = events.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -396,11 +396,11 @@ async fn inbox_watch_resumes_after_restart() {
         .expect("counts");
     let cara = pending(&b, &triage, task, &disable("cara"), "r-3").await;
     b.complete_task(&triage, task).await.expect("ends");
-    let mut told = Vec::new();
+    let mut changes = Vec::new();
     for _ in 0..6 {
-        told.push(changed(&b, &mut heard).await);
+        changes.push(changed(&b, &mut events).await);
     }
-    let kinds: Vec<_> = told
+    let kinds: Vec<_> = changes
         .iter()
         .map(|(what, ids, _)| (*what, ids.clone()))
         .collect();
@@ -421,14 +421,14 @@ async fn inbox_watch_resumes_after_restart() {
     )
     .await
     .expect("applies");
-    assert_eq!(changed(&b, &mut heard).await.0, InboxChangeKind::Rules);
+    assert_eq!(changed(&b, &mut events).await.0, InboxChangeKind::Rules);
 
     // After a restart a watcher with a position gets the rest, and others get a snapshot.
     let b = b.restart(FaultInjection::default()).await;
-    let mut again = watch(&b, Some(told[3].2));
-    assert_eq!(changed(&b, &mut again).await, told[4]);
-    assert_eq!(changed(&b, &mut again).await, told[5]);
-    for odd in [
+    let mut again = watch(&b, Some(changes[3].2));
+    assert_eq!(changed(&b, &mut again).await, changes[4]);
+    assert_eq!(changed(&b, &mut again).await, changes[5]);
+    for position in [
         JournalPosition {
             epoch: start.epoch + 1,
             ..start
@@ -438,8 +438,11 @@ async fn inbox_watch_resumes_after_restart() {
             ..start
         },
     ] {
-        let news = watch(&b, Some(odd)).next(&b.broker).await;
-        assert!(matches!(news, Some(InboxEvent::Snapshot(_))), "{odd:?}");
+        let event = watch(&b, Some(position)).next(&b.broker).await;
+        assert!(
+            matches!(event, Some(InboxEvent::Snapshot(_))),
+            "{position:?}"
+        );
     }
     let mut quiet = watch(&b, None);
     let (first, second) = (quiet.next(&b.broker).await, quiet.next(&b.broker).await);

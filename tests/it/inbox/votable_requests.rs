@@ -64,7 +64,7 @@ async fn history(ops: Vec<Op>) {
     let agents = [b.agent("triage"), b.agent("hunter")];
     let actions = [disable("ann"), disable("cara"), isolate()];
     let mut tasks: Vec<(TestAgent, TaskId)> = Vec::new();
-    let mut asked: Vec<OpenedRequest> = Vec::new();
+    let mut requests: Vec<OpenedRequest> = Vec::new();
     for (n, op) in ops.into_iter().enumerate() {
         match op {
             Op::Open(agent) => {
@@ -90,7 +90,7 @@ async fn history(ops: Vec<Op>) {
                     )
                     .await;
                 if let Ok(TokenReply::Pending(p)) = reply {
-                    asked.push(OpenedRequest {
+                    requests.push(OpenedRequest {
                         agent,
                         task,
                         action,
@@ -104,7 +104,7 @@ async fn history(ops: Vec<Op>) {
                 voter,
                 approve,
             } => {
-                let Some(a) = asked.get(request) else {
+                let Some(a) = requests.get(request) else {
                     continue;
                 };
                 let profile = if a.action.name.as_str() == "host.isolate" {
@@ -122,7 +122,7 @@ async fn history(ops: Vec<Op>) {
                     .await;
             }
             Op::Mint { request } => {
-                let Some(a) = asked.get(request) else {
+                let Some(a) = requests.get(request) else {
                     continue;
                 };
                 let (agent, task, action) = (a.agent.clone(), a.task, a.action.clone());
@@ -140,7 +140,7 @@ async fn history(ops: Vec<Op>) {
                 // A request closed by a policy change is opened anew.
                 if let Ok(TokenReply::Pending(p)) = reply {
                     let id = p.access_request;
-                    asked.push(OpenedRequest {
+                    requests.push(OpenedRequest {
                         agent,
                         task,
                         action,
@@ -150,7 +150,7 @@ async fn history(ops: Vec<Op>) {
                 }
             }
             Op::Cancel { request } => {
-                let Some(a) = asked.get(request) else {
+                let Some(a) = requests.get(request) else {
                     continue;
                 };
                 let call = b.call(
@@ -208,8 +208,8 @@ async fn history(ops: Vec<Op>) {
         let (rows, total) = all_pages(&b, who, true, 3);
         assert_eq!(rows.len(), total);
         shown.insert(who, rows.into_iter().collect());
-        let mut could = BTreeSet::new();
-        for a in &asked {
+        let mut votable = BTreeSet::new();
+        for a in &requests {
             let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
             let waits = b.broker.view_of(&call, &a.id).expect("known").status
                 == AccessRequestStatus::Waiting;
@@ -223,10 +223,10 @@ async fn history(ops: Vec<Op>) {
                     .await
                     .is_ok()
             {
-                could.insert(a.id);
+                votable.insert(a.id);
             }
         }
-        expected.insert(who, could);
+        expected.insert(who, votable);
     }
     assert_eq!(shown, expected);
 }

@@ -20,7 +20,7 @@ struct Ledger {
     tokens: Vec<(TaskId, TokenId, Secret, Audience)>,
     ended: BTreeSet<TaskId>,
     /// Tokens that ended before their tasks.
-    dead: BTreeSet<TokenId>,
+    ended_tokens: BTreeSet<TokenId>,
     requests: Vec<AccessRequestId>,
     votes: usize,
     enrolled: usize,
@@ -187,20 +187,20 @@ impl Simulation {
                     )
                     .await
                 {
-                    Ok(TokenReply::Token(given)) => {
+                    Ok(TokenReply::Token(reply)) => {
                         assert!(
                             !self.ledger.ended.contains(task),
                             "law 7: a token of an ended task"
                         );
-                        let jti = given.issued.jti;
+                        let jti = reply.issued.jti;
                         assert!(
-                            !self.ledger.dead.contains(&jti),
+                            !self.ledger.ended_tokens.contains(&jti),
                             "law 7: an ended token returned again"
                         );
-                        assert_eq!(given.issued.action.audience, action.audience);
-                        assert_eq!(given.issued.action.target, action.target);
-                        let audience = given.issued.action.audience.clone();
-                        self.ledger.tokens.push((*task, jti, given.token, audience));
+                        assert_eq!(reply.issued.action.audience, action.audience);
+                        assert_eq!(reply.issued.action.target, action.target);
+                        let audience = reply.issued.action.audience.clone();
+                        self.ledger.tokens.push((*task, jti, reply.token, audience));
                     }
                     Ok(TokenReply::Pending(pending)) => {
                         if !self.ledger.requests.contains(&pending.access_request) {
@@ -387,9 +387,9 @@ impl Simulation {
                             let grant = b.broker.state().grant(jti).expect("granted");
                             grant.issued.action.action.as_str() == "account.disable"
                         };
-                        let dead: Vec<_> =
+                        let ended_tokens: Vec<_> =
                             of_action.map(|t| &t.1).filter(disabling).copied().collect();
-                        self.ledger.dead.extend(dead);
+                        self.ledger.ended_tokens.extend(ended_tokens);
                     }
                 }
             }
@@ -400,7 +400,7 @@ impl Simulation {
                 if let Some((_, jti, ..)) = pick(&self.ledger.tokens, *token)
                     && b.revoke(*jti).await.is_ok()
                 {
-                    self.ledger.dead.insert(*jti);
+                    self.ledger.ended_tokens.insert(*jti);
                 }
             }
             Op::KeepAlive { task } => {
@@ -453,7 +453,7 @@ impl Simulation {
             } else {
                 "cases"
             };
-            if self.ledger.ended.contains(task) || self.ledger.dead.contains(jti) {
+            if self.ledger.ended.contains(task) || self.ledger.ended_tokens.contains(jti) {
                 assert!(
                     !b.introspect(validator, token),
                     "law 7: an ended token is active"

@@ -21,7 +21,7 @@ pub fn person_id(text: &str) -> PersonId {
 pub struct AgentInTask {
     pub agent: TestAgent,
     pub task: TaskId,
-    pub asked: usize,
+    pub requests: usize,
 }
 
 impl AgentInTask {
@@ -31,25 +31,25 @@ impl AgentInTask {
         Self {
             agent,
             task,
-            asked: 0,
+            requests: 0,
         }
     }
 
     pub async fn pending(&mut self, b: &TestBroker, action: &Action) -> AccessRequestId {
-        self.asked += 1;
-        let request = format!("h-{}", self.asked);
+        self.requests += 1;
+        let request = format!("h-{}", self.requests);
         let evidence = Some(b.svid(&self.agent));
-        let asked =
+        let reply =
             b.request_token_with_evidence(&self.agent, self.task, action, 60, &request, evidence);
-        asked.await.pending().access_request
+        reply.await.pending().access_request
     }
 
     pub async fn token(&self, b: &TestBroker, action: &Action) -> TokenId {
-        let request = format!("h-{}", self.asked);
+        let request = format!("h-{}", self.requests);
         let evidence = Some(b.svid(&self.agent));
-        let asked =
+        let reply =
             b.request_token_with_evidence(&self.agent, self.task, action, 60, &request, evidence);
-        asked.await.token().issued.jti
+        reply.await.token().issued.jti
     }
 
     /// Requested, approved by maria after `seconds`, and minted.
@@ -71,7 +71,7 @@ pub async fn full_life(b: &TestBroker) -> AgentInTask {
     b.manual_clock.advance_millis(4_000);
     b.approve("maria", id, "one-security").await;
     let (evidence, ann) = (Some(b.svid(&agent_in_task.agent)), disable("ann"));
-    let asked = b.request_token_with_evidence(
+    let reply = b.request_token_with_evidence(
         &agent_in_task.agent,
         agent_in_task.task,
         &ann,
@@ -79,7 +79,7 @@ pub async fn full_life(b: &TestBroker) -> AgentInTask {
         "h-1",
         evidence,
     );
-    let token = asked.await.token();
+    let token = reply.await.token();
     b.consume("idp", &token.token, "use-1").await.expect("used");
     let note = action(
         "case.note",
@@ -88,10 +88,10 @@ pub async fn full_life(b: &TestBroker) -> AgentInTask {
         CASES,
         &[("text", Param::Str("CANARY words".to_owned()))],
     );
-    agent_in_task.asked += 1;
+    agent_in_task.requests += 1;
     let noted = agent_in_task.token(b, &note).await;
     b.revoke(noted).await.expect("revoked");
-    agent_in_task.asked += 1;
+    agent_in_task.requests += 1;
     agent_in_task.token(b, &read_case()).await;
     b.manual_clock.advance_millis(90_000);
     b.complete_task(&agent_in_task.agent, agent_in_task.task)

@@ -25,7 +25,7 @@ struct InvariantChecker {
     consumed: BTreeSet<AccessRequestId>,
     closed: BTreeSet<AccessRequestId>,
     grants: BTreeMap<TokenId, TokenIssued>,
-    dead: BTreeSet<TokenId>,
+    ended_tokens: BTreeSet<TokenId>,
     uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
     idempotency_keys: BTreeSet<(TaskId, IdempotencyKey)>,
     open_asks: BTreeMap<(TaskId, Digest), AccessRequestId>,
@@ -178,15 +178,15 @@ impl InvariantChecker {
                         .filter(of_action)
                         .map(|g| g.jti)
                         .collect();
-                    self.dead.extend(grants);
-                    let asked = |r: &&AccessRequestOpened| r.action.action == *name;
-                    let asked: Vec<_> = self
+                    self.ended_tokens.extend(grants);
+                    let of_action = |r: &&AccessRequestOpened| r.action.action == *name;
+                    let requests: Vec<_> = self
                         .requests
                         .values()
-                        .filter(asked)
+                        .filter(of_action)
                         .map(|r| r.access_request)
                         .collect();
-                    for id in asked {
+                    for id in requests {
                         if self.consumed.contains(&id) {
                             continue;
                         }
@@ -246,7 +246,7 @@ impl InvariantChecker {
             Event::TokenReissued(f) => {
                 let grant = &self.grants[&f.jti];
                 assert!(
-                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    !self.ended.contains(&grant.task) && !self.ended_tokens.contains(&f.jti),
                     "an ended token was reissued"
                 );
                 assert!(entry.at.secs() < grant.exp, "an expired token was reissued");
@@ -254,7 +254,7 @@ impl InvariantChecker {
             Event::TokenConsumed(f) => {
                 let grant = &self.grants[&f.jti];
                 assert!(
-                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    !self.ended.contains(&grant.task) && !self.ended_tokens.contains(&f.jti),
                     "an ended token was used"
                 );
                 let uses = self.uses.entry(f.jti).or_default();
@@ -266,7 +266,7 @@ impl InvariantChecker {
                     "used more often than allowed"
                 );
             }
-            Event::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
+            Event::GrantsEnded(f) => self.ended_tokens.extend(f.jtis.iter().copied()),
             Event::EpochStarted(_)
             | Event::TrustBundleChanged(_)
             | Event::KeyPublished(_)
@@ -353,9 +353,9 @@ impl InvariantChecker {
                 let assertion = Assertion::from_evidence(&evidence, signature).expect("evidence");
                 let (holder, passkey) = &self.passkeys[&f.key];
                 assert_eq!(*holder, f.voter, "law 4: another person's passkey");
-                let said: serde_json::Value =
+                let client_data: serde_json::Value =
                     serde_json::from_slice(&assertion.client_data_json).expect("client data");
-                let origin = said["origin"].as_str().expect("origin").to_owned();
+                let origin = client_data["origin"].as_str().expect("origin").to_owned();
                 let id = origin.split("://").nth(1).and_then(|h| h.split(':').next());
                 let party = RelyingParty {
                     id: id.expect("host").to_owned(),

@@ -146,7 +146,9 @@ pub fn with_approvals(table: &str) -> TestEnvironment {
 }
 
 /// A broker, an agent with a task, and its pending access request to disable ann.
-pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
+pub async fn pending_request(
+    env: TestEnvironment,
+) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
     let b = TestBroker::start_with(env, FaultInjection::default()).await;
     let _held = b.enrol("lee").await;
     let triage = b.agent("triage");

@@ -10,8 +10,8 @@ use dipylon_sdk::model::*;
 /// Recomputes the statistics from the stored entries in a naive way, and compares.
 pub fn recount(dir: &std::path::Path, state: &State) {
     #[derive(Default)]
-    struct RecountedHabit {
-        asked: u64,
+    struct RecountedActionStats {
+        requested: u64,
         granted: u64,
         refused: u64,
         denied: u64,
@@ -20,16 +20,16 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         hours: [u32; 24],
         targets: BTreeSet<Target>,
     }
-    impl RecountedHabit {
+    impl RecountedActionStats {
         /// Counts a decided request opened at this time.
-        fn learn(&mut self, asked_at: Timestamp, target: &Target) {
+        fn count_decided(&mut self, asked_at: Timestamp, target: &Target) {
             let text = asked_at.to_string();
             let hour: usize = text[11..13].parse().expect("RFC 3339");
             self.hours[hour] += 1;
             self.targets.insert(target.clone());
         }
     }
-    let mut habits: BTreeMap<(AgentId, ActionName), RecountedHabit> = BTreeMap::new();
+    let mut recounted: BTreeMap<(AgentId, ActionName), RecountedActionStats> = BTreeMap::new();
     let mut hits: BTreeMap<String, u64> = BTreeMap::new();
     let mut votes: BTreeMap<PersonId, (u64, u64)> = BTreeMap::new();
     let mut agents: BTreeMap<TaskId, AgentId> = BTreeMap::new();
@@ -52,70 +52,78 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                 if let Some(decision) = &f.decision {
                     hit(decision);
                     let key = (agents[&f.task].clone(), f.action.action.clone());
-                    let habit = habits.entry(key).or_default();
-                    habit.asked += 1;
-                    habit.refused += 1;
+                    let action_stats = recounted.entry(key).or_default();
+                    action_stats.requested += 1;
+                    action_stats.refused += 1;
                 }
             }
             Event::AccessRequestOpened(f) => {
                 hit(&f.decision);
                 let key = (f.agent, f.action.action);
-                habits.entry(key.clone()).or_default().asked += 1;
+                recounted.entry(key.clone()).or_default().requested += 1;
                 asks.insert(f.access_request, (entry.at, f.action.target));
                 requests.insert(f.access_request, key);
             }
             Event::VoteCast(f) => {
-                let (yes, no) = votes.entry(f.voter).or_default();
+                let (approvals, denials) = votes.entry(f.voter).or_default();
                 match f.verdict {
-                    Verdict::Approve => *yes += 1,
+                    Verdict::Approve => *approvals += 1,
                     Verdict::Deny => {
-                        *no += 1;
+                        *denials += 1;
                         let key = requests[&f.access_request].clone();
                         *decided.entry(key.0.clone()).or_default() += 1;
-                        let habit = habits.entry(key).or_default();
-                        habit.denied += 1;
+                        let action_stats = recounted.entry(key).or_default();
+                        action_stats.denied += 1;
                         let (at, target) = &asks[&f.access_request];
-                        habit.learn(*at, target);
+                        action_stats.count_decided(*at, target);
                     }
                 }
             }
             Event::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
                 let key = requests[&f.access_request].clone();
-                habits.entry(key).or_default().expired += 1;
+                recounted.entry(key).or_default().expired += 1;
             }
             Event::TokenIssued(f) => {
                 hit(&f.decision);
                 *decided.entry(f.agent.clone()).or_default() += 1;
                 let key = (f.agent, f.action.action.clone());
-                let habit = habits.entry(key).or_default();
+                let action_stats = recounted.entry(key).or_default();
                 let at = f.consumed.map_or(entry.at, |id| asks[&id].0);
-                habit.learn(at, &f.action.target);
-                habit.asked += u64::from(f.consumed.is_none());
-                habit.granted += 1;
-                habit.approved += u64::from(f.approval.is_some());
+                action_stats.count_decided(at, &f.action.target);
+                action_stats.requested += u64::from(f.consumed.is_none());
+                action_stats.granted += 1;
+                action_stats.approved += u64::from(f.approval.is_some());
             }
             _ => {}
         }
         Ok(())
     });
     walked.expect("walked");
-    let figures = state.stats();
-    for ((agent, action), plain) in &habits {
-        let habit = figures.action_stats(agent, action).expect("counted");
+    let stats = state.stats();
+    for ((agent, action), plain) in &recounted {
+        let action_stats = stats.action_stats(agent, action).expect("counted");
         assert_eq!(
-            (habit.requested, habit.granted, habit.denied_by_rules),
-            (plain.asked, plain.granted, plain.refused),
+            (
+                action_stats.requested,
+                action_stats.granted,
+                action_stats.denied_by_rules
+            ),
+            (plain.requested, plain.granted, plain.refused),
             "{agent} {action}"
         );
         assert_eq!(
-            (habit.approved, habit.denied, habit.expired),
+            (
+                action_stats.approved,
+                action_stats.denied,
+                action_stats.expired
+            ),
             (plain.approved, plain.denied, plain.expired),
             "{agent} {action}"
         );
-        let of_days: u32 = habit.days.iter().map(|(_, asks)| asks).sum();
-        assert_eq!(u64::from(of_days), plain.asked);
-        assert_eq!(habit.hours, plain.hours, "{agent} {action}");
-        match habit.targets {
+        let of_days: u32 = action_stats.days.iter().map(|(_, asks)| asks).sum();
+        assert_eq!(u64::from(of_days), plain.requested);
+        assert_eq!(action_stats.hours, plain.hours, "{agent} {action}");
+        match action_stats.targets {
             KnownTargets::All(targets) => {
                 let targets: BTreeSet<Target> = targets.into_iter().collect();
                 assert_eq!(targets, plain.targets, "{agent} {action}");
@@ -124,13 +132,13 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         }
     }
     for (agent, count) in &decided {
-        assert_eq!(figures.agent(agent).decided, *count, "{agent}");
+        assert_eq!(stats.agent(agent).decided, *count, "{agent}");
     }
     for (rule, count) in &hits {
-        assert_eq!(figures.rule(rule).hits, *count, "{rule}");
+        assert_eq!(stats.rule(rule).hits, *count, "{rule}");
     }
     for (person, counts) in &votes {
-        let approver = figures.approver(person);
+        let approver = stats.approver(person);
         assert_eq!((approver.approvals, approver.denials), *counts, "{person}");
     }
 }

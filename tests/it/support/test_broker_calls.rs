@@ -171,12 +171,12 @@ impl TestBroker {
             evidence,
         };
         let reply = self.broker.request_token(&call, ask).await;
-        if let Ok(TokenReply::Token(given)) = &reply {
+        if let Ok(TokenReply::Token(issued)) = &reply {
             let audience = action.audience.as_str();
-            let claims = jwt_crosscheck::decodes(&given.token, &self.broker.jwks(), URL, audience)
+            let claims = jwt_crosscheck::decodes(&issued.token, &self.broker.jwks(), URL, audience)
                 .expect("decodes with another library");
-            assert_eq!(claims["jti"], given.issued.jti.to_string());
-            jwt_crosscheck::decodes(&given.token, &self.broker.jwks(), URL, "https://other")
+            assert_eq!(claims["jti"], issued.issued.jti.to_string());
+            jwt_crosscheck::decodes(&issued.token, &self.broker.jwks(), URL, "https://other")
                 .expect_err("valid for its audience only");
         }
         reply
@@ -361,7 +361,7 @@ pub trait ExpectReply {
 impl ExpectReply for Result<TokenReply, Refusal> {
     fn token(self) -> IssuedReply {
         match self {
-            Ok(TokenReply::Token(given)) => *given,
+            Ok(TokenReply::Token(issued)) => *issued,
             other => panic!("not a token: {other:?}"),
         }
     }

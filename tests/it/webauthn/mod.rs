@@ -170,13 +170,13 @@ pub fn registered_verified(
             value.as_bytes_mut().expect("bytes")[32] |= 4;
         }
     }
-    let said = json!({
+    let client_data = json!({
         "type": "webauthn.create",
         "challenge": URL_SAFE_NO_PAD.encode(&c.creation),
         "origin": rp.origin,
     });
     let made = Registration {
-        client_data_json: said.to_string().into_bytes(),
+        client_data_json: client_data.to_string().into_bytes(),
         attestation_object: encoded(&object),
     };
     webauthn::verify_registration(rp, &c.creation, &made)

@@ -357,7 +357,7 @@ proptest! {
 
     /// Random bytes are rejected without a panic.
     #[test]
-    fn random_bytes_never_panic(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_never_panic(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), client_data in prop::collection::vec(any::<u8>(), 0..200)) {
         let (passkey, credential) = enrolled(KeyKind::Es256);
         let rp = example();
         let (_, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
@@ -368,7 +368,7 @@ proptest! {
         let good = passkey.get(&CHALLENGE, &rp.origin);
         let signed = passkey.sign(data, good.client_data_json);
         prop_assert!(check(&credential, &signed).is_err());
-        let signed = passkey.sign(good.authenticator_data, said);
+        let signed = passkey.sign(good.authenticator_data, client_data);
         prop_assert!(check(&credential, &signed).is_err());
     }
 }

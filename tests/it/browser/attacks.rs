@@ -22,7 +22,7 @@ async fn xss_is_escaped() {
     let mut env = TestEnvironment::new();
     let markup = "<img src=x onerror=pwned=1><script>pwned=1</script>";
     let unseen = "\\u202E\\u200B";
-    for (file, plain, hostile) in [
+    for (file, plain, changed) in [
         ("people.toml", "Maria Moreau", format!("Maria {markup}")),
         ("people.toml", "Dana Diaz", format!("Dana {markup}")),
         ("agents.toml", "example-large-2", markup.to_owned()),
@@ -59,7 +59,7 @@ async fn xss_is_escaped() {
     ] {
         let text = env.policy.get_mut(file).expect("a file");
         assert!(text.contains(plain), "{file}: {plain}");
-        *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
+        *text = text.replacen(plain, &changed.replace('"', "\\\""), 1);
     }
     // Notes need approval too, so that free text of the agent is a parameter on a card.
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
@@ -72,8 +72,8 @@ async fn xss_is_escaped() {
     let site = ConsoleServer::with(env, dipylon_sdk::clock::Clock::system().now()).await;
     let maria = Browser::open(Viewport::DESK).await;
     follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
-    let said = maria.seen("#enrolled").await.text().await;
-    assert!(said.contains("<img"), "{said}");
+    let name = maria.seen("#enrolled").await.text().await;
+    assert!(name.contains("<img"), "{name}");
     unhurt(&maria, "enrolled").await;
     site.sign_in(&maria).await;
 
