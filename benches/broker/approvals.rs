@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, fresh};
+use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, unique_number};
 use crate::support::served_broker::order;
 use crate::support::{IDP, TestEnvironment, action};
 
@@ -47,9 +47,9 @@ pub fn run(counts: &Counts, report: &mut Report) {
             "From the CastVote reply to the agent's reply, {} agents waiting",
             watched.len()
         ));
-        let took = watches(&setup, watched, counts.votes).await;
+        let took = measure_watches(&setup, watched, counts.votes).await;
         report.line("WatchAccessRequest", &summary(&took, "p99 below 50 ms"));
-        let took = waits(&setup, waited, counts.votes).await;
+        let took = measure_waits(&setup, waited, counts.votes).await;
         report.line(
             "RequestToken that waits for approval",
             &summary(&took, "p99 below 50 ms"),
@@ -128,7 +128,7 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
         for n in 0..count {
             let (agent, holder) = &holders[n % holders.len()];
             let action = disable(n / holders.len());
-            let idempotency_key = format!("r-{}", fresh());
+            let idempotency_key = format!("r-{}", unique_number());
             let ask = RequestTokenInput {
                 task: holder.task,
                 action: action.clone(),
@@ -181,7 +181,11 @@ async fn read(person: &ApproverClient, times: usize, pending: usize) -> Vec<u64>
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn watches(setup: &BenchSetup, requests: &[PendingRequest], votes: usize) -> Vec<u64> {
+async fn measure_watches(
+    setup: &BenchSetup,
+    requests: &[PendingRequest],
+    votes: usize,
+) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let (ready, mut readies) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
@@ -209,7 +213,7 @@ async fn watches(setup: &BenchSetup, requests: &[PendingRequest], votes: usize) 
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn waits(setup: &BenchSetup, requests: &[PendingRequest], votes: usize) -> Vec<u64> {
+async fn measure_waits(setup: &BenchSetup, requests: &[PendingRequest], votes: usize) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
     for (n, task) in attached(setup, requests).into_iter().enumerate() {

@@ -29,29 +29,29 @@ const TASKS: usize = 64;
 pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     report.part("An empty call (health) over gRPC on the same server");
     for in_flight in IN_FLIGHT {
-        let count = slice_of(counts, in_flight);
+        let count = slice_size(counts, in_flight);
         let mut empty_calls = Tally::default();
         for _ in 0..counts.rounds {
             empty_calls.add(empty(setup, count, in_flight));
         }
         report.line(&format!("{in_flight} in flight"), &empty_calls.summary());
     }
-    mints(setup, counts, report);
+    measure_mints(setup, counts, report);
     introspections(setup, counts, report);
 }
 
-fn slice_of(counts: &Counts, in_flight: usize) -> usize {
+fn slice_size(counts: &Counts, in_flight: usize) -> usize {
     match in_flight {
         1 => counts.alone,
         _ => counts.crowd,
     }
 }
 
-fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+fn measure_mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     report.part("A token: both gates, bound to a key, durable");
     for in_flight in IN_FLIGHT {
         let holders = setup.tasks("triage", TASKS);
-        let count = slice_of(counts, in_flight);
+        let count = slice_size(counts, in_flight);
         let (mut wired, mut bare) = (Tally::default(), Tally::default());
         // Warm-up of caches and connections.
         over_the_wire(
@@ -158,7 +158,7 @@ fn introspections(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     let tokens = tokens(setup, &holders);
     let key = setup.served.env.key_of("cases");
     for in_flight in [1, 16] {
-        let count = slice_of(counts, in_flight);
+        let count = slice_size(counts, in_flight);
         let (mut introspections, mut empty_calls) = (Tally::default(), Tally::default());
         let mut verifying = Vec::new();
         for _ in 0..counts.rounds {

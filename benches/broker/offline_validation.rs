@@ -13,7 +13,7 @@ use super::Counts;
 use super::calls::tokens;
 use super::closed_loop::nanos;
 use super::report::Report;
-use super::setup::{BenchSetup, TaskHolder, fresh};
+use super::setup::{BenchSetup, TaskHolder, unique_number};
 use crate::support::{CASES, read_case};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
@@ -66,7 +66,7 @@ fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<Issue
                 htm: "GET",
                 htu: URL,
                 iat: Clock::system().now(),
-                jti: &format!("proof-{:016x}", fresh()),
+                jti: &format!("proof-{:016x}", unique_number()),
                 nonce: None,
                 ath: Some(dpop::ath(&token)),
                 action_digest: None,

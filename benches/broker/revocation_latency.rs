@@ -10,7 +10,7 @@ use dipylon_sdk::validator::{PresentedToken, RequiredAction, ValidationError, Va
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{BenchSetup, fresh};
+use super::setup::{BenchSetup, unique_number};
 use crate::support::served_broker::order;
 use crate::support::{CASES, read_case};
 
@@ -70,7 +70,7 @@ async fn begin(
     agent: &str,
 ) -> (TaskHandle, AccessToken) {
     let task = setup.served.task(agent).await;
-    let order = order(read_case(), &format!("r-{}", fresh()));
+    let order = order(read_case(), &format!("r-{}", unique_number()));
     let token = match task.request_token(&order).await {
         Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),

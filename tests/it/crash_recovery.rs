@@ -48,11 +48,11 @@ pub struct BrokerDeployment {
 
 impl BrokerDeployment {
     pub fn new(root: &Path) -> Self {
-        Self::with(root, "")
+        Self::with_config(root, "")
     }
 
     /// With more lines at the start of its configuration.
-    pub fn with(root: &Path, more: &str) -> Self {
+    pub fn with_config(root: &Path, more: &str) -> Self {
         let env = TestEnvironment::new();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .expect("a port")
@@ -124,7 +124,7 @@ impl BrokerDeployment {
 
     /// Waits until this many more tokens, one more use and one more policy change are acknowledged. A round that times
     /// out goes on to the kill; the test fails at its end if there was no work at all.
-    async fn some_work(&self, tokens: u64) {
+    async fn wait_for_work(&self, tokens: u64) {
         let progress = || {
             let ledger = self.ledger.lock().expect("ledger");
             (ledger.tokens.len(), ledger.uses.len(), ledger.rules)
@@ -140,7 +140,7 @@ impl BrokerDeployment {
         }
     }
 
-    fn go_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         !self.stopping.load(Ordering::SeqCst)
     }
 
@@ -148,7 +148,7 @@ impl BrokerDeployment {
         format!("{what}-{}", self.next.fetch_add(1, Ordering::SeqCst))
     }
 
-    fn note(&self, write: impl FnOnce(&mut Ledger)) {
+    fn record(&self, write: impl FnOnce(&mut Ledger)) {
         write(&mut self.ledger.lock().expect("ledger"));
     }
 
@@ -165,7 +165,7 @@ impl BrokerDeployment {
     /// An agent that reads cases and completes its tasks.
     async fn reads(self: Arc<Self>) {
         let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
-        while self.go_on() {
+        while self.is_running() {
             let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
@@ -175,7 +175,7 @@ impl BrokerDeployment {
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;
             };
-            self.note(|l| {
+            self.record(|l| {
                 l.tasks.insert(task.id());
             });
             for _ in 0..3 {
@@ -184,13 +184,13 @@ impl BrokerDeployment {
                     .await
                 {
                     let jwt = token.jwt().expose_secret().to_owned();
-                    self.note(|l| {
+                    self.record(|l| {
                         l.tokens.insert(token.jti(), (task.id(), jwt));
                     });
                 }
             }
             if task.complete(TaskOutcome::Succeeded).await.is_ok() {
-                self.note(|l| {
+                self.record(|l| {
                     l.ended.insert(task.id());
                 });
             }
@@ -222,10 +222,10 @@ impl BrokerDeployment {
                 comment: None,
             };
             if maria.vote(&seen).await.is_ok() {
-                self.note(|l| l.votes += 1);
+                self.record(|l| l.votes += 1);
             }
         }
-        while self.go_on() {
+        while self.is_running() {
             let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
@@ -252,13 +252,13 @@ impl BrokerDeployment {
                 comment: None,
             };
             if maria.vote(&seen).await.is_ok() {
-                self.note(|l| l.votes += 1);
+                self.record(|l| l.votes += 1);
             }
             let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
                 continue;
             };
             let jwt = token.jwt().expose_secret().to_owned();
-            self.note(|l| {
+            self.record(|l| {
                 l.tokens.insert(token.jti(), (task.id(), jwt));
             });
             let Some(idp) = &idp else { continue };
@@ -282,7 +282,7 @@ impl BrokerDeployment {
             if let Ok(admitted) = idp.check(&presented, &require).await
                 && idp.consume(admitted, &use_id).await.is_ok()
             {
-                self.note(|l| {
+                self.record(|l| {
                     l.uses.insert((token.jti(), use_id));
                 });
             }
@@ -292,12 +292,12 @@ impl BrokerDeployment {
     /// An operator who keeps applying equivalent policies.
     async fn rules(self: Arc<Self>) {
         let olga = OperatorClient::new(self.endpoint(), Arc::new(self.env.key_of("olga")));
-        while self.go_on() {
+        while self.is_running() {
             let files = self.env.policy_with("rules/20-guardrails.cedar", |t| {
                 format!("{t}\n// {}\n", self.name("version"))
             });
             if olga.apply_policy_bundle(&files).await.is_ok() {
-                self.note(|l| l.rules += 1);
+                self.record(|l| l.rules += 1);
             }
             tokio::time::sleep(Duration::from_millis(150)).await;
         }
@@ -363,7 +363,7 @@ async fn sigkill_under_load() {
             tokio::spawn(realm.clone().step_ups()),
             tokio::spawn(realm.clone().rules()),
         ];
-        realm.some_work(rand_u64() % 12).await;
+        realm.wait_for_work(rand_u64() % 12).await;
         broker.kill().await.expect("SIGKILL");
         realm.stopping.store(true, Ordering::SeqCst);
         for job in load {

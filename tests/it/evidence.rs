@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
+async fn open_task_with_svid(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     let agent = b.agent("triage");
     let evidence = Evidence::JwtSvid(token);
     let evh = dipylon::verify::evidence_hash(&evidence);
@@ -34,10 +34,10 @@ async fn malformed_evidence_is_rejected() {
     let b = TestBroker::start().await;
     let now = b.now().secs();
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
-    show(&b, b.env.svid_with(good.clone()))
+    open_task_with_svid(&b, b.env.svid_with(good.clone()))
         .await
         .expect("the valid SVID is accepted");
-    show(
+    open_task_with_svid(
         &b,
         b.env
             .svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })),
@@ -107,7 +107,9 @@ async fn malformed_evidence_is_rejected() {
     }
     let count = bad.len();
     for (why, claims) in bad {
-        let refusal = show(&b, b.env.svid_with(claims)).await.expect_err(why);
+        let refusal = open_task_with_svid(&b, b.env.svid_with(claims))
+            .await
+            .expect_err(why);
         assert_eq!(
             (refusal.reason, refusal.authenticated),
             (Reason::NotAuthenticated, false),
@@ -169,7 +171,7 @@ async fn malformed_evidence_is_rejected() {
         ),
     ] {
         assert_eq!(
-            refused(show(&b, token).await),
+            refused(open_task_with_svid(&b, token).await),
             Reason::NotAuthenticated,
             "{why}"
         );
@@ -193,7 +195,7 @@ async fn malformed_evidence_is_rejected() {
         ("nothing", String::new()),
     ] {
         assert_eq!(
-            refused(show(&b, Secret::new(text)).await),
+            refused(open_task_with_svid(&b, Secret::new(text)).await),
             Reason::NotAuthenticated,
             "{why}"
         );

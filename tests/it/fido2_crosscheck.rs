@@ -145,7 +145,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn judge(&mut self, peer: &mut Fido2Process, rp: &RelyingParty, name: &str, case: &Case) {
+    fn compare(&mut self, peer: &mut Fido2Process, rp: &RelyingParty, name: &str, case: &Case) {
         let (ours, query) = match case {
             Case::Made { challenge, made } => (
                 webauthn::verify_registration(rp, challenge, made).map(|_| ()),
@@ -215,7 +215,7 @@ fn matches_fido2_on_spec_examples() {
             challenge: c.creation.clone(),
             made: c.registration.clone(),
         };
-        tally.judge(&mut peer, &rp, &c.name, &made);
+        tally.compare(&mut peer, &rp, &c.name, &made);
         let Ok(credential) = crate::webauthn::registered_verified(&rp, &c) else {
             continue;
         };
@@ -225,7 +225,7 @@ fn matches_fido2_on_spec_examples() {
             challenge: c.request,
             assertion: c.assertion,
         };
-        tally.judge(&mut peer, &rp, &c.name, &signed);
+        tally.compare(&mut peer, &rp, &c.name, &signed);
     }
     eprintln!(
         "fido2 on the ceremonies: {} accepted, {} rejected, rejected by us only: {:?}",
@@ -322,8 +322,8 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             challenge: challenge.clone(),
             made,
         };
-        tally.judge(&mut peer, &rp, &name, &case(mannered.clone()));
-        tally.judge(
+        tally.compare(&mut peer, &rp, &name, &case(mannered.clone()));
+        tally.compare(
             &mut peer,
             &rp,
             &format!("round {round}, spoiled"),
@@ -342,24 +342,24 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             assertion,
         };
         let assertion = passkey.get_as(&signed_challenge, &rp.origin, &behaviour);
-        tally.judge(&mut peer, &rp, &name, &case(assertion.clone()));
+        tally.compare(&mut peer, &rp, &name, &case(assertion.clone()));
         // A byte changed under the old signature, and bytes changed before signing with the right key.
         let mut torn = assertion.clone();
         match rng.below(3) {
-            0 => rng.spoil(&mut torn.client_data_json),
-            1 => rng.spoil(&mut torn.authenticator_data),
-            _ => rng.spoil(&mut torn.signature),
+            0 => rng.corrupt(&mut torn.client_data_json),
+            1 => rng.corrupt(&mut torn.authenticator_data),
+            _ => rng.corrupt(&mut torn.signature),
         }
-        tally.judge(&mut peer, &rp, &format!("round {round}, torn"), &case(torn));
+        tally.compare(&mut peer, &rp, &format!("round {round}, torn"), &case(torn));
         let (mut data, mut client_data) =
             (assertion.authenticator_data, assertion.client_data_json);
         if rng.below(2) == 0 {
-            rng.spoil(&mut data);
+            rng.corrupt(&mut data);
         } else {
-            rng.spoil(&mut client_data);
+            rng.corrupt(&mut client_data);
         }
         let signed = passkey.sign(data, client_data);
-        tally.judge(
+        tally.compare(
             &mut peer,
             &rp,
             &format!("round {round}, signed anew"),
@@ -415,7 +415,7 @@ fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registratio
         .expect("authData")
         .clone();
     match rng.below(7) {
-        0 => rng.spoil(&mut spoiled.client_data_json),
+        0 => rng.corrupt(&mut spoiled.client_data_json),
         1 => {
             let end = rng.below(data.len());
             spoiled.attestation_object = attestation_object(&data[..end]);
@@ -434,7 +434,7 @@ fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registratio
             spoiled.attestation_object = encoded(&Cbor::Map(members));
         }
         5 => spoiled.attestation_object.push(0),
-        _ => rng.spoil(&mut spoiled.attestation_object[..40]),
+        _ => rng.corrupt(&mut spoiled.attestation_object[..40]),
     }
     spoiled
 }
@@ -458,7 +458,7 @@ impl SeededRng {
         (0..n).map(|_| self.next().to_be_bytes()[0]).collect()
     }
 
-    fn spoil(&mut self, bytes: &mut [u8]) {
+    fn corrupt(&mut self, bytes: &mut [u8]) {
         let at = self.below(bytes.len());
         bytes[at] ^= 1 << self.below(8);
     }

@@ -366,7 +366,7 @@ async fn idle_connections_do_not_block_metrics() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_log_has_one_line_per_call() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = BrokerDeployment::with(temp.path(), "log = \"json\"\n");
+    let realm = BrokerDeployment::with_config(temp.path(), "log = \"json\"\n");
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
     let mut broker = realm.broker_with_log(file.into(), "dipylon=info").await;

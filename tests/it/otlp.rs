@@ -67,7 +67,7 @@ async fn spans_reach_a_collector() {
 
     let temp = tempfile::tempdir().expect("dir");
     let more = format!("otlp_endpoint = \"http://{address}\"\n");
-    let realm = BrokerDeployment::with(temp.path(), &more);
+    let realm = BrokerDeployment::with_config(temp.path(), &more);
     // The export does not depend on the log level.
     let mut broker = realm
         .broker_with_log(std::process::Stdio::inherit(), "error")

@@ -25,7 +25,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
     let operators = temp.path().join("operators.sock");
     let more = format!("log = \"{form}\"\nadmin_listen = \"unix:operators.sock\"\n");
-    let realm = BrokerDeployment::with(temp.path(), &more);
+    let realm = BrokerDeployment::with_config(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
     let mut broker = realm.broker_with_log(file.into(), "trace").await;

@@ -14,7 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::support::certificate_authority::{Authority, digest_of, put, shown};
+use crate::support::certificate_authority::{
+    Authority, certificate_digest, presented_certificate, put,
+};
 use crate::support::invariants;
 use crate::support::served_broker::order;
 use crate::support::transport_server::open;
@@ -69,7 +71,7 @@ impl TlsDeployment {
         let (certificate, key) = self.authority.certify();
         put(&self.root.join("tls.key"), &key, 0o600);
         put(&self.root.join("tls.crt"), &certificate, 0o644);
-        digest_of(&certificate)
+        certificate_digest(&certificate)
     }
 
     /// The real process, started by a shell after the command `before`.
@@ -229,7 +231,7 @@ async fn sighup_reloads_certificate() {
     let renewed = site.renew();
     kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
     let shows = async {
-        while shown(site.address, &site.authority.pem).await != Some(renewed) {
+        while presented_certificate(site.address, &site.authority.pem).await != Some(renewed) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -241,7 +243,7 @@ async fn sighup_reloads_certificate() {
         .await
         .expect("served");
     assert_eq!(
-        shown(site.address, &site.authority.pem).await,
+        presented_certificate(site.address, &site.authority.pem).await,
         Some(renewed)
     );
     assert!(broker.try_wait().expect("asked").is_none());

@@ -8,9 +8,11 @@ use dipylon_sdk::model::*;
 use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::net::TcpStream;
 
-use crate::support::certificate_authority::{Authority, digest_of, put, shake, shown, tls_client};
+use crate::support::certificate_authority::{
+    Authority, certificate_digest, presented_certificate, put, tls_client, tls_handshake,
+};
 use crate::support::served_broker::order;
-use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, works};
+use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, issue_one_token};
 use crate::support::wait::until;
 use crate::support::{CASES, read_case};
 
@@ -21,7 +23,10 @@ async fn tls_end_to_end() {
         ..TransportSetup::default()
     })
     .await;
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
     let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
     else {
         panic!("not a token");
@@ -33,7 +38,7 @@ async fn tls_end_to_end() {
         Audience::parse(CASES).expect("audience"),
         Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
-    config.connect = site.reach();
+    config.connect = site.connect_options();
     let cases = Validator::connect(config.clone()).await.expect("connects");
     assert!(
         cases
@@ -81,17 +86,17 @@ async fn tls_end_to_end() {
     assert!(!answer.contains("HTTP/"), "{answer}");
     // TLS 1.2 is refused.
     let old = tls_client(&site.authority.pem, &[&rustls::version::TLS12]);
-    assert!(shake(site.address, &old).await.is_err());
+    assert!(tls_handshake(site.address, &old).await.is_err());
     until("all of it was counted", || {
         site.counts.handshakes_failed.load(Ordering::Relaxed) >= 4
     })
     .await;
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
 
     // No session resumption: each connection is a full handshake.
     let config = tls_client(&site.authority.pem, &[&rustls::version::TLS13]);
     for _ in 0..3 {
-        let mut stream = shake(site.address, &config).await.expect("shaken");
+        let mut stream = tls_handshake(site.address, &config).await.expect("shaken");
         let answer = http1(&mut stream, PEER).await;
         assert!(answer.contains("tls: true"), "{answer}");
         let seen = stream.get_ref().1;
@@ -111,23 +116,28 @@ async fn certificate_rotation() {
     .await;
     let ca = site.authority.pem.clone();
     let tls = site.tls.clone().expect("tls");
-    let first = shown(site.address, &ca).await.expect("shown");
+    let first = presented_certificate(site.address, &ca)
+        .await
+        .expect("shown");
     assert_eq!(tls.status().fingerprint, first);
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
 
     let (certificate, key) = site.authority.certify();
     put(&site.root.join("tls.key"), &key, 0o600);
     put(&site.root.join("tls.crt"), &certificate, 0o644);
     until("the new one is in force", || {
-        tls.status().fingerprint == digest_of(&certificate)
+        tls.status().fingerprint == certificate_digest(&certificate)
     })
     .await;
     assert_eq!(
-        shown(site.address, &ca).await,
-        Some(digest_of(&certificate))
+        presented_certificate(site.address, &ca).await,
+        Some(certificate_digest(&certificate))
     );
     // Open connections continue.
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
 
     put(&site.root.join("tls.crt"), "garbage", 0o644);
     until("the broken certificate is reported", || {
@@ -135,8 +145,8 @@ async fn certificate_rotation() {
     })
     .await;
     assert_eq!(
-        shown(site.address, &ca).await,
-        Some(digest_of(&certificate))
+        presented_certificate(site.address, &ca).await,
+        Some(certificate_digest(&certificate))
     );
     put(&site.root.join("tls.crt"), &certificate, 0o644);
     until("the error is cleared", || tls.status().last_error.is_none()).await;

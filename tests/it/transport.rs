@@ -17,7 +17,9 @@ use tokio::net::TcpStream;
 
 use crate::support::invariants;
 use crate::support::served_broker::order;
-use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, token, works};
+use crate::support::transport_server::{
+    PEER, TestServer, TransportSetup, http1, issue_one_token, token,
+};
 use crate::support::wait::{in_time, until};
 use crate::support::{CASES, disable, read_case};
 
@@ -36,7 +38,7 @@ async fn unix_socket_listener() {
     };
     let endpoint = Endpoint::connect_with(&site.url, &reach).expect("endpoint");
     let task = site.task(endpoint.with_retry_ms(0)).await.expect("opens");
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
     let mut config = ValidatorConfig::new(
         &site.url,
         &site.url,
@@ -75,18 +77,22 @@ async fn unix_socket_listener() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_beyond_max_concurrent_streams_queue() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let task = Arc::new(site.task(site.once()).await.expect("opens"));
+    let task = Arc::new(
+        site.task(site.endpoint_without_retries())
+            .await
+            .expect("opens"),
+    );
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..200 {
         let task = task.clone();
-        calls.spawn(async move { works(&task, n).await });
+        calls.spawn(async move { issue_one_token(&task, n).await });
     }
     while let Some(call) = in_time("an answer", calls.join_next()).await {
         call.expect("answered");
     }
     assert_eq!(site.counts.accepted.load(Ordering::Relaxed), 1);
     // The limit in the broker's SETTINGS.
-    let (sender, _connection) = site.raw().await;
+    let (sender, _connection) = site.http2_connection().await;
     let mut sender = sender.ready().await.expect("ready");
     let request = http::Request::get(format!("{}/livez", site.url))
         .body(())
@@ -100,9 +106,12 @@ async fn calls_beyond_max_concurrent_streams_queue() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn oversized_requests_are_rejected() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
     let large = "x".repeat(20_000);
-    let (mut sender, _connection) = site.raw().await;
+    let (mut sender, _connection) = site.http2_connection().await;
     let request = site
         .grpc("dipylon.v1.TaskService/OpenTask")
         .header("x-large", &large)
@@ -122,7 +131,7 @@ async fn oversized_requests_are_rejected() {
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 
     // A message of more than 64 KiB: refused by its length prefix, before it arrives.
-    let (mut sender, _connection) = site.raw().await;
+    let (mut sender, _connection) = site.http2_connection().await;
     let request = site
         .grpc("dipylon.v1.TaskService/OpenTask")
         .body(())
@@ -134,14 +143,14 @@ async fn oversized_requests_are_rejected() {
     let answer = in_time("an answer", answer).await.expect("answered");
     // OUT_OF_RANGE, tonic's code.
     assert_eq!(answer.headers()["grpc-status"], "11");
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadline_exceeded() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let (sender, _connection) = site.raw().await;
+    let (sender, _connection) = site.http2_connection().await;
     // The message never arrives in full, and the caller set a timeout.
     for method in [
         "dipylon.v1.TaskService/OpenTask",
@@ -272,12 +281,15 @@ async fn connection_max_age_fails_no_call() {
     ))
     .await
     .expect("connects");
-    let (sender, _connection) = site.raw().await;
+    let (sender, _connection) = site.http2_connection().await;
     let stream = tokio::spawn(watch_health(
         sender,
         site.grpc("grpc.health.v1.Health/Watch"),
     ));
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
     let (mut served, mut unsent) = (0, 0);
     while site.counts.max_age.load(Ordering::Relaxed) < 6 {
         let request = order(read_case(), &format!("r-{served}"));
@@ -318,8 +330,11 @@ async fn connection_max_age_fails_no_call() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_disconnect_is_atomic() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let task = site.task(site.once()).await.expect("opens");
-    works(&task, 0).await;
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
+    issue_one_token(&task, 0).await;
     let mut cancelled = 0;
     for n in 1..=60 {
         let request = order(read_case(), &format!("cancelled-{n}"));
@@ -347,7 +362,10 @@ async fn client_disconnect_is_atomic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_calls_are_answered_on_shutdown() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
     let mut request = order(disable("ann"), "waits");
     request.wait_s = 60;
     let waiting = {

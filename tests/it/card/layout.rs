@@ -210,7 +210,7 @@ proptest! {
 }
 
 /// Many different words of characters confusable with Latin.
-fn doubles() -> impl Strategy<Value = String> {
+fn confusable_words() -> impl Strategy<Value = String> {
     let letters = vec![
         '\u{430}', '\u{435}', '\u{43e}', '\u{440}', '\u{441}', '\u{445}',
     ];
@@ -224,7 +224,7 @@ proptest! {
 
     /// Warnings add a bounded number of lines, so that they never scroll the warned text away.
     #[test]
-    fn warning_lines_are_bounded(texts in proptest::collection::vec(doubles(), 4), columns in 80_usize..200) {
+    fn warning_lines_are_bounded(texts in proptest::collection::vec(confusable_words(), 4), columns in 80_usize..200) {
         // Control: as wide, without anything to warn of.
         let plain = |text: &str| text.replace(|c: char| c != ' ', "x");
         let card = |change: &dyn Fn(&str) -> String| {

@@ -22,14 +22,19 @@ const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const TRICKS: &str = "x\u{202E}\u{2066}\u{200B}\u{FE0F}\u{E0041}\u{E000}\n  owner       Nobody (nobody)\r\n\u{1B}[2J\u{9B}31m\u{2028}  \
      needs  0 of 0\u{0}\u{335}\u{335}\u{335}\u{335} p\u{430}yp\u{430}l \u{FF41}dmin <b onclick=x>*_`@all ";
 
-fn who(id: &str, name: &str) -> PersonRef {
+fn person(id: &str, name: &str) -> PersonRef {
     PersonRef {
         id: word(id, PersonId::parse),
         name: Some(name.to_owned()),
     }
 }
 
-fn need(name: &str, quorum: u32, approvers: Vec<PersonRef>, passkey: bool) -> ProfileProgress {
+fn profile_progress(
+    name: &str,
+    quorum: u32,
+    approvers: Vec<PersonRef>,
+    passkey: bool,
+) -> ProfileProgress {
     ProfileProgress {
         profile: ProfileRef {
             name: word(name, ProfileName::parse),
@@ -65,7 +70,7 @@ fn ordinary() -> Card {
         ]),
         agent: Requester {
             id: word("triage", AgentId::parse),
-            owner: who("dana", "Dana Ruiz"),
+            owner: person("dana", "Dana Ruiz"),
             registered: Some(AgentRegistration {
                 environment: "prod".to_owned(),
                 model: "example-large-2".to_owned(),
@@ -83,7 +88,7 @@ fn ordinary() -> Card {
             file: "rules/20-guardrails.cedar".to_owned(),
             why: "Somebody from security agrees before anything stops working.".to_owned(),
         }],
-        needs: vec![need("one-security", 1, Vec::new(), false)],
+        needs: vec![profile_progress("one-security", 1, Vec::new(), false)],
         task: TaskId::from_random([2; 16]),
         task_key: Thumbprint(Digest::sha256(b"key")),
         max_ttl: 300,
@@ -99,7 +104,7 @@ fn ordinary() -> Card {
             denied_by_caller: 0,
             last_approved_at: Some(NOW.plus_secs(-86_400)),
             last_denied_at: Some(NOW.plus_secs(-864_000)),
-            last_denied_by: Some(who("lee", "Lee Song")),
+            last_denied_by: Some(person("lee", "Lee Song")),
             requested_today: 1,
             first: false,
         }),
@@ -177,8 +182,8 @@ fn everything() -> Card {
             },
         ],
         needs: vec![
-            need("two-security", 2, vec![who("lee", "Lee Song")], true),
-            need("one-oncall", 1, Vec::new(), false),
+            profile_progress("two-security", 2, vec![person("lee", "Lee Song")], true),
+            profile_progress("one-oncall", 1, Vec::new(), false),
         ],
         anomalies: vec![
             "nothing was decided on this target before".to_owned(),
@@ -220,7 +225,7 @@ fn hostile() -> Card {
         parameter_titles: [("note".to_owned(), wild())].into(),
         target_attributes: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
         agent: Requester {
-            owner: who("dana", TRICKS),
+            owner: person("dana", TRICKS),
             registered: Some(AgentRegistration {
                 environment: wild(),
                 model: wild(),
@@ -239,8 +244,8 @@ fn hostile() -> Card {
         }],
         needs: vec![ProfileProgress {
             group: wild(),
-            approvers: vec![who("lee", TRICKS)],
-            ..need("one-security", 1, Vec::new(), false)
+            approvers: vec![person("lee", TRICKS)],
+            ..profile_progress("one-security", 1, Vec::new(), false)
         }],
         anomalies: vec![wild()],
         history: None,

@@ -1,4 +1,4 @@
-//! Token delivery of `dipylon exec`: proxy, signer socket, file and descriptor, and what a hostile command cannot do.
+//! Token delivery of `dipylon exec`: proxy, signer socket, file and descriptor, and the limits of an untrusted command.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -347,7 +347,7 @@ async fn token_delivery_by_file_and_fd() {
             ],
             "no key"
         );
-        assert!(!setup.good(&setup.resource.cases, token).await);
+        assert!(!setup.is_active(&setup.resource.cases, token).await);
         if way == "file" {
             output.stderr_contains("600\n");
             let file = output

@@ -75,7 +75,7 @@ async fn token_ends_with_the_command() {
         "a new proof for each request"
     );
     assert!(
-        !setup.good(&setup.resource.cases, &token).await,
+        !setup.is_active(&setup.resource.cases, &token).await,
         "revoked with its task"
     );
     assert_eq!(setup.entries("\"outcome\":\"failed\""), 1);
@@ -217,12 +217,12 @@ async fn no_wait_and_resume() {
         .stdout_contains("HTTP/1.1 200 OK")
         .stderr_contains("dipylon: approved  account.disable")
         .stderr_contains("dipylon: done      exit 0, ");
-    assert!(!setup.good(&resource.idp, &resource.token()).await);
+    assert!(!setup.is_active(&resource.idp, &resource.token()).await);
     again(&setup)
         .await
         .exit_code(2)
         .stderr_contains("is not saved on this machine");
-    let left: Vec<_> = walk(&setup.home.path().join("state"));
+    let left: Vec<_> = files_below(&setup.home.path().join("state"));
     assert!(left.is_empty(), "keys and requests are deleted: {left:?}");
 }
 
@@ -254,12 +254,12 @@ async fn unreachable_audience_cancels_request() {
     assert_eq!(setup.entries("\"AccessRequestClosed\""), 1);
 }
 
-fn walk(dir: &Path) -> Vec<PathBuf> {
+fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            files.extend(walk(&path));
+            files.extend(files_below(&path));
         } else {
             files.push(path);
         }
@@ -552,7 +552,7 @@ async fn killed_wrapper_ends_by_missed_heartbeat() {
     let command: i32 = running.stdout_line().await.parse().expect("a pid");
     let token = setup.resource.token();
     assert!(
-        setup.good(&setup.resource.cases, &token).await,
+        setup.is_active(&setup.resource.cases, &token).await,
         "the token is still valid"
     );
     running.signal(Signal::KILL);
@@ -567,5 +567,5 @@ async fn killed_wrapper_ends_by_missed_heartbeat() {
     // The command of a killed wrapper keeps running; its token has ended.
     kill_process(Pid::from_raw(command).expect("a pid"), Signal::KILL).expect("it kept running");
     assert_eq!(ended, 1);
-    assert!(!setup.good(&setup.resource.cases, &token).await);
+    assert!(!setup.is_active(&setup.resource.cases, &token).await);
 }

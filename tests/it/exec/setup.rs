@@ -268,7 +268,7 @@ impl ExecSetup {
     }
 
     /// Whether introspection says that the token is active.
-    pub async fn good(&self, audience: &Validator, token: &str) -> bool {
+    pub async fn is_active(&self, audience: &Validator, token: &str) -> bool {
         audience.introspect(token).await.expect("may ask").active
     }
 

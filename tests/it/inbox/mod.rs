@@ -49,7 +49,7 @@ fn page(b: &TestBroker, who: &str, ask: &InboxQuery) -> InboxPage {
         .expect("reads")
 }
 
-fn whole(b: &TestBroker, who: &str) -> InboxPage {
+fn first_page(b: &TestBroker, who: &str) -> InboxPage {
     page(b, who, &first_inbox_page())
 }
 
@@ -99,7 +99,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     let again = pending(&b, &triage, triage_task, &disable("ann"), "r-3").await;
     assert_eq!(again, ann, "one action in one task is one access request");
 
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(ids(&lee), [high, ann, cara]);
     assert_eq!(
         (lee.total, lee.yours, lee.queued, lee.next),
@@ -121,13 +121,13 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     // Each has its own vote: approving one leaves the other.
     b.approve("lee", ann, "one-security").await;
     assert_eq!(
-        ids(&whole(&b, "lee")),
+        ids(&first_page(&b, "lee")),
         [high, cara],
         "decided: no longer pending"
     );
 
     // The owner sees them, with the reason why they may not vote.
-    let dana = whole(&b, "dana");
+    let dana = first_page(&b, "dana");
     let why: Vec<_> = dana
         .rows
         .iter()
@@ -143,12 +143,12 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
         },
     );
     assert_eq!((ids(&mine), mine.total, mine.yours), (vec![cara], 1, 1));
-    let olga = whole(&b, "olga");
+    let olga = first_page(&b, "olga");
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
     assert_eq!((olga.rows.len(), olga.yours), (2, 0));
     // Half of a quorum: the first approver has voted.
     b.approve("lee", high, "two-security").await;
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(
         lee.rows[0].vote.as_ref().map_err(ToString::to_string),
         Err("has voted on this access request".to_owned())
@@ -164,7 +164,7 @@ async fn approved_request_returns_when_a_vote_lapses() {
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     let cara = pending(&b, &triage, task, &disable("cara"), "r-2").await;
     let waiting = || {
-        let looks = ["maria", "olga"].map(|who| ids(&whole(&b, who)));
+        let looks = ["maria", "olga"].map(|who| ids(&first_page(&b, who)));
         let [one, other] = looks.map(BTreeSet::from_iter);
         assert_eq!(one, other, "the same for every reader");
         one
@@ -211,7 +211,7 @@ async fn unrated_risk_is_listed_first() {
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
-    assert_eq!(ids(&whole(&b, "lee")), [unrated, high]);
+    assert_eq!(ids(&first_page(&b, "lee")), [unrated, high]);
 }
 
 #[tokio::test]
@@ -268,7 +268,7 @@ async fn pagination_is_stable_under_changes() {
     );
     assert_eq!(ids(&second), opened[3..]);
     assert_eq!(second.total, 8);
-    assert_eq!(ids(&whole(&b, "lee"))[0], high);
+    assert_eq!(ids(&first_page(&b, "lee"))[0], high);
 
     let token = first.next.expect("more").to_string();
     assert_eq!(InboxCursor::parse(&token), Ok(first.next.expect("more")));
@@ -312,7 +312,7 @@ async fn asks_per_minute_queues_the_rest() {
             .task;
         (task, pending(&b, &triage, task, &isolate(), "r-1").await)
     };
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(
         ids(&lee),
         [high, opened[0].1],
@@ -320,17 +320,20 @@ async fn asks_per_minute_queues_the_rest() {
     );
     assert_eq!((lee.total, lee.yours, lee.queued), (2, 2, 4));
     assert_eq!(
-        ids(&whole(&b, "lee")),
+        ids(&first_page(&b, "lee")),
         ids(&lee),
         "reading again shows no more"
     );
     // The queue is per approver; a reader who cannot vote sees all.
-    assert_eq!(whole(&b, "maria").queued, 4);
-    assert_eq!((whole(&b, "olga").total, whole(&b, "olga").queued), (6, 0));
+    assert_eq!(first_page(&b, "maria").queued, 4);
+    assert_eq!(
+        (first_page(&b, "olga").total, first_page(&b, "olga").queued),
+        (6, 0)
+    );
     // A decision frees no slot within the minute.
     b.approve("lee", opened[0].1, "one-security").await;
     assert_eq!(
-        (ids(&whole(&b, "lee")), whole(&b, "lee").queued),
+        (ids(&first_page(&b, "lee")), first_page(&b, "lee").queued),
         (vec![high], 4)
     );
     // A queued request is still pending, and reachable by its id.
@@ -349,13 +352,13 @@ async fn asks_per_minute_queues_the_rest() {
         .pending();
 
     b.manual_clock.advance_millis(60_000);
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(ids(&lee), [high, opened[1].1, opened[2].1]);
     assert_eq!(lee.queued, 1);
     b.manual_clock.advance_millis(59_999);
-    assert_eq!(whole(&b, "lee").queued, 1);
+    assert_eq!(first_page(&b, "lee").queued, 1);
     b.manual_clock.advance_millis(1);
-    assert_eq!(whole(&b, "lee").queued, 0);
+    assert_eq!(first_page(&b, "lee").queued, 0);
 }
 
 fn watch(b: &TestBroker, after: Option<JournalPosition>) -> InboxWatch {

@@ -101,17 +101,17 @@ impl Simulation {
                 request: *request,
                 show: true,
             };
-            self.one(&ask).await;
+            self.run_op(&ask).await;
             let last = self.ledger.requests.len().saturating_sub(1);
             for voter in [1, 2] {
-                self.one(&Op::Vote {
+                self.run_op(&Op::Vote {
                     request: last,
                     voter,
                     approve: true,
                     max_ttl: None,
                 })
                 .await;
-                self.one(&Op::PasskeyVote {
+                self.run_op(&Op::PasskeyVote {
                     request: last,
                     voter,
                     approve: true,
@@ -119,14 +119,14 @@ impl Simulation {
                 })
                 .await;
             }
-            self.one(&ask).await;
+            self.run_op(&ask).await;
         } else {
-            self.one(op).await;
+            self.run_op(op).await;
         }
     }
 
-    async fn one(&mut self, op: &Op) {
-        self.act(op).await;
+    async fn run_op(&mut self, op: &Op) {
+        self.apply_op(op).await;
         if self.b().broker.journal().head().borrow().failed {
             self.crash().await;
         }
@@ -144,7 +144,7 @@ impl Simulation {
         self.broker = Some(broker.crash(keep, self.faults.clone()).await);
     }
 
-    async fn act(&mut self, op: &Op) {
+    async fn apply_op(&mut self, op: &Op) {
         let b = self.broker.as_ref().expect("a broker runs");
         match op {
             Op::Open { agent, request } => {

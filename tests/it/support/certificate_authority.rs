@@ -77,7 +77,7 @@ pub fn tls_client(
     Arc::new(config)
 }
 
-pub async fn shake(
+pub async fn tls_handshake(
     address: SocketAddr,
     config: &Arc<rustls::ClientConfig>,
 ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
@@ -89,14 +89,14 @@ pub async fn shake(
 }
 
 /// The certificate presented to a new connection.
-pub async fn shown(address: SocketAddr, ca: &str) -> Option<Digest> {
-    let stream = shake(address, &tls_client(ca, &[&rustls::version::TLS13]))
+pub async fn presented_certificate(address: SocketAddr, ca: &str) -> Option<Digest> {
+    let stream = tls_handshake(address, &tls_client(ca, &[&rustls::version::TLS13]))
         .await
         .ok()?;
     let leaf = stream.get_ref().1.peer_certificates()?.first()?.clone();
     Some(Digest::sha256(&leaf))
 }
 
-pub fn digest_of(pem: &str) -> Digest {
+pub fn certificate_digest(pem: &str) -> Digest {
     Digest::sha256(&CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"))
 }

@@ -28,7 +28,7 @@ struct InvariantChecker {
     ended_tokens: BTreeSet<TokenId>,
     uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
     idempotency_keys: BTreeSet<(TaskId, IdempotencyKey)>,
-    open_asks: BTreeMap<(TaskId, Digest), AccessRequestId>,
+    open_requests: BTreeMap<(TaskId, Digest), AccessRequestId>,
     invitations: BTreeSet<InvitationId>,
     passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
     revoked: BTreeSet<Thumbprint>,
@@ -191,7 +191,7 @@ impl InvariantChecker {
                             continue;
                         }
                         self.closed.insert(id);
-                        self.no_longer_asks(&id);
+                        self.close_open_request(&id);
                     }
                 }
             }
@@ -229,7 +229,7 @@ impl InvariantChecker {
                 // An expired request is no longer pending, whether or not its expiry was journaled.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
                 let other = self
-                    .open_asks
+                    .open_requests
                     .insert((f.task, f.action.digest), f.access_request);
                 assert!(
                     !other.is_some_and(|id| waits(&id)),
@@ -240,7 +240,7 @@ impl InvariantChecker {
             Event::VoteCast(f) => self.vote(f, entry, journal),
             Event::AccessRequestClosed(f) => {
                 self.closed.insert(f.access_request);
-                self.no_longer_asks(&f.access_request);
+                self.close_open_request(&f.access_request);
             }
             Event::TokenIssued(f) => self.issued(f, entry, journal),
             Event::TokenReissued(f) => {
@@ -275,7 +275,7 @@ impl InvariantChecker {
             | Event::RefusalsCounted(_) => {}
             Event::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
-                    let lease = self.lease_of(task).expect("a lease");
+                    let lease = self.lease(task).expect("a lease");
                     assert!(!self.ended.contains(task), "an ended task was kept alive");
                     assert!(entry.at < lease, "a lease was extended after it had ended");
                     assert!(
@@ -289,17 +289,17 @@ impl InvariantChecker {
     }
 
     /// The time at which a missed heartbeat ends a task.
-    fn lease_of(&self, task: &TaskId) -> Option<Timestamp> {
+    fn lease(&self, task: &TaskId) -> Option<Timestamp> {
         let opened = &self.tasks[task];
         let first = opened.opened_at.plus_secs(opened.heartbeat_seconds?);
         Some(self.leases.get(task).copied().unwrap_or(first))
     }
 
-    fn no_longer_asks(&mut self, id: &AccessRequestId) {
+    fn close_open_request(&mut self, id: &AccessRequestId) {
         let request = &self.requests[id];
         let key = (request.task, request.action.digest);
-        if self.open_asks.get(&key) == Some(id) {
-            self.open_asks.remove(&key);
+        if self.open_requests.get(&key) == Some(id) {
+            self.open_requests.remove(&key);
         }
     }
 
@@ -388,7 +388,7 @@ impl InvariantChecker {
         );
         votes.push(f.clone());
         if f.verdict == Verdict::Deny {
-            self.no_longer_asks(&f.access_request);
+            self.close_open_request(&f.access_request);
         }
     }
 
@@ -405,7 +405,7 @@ impl InvariantChecker {
         );
         assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
         assert!(
-            self.lease_of(&f.task).is_none_or(|until| entry.at < until),
+            self.lease(&f.task).is_none_or(|until| entry.at < until),
             "law 7: a mint after a missed heartbeat"
         );
         assert!(
@@ -510,7 +510,7 @@ impl InvariantChecker {
                     );
                 }
             }
-            self.no_longer_asks(&id);
+            self.close_open_request(&id);
         }
         let claimed: BTreeSet<_> = f
             .approval

@@ -101,7 +101,7 @@ impl TestServer {
         let counts = config.stats.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(broker, config, async move {
-            let _told = stopped.await;
+            let _stopped = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         Self {
@@ -118,7 +118,7 @@ impl TestServer {
         }
     }
 
-    pub fn reach(&self) -> ConnectOptions {
+    pub fn connect_options(&self) -> ConnectOptions {
         ConnectOptions {
             ca: Some(self.root.join("ca.pem")),
             socket: None,
@@ -126,11 +126,11 @@ impl TestServer {
     }
 
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::connect_with(&self.url, &self.reach()).expect("endpoint")
+        Endpoint::connect_with(&self.url, &self.connect_options()).expect("endpoint")
     }
 
     /// An endpoint without retries.
-    pub fn once(&self) -> Endpoint {
+    pub fn endpoint_without_retries(&self) -> Endpoint {
         self.endpoint().with_retry_ms(0)
     }
 
@@ -148,7 +148,7 @@ impl TestServer {
     }
 
     /// A raw HTTP/2 connection, and how it ended.
-    pub async fn raw(
+    pub async fn http2_connection(
         &self,
     ) -> (
         h2::client::SendRequest<Bytes>,
@@ -192,7 +192,7 @@ pub fn token(outcome: Result<TokenOutcome, Error>) -> TokenId {
 }
 
 /// A complete call: both gates and an entry.
-pub async fn works(task: &TaskHandle, n: u64) {
+pub async fn issue_one_token(task: &TaskHandle, n: u64) {
     token(
         task.request_token(&order(read_case(), &format!("honest-{n}")))
             .await,
