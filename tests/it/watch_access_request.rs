@@ -3,7 +3,6 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dipylon_sdk::card::AccessRequestStatus as Status;
 use dipylon_sdk::client::vote::ReviewedCard;
@@ -18,14 +17,8 @@ use dipylon_sdk::proto::v1;
 use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 
 use crate::support::served_broker::{ServedBroker, order};
+use crate::support::wait::{in_time, until};
 use crate::support::{DOMAIN, TestEnvironment, disable, rand_u64};
-
-/// Limit for events that must arrive eventually.
-const BOUND: Duration = Duration::from_secs(60);
-
-async fn in_time<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(BOUND, what).await.expect("in time")
-}
 
 async fn pending(task: &TaskHandle, idempotency_key: &str) -> PendingApproval {
     match task
@@ -51,8 +44,8 @@ async fn vote(person: &ApproverClient, id: AccessRequestId, verdict: Verdict) {
     person.vote(&seen).await.expect("the vote counts");
 }
 
-async fn stands(watch: &mut AccessRequestWatch) -> Option<Status> {
-    let next = in_time(watch.next()).await.expect("watches");
+async fn next_status(watch: &mut AccessRequestWatch) -> Option<Status> {
+    let next = in_time("an answer", watch.next()).await.expect("watches");
     next.map(|request| request.status.expect("known"))
 }
 
@@ -70,61 +63,61 @@ async fn watch_reports_every_final_status() {
             .await
             .access_request_id();
         let mut watch = agent_task.watch(id);
-        assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
+        assert_eq!(next_status(&mut watch).await, Some(Status::Waiting));
         (id, watch)
     };
     let task = s.task("triage").await;
     let (id, mut watch) = begin(&task, "r-yes").await;
     vote(&maria, id, Verdict::Approve).await;
-    assert_eq!(stands(&mut watch).await, Some(Status::Approved));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Approved));
     vote(&lee, id, Verdict::Approve).await;
     assert_eq!(
-        stands(&mut watch).await,
+        next_status(&mut watch).await,
         Some(Status::Approved),
         "one more approval is a change"
     );
     // The watch mints nothing: RequestToken does.
     let outcome = task.request_token(&order(disable("ann"), "r-yes")).await;
     assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
-    assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, Some(Status::Consumed));
+    assert_eq!(next_status(&mut watch).await, None);
 
     let (id, mut watch) = begin(&task, "r-no").await;
     vote(&maria, id, Verdict::Deny).await;
-    assert_eq!(stands(&mut watch).await, Some(Status::Denied));
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, Some(Status::Denied));
+    assert_eq!(next_status(&mut watch).await, None);
     let mut late = task.watch(id);
     assert_eq!(
-        stands(&mut late).await,
+        next_status(&mut late).await,
         Some(Status::Denied),
         "a late watcher gets the final status"
     );
-    assert_eq!(stands(&mut late).await, None);
+    assert_eq!(next_status(&mut late).await, None);
 
     let (id, mut watch) = begin(&task, "r-back").await;
     task.cancel(id).await.expect("cancels");
-    assert_eq!(stands(&mut watch).await, Some(Status::Cancelled));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Cancelled));
 
     let (_, mut watch) = begin(&task, "r-late").await;
     assert_eq!(
-        stands(&mut watch).await,
+        next_status(&mut watch).await,
         Some(Status::Expired),
         "expired without an entry"
     );
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, None);
 
     let other = s.task("triage").await;
     let (_, mut watch) = begin(&other, "r-frozen").await;
     let olga = s.operator("olga");
     let scope = FreezeScope::parse("action/account.disable").expect("scope");
     olga.freeze(&scope, "").await.expect("freezes");
-    assert_eq!(stands(&mut watch).await, Some(Status::Ended));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Ended));
     olga.unfreeze(&scope).await.expect("lifts");
 
     let (_, mut watch) = begin(&other, "r-over").await;
     other.complete(TaskOutcome::Abandoned).await.expect("ends");
-    assert_eq!(stands(&mut watch).await, Some(Status::Ended));
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, Some(Status::Ended));
+    assert_eq!(next_status(&mut watch).await, None);
     let metrics = s.broker.read_metrics();
     assert!(
         metrics.contains("dipylon_open_streams{kind=\"access_request\"} 0\n"),
@@ -139,7 +132,9 @@ async fn foreign_requests_are_not_found() {
     let id = pending(&mine, "r-1").await.access_request_id();
     let nothing = AccessRequestId::from_random([9; 16]);
     let refused = async |task: &TaskHandle, id| {
-        let error = in_time(task.watch(id).next()).await.expect_err("refused");
+        let error = in_time("an answer", task.watch(id).next())
+            .await
+            .expect_err("refused");
         (error.reason(), error.code())
     };
     assert_eq!(
@@ -152,7 +147,7 @@ async fn foreign_requests_are_not_found() {
     let stolen = TaskHandle::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
     assert_eq!(refused(&stolen, id).await, refused(&theirs, id).await);
     let mut own = mine.watch(id);
-    assert_eq!(stands(&mut own).await, Some(Status::Waiting));
+    assert_eq!(next_status(&mut own).await, Some(Status::Waiting));
 }
 
 /// The first wire message of a watch that resumes from a mark.
@@ -209,20 +204,28 @@ async fn watch_resumes_and_sends_heartbeats() {
     };
     let task = agent.open_task(&opening).await.expect("opens");
     let id = pending(&task, "r-1").await.access_request_id();
-    let first = in_time(first_message(&s, &key, task.id(), id, None)).await;
+    let first = in_time("an answer", first_message(&s, &key, task.id(), id, None)).await;
     let Some(Message::State(stands)) = first else {
         panic!("{first:?}")
     };
     assert!(!stands.is_final);
     // A known status is not repeated: a heartbeat comes instead.
-    let next = in_time(first_message(&s, &key, task.id(), id, stands.cursor)).await;
+    let next = in_time(
+        "an answer",
+        first_message(&s, &key, task.id(), id, stands.cursor),
+    )
+    .await;
     let Some(Message::Heartbeat(heartbeat)) = next else {
         panic!("{next:?}")
     };
     assert_eq!(heartbeat.cursor, stands.cursor);
     // An older mark gets the current status, which covers all changes since.
     vote(&s.approver("maria"), id, Verdict::Approve).await;
-    let now = in_time(first_message(&s, &key, task.id(), id, stands.cursor)).await;
+    let now = in_time(
+        "an answer",
+        first_message(&s, &key, task.id(), id, stands.cursor),
+    )
+    .await;
     let Some(Message::State(now)) = now else {
         panic!("{now:?}")
     };
@@ -242,15 +245,11 @@ async fn watchers_wake_only_for_their_request() {
         ask.wait_s = 60;
         tokio::spawn(async move { task.request_token(&ask).await })
     };
-    let id = in_time(async {
-        loop {
-            if let Some(id) = s.broker.state().unclosed_requests().first() {
-                return *id;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    until("the request is open", || {
+        !s.broker.state().unclosed_requests().is_empty()
     })
     .await;
+    let id = s.broker.state().unclosed_requests()[0];
     let answers = || {
         let text = s.broker.read_metrics();
         let pending = text
@@ -266,6 +265,8 @@ async fn watchers_wake_only_for_their_request() {
             })
             .sum::<u64>()
     };
+    // The request shows in the state before its call has counted the answer.
+    until("the first answer is counted", || answers() > 0).await;
     let before = answers();
     // A hundred entries about other requests, two of them of the same agent.
     let other = s.task("triage").await;
@@ -281,7 +282,7 @@ async fn watchers_wake_only_for_their_request() {
     assert_eq!(answers(), before + 1, "only its own");
     assert!(!waiting.is_finished());
     vote(&s.approver("maria"), id, Verdict::Approve).await;
-    let outcome = in_time(waiting).await.expect("joins");
+    let outcome = in_time("an answer", waiting).await.expect("joins");
     assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
 }
 
@@ -310,7 +311,7 @@ async fn waiting_survives_broker_and_agent_restart() {
     let approval = pending(&task, "r-1").await;
     let until = Clock::system().now().plus_secs(120);
     let mut watch = task.watch(approval.access_request_id());
-    assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Waiting));
     let waiting = {
         let task = task.clone();
         tokio::spawn(async move {
@@ -332,11 +333,11 @@ async fn waiting_survives_broker_and_agent_restart() {
     assert_eq!(found, approval.access_request_id());
     let maria = ApproverClient::new(endpoint(), Arc::new(realm.env.key_of("maria")));
     vote(&maria, found, Verdict::Approve).await;
-    let outcome = in_time(waiting).await.expect("joins");
+    let outcome = in_time("an answer", waiting).await.expect("joins");
     assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
     // The watch begun before the kill gets it too: it may have missed `approved`.
     let mut last = None;
-    while let Some(status) = stands(&mut watch).await {
+    while let Some(status) = next_status(&mut watch).await {
         last = Some(status);
     }
     assert_eq!(last, Some(Status::Consumed));
