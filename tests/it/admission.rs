@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::support::served_broker::{ServedBroker, order};
+use crate::support::wait::until;
 use crate::support::{CASES, TestBroker, disable, first_inbox_page, read_case, refused};
 
 fn n(n: u32) -> NonZeroU32 {
@@ -31,7 +32,7 @@ fn from(s: &ServedBroker, last: u8) -> Channel {
 }
 
 /// One unauthenticated call: it costs no cryptography and reaches gate 1 unless it is shed before.
-async fn stranger(channel: &Channel, method: &'static str) -> Status {
+async fn unauthenticated_call(channel: &Channel, method: &'static str) -> Status {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.expect("ready");
     let codec = dipylon_sdk::proto::strict::StrictCodec::<
@@ -62,7 +63,7 @@ async fn per_source_rate_isolates_sources() {
     let flood = from(&s, 1);
     let mut shed = Vec::new();
     for _ in 0..10 {
-        let status = stranger(&flood, GENERAL).await;
+        let status = unauthenticated_call(&flood, GENERAL).await;
         if is_shed(&status) {
             shed.push(status);
         }
@@ -83,12 +84,12 @@ async fn per_source_rate_isolates_sources() {
     }
     let other = from(&s, 2);
     assert!(
-        !is_shed(&stranger(&other, GENERAL).await),
+        !is_shed(&unauthenticated_call(&other, GENERAL).await),
         "another source has its own rate"
     );
     // The reserved class has its own rate at the same source: gate 1 answers.
     let introspect = "/dipylon.v1.TokenService/Introspect";
-    let introspected = stranger(&flood, introspect).await;
+    let introspected = unauthenticated_call(&flood, introspect).await;
     assert!(!is_shed(&introspected), "{introspected}");
     for path in ["/livez", "/readyz", "/.well-known/jwks.json"] {
         assert_eq!(get(&s.url, path).await.0, 200, "{path}");
@@ -100,7 +101,7 @@ async fn per_source_rate_isolates_sources() {
     );
     assert!(text.contains(&limited), "{text}");
     let before = s.broker.journal().head().borrow().checkpoint;
-    stranger(&flood, GENERAL).await;
+    unauthenticated_call(&flood, GENERAL).await;
     assert_eq!(
         s.broker.journal().head().borrow().checkpoint,
         before,
@@ -161,7 +162,7 @@ async fn reserved_classes_are_served_under_overload() {
             })
         })
         .collect();
-    wait_for(|| shed.load(Ordering::SeqCst) > 20).await;
+    until("twenty calls are shed", || shed.load(Ordering::SeqCst) > 20).await;
     let before = shed.load(Ordering::SeqCst);
     for _ in 0..5 {
         let live = validator.introspect(token.jwt().expose_secret()).await;
@@ -178,9 +179,14 @@ async fn reserved_classes_are_served_under_overload() {
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
         .expect("an operator suspends it");
-    wait_for(|| shed.load(Ordering::SeqCst) > before).await;
+    until("more calls are shed", || {
+        shed.load(Ordering::SeqCst) > before
+    })
+    .await;
     let text = s.broker.read_metrics();
-    assert!(text.contains("class=\"general\",by=\"places\"} "), "{text}");
+    let shed_line = "dipylon_rate_limited_total{class=\"general\",by=\"concurrency\"} ";
+    assert!(text.contains(shed_line), "{text}");
+    assert!(!text.contains(&format!("{shed_line}0\n")), "{text}");
     let reserved = text
         .lines()
         .filter(|line| line.contains("class=\"reserved\""));
@@ -360,16 +366,6 @@ fn opening() -> OpenTaskRequest {
 
 fn reason<T>(result: &Result<T, Error>) -> Option<Reason> {
     result.as_ref().err().and_then(Error::reason)
-}
-
-async fn wait_for(what: impl Fn() -> bool) {
-    for _ in 0..3_000 {
-        if what() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("the condition never held");
 }
 
 /// Status and text of a plain HTTP response.

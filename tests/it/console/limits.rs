@@ -90,7 +90,7 @@ async fn slow_bodies_hold_no_permit() {
             .await;
         assert!(matches!(minted, Ok(TokenOutcome::Token(_))), "{minted:?}");
     }
-    let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
+    let none = "dipylon_rate_limited_total{class=\"general\",by=\"concurrency\"} 0\n";
     let metrics = s.broker.read_metrics();
     assert!(metrics.contains(none), "a call was shed: {metrics}");
     // A complete body is answered, and an oversized one is rejected.
