@@ -13,7 +13,7 @@ use dipylon_sdk::clock::{Clock, ManualClock};
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 
-use crate::support::deployment::Deployment;
+use crate::support::cli_deployment::CliDeployment;
 use crate::support::{DOMAIN, START, TestEnvironment, URL, rand_u64, settings};
 
 const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
@@ -257,7 +257,7 @@ async fn concurrent_bootstrap_code_uses_one_wins() {
 
 #[test]
 fn bootstrap_code_end_to_end() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let running = site.serve();
     let first = running.code().expect("printed");
     let apply = |code: &str, key: &str| {
@@ -321,7 +321,7 @@ fn bootstrap_code_end_to_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_bootstrap_clients_one_wins() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let running = site.serve();
     let code = Secret::new(running.code().expect("printed"));
     let clients: Vec<_> = (0..50)

@@ -1,10 +1,10 @@
 //! `dipylon config check` and `config show`.
 
-use crate::support::deployment::Deployment;
+use crate::support::cli_deployment::CliDeployment;
 
 #[test]
 fn config_check_reports_every_problem() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let check = |text: &str| {
         site.write("dipylon.toml", text);
         site.run(&["config", "check", "dipylon.toml"])
@@ -74,7 +74,7 @@ fn config_check_reports_every_problem() {
 
 #[test]
 fn config_show_roundtrip() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let (code, shown, stderr) = site.run(&["config", "show", "dipylon.toml"]);
     assert_eq!(code, 0, "{stderr}");
     let line = |start: &str| {

@@ -2,8 +2,7 @@
 //! ended becomes active again. Each kill follows a random amount of work; no assertion depends on timing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,17 +10,14 @@ use std::time::Duration;
 use dipylon::audit::Checkpoint;
 use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::client::{
-    AgentClient, ApproverClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest,
-    OperatorClient, TokenOutcome,
+    AgentClient, ApproverClient, OpenTaskRequest, OperatorClient, TokenOutcome,
 };
-use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
-use dipylon_sdk::validator::{Validator, ValidatorConfig};
-use tokio::process::{Child, Command};
 
+use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::invariants;
 use crate::support::served_broker::order;
-use crate::support::{CASES, DOMAIN, IDP, TestEnvironment, disable, rand_u64, read_case};
+use crate::support::{CASES, IDP, disable, rand_u64, read_case};
 
 const ROUNDS: usize = 20;
 
@@ -36,90 +32,30 @@ struct Ledger {
     rules: usize,
 }
 
-pub struct BrokerDeployment {
-    pub env: TestEnvironment,
-    root: PathBuf,
-    pub url: String,
-    config: PathBuf,
+/// A deployment under load, and the work it acknowledged.
+struct CrashLoad {
+    deployment: BrokerDeployment,
     ledger: Mutex<Ledger>,
     stopping: AtomicBool,
     next: AtomicU64,
 }
 
-impl BrokerDeployment {
-    pub fn new(root: &Path) -> Self {
-        Self::with_config(root, "")
-    }
+impl std::ops::Deref for CrashLoad {
+    type Target = BrokerDeployment;
 
-    /// With more lines at the start of its configuration.
-    pub fn with_config(root: &Path, more: &str) -> Self {
-        let env = TestEnvironment::new();
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .expect("a port")
-            .local_addr()
-            .expect("address")
-            .port();
-        let url = format!("http://127.0.0.1:{port}");
-        let policy = root.join("policy");
-        for (path, text) in &env.policy {
-            let file = policy.join(path);
-            std::fs::create_dir_all(file.parent().expect("parent")).expect("dir");
-            std::fs::write(file, text).expect("file");
-        }
-        std::fs::write(root.join("trust.json"), env.trust_bundle()).expect("file");
-        let config = root.join("dipylon.toml");
-        let text = format!(
-            "{more}realm = \"test\"\nlisten = \"127.0.0.1:{port}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
-             policy = \"policy\"\n[[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n"
-        );
-        std::fs::write(&config, text).expect("file");
+    fn deref(&self) -> &BrokerDeployment {
+        &self.deployment
+    }
+}
+
+impl CrashLoad {
+    fn new(root: &Path) -> Self {
         Self {
-            env,
-            root: root.to_owned(),
-            url,
-            config,
+            deployment: BrokerDeployment::new(root),
             ledger: Mutex::default(),
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(0),
         }
-    }
-
-    async fn broker(&self) -> Child {
-        self.broker_with_log(Stdio::inherit(), "error").await
-    }
-
-    /// The real process, with its log level and destination.
-    pub async fn broker_with_log(&self, log: Stdio, level: &str) -> Child {
-        let ready = self.root.join("ready.json");
-        let _none = std::fs::remove_file(&ready);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_dipylon"))
-            .args(["serve", "--config"])
-            .arg(&self.config)
-            .arg("--ready-file")
-            .arg(&ready)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .env("DIPYLON_LOG", level)
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the broker starts");
-        for _ in 0..1_500 {
-            if ready.exists() {
-                return child;
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                panic!("the broker did not start: {status}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the broker is not ready");
-    }
-
-    pub fn endpoint(&self) -> Endpoint {
-        Endpoint::connect(&self.url)
-            .expect("endpoint")
-            .with_retry_ms(0)
     }
 
     /// Waits until this many more tokens, one more use and one more policy change are acknowledged. A round that times
@@ -150,16 +86,6 @@ impl BrokerDeployment {
 
     fn record(&self, write: impl FnOnce(&mut Ledger)) {
         write(&mut self.ledger.lock().expect("ledger"));
-    }
-
-    async fn validator(&self, name: &str, audience: &str) -> Option<Validator> {
-        let audience = Audience::parse(audience).expect("audience");
-        let identity = Identity::Key(Arc::new(self.env.key_of(name)));
-        Validator::connect(ValidatorConfig::new(
-            &self.url, &self.url, audience, identity,
-        ))
-        .await
-        .ok()
     }
 
     /// An agent that reads cases and completes its tasks.
@@ -303,14 +229,6 @@ impl BrokerDeployment {
         }
     }
 
-    fn evidence(&self) -> EvidenceSource {
-        let id = format!("spiffe://{DOMAIN}/agent/triage");
-        EvidenceSource::Fixed(
-            self.env
-                .svid_for(&self.url, &id, Clock::system().now(), 3_600),
-        )
-    }
-
     /// Asserts that all acknowledged work is in the journal.
     fn check(&self, noted: Option<Checkpoint>) -> Checkpoint {
         let found = invariants::check_against(&self.root.join("data"), noted);
@@ -352,7 +270,7 @@ impl BrokerDeployment {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigkill_under_load() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Arc::new(BrokerDeployment::new(temp.path()));
+    let realm = Arc::new(CrashLoad::new(temp.path()));
     let mut noted = None;
     for _ in 0..ROUNDS {
         let mut broker = realm.broker().await;

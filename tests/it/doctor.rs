@@ -4,11 +4,11 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::SigningKey;
 
 use crate::support::certificate_authority::Authority;
-use crate::support::deployment::Deployment;
+use crate::support::cli_deployment::CliDeployment;
 
 #[test]
 fn doctor_checks_online_and_offline() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let doctor = || site.run(&["doctor", "--config", "dipylon.toml"]);
     let has = |out: &str, level: &str, expected: &str| {
         let found = out
@@ -116,7 +116,7 @@ fn doctor_checks_online_and_offline() {
 
 #[test]
 fn doctor_counts_eligible_approvers() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     site.write(
         "dipylon.toml",
         &format!("policy = \"policy\"\n{}", site.config()),
@@ -141,7 +141,7 @@ fn doctor_counts_eligible_approvers() {
 
 #[test]
 fn doctor_checks_tls_certificate() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let authority = Authority::new();
     let put = |days: i64| {
         let now = Clock::system().now().secs();

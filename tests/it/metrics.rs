@@ -11,7 +11,7 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
 use super::admission::get;
-use super::crash_recovery::BrokerDeployment;
+use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::served_broker::{ServedBroker, order};
 use crate::support::wait::in_time;
 use crate::support::{CASES, DOMAIN, action, disable, read_case};

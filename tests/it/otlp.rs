@@ -7,9 +7,9 @@ use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest};
 use dipylon_sdk::clock::Clock;
 use tonic::{Request, Response, Status};
 
-use super::crash_recovery::BrokerDeployment;
 use super::metrics::{TRACE, traced};
 use crate::support::DOMAIN;
+use crate::support::broker_deployment::BrokerDeployment;
 
 /// `ExportTraceServiceRequest`, undecoded.
 #[derive(Clone, PartialEq, prost::Message)]

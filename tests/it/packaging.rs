@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::deployment::Deployment;
+use crate::support::cli_deployment::CliDeployment;
 
 fn example(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -13,7 +13,7 @@ fn example(path: &str) -> PathBuf {
 
 #[test]
 fn production_example_is_valid() {
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let file = example("production/dipylon.toml");
     let (code, out, stderr) = site.run(&["config", "check", file.to_str().expect("text")]);
     assert_eq!(code, 0, "{out}{stderr}");
@@ -42,7 +42,7 @@ fn production_example_is_valid() {
 #[test]
 fn sd_notify_ready_and_stopping() {
     use rustix::process::{Pid, Signal, kill_process};
-    let site = Deployment::new();
+    let site = CliDeployment::new();
     let path = site.path("notify.sock");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
     socket

@@ -7,7 +7,7 @@ use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest, TokenOut
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
-use super::crash_recovery::BrokerDeployment;
+use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::served_broker::order;
 use crate::support::{CASES, DOMAIN, action};
 

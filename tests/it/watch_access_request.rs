@@ -7,8 +7,8 @@ use std::sync::Arc;
 use dipylon_sdk::card::AccessRequestStatus as Status;
 use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::client::{
-    AccessRequestWatch, AgentClient, ApproverClient, Endpoint, EvidenceSource, OpenTaskRequest,
-    PendingApproval, TaskHandle, TokenOutcome,
+    AccessRequestWatch, AgentClient, ApproverClient, Endpoint, OpenTaskRequest, PendingApproval,
+    TaskHandle, TokenOutcome,
 };
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
@@ -16,9 +16,10 @@ use dipylon_sdk::model::*;
 use dipylon_sdk::proto::v1;
 use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 
+use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::served_broker::{ServedBroker, order};
 use crate::support::wait::{in_time, until};
-use crate::support::{DOMAIN, TestEnvironment, disable, rand_u64};
+use crate::support::{TestEnvironment, disable, rand_u64};
 
 async fn pending(task: &TaskHandle, idempotency_key: &str) -> PendingApproval {
     match task
@@ -289,15 +290,9 @@ async fn watchers_wake_only_for_their_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_survives_broker_and_agent_restart() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = super::crash_recovery::BrokerDeployment::new(temp.path());
+    let realm = BrokerDeployment::new(temp.path());
     let mut broker = realm.broker_with_log(Stdio::inherit(), "error").await;
-    let id = format!("spiffe://{DOMAIN}/agent/triage");
-    let evidence = EvidenceSource::Fixed(realm.env.svid_for(
-        &realm.url,
-        &id,
-        Clock::system().now(),
-        3_600,
-    ));
+    let evidence = realm.evidence();
     let endpoint = || Endpoint::connect(&realm.url).expect("endpoint");
     let key = Arc::new(SigningKey::generate().expect("key").0);
     let opening = OpenTaskRequest {

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::crash_recovery::BrokerDeployment;
+use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::served_broker::order;
 use crate::support::{CASES, DOMAIN, IDP, disable};
 use setup::{CommandOutput, DISABLE, ExecSetup, READ, RunningCommand, SH, decide};

@@ -3,8 +3,9 @@
 
 pub mod actions;
 pub mod agent_in_task;
+pub mod broker_deployment;
 pub mod certificate_authority;
-pub mod deployment;
+pub mod cli_deployment;
 pub mod environment;
 pub mod invariants;
 pub mod jwt_crosscheck;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support::{DOMAIN, TestEnvironment};
 
 /// A directory with everything a production broker needs.
-pub struct Deployment {
+pub struct CliDeployment {
     pub root: tempfile::TempDir,
     pub env: TestEnvironment,
     pub url: String,
@@ -38,7 +38,7 @@ impl RunningBroker {
     }
 }
 
-impl Deployment {
+impl CliDeployment {
     pub fn new() -> Self {
         let root = tempfile::tempdir().expect("dir");
         let env = TestEnvironment::new();
