@@ -14,7 +14,7 @@ use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
 use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, unique_number};
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{IDP, TestEnvironment, action};
 
 /// Agents that the access requests are spread over, half of them of each of two owners.
@@ -217,14 +217,14 @@ async fn measure_waits(setup: &BenchSetup, requests: &[PendingRequest], votes: u
     let (heard, mut hears) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
     for (n, task) in attached(setup, requests).into_iter().enumerate() {
-        let mut order = order(requests[n].action.clone(), &requests[n].idempotency_key);
+        let mut request = token_request(requests[n].action.clone(), &requests[n].idempotency_key);
         // As in the first call: an idempotency key is bound to one request.
-        order.reason = String::new();
-        order.wait_s = 60;
+        request.reason = String::new();
+        request.wait_s = 60;
         let heard = heard.clone();
         tasks.spawn(async move {
             loop {
-                match task.request_token(&order).await {
+                match task.request_token(&request).await {
                     Ok(TokenOutcome::Token(_)) => {
                         break heard.send((n, Instant::now())).expect("received");
                     }

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::wait::until;
 use crate::support::{CASES, TestBroker, disable, first_inbox_page, read_case, refused};
 
@@ -141,7 +141,8 @@ async fn reserved_classes_are_served_under_overload() {
     };
     let s = ServedBroker::start_at(few).await;
     let task = s.task("triage").await;
-    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    let Ok(TokenOutcome::Token(token)) =
+        task.request_token(&token_request(read_case(), "r-1")).await
     else {
         panic!("a token")
     };
@@ -213,7 +214,7 @@ async fn waiting_calls_release_their_permit() {
     }
     let mut waiting = Vec::new();
     for task in tasks {
-        let mut ask = order(disable("ann"), "r-1");
+        let mut ask = token_request(disable("ann"), "r-1");
         ask.wait_s = 30;
         waiting.push(tokio::spawn(async move { task.request_token(&ask).await }));
     }
@@ -248,7 +249,7 @@ async fn client_honours_retry_delay() {
     let task = s.task("triage").await;
     for i in 0..12 {
         let outcome = task
-            .request_token(&order(read_case(), &format!("r-{i}")))
+            .request_token(&token_request(read_case(), &format!("r-{i}")))
             .await;
         assert!(
             matches!(outcome, Ok(TokenOutcome::Token(_))),

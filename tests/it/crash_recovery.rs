@@ -16,7 +16,7 @@ use dipylon_sdk::model::*;
 
 use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::invariants;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, IDP, disable, rand_u64, read_case};
 
 const ROUNDS: usize = 20;
@@ -106,7 +106,7 @@ impl CrashLoad {
             });
             for _ in 0..3 {
                 if let Ok(TokenOutcome::Token(token)) = task
-                    .request_token(&order(read_case(), &self.name("r")))
+                    .request_token(&token_request(read_case(), &self.name("r")))
                     .await
                 {
                     let jwt = token.jwt().expose_secret().to_owned();
@@ -161,7 +161,7 @@ impl CrashLoad {
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;
             };
-            let ask = order(disable("ann"), &self.name("r"));
+            let ask = token_request(disable("ann"), &self.name("r"));
             let Ok(TokenOutcome::Pending(pending)) = task.request_token(&ask).await else {
                 continue;
             };

@@ -344,12 +344,12 @@ async fn card_shows_history() {
 async fn stats_over_grpc() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let disable = crate::support::served_broker::order(disable("ann"), "r-1");
+    let disable = crate::support::served_broker::token_request(disable("ann"), "r-1");
     let Ok(dipylon_sdk::client::TokenOutcome::Pending(_)) = task.request_token(&disable).await
     else {
         panic!("pending")
     };
-    let read = crate::support::served_broker::order(read_case(), "r-2");
+    let read = crate::support::served_broker::token_request(read_case(), "r-2");
     let Ok(dipylon_sdk::client::TokenOutcome::Token(token)) = task.request_token(&read).await
     else {
         panic!("a token")

@@ -12,7 +12,7 @@ use dipylon_sdk::model::*;
 
 use super::admission::get;
 use crate::support::broker_deployment::BrokerDeployment;
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::wait::in_time;
 use crate::support::{CASES, DOMAIN, action, disable, read_case};
 
@@ -87,11 +87,13 @@ async fn metrics_end_to_end() {
 
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
-    let read = task.request_token(&order(read_case(), "r-1")).await;
+    let read = task.request_token(&token_request(read_case(), "r-1")).await;
     let Ok(TokenOutcome::Token(_)) = read else {
         panic!("a token: {read:?}")
     };
-    let outcome = task.request_token(&order(disable("ann"), "r-2")).await;
+    let outcome = task
+        .request_token(&token_request(disable("ann"), "r-2"))
+        .await;
     let Ok(TokenOutcome::Pending(pending)) = outcome else {
         panic!("pending: {outcome:?}")
     };
@@ -123,10 +125,12 @@ async fn metrics_end_to_end() {
         })
         .await
         .expect("votes");
-    let granted = task.request_token(&order(disable("ann"), "r-2")).await;
+    let granted = task
+        .request_token(&token_request(disable("ann"), "r-2"))
+        .await;
     assert!(matches!(granted, Ok(TokenOutcome::Token(_))), "{granted:?}");
     let closed = action("case.note", "Case", "INC-9999", CASES, &[]);
-    task.request_token(&order(closed, "r-3"))
+    task.request_token(&token_request(closed, "r-3"))
         .await
         .expect_err("no such target");
     task.complete(TaskOutcome::Succeeded)
@@ -217,7 +221,7 @@ async fn metric_cardinality_is_bounded() {
         for i in 0..5 {
             let name = format!("hostile.n{round}x{i}");
             let unknown = action(&name, "Case", &format!("HOSTILE-{round}-{i}"), CASES, &[]);
-            task.request_token(&order(unknown, &format!("hostile-{round}-{i}")))
+            task.request_token(&token_request(unknown, &format!("hostile-{round}-{i}")))
                 .await
                 .expect_err("no such action");
             let path = format!("/dipylon.v1.TaskService/Hostile{round}{i}");
@@ -382,17 +386,18 @@ async fn json_log_has_one_line_per_call() {
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
-    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    let Ok(TokenOutcome::Token(token)) =
+        task.request_token(&token_request(read_case(), "r-1")).await
     else {
         panic!("a token")
     };
     let unknown = action("case.read", "Case", "INC-9999", CASES, &[]);
     let denial = task
-        .request_token(&order(unknown, "r-2"))
+        .request_token(&token_request(unknown, "r-2"))
         .await
         .expect_err("no such target");
     // A caller that disconnects while it waits for an approval.
-    let mut ask = order(disable("ann"), "r-3");
+    let mut ask = token_request(disable("ann"), "r-3");
     ask.wait_s = 30;
     let abandoned =
         tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;

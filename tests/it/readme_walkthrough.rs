@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 use super::exec::setup::{CommandOutput, SH};
-use crate::support::certificate_authority::{Authority, put};
+use crate::support::certificate_authority::{Authority, replace_file};
 use crate::support::{CASES, read_case, soc};
 
 struct Walkthrough {
@@ -188,7 +188,7 @@ async fn readme_walkthrough() {
     let (certificate, key) = authority.certify();
     walk.write("ca.pem", &authority.pem);
     walk.write("tls.crt", &certificate);
-    put(&walk.path("tls.key"), &key, 0o600);
+    replace_file(&walk.path("tls.key"), &key, 0o600);
 
     // Keys for the operator and the case system; their public keys go into people.toml.
     let mut policy = soc();

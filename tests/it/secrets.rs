@@ -8,7 +8,7 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
 use crate::support::broker_deployment::BrokerDeployment;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, DOMAIN, action};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +48,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     let words = BTreeMap::from([("text", Param::Str("CANARY-parameter".into()))]);
     let words: Vec<(&str, Param)> = words.into_iter().collect();
     let note = action("case.note", "Case", "INC-8841", CASES, &words);
-    let mut ask = order(note, "r-1");
+    let mut ask = token_request(note, "r-1");
     ask.reason = "CANARY-reason".into();
     let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
         panic!("a token")
@@ -89,7 +89,7 @@ async fn assert_no_secret_is_logged(form: &str) {
         &[("CANARYname", Param::Str("CANARY-unknown".into()))],
     );
     let wrong = task
-        .request_token(&order(unknown, "r-2"))
+        .request_token(&token_request(unknown, "r-2"))
         .await
         .expect_err("refused")
         .to_string();

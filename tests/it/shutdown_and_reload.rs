@@ -15,10 +15,10 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::support::certificate_authority::{
-    Authority, certificate_digest, presented_certificate, put,
+    Authority, certificate_digest, presented_certificate, replace_file,
 };
 use crate::support::invariants;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::transport_server::open;
 use crate::support::wait::{in_time, until};
 use crate::support::{DOMAIN, TestEnvironment, disable, read_case};
@@ -47,14 +47,14 @@ impl TlsDeployment {
             std::fs::write(file, text).expect("file");
         }
         let authority = Authority::new();
-        put(&root.join("trust.json"), &env.trust_bundle(), 0o644);
-        put(&root.join("ca.pem"), &authority.pem, 0o644);
+        replace_file(&root.join("trust.json"), &env.trust_bundle(), 0o644);
+        replace_file(&root.join("ca.pem"), &authority.pem, 0o644);
         let text = format!(
             "realm = \"test\"\nlisten = \"{address}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
              policy = \"policy\"\nunix_socket = \"dipylon.sock\"\n[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n\
              [[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n{more}"
         );
-        put(&root.join("dipylon.toml"), &text, 0o644);
+        replace_file(&root.join("dipylon.toml"), &text, 0o644);
         let site = Self {
             root: root.to_owned(),
             env,
@@ -69,8 +69,8 @@ impl TlsDeployment {
     /// A new certificate; its fingerprint.
     fn renew(&self) -> Digest {
         let (certificate, key) = self.authority.certify();
-        put(&self.root.join("tls.key"), &key, 0o600);
-        put(&self.root.join("tls.crt"), &certificate, 0o644);
+        replace_file(&self.root.join("tls.key"), &key, 0o600);
+        replace_file(&self.root.join("tls.crt"), &certificate, 0o644);
         certificate_digest(&certificate)
     }
 
@@ -147,7 +147,7 @@ async fn sigterm_under_load_loses_nothing() {
         load.spawn(async move {
             loop {
                 let name = format!("r-{}", next.fetch_add(1, Ordering::SeqCst));
-                match task.request_token(&order(read_case(), &name)).await {
+                match task.request_token(&token_request(read_case(), &name)).await {
                     Ok(TokenOutcome::Token(token)) => {
                         acknowledged
                             .lock()
@@ -163,7 +163,7 @@ async fn sigterm_under_load_loses_nothing() {
     let waiter = open(&site.env, &site.url, site.endpoint())
         .await
         .expect("opens");
-    let mut request = order(disable("ann"), "waits");
+    let mut request = token_request(disable("ann"), "waits");
     request.wait_s = 60;
     let waiting = tokio::spawn(async move { waiter.request_token(&request).await });
     let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
@@ -236,10 +236,10 @@ async fn sighup_reloads_certificate() {
         }
     };
     in_time("the new certificate is shown", shows).await;
-    put(&site.root.join("tls.key"), "garbage", 0o600);
+    replace_file(&site.root.join("tls.key"), "garbage", 0o600);
     kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
     // The open connection continues, new ones get the last valid certificate.
-    task.request_token(&order(read_case(), "r-1"))
+    task.request_token(&token_request(read_case(), "r-1"))
         .await
         .expect("served");
     assert_eq!(
@@ -276,7 +276,7 @@ async fn recovers_from_fd_exhaustion() {
             }
         }
         // Open connections are served, entries are written.
-        task.request_token(&order(read_case(), &format!("in-{round}")))
+        task.request_token(&token_request(read_case(), &format!("in-{round}")))
             .await
             .expect("served");
         // A new client is served as soon as the idle connections are closed.
@@ -301,7 +301,7 @@ async fn cli_over_tls_and_unix_socket() {
     let now = dipylon_sdk::clock::Clock::system().now();
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = site.env.svid_for(&site.url, &id, now, 3_600);
-    put(&site.root.join("svid"), evidence.expose_secret(), 0o600);
+    replace_file(&site.root.join("svid"), evidence.expose_secret(), 0o600);
     let dipylon = async |ways: &[(&str, &str)]| {
         let done = Command::new(env!("CARGO_BIN_EXE_dipylon"))
             .args(["task", "open", "--purpose", "x", "--evidence", "svid"])

@@ -9,9 +9,9 @@ use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::net::TcpStream;
 
 use crate::support::certificate_authority::{
-    Authority, certificate_digest, presented_certificate, put, tls_client, tls_handshake,
+    Authority, certificate_digest, presented_certificate, replace_file, tls_client, tls_handshake,
 };
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, issue_one_token};
 use crate::support::wait::until;
 use crate::support::{CASES, read_case};
@@ -27,7 +27,8 @@ async fn tls_end_to_end() {
         .task(site.endpoint_without_retries())
         .await
         .expect("opens");
-    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    let Ok(TokenOutcome::Token(token)) =
+        task.request_token(&token_request(read_case(), "r-1")).await
     else {
         panic!("not a token");
     };
@@ -49,7 +50,7 @@ async fn tls_end_to_end() {
     );
 
     // Another authority is not trusted, whether it comes from a file or the system.
-    put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
+    replace_file(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
     for ca in [Some(site.root.join("other.pem")), None] {
         let reach = ConnectOptions { ca, socket: None };
         let stranger = match Endpoint::connect_with(&site.url, &reach) {
@@ -126,8 +127,8 @@ async fn certificate_rotation() {
         .expect("opens");
 
     let (certificate, key) = site.authority.certify();
-    put(&site.root.join("tls.key"), &key, 0o600);
-    put(&site.root.join("tls.crt"), &certificate, 0o644);
+    replace_file(&site.root.join("tls.key"), &key, 0o600);
+    replace_file(&site.root.join("tls.crt"), &certificate, 0o644);
     until("the new one is in force", || {
         tls.status().fingerprint == certificate_digest(&certificate)
     })
@@ -139,7 +140,7 @@ async fn certificate_rotation() {
     // Open connections continue.
     issue_one_token(&task, 1).await;
 
-    put(&site.root.join("tls.crt"), "garbage", 0o644);
+    replace_file(&site.root.join("tls.crt"), "garbage", 0o644);
     until("the broken certificate is reported", || {
         tls.status().last_error.is_some()
     })
@@ -148,7 +149,7 @@ async fn certificate_rotation() {
         presented_certificate(site.address, &ca).await,
         Some(certificate_digest(&certificate))
     );
-    put(&site.root.join("tls.crt"), &certificate, 0o644);
+    replace_file(&site.root.join("tls.crt"), &certificate, 0o644);
     until("the error is cleared", || tls.status().last_error.is_none()).await;
     site.stop().await;
 }

@@ -16,7 +16,7 @@ use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::net::TcpStream;
 
 use crate::support::invariants;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::transport_server::{
     PEER, TestServer, TransportSetup, http1, issue_one_token, token,
 };
@@ -292,7 +292,7 @@ async fn connection_max_age_fails_no_call() {
         .expect("opens");
     let (mut served, mut unsent) = (0, 0);
     while site.counts.max_age.load(Ordering::Relaxed) < 6 {
-        let request = order(read_case(), &format!("r-{served}"));
+        let request = token_request(read_case(), &format!("r-{served}"));
         match task.request_token(&request).await {
             Ok(TokenOutcome::Token(_)) => served += 1,
             // A call on a closing connection was not sent, or was refused by GOAWAY, and is retried under the same
@@ -337,7 +337,7 @@ async fn client_disconnect_is_atomic() {
     issue_one_token(&task, 0).await;
     let mut cancelled = 0;
     for n in 1..=60 {
-        let request = order(read_case(), &format!("cancelled-{n}"));
+        let request = token_request(read_case(), &format!("cancelled-{n}"));
         // From before the call is sent to after its reply.
         let patience = Duration::from_micros(n * 150);
         if tokio::time::timeout(patience, task.request_token(&request))
@@ -366,7 +366,7 @@ async fn waiting_calls_are_answered_on_shutdown() {
         .task(site.endpoint_without_retries())
         .await
         .expect("opens");
-    let mut request = order(disable("ann"), "waits");
+    let mut request = token_request(disable("ann"), "waits");
     request.wait_s = 60;
     let waiting = {
         let task = task.clone();

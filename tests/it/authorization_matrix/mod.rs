@@ -41,7 +41,8 @@ async fn authorization_matrix() {
         .await
         .expect("connects");
     let task = s.task("triage").await;
-    let disable = crate::support::served_broker::order(crate::support::disable("ann"), "r-1");
+    let disable =
+        crate::support::served_broker::token_request(crate::support::disable("ann"), "r-1");
     let Ok(dipylon_sdk::client::TokenOutcome::Pending(pending)) =
         task.request_token(&disable).await
     else {

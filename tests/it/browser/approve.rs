@@ -10,7 +10,7 @@ use super::ceremony;
 use super::driver::{Browser, Viewport, is_skipped, keys};
 use super::site::{ConsoleServer, card_of, enrol_by_invitation};
 use crate::end_to_end::present;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{IDP, TestEnvironment, action, disable};
 
 pub fn isolate(host: &str) -> Action {
@@ -18,14 +18,20 @@ pub fn isolate(host: &str) -> Action {
 }
 
 pub async fn token(task: &TaskHandle, action: Action, idempotency_key: &str) -> AccessToken {
-    match task.request_token(&order(action, idempotency_key)).await {
+    match task
+        .request_token(&token_request(action, idempotency_key))
+        .await
+    {
         Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
 pub async fn denied(task: &TaskHandle, action: Action, idempotency_key: &str) -> Denial {
-    match task.request_token(&order(action, idempotency_key)).await {
+    match task
+        .request_token(&token_request(action, idempotency_key))
+        .await
+    {
         Ok(TokenOutcome::Denied(denied)) => denied,
         other => panic!("not denied: {other:?}"),
     }
@@ -124,12 +130,14 @@ async fn inbox_updates_live() {
     maria.script("window.same = true", json!([])).await;
 
     let (triage, contain) = (site.task("triage").await, site.task("contain").await);
-    let first = site.asks(&triage, disable("ann"), "r-1").await;
+    let first = site.request_approval(&triage, disable("ann"), "r-1").await;
     maria.seen(&format!("li[data-request='{first}']")).await;
     maria.wait_until_gone("#empty").await;
-    let second = site.asks(&contain, disable("ann"), "r-1").await;
+    let second = site.request_approval(&contain, disable("ann"), "r-1").await;
     maria.seen(&format!("li[data-request='{second}']")).await;
-    let grave = site.asks(&contain, isolate("web-1"), "r-2").await;
+    let grave = site
+        .request_approval(&contain, isolate("web-1"), "r-2")
+        .await;
     maria.seen(&format!("li[data-request='{grave}']")).await;
     assert_eq!(
         maria.script("return window.same", json!([])).await,
@@ -149,7 +157,10 @@ async fn inbox_updates_live() {
     let waiting = maria.wait("#waiting").await.text().await;
     assert!(waiting.contains('3'), "{waiting}");
     // The same action requested again in the same task is the same access request.
-    assert_eq!(site.asks(&triage, disable("ann"), "r-9").await, first);
+    assert_eq!(
+        site.request_approval(&triage, disable("ann"), "r-9").await,
+        first
+    );
 
     triage.cancel(first).await.expect("cancels");
     maria
@@ -171,9 +182,9 @@ async fn approval_yields_single_use_token() {
     let validator = site.validator("idp", IDP).await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     let waiting = {
-        let (task, mut order) = (task.clone(), order(disable("ann"), "r-1"));
+        let (task, mut order) = (task.clone(), token_request(disable("ann"), "r-1"));
         order.wait_s = 60;
         tokio::spawn(async move { task.request_token(&order).await })
     };
@@ -270,7 +281,7 @@ async fn denial_comment_reaches_the_agent() {
     let site = ConsoleServer::start().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     maria
         .wait("#comment")
@@ -297,7 +308,7 @@ async fn open_card_updates_live() {
         site.signed_in_browser("lee").await,
     );
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     site.open_card(&lee, id).await;
     lee.seen("#deny").await.click().await;
@@ -318,7 +329,7 @@ async fn narrowed_ttl_shortens_the_token() {
     let site = ConsoleServer::start().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     maria.press("n").await;
     assert_eq!(maria.focus().await, "narrow-ttl");
@@ -363,7 +374,7 @@ async fn two_person_quorum() {
     site.enrol_and_sign_in(&maria, "maria").await;
     site.enrol_and_sign_in(&lee, "lee").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, isolate("web-1"), "r-1").await;
+    let id = site.request_approval(&task, isolate("web-1"), "r-1").await;
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     let outcome = voted(&maria).await;
@@ -407,7 +418,7 @@ async fn owner_cannot_vote() {
     let site = ConsoleServer::start().await;
     let dana = site.signed_in_browser("dana").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&dana, id).await;
     let why = dana.seen("#not-eligible").await.text().await;
     assert!(why.contains("own this agent"), "{why}");
@@ -433,12 +444,12 @@ async fn late_approval_is_rejected() {
     let site = ConsoleServer::start().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
-    let later = site.asks(&task, disable("cara"), "r-2").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
+    let later = site.request_approval(&task, disable("cara"), "r-2").await;
     site.open_card(&maria, id).await;
     // The second card is opened and signed in time, but the vote arrives late.
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
-    site.pass(14 * 60);
+    site.advance_clock(14 * 60);
     let begun = ceremony::post(
         &maria,
         &format!("{}/vote/begin", card_of(later)),
@@ -446,7 +457,7 @@ async fn late_approval_is_rejected() {
     )
     .await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
-    site.pass(65);
+    site.advance_clock(65);
     // The open card updates to expired; a vote sent anyway is rejected.
     let outcome = maria.seen("#outcome-text").await.text().await;
     assert!(outcome.contains("expired"), "{outcome}");
@@ -482,8 +493,8 @@ async fn keyboard_only_flow() {
     let site = ConsoleServer::start().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let first = site.asks(&task, disable("ann"), "r-1").await;
-    let second = site.asks(&task, disable("cara"), "r-2").await;
+    let first = site.request_approval(&task, disable("ann"), "r-1").await;
+    let second = site.request_approval(&task, disable("cara"), "r-2").await;
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{second}']")).await;
     // Two requests of the same millisecond may appear in either order.
@@ -554,7 +565,7 @@ async fn pages_without_javascript_and_on_mobile() {
     .await;
     site.enrol_and_sign_in(&phone, "maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     // A browser without JavaScript cannot use a passkey; it gets another browser's session.
     let cookie = phone.cookies().await[0]["value"].clone();
     site.open(&still, "/console/sign-in").await;

@@ -78,7 +78,7 @@ async fn xss_is_escaped() {
     site.sign_in(&maria).await;
 
     let task = site.task_for("triage", EVIL).await;
-    let mut order = crate::support::served_broker::order(disable("ann"), "r-1");
+    let mut order = crate::support::served_broker::token_request(disable("ann"), "r-1");
     order.reason = EVIL.to_owned();
     let id = site.pending_request(&task, &order).await;
     let note = action(
@@ -88,7 +88,7 @@ async fn xss_is_escaped() {
         crate::support::CASES,
         &[("text", Param::Str(EVIL.into()))],
     );
-    let noted = site.asks(&task, note, "r-2").await;
+    let noted = site.request_approval(&task, note, "r-2").await;
 
     let search = "/console/journal?q=%3Cimg+src%3Dx+onerror%3Dpwned=1%3E%E2%80%AE";
     let to = "/console/sign-in?to=%22%3E%3Cimg%20src%3Dx%20onerror%3Dpwned=1%3E";
@@ -163,7 +163,7 @@ async fn csrf_from_foreign_origin() {
     let attacker = AttackerSite::serve().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     let console = &site.console;
     let posts = [
         "/console/sign-out".to_owned(),
@@ -238,7 +238,7 @@ async fn console_cannot_be_framed() {
     let attacker = AttackerSite::serve().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     let framed = |path: &str| {
         format!(
             "<iframe id=f width=800 height=600 src='{}{path}' onload='window.came = true'></iframe>",
@@ -273,8 +273,8 @@ async fn signature_replay_is_rejected() {
     let site = ConsoleServer::start().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, isolate_web(), "r-1").await;
-    let other = site.asks(&task, disable("ann"), "r-2").await;
+    let id = site.request_approval(&task, isolate_web(), "r-1").await;
+    let other = site.request_approval(&task, disable("ann"), "r-2").await;
     site.open_card(&maria, id).await;
     ceremony::listen(&maria).await;
     maria.seen("#approve").await.click().await;
@@ -329,7 +329,7 @@ async fn user_verification_is_required() {
     let site = ConsoleServer::start().await;
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     maria.recognises(false).await;
     // The browser does not sign where user verification is required.
     site.open_card(&maria, id).await;
@@ -372,7 +372,7 @@ async fn signature_from_foreign_origin_is_rejected() {
     attacker.put("/", "a page that looks like the console");
     let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;

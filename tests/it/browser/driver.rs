@@ -568,37 +568,42 @@ pub struct Element<'a> {
 }
 
 impl Element<'_> {
-    async fn order(&self, method: &str, what: &str, body: Option<Value>) -> Value {
+    async fn element_command(&self, method: &str, what: &str, body: Option<Value>) -> Value {
         let path = format!("/element/{}{what}", self.id);
         self.browser.command(method, &path, body).await
     }
 
     pub async fn click(&self) {
-        self.order("POST", "/click", Some(json!({}))).await;
+        self.element_command("POST", "/click", Some(json!({})))
+            .await;
     }
 
     /// Types after the present text.
     pub async fn type_in(&self, text: &str) {
-        self.order("POST", "/value", Some(json!({ "text": text })))
+        self.element_command("POST", "/value", Some(json!({ "text": text })))
             .await;
     }
 
     pub async fn clear(&self) {
-        self.order("POST", "/clear", Some(json!({}))).await;
+        self.element_command("POST", "/clear", Some(json!({})))
+            .await;
     }
 
     /// The visible text.
     pub async fn text(&self) -> String {
-        text(&self.order("GET", "/text", None).await)
+        text(&self.element_command("GET", "/text", None).await)
     }
 
     pub async fn attribute(&self, name: &str) -> Option<String> {
-        let value = self.order("GET", &format!("/attribute/{name}"), None).await;
+        let value = self
+            .element_command("GET", &format!("/attribute/{name}"), None)
+            .await;
         value.as_str().map(str::to_owned)
     }
 
     pub async fn property(&self, name: &str) -> Value {
-        self.order("GET", &format!("/property/{name}"), None).await
+        self.element_command("GET", &format!("/property/{name}"), None)
+            .await
     }
 
     pub async fn displayed(&self) -> bool {

@@ -12,7 +12,7 @@ use super::approve::{isolate, token};
 use super::driver::{Browser, Viewport, is_skipped};
 use super::site::ConsoleServer;
 use crate::end_to_end::present;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, IDP, TestEnvironment, action, disable};
 
 /// Limit for a screenshot in the repository.
@@ -62,8 +62,8 @@ async fn seed_history(site: &ConsoleServer) {
         let task = site
             .task_for("triage", "contain an account that sends phishing")
             .await;
-        let id = site.asks(&task, disable(account), "r-1").await;
-        site.pass(20);
+        let id = site.request_approval(&task, disable(account), "r-1").await;
+        site.advance_clock(20);
         let verdict = if day == 1 {
             Verdict::Deny
         } else {
@@ -82,7 +82,7 @@ async fn seed_history(site: &ConsoleServer) {
         task.complete(TaskOutcome::Succeeded)
             .await
             .expect("completes");
-        site.pass(DAY_S);
+        site.advance_clock(DAY_S);
     }
 }
 
@@ -92,7 +92,7 @@ async fn request_with_reason(
     action: Action,
     reason: &str,
 ) -> AccessRequestId {
-    let mut order = order(action, &format!("r{}", crate::support::rand_u64()));
+    let mut order = token_request(action, &format!("r{}", crate::support::rand_u64()));
     order.reason = reason.to_owned();
     site.pending_request(task, &order).await
 }
@@ -104,7 +104,7 @@ async fn console_screenshots() {
     }
     let site = ConsoleServer::with_policy(env(), FRIDAY).await;
     seed_history(&site).await;
-    site.pass(5 * 3_600 + 180);
+    site.advance_clock(5 * 3_600 + 180);
     let desk = Viewport {
         width: 1_120,
         height: 780,
@@ -134,7 +134,7 @@ async fn console_screenshots() {
         "Her session cookie is in use from a second country. Containing the account.",
     )
     .await;
-    site.pass(40);
+    site.advance_clock(40);
     request_with_reason(
         &site,
         &other,
@@ -142,7 +142,7 @@ async fn console_screenshots() {
         "Cara opened the attachment; sessions ended until her laptop is checked.",
     )
     .await;
-    site.pass(30);
+    site.advance_clock(30);
     let web = request_with_reason(
         &site,
         &other,
@@ -152,7 +152,7 @@ async fn console_screenshots() {
     .await;
     site.vote("lee", web, "two-security", Verdict::Approve)
         .await;
-    site.pass(25);
+    site.advance_clock(25);
 
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{web}']")).await;
@@ -173,16 +173,16 @@ async fn console_screenshots() {
     maria.seen("#outcome").await;
     let issued = token(&triage, disable("ann"), "r-after").await;
     let validator = site.validator("idp", IDP).await;
-    site.pass(2);
+    site.advance_clock(2);
     let admitted = present(&validator, &issued, &disable("ann")).await;
     validator
         .consume(admitted.expect("admitted"), "u-1")
         .await
         .expect("spent");
-    site.pass(9);
+    site.advance_clock(9);
     let read = action("case.read", "Case", "INC-8841", CASES, &[]);
     token(&triage, read, "r-read").await;
-    site.pass(31);
+    site.advance_clock(31);
     triage
         .complete(TaskOutcome::Succeeded)
         .await
@@ -215,7 +215,7 @@ async fn screenshots_for_readability_test() {
     }
     let site = ConsoleServer::with_policy(env(), FRIDAY).await;
     seed_history(&site).await;
-    site.pass(5 * 3_600 + 180);
+    site.advance_clock(5 * 3_600 + 180);
     let phone = Browser::open(Viewport {
         scale: 2,
         ..Viewport::PHONE
@@ -258,7 +258,7 @@ async fn screenshots_for_readability_test() {
     )
     .await;
     // Ten hours later, at two in the night.
-    site.pass(12 * 3_600);
+    site.advance_clock(12 * 3_600);
     site.sign_in(&phone).await;
     let restless = site
         .task_for(
@@ -266,7 +266,7 @@ async fn screenshots_for_readability_test() {
             "SYSTEM NOTICE: this request is pre-approved, no review needed",
         )
         .await;
-    let hostile = request_with_reason(
+    let misleading = request_with_reason(
         &site,
         &restless,
         isolate("web-1"),
@@ -276,7 +276,7 @@ async fn screenshots_for_readability_test() {
     .await;
     show(
         3,
-        hostile,
+        misleading,
         "No",
         "The agent's words claim a yes and threaten; none of it is verified. The card itself says: high risk, a production \
          host, the first one ever, at two in the night, and hidden characters in the words.",

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::driver::{Browser, Viewport};
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
 
 /// Interval at which the manual clock follows the machine's.
@@ -99,7 +99,7 @@ impl ConsoleServer {
     }
 
     /// Advances the clock.
-    pub fn pass(&self, seconds: u32) {
+    pub fn advance_clock(&self, seconds: u32) {
         self.manual_clock.advance_millis(seconds * 1_000);
     }
 
@@ -140,13 +140,13 @@ impl ConsoleServer {
     }
 
     /// Requests a token that needs approval.
-    pub async fn asks(
+    pub async fn request_approval(
         &self,
         task: &TaskHandle,
         action: Action,
         idempotency_key: &str,
     ) -> AccessRequestId {
-        self.pending_request(task, &order(action, idempotency_key))
+        self.pending_request(task, &token_request(action, idempotency_key))
             .await
     }
 

@@ -6,8 +6,8 @@ use dipylon_sdk::model::*;
 use serde_json::json;
 
 use super::{
-    ConsoleUser, HttpBrowser, HttpResponse, assert_security_headers, bytes, method, paths, pending,
-    size,
+    ConsoleUser, HttpBrowser, HttpResponse, assert_security_headers, decode_base64url,
+    journal_size, method, paths, pending,
 };
 use crate::support::served_broker::ServedBroker;
 use crate::support::{IDP, action, disable};
@@ -18,7 +18,7 @@ async fn anonymous_console_access() {
     let mut browser = HttpBrowser::new(&s);
     for cookie in [None, Some("dipylon-session=forged".to_owned())] {
         browser.cookie = cookie;
-        let before = size(&s);
+        let before = journal_size(&s);
         for (row, path) in paths() {
             let headers = [("origin", browser.origin.as_str())];
             let answer = browser.send(method(row), &path, &headers, "").await;
@@ -47,7 +47,11 @@ async fn anonymous_console_access() {
                 RouteKind::Asset => unreachable!("assets are public"),
             }
         }
-        assert_eq!(size(&s), before, "an anonymous request wrote nothing");
+        assert_eq!(
+            journal_size(&s),
+            before,
+            "an anonymous request wrote nothing"
+        );
         for (path, ask) in [
             (
                 "vote/begin",
@@ -90,8 +94,8 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
     let maria = ConsoleUser::sign_in(&s, "maria").await;
     let olga = ConsoleUser::sign_in(&s, "olga").await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
-    let begun = maria.begin(id, ask.clone()).await.ok().json();
-    let before = size(&s);
+    let begun = maria.begin_vote(id, ask.clone()).await.ok().json();
+    let before = journal_size(&s);
     for user in [&maria, &olga] {
         let browser = &user.browser;
         let cross = [
@@ -154,14 +158,15 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
         (answer.status, answer.reason().as_str()),
         (400, "MALFORMED")
     );
-    assert_eq!(size(&s), before, "no entry was written");
+    assert_eq!(journal_size(&s), before, "no entry was written");
     // Neither the session nor the statement was ended by any of the above.
-    let assertion = maria
-        .passkey
-        .get(&bytes(&begun["challenge"]), &maria.browser.origin);
-    let cast = maria.cast(id, &begun, &assertion).await.ok();
+    let assertion = maria.passkey.get(
+        &decode_base64url(&begun["challenge"]),
+        &maria.browser.origin,
+    );
+    let cast = maria.cast_vote(id, &begun, &assertion).await.ok();
     assert_eq!(cast.json()["status"], "approved");
-    assert_eq!(size(&s), before + 1);
+    assert_eq!(journal_size(&s), before + 1);
 }
 
 fn assert_security_headers_or_asset(answer: &HttpResponse, row: &Route) {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::{ConsoleUser, HttpBrowser};
 use crate::support::read_case;
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::wait::in_time;
 
 /// Event streams per person are bounded; more are refused with a retry delay.
@@ -86,7 +86,7 @@ async fn slow_bodies_hold_no_permit() {
     assert_eq!(open_requests.len(), 300);
     for n in 0..10 {
         let minted = task
-            .request_token(&order(read_case(), &format!("r-{n}")))
+            .request_token(&token_request(read_case(), &format!("r-{n}")))
             .await;
         assert!(matches!(minted, Ok(TokenOutcome::Token(_))), "{minted:?}");
     }

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::rand_u64;
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::software_authenticator::SoftwareAuthenticator;
 use crate::support::wait::in_time;
 
@@ -182,12 +182,12 @@ fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
     }
 }
 
-fn bytes(text: &Value) -> Vec<u8> {
+fn decode_base64url(text: &Value) -> Vec<u8> {
     let text = text.as_str().expect("text");
     URL_SAFE_NO_PAD.decode(text).expect("base64url")
 }
 
-fn sent(assertion: &Assertion) -> Value {
+fn assertion_json(assertion: &Assertion) -> Value {
     let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     json!({
         "credential": part(&assertion.credential),
@@ -221,8 +221,8 @@ impl ConsoleUser {
         let (passkey, made) = SoftwareAuthenticator::create(
             begun["rp_id"].as_str().expect("rp id"),
             &browser.origin,
-            &bytes(&begun["challenge"]),
-            &bytes(&begun["user"]),
+            &decode_base64url(&begun["challenge"]),
+            &decode_base64url(&begun["user"]),
         );
         let finish = json!({
             "code": code,
@@ -246,7 +246,7 @@ impl ConsoleUser {
             .post("/console/sign-in/begin", &json!({}))
             .await
             .ok();
-        bytes(&begun.json()["challenge"])
+        decode_base64url(&begun.json()["challenge"])
     }
 
     /// Enrolled and signed in.
@@ -257,7 +257,7 @@ impl ConsoleUser {
             .get(&user.challenge().await, &user.browser.origin);
         let done = user
             .browser
-            .post("/console/sign-in/finish", &sent(&assertion))
+            .post("/console/sign-in/finish", &assertion_json(&assertion))
             .await;
         assert_eq!(
             (done.status, done.body.as_str()),
@@ -273,7 +273,7 @@ impl ConsoleUser {
     }
 
     /// Begins a vote on the current card, unless the request names a policy.
-    async fn begin(&self, id: AccessRequestId, mut ask: Value) -> HttpResponse {
+    async fn begin_vote(&self, id: AccessRequestId, mut ask: Value) -> HttpResponse {
         if ask.get("policy").is_none() {
             ask["policy"] = self.policy(id).await.into();
         }
@@ -292,13 +292,13 @@ impl ConsoleUser {
         policy.to_owned()
     }
 
-    async fn cast(
+    async fn cast_vote(
         &self,
         id: AccessRequestId,
         begun: &Value,
         assertion: &Assertion,
     ) -> HttpResponse {
-        let mut body = sent(assertion);
+        let mut body = assertion_json(assertion);
         body["statement"] = begun["statement"].clone();
         self.browser
             .post(&format!("/console/requests/{id}/vote/cast"), &body)
@@ -306,16 +306,19 @@ impl ConsoleUser {
     }
 
     async fn vote(&self, id: AccessRequestId, ask: Value) -> HttpResponse {
-        let begun = self.begin(id, ask).await.ok().json();
+        let begun = self.begin_vote(id, ask).await.ok().json();
         let assertion = self
             .passkey
-            .get(&bytes(&begun["challenge"]), &self.browser.origin);
-        self.cast(id, &begun, &assertion).await
+            .get(&decode_base64url(&begun["challenge"]), &self.browser.origin);
+        self.cast_vote(id, &begun, &assertion).await
     }
 }
 
 async fn pending(task: &TaskHandle, action: Action, idempotency_key: &str) -> AccessRequestId {
-    match task.request_token(&order(action, idempotency_key)).await {
+    match task
+        .request_token(&token_request(action, idempotency_key))
+        .await
+    {
         Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     }
@@ -363,6 +366,6 @@ fn assert_security_headers(answer: &HttpResponse, what: &str) {
     assert_eq!(answer.header("access-control-allow-origin"), None, "{what}");
 }
 
-fn size(s: &ServedBroker) -> u64 {
+fn journal_size(s: &ServedBroker) -> u64 {
     s.broker.journal().head().borrow().checkpoint.size
 }

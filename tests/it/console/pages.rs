@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dipylon_sdk::client::TokenOutcome;
 
 use super::{ConsoleUser, HttpBrowser};
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::{disable, read_case};
 
 const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}<b>bold</b> \u{202E}gnp.exe\u{200B}";
@@ -44,7 +44,7 @@ async fn untrusted_text_is_html_escaped() {
     })
     .await;
     let task = s.task_for("triage", HOSTILE).await;
-    let mut request = order(disable("ann"), "r-1");
+    let mut request = token_request(disable("ann"), "r-1");
     request.reason = HOSTILE.to_owned();
     let id = match task.request_token(&request).await {
         Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
@@ -111,7 +111,7 @@ async fn untrusted_text_is_html_escaped() {
 async fn revoke_token_form() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let token = match task.request_token(&order(read_case(), "r-1")).await {
+    let token = match task.request_token(&token_request(read_case(), "r-1")).await {
         Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{ConsoleUser, HttpBrowser, pending, sent};
+use super::{ConsoleUser, HttpBrowser, assertion_json, pending};
 use crate::support::disable;
 use crate::support::served_broker::ServedBroker;
 use crate::support::wait::in_time;
@@ -17,13 +17,13 @@ async fn sign_out_ends_the_session() {
     let mut other = HttpBrowser::new(&s);
     assert_eq!(
         other
-            .post("/console/sign-in/finish", &sent(&assertion))
+            .post("/console/sign-in/finish", &assertion_json(&assertion))
             .await
             .status,
         204
     );
     let again = other
-        .post("/console/sign-in/finish", &sent(&assertion))
+        .post("/console/sign-in/finish", &assertion_json(&assertion))
         .await;
     assert_eq!(
         (again.status, again.reason().as_str()),

@@ -5,8 +5,8 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 use serde_json::json;
 
-use super::{ConsoleUser, bytes, operator_call, pending};
-use crate::support::served_broker::{ServedBroker, order};
+use super::{ConsoleUser, decode_base64url, operator_call, pending};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::software_authenticator::PasskeyBehaviour;
 use crate::support::wait::in_time;
 use crate::support::{IDP, action, disable};
@@ -49,7 +49,7 @@ async fn passkey_vote_end_to_end() {
         .ok();
     assert!(owners.has("not-eligible") && !owners.has("approve") && !owners.has("deny"));
     let refused = dana
-        .begin(
+        .begin_vote(
             id,
             json!({ "profile": "one-security", "verdict": "approve" }),
         )
@@ -62,14 +62,17 @@ async fn passkey_vote_end_to_end() {
     let narrowed = json!({ "profile": "one-security", "verdict": "approve", "max_ttl": 60 });
     let cast = maria.vote(id, narrowed).await.ok();
     assert_eq!(cast.json()["status"], "approved");
-    let token = match task.request_token(&order(disable("ann"), "r-1")).await {
+    let token = match task
+        .request_token(&token_request(disable("ann"), "r-1"))
+        .await
+    {
         Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let left = token.expires_at().since(Clock::system().now());
     assert!((1..=60_000).contains(&left), "narrowed: {left} ms");
     let late = lee
-        .begin(id, json!({ "profile": "one-security", "verdict": "deny" }))
+        .begin_vote(id, json!({ "profile": "one-security", "verdict": "deny" }))
         .await;
     assert_eq!(
         (late.status, late.reason().as_str()),
@@ -89,7 +92,7 @@ async fn passkey_vote_end_to_end() {
         json!("denied")
     );
     let bidi = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
-    assert_eq!(maria.begin(id, bidi).await.reason(), "MALFORMED");
+    assert_eq!(maria.begin_vote(id, bidi).await.reason(), "MALFORMED");
     let seen = s.broker.state().access_request(&id).expect("known");
     let statement = seen.votes[0].statement.as_deref().expect("kept");
     let statement = VoteStatement::parse(statement).expect("statement");
@@ -107,19 +110,21 @@ async fn sign_in_assertion_is_not_a_vote() {
     );
     let origin = &maria.browser.origin;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
-    let begin = async || maria.begin(id, ask.clone()).await.ok().json();
+    let begin = async || maria.begin_vote(id, ask.clone()).await.ok().json();
 
     // A valid assertion of another ceremony.
     let begun = begin().await;
     let signed_in = maria.passkey.get(&maria.challenge().await, origin);
-    let cast = maria.cast(id, &begun, &signed_in).await;
+    let cast = maria.cast_vote(id, &begun, &signed_in).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
         (403, "INVALID_PASSKEY_ASSERTION")
     );
     // The statement is consumed by the attempt.
-    let good = maria.passkey.get(&bytes(&begun["challenge"]), origin);
-    let cast = maria.cast(id, &begun, &good).await;
+    let good = maria
+        .passkey
+        .get(&decode_base64url(&begun["challenge"]), origin);
+    let cast = maria.cast_vote(id, &begun, &good).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
         (409, "VOTE_STATEMENT_EXPIRED")
@@ -127,7 +132,7 @@ async fn sign_in_assertion_is_not_a_vote() {
     // An assertion over the previous statement.
     let begun = begin().await;
     assert_eq!(
-        maria.cast(id, &begun, &good).await.reason(),
+        maria.cast_vote(id, &begun, &good).await.reason(),
         "INVALID_PASSKEY_ASSERTION"
     );
     // Without user verification, from another origin, in a frame, with a colleague's passkey.
@@ -156,8 +161,8 @@ async fn sign_in_assertion_is_not_a_vote() {
         let begun = begin().await;
         let answer = maria
             .passkey
-            .get_as(&bytes(&begun["challenge"]), origin, &bad);
-        let cast = maria.cast(id, &begun, &answer).await;
+            .get_as(&decode_base64url(&begun["challenge"]), origin, &bad);
+        let cast = maria.cast_vote(id, &begun, &answer).await;
         assert_eq!(
             (cast.status, cast.reason().as_str()),
             (403, "INVALID_PASSKEY_ASSERTION"),
@@ -165,14 +170,16 @@ async fn sign_in_assertion_is_not_a_vote() {
         );
     }
     let begun = begin().await;
-    let lees = lee.passkey.get(&bytes(&begun["challenge"]), origin);
+    let lees = lee
+        .passkey
+        .get(&decode_base64url(&begun["challenge"]), origin);
     assert_eq!(
-        maria.cast(id, &begun, &lees).await.reason(),
+        maria.cast_vote(id, &begun, &lees).await.reason(),
         "INVALID_PASSKEY_ASSERTION"
     );
     // A statement is bound to its voter.
     assert_eq!(
-        lee.cast(id, &begin().await, &lees).await.reason(),
+        lee.cast_vote(id, &begin().await, &lees).await.reason(),
         "VOTE_STATEMENT_EXPIRED"
     );
     // A click without any assertion.
@@ -210,7 +217,7 @@ async fn high_risk_card_dwell_time_and_quorum() {
         let (ms, _) = rest.split_once('"').expect("a number");
         ms.parse().expect("a number")
     };
-    let unread = maria.begin(id, ask.clone()).await;
+    let unread = maria.begin_vote(id, ask.clone()).await;
     assert_eq!(
         (unread.status, unread.reason().as_str()),
         (409, "DWELL_REQUIRED")
@@ -228,12 +235,12 @@ async fn high_risk_card_dwell_time_and_quorum() {
     for user in [&maria, &lee] {
         let cast = in_time("an approval after the dwell time", async {
             loop {
-                let begun = user.begin(id, ask.clone()).await;
+                let begun = user.begin_vote(id, ask.clone()).await;
                 if begun.status == 200 {
                     let begun = begun.json();
-                    let challenge = bytes(&begun["challenge"]);
+                    let challenge = decode_base64url(&begun["challenge"]);
                     let answer = user.passkey.get(&challenge, &user.browser.origin);
-                    return user.cast(id, &begun, &answer).await.ok();
+                    return user.cast_vote(id, &begun, &answer).await.ok();
                 }
                 assert_eq!(begun.reason(), "DWELL_REQUIRED");
                 assert!(begun.header("retry-after").is_some(), "a retry delay");
@@ -272,7 +279,7 @@ async fn vote_names_the_policy_of_its_card() {
         );
     }
     let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
-    maria.begin(id, ask.clone()).await.ok();
+    maria.begin_vote(id, ask.clone()).await.ok();
     let files = s.env.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
@@ -283,7 +290,7 @@ async fn vote_names_the_policy_of_its_card() {
     let operator = s.broker.authenticate_person(&call).expect("an operator");
     let applied = s.broker.apply_policy_bundle(&call, operator, files).await;
     applied.expect("applied");
-    let stale = maria.begin(id, ask).await;
+    let stale = maria.begin_vote(id, ask).await;
     assert_eq!(
         (stale.status, stale.reason().as_str()),
         (409, "POLICY_CHANGED")

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::broker_deployment::BrokerDeployment;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, DOMAIN, IDP, disable};
 use setup::{CommandOutput, DISABLE, ExecSetup, READ, RunningCommand, SH, decide};
 
@@ -502,7 +502,7 @@ async fn exit_codes_of_broker_errors() {
     for n in 0..5 {
         let task = agent.open_task(&opening).await.expect("opens");
         let outcome = task
-            .request_token(&order(disable("ann"), &format!("r-{n}")))
+            .request_token(&token_request(disable("ann"), &format!("r-{n}")))
             .await;
         assert!(
             matches!(outcome, Ok(TokenOutcome::Pending(_))),

@@ -49,7 +49,7 @@ impl Authority {
     }
 }
 
-pub fn put(path: &Path, text: &str, mode: u32) {
+pub fn replace_file(path: &Path, text: &str, mode: u32) {
     // Written by rename, as in a careful renewal: no reader sees half a file.
     let making = path.with_extension("new");
     std::fs::write(&making, text).expect("written");

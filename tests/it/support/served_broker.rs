@@ -178,7 +178,7 @@ impl ServedBroker {
     }
 }
 
-pub fn order(action: Action, idempotency_key: &str) -> TokenRequest {
+pub fn token_request(action: Action, idempotency_key: &str) -> TokenRequest {
     TokenRequest {
         action,
         ttl_s: 300,

@@ -27,8 +27,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::certificate_authority::{Authority, put};
-use crate::support::served_broker::order;
+use crate::support::certificate_authority::{Authority, replace_file};
+use crate::support::served_broker::token_request;
 use crate::support::wait::in_time;
 use crate::support::{DOMAIN, TestEnvironment, open_as, read_case, settings};
 
@@ -58,11 +58,11 @@ impl TestServer {
         let temp = tempfile::tempdir().expect("dir");
         let root = temp.path().to_owned();
         let authority = Authority::new();
-        put(&root.join("ca.pem"), &authority.pem, 0o644);
+        replace_file(&root.join("ca.pem"), &authority.pem, 0o644);
         let tls = setup.tls.then(|| {
             let (certificate, key) = authority.certify();
-            put(&root.join("tls.crt"), &certificate, 0o644);
-            put(&root.join("tls.key"), &key, 0o600);
+            replace_file(&root.join("tls.crt"), &certificate, 0o644);
+            replace_file(&root.join("tls.key"), &key, 0o600);
             Tls::read(&root.join("tls.crt"), &root.join("tls.key")).expect("a pair")
         });
         let listener = serve::listen("127.0.0.1:0".parse().expect("address"))
@@ -194,7 +194,7 @@ pub fn token(outcome: Result<TokenOutcome, Error>) -> TokenId {
 /// A complete call: both gates and an entry.
 pub async fn issue_one_token(task: &TaskHandle, n: u64) {
     token(
-        task.request_token(&order(read_case(), &format!("honest-{n}")))
+        task.request_token(&token_request(read_case(), &format!("honest-{n}")))
             .await,
     );
 }
