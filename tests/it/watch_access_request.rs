@@ -17,13 +17,13 @@ use dipylon_sdk::proto::v1;
 use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 
 use crate::support::broker_deployment::BrokerDeployment;
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::wait::{in_time, until};
-use crate::support::{TestEnvironment, disable, rand_u64};
+use crate::support::{disable, rand_u64};
 
 async fn pending(task: &TaskHandle, idempotency_key: &str) -> PendingApproval {
     match task
-        .request_token(&order(disable("ann"), idempotency_key))
+        .request_token(&token_request(disable("ann"), idempotency_key))
         .await
     {
         Ok(TokenOutcome::Pending(pending)) => pending,
@@ -52,10 +52,7 @@ async fn next_status(watch: &mut AccessRequestWatch) -> Option<Status> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watch_reports_every_final_status() {
-    let mut env = TestEnvironment::new();
-    let people = env.policy.get_mut("people.toml").expect("people");
-    *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
-    let s = ServedBroker::start_in(env).await;
+    let s = ServedBroker::start().await;
     let maria = s.approver("maria");
     let lee = s.approver("lee");
 
@@ -78,7 +75,9 @@ async fn watch_reports_every_final_status() {
         "one more approval is a change"
     );
     // The watch mints nothing: RequestToken does.
-    let outcome = task.request_token(&order(disable("ann"), "r-yes")).await;
+    let outcome = task
+        .request_token(&token_request(disable("ann"), "r-yes"))
+        .await;
     assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
     assert_eq!(next_status(&mut watch).await, Some(Status::Consumed));
     assert_eq!(next_status(&mut watch).await, None);
@@ -99,7 +98,13 @@ async fn watch_reports_every_final_status() {
     task.cancel(id).await.expect("cancels");
     assert_eq!(next_status(&mut watch).await, Some(Status::Cancelled));
 
-    let (_, mut watch) = begin(&task, "r-late").await;
+    // Its own broker: elsewhere in this test no request may expire.
+    let brief = ServedBroker::start_with_policy(|files| {
+        let people = files.get_mut("people.toml").expect("people");
+        *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
+    })
+    .await;
+    let (_, mut watch) = begin(&brief.task("triage").await, "r-late").await;
     assert_eq!(
         next_status(&mut watch).await,
         Some(Status::Expired),
@@ -242,7 +247,7 @@ async fn watchers_wake_only_for_their_request() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let waiting = {
-        let (task, mut ask) = (task.clone(), order(disable("ann"), "r-1"));
+        let (task, mut ask) = (task.clone(), token_request(disable("ann"), "r-1"));
         ask.wait_s = 60;
         tokio::spawn(async move { task.request_token(&ask).await })
     };
@@ -275,7 +280,7 @@ async fn watchers_wake_only_for_their_request() {
     for n in 0..100 {
         let read = crate::support::read_case();
         other
-            .request_token(&order(read, &format!("r-read-{n}")))
+            .request_token(&token_request(read, &format!("r-read-{n}")))
             .await
             .expect("answers");
     }
@@ -310,7 +315,7 @@ async fn waiting_survives_broker_and_agent_restart() {
     let waiting = {
         let task = task.clone();
         tokio::spawn(async move {
-            task.wait_for_token(&order(disable("ann"), "r-1"), until)
+            task.wait_for_token(&token_request(disable("ann"), "r-1"), until)
                 .await
         })
     };
@@ -319,7 +324,7 @@ async fn waiting_survives_broker_and_agent_restart() {
 
     // The agent restarts: with its key and the same action it finds the same access request.
     let again = TaskHandle::attach(endpoint(), evidence, task.id(), key);
-    let mut ask = order(disable("ann"), "r-after");
+    let mut ask = token_request(disable("ann"), "r-after");
     ask.wait_s = 0;
     let found = match again.request_token(&ask).await {
         Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
