@@ -78,7 +78,7 @@ impl AdmissionControl {
         class: Class,
     ) -> Result<ConcurrencyPermit, Duration> {
         self.concurrency.acquire(class).await.map_err(|_| {
-            self.record_shed(class, "concurrency");
+            self.record_shed(class, "places");
             OVERLOAD_RETRY_AFTER
         })
     }
@@ -119,7 +119,7 @@ impl AdmissionControl {
         class: Class,
     ) -> Result<PerKeyPermit<K>, Status> {
         streams.acquire(key).ok_or_else(|| {
-            self.record_shed(class, "streams");
+            self.record_shed(class, "watches");
             rate_limited(OVERLOAD_RETRY_AFTER)
         })
     }

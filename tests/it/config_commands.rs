@@ -13,7 +13,7 @@ fn config_check_reports_every_problem() {
     let (code, out, _) = check(&good);
     assert_eq!(code, 0, "{out}");
     assert!(
-        out.contains("1 JWT-SVID keys") && out.contains("the first start makes it"),
+        out.contains("1 JWT-SVID keys") && out.contains("the first start creates it"),
         "{out}"
     );
 
@@ -63,7 +63,7 @@ fn config_check_reports_every_problem() {
     site.write("dipylon.toml", &good);
     let (code, out, _) = site.run(&["config", "check", "--json", "dipylon.toml"]);
     let json: serde_json::Value = serde_json::from_str(&out).expect("json");
-    assert_eq!((code, json["good"].as_bool()), (1, Some(false)), "{json}");
+    assert_eq!((code, json["passed"].as_bool()), (1, Some(false)), "{json}");
     let (code, out, _) = check(&good.replace("\"keys\"", "\"data/keys\""));
     assert_eq!(
         (code, out.contains("must not be inside the data directory")),

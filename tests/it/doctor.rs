@@ -19,16 +19,16 @@ fn doctor_checks_online_and_offline() {
     // Before the first start.
     let (code, out, stderr) = doctor();
     assert_eq!(code, 0, "{out}{stderr}");
-    has(&out, "[ok]", "none yet: the first start makes it");
-    has(&out, "[warn]", "no policy bundle: everything is denied");
-    has(&out, "[ok]", "is free: no broker runs");
+    has(&out, "[ok]", "none yet: the first start creates it");
+    has(&out, "[warn]", "no policy bundle: every request is denied");
+    has(&out, "[ok]", "is free: no broker is running");
 
     // RunningBroker, and not yet in service.
     let running = site.serve();
     let (code, out, _) = doctor();
     assert_eq!(code, 1, "{out}");
     has(&out, "[fail]", "not ready: no policy bundle is in force");
-    has(&out, "[ok]", "is held by the broker of this journal");
+    has(&out, "[ok]", "is served by the broker of this journal");
 
     // With a policy in force.
     let code = running.code().expect("printed");
@@ -39,18 +39,22 @@ fn doctor_checks_online_and_offline() {
     let (code, out, _) = doctor();
     assert_eq!(code, 0, "{out}");
     for expected in [
-        "answers and is ready",
+        "responds and is ready",
         "clocks agree",
-        "whole: ",
+        "verified: ",
         "policy bundle in force",
         "0 days old",
-        "is where it listens",
+        "matches the listen address",
     ] {
         assert!(out.contains(expected), "{expected}: {out}");
     }
     let (code, out, _) = site.run(&["doctor", "--url", &site.url, "--key", "maria.pem"]);
     assert_eq!(code, 0, "{out}");
-    has(&out, "[ok]", "the key is known; 0 access requests wait");
+    has(
+        &out,
+        "[ok]",
+        "the key is registered; 0 access requests are waiting",
+    );
     site.write(
         "stranger.pem",
         SigningKey::to_pem(&SigningKey::generate().expect("key").1).as_str(),
@@ -64,8 +68,8 @@ fn doctor_checks_online_and_offline() {
     drop(running);
     let (code, out, _) = doctor();
     assert_eq!(code, 0, "{out}");
-    has(&out, "[ok]", "is free: no broker runs");
-    has(&out, "[ok]", "whole: ");
+    has(&out, "[ok]", "is free: no broker is running");
+    has(&out, "[ok]", "verified: ");
 
     let other = std::net::TcpListener::bind(("127.0.0.1", site.port)).expect("free");
     let answering = std::thread::spawn(move || {
@@ -81,7 +85,7 @@ fn doctor_checks_online_and_offline() {
     let (code, out, _) = doctor();
     answering.join().expect("two requests");
     assert_eq!(code, 1, "{out}");
-    has(&out, "[fail]", "is held by something else");
+    has(&out, "[fail]", "is in use by another process");
     has(&out, "[fail]", "clocks: ");
 
     site.mode("keys", 0o755);
@@ -98,7 +102,7 @@ fn doctor_checks_online_and_offline() {
     site.write("dipylon.toml", &elsewhere);
     let (code, out, _) = doctor();
     assert_eq!(code, 1, "{out}");
-    has(&out, "[fail]", "is not where it listens");
+    has(&out, "[fail]", "does not match the listen address");
     site.write("dipylon.toml", &good);
 
     // A changed entry.
@@ -111,7 +115,7 @@ fn doctor_checks_online_and_offline() {
     drop(db);
     let (code, out, _) = doctor();
     assert_eq!(code, 1, "{out}");
-    has(&out, "[fail]", "NOT WHOLE");
+    has(&out, "[fail]", "journal verification failed");
 }
 
 #[test]
@@ -135,8 +139,8 @@ fn doctor_counts_eligible_approvers() {
     kept.push_str("\n[profile.idle]\ngroup = \"security\"\nwait = \"5m\"\ngood_for = \"5m\"\nmethod = \"key\"\n");
     site.write("policy/people.toml", &kept);
     let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
-    assert!(out.contains("profile idle: no rule asks for it"), "{out}");
-    assert!(out.contains("fewer could ever say yes for"), "{out}");
+    assert!(out.contains("profile idle: no rule uses it"), "{out}");
+    assert!(out.contains("too few are eligible for"), "{out}");
 }
 
 #[test]
@@ -192,16 +196,16 @@ fn doctor_checks_tls_certificate() {
 
     let certificate = put(90);
     let _running = site.serve();
-    let held = "is held by the broker of this journal";
+    let held = "is served by the broker of this journal";
     // Trusted by `--ca`; by the certificate chain; and by neither.
     let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml", "--ca", "ca.pem"]);
     assert!(
-        out.contains(held) && out.contains("TLS of its own"),
+        out.contains(held) && out.contains("TLS, terminated by the broker"),
         "{out}"
     );
     let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
     assert!(
-        !out.contains(held) && out.contains("does not answer"),
+        !out.contains(held) && out.contains("does not respond"),
         "{out}"
     );
     site.write("tls.crt", &format!("{certificate}{}", authority.pem));
