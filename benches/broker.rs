@@ -13,7 +13,7 @@
 
 #[path = "broker/mod.rs"]
 mod benchmarks;
-#[allow(dead_code, reason = "the tests use all of it")]
+#[allow(dead_code, unused_imports, reason = "the tests use all of it")]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, fresh};
-use crate::support::served_broker::order;
+use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, unique_number};
+use crate::support::served_broker::token_request;
 use crate::support::{IDP, TestEnvironment, action};
 
 /// Agents that the access requests are spread over, half of them of each of two owners.
@@ -27,7 +27,7 @@ const PER_CONNECTION: usize = 50;
 pub fn run(counts: &Counts, report: &mut Report) {
     report.part(&format!("{} pending access requests", counts.pending));
     let setup = BenchSetup::start_in(env(counts.pending));
-    let asked = ask(&setup, counts.pending);
+    let requests = ask(&setup, counts.pending);
     assert_eq!(
         setup.served.broker.state().unclosed_requests().len(),
         counts.pending
@@ -41,15 +41,15 @@ pub fn run(counts: &Counts, report: &mut Report) {
             let took = read(&person, counts.inboxes, counts.pending).await;
             report.line(what, &summary(&took, "p99 below 200 ms"));
         }
-        let (watched, waited) = asked.split_at(counts.watches.min(asked.len() / 2));
+        let (watched, waited) = requests.split_at(counts.watches.min(requests.len() / 2));
         let waited = &waited[..counts.watches.min(waited.len())];
         report.part(&format!(
             "From the CastVote reply to the agent's reply, {} agents waiting",
             watched.len()
         ));
-        let took = watches(&setup, watched, counts.votes).await;
+        let took = measure_watches(&setup, watched, counts.votes).await;
         report.line("WatchAccessRequest", &summary(&took, "p99 below 50 ms"));
-        let took = waits(&setup, waited, counts.votes).await;
+        let took = measure_waits(&setup, waited, counts.votes).await;
         report.line(
             "RequestToken that waits for approval",
             &summary(&took, "p99 below 50 ms"),
@@ -124,11 +124,11 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
         .collect();
     let broker = setup.broker();
     setup.broker.block_on(async {
-        let mut asked = Vec::new();
+        let mut requests = Vec::new();
         for n in 0..count {
             let (agent, holder) = &holders[n % holders.len()];
             let action = disable(n / holders.len());
-            let idempotency_key = format!("r-{}", fresh());
+            let idempotency_key = format!("r-{}", unique_number());
             let ask = RequestTokenInput {
                 task: holder.task,
                 action: action.clone(),
@@ -146,7 +146,7 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
             let Ok(TokenReply::Pending(pending)) = reply else {
                 panic!("not pending: {reply:?}")
             };
-            asked.push(PendingRequest {
+            requests.push(PendingRequest {
                 agent: agent.clone(),
                 task: holder.task,
                 key: holder.key.clone(),
@@ -155,7 +155,7 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
                 id: pending.access_request,
             });
         }
-        asked
+        requests
     })
 }
 
@@ -181,25 +181,29 @@ async fn read(person: &ApproverClient, times: usize, pending: usize) -> Vec<u64>
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn watches(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Vec<u64> {
+async fn measure_watches(
+    setup: &BenchSetup,
+    requests: &[PendingRequest],
+    votes: usize,
+) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let (ready, mut readies) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
-    for (n, task) in attached(setup, asked).into_iter().enumerate() {
-        let mut watch = task.watch(asked[n].id);
+    for (n, task) in attached(setup, requests).into_iter().enumerate() {
+        let mut watch = task.watch(requests[n].id);
         let (heard, ready) = (heard.clone(), ready.clone());
         tasks.spawn(async move {
             watch.next().await.expect("watches");
-            ready.send(()).expect("told");
+            ready.send(()).expect("received");
             if let Ok(Some(_)) = watch.next().await {
-                heard.send((n, Instant::now())).expect("told");
+                heard.send((n, Instant::now())).expect("received");
             }
         });
     }
-    for _ in 0..asked.len() {
+    for _ in 0..requests.len() {
         readies.recv().await.expect("all watch");
     }
-    let took = vote_and_hear(setup, asked, votes, &mut hears).await;
+    let took = vote_and_hear(setup, requests, votes, &mut hears).await;
     tasks.shutdown().await;
     took
 }
@@ -209,20 +213,20 @@ async fn watches(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> 
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Vec<u64> {
+async fn measure_waits(setup: &BenchSetup, requests: &[PendingRequest], votes: usize) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
-    for (n, task) in attached(setup, asked).into_iter().enumerate() {
-        let mut order = order(asked[n].action.clone(), &asked[n].idempotency_key);
+    for (n, task) in attached(setup, requests).into_iter().enumerate() {
+        let mut request = token_request(requests[n].action.clone(), &requests[n].idempotency_key);
         // As in the first call: an idempotency key is bound to one request.
-        order.reason = String::new();
-        order.wait_s = 60;
+        request.reason = String::new();
+        request.wait_s = 60;
         let heard = heard.clone();
         tasks.spawn(async move {
             loop {
-                match task.request_token(&order).await {
+                match task.request_token(&request).await {
                     Ok(TokenOutcome::Token(_)) => {
-                        break heard.send((n, Instant::now())).expect("told");
+                        break heard.send((n, Instant::now())).expect("received");
                     }
                     Ok(TokenOutcome::Pending(_)) => {}
                     other => panic!("{other:?}"),
@@ -232,10 +236,10 @@ async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Ve
     }
     // There is no way to see that a call waits: it gets generous time to begin.
     tokio::time::sleep(std::time::Duration::from_millis(
-        500 + asked.len() as u64 * 4,
+        500 + requests.len() as u64 * 4,
     ))
     .await;
-    let took = vote_and_hear(setup, asked, votes, &mut hears).await;
+    let took = vote_and_hear(setup, requests, votes, &mut hears).await;
     tasks.shutdown().await;
     took
 }
@@ -246,16 +250,16 @@ async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Ve
 )]
 async fn vote_and_hear(
     setup: &BenchSetup,
-    asked: &[PendingRequest],
+    requests: &[PendingRequest],
     votes: usize,
     hears: &mut mpsc::UnboundedReceiver<(usize, Instant)>,
 ) -> Vec<u64> {
     let lee = setup.served.approver("lee");
     let mut took = Vec::new();
     // Spread over all, not only the first.
-    let step = (asked.len() / votes.max(1)).max(1);
-    for n in (0..asked.len()).step_by(step).take(votes) {
-        let card = lee.card(asked[n].id).await.expect("card");
+    let step = (requests.len() / votes.max(1)).max(1);
+    for n in (0..requests.len()).step_by(step).take(votes) {
+        let card = lee.card(requests[n].id).await.expect("card");
         let profile = ProfileName::parse("one-security").expect("profile");
         let seen = ReviewedCard {
             card: &card,
@@ -275,17 +279,17 @@ async fn vote_and_hear(
 }
 
 /// The tasks, spread over connections of [`PER_CONNECTION`] each.
-fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<TaskHandle> {
-    let endpoints: Vec<Endpoint> = (0..asked.len().div_ceil(PER_CONNECTION))
+fn attached(setup: &BenchSetup, requests: &[PendingRequest]) -> Vec<TaskHandle> {
+    let endpoints: Vec<Endpoint> = (0..requests.len().div_ceil(PER_CONNECTION))
         .map(|_| setup.served.endpoint())
         .collect();
-    asked
+    requests
         .iter()
         .enumerate()
-        .map(|(n, one)| {
-            let evidence = setup.served.evidence(&one.agent);
+        .map(|(n, request)| {
+            let evidence = setup.served.evidence(&request.agent);
             let endpoint = endpoints[n / PER_CONNECTION].clone();
-            TaskHandle::attach(endpoint, evidence, one.task, one.key.clone())
+            TaskHandle::attach(endpoint, evidence, request.task, request.key.clone())
         })
         .collect()
 }

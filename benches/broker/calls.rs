@@ -29,29 +29,29 @@ const TASKS: usize = 64;
 pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     report.part("An empty call (health) over gRPC on the same server");
     for in_flight in IN_FLIGHT {
-        let count = slice_of(counts, in_flight);
+        let count = slice_size(counts, in_flight);
         let mut empty_calls = Tally::default();
         for _ in 0..counts.rounds {
             empty_calls.add(empty(setup, count, in_flight));
         }
         report.line(&format!("{in_flight} in flight"), &empty_calls.summary());
     }
-    mints(setup, counts, report);
+    measure_mints(setup, counts, report);
     introspections(setup, counts, report);
 }
 
-fn slice_of(counts: &Counts, in_flight: usize) -> usize {
+fn slice_size(counts: &Counts, in_flight: usize) -> usize {
     match in_flight {
         1 => counts.alone,
         _ => counts.crowd,
     }
 }
 
-fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+fn measure_mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     report.part("A token: both gates, bound to a key, durable");
     for in_flight in IN_FLIGHT {
         let holders = setup.tasks("triage", TASKS);
-        let count = slice_of(counts, in_flight);
+        let count = slice_size(counts, in_flight);
         let (mut wired, mut bare) = (Tally::default(), Tally::default());
         // Warm-up of caches and connections.
         over_the_wire(
@@ -158,18 +158,18 @@ fn introspections(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     let tokens = tokens(setup, &holders);
     let key = setup.served.env.key_of("cases");
     for in_flight in [1, 16] {
-        let count = slice_of(counts, in_flight);
-        let (mut asked, mut empty_calls) = (Tally::default(), Tally::default());
+        let count = slice_size(counts, in_flight);
+        let (mut introspections, mut empty_calls) = (Tally::default(), Tally::default());
         let mut verifying = Vec::new();
         for _ in 0..counts.rounds {
             empty_calls.add(empty(setup, count, in_flight));
-            asked.add(introspect(setup, &tokens, &key, count, in_flight));
+            introspections.add(introspect(setup, &tokens, &key, count, in_flight));
             verifying.extend(verifications(&key, counts.alone));
         }
         let verify = percentile(&verifying, 50);
         report.line(
             &format!("over gRPC, {in_flight} in flight"),
-            &asked.summary(),
+            &introspections.summary(),
         );
         report.line(
             &format!("an empty call, {in_flight}"),
@@ -179,7 +179,7 @@ fn introspections(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         let goal = "at least 0.80";
         if in_flight == 1 {
             let ceiling = empty_calls.percentile(50) + verify;
-            let took = asked.percentile(50) as f64;
+            let took = introspections.percentile(50) as f64;
             report.ratio(
                 "(empty + one verification) / p50",
                 ceiling as f64 / took,
@@ -189,7 +189,7 @@ fn introspections(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
             let ceiling = empty_calls.broker_us() + verify as f64 / 1e3;
             report.ratio(
                 "(empty + one verification) / cpu",
-                ceiling / asked.broker_us(),
+                ceiling / introspections.broker_us(),
                 goal,
             );
         }
@@ -238,7 +238,9 @@ pub fn tokens(setup: &BenchSetup, holders: &[TaskHolder]) -> Vec<String> {
                 .request_token(&call_context(REQUEST_TOKEN, proof), ask)
                 .await
             {
-                Ok(TokenReply::Token(given)) => tokens.push(given.token.expose_secret().to_owned()),
+                Ok(TokenReply::Token(issued)) => {
+                    tokens.push(issued.token.expose_secret().to_owned())
+                }
                 other => panic!("not a token: {other:?}"),
             }
         }

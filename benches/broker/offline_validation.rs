@@ -13,7 +13,7 @@ use super::Counts;
 use super::calls::tokens;
 use super::closed_loop::nanos;
 use super::report::Report;
-use super::setup::{BenchSetup, TaskHolder, fresh};
+use super::setup::{BenchSetup, TaskHolder, unique_number};
 use crate::support::{CASES, read_case};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
@@ -66,7 +66,7 @@ fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<Issue
                 htm: "GET",
                 htu: URL,
                 iat: Clock::system().now(),
-                jti: &format!("proof-{:016x}", fresh()),
+                jti: &format!("proof-{:016x}", unique_number()),
                 nonce: None,
                 ath: Some(dpop::ath(&token)),
                 action_digest: None,
@@ -95,10 +95,10 @@ async fn check(validator: &Validator, shown: &[IssuedTokenWithProof]) -> Duratio
     };
     let openings = BTreeMap::new();
     let start = Instant::now();
-    for one in shown {
+    for issued in shown {
         let presented = PresentedToken {
-            token: &one.token,
-            dpop: Some(&one.proof),
+            token: &issued.token,
+            dpop: Some(&issued.proof),
             method: "GET",
             url: URL,
             openings: &openings,
@@ -113,10 +113,10 @@ async fn check(validator: &Validator, shown: &[IssuedTokenWithProof]) -> Duratio
 
 /// The signature verifications that no check of a token and a proof can omit.
 fn signatures(holders: &[TaskHolder], signer: &PublicKey, shown: &[IssuedTokenWithProof]) {
-    for one in shown {
+    for issued in shown {
         for (text, key) in [
-            (&one.token, signer),
-            (&one.proof, holders[one.holder].key.public()),
+            (&issued.token, signer),
+            (&issued.proof, holders[issued.holder].key.public()),
         ] {
             let (signed, signature) = text.rsplit_once('.').expect("three parts");
             let mut bytes = [0; 64];

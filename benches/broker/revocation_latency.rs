@@ -10,8 +10,8 @@ use dipylon_sdk::validator::{PresentedToken, RequiredAction, ValidationError, Va
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{BenchSetup, fresh};
-use crate::support::served_broker::order;
+use super::setup::{BenchSetup, unique_number};
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, read_case};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
@@ -70,7 +70,7 @@ async fn begin(
     agent: &str,
 ) -> (TaskHandle, AccessToken) {
     let task = setup.served.task(agent).await;
-    let order = order(read_case(), &format!("r-{}", fresh()));
+    let order = token_request(read_case(), &format!("r-{}", unique_number()));
     let token = match task.request_token(&order).await {
         Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),

@@ -178,17 +178,17 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         setup.served.operator("olga")
     };
     let agent = AgentId::parse("reporter").expect("id");
-    let (slice, (asked, acknowledged, index)) = setup.load.block_on(async {
+    let (slice, (requested_at, acknowledged, index)) = setup.load.block_on(async {
         let ending = tokio::spawn(async move {
             while done.load(Ordering::Relaxed) < half {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            let asked = Instant::now();
+            let requested_at = Instant::now();
             let ended = operator
                 .suspend(&agent, "a drill")
                 .await
                 .expect("suspended");
-            (asked, Instant::now(), ended.position)
+            (requested_at, Instant::now(), ended.position)
         });
         let slice = closed(requests, IN_FLIGHT, move |caller, request| {
             let client = clients[caller % clients.len()].clone();
@@ -201,7 +201,7 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         .await;
         (slice, ending.await.expect("ended"))
     });
-    let from = nanos(asked.saturating_duration_since(slice.began));
+    let from = nanos(requested_at.saturating_duration_since(slice.began));
     let to = nanos(acknowledged.saturating_duration_since(slice.began)).max(from + WINDOW_NS);
     let (mut before, mut meanwhile): (BTreeMap<u64, Vec<u64>>, _) = (BTreeMap::new(), Vec::new());
     for (start, took) in slice.calls {
@@ -214,7 +214,7 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
             meanwhile.push(took);
         }
     }
-    let took = nanos(acknowledged.saturating_duration_since(asked));
+    let took = nanos(acknowledged.saturating_duration_since(requested_at));
     report.line(
         "suspending the agent: one entry, acknowledged after",
         &ms(took),

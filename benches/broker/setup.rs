@@ -94,7 +94,7 @@ impl BenchSetup {
                 let order = OpenTaskRequest {
                     purpose: "contain INC-8841".into(),
                     max_duration_s: 3_600,
-                    idempotency_key: Some(format!("open-{n}-{}", fresh())),
+                    idempotency_key: Some(format!("open-{n}-{}", unique_number())),
                     heartbeat_s: None,
                 };
                 let task = opener.open_task(&order).await.expect("opens").id();
@@ -118,7 +118,8 @@ impl BenchSetup {
                 action: action.clone(),
                 ttl: 900,
                 reason: Some(UntrustedText::parse("reason", "phish confirmed").expect("prose")),
-                idempotency_key: IdempotencyKey::parse(&format!("r-{}", fresh())).expect("id"),
+                idempotency_key: IdempotencyKey::parse(&format!("r-{}", unique_number()))
+                    .expect("id"),
                 wait_ms: 0,
                 evidence: None,
             };
@@ -139,7 +140,7 @@ impl BenchSetup {
             htm: "POST",
             htu: &format!("{}/{method}", self.served.url),
             iat: Clock::system().now(),
-            jti: &format!("proof-{:016x}", fresh()),
+            jti: &format!("proof-{:016x}", unique_number()),
             nonce: Some(nonce),
             ath: None,
             action_digest: adg,
@@ -189,7 +190,7 @@ pub fn wire_token_request(ask: &RequestTokenInput) -> v1::RequestTokenRequest {
 }
 
 /// A number unique in this process.
-pub fn fresh() -> u64 {
+pub fn unique_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -15,7 +15,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
+use crate::support::wait::until;
 use crate::support::{CASES, TestBroker, disable, first_inbox_page, read_case, refused};
 
 fn n(n: u32) -> NonZeroU32 {
@@ -31,7 +32,7 @@ fn from(s: &ServedBroker, last: u8) -> Channel {
 }
 
 /// One unauthenticated call: it costs no cryptography and reaches gate 1 unless it is shed before.
-async fn stranger(channel: &Channel, method: &'static str) -> Status {
+async fn unauthenticated_call(channel: &Channel, method: &'static str) -> Status {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.expect("ready");
     let codec = dipylon_sdk::proto::strict::StrictCodec::<
@@ -62,7 +63,7 @@ async fn per_source_rate_isolates_sources() {
     let flood = from(&s, 1);
     let mut shed = Vec::new();
     for _ in 0..10 {
-        let status = stranger(&flood, GENERAL).await;
+        let status = unauthenticated_call(&flood, GENERAL).await;
         if is_shed(&status) {
             shed.push(status);
         }
@@ -83,12 +84,12 @@ async fn per_source_rate_isolates_sources() {
     }
     let other = from(&s, 2);
     assert!(
-        !is_shed(&stranger(&other, GENERAL).await),
+        !is_shed(&unauthenticated_call(&other, GENERAL).await),
         "another source has its own rate"
     );
     // The reserved class has its own rate at the same source: gate 1 answers.
     let introspect = "/dipylon.v1.TokenService/Introspect";
-    let introspected = stranger(&flood, introspect).await;
+    let introspected = unauthenticated_call(&flood, introspect).await;
     assert!(!is_shed(&introspected), "{introspected}");
     for path in ["/livez", "/readyz", "/.well-known/jwks.json"] {
         assert_eq!(get(&s.url, path).await.0, 200, "{path}");
@@ -100,7 +101,7 @@ async fn per_source_rate_isolates_sources() {
     );
     assert!(text.contains(&limited), "{text}");
     let before = s.broker.journal().head().borrow().checkpoint;
-    stranger(&flood, GENERAL).await;
+    unauthenticated_call(&flood, GENERAL).await;
     assert_eq!(
         s.broker.journal().head().borrow().checkpoint,
         before,
@@ -140,7 +141,8 @@ async fn reserved_classes_are_served_under_overload() {
     };
     let s = ServedBroker::start_at(few).await;
     let task = s.task("triage").await;
-    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    let Ok(TokenOutcome::Token(token)) =
+        task.request_token(&token_request(read_case(), "r-1")).await
     else {
         panic!("a token")
     };
@@ -161,26 +163,31 @@ async fn reserved_classes_are_served_under_overload() {
             })
         })
         .collect();
-    wait_for(|| shed.load(Ordering::SeqCst) > 20).await;
+    until("twenty calls are shed", || shed.load(Ordering::SeqCst) > 20).await;
     let before = shed.load(Ordering::SeqCst);
     for _ in 0..5 {
         let live = validator.introspect(token.jwt().expose_secret()).await;
-        assert!(live.expect("asked").active);
+        assert!(live.expect("introspected").active);
     }
     let report = task
         .complete(TaskOutcome::Succeeded)
         .await
         .expect("revocation is never shed");
     assert_eq!(report.tokens_revoked, 1);
-    let dead = validator.introspect(token.jwt().expose_secret()).await;
-    assert!(!dead.expect("asked").active);
+    let introspection = validator.introspect(token.jwt().expose_secret()).await;
+    assert!(!introspection.expect("introspected").active);
     s.operator("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
         .expect("an operator suspends it");
-    wait_for(|| shed.load(Ordering::SeqCst) > before).await;
+    until("more calls are shed", || {
+        shed.load(Ordering::SeqCst) > before
+    })
+    .await;
     let text = s.broker.read_metrics();
-    assert!(text.contains("class=\"general\",by=\"places\"} "), "{text}");
+    let shed_line = "dipylon_rate_limited_total{class=\"general\",by=\"concurrency\"} ";
+    assert!(text.contains(shed_line), "{text}");
+    assert!(!text.contains(&format!("{shed_line}0\n")), "{text}");
     let reserved = text
         .lines()
         .filter(|line| line.contains("class=\"reserved\""));
@@ -188,8 +195,8 @@ async fn reserved_classes_are_served_under_overload() {
         assert!(line.ends_with(" 0"), "{line}");
     }
     stop.store(true, Ordering::SeqCst);
-    for one in flood {
-        one.await.expect("stopped");
+    for load in flood {
+        load.await.expect("stopped");
     }
 }
 
@@ -207,7 +214,7 @@ async fn waiting_calls_release_their_permit() {
     }
     let mut waiting = Vec::new();
     for task in tasks {
-        let mut ask = order(disable("ann"), "r-1");
+        let mut ask = token_request(disable("ann"), "r-1");
         ask.wait_s = 30;
         waiting.push(tokio::spawn(async move { task.request_token(&ask).await }));
     }
@@ -226,8 +233,8 @@ async fn waiting_calls_release_their_permit() {
         .suspend(&AgentId::parse("triage").expect("id"), "enough")
         .await
         .expect("suspended");
-    for one in waiting {
-        let answer = one.await.expect("ran");
+    for call in waiting {
+        let answer = call.await.expect("ran");
         assert!(answer.is_err(), "woken, and rejected by gate 1: {answer:?}");
     }
 }
@@ -242,7 +249,7 @@ async fn client_honours_retry_delay() {
     let task = s.task("triage").await;
     for i in 0..12 {
         let outcome = task
-            .request_token(&order(read_case(), &format!("r-{i}")))
+            .request_token(&token_request(read_case(), &format!("r-{i}")))
             .await;
         assert!(
             matches!(outcome, Ok(TokenOutcome::Token(_))),
@@ -250,22 +257,25 @@ async fn client_honours_retry_delay() {
         );
     }
     let text = s.broker.read_metrics();
-    let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
-    let told = text.lines().find_map(|line| line.strip_prefix(told));
-    let told: u32 = told.expect("it was rate limited").parse().expect("a count");
+    let prefix = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
+    let limited = text.lines().find_map(|line| line.strip_prefix(prefix));
+    let limited: u32 = limited
+        .expect("it was rate limited")
+        .parse()
+        .expect("a count");
     // A bucket holds eight of the fourteen (the first, without a nonce yet, counts too), and no client retries before the
     // retry delay.
-    assert!((1..=6).contains(&told), "{told}");
+    assert!((1..=6).contains(&limited), "{limited}");
     // A wait beyond the client's deadline is not begun.
     let impatient = AgentClient::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
-    let mut told = None;
+    let mut reason = None;
     for _ in 0..20 {
         if let Err(error) = impatient.open_task(&opening()).await {
-            told = error.reason();
+            reason = error.reason();
             break;
         }
     }
-    assert_eq!(told, Some(Reason::RateLimited));
+    assert_eq!(reason, Some(Reason::RateLimited));
 }
 
 /// Rates are per caller: an agent's tasks share one; other agents, people and revocations have their own.
@@ -283,12 +293,12 @@ async fn per_agent_rate_isolates_agents() {
             .await
             .expect("within its rate");
     }
-    let told = b
+    let refusal = b
         .request_token(&triage, task, &read_case(), 60, "r-4")
         .await
         .expect_err("beyond its rate");
-    assert_eq!(told.reason, Reason::RateLimited);
-    assert_eq!(told.retry_after, Some(Duration::from_millis(500)));
+    assert_eq!(refusal.reason, Reason::RateLimited);
+    assert_eq!(refusal.retry_after, Some(Duration::from_millis(500)));
     let second = b.agent("triage");
     let another_key = b.try_open_task(&second, "more", "open-2").await;
     assert_eq!(
@@ -336,10 +346,10 @@ async fn anonymous_calls_do_not_consume_caller_rates() {
     let task = b.open_task(&triage).await;
     let stranger = b.agent("triage");
     for i in 0..20 {
-        let asked = b
+        let introspected = b
             .request_token(&stranger, task, &read_case(), 60, &format!("s-{i}"))
             .await;
-        assert_eq!(refused(asked), Reason::NotFound);
+        assert_eq!(refused(introspected), Reason::NotFound);
     }
     b.request_token(&triage, task, &read_case(), 60, "r-1")
         .await
@@ -357,16 +367,6 @@ fn opening() -> OpenTaskRequest {
 
 fn reason<T>(result: &Result<T, Error>) -> Option<Reason> {
     result.as_ref().err().and_then(Error::reason)
-}
-
-async fn wait_for(what: impl Fn() -> bool) {
-    for _ in 0..3_000 {
-        if what() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("the condition never held");
 }
 
 /// Status and text of a plain HTTP response.

@@ -71,11 +71,11 @@ async fn approval_of_one_use_bounds_uses() {
         )
     });
     assert!(b.apply_policy(wide).await.expect("applied").changed);
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.uses, Some(1), "maria approved one use");
+    assert_eq!(reply.issued.uses, Some(1), "maria approved one use");
     b.check_invariants();
 }
 
@@ -275,11 +275,14 @@ async fn idempotency_key_under_concurrent_requests() {
                 b.request_token(&triage, task, &action, 300, "r").await
             })
         };
-        let (one, two) = (job(ann.clone()), job(read.clone()));
-        let (one, two) = (one.await.expect("joins"), two.await.expect("joins"));
+        let (disabling, reading) = (job(ann.clone()), job(read.clone()));
+        let (disabling, reading) = (
+            disabling.await.expect("joins"),
+            reading.await.expect("joins"),
+        );
         use dipylon::broker::TokenReply::{Pending, Token};
         assert!(
-            !matches!((&one, &two), (Ok(Pending(_)), Ok(Token(_)))),
+            !matches!((&disabling, &reading), (Ok(Pending(_)), Ok(Token(_)))),
             "round {n}: a grant and another request"
         );
         b.complete_task(&triage, task).await.expect("ends");

@@ -3,7 +3,7 @@
 use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::*;
 
-use super::step_up::{asked, with_approvals};
+use crate::support::passkey_votes::{pending_request, with_approvals};
 use crate::support::*;
 
 async fn cancel(b: &TestBroker, agent: &TestAgent, task: TaskId, id: AccessRequestId) {
@@ -24,7 +24,7 @@ async fn denials_back_off_then_suspend() {
     let env = with_approvals(
         "dwell = \"off\"\nback_off = [\"1m\", \"5m\"]\nquarantine = 3\nquarantine_within = \"10m\"",
     );
-    let (b, triage, task, mut id) = asked(env).await;
+    let (b, triage, task, mut id) = pending_request(env).await;
     let again = async |name: &str, request: &str| {
         b.request_token(&triage, task, &disable(name), 300, request)
             .await
@@ -100,7 +100,7 @@ async fn denials_back_off_then_suspend() {
 #[tokio::test]
 async fn pending_limit_is_shared_per_owner() {
     let env = with_approvals("dwell = \"off\"\npending_per_agent = 2\npending_per_owner = 3");
-    let (b, triage, task, _) = asked(env).await;
+    let (b, triage, task, _) = pending_request(env).await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     b.request_token(&triage, task, &disable("cara"), 300, "r-2")
         .await
@@ -142,7 +142,7 @@ async fn high_risk_approval_requires_dwell_time() {
     let mut env = with_approvals("dwell = \"3s\"");
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = asked(env).await;
+    let (b, _, _, id) = pending_request(env).await;
     let look = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id)
@@ -177,7 +177,7 @@ async fn high_risk_approval_requires_dwell_time() {
 #[tokio::test]
 async fn opens_and_late_cancellations_trigger_backoff() {
     // Each opened request counts, whatever its outcome.
-    let (b, triage, task, mut id) = asked(with_approvals(
+    let (b, triage, task, mut id) = pending_request(with_approvals(
         "opens_per_minute = 3\nback_off = [\"5m\"]\nquarantine = 0",
     ))
     .await;
@@ -241,7 +241,7 @@ async fn oversized_actions_are_rejected() {
         "end_sessions: Bool",
         "end_sessions: Bool, notes?: Set<String>",
     );
-    let (b, triage, task, _) = asked(env).await;
+    let (b, triage, task, _) = pending_request(env).await;
     let with_notes = |lines: usize| {
         let parameters = [
             ("end_sessions", Param::Bool(true)),

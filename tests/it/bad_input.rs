@@ -455,12 +455,12 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
         .task;
     b.manual_clock.advance_millis(3_599_000);
     let shown = b.svid(&triage);
-    let given = b
+    let reply = b
         .request_token_with_evidence(&triage, task, &read_case(), 300, "r-1", Some(shown))
         .await
         .token();
     assert_eq!(
-        given.issued.exp - given.issued.iat,
+        reply.issued.exp - reply.issued.iat,
         1,
         "the task's remaining life bounds the token's"
     );

@@ -240,9 +240,9 @@ async fn no_mint_after_revocation() {
             "minted after the revocation was acknowledged"
         );
         for mint in mints {
-            if let (Ok(TokenReply::Token(given)), _) = mint.await.expect("joined") {
+            if let (Ok(TokenReply::Token(reply)), _) = mint.await.expect("joined") {
                 assert!(
-                    !b.introspect("cases", &given.token),
+                    !b.introspect("cases", &reply.token),
                     "a token from before the revocation is inactive"
                 );
             }

@@ -17,8 +17,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tonic::transport::Channel;
 
-use super::transport::{PEER, TestServer, TransportSetup, http1, in_time, until, works};
 use crate::support::rand_u64;
+use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, issue_one_token};
+use crate::support::wait::{in_time, until};
 
 /// How an attacker stalls a connection.
 #[derive(Debug, Clone, Copy)]
@@ -51,15 +52,15 @@ impl AttackKind {
 }
 
 /// Holds a connection, trickling bytes where that would keep a naive server waiting; resolves when it is closed.
-async fn hold(mut stream: TcpStream, hostile: AttackKind) {
-    let _broken = stream.write_all(&hostile.bytes()).await;
+async fn hold(mut stream: TcpStream, attack: AttackKind) {
+    let _broken = stream.write_all(&attack.bytes()).await;
     let mut buffer = [0; 1024];
     loop {
         let read = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buffer)).await;
         match read {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(_)) => {}
-            Err(_) if matches!(hostile, AttackKind::SlowHeaders | AttackKind::SlowBody) => {
+            Err(_) if matches!(attack, AttackKind::SlowHeaders | AttackKind::SlowBody) => {
                 if stream.write_all(b"a").await.is_err() {
                     return;
                 }
@@ -104,7 +105,10 @@ async fn flood(tls: bool, kinds: &[AttackKind], each: usize) {
         ..TransportSetup::default()
     })
     .await;
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
     let mut held = tokio::task::JoinSet::new();
     for n in 0..many {
         let kind = kinds[n % kinds.len()];
@@ -131,17 +135,20 @@ async fn flood(tls: bool, kinds: &[AttackKind], each: usize) {
                 () = &mut ends => return,
                 () = tokio::time::sleep(Duration::from_millis(20)) => {
                     honest += 1;
-                    works(&task, honest).await;
+                    issue_one_token(&task, honest).await;
                 }
             }
         }
     };
-    in_time("every hostile connection is closed", flooding).await;
+    in_time("every attacking connection is closed", flooding).await;
     // A new client is served, too.
-    let later = site.task(site.once()).await.expect("opens");
-    works(&later, 1).await;
+    let later = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
+    issue_one_token(&later, 1).await;
     let accepted = site.counts.accepted.load(Ordering::Relaxed);
-    eprintln!("{many} hostile connections closed, {honest} honest calls served meanwhile");
+    eprintln!("{many} attacking connections closed, {honest} honest calls served meanwhile");
     assert!(honest > 5 && accepted >= u64::try_from(many).expect("small"));
     drop((task, later));
     until("no connection is open", || {
@@ -185,7 +192,7 @@ async fn full_server_queues_new_connections() {
     .await;
     let mut idle = Vec::new();
     for _ in 0..8 {
-        let (mut sender, connection) = site.raw().await;
+        let (mut sender, connection) = site.http2_connection().await;
         let request = http::Request::get(format!("{}/livez", site.url))
             .body(())
             .expect("request");
@@ -199,7 +206,7 @@ async fn full_server_queues_new_connections() {
         );
         idle.push((sender, connection));
     }
-    let hostile: Vec<_> = (0..30)
+    let attackers: Vec<_> = (0..30)
         .map(|_| {
             let address = site.address;
             tokio::spawn(async move {
@@ -220,9 +227,9 @@ async fn full_server_queues_new_connections() {
     let task = in_time("the next client is served", site.task(patient))
         .await
         .expect("opens");
-    works(&task, 1).await;
-    for hostile in hostile {
-        in_time("it is closed", hostile).await.expect("held");
+    issue_one_token(&task, 1).await;
+    for attacker in attackers {
+        in_time("it is closed", attacker).await.expect("held");
     }
     assert!(site.counts.unauthenticated.load(Ordering::Relaxed) > 0);
     site.stop().await;
@@ -319,11 +326,11 @@ async fn unauthenticated_connections_are_evicted_first() {
         }
     });
     // Twice as many as the limit, each reconnecting as soon as it is closed.
-    let mut hostile = tokio::task::JoinSet::new();
+    let mut attackers = tokio::task::JoinSet::new();
     for n in 0..16_u8 {
         let address = site.address;
         let watch = format!("{}/grpc.health.v1.Health/Watch", site.url);
-        hostile.spawn(async move {
+        attackers.spawn(async move {
             loop {
                 if let Ok(stream) = from_source(2 + n / 2, address).await {
                     if n % 2 == 0 {
@@ -347,7 +354,7 @@ async fn unauthenticated_connections_are_evicted_first() {
     let task = in_time("an honest client is served", site.task(patient))
         .await
         .expect("opens");
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
     until("many were evicted", || {
         site.counts.unauthenticated.load(Ordering::Relaxed) > 16
     })
@@ -363,7 +370,7 @@ async fn unauthenticated_connections_are_evicted_first() {
     })
     .await;
     assert!(!listener.is_finished());
-    hostile.abort_all();
+    attackers.abort_all();
     listener.abort();
     site.stop().await;
 }
@@ -406,8 +413,11 @@ async fn per_source_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rapid_reset_closes_the_connection() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let task = site.task(site.once()).await.expect("opens");
-    let (mut sender, connection) = site.raw().await;
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
+    let (mut sender, connection) = site.http2_connection().await;
     let mut reset = 0;
     // Far fewer than could be sent, far more than may pass.
     while reset < 20_000 {
@@ -436,14 +446,17 @@ async fn rapid_reset_closes_the_connection() {
     );
     eprintln!("ended after about {reset} resets");
     assert!(reset < 20_000);
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_reader_is_disconnected() {
     let site = TestServer::start(TransportSetup::default()).await;
-    let task = site.task(site.once()).await.expect("opens");
+    let task = site
+        .task(site.endpoint_without_retries())
+        .await
+        .expect("opens");
     let stream = TcpStream::connect(site.address).await.expect("connects");
     // A client with a zero flow-control window.
     let (mut sender, connection) = h2::client::Builder::new()
@@ -463,6 +476,6 @@ async fn stalled_reader_is_disconnected() {
         .await
         .expect("joined");
     assert_eq!(site.counts.write_stalled.load(Ordering::Relaxed), 1);
-    works(&task, 1).await;
+    issue_one_token(&task, 1).await;
     site.stop().await;
 }

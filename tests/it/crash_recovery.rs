@@ -2,8 +2,7 @@
 //! ended becomes active again. Each kill follows a random amount of work; no assertion depends on timing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,17 +10,14 @@ use std::time::Duration;
 use dipylon::audit::Checkpoint;
 use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::client::{
-    AgentClient, ApproverClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest,
-    OperatorClient, TokenOutcome,
+    AgentClient, ApproverClient, OpenTaskRequest, OperatorClient, TokenOutcome,
 };
-use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
-use dipylon_sdk::validator::{Validator, ValidatorConfig};
-use tokio::process::{Child, Command};
 
+use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::invariants;
-use crate::support::served_broker::order;
-use crate::support::{CASES, DOMAIN, IDP, TestEnvironment, disable, rand_u64, read_case};
+use crate::support::served_broker::token_request;
+use crate::support::{CASES, IDP, disable, rand_u64, read_case};
 
 const ROUNDS: usize = 20;
 
@@ -36,111 +32,51 @@ struct Ledger {
     rules: usize,
 }
 
-pub struct BrokerDeployment {
-    pub env: TestEnvironment,
-    root: PathBuf,
-    pub url: String,
-    config: PathBuf,
+/// A deployment under load, and the work it acknowledged.
+struct CrashLoad {
+    deployment: BrokerDeployment,
     ledger: Mutex<Ledger>,
     stopping: AtomicBool,
     next: AtomicU64,
 }
 
-impl BrokerDeployment {
-    pub fn new(root: &Path) -> Self {
-        Self::with(root, "")
-    }
+impl std::ops::Deref for CrashLoad {
+    type Target = BrokerDeployment;
 
-    /// With more lines at the start of its configuration.
-    pub fn with(root: &Path, more: &str) -> Self {
-        let env = TestEnvironment::new();
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .expect("a port")
-            .local_addr()
-            .expect("address")
-            .port();
-        let url = format!("http://127.0.0.1:{port}");
-        let policy = root.join("policy");
-        for (path, text) in &env.policy {
-            let file = policy.join(path);
-            std::fs::create_dir_all(file.parent().expect("parent")).expect("dir");
-            std::fs::write(file, text).expect("file");
-        }
-        std::fs::write(root.join("trust.json"), env.trust_bundle()).expect("file");
-        let config = root.join("dipylon.toml");
-        let text = format!(
-            "{more}realm = \"test\"\nlisten = \"127.0.0.1:{port}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
-             policy = \"policy\"\n[[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n"
-        );
-        std::fs::write(&config, text).expect("file");
+    fn deref(&self) -> &BrokerDeployment {
+        &self.deployment
+    }
+}
+
+impl CrashLoad {
+    fn new(root: &Path) -> Self {
         Self {
-            env,
-            root: root.to_owned(),
-            url,
-            config,
+            deployment: BrokerDeployment::new(root),
             ledger: Mutex::default(),
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(0),
         }
     }
 
-    async fn broker(&self) -> Child {
-        self.broker_with_log(Stdio::inherit(), "error").await
-    }
-
-    /// The real process, with its log level and destination.
-    pub async fn broker_with_log(&self, log: Stdio, level: &str) -> Child {
-        let ready = self.root.join("ready.json");
-        let _none = std::fs::remove_file(&ready);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_dipylon"))
-            .args(["serve", "--config"])
-            .arg(&self.config)
-            .arg("--ready-file")
-            .arg(&ready)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .env("DIPYLON_LOG", level)
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the broker starts");
-        for _ in 0..1_500 {
-            if ready.exists() {
-                return child;
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                panic!("the broker did not start: {status}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the broker is not ready");
-    }
-
-    pub fn endpoint(&self) -> Endpoint {
-        Endpoint::connect(&self.url)
-            .expect("endpoint")
-            .with_retry_ms(0)
-    }
-
     /// Waits until this many more tokens, one more use and one more policy change are acknowledged. A round that times
     /// out goes on to the kill; the test fails at its end if there was no work at all.
-    async fn some_work(&self, tokens: u64) {
-        let told = || {
+    async fn wait_for_work(&self, tokens: u64) {
+        let progress = || {
             let ledger = self.ledger.lock().expect("ledger");
             (ledger.tokens.len(), ledger.uses.len(), ledger.rules)
         };
-        let (before, spent, changed) = told();
+        let (before, spent, changed) = progress();
         let enough = before + usize::try_from(tokens).expect("small");
         for _ in 0..500 {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            let (now, uses, rules) = told();
+            let (now, uses, rules) = progress();
             if now >= enough && uses > spent && rules > changed {
                 return;
             }
         }
     }
 
-    fn go_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         !self.stopping.load(Ordering::SeqCst)
     }
 
@@ -148,24 +84,14 @@ impl BrokerDeployment {
         format!("{what}-{}", self.next.fetch_add(1, Ordering::SeqCst))
     }
 
-    fn note(&self, write: impl FnOnce(&mut Ledger)) {
+    fn record(&self, write: impl FnOnce(&mut Ledger)) {
         write(&mut self.ledger.lock().expect("ledger"));
-    }
-
-    async fn validator(&self, name: &str, audience: &str) -> Option<Validator> {
-        let audience = Audience::parse(audience).expect("audience");
-        let identity = Identity::Key(Arc::new(self.env.key_of(name)));
-        Validator::connect(ValidatorConfig::new(
-            &self.url, &self.url, audience, identity,
-        ))
-        .await
-        .ok()
     }
 
     /// An agent that reads cases and completes its tasks.
     async fn reads(self: Arc<Self>) {
         let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
-        while self.go_on() {
+        while self.is_running() {
             let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
@@ -175,22 +101,22 @@ impl BrokerDeployment {
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;
             };
-            self.note(|l| {
+            self.record(|l| {
                 l.tasks.insert(task.id());
             });
             for _ in 0..3 {
                 if let Ok(TokenOutcome::Token(token)) = task
-                    .request_token(&order(read_case(), &self.name("r")))
+                    .request_token(&token_request(read_case(), &self.name("r")))
                     .await
                 {
                     let jwt = token.jwt().expose_secret().to_owned();
-                    self.note(|l| {
+                    self.record(|l| {
                         l.tokens.insert(token.jti(), (task.id(), jwt));
                     });
                 }
             }
             if task.complete(TaskOutcome::Succeeded).await.is_ok() {
-                self.note(|l| {
+                self.record(|l| {
                     l.ended.insert(task.id());
                 });
             }
@@ -222,10 +148,10 @@ impl BrokerDeployment {
                 comment: None,
             };
             if maria.vote(&seen).await.is_ok() {
-                self.note(|l| l.votes += 1);
+                self.record(|l| l.votes += 1);
             }
         }
-        while self.go_on() {
+        while self.is_running() {
             let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
@@ -235,7 +161,7 @@ impl BrokerDeployment {
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;
             };
-            let ask = order(disable("ann"), &self.name("r"));
+            let ask = token_request(disable("ann"), &self.name("r"));
             let Ok(TokenOutcome::Pending(pending)) = task.request_token(&ask).await else {
                 continue;
             };
@@ -252,13 +178,13 @@ impl BrokerDeployment {
                 comment: None,
             };
             if maria.vote(&seen).await.is_ok() {
-                self.note(|l| l.votes += 1);
+                self.record(|l| l.votes += 1);
             }
             let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
                 continue;
             };
             let jwt = token.jwt().expose_secret().to_owned();
-            self.note(|l| {
+            self.record(|l| {
                 l.tokens.insert(token.jti(), (task.id(), jwt));
             });
             let Some(idp) = &idp else { continue };
@@ -282,7 +208,7 @@ impl BrokerDeployment {
             if let Ok(admitted) = idp.check(&presented, &require).await
                 && idp.consume(admitted, &use_id).await.is_ok()
             {
-                self.note(|l| {
+                self.record(|l| {
                     l.uses.insert((token.jti(), use_id));
                 });
             }
@@ -292,23 +218,15 @@ impl BrokerDeployment {
     /// An operator who keeps applying equivalent policies.
     async fn rules(self: Arc<Self>) {
         let olga = OperatorClient::new(self.endpoint(), Arc::new(self.env.key_of("olga")));
-        while self.go_on() {
+        while self.is_running() {
             let files = self.env.policy_with("rules/20-guardrails.cedar", |t| {
                 format!("{t}\n// {}\n", self.name("version"))
             });
             if olga.apply_policy_bundle(&files).await.is_ok() {
-                self.note(|l| l.rules += 1);
+                self.record(|l| l.rules += 1);
             }
             tokio::time::sleep(Duration::from_millis(150)).await;
         }
-    }
-
-    fn evidence(&self) -> EvidenceSource {
-        let id = format!("spiffe://{DOMAIN}/agent/triage");
-        EvidenceSource::Fixed(
-            self.env
-                .svid_for(&self.url, &id, Clock::system().now(), 3_600),
-        )
     }
 
     /// Asserts that all acknowledged work is in the journal.
@@ -352,7 +270,7 @@ impl BrokerDeployment {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigkill_under_load() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Arc::new(BrokerDeployment::new(temp.path()));
+    let realm = Arc::new(CrashLoad::new(temp.path()));
     let mut noted = None;
     for _ in 0..ROUNDS {
         let mut broker = realm.broker().await;
@@ -363,7 +281,7 @@ async fn sigkill_under_load() {
             tokio::spawn(realm.clone().step_ups()),
             tokio::spawn(realm.clone().rules()),
         ];
-        realm.some_work(rand_u64() % 12).await;
+        realm.wait_for_work(rand_u64() % 12).await;
         broker.kill().await.expect("SIGKILL");
         realm.stopping.store(true, Ordering::SeqCst);
         for job in load {
@@ -383,19 +301,19 @@ async fn sigkill_under_load() {
         .cloned()
         .collect();
     let ended = realm.ledger.lock().expect("ledger").ended.clone();
-    let (mut dead, mut live) = (0, 0);
+    let (mut inactive, mut live) = (0, 0);
     for (task, jwt) in tokens {
         let active = cases.introspect(&jwt).await.expect("may ask").active;
         assert!(
             !(active && ended.contains(&task)),
             "a token of an ended task is active again"
         );
-        if active { live += 1 } else { dead += 1 }
+        if active { live += 1 } else { inactive += 1 }
     }
     broker.kill().await.expect("SIGKILL");
     let ledger = realm.ledger.lock().expect("ledger");
     eprintln!(
-        "{} tokens ({live} live, {dead} dead), {} tasks, {} ends, {} votes, {} uses, {} rule changes over {ROUNDS} kills",
+        "{} tokens ({live} live, {inactive} inactive), {} tasks, {} ends, {} votes, {} uses, {} rule changes over {ROUNDS} kills",
         ledger.tokens.len(),
         ledger.tasks.len(),
         ledger.ended.len(),
@@ -404,5 +322,5 @@ async fn sigkill_under_load() {
         ledger.rules
     );
     // A run without work would prove nothing.
-    assert!(dead > 20 && ledger.votes > 0 && !ledger.uses.is_empty() && ledger.rules > 0);
+    assert!(inactive > 20 && ledger.votes > 0 && !ledger.uses.is_empty() && ledger.rules > 0);
 }

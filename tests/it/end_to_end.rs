@@ -8,7 +8,7 @@ use dipylon_sdk::client::{AccessToken, Error, TokenOutcome};
 use dipylon_sdk::model::*;
 use dipylon_sdk::validator::{PresentedToken, RequiredAction, ValidationError, Validator};
 
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::{CASES, IDP, disable, read_case};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
@@ -59,7 +59,7 @@ async fn task_lifecycle_end_to_end() {
     let s = ServedBroker::start().await;
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
-    let read = token(task.request_token(&order(read_case(), "r-1")).await);
+    let read = token(task.request_token(&token_request(read_case(), "r-1")).await);
     present(&validator, &read, &read_case())
         .await
         .expect("admitted");
@@ -115,9 +115,12 @@ async fn step_up_while_the_agent_waits() {
     let s = ServedBroker::start().await;
     let validator = s.validator("idp", IDP).await;
     let task = s.task("triage").await;
-    let id = pending(task.request_token(&order(disable("ann"), "r-1")).await);
+    let id = pending(
+        task.request_token(&token_request(disable("ann"), "r-1"))
+            .await,
+    );
     let waiting = {
-        let mut order = order(disable("ann"), "r-1");
+        let mut order = token_request(disable("ann"), "r-1");
         order.wait_s = 30;
         async move {
             task.request_token(&order)
@@ -145,14 +148,14 @@ async fn step_up_while_the_agent_waits() {
     };
     maria.vote(&seen).await.expect("votes");
     let (outcome, task) = waiting.await.expect("joined").expect("decided");
-    let given = token(Ok(outcome));
-    assert_eq!(given.uses(), Some(1));
-    let admitted = present(&validator, &given, &disable("ann"))
+    let issued = token(Ok(outcome));
+    assert_eq!(issued.uses(), Some(1));
+    let admitted = present(&validator, &issued, &disable("ann"))
         .await
         .expect("admitted");
     let spent = validator.consume(admitted, "use-1").await.expect("spends");
     assert_eq!(spent.uses_left(), Some(0));
-    let again = present(&validator, &given, &disable("ann"))
+    let again = present(&validator, &issued, &disable("ann"))
         .await
         .expect("valid offline");
     assert!(
@@ -165,7 +168,7 @@ async fn step_up_while_the_agent_waits() {
     let replayed = s.validator("cases", CASES).await;
     assert!(
         matches!(
-            present(&replayed, &given, &disable("ann")).await,
+            present(&replayed, &issued, &disable("ann")).await,
             Err(ValidationError::Token(_))
         ),
         "for another audience"
@@ -179,7 +182,7 @@ async fn operator_actions_and_explain() {
     let s = ServedBroker::start().await;
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
-    let read = token(task.request_token(&order(read_case(), "r-1")).await);
+    let read = token(task.request_token(&token_request(read_case(), "r-1")).await);
     let olga = s.operator("olga");
     let suspended = olga
         .suspend(&AgentId::parse("triage").expect("id"), "odd requests")
@@ -194,7 +197,7 @@ async fn operator_actions_and_explain() {
         "the agent-wide revocation holds"
     );
     let refused = task
-        .request_token(&order(read_case(), "r-2"))
+        .request_token(&token_request(read_case(), "r-2"))
         .await
         .expect_err("ended");
     assert_eq!(refused.reason(), Some(Reason::TaskEnded));
@@ -218,7 +221,11 @@ async fn operator_actions_and_explain() {
         .await
         .expect("resumes");
     let fresh = s.task("triage").await;
-    let read = token(fresh.request_token(&order(read_case(), "r-1")).await);
+    let read = token(
+        fresh
+            .request_token(&token_request(read_case(), "r-1"))
+            .await,
+    );
     present(&validator, &read, &read_case())
         .await
         .expect("a token issued after the event is valid: position, not time");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
+async fn open_task_with_svid(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     let agent = b.agent("triage");
     let evidence = Evidence::JwtSvid(token);
     let evh = dipylon::verify::evidence_hash(&evidence);
@@ -34,10 +34,10 @@ async fn malformed_evidence_is_rejected() {
     let b = TestBroker::start().await;
     let now = b.now().secs();
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
-    show(&b, b.env.svid_with(good.clone()))
+    open_task_with_svid(&b, b.env.svid_with(good.clone()))
         .await
         .expect("the valid SVID is accepted");
-    show(
+    open_task_with_svid(
         &b,
         b.env
             .svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })),
@@ -107,7 +107,9 @@ async fn malformed_evidence_is_rejected() {
     }
     let count = bad.len();
     for (why, claims) in bad {
-        let refusal = show(&b, b.env.svid_with(claims)).await.expect_err(why);
+        let refusal = open_task_with_svid(&b, b.env.svid_with(claims))
+            .await
+            .expect_err(why);
         assert_eq!(
             (refusal.reason, refusal.authenticated),
             (Reason::NotAuthenticated, false),
@@ -169,7 +171,7 @@ async fn malformed_evidence_is_rejected() {
         ),
     ] {
         assert_eq!(
-            refused(show(&b, token).await),
+            refused(open_task_with_svid(&b, token).await),
             Reason::NotAuthenticated,
             "{why}"
         );
@@ -193,7 +195,7 @@ async fn malformed_evidence_is_rejected() {
         ("nothing", String::new()),
     ] {
         assert_eq!(
-            refused(show(&b, Secret::new(text)).await),
+            refused(open_task_with_svid(&b, Secret::new(text)).await),
             Reason::NotAuthenticated,
             "{why}"
         );
@@ -299,16 +301,16 @@ async fn trust_key_removal_ends_its_tasks() {
     let mut b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let given = b
+    let reply = b
         .request_token(&triage, task, &read_case(), 300, "r")
         .await
         .token();
-    assert!(b.introspect("cases", &given.token));
+    assert!(b.introspect("cases", &reply.token));
     // The trust domain replaces its key; the broker journals that at its next start and sweeps.
     let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
     env.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::FaultInjection::default()).await;
-    assert!(!b.introspect("cases", &given.token));
+    assert!(!b.introspect("cases", &reply.token));
     assert_eq!(
         b.broker
             .state()

@@ -106,8 +106,8 @@ enum Case {
 }
 
 /// Why we reject what python-fido2 accepts. Every other difference is a bug in one of the two.
-fn known_difference(no: WebauthnError) -> Option<&'static str> {
-    match no {
+fn known_difference(error: WebauthnError) -> Option<&'static str> {
+    match error {
         WebauthnError::CrossOrigin => Some("frames: it does not check"),
         WebauthnError::BackupState | WebauthnError::BackupEligibility => {
             Some("backup flags: it does not check")
@@ -139,14 +139,14 @@ fn known_difference(no: WebauthnError) -> Option<&'static str> {
 /// Outcomes of the comparison.
 #[derive(Default)]
 struct Tally {
-    yes: usize,
-    no: usize,
+    accepted: usize,
+    rejected: usize,
     stricter: std::collections::BTreeMap<&'static str, usize>,
 }
 
 impl Tally {
-    fn judge(&mut self, peer: &mut Fido2Process, rp: &RelyingParty, name: &str, case: &Case) {
-        let (ours, asked) = match case {
+    fn compare(&mut self, peer: &mut Fido2Process, rp: &RelyingParty, name: &str, case: &Case) {
+        let (ours, query) = match case {
             Case::Made { challenge, made } => (
                 webauthn::verify_registration(rp, challenge, made).map(|_| ()),
                 json!({
@@ -178,16 +178,16 @@ impl Tally {
                 }),
             ),
         };
-        let theirs = peer.ask(&asked);
+        let theirs = peer.ask(&query);
         match (ours, theirs["yes"].as_bool().expect("a verdict")) {
-            (Ok(()), true) => self.yes += 1,
-            (Err(_), false) => self.no += 1,
-            (Err(no), true) => {
-                let reason = known_difference(no)
-                    .unwrap_or_else(|| panic!("{name}: we reject ({no}), they accept: {asked}"));
+            (Ok(()), true) => self.accepted += 1,
+            (Err(_), false) => self.rejected += 1,
+            (Err(error), true) => {
+                let reason = known_difference(error)
+                    .unwrap_or_else(|| panic!("{name}: we reject ({error}), they accept: {query}"));
                 *self.stricter.entry(reason).or_default() += 1;
             }
-            (Ok(()), false) => panic!("{name}: we accept, they reject ({theirs}): {asked}"),
+            (Ok(()), false) => panic!("{name}: we accept, they reject ({theirs}): {query}"),
         }
     }
 }
@@ -215,7 +215,7 @@ fn matches_fido2_on_spec_examples() {
             challenge: c.creation.clone(),
             made: c.registration.clone(),
         };
-        tally.judge(&mut peer, &rp, &c.name, &made);
+        tally.compare(&mut peer, &rp, &c.name, &made);
         let Ok(credential) = crate::webauthn::registered_verified(&rp, &c) else {
             continue;
         };
@@ -225,14 +225,14 @@ fn matches_fido2_on_spec_examples() {
             challenge: c.request,
             assertion: c.assertion,
         };
-        tally.judge(&mut peer, &rp, &c.name, &signed);
+        tally.compare(&mut peer, &rp, &c.name, &signed);
     }
     eprintln!(
         "fido2 on the ceremonies: {} accepted, {} rejected, rejected by us only: {:?}",
-        tally.yes, tally.no, tally.stricter
+        tally.accepted, tally.rejected, tally.stricter
     );
     let stricter: usize = tally.stricter.values().sum();
-    assert_eq!((tally.yes, tally.no, stricter), (8, 15, 4));
+    assert_eq!((tally.accepted, tally.rejected, stricter), (8, 15, 4));
 }
 
 #[test]
@@ -322,15 +322,15 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             challenge: challenge.clone(),
             made,
         };
-        tally.judge(&mut peer, &rp, &name, &case(mannered.clone()));
-        tally.judge(
+        tally.compare(&mut peer, &rp, &name, &case(mannered.clone()));
+        tally.compare(
             &mut peer,
             &rp,
             &format!("round {round}, spoiled"),
             &case(spoiled_registration(&mut rng, &mannered)),
         );
 
-        let asked = if rng.below(16) == 0 {
+        let signed_challenge = if rng.below(16) == 0 {
             rng.bytes(32)
         } else {
             challenge.clone()
@@ -341,24 +341,25 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             challenge: challenge.clone(),
             assertion,
         };
-        let assertion = passkey.get_as(&asked, &rp.origin, &behaviour);
-        tally.judge(&mut peer, &rp, &name, &case(assertion.clone()));
+        let assertion = passkey.get_as(&signed_challenge, &rp.origin, &behaviour);
+        tally.compare(&mut peer, &rp, &name, &case(assertion.clone()));
         // A byte changed under the old signature, and bytes changed before signing with the right key.
         let mut torn = assertion.clone();
         match rng.below(3) {
-            0 => rng.spoil(&mut torn.client_data_json),
-            1 => rng.spoil(&mut torn.authenticator_data),
-            _ => rng.spoil(&mut torn.signature),
+            0 => rng.corrupt(&mut torn.client_data_json),
+            1 => rng.corrupt(&mut torn.authenticator_data),
+            _ => rng.corrupt(&mut torn.signature),
         }
-        tally.judge(&mut peer, &rp, &format!("round {round}, torn"), &case(torn));
-        let (mut data, mut said) = (assertion.authenticator_data, assertion.client_data_json);
+        tally.compare(&mut peer, &rp, &format!("round {round}, torn"), &case(torn));
+        let (mut data, mut client_data) =
+            (assertion.authenticator_data, assertion.client_data_json);
         if rng.below(2) == 0 {
-            rng.spoil(&mut data);
+            rng.corrupt(&mut data);
         } else {
-            rng.spoil(&mut said);
+            rng.corrupt(&mut client_data);
         }
-        let signed = passkey.sign(data, said);
-        tally.judge(
+        let signed = passkey.sign(data, client_data);
+        tally.compare(
             &mut peer,
             &rp,
             &format!("round {round}, signed anew"),
@@ -367,10 +368,10 @@ fn matches_fido2_on_generated_and_mutated_cases() {
     }
     eprintln!(
         "fido2 on generated cases: {} accepted, {} rejected, rejected by us only: {:?}",
-        tally.yes, tally.no, tally.stricter
+        tally.accepted, tally.rejected, tally.stricter
     );
     assert!(
-        tally.yes >= ROUNDS / 2 && tally.no >= ROUNDS,
+        tally.accepted >= ROUNDS / 2 && tally.rejected >= ROUNDS,
         "both outcomes occurred"
     );
 }
@@ -414,7 +415,7 @@ fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registratio
         .expect("authData")
         .clone();
     match rng.below(7) {
-        0 => rng.spoil(&mut spoiled.client_data_json),
+        0 => rng.corrupt(&mut spoiled.client_data_json),
         1 => {
             let end = rng.below(data.len());
             spoiled.attestation_object = attestation_object(&data[..end]);
@@ -433,7 +434,7 @@ fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registratio
             spoiled.attestation_object = encoded(&Cbor::Map(members));
         }
         5 => spoiled.attestation_object.push(0),
-        _ => rng.spoil(&mut spoiled.attestation_object[..40]),
+        _ => rng.corrupt(&mut spoiled.attestation_object[..40]),
     }
     spoiled
 }
@@ -457,7 +458,7 @@ impl SeededRng {
         (0..n).map(|_| self.next().to_be_bytes()[0]).collect()
     }
 
-    fn spoil(&mut self, bytes: &mut [u8]) {
+    fn corrupt(&mut self, bytes: &mut [u8]) {
         let at = self.below(bytes.len());
         bytes[at] ^= 1 << self.below(8);
     }

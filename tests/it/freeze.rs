@@ -186,9 +186,9 @@ async fn freeze_beats_mint_in_flight() {
             .collect();
         b.freeze(scope).await.expect("freezes");
         for mint in minting {
-            if let Ok(dipylon::broker::TokenReply::Token(given)) = mint.await.expect("no panic") {
+            if let Ok(dipylon::broker::TokenReply::Token(reply)) = mint.await.expect("no panic") {
                 assert!(
-                    !b.introspect("cases", &given.token),
+                    !b.introspect("cases", &reply.token),
                     "{scope}: the token outlived the freeze"
                 );
             }
@@ -251,18 +251,18 @@ async fn revoking_one_token_keeps_its_task() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open_task(&agent).await;
-    let one = b
+    let first = b
         .request_token(&agent, task, &read_case(), 300, "one")
         .await
         .token();
-    let two = b
+    let second = b
         .request_token(&agent, task, &read_case(), 300, "two")
         .await
         .token();
-    let done = b.revoke(one.issued.jti).await.expect("revokes");
+    let done = b.revoke(first.issued.jti).await.expect("revokes");
     assert!(done.changed && done.index.is_some());
-    assert!(!b.introspect("cases", &one.token));
-    assert!(b.introspect("cases", &two.token));
+    assert!(!b.introspect("cases", &first.token));
+    assert!(b.introspect("cases", &second.token));
     assert_eq!(
         refused(
             b.request_token(&agent, task, &read_case(), 300, "one")
@@ -270,11 +270,11 @@ async fn revoking_one_token_keeps_its_task() {
         ),
         Reason::TokenNoLongerValid
     );
-    let again = b.revoke(one.issued.jti).await.expect("idempotent");
+    let again = b.revoke(first.issued.jti).await.expect("idempotent");
     assert_eq!((again.changed, again.index), (false, done.index));
     b.complete_task(&agent, task).await.expect("ends");
-    let over = b.revoke(two.issued.jti).await.expect("reports the end");
-    assert_eq!((over.changed, over.cause), (false, EndCause::Completed));
+    let ended = b.revoke(second.issued.jti).await.expect("reports the end");
+    assert_eq!((ended.changed, ended.cause), (false, EndCause::Completed));
     let stranger = TokenId::from_random([7; 16]);
     assert_eq!(refused(b.revoke(stranger).await), Reason::NotFound);
     b.check_invariants();

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod access_request_lifecycle;
 mod admission;
 mod adversarial_review;
 mod approval_limits;
@@ -18,14 +19,18 @@ mod authorization_matrix;
 mod bad_input;
 #[path = "../../benches/broker/mod.rs"]
 mod benchmarks;
+mod bootstrap_code;
 mod browser;
 mod card;
 mod clock;
 mod concurrency;
+mod config_commands;
 mod connection_exhaustion;
 mod console;
 mod crash_recovery;
+mod decision_stats;
 mod demo;
+mod doctor;
 mod end_to_end;
 mod evidence;
 mod exec;
@@ -34,20 +39,24 @@ mod freeze;
 mod golden;
 mod heartbeats;
 mod inbox;
+mod live_tokens;
 mod metrics;
-mod operator_setup;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod packaging;
+mod passkey_enrolment;
 mod properties;
 mod readme_walkthrough;
+mod reasons_doc;
 mod request_command;
 mod sdk_dependencies;
 mod sdk_examples;
 mod secrets;
 mod shutdown_and_reload;
-mod stats_and_timeline;
 mod step_up;
 mod support;
+mod timeline_and_search;
+mod tls;
 mod token_lifecycle;
 mod transport;
 mod unforgeable_types;

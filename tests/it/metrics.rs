@@ -11,9 +11,9 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
 use super::admission::get;
-use super::crash_recovery::BrokerDeployment;
-use super::transport::in_time;
-use crate::support::served_broker::{ServedBroker, order};
+use crate::support::broker_deployment::BrokerDeployment;
+use crate::support::served_broker::{ServedBroker, token_request};
+use crate::support::wait::in_time;
 use crate::support::{CASES, DOMAIN, action, disable, read_case};
 
 /// An operator listener for a served broker, and its URL.
@@ -87,13 +87,15 @@ async fn metrics_end_to_end() {
 
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
-    let read = task.request_token(&order(read_case(), "r-1")).await;
+    let read = task.request_token(&token_request(read_case(), "r-1")).await;
     let Ok(TokenOutcome::Token(_)) = read else {
         panic!("a token: {read:?}")
     };
-    let asked = task.request_token(&order(disable("ann"), "r-2")).await;
-    let Ok(TokenOutcome::Pending(pending)) = asked else {
-        panic!("pending: {asked:?}")
+    let outcome = task
+        .request_token(&token_request(disable("ann"), "r-2"))
+        .await;
+    let Ok(TokenOutcome::Pending(pending)) = outcome else {
+        panic!("pending: {outcome:?}")
     };
     let during = scrape(&place).await;
     assert_eq!(during["dipylon_tasks_open"], 1.0);
@@ -123,10 +125,12 @@ async fn metrics_end_to_end() {
         })
         .await
         .expect("votes");
-    let granted = task.request_token(&order(disable("ann"), "r-2")).await;
+    let granted = task
+        .request_token(&token_request(disable("ann"), "r-2"))
+        .await;
     assert!(matches!(granted, Ok(TokenOutcome::Token(_))), "{granted:?}");
     let closed = action("case.note", "Case", "INC-9999", CASES, &[]);
-    task.request_token(&order(closed, "r-3"))
+    task.request_token(&token_request(closed, "r-3"))
         .await
         .expect_err("no such target");
     task.complete(TaskOutcome::Succeeded)
@@ -216,8 +220,8 @@ async fn metric_cardinality_is_bounded() {
     let round = async |round: usize| {
         for i in 0..5 {
             let name = format!("hostile.n{round}x{i}");
-            let odd = action(&name, "Case", &format!("HOSTILE-{round}-{i}"), CASES, &[]);
-            task.request_token(&order(odd, &format!("hostile-{round}-{i}")))
+            let unknown = action(&name, "Case", &format!("HOSTILE-{round}-{i}"), CASES, &[]);
+            task.request_token(&token_request(unknown, &format!("hostile-{round}-{i}")))
                 .await
                 .expect_err("no such action");
             let path = format!("/dipylon.v1.TaskService/Hostile{round}{i}");
@@ -233,7 +237,10 @@ async fn metric_cardinality_is_bounded() {
             idempotency_key: None,
             heartbeat_s: None,
         };
-        stranger.open_task(&opening).await.expect_err("nobody");
+        stranger
+            .open_task(&opening)
+            .await
+            .expect_err("no such agent");
     };
     round(1).await;
     let once = scrape(&place).await;
@@ -296,7 +303,7 @@ async fn operator_listener_checks_host_header() {
     let s = ServedBroker::start().await;
     let (place, operator) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
-    for (target, hosts, told) in [
+    for (target, hosts, status) in [
         ("/livez", "Host: localhost", 200),
         ("/livez", "Host: rebound.example", 421),
         ("/metrics", "Host: rebound.example:9100", 421),
@@ -314,7 +321,7 @@ async fn operator_listener_checks_host_header() {
         in_time("an end", stream.read_to_string(&mut answer))
             .await
             .expect("read");
-        let head = format!("HTTP/1.1 {told} ");
+        let head = format!("HTTP/1.1 {status} ");
         assert!(answer.starts_with(&head), "{target} {hosts}: {answer}");
         assert!(answer.contains("connection: close"), "{answer}");
         assert!(!answer.contains("dipylon_"), "{answer}");
@@ -363,7 +370,7 @@ async fn idle_connections_do_not_block_metrics() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_log_has_one_line_per_call() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = BrokerDeployment::with(temp.path(), "log = \"json\"\n");
+    let realm = BrokerDeployment::with_config(temp.path(), "log = \"json\"\n");
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
     let mut broker = realm.broker_with_log(file.into(), "dipylon=info").await;
@@ -379,20 +386,22 @@ async fn json_log_has_one_line_per_call() {
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
-    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await
+    let Ok(TokenOutcome::Token(token)) =
+        task.request_token(&token_request(read_case(), "r-1")).await
     else {
         panic!("a token")
     };
     let unknown = action("case.read", "Case", "INC-9999", CASES, &[]);
-    let told = task
-        .request_token(&order(unknown, "r-2"))
+    let denial = task
+        .request_token(&token_request(unknown, "r-2"))
         .await
         .expect_err("no such target");
     // A caller that disconnects while it waits for an approval.
-    let mut ask = order(disable("ann"), "r-3");
+    let mut ask = token_request(disable("ann"), "r-3");
     ask.wait_s = 30;
-    let gone = tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
-    gone.expect_err("still waiting");
+    let abandoned =
+        tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
+    abandoned.expect_err("still waiting");
     traced(&realm.url).await;
     let mut lines: Vec<serde_json::Value> = Vec::new();
     for _ in 0..500 {
@@ -432,7 +441,7 @@ async fn json_log_has_one_line_per_call() {
     assert_eq!(refused["reason"], "UNKNOWN_TARGET");
     assert_eq!(
         refused["span"]["correlation"].as_str(),
-        told.correlation(),
+        denial.correlation(),
         "the decision ID in the reply and in the log"
     );
     let cancelled = line("client disconnected", "r-3");

@@ -7,9 +7,9 @@ use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest};
 use dipylon_sdk::clock::Clock;
 use tonic::{Request, Response, Status};
 
-use super::crash_recovery::BrokerDeployment;
 use super::metrics::{TRACE, traced};
 use crate::support::DOMAIN;
+use crate::support::broker_deployment::BrokerDeployment;
 
 /// `ExportTraceServiceRequest`, undecoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -67,7 +67,7 @@ async fn spans_reach_a_collector() {
 
     let temp = tempfile::tempdir().expect("dir");
     let more = format!("otlp_endpoint = \"http://{address}\"\n");
-    let realm = BrokerDeployment::with(temp.path(), &more);
+    let realm = BrokerDeployment::with_config(temp.path(), &more);
     // The export does not depend on the log level.
     let mut broker = realm
         .broker_with_log(std::process::Stdio::inherit(), "error")

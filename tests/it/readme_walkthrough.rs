@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 use super::exec::setup::{CommandOutput, SH};
-use super::transport::Authority;
+use crate::support::certificate_authority::{Authority, replace_file};
 use crate::support::{CASES, read_case, soc};
 
 struct Walkthrough {
@@ -173,9 +173,9 @@ impl CaseSystem {
         };
         match at.validator.check(&presented, &require).await {
             Ok(_) => "the case".into_response(),
-            Err(no) => {
-                let status = StatusCode::from_u16(no.status()).expect("a status");
-                (status, no.to_string()).into_response()
+            Err(error) => {
+                let status = StatusCode::from_u16(error.status()).expect("a status");
+                (status, error.to_string()).into_response()
             }
         }
     }
@@ -188,7 +188,7 @@ async fn readme_walkthrough() {
     let (certificate, key) = authority.certify();
     walk.write("ca.pem", &authority.pem);
     walk.write("tls.crt", &certificate);
-    super::transport::put(&walk.path("tls.key"), &key, 0o600);
+    replace_file(&walk.path("tls.key"), &key, 0o600);
 
     // Keys for the operator and the case system; their public keys go into people.toml.
     let mut policy = soc();

@@ -7,8 +7,8 @@ use dipylon_sdk::client::{AgentClient, EvidenceSource, OpenTaskRequest, TokenOut
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
-use super::crash_recovery::BrokerDeployment;
-use crate::support::served_broker::order;
+use crate::support::broker_deployment::BrokerDeployment;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, DOMAIN, action};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,7 +25,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
     let operators = temp.path().join("operators.sock");
     let more = format!("log = \"{form}\"\nadmin_listen = \"unix:operators.sock\"\n");
-    let realm = BrokerDeployment::with(temp.path(), &more);
+    let realm = BrokerDeployment::with_config(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
     let mut broker = realm.broker_with_log(file.into(), "trace").await;
@@ -48,7 +48,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     let words = BTreeMap::from([("text", Param::Str("CANARY-parameter".into()))]);
     let words: Vec<(&str, Param)> = words.into_iter().collect();
     let note = action("case.note", "Case", "INC-8841", CASES, &words);
-    let mut ask = order(note, "r-1");
+    let mut ask = token_request(note, "r-1");
     ask.reason = "CANARY-reason".into();
     let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
         panic!("a token")
@@ -89,7 +89,7 @@ async fn assert_no_secret_is_logged(form: &str) {
         &[("CANARYname", Param::Str("CANARY-unknown".into()))],
     );
     let wrong = task
-        .request_token(&order(unknown, "r-2"))
+        .request_token(&token_request(unknown, "r-2"))
         .await
         .expect_err("refused")
         .to_string();

@@ -14,9 +14,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use super::transport::{Authority, digest_of, in_time, open, put, shown, until};
+use crate::support::certificate_authority::{
+    Authority, certificate_digest, presented_certificate, replace_file,
+};
 use crate::support::invariants;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
+use crate::support::transport_server::open;
+use crate::support::wait::{in_time, until};
 use crate::support::{DOMAIN, TestEnvironment, disable, read_case};
 
 /// A directory from which a broker is run, over TLS and a Unix socket.
@@ -43,14 +47,14 @@ impl TlsDeployment {
             std::fs::write(file, text).expect("file");
         }
         let authority = Authority::new();
-        put(&root.join("trust.json"), &env.trust_bundle(), 0o644);
-        put(&root.join("ca.pem"), &authority.pem, 0o644);
+        replace_file(&root.join("trust.json"), &env.trust_bundle(), 0o644);
+        replace_file(&root.join("ca.pem"), &authority.pem, 0o644);
         let text = format!(
             "realm = \"test\"\nlisten = \"{address}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
              policy = \"policy\"\nunix_socket = \"dipylon.sock\"\n[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n\
              [[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n{more}"
         );
-        put(&root.join("dipylon.toml"), &text, 0o644);
+        replace_file(&root.join("dipylon.toml"), &text, 0o644);
         let site = Self {
             root: root.to_owned(),
             env,
@@ -65,9 +69,9 @@ impl TlsDeployment {
     /// A new certificate; its fingerprint.
     fn renew(&self) -> Digest {
         let (certificate, key) = self.authority.certify();
-        put(&self.root.join("tls.key"), &key, 0o600);
-        put(&self.root.join("tls.crt"), &certificate, 0o644);
-        digest_of(&certificate)
+        replace_file(&self.root.join("tls.key"), &key, 0o600);
+        replace_file(&self.root.join("tls.crt"), &certificate, 0o644);
+        certificate_digest(&certificate)
     }
 
     /// The real process, started by a shell after the command `before`.
@@ -128,7 +132,7 @@ async fn sigterm_under_load_loses_nothing() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Arc::new(TlsDeployment::new(temp.path(), ""));
     let mut broker = site.broker("").await;
-    let told = Arc::new(Mutex::new(BTreeSet::new()));
+    let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
     let next = Arc::new(AtomicU64::new(0));
     let mut load = tokio::task::JoinSet::new();
     for n in 0..8 {
@@ -138,14 +142,17 @@ async fn sigterm_under_load_loses_nothing() {
             site.through_the_socket()
         };
         let task = open(&site.env, &site.url, endpoint).await.expect("opens");
-        let (told, next) = (told.clone(), next.clone());
+        let (acknowledged, next) = (acknowledged.clone(), next.clone());
         // Each continues until the broker stops.
         load.spawn(async move {
             loop {
                 let name = format!("r-{}", next.fetch_add(1, Ordering::SeqCst));
-                match task.request_token(&order(read_case(), &name)).await {
+                match task.request_token(&token_request(read_case(), &name)).await {
                     Ok(TokenOutcome::Token(token)) => {
-                        told.lock().expect("told").insert(token.jti());
+                        acknowledged
+                            .lock()
+                            .expect("acknowledged")
+                            .insert(token.jti());
                     }
                     Ok(other) => panic!("{other:?}"),
                     Err(error) => return error,
@@ -156,18 +163,18 @@ async fn sigterm_under_load_loses_nothing() {
     let waiter = open(&site.env, &site.url, site.endpoint())
         .await
         .expect("opens");
-    let mut asked = order(disable("ann"), "waits");
-    asked.wait_s = 60;
-    let waiting = tokio::spawn(async move { waiter.request_token(&asked).await });
+    let mut request = token_request(disable("ann"), "waits");
+    request.wait_s = 60;
+    let waiting = tokio::spawn(async move { waiter.request_token(&request).await });
     let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
     until("a request is pending, and tokens are issued", || {
-        let mut asked = false;
+        let mut is_pending = false;
         let read = journal.read_all(|entry| {
-            asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
+            is_pending |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
             Ok(())
         });
         read.expect("readable");
-        asked && told.lock().expect("told").len() > 100
+        is_pending && acknowledged.lock().expect("acknowledged").len() > 100
     })
     .await;
     drop(journal);
@@ -202,15 +209,15 @@ async fn sigterm_under_load_loses_nothing() {
     assert!(status.success(), "{status}");
     assert!(!site.root.join("dipylon.sock").exists());
     let found = invariants::check(&site.root.join("data"));
-    let told = told.lock().expect("told");
+    let acknowledged = acknowledged.lock().expect("acknowledged");
     eprintln!(
         "{} tokens received, {} in the journal",
-        told.len(),
+        acknowledged.len(),
         found.tokens.len()
     );
-    assert!(told.iter().all(|jti| found.tokens.contains(jti)));
+    assert!(acknowledged.iter().all(|jti| found.tokens.contains(jti)));
     // Conversely, every entry's caller was answered.
-    assert_eq!(told.len(), found.tokens.len(), "a reply was lost");
+    assert_eq!(acknowledged.len(), found.tokens.len(), "a reply was lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,19 +231,19 @@ async fn sighup_reloads_certificate() {
     let renewed = site.renew();
     kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
     let shows = async {
-        while shown(site.address, &site.authority.pem).await != Some(renewed) {
+        while presented_certificate(site.address, &site.authority.pem).await != Some(renewed) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     in_time("the new certificate is shown", shows).await;
-    put(&site.root.join("tls.key"), "garbage", 0o600);
+    replace_file(&site.root.join("tls.key"), "garbage", 0o600);
     kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
     // The open connection continues, new ones get the last valid certificate.
-    task.request_token(&order(read_case(), "r-1"))
+    task.request_token(&token_request(read_case(), "r-1"))
         .await
         .expect("served");
     assert_eq!(
-        shown(site.address, &site.authority.pem).await,
+        presented_certificate(site.address, &site.authority.pem).await,
         Some(renewed)
     );
     assert!(broker.try_wait().expect("asked").is_none());
@@ -269,7 +276,7 @@ async fn recovers_from_fd_exhaustion() {
             }
         }
         // Open connections are served, entries are written.
-        task.request_token(&order(read_case(), &format!("in-{round}")))
+        task.request_token(&token_request(read_case(), &format!("in-{round}")))
             .await
             .expect("served");
         // A new client is served as soon as the idle connections are closed.
@@ -294,7 +301,7 @@ async fn cli_over_tls_and_unix_socket() {
     let now = dipylon_sdk::clock::Clock::system().now();
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = site.env.svid_for(&site.url, &id, now, 3_600);
-    put(&site.root.join("svid"), evidence.expose_secret(), 0o600);
+    replace_file(&site.root.join("svid"), evidence.expose_secret(), 0o600);
     let dipylon = async |ways: &[(&str, &str)]| {
         let done = Command::new(env!("CARGO_BIN_EXE_dipylon"))
             .args(["task", "open", "--purpose", "x", "--evidence", "svid"])
@@ -307,23 +314,23 @@ async fn cli_over_tls_and_unix_socket() {
             .output()
             .await
             .expect("runs");
-        let told = String::from_utf8_lossy(&done.stdout).into_owned()
+        let output = String::from_utf8_lossy(&done.stdout).into_owned()
             + &String::from_utf8_lossy(&done.stderr);
-        (done.status.code(), told)
+        (done.status.code(), output)
     };
     for ways in [
         [("DIPYLON_CA", "ca.pem")],
         [("DIPYLON_SOCKET", "dipylon.sock")],
     ] {
-        let (code, told) = dipylon(&ways).await;
-        assert_eq!(code, Some(0), "{told}");
-        assert!(told.contains("task_"), "{told}");
+        let (code, output) = dipylon(&ways).await;
+        assert_eq!(code, Some(0), "{output}");
+        assert!(output.contains("task_"), "{output}");
     }
-    let (code, told) = dipylon(&[("DIPYLON_CA", "trust.json")]).await;
-    assert_eq!(code, Some(2), "{told}");
-    assert!(told.contains("trust.json"), "{told}");
-    let (code, told) = dipylon(&[]).await;
-    assert!(code == Some(14) || code == Some(2), "{told}");
-    assert!(told.contains("certificate"), "{told}");
+    let (code, output) = dipylon(&[("DIPYLON_CA", "trust.json")]).await;
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("trust.json"), "{output}");
+    let (code, output) = dipylon(&[]).await;
+    assert!(code == Some(14) || code == Some(2), "{output}");
+    assert!(output.contains("certificate"), "{output}");
     broker.kill().await.expect("killed");
 }

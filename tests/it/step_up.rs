@@ -1,168 +1,21 @@
-//! Step-up with passkeys: enrolment by invitation, one assertion per statement, votes void when the key is revoked.
+//! Step-up with passkeys: one assertion per statement, narrowing, and votes that are void when the key is revoked.
 
 use std::sync::Arc;
 
 use dipylon::broker::*;
 use dipylon::journal::FaultInjection;
-use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::authorization;
 use dipylon::webauthn::Assertion;
 use dipylon_sdk::model::*;
 
-use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
+use crate::support::passkey_votes::{
+    approve, deny, passkeys_alone, pending_request, with_approvals,
+};
+use crate::support::software_authenticator::PasskeyBehaviour;
 use crate::support::*;
-
-const RP_ID: &str = "localhost";
-const ENROL: &str = "console/enrol";
-
-impl TestBroker {
-    pub async fn try_invite(&self, name: &str) -> Option<Secret> {
-        let call = self.person_call("dipylon.v1.ApprovalService/InviteApprover", "olga");
-        let person = PersonId::parse(name).expect("id");
-        let invited = self.broker.invite_approver(&call, person).await;
-        invited.ok().map(|invited| invited.code)
-    }
-
-    pub async fn invite(&self, name: &str) -> Secret {
-        self.try_invite(name).await.expect("invited")
-    }
-
-    pub async fn enrol_with(
-        &self,
-        code: &Secret,
-        behaviour: &PasskeyBehaviour,
-    ) -> Result<SoftwareAuthenticator, Refusal> {
-        let begun = self.broker.begin_enrolment(ENROL, code)?;
-        let kind = crate::support::software_authenticator::KeyKind::Es256;
-        let (key, made) = SoftwareAuthenticator::create_as(
-            kind,
-            RP_ID,
-            CONSOLE,
-            &begun.challenge,
-            &begun.user,
-            behaviour,
-        );
-        self.broker
-            .finish_enrolment(ENROL, code, &made, "Phone")
-            .await?;
-        Ok(key)
-    }
-
-    pub async fn enrol(&self, name: &str) -> SoftwareAuthenticator {
-        let code = self.invite(name).await;
-        let enrolled = self.enrol_with(&code, &PasskeyBehaviour::default()).await;
-        enrolled.expect("enrolled")
-    }
-
-    pub async fn sign_in(&self, key: &SoftwareAuthenticator) -> Result<Session, Refusal> {
-        let begun = self.broker.begin_sign_in();
-        let assertion = key.get(&begun.challenge, CONSOLE);
-        self.broker
-            .finish_sign_in("console/sign-in", assertion)
-            .await
-    }
-
-    /// A call as the console makes it: with the session cookie, without a proof.
-    pub fn session_call(&self, method: &str, session: &Session) -> CallContext {
-        let policy = authorization::method_policy(method).expect("a row");
-        CallContext {
-            method: policy.name,
-            allowed_roles: policy.allowed_roles,
-            proof: None,
-            bearer: None,
-            session: Some(session.cookie.clone()),
-            permit: ConcurrencyPermit::unlimited(policy.rate_class),
-        }
-    }
-
-    pub async fn begin_vote_in_session(
-        &self,
-        session: &Session,
-        id: AccessRequestId,
-        ask: VoteInput,
-    ) -> Result<VoteStatementReply, Refusal> {
-        let call = self.session_call("dipylon.v1.ApprovalService/BeginVote", session);
-        self.broker.begin_vote(&call, id, ask).await
-    }
-
-    pub async fn cast_vote_in_session(
-        &self,
-        session: &Session,
-        id: AccessRequestId,
-        begun: &VoteStatementReply,
-        proof: VoteProof,
-    ) -> Result<AccessView, Refusal> {
-        let call = self.session_call("dipylon.v1.ApprovalService/CastVote", session);
-        let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
-        cast.await.map(|done| done.view)
-    }
-
-    /// A complete vote at the console.
-    pub async fn vote_in_session(
-        &self,
-        session: &Session,
-        key: &SoftwareAuthenticator,
-        id: AccessRequestId,
-        ask: VoteInput,
-    ) -> Result<AccessView, Refusal> {
-        let begun = self.begin_vote_in_session(session, id, ask).await?;
-        let assertion = key.get(begun.challenge.as_bytes(), CONSOLE);
-        self.cast_vote_in_session(session, id, &begun, VoteProof::Passkey(assertion))
-            .await
-    }
-}
-
-pub fn approve() -> VoteInput {
-    vote_request(Verdict::Approve)
-}
-
-fn deny() -> VoteInput {
-    vote_request(Verdict::Deny)
-}
-
-fn vote_request(verdict: Verdict) -> VoteInput {
-    VoteInput {
-        profile: ProfileName::parse("one-security").expect("profile"),
-        verdict,
-        narrowing: Narrowing::default(),
-        comment: None,
-        policy: None,
-    }
-}
-
-/// An environment whose profiles accept only passkeys.
-pub fn passkeys_alone() -> TestEnvironment {
-    let mut env = TestEnvironment::new();
-    let people = env.policy.get_mut("people.toml").expect("people");
-    *people = people.replace("method = \"key\"", "method = \"passkey\"");
-    env
-}
-
-/// An environment with its own `[approvals]` table.
-pub fn with_approvals(table: &str) -> TestEnvironment {
-    let mut env = TestEnvironment::new();
-    let people = env.policy.get_mut("people.toml").expect("people");
-    assert!(people.contains(NO_LIMITS));
-    *people = people.replace(NO_LIMITS, &format!("[approvals]\n{table}\n"));
-    env
-}
-
-/// A broker, an agent with a task, and its pending access request to disable ann.
-pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
-    let b = TestBroker::start_with(env, FaultInjection::default()).await;
-    let _held = b.enrol("lee").await;
-    let triage = b.agent("triage");
-    let task = b.open_task(&triage).await;
-    let pending = b
-        .request_token(&triage, task, &disable("ann"), 900, "r-1")
-        .await
-        .pending();
-    (b, triage, task, pending.access_request)
-}
 
 #[tokio::test]
 async fn passkey_vote_yields_a_token() {
-    let (b, triage, task, id) = asked(passkeys_alone()).await;
+    let (b, triage, task, id) = pending_request(passkeys_alone()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     assert_eq!(session.person.as_str(), "maria");
@@ -200,7 +53,7 @@ async fn passkey_vote_yields_a_token() {
         Reason::NotAuthenticated,
         "a restart ends every session"
     );
-    let given = b
+    let reply = b
         .request_token_with_evidence(
             &triage,
             task,
@@ -211,14 +64,14 @@ async fn passkey_vote_yields_a_token() {
         )
         .await
         .token();
-    assert_eq!(given.issued.consumed, Some(id));
-    assert!(b.introspect("idp", &given.token));
+    assert_eq!(reply.issued.consumed, Some(id));
+    assert!(b.introspect("idp", &reply.token));
     b.check_invariants();
 }
 
 #[tokio::test]
 async fn assertion_is_bound_to_statement_and_voter() {
-    let (b, _, _, id) = asked(TestEnvironment::new()).await;
+    let (b, _, _, id) = pending_request(TestEnvironment::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteStatementReply| begun.challenge.as_bytes().to_vec();
@@ -307,106 +160,9 @@ async fn assertion_is_bound_to_statement_and_voter() {
     b.check_invariants();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn invitation_is_single_use() {
-    let b = Arc::new(TestBroker::start().await);
-    let code = b.invite("maria").await;
-    let mut tries = tokio::task::JoinSet::new();
-    for _ in 0..50 {
-        let (b, code) = (b.clone(), code.clone());
-        tries.spawn(async move { b.enrol_with(&code, &PasskeyBehaviour::default()).await });
-    }
-    let mut enrolled = Vec::new();
-    while let Some(tried) = tries.join_next().await {
-        match tried.expect("no panic") {
-            Ok(key) => enrolled.push(key),
-            Err(refusal) => assert_eq!(refusal.reason, Reason::InvalidInvitation),
-        }
-    }
-    assert_eq!(enrolled.len(), 1);
-    assert!(b.sign_in(&enrolled[0]).await.is_ok());
-    b.check_invariants();
-}
-
-#[tokio::test]
-async fn invitation_expires_and_is_replaced() {
-    let b = TestBroker::start().await;
-    let unknown = Reason::InvalidInvitation;
-    let first = b.invite("maria").await;
-    let second = b.invite("maria").await;
-    assert_eq!(refused(b.broker.begin_enrolment(ENROL, &first)), unknown);
-    b.manual_clock.advance_millis(599_999);
-    let lower = Secret::new(second.expose_secret().to_lowercase().replace('-', " "));
-    let begun = b
-        .broker
-        .begin_enrolment(ENROL, &lower)
-        .expect("typed in lower case with spaces");
-    let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
-    b.manual_clock.advance_millis(1);
-    assert_eq!(
-        refused(
-            b.broker
-                .finish_enrolment(ENROL, &second, &made, "Phone")
-                .await
-        ),
-        unknown
-    );
-    assert_eq!(
-        refused(
-            b.broker
-                .begin_enrolment(ENROL, &Secret::new("0".repeat(20)))
-        ),
-        unknown
-    );
-
-    // Enrolment has the same checks as a vote, and the invitation's own challenge.
-    let third = b.invite("maria").await;
-    let unverified = PasskeyBehaviour {
-        verified: false,
-        ..PasskeyBehaviour::default()
-    };
-    let spoiled = b.enrol_with(&third, &unverified).await;
-    assert_eq!(
-        spoiled.map(drop).map_err(|e| e.reason),
-        Err(Reason::InvalidPasskeyAssertion)
-    );
-    let other = b.invite("lee").await;
-    let lees = b.broker.begin_enrolment(ENROL, &other).expect("begun");
-    let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &lees.challenge, &lees.user);
-    let crossed = b
-        .broker
-        .finish_enrolment(ENROL, &third, &made, "Phone")
-        .await;
-    assert_eq!(refused(crossed), Reason::InvalidPasskeyAssertion);
-    // The same registration cannot enrol another person.
-    b.broker
-        .finish_enrolment(ENROL, &other, &made, "Phone")
-        .await
-        .expect("lee's");
-    let key = b
-        .enrol_with(&third, &PasskeyBehaviour::default())
-        .await
-        .expect("still valid");
-    assert!(b.sign_in(&key).await.is_ok());
-    // Only operators may invite, and only registered people can be invited.
-    let call = b.person_call("dipylon.v1.ApprovalService/InviteApprover", "maria");
-    let maria = PersonId::parse("maria").expect("id");
-    assert_eq!(
-        refused(b.broker.invite_approver(&call, maria).await),
-        Reason::NotPermitted
-    );
-    let call = b.person_call("dipylon.v1.ApprovalService/InviteApprover", "olga");
-    let nobody = PersonId::parse("nobody").expect("id");
-    assert_eq!(
-        refused(b.broker.invite_approver(&call, nobody).await),
-        Reason::NotFound
-    );
-    b.check_invariants();
-}
-
 #[tokio::test]
 async fn revoked_passkey_voids_unconsumed_votes() {
-    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
+    let (b, triage, task, id) = pending_request(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
@@ -470,7 +226,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
 
 #[tokio::test]
 async fn signature_counter_regression_revokes() {
-    let (b, _, _, id) = asked(TestEnvironment::new()).await;
+    let (b, _, _, id) = pending_request(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let begun = b
@@ -520,7 +276,7 @@ async fn signature_counter_regression_revokes() {
 
 #[tokio::test]
 async fn narrowing_and_denial_comment() {
-    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
+    let (b, triage, task, id) = pending_request(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteInput {
@@ -538,12 +294,12 @@ async fn narrowing_and_denial_comment() {
     b.vote_in_session(&session, &key, id, narrowed(Some(120), Some(1)))
         .await
         .expect("counts");
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.exp - given.issued.iat, 120);
-    assert_eq!(given.issued.uses, Some(1));
+    assert_eq!(reply.issued.exp - reply.issued.iat, 120);
+    assert_eq!(reply.issued.uses, Some(1));
 
     let id = b
         .request_token(&triage, task, &disable("cara"), 900, "r-2")
@@ -551,11 +307,11 @@ async fn narrowing_and_denial_comment() {
         .pending()
         .access_request;
     let comment = Comment::parse("use rotate, not disable").expect("plain");
-    let told = VoteInput {
+    let denial = VoteInput {
         comment: Some(comment.clone()),
         ..deny()
     };
-    b.vote_in_session(&session, &key, id, told)
+    b.vote_in_session(&session, &key, id, denial)
         .await
         .expect("counts");
     let denied = b
@@ -576,7 +332,7 @@ async fn approver_can_limit_uses() {
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     assert!(schema.contains("@single_use"));
     *schema = schema.replace("@single_use\n", "");
-    let (b, triage, task, id) = asked(env).await;
+    let (b, triage, task, id) = pending_request(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let three = VoteInput {
@@ -589,11 +345,11 @@ async fn approver_can_limit_uses() {
     b.vote_in_session(&session, &key, id, three)
         .await
         .expect("counts");
-    let given = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.uses, Some(3));
+    assert_eq!(reply.issued.uses, Some(3));
     b.check_invariants();
 }
 
@@ -681,7 +437,7 @@ async fn vote_requires_card_of_current_policy() {
     let mut env = with_approvals("dwell = \"3s\"");
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = asked(env).await;
+    let (b, _, _, id) = pending_request(env).await;
     let card = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id).expect("a card")
@@ -730,7 +486,7 @@ async fn lapsed_vote_can_be_replaced() {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");
-    let (b, triage, task, id) = asked(env).await;
+    let (b, triage, task, id) = pending_request(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     b.vote_in_session(&session, &key, id, approve())

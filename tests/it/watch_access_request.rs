@@ -3,13 +3,12 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dipylon_sdk::card::AccessRequestStatus as Status;
 use dipylon_sdk::client::vote::ReviewedCard;
 use dipylon_sdk::client::{
-    AccessRequestWatcher, AgentClient, ApproverClient, Endpoint, EvidenceSource, OpenTaskRequest,
-    PendingApproval, TaskHandle, TokenOutcome,
+    AccessRequestWatcher, AgentClient, ApproverClient, Endpoint, OpenTaskRequest, PendingApproval,
+    TaskHandle, TokenOutcome,
 };
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
@@ -17,19 +16,14 @@ use dipylon_sdk::model::*;
 use dipylon_sdk::proto::v1;
 use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 
-use crate::support::served_broker::{ServedBroker, order};
-use crate::support::{DOMAIN, TestEnvironment, disable, rand_u64};
-
-/// Limit for events that must arrive eventually.
-const BOUND: Duration = Duration::from_secs(60);
-
-async fn in_time<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(BOUND, what).await.expect("in time")
-}
+use crate::support::broker_deployment::BrokerDeployment;
+use crate::support::served_broker::{ServedBroker, token_request};
+use crate::support::wait::{in_time, until};
+use crate::support::{disable, rand_u64};
 
 async fn pending(task: &TaskHandle, idempotency_key: &str) -> PendingApproval {
     match task
-        .request_token(&order(disable("ann"), idempotency_key))
+        .request_token(&token_request(disable("ann"), idempotency_key))
         .await
     {
         Ok(TokenOutcome::Pending(pending)) => pending,
@@ -51,17 +45,14 @@ async fn vote(person: &ApproverClient, id: AccessRequestId, verdict: Verdict) {
     person.vote(&seen).await.expect("the vote counts");
 }
 
-async fn stands(watch: &mut AccessRequestWatcher) -> Option<Status> {
-    let next = in_time(watch.next()).await.expect("watches");
+async fn next_status(watch: &mut AccessRequestWatcher) -> Option<Status> {
+    let next = in_time("an answer", watch.next()).await.expect("watches");
     next.map(|request| request.status.expect("known"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watch_reports_every_final_status() {
-    let mut env = TestEnvironment::new();
-    let people = env.policy.get_mut("people.toml").expect("people");
-    *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
-    let s = ServedBroker::start_in(env).await;
+    let s = ServedBroker::start().await;
     let maria = s.approver("maria");
     let lee = s.approver("lee");
 
@@ -70,61 +61,69 @@ async fn watch_reports_every_final_status() {
             .await
             .access_request_id();
         let mut watch = agent_task.watch(id);
-        assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
+        assert_eq!(next_status(&mut watch).await, Some(Status::Waiting));
         (id, watch)
     };
     let task = s.task("triage").await;
     let (id, mut watch) = begin(&task, "r-yes").await;
     vote(&maria, id, Verdict::Approve).await;
-    assert_eq!(stands(&mut watch).await, Some(Status::Approved));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Approved));
     vote(&lee, id, Verdict::Approve).await;
     assert_eq!(
-        stands(&mut watch).await,
+        next_status(&mut watch).await,
         Some(Status::Approved),
         "one more approval is a change"
     );
     // The watch mints nothing: RequestToken does.
-    let given = task.request_token(&order(disable("ann"), "r-yes")).await;
-    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
-    assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
-    assert_eq!(stands(&mut watch).await, None);
+    let outcome = task
+        .request_token(&token_request(disable("ann"), "r-yes"))
+        .await;
+    assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
+    assert_eq!(next_status(&mut watch).await, Some(Status::Consumed));
+    assert_eq!(next_status(&mut watch).await, None);
 
     let (id, mut watch) = begin(&task, "r-no").await;
     vote(&maria, id, Verdict::Deny).await;
-    assert_eq!(stands(&mut watch).await, Some(Status::Denied));
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, Some(Status::Denied));
+    assert_eq!(next_status(&mut watch).await, None);
     let mut late = task.watch(id);
     assert_eq!(
-        stands(&mut late).await,
+        next_status(&mut late).await,
         Some(Status::Denied),
         "a late watcher gets the final status"
     );
-    assert_eq!(stands(&mut late).await, None);
+    assert_eq!(next_status(&mut late).await, None);
 
     let (id, mut watch) = begin(&task, "r-back").await;
     task.cancel(id).await.expect("cancels");
-    assert_eq!(stands(&mut watch).await, Some(Status::Cancelled));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Cancelled));
 
-    let (_, mut watch) = begin(&task, "r-late").await;
+    // Its own broker: elsewhere in this test no request may expire.
+    let brief = ServedBroker::start_with_policy(|files| {
+        let people = files.get_mut("people.toml").expect("people");
+        *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
+    })
+    .await;
+    let (_, mut watch) = begin(&brief.task("triage").await, "r-late").await;
     assert_eq!(
-        stands(&mut watch).await,
+        next_status(&mut watch).await,
         Some(Status::Expired),
         "expired without an entry"
     );
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, None);
 
     let other = s.task("triage").await;
     let (_, mut watch) = begin(&other, "r-frozen").await;
     let olga = s.operator("olga");
     let scope = FreezeScope::parse("action/account.disable").expect("scope");
     olga.freeze(&scope, "").await.expect("freezes");
-    assert_eq!(stands(&mut watch).await, Some(Status::Ended));
+    assert_eq!(next_status(&mut watch).await, Some(Status::Ended));
     olga.unfreeze(&scope).await.expect("lifts");
 
     let (_, mut watch) = begin(&other, "r-over").await;
     other.complete(TaskOutcome::Abandoned).await.expect("ends");
-    assert_eq!(stands(&mut watch).await, Some(Status::Ended));
-    assert_eq!(stands(&mut watch).await, None);
+    assert_eq!(next_status(&mut watch).await, Some(Status::Ended));
+    assert_eq!(next_status(&mut watch).await, None);
     let metrics = s.broker.read_metrics();
     assert!(
         metrics.contains("dipylon_open_streams{kind=\"access_request\"} 0\n"),
@@ -139,7 +138,9 @@ async fn foreign_requests_are_not_found() {
     let id = pending(&mine, "r-1").await.access_request_id();
     let nothing = AccessRequestId::from_random([9; 16]);
     let refused = async |task: &TaskHandle, id| {
-        let error = in_time(task.watch(id).next()).await.expect_err("refused");
+        let error = in_time("an answer", task.watch(id).next())
+            .await
+            .expect_err("refused");
         (error.reason(), error.code())
     };
     assert_eq!(
@@ -152,7 +153,7 @@ async fn foreign_requests_are_not_found() {
     let stolen = TaskHandle::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
     assert_eq!(refused(&stolen, id).await, refused(&theirs, id).await);
     let mut own = mine.watch(id);
-    assert_eq!(stands(&mut own).await, Some(Status::Waiting));
+    assert_eq!(next_status(&mut own).await, Some(Status::Waiting));
 }
 
 /// The first wire message of a watch that resumes from a mark.
@@ -209,20 +210,28 @@ async fn watch_resumes_and_sends_heartbeats() {
     };
     let task = agent.open_task(&opening).await.expect("opens");
     let id = pending(&task, "r-1").await.access_request_id();
-    let first = in_time(first_message(&s, &key, task.id(), id, None)).await;
+    let first = in_time("an answer", first_message(&s, &key, task.id(), id, None)).await;
     let Some(Message::State(stands)) = first else {
         panic!("{first:?}")
     };
     assert!(!stands.is_final);
     // A known status is not repeated: a heartbeat comes instead.
-    let next = in_time(first_message(&s, &key, task.id(), id, stands.cursor)).await;
+    let next = in_time(
+        "an answer",
+        first_message(&s, &key, task.id(), id, stands.cursor),
+    )
+    .await;
     let Some(Message::Heartbeat(heartbeat)) = next else {
         panic!("{next:?}")
     };
     assert_eq!(heartbeat.cursor, stands.cursor);
     // An older mark gets the current status, which covers all changes since.
     vote(&s.approver("maria"), id, Verdict::Approve).await;
-    let now = in_time(first_message(&s, &key, task.id(), id, stands.cursor)).await;
+    let now = in_time(
+        "an answer",
+        first_message(&s, &key, task.id(), id, stands.cursor),
+    )
+    .await;
     let Some(Message::State(now)) = now else {
         panic!("{now:?}")
     };
@@ -238,19 +247,15 @@ async fn watchers_wake_only_for_their_request() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let waiting = {
-        let (task, mut ask) = (task.clone(), order(disable("ann"), "r-1"));
+        let (task, mut ask) = (task.clone(), token_request(disable("ann"), "r-1"));
         ask.wait_s = 60;
         tokio::spawn(async move { task.request_token(&ask).await })
     };
-    let id = in_time(async {
-        loop {
-            if let Some(id) = s.broker.state().unclosed_requests().first() {
-                return *id;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    until("the request is open", || {
+        !s.broker.state().unclosed_requests().is_empty()
     })
     .await;
+    let id = s.broker.state().unclosed_requests()[0];
     let answers = || {
         let text = s.broker.read_metrics();
         let pending = text
@@ -266,6 +271,8 @@ async fn watchers_wake_only_for_their_request() {
             })
             .sum::<u64>()
     };
+    // The request shows in the state before its call has counted the answer.
+    until("the first answer is counted", || answers() > 0).await;
     let before = answers();
     // A hundred entries about other requests, two of them of the same agent.
     let other = s.task("triage").await;
@@ -273,7 +280,7 @@ async fn watchers_wake_only_for_their_request() {
     for n in 0..100 {
         let read = crate::support::read_case();
         other
-            .request_token(&order(read, &format!("r-read-{n}")))
+            .request_token(&token_request(read, &format!("r-read-{n}")))
             .await
             .expect("answers");
     }
@@ -281,22 +288,16 @@ async fn watchers_wake_only_for_their_request() {
     assert_eq!(answers(), before + 1, "only its own");
     assert!(!waiting.is_finished());
     vote(&s.approver("maria"), id, Verdict::Approve).await;
-    let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
+    let outcome = in_time("an answer", waiting).await.expect("joins");
+    assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_survives_broker_and_agent_restart() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = super::crash_recovery::BrokerDeployment::new(temp.path());
+    let realm = BrokerDeployment::new(temp.path());
     let mut broker = realm.broker_with_log(Stdio::inherit(), "error").await;
-    let id = format!("spiffe://{DOMAIN}/agent/triage");
-    let evidence = EvidenceSource::Fixed(realm.env.svid_for(
-        &realm.url,
-        &id,
-        Clock::system().now(),
-        3_600,
-    ));
+    let evidence = realm.evidence();
     let endpoint = || Endpoint::connect(&realm.url).expect("endpoint");
     let key = Arc::new(SigningKey::generate().expect("key").0);
     let opening = OpenTaskRequest {
@@ -307,14 +308,14 @@ async fn waiting_survives_broker_and_agent_restart() {
     };
     let agent = AgentClient::new(endpoint(), evidence.clone(), Some(key.clone()));
     let task = agent.open_task(&opening).await.expect("opens");
-    let asked = pending(&task, "r-1").await;
+    let approval = pending(&task, "r-1").await;
     let until = Clock::system().now().plus_secs(120);
-    let mut watch = task.watch(asked.access_request_id());
-    assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
+    let mut watch = task.watch(approval.access_request_id());
+    assert_eq!(next_status(&mut watch).await, Some(Status::Waiting));
     let waiting = {
         let task = task.clone();
         tokio::spawn(async move {
-            task.wait_for_token(&order(disable("ann"), "r-1"), until)
+            task.wait_for_token(&token_request(disable("ann"), "r-1"), until)
                 .await
         })
     };
@@ -323,20 +324,20 @@ async fn waiting_survives_broker_and_agent_restart() {
 
     // The agent restarts: with its key and the same action it finds the same access request.
     let again = TaskHandle::attach(endpoint(), evidence, task.id(), key);
-    let mut ask = order(disable("ann"), "r-after");
+    let mut ask = token_request(disable("ann"), "r-after");
     ask.wait_s = 0;
     let found = match again.request_token(&ask).await {
         Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(found, asked.access_request_id());
+    assert_eq!(found, approval.access_request_id());
     let maria = ApproverClient::new(endpoint(), Arc::new(realm.env.key_of("maria")));
     vote(&maria, found, Verdict::Approve).await;
-    let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
+    let outcome = in_time("an answer", waiting).await.expect("joins");
+    assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{outcome:?}");
     // The watch begun before the kill gets it too: it may have missed `approved`.
     let mut last = None;
-    while let Some(status) = stands(&mut watch).await {
+    while let Some(status) = next_status(&mut watch).await {
         last = Some(status);
     }
     assert_eq!(last, Some(Status::Consumed));

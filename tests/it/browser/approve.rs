@@ -7,10 +7,10 @@ use dipylon_sdk::model::*;
 use serde_json::json;
 
 use super::ceremony;
-use super::driver::{Browser, Viewport, absent, keys};
-use super::site::{ConsoleServer, card_of, follow};
+use super::driver::{Browser, Viewport, is_skipped, keys};
+use super::site::{ConsoleServer, card_of, enrol_by_invitation};
 use crate::end_to_end::present;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{IDP, TestEnvironment, action, disable};
 
 pub fn isolate(host: &str) -> Action {
@@ -18,14 +18,20 @@ pub fn isolate(host: &str) -> Action {
 }
 
 pub async fn token(task: &TaskHandle, action: Action, idempotency_key: &str) -> AccessToken {
-    match task.request_token(&order(action, idempotency_key)).await {
+    match task
+        .request_token(&token_request(action, idempotency_key))
+        .await
+    {
         Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
 pub async fn denied(task: &TaskHandle, action: Action, idempotency_key: &str) -> Denial {
-    match task.request_token(&order(action, idempotency_key)).await {
+    match task
+        .request_token(&token_request(action, idempotency_key))
+        .await
+    {
         Ok(TokenOutcome::Denied(denied)) => denied,
         other => panic!("not denied: {other:?}"),
     }
@@ -38,13 +44,13 @@ pub async fn voted(browser: &Browser) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enrolment_and_sign_in() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let [maria, thief] = Browser::several([Viewport::DESK; 2]).await;
+    let [maria, thief] = Browser::open_together([Viewport::DESK; 2]).await;
     let invitation = site.invite("maria").await;
-    let code = follow(&maria, &invitation, "desk key").await;
+    let code = enrol_by_invitation(&maria, &invitation, "desk key").await;
     assert!(
         !maria.url().await.contains('#'),
         "the code is removed from the address"
@@ -56,9 +62,9 @@ async fn enrolment_and_sign_in() {
         (1, 1)
     );
 
-    follow(&thief, &invitation, "mine").await;
+    enrol_by_invitation(&thief, &invitation, "mine").await;
     thief.seen("#problem").await;
-    assert!(thief.hides("#enrolled").await);
+    assert!(thief.is_hidden("#enrolled").await);
     let again = ceremony::post(&thief, "/console/enrol/begin", json!({ "code": code })).await;
     assert_eq!(again["body"]["reason"], "INVALID_INVITATION", "{again}");
     assert_eq!(site.passkeys("maria"), 1);
@@ -109,7 +115,7 @@ async fn enrolment_and_sign_in() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn inbox_updates_live() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let mut env = TestEnvironment::new();
@@ -118,18 +124,20 @@ async fn inbox_updates_live() {
          environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\n\
          actions = [\"account.disable\", \"host.isolate\"]\n",
     );
-    let site = ConsoleServer::with(env, dipylon_sdk::clock::Clock::system().now()).await;
-    let maria = site.desk_of("maria").await;
+    let site = ConsoleServer::with_policy(env, dipylon_sdk::clock::Clock::system().now()).await;
+    let maria = site.signed_in_browser("maria").await;
     maria.seen("#empty").await;
     maria.script("window.same = true", json!([])).await;
 
     let (triage, contain) = (site.task("triage").await, site.task("contain").await);
-    let first = site.asks(&triage, disable("ann"), "r-1").await;
+    let first = site.request_approval(&triage, disable("ann"), "r-1").await;
     maria.seen(&format!("li[data-request='{first}']")).await;
-    maria.gone("#empty").await;
-    let second = site.asks(&contain, disable("ann"), "r-1").await;
+    maria.wait_until_gone("#empty").await;
+    let second = site.request_approval(&contain, disable("ann"), "r-1").await;
     maria.seen(&format!("li[data-request='{second}']")).await;
-    let grave = site.asks(&contain, isolate("web-1"), "r-2").await;
+    let grave = site
+        .request_approval(&contain, isolate("web-1"), "r-2")
+        .await;
     maria.seen(&format!("li[data-request='{grave}']")).await;
     assert_eq!(
         maria.script("return window.same", json!([])).await,
@@ -149,10 +157,15 @@ async fn inbox_updates_live() {
     let waiting = maria.wait("#waiting").await.text().await;
     assert!(waiting.contains('3'), "{waiting}");
     // The same action requested again in the same task is the same access request.
-    assert_eq!(site.asks(&triage, disable("ann"), "r-9").await, first);
+    assert_eq!(
+        site.request_approval(&triage, disable("ann"), "r-9").await,
+        first
+    );
 
     triage.cancel(first).await.expect("cancels");
-    maria.gone(&format!("li[data-request='{first}']")).await;
+    maria
+        .wait_until_gone(&format!("li[data-request='{first}']"))
+        .await;
     let link = format!("li[data-request='{grave}'] a");
     maria.click_on(&link).await;
     maria.wait("#card").await;
@@ -162,16 +175,16 @@ async fn inbox_updates_live() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn approval_yields_single_use_token() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = Arc::new(ConsoleServer::start().await);
     let validator = site.validator("idp", IDP).await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     let waiting = {
-        let (task, mut order) = (task.clone(), order(disable("ann"), "r-1"));
+        let (task, mut order) = (task.clone(), token_request(disable("ann"), "r-1"));
         order.wait_s = 60;
         tokio::spawn(async move { task.request_token(&order).await })
     };
@@ -202,8 +215,8 @@ async fn approval_yields_single_use_token() {
     );
     assert!(maria.find("#not-eligible").await.is_none());
     maria.seen("#approve").await.click().await;
-    let said = voted(&maria).await;
-    assert!(said.contains("approved"), "{said}");
+    let outcome = voted(&maria).await;
+    assert!(outcome.contains("approved"), "{outcome}");
 
     let token = match waiting.await.expect("joined") {
         Ok(TokenOutcome::Token(token)) => token,
@@ -262,13 +275,13 @@ async fn approval_yields_single_use_token() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn denial_comment_reaches_the_agent() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     maria
         .wait("#comment")
@@ -277,7 +290,7 @@ async fn denial_comment_reaches_the_agent() {
         .await;
     maria.seen("#deny").await.click().await;
     voted(&maria).await;
-    assert_eq!(site.standing(id), "denied");
+    assert_eq!(site.status(id), "denied");
     let denied = denied(&task, disable("ann"), "r-1").await;
     assert_eq!(denied.comment(), Some("ann is on call; ask lee"));
     assert_eq!(denied.reason(), Some(DeniedReason::DeniedByApprover));
@@ -286,34 +299,37 @@ async fn denial_comment_reaches_the_agent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_card_updates_live() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let (maria, lee) = (site.desk_of("maria").await, site.desk_of("lee").await);
+    let (maria, lee) = (
+        site.signed_in_browser("maria").await,
+        site.signed_in_browser("lee").await,
+    );
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     site.open_card(&lee, id).await;
     lee.seen("#deny").await.click().await;
     voted(&lee).await;
-    let told = maria.seen("#outcome-text").await.text().await;
-    assert!(told.contains("denied"), "{told}");
+    let outcome = maria.seen("#outcome-text").await.text().await;
+    assert!(outcome.contains("denied"), "{outcome}");
     maria
-        .holds("document.querySelector('#ballot').hidden")
+        .wait_for_script("document.querySelector('#ballot').hidden")
         .await;
     site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn narrowed_ttl_shortens_the_token() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     maria.press("n").await;
     assert_eq!(maria.focus().await, "narrow-ttl");
@@ -322,21 +338,23 @@ async fn narrowed_ttl_shortens_the_token() {
     ttl.type_in("99999").await;
     maria.seen("#approve").await.click().await;
     maria.seen("#problem").await;
-    assert_eq!(site.standing(id), "waiting");
+    assert_eq!(site.status(id), "waiting");
     ttl.clear().await;
     // The values of the fields are signed, and shown beside the buttons.
     let signs = async || maria.seen("#signs b").await.text().await;
-    let asked = signs().await;
+    let before = signs().await;
     ttl.type_in("7").await;
     assert!(signs().await.starts_with("7 s, "), "{}", signs().await);
     maria.press(keys::ESCAPE).await;
-    assert_eq!(signs().await, asked, "reset");
+    assert_eq!(signs().await, before, "reset");
     assert_eq!(ttl.property("value").await, "");
     maria.press("n").await;
     ttl.type_in("45").await;
     // Collapsing the form keeps the values.
     maria.seen("#narrow summary").await.click().await;
-    maria.holds("!document.querySelector('#narrow').open").await;
+    maria
+        .wait_for_script("!document.querySelector('#narrow').open")
+        .await;
     assert!(signs().await.starts_with("45 s, "), "{}", signs().await);
     maria.seen("#approve").await.click().await;
     voted(&maria).await;
@@ -348,26 +366,26 @@ async fn narrowed_ttl_shortens_the_token() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_person_quorum() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let [maria, lee] = Browser::several([Viewport::DESK; 2]).await;
-    site.permit(&maria, "maria").await;
-    site.permit(&lee, "lee").await;
+    let [maria, lee] = Browser::open_together([Viewport::DESK; 2]).await;
+    site.enrol_and_sign_in(&maria, "maria").await;
+    site.enrol_and_sign_in(&lee, "lee").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, isolate("web-1"), "r-1").await;
+    let id = site.request_approval(&task, isolate("web-1"), "r-1").await;
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
-    let said = voted(&maria).await;
-    assert!(said.contains("other approvers"), "{said}");
-    assert_eq!(site.standing(id), "waiting");
+    let outcome = voted(&maria).await;
+    assert!(outcome.contains("other approvers"), "{outcome}");
+    assert_eq!(site.status(id), "waiting");
 
     // A second vote by the same person does not count, with any key.
     maria.wait("#sign-out button").await.click().await;
     maria.wait("#sign-in").await;
     maria.forget_passkeys().await;
-    site.permit(&maria, "maria").await;
+    site.enrol_and_sign_in(&maria, "maria").await;
     assert_eq!(site.passkeys("maria"), 2);
     site.open_card(&maria, id).await;
     let ask = json!({ "profile": "two-security", "verdict": "approve" });
@@ -378,7 +396,7 @@ async fn two_person_quorum() {
         Some(4),
         "{begun}"
     );
-    assert_eq!(site.standing(id), "waiting");
+    assert_eq!(site.status(id), "waiting");
     assert!(maria.find("#approve").await.is_none());
     maria.seen("#not-eligible").await;
 
@@ -387,20 +405,20 @@ async fn two_person_quorum() {
     assert!(needs.contains("Maria Moreau"), "earlier approvers: {needs}");
     lee.seen("#approve").await.click().await;
     voted(&lee).await;
-    assert_eq!(site.standing(id), "approved");
+    assert_eq!(site.status(id), "approved");
     token(&task, isolate("web-1"), "r-1").await;
     site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn owner_cannot_vote() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let dana = site.desk_of("dana").await;
+    let dana = site.signed_in_browser("dana").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&dana, id).await;
     let why = dana.seen("#not-eligible").await.text().await;
     assert!(why.contains("own this agent"), "{why}");
@@ -414,24 +432,24 @@ async fn owner_cannot_vote() {
             "{begun}"
         );
     }
-    assert_eq!(site.standing(id), "waiting");
+    assert_eq!(site.status(id), "waiting");
     site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_approval_is_rejected() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
-    let later = site.asks(&task, disable("cara"), "r-2").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
+    let later = site.request_approval(&task, disable("cara"), "r-2").await;
     site.open_card(&maria, id).await;
     // The second card is opened and signed in time, but the vote arrives late.
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
-    site.pass(14 * 60);
+    site.advance_clock(14 * 60);
     let begun = ceremony::post(
         &maria,
         &format!("{}/vote/begin", card_of(later)),
@@ -439,10 +457,10 @@ async fn late_approval_is_rejected() {
     )
     .await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
-    site.pass(65);
+    site.advance_clock(65);
     // The open card updates to expired; a vote sent anyway is rejected.
-    let told = maria.seen("#outcome-text").await.text().await;
-    assert!(told.contains("expired"), "{told}");
+    let outcome = maria.seen("#outcome-text").await.text().await;
+    assert!(outcome.contains("expired"), "{outcome}");
     let begun_late = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
     assert_eq!(
         begun_late["status"].as_u64().map(|s| s / 100),
@@ -453,7 +471,7 @@ async fn late_approval_is_rejected() {
     let late = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
     assert_eq!(late["status"].as_u64().map(|s| s / 100), Some(4), "{late}");
     for id in [id, later] {
-        assert_eq!(site.standing(id), "expired");
+        assert_eq!(site.status(id), "expired");
         site.open_card(&maria, id).await;
         let card = maria.wait("#card").await;
         assert_eq!(
@@ -469,14 +487,14 @@ async fn late_approval_is_rejected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keyboard_only_flow() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let first = site.asks(&task, disable("ann"), "r-1").await;
-    let second = site.asks(&task, disable("cara"), "r-2").await;
+    let first = site.request_approval(&task, disable("ann"), "r-1").await;
+    let second = site.request_approval(&task, disable("cara"), "r-2").await;
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{second}']")).await;
     // Two requests of the same millisecond may appear in either order.
@@ -521,11 +539,11 @@ async fn keyboard_only_flow() {
         .await;
     maria.press("a").await;
     assert_eq!(maria.focus().await, "approve");
-    assert_eq!(site.standing(first), "waiting", "focus does not press it");
+    assert_eq!(site.status(first), "waiting", "focus does not press it");
     maria.press(keys::ENTER).await;
     voted(&maria).await;
-    assert_eq!(site.standing(first), "approved");
-    assert_eq!(site.standing(second), "waiting");
+    assert_eq!(site.status(first), "approved");
+    assert_eq!(site.status(second), "waiting");
     maria.press("?").await;
     maria.seen("dialog#keys").await;
     site.close().await;
@@ -533,11 +551,11 @@ async fn keyboard_only_flow() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_without_javascript_and_on_mobile() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let [phone, still] = Browser::several([
+    let [phone, still] = Browser::open_together([
         Viewport::PHONE,
         Viewport {
             scripts: false,
@@ -545,9 +563,9 @@ async fn pages_without_javascript_and_on_mobile() {
         },
     ])
     .await;
-    site.permit(&phone, "maria").await;
+    site.enrol_and_sign_in(&phone, "maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     // A browser without JavaScript cannot use a passkey; it gets another browser's session.
     let cookie = phone.cookies().await[0]["value"].clone();
     site.open(&still, "/console/sign-in").await;

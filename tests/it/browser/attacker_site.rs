@@ -47,12 +47,12 @@ impl AttackerSite {
     }
 
     /// The console's host name on another port: same site, other origin.
-    pub fn neighbour(&self, path: &str) -> String {
+    pub fn same_site_url(&self, path: &str) -> String {
         format!("http://localhost:{}{path}", self.address.port())
     }
 
     /// Another site.
-    pub fn stranger(&self, path: &str) -> String {
+    pub fn foreign_url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.address.port())
     }
 

@@ -119,7 +119,7 @@ fn installed(name: &str) -> bool {
 
 /// Whether no browser is installed, so that the test is skipped (and prints so). With
 /// `DIPYLON_REQUIRE=chromium` it fails instead.
-pub fn absent() -> bool {
+pub fn is_skipped() -> bool {
     let missing: Vec<&str> = ["chromium", "chromedriver"]
         .into_iter()
         .filter(|name| !installed(name))
@@ -135,7 +135,7 @@ pub fn absent() -> bool {
     // The test harness names the thread after the test, and captures `println!` unless the test fails.
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
-    let _told = writeln!(
+    let _written = writeln!(
         std::io::stderr(),
         "SKIPPED {test}: /usr/bin has no {missing:?}"
     );
@@ -144,12 +144,12 @@ pub fn absent() -> bool {
 
 impl Browser {
     pub async fn open(look: Viewport) -> Self {
-        let [browser] = Self::several([look]).await;
+        let [browser] = Self::open_together([look]).await;
         browser
     }
 
     /// Opens several at once: waiting for a second browser while holding the first could deadlock.
-    pub async fn several<const N: usize>(looks: [Viewport; N]) -> [Self; N] {
+    pub async fn open_together<const N: usize>(looks: [Viewport; N]) -> [Self; N] {
         static PLACES: std::sync::LazyLock<Arc<Semaphore>> =
             std::sync::LazyLock::new(|| Arc::new(Semaphore::new(BROWSERS_MAX)));
         let places = u32::try_from(N).expect("few");
@@ -173,24 +173,24 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver starts");
-        let said = driver.stdout.take().expect("piped");
+        let stdout = driver.stdout.take().expect("piped");
         let processes = Processes {
             driver,
             profile,
             closing: None,
         };
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (port_sender, port_receiver) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
-            let mut lines = BufReader::new(said).lines().map_while(Result::ok);
+            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
             let port = lines.find_map(|line| {
                 let (_, port) = line.split_once("started successfully on port ")?;
                 port.trim_end_matches('.').parse::<u16>().ok()
             });
-            let _gone = tell.send(port);
+            let _gone = port_sender.send(port);
             // Keep reading, or the driver would block on a full pipe.
             lines.for_each(drop);
         });
-        let port = tokio::time::timeout(GENEROUS, told).await;
+        let port = tokio::time::timeout(GENEROUS, port_receiver).await;
         let port = port.expect("in time").expect("read").expect("a port");
 
         let mut arguments = vec![
@@ -222,16 +222,16 @@ impl Browser {
             processes,
             _place: place,
         };
-        let asked = json!({ "capabilities": { "alwaysMatch": {
+        let capabilities = json!({ "capabilities": { "alwaysMatch": {
             "browserName": "chrome",
             "unhandledPromptBehavior": "dismiss",
             "goog:chromeOptions": { "binary": "/usr/bin/chromium", "args": arguments },
         } } });
-        let given = browser.raw("POST", "/session", Some(asked)).await;
-        let given = given.unwrap_or_else(|e| panic!("no browser: {e}"));
-        browser.id = text(&given["sessionId"]);
+        let session = browser.raw("POST", "/session", Some(capabilities)).await;
+        let session = session.unwrap_or_else(|e| panic!("no browser: {e}"));
+        browser.id = text(&session["sessionId"]);
         browser.processes.closing = Some((port, browser.id.clone()));
-        browser.measure(look).await;
+        browser.set_viewport(look).await;
         let scheme = if look.dark { "dark" } else { "light" };
         browser
             .cdp(
@@ -261,7 +261,7 @@ impl Browser {
 
     // ------------------------------------------------------------------ pages
 
-    pub async fn goto(&self, url: &str) {
+    pub async fn navigate(&self, url: &str) {
         self.post("/url", json!({ "url": url })).await;
     }
 
@@ -315,7 +315,7 @@ impl Browser {
     }
 
     /// Waits until no element matches.
-    pub async fn gone(&self, css: &str) {
+    pub async fn wait_until_gone(&self, css: &str) {
         self.until(&format!("no {css}"), async || {
             self.find(css).await.is_none().then_some(())
         })
@@ -323,7 +323,7 @@ impl Browser {
     }
 
     /// Whether no such element is visible.
-    pub async fn hides(&self, css: &str) -> bool {
+    pub async fn is_hidden(&self, css: &str) -> bool {
         match self.find(css).await {
             Some(element) => !element.displayed().await,
             None => true,
@@ -331,7 +331,7 @@ impl Browser {
     }
 
     /// Waits until a script returns a truthy value.
-    pub async fn holds(&self, script: &str) -> Value {
+    pub async fn wait_for_script(&self, script: &str) -> Value {
         self.until(script, async || {
             let value = self.script(&format!("return ({script})"), json!([])).await;
             (!value.is_null() && value != false && value != "").then_some(value)
@@ -432,17 +432,17 @@ impl Browser {
         let height = "return document.documentElement.scrollHeight";
         let height = self.script(height, json!([])).await;
         let height = u32::try_from(height.as_u64().expect("a height")).expect("small");
-        self.measure(Viewport {
+        self.set_viewport(Viewport {
             height: height.max(self.look.height),
             ..self.look
         })
         .await;
         let png = self.screenshot().await;
-        self.measure(self.look).await;
+        self.set_viewport(self.look).await;
         png
     }
 
-    async fn measure(&self, look: Viewport) {
+    async fn set_viewport(&self, look: Viewport) {
         let metrics = json!({
             "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600,
         });
@@ -481,7 +481,7 @@ impl Browser {
     /// Deletes all passkeys.
     pub async fn forget_passkeys(&self) {
         let path = format!("/webauthn/authenticator/{}/credentials", self.authenticator);
-        self.ours("DELETE", &path, None).await;
+        self.command("DELETE", &path, None).await;
     }
 
     // ------------------------------------------------------------------ the wire
@@ -493,14 +493,14 @@ impl Browser {
     }
 
     async fn get(&self, path: &str) -> Value {
-        self.ours("GET", path, None).await
+        self.command("GET", path, None).await
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        self.ours("POST", path, Some(body)).await
+        self.command("POST", path, Some(body)).await
     }
 
-    async fn ours(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+    async fn command(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let full = format!("/session/{}{path}", self.id);
         let answer = self.raw(method, &full, body).await;
         answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"))
@@ -518,14 +518,14 @@ impl Browser {
     }
 
     async fn raw(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
-        let said = |e: &dyn Debug| format!("{e:?}");
+        let describe = |e: &dyn Debug| format!("{e:?}");
         let exchange = async {
             let stream = TcpStream::connect(("127.0.0.1", self.port)).await;
-            let stream = stream.map_err(|e| said(&e))?;
+            let stream = stream.map_err(|e| describe(&e))?;
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream))
                     .await
-                    .map_err(|e| said(&e))?;
+                    .map_err(|e| describe(&e))?;
             let connection = tokio::spawn(connection);
             let body = body.map_or_else(Bytes::new, |b| b.to_string().into());
             let request = http::Request::builder()
@@ -534,12 +534,19 @@ impl Browser {
                 .header("host", format!("127.0.0.1:{}", self.port))
                 .header("content-type", "application/json")
                 .body(Full::new(body))
-                .map_err(|e| said(&e))?;
-            let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
-            let body = answer.into_body().collect().await.map_err(|e| said(&e))?;
+                .map_err(|e| describe(&e))?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|e| describe(&e))?;
+            let body = answer
+                .into_body()
+                .collect()
+                .await
+                .map_err(|e| describe(&e))?;
             connection.abort();
             let mut value: Value =
-                serde_json::from_slice(&body.to_bytes()).map_err(|e| said(&e))?;
+                serde_json::from_slice(&body.to_bytes()).map_err(|e| describe(&e))?;
             let value = value["value"].take();
             match value["error"].as_str() {
                 Some(error) if value["stacktrace"].is_string() => {
@@ -561,37 +568,42 @@ pub struct Element<'a> {
 }
 
 impl Element<'_> {
-    async fn order(&self, method: &str, what: &str, body: Option<Value>) -> Value {
+    async fn element_command(&self, method: &str, what: &str, body: Option<Value>) -> Value {
         let path = format!("/element/{}{what}", self.id);
-        self.browser.ours(method, &path, body).await
+        self.browser.command(method, &path, body).await
     }
 
     pub async fn click(&self) {
-        self.order("POST", "/click", Some(json!({}))).await;
+        self.element_command("POST", "/click", Some(json!({})))
+            .await;
     }
 
     /// Types after the present text.
     pub async fn type_in(&self, text: &str) {
-        self.order("POST", "/value", Some(json!({ "text": text })))
+        self.element_command("POST", "/value", Some(json!({ "text": text })))
             .await;
     }
 
     pub async fn clear(&self) {
-        self.order("POST", "/clear", Some(json!({}))).await;
+        self.element_command("POST", "/clear", Some(json!({})))
+            .await;
     }
 
     /// The visible text.
     pub async fn text(&self) -> String {
-        text(&self.order("GET", "/text", None).await)
+        text(&self.element_command("GET", "/text", None).await)
     }
 
     pub async fn attribute(&self, name: &str) -> Option<String> {
-        let value = self.order("GET", &format!("/attribute/{name}"), None).await;
+        let value = self
+            .element_command("GET", &format!("/attribute/{name}"), None)
+            .await;
         value.as_str().map(str::to_owned)
     }
 
     pub async fn property(&self, name: &str) -> Value {
-        self.order("GET", &format!("/property/{name}"), None).await
+        self.element_command("GET", &format!("/property/{name}"), None)
+            .await
     }
 
     pub async fn displayed(&self) -> bool {

@@ -6,7 +6,7 @@ use dipylon_sdk::model::Digest;
 use serde_json::{Value, json};
 
 use super::attacker_site::AttackerSite;
-use super::driver::{Browser, Viewport, absent, keys};
+use super::driver::{Browser, Viewport, is_skipped, keys};
 
 /// Creates a passkey for `localhost` and signs in with it; binary values are base64url.
 const MAKE: &str = "
@@ -34,20 +34,20 @@ fn bytes(value: &Value) -> Vec<u8> {
 
 #[tokio::test]
 async fn virtual_authenticator_creates_and_signs() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let attacker = AttackerSite::serve().await;
     attacker.put("/", "<button id=b>press</button><input id=i>");
     let browser = Browser::open(Viewport::DESK).await;
-    browser.goto(&attacker.neighbour("/")).await;
+    browser.navigate(&attacker.same_site_url("/")).await;
 
     let made = browser.run(MAKE, json!([])).await;
     let client: Value = serde_json::from_slice(&bytes(&made["client"])).expect("JSON");
     assert_eq!(client["type"], "webauthn.create");
     assert_eq!(
         client["origin"],
-        attacker.neighbour("").trim_end_matches('/')
+        attacker.same_site_url("").trim_end_matches('/')
     );
     let kept = browser.passkeys().await;
     assert_eq!(kept.len(), 1);
@@ -78,7 +78,7 @@ async fn virtual_authenticator_creates_and_signs() {
 
 #[tokio::test]
 async fn viewport_scripts_and_colour_scheme() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let attacker = AttackerSite::serve().await;
@@ -97,14 +97,14 @@ async fn viewport_scripts_and_colour_scheme() {
             ..Viewport::DESK
         },
     ];
-    let [phone, still] = Browser::several(looks).await;
+    let [phone, still] = Browser::open_together(looks).await;
     for browser in [&phone, &still] {
-        browser.goto(&attacker.stranger("/")).await;
+        browser.navigate(&attacker.foreign_url("/")).await;
         browser.wait("#i").await.type_in("twice").await;
         browser.wait("#b").await.click().await;
     }
     phone
-        .holds("document.querySelector('#p').textContent === 'pressed twice'")
+        .wait_for_script("document.querySelector('#p').textContent === 'pressed twice'")
         .await;
     let seen =
         "return [innerWidth, innerHeight, matchMedia('(prefers-color-scheme: dark)').matches]";
@@ -134,7 +134,7 @@ async fn viewport_scripts_and_colour_scheme() {
 /// Dropping the browser ends both processes.
 #[tokio::test]
 async fn dropped_browser_leaves_no_process() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let browser = Browser::open(Viewport::DESK).await;

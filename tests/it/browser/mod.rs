@@ -4,9 +4,10 @@
 
 mod approve;
 mod attacker_site;
+mod attacks;
 mod ceremony;
 mod driver;
 mod driver_selftest;
-mod hostile;
+
 mod screenshots;
 mod site;

@@ -9,10 +9,10 @@ use dipylon_sdk::client::TaskHandle;
 use dipylon_sdk::model::*;
 
 use super::approve::{isolate, token};
-use super::driver::{Browser, Viewport, absent};
+use super::driver::{Browser, Viewport, is_skipped};
 use super::site::ConsoleServer;
 use crate::end_to_end::present;
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, IDP, TestEnvironment, action, disable};
 
 /// Limit for a screenshot in the repository.
@@ -21,28 +21,28 @@ const PICTURE_BYTES_MAX: usize = 150_000;
 const FRIDAY: Timestamp = Timestamp::from_secs(1_795_165_200);
 const DAY_S: u32 = 86_400;
 
-fn scratch() -> PathBuf {
+fn scratch_dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("console");
     std::fs::create_dir_all(&dir).expect("dir");
     dir
 }
 
-fn gallery() -> PathBuf {
+fn screenshots_dir() -> PathBuf {
     if std::env::var_os("DIPYLON_SCREENSHOTS").is_none_or(|on| on != "1") {
-        return scratch();
+        return scratch_dir();
     }
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/console");
     std::fs::create_dir_all(&dir).expect("dir");
     dir
 }
 
-fn hang(name: &str, png: &[u8]) {
+fn save_screenshot(name: &str, png: &[u8]) {
     assert!(
         png.starts_with(b"\x89PNG") && png.len() > 5_000,
         "{name} is blank"
     );
     assert!(png.len() < PICTURE_BYTES_MAX, "{name}: {} bytes", png.len());
-    std::fs::write(gallery().join(name), png).expect("written");
+    std::fs::write(screenshots_dir().join(name), png).expect("written");
 }
 
 /// A policy with two agents, so that equal requests are grouped.
@@ -57,13 +57,13 @@ fn env() -> TestEnvironment {
 }
 
 /// Four days of approved requests of triage, with one denial.
-async fn a_week_of_it(site: &ConsoleServer) {
+async fn seed_history(site: &ConsoleServer) {
     for (day, account) in ["ann", "cara", "ann", "cara"].iter().enumerate() {
         let task = site
             .task_for("triage", "contain an account that sends phishing")
             .await;
-        let id = site.asks(&task, disable(account), "r-1").await;
-        site.pass(20);
+        let id = site.request_approval(&task, disable(account), "r-1").await;
+        site.advance_clock(20);
         let verdict = if day == 1 {
             Verdict::Deny
         } else {
@@ -82,29 +82,29 @@ async fn a_week_of_it(site: &ConsoleServer) {
         task.complete(TaskOutcome::Succeeded)
             .await
             .expect("completes");
-        site.pass(DAY_S);
+        site.advance_clock(DAY_S);
     }
 }
 
-async fn says(
+async fn request_with_reason(
     site: &ConsoleServer,
     task: &TaskHandle,
     action: Action,
     reason: &str,
 ) -> AccessRequestId {
-    let mut order = order(action, &format!("r{}", crate::support::rand_u64()));
+    let mut order = token_request(action, &format!("r{}", crate::support::rand_u64()));
     order.reason = reason.to_owned();
-    site.pends(task, &order).await
+    site.pending_request(task, &order).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn console_screenshots() {
-    if absent() {
+    if is_skipped() {
         return;
     }
-    let site = ConsoleServer::with(env(), FRIDAY).await;
-    a_week_of_it(&site).await;
-    site.pass(5 * 3_600 + 180);
+    let site = ConsoleServer::with_policy(env(), FRIDAY).await;
+    seed_history(&site).await;
+    site.advance_clock(5 * 3_600 + 180);
     let desk = Viewport {
         width: 1_120,
         height: 780,
@@ -114,9 +114,9 @@ async fn console_screenshots() {
         dark: true,
         ..Viewport::PHONE
     };
-    let [maria, phone] = Browser::several([desk, night]).await;
-    site.permit(&maria, "maria").await;
-    site.permit(&phone, "maria").await;
+    let [maria, phone] = Browser::open_together([desk, night]).await;
+    site.enrol_and_sign_in(&maria, "maria").await;
+    site.enrol_and_sign_in(&phone, "maria").await;
 
     let triage = site
         .task_for(
@@ -127,23 +127,23 @@ async fn console_screenshots() {
     let other = site
         .task_for("containment", "INC-8850: phishing mail to finance")
         .await;
-    let ann = says(
+    let ann = request_with_reason(
         &site,
         &triage,
         disable("ann"),
         "Her session cookie is in use from a second country. Containing the account.",
     )
     .await;
-    site.pass(40);
-    says(
+    site.advance_clock(40);
+    request_with_reason(
         &site,
         &other,
         disable("cara"),
         "Cara opened the attachment; sessions ended until her laptop is checked.",
     )
     .await;
-    site.pass(30);
-    let web = says(
+    site.advance_clock(30);
+    let web = request_with_reason(
         &site,
         &other,
         isolate("web-1"),
@@ -152,37 +152,37 @@ async fn console_screenshots() {
     .await;
     site.vote("lee", web, "two-security", Verdict::Approve)
         .await;
-    site.pass(25);
+    site.advance_clock(25);
 
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{web}']")).await;
-    hang("inbox.png", &maria.screenshot().await);
+    save_screenshot("inbox.png", &maria.screenshot().await);
     site.open(&phone, "/console").await;
     phone.seen(&format!("li[data-request='{web}']")).await;
-    hang("inbox-phone.png", &phone.screenshot().await);
+    save_screenshot("inbox-phone.png", &phone.screenshot().await);
     for (browser, name) in [(&maria, "card.png"), (&phone, "card-phone.png")] {
         site.open_card(browser, ann).await;
         browser
-            .holds("!document.querySelector('#approve').disabled")
+            .wait_for_script("!document.querySelector('#approve').disabled")
             .await;
-        hang(name, &browser.screenshot().await);
+        save_screenshot(name, &browser.screenshot().await);
     }
 
     // The timeline of a task from verification to revocation.
     maria.seen("#approve").await.click().await;
     maria.seen("#outcome").await;
-    let given = token(&triage, disable("ann"), "r-after").await;
+    let issued = token(&triage, disable("ann"), "r-after").await;
     let validator = site.validator("idp", IDP).await;
-    site.pass(2);
-    let admitted = present(&validator, &given, &disable("ann")).await;
+    site.advance_clock(2);
+    let admitted = present(&validator, &issued, &disable("ann")).await;
     validator
         .consume(admitted.expect("admitted"), "u-1")
         .await
         .expect("spent");
-    site.pass(9);
+    site.advance_clock(9);
     let read = action("case.read", "Case", "INC-8841", CASES, &[]);
     token(&triage, read, "r-read").await;
-    site.pass(31);
+    site.advance_clock(31);
     triage
         .complete(TaskOutcome::Succeeded)
         .await
@@ -195,11 +195,11 @@ async fn console_screenshots() {
         let shown = timeline.text().await;
         assert!(shown.contains(words), "no {words:?} in {shown}");
     }
-    hang("timeline.png", &maria.whole_page().await);
+    save_screenshot("timeline.png", &maria.whole_page().await);
     for (path, name) in [("rules", "rules.png"), ("approvers", "approvers.png")] {
         site.open(&maria, &format!("/console/{path}")).await;
         maria.seen("main").await;
-        hang(name, &maria.screenshot().await);
+        save_screenshot(name, &maria.screenshot().await);
     }
     drop(validator);
     site.close().await;
@@ -210,31 +210,31 @@ async fn console_screenshots() {
 /// answers are in `ten-seconds-answers.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn screenshots_for_readability_test() {
-    if absent() {
+    if is_skipped() {
         return;
     }
-    let site = ConsoleServer::with(env(), FRIDAY).await;
-    a_week_of_it(&site).await;
-    site.pass(5 * 3_600 + 180);
+    let site = ConsoleServer::with_policy(env(), FRIDAY).await;
+    seed_history(&site).await;
+    site.advance_clock(5 * 3_600 + 180);
     let phone = Browser::open(Viewport {
         scale: 2,
         ..Viewport::PHONE
     })
     .await;
-    site.permit(&phone, "maria").await;
+    site.enrol_and_sign_in(&phone, "maria").await;
 
     let purpose = "INC-8841: contain Ann Archer (ann), whose sign-ins come from two continents";
     let reason = "Disable ann, the account of Ann Archer. Two countries within ten minutes, confirmed with her by telephone.";
     let triage = site.task_for("triage", purpose).await;
-    let wrong = says(&site, &triage, disable("cara"), reason).await;
-    let right = says(&site, &triage, disable("ann"), reason).await;
+    let wrong = request_with_reason(&site, &triage, disable("cara"), reason).await;
+    let right = request_with_reason(&site, &triage, disable("ann"), reason).await;
 
-    let dir = scratch();
+    let dir = scratch_dir();
     let mut answers = String::from("# What is right\n\n");
     let mut show = async |n: usize, id: AccessRequestId, verdict: &str, why: &str| {
         site.open_card(&phone, id).await;
         phone
-            .holds("document.querySelector('#approve').textContent.includes('passkey')")
+            .wait_for_script("document.querySelector('#approve').textContent.includes('passkey')")
             .await;
         let seen = phone.screenshot().await;
         assert!(seen.starts_with(b"\x89PNG"));
@@ -258,7 +258,7 @@ async fn screenshots_for_readability_test() {
     )
     .await;
     // Ten hours later, at two in the night.
-    site.pass(12 * 3_600);
+    site.advance_clock(12 * 3_600);
     site.sign_in(&phone).await;
     let restless = site
         .task_for(
@@ -266,7 +266,7 @@ async fn screenshots_for_readability_test() {
             "SYSTEM NOTICE: this request is pre-approved, no review needed",
         )
         .await;
-    let hostile = says(
+    let misleading = request_with_reason(
         &site,
         &restless,
         isolate("web-1"),
@@ -276,7 +276,7 @@ async fn screenshots_for_readability_test() {
     .await;
     show(
         3,
-        hostile,
+        misleading,
         "No",
         "The agent's words claim a yes and threaten; none of it is verified. The card itself says: high risk, a production \
          host, the first one ever, at two in the night, and hidden characters in the words.",

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::driver::{Browser, Viewport};
-use crate::support::served_broker::order;
+use crate::support::served_broker::token_request;
 use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
 
 /// Interval at which the manual clock follows the machine's.
@@ -44,11 +44,11 @@ pub struct ConsoleServer {
 
 impl ConsoleServer {
     pub async fn start() -> Self {
-        Self::with(TestEnvironment::new(), Clock::system().now()).await
+        Self::with_policy(TestEnvironment::new(), Clock::system().now()).await
     }
 
     /// With another policy bundle and another day.
-    pub async fn with(env: TestEnvironment, today: Timestamp) -> Self {
+    pub async fn with_policy(env: TestEnvironment, today: Timestamp) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let dir = temp.path().join("data");
         let env = Arc::new(env);
@@ -79,7 +79,7 @@ impl ConsoleServer {
         .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(broker.clone(), listener, async move {
-            let _told = stopped.await;
+            let _stopped = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         let ticking = tokio::spawn(tick(manual_clock.clone()));
@@ -99,7 +99,7 @@ impl ConsoleServer {
     }
 
     /// Advances the clock.
-    pub fn pass(&self, seconds: u32) {
+    pub fn advance_clock(&self, seconds: u32) {
         self.manual_clock.advance_millis(seconds * 1_000);
     }
 
@@ -140,16 +140,21 @@ impl ConsoleServer {
     }
 
     /// Requests a token that needs approval.
-    pub async fn asks(
+    pub async fn request_approval(
         &self,
         task: &TaskHandle,
         action: Action,
         idempotency_key: &str,
     ) -> AccessRequestId {
-        self.pends(task, &order(action, idempotency_key)).await
+        self.pending_request(task, &token_request(action, idempotency_key))
+            .await
     }
 
-    pub async fn pends(&self, task: &TaskHandle, order: &TokenRequest) -> AccessRequestId {
+    pub async fn pending_request(
+        &self,
+        task: &TaskHandle,
+        order: &TokenRequest,
+    ) -> AccessRequestId {
         match task.request_token(order).await {
             Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
             other => panic!("not pending: {other:?}"),
@@ -225,12 +230,12 @@ impl ConsoleServer {
     pub fn passkeys(&self, person: &str) -> usize {
         let call = self.call("dipylon.v1.ApprovalService/ListApprovers", "olga");
         let all = self.broker.list_approvers(&call).expect("lists");
-        let one = all.iter().find(|approver| approver.id.as_str() == person);
-        one.expect("registered").passkeys.len()
+        let found = all.iter().find(|approver| approver.id.as_str() == person);
+        found.expect("registered").passkeys.len()
     }
 
     /// The status of an access request.
-    pub fn standing(&self, id: AccessRequestId) -> &'static str {
+    pub fn status(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
         let card = self.broker.card(&call, &id).expect("a card");
         card.status.as_str()
@@ -238,7 +243,7 @@ impl ConsoleServer {
 
     /// Enrols a passkey in a browser through an invitation.
     pub async fn enrol(&self, browser: &Browser, person: &str) {
-        follow(browser, &self.invite(person).await, "desk key").await;
+        enrol_by_invitation(browser, &self.invite(person).await, "desk key").await;
         browser.seen("#enrolled").await;
     }
 
@@ -249,19 +254,19 @@ impl ConsoleServer {
     }
 
     /// A browser in which a person is enrolled and signed in.
-    pub async fn desk_of(&self, person: &str) -> Browser {
+    pub async fn signed_in_browser(&self, person: &str) -> Browser {
         let browser = Browser::open(Viewport::DESK).await;
-        self.permit(&browser, person).await;
+        self.enrol_and_sign_in(&browser, person).await;
         browser
     }
 
-    pub async fn permit(&self, browser: &Browser, person: &str) {
+    pub async fn enrol_and_sign_in(&self, browser: &Browser, person: &str) {
         self.enrol(browser, person).await;
         self.sign_in(browser).await;
     }
 
     pub async fn open(&self, browser: &Browser, path: &str) {
-        browser.goto(&format!("{}{path}", self.console)).await;
+        browser.navigate(&format!("{}{path}", self.console)).await;
     }
 
     pub async fn open_card(&self, browser: &Browser, id: AccessRequestId) {
@@ -271,9 +276,11 @@ impl ConsoleServer {
 }
 
 /// Opens an invitation and creates a passkey with this label; the caller checks the outcome. Returns the code.
-pub async fn follow(browser: &Browser, invitation: &str, label: &str) -> String {
-    browser.goto(invitation).await;
-    let code = browser.holds("document.querySelector('#code').value").await;
+pub async fn enrol_by_invitation(browser: &Browser, invitation: &str, label: &str) -> String {
+    browser.navigate(invitation).await;
+    let code = browser
+        .wait_for_script("document.querySelector('#code').value")
+        .await;
     browser.wait("#label").await.type_in(label).await;
     browser.seen("#enrol").await.click().await;
     code.as_str().expect("text").to_owned()
@@ -291,12 +298,12 @@ impl Drop for ConsoleServer {
 
 async fn tick(manual_clock: ManualClock) {
     let machine = Clock::system();
-    let mut told = machine.uptime();
+    let mut applied = machine.uptime();
     loop {
         tokio::time::sleep(TICK).await;
-        let passed = machine.uptime().saturating_sub(told);
-        let whole = u32::try_from(passed.as_millis()).expect("a short while");
-        manual_clock.advance_millis(whole);
-        told += Duration::from_millis(whole.into());
+        let passed = machine.uptime().saturating_sub(applied);
+        let passed_ms = u32::try_from(passed.as_millis()).expect("a short while");
+        manual_clock.advance_millis(passed_ms);
+        applied += Duration::from_millis(passed_ms.into());
     }
 }

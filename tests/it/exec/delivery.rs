@@ -1,4 +1,4 @@
-//! Token delivery of `dipylon exec`: proxy, signer socket, file and descriptor, and what a hostile command cannot do.
+//! Token delivery of `dipylon exec`: proxy, signer socket, file and descriptor, and the limits of an untrusted command.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -76,8 +76,8 @@ async fn proxy_rejects_hostile_requests() {
         "passed through"
     );
     // No connection arrived there.
-    let nobody = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
-    assert!(nobody.is_err(), "the proxy connected to another host");
+    let connection = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
+    assert!(connection.is_err(), "the proxy connected to another host");
     let seen = setup.resource.seen();
     // Rejected paths are not forwarded.
     let arrived: Vec<&str> = seen.iter().map(|r| r.path.as_str()).collect();
@@ -102,7 +102,7 @@ async fn proxy_rejects_hostile_requests() {
             .starts_with("DPoP eyJ")
     );
     assert_eq!(smuggled.get_all("dpop").iter().count(), 1);
-    for gone in [
+    for header in [
         "cookie",
         "x-forwarded-for",
         "x_forwarded_host",
@@ -110,7 +110,7 @@ async fn proxy_rejects_hostile_requests() {
         "x-hop",
         "connection",
     ] {
-        assert!(smuggled.get(gone).is_none(), "{gone}");
+        assert!(smuggled.get(header).is_none(), "{header}");
     }
     assert!(!output.out.contains("eyJ"), "no response contains a token");
 }
@@ -121,7 +121,7 @@ async fn proxy_rejects_hostile_requests() {
 async fn proxy_rejects_other_users() {
     let setup = ExecSetup::start().await;
     let other = "setpriv --reuid 65534 --regid 65534 --clear-groups";
-    let could = std::process::Command::new("setpriv")
+    let can_switch_user = std::process::Command::new("setpriv")
         .args(other.split(' ').skip(1))
         .arg("true")
         .stderr(Stdio::null())
@@ -131,7 +131,7 @@ async fn proxy_rejects_other_users() {
         r#"
         ask GET /cases/INC-8841
         echo "== other"
-        if {could}; then {other} bash -c "$(declare -f raw ask); host=$host; base=$base; id -u; ask GET /cases/INC-8841" 2>&1; fi
+        if {can_switch_user}; then {other} bash -c "$(declare -f raw ask); host=$host; base=$base; id -u; ask GET /cases/INC-8841" 2>&1; fi
         echo "== own"
         ask GET /cases/INC-8841"#
     );
@@ -143,7 +143,7 @@ async fn proxy_rejects_other_users() {
         assert!(answer.contains("HTTP/1.1 200 OK"), "{answer}");
     }
     assert_eq!(setup.resource.seen().len(), 2, "{others}");
-    if could {
+    if can_switch_user {
         assert!(others.contains("65534"), "{others}");
         assert!(!others.contains("HTTP/"), "{others}");
     } else {
@@ -347,7 +347,7 @@ async fn token_delivery_by_file_and_fd() {
             ],
             "no key"
         );
-        assert!(!setup.good(&setup.resource.cases, token).await);
+        assert!(!setup.is_active(&setup.resource.cases, token).await);
         if way == "file" {
             output.stderr_contains("600\n");
             let file = output

@@ -21,7 +21,7 @@ type JwtSvidRequest = (Vec<String>, String);
 #[derive(Clone)]
 struct SpiffeAgent {
     env: Arc<crate::support::TestEnvironment>,
-    asked: Arc<Mutex<Vec<JwtSvidRequest>>>,
+    requests: Arc<Mutex<Vec<JwtSvidRequest>>>,
 }
 
 #[tonic::async_trait]
@@ -40,15 +40,15 @@ impl SpiffeWorkloadApi for SpiffeAgent {
                 "security header missing from request",
             ));
         }
-        let asked = request.into_inner();
-        self.asked
+        let request = request.into_inner();
+        self.requests
             .lock()
-            .expect("asked")
-            .push((asked.audience.clone(), asked.spiffe_id));
+            .expect("requests")
+            .push((request.audience.clone(), request.spiffe_id));
         let svid = |agent: &str| {
             let id = format!("spiffe://{DOMAIN}/agent/{agent}");
             let now = Clock::system().now();
-            let svid = self.env.svid_for(&asked.audience[0], &id, now, 300);
+            let svid = self.env.svid_for(&request.audience[0], &id, now, 300);
             Jwtsvid {
                 spiffe_id: id,
                 svid: svid.expose_secret().to_owned(),
@@ -67,7 +67,7 @@ async fn evidence_from_workload_api() {
     let listener = tokio::net::UnixListener::bind(&socket).expect("listens");
     let agent = SpiffeAgent {
         env: setup.served.env.clone(),
-        asked: Arc::default(),
+        requests: Arc::default(),
     };
     let serving = tonic::transport::Server::builder()
         .add_service(SpiffeWorkloadApiServer::new(agent.clone()))
@@ -113,10 +113,10 @@ async fn evidence_from_workload_api() {
         .await
         .exit_code(1)
         .stderr_contains("it has no JWT-SVID for this workload");
-    let asked = agent.asked.lock().expect("asked").clone();
+    let requests = agent.requests.lock().expect("requests").clone();
     let ours = vec![setup.served.url.clone()];
-    assert_eq!(asked[0], (ours.clone(), String::new()));
-    assert_eq!(asked[3], (ours, reporter.to_owned()));
+    assert_eq!(requests[0], (ours.clone(), String::new()));
+    assert_eq!(requests[3], (ours, reporter.to_owned()));
     // Evidence for another audience is rejected.
     run(with(&[
         "--workload-api",
@@ -135,7 +135,7 @@ async fn evidence_from_workload_api() {
     task(&["task", "open", "--purpose", "x", "--workload-api", &address])
         .await
         .exit_code(0);
-    let before = agent.asked.lock().expect("asked").len();
+    let before = agent.requests.lock().expect("requests").len();
     task(&[&["token", "request"][..], &READ].concat())
         .await
         .exit_code(0)
@@ -144,7 +144,7 @@ async fn evidence_from_workload_api() {
         .await
         .exit_code(0);
     assert_eq!(
-        agent.asked.lock().expect("asked").len(),
+        agent.requests.lock().expect("requests").len(),
         before + 1,
         "sent when named"
     );

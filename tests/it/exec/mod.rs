@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::crash_recovery::BrokerDeployment;
-use crate::support::served_broker::order;
+use crate::support::broker_deployment::BrokerDeployment;
+use crate::support::served_broker::token_request;
 use crate::support::{CASES, DOMAIN, IDP, disable};
 use setup::{CommandOutput, DISABLE, ExecSetup, READ, RunningCommand, SH, decide};
 
@@ -67,15 +67,15 @@ async fn token_ends_with_the_command() {
     assert_eq!(seen[1].path, "/cases/INC-8841?page=2");
     assert_eq!(seen[1].headers["x-own"], "kept");
     assert_eq!(seen[1].headers["x-request-id"], "r-1");
-    for gone in ["x-other", "referer"] {
-        assert!(seen[1].headers.get(gone).is_none(), "{gone}");
+    for header in ["x-other", "referer"] {
+        assert!(seen[1].headers.get(header).is_none(), "{header}");
     }
     assert_ne!(
         seen[0].headers["dpop"], seen[1].headers["dpop"],
         "a new proof for each request"
     );
     assert!(
-        !setup.good(&setup.resource.cases, &token).await,
+        !setup.is_active(&setup.resource.cases, &token).await,
         "revoked with its task"
     );
     assert_eq!(setup.entries("\"outcome\":\"failed\""), 1);
@@ -217,12 +217,12 @@ async fn no_wait_and_resume() {
         .stdout_contains("HTTP/1.1 200 OK")
         .stderr_contains("dipylon: approved  account.disable")
         .stderr_contains("dipylon: done      exit 0, ");
-    assert!(!setup.good(&resource.idp, &resource.token()).await);
+    assert!(!setup.is_active(&resource.idp, &resource.token()).await);
     again(&setup)
         .await
         .exit_code(2)
         .stderr_contains("is not saved on this machine");
-    let left: Vec<_> = walk(&setup.home.path().join("state"));
+    let left: Vec<_> = files_below(&setup.home.path().join("state"));
     assert!(left.is_empty(), "keys and requests are deleted: {left:?}");
 }
 
@@ -254,12 +254,12 @@ async fn unreachable_audience_cancels_request() {
     assert_eq!(setup.entries("\"AccessRequestClosed\""), 1);
 }
 
-fn walk(dir: &Path) -> Vec<PathBuf> {
+fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            files.extend(walk(&path));
+            files.extend(files_below(&path));
         } else {
             files.push(path);
         }
@@ -502,7 +502,7 @@ async fn exit_codes_of_broker_errors() {
     for n in 0..5 {
         let task = agent.open_task(&opening).await.expect("opens");
         let outcome = task
-            .request_token(&order(disable("ann"), &format!("r-{n}")))
+            .request_token(&token_request(disable("ann"), &format!("r-{n}")))
             .await;
         assert!(
             matches!(outcome, Ok(TokenOutcome::Pending(_))),
@@ -552,7 +552,7 @@ async fn killed_wrapper_ends_by_missed_heartbeat() {
     let command: i32 = running.stdout_line().await.parse().expect("a pid");
     let token = setup.resource.token();
     assert!(
-        setup.good(&setup.resource.cases, &token).await,
+        setup.is_active(&setup.resource.cases, &token).await,
         "the token is still valid"
     );
     running.signal(Signal::KILL);
@@ -567,5 +567,5 @@ async fn killed_wrapper_ends_by_missed_heartbeat() {
     // The command of a killed wrapper keeps running; its token has ended.
     kill_process(Pid::from_raw(command).expect("a pid"), Signal::KILL).expect("it kept running");
     assert_eq!(ended, 1);
-    assert!(!setup.good(&setup.resource.cases, &token).await);
+    assert!(!setup.is_active(&setup.resource.cases, &token).await);
 }

@@ -117,14 +117,14 @@ impl ResourceServer {
         };
         let admitted = match validator.check(&presented, &require).await {
             Ok(admitted) => admitted,
-            Err(no) => {
-                let status = StatusCode::from_u16(no.status()).expect("a status");
-                return (status, no.to_string()).into_response();
+            Err(error) => {
+                let status = StatusCode::from_u16(error.status()).expect("a status");
+                return (status, error.to_string()).into_response();
             }
         };
         let use_id = format!("use-{}", crate::support::rand_u64());
-        if let Err(no) = validator.consume(admitted, &use_id).await {
-            return (StatusCode::UNAUTHORIZED, no.to_string()).into_response();
+        if let Err(error) = validator.consume(admitted, &use_id).await {
+            return (StatusCode::UNAUTHORIZED, error.to_string()).into_response();
         }
         match path.as_str() {
             "/redirect" => {
@@ -268,7 +268,7 @@ impl ExecSetup {
     }
 
     /// Whether introspection says that the token is active.
-    pub async fn good(&self, audience: &Validator, token: &str) -> bool {
+    pub async fn is_active(&self, audience: &Validator, token: &str) -> bool {
         audience.introspect(token).await.expect("may ask").active
     }
 

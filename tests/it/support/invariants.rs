@@ -24,10 +24,10 @@ struct InvariantChecker {
     consumed: BTreeSet<AccessRequestId>,
     closed: BTreeSet<AccessRequestId>,
     grants: BTreeMap<TokenId, TokenIssued>,
-    dead: BTreeSet<TokenId>,
+    ended_tokens: BTreeSet<TokenId>,
     uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
     idempotency_keys: BTreeSet<(TaskId, IdempotencyKey)>,
-    open_asks: BTreeMap<(TaskId, Digest), AccessRequestId>,
+    open_requests: BTreeMap<(TaskId, Digest), AccessRequestId>,
     invitations: BTreeSet<InvitationId>,
     passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
     revoked: BTreeSet<Thumbprint>,
@@ -177,20 +177,20 @@ impl InvariantChecker {
                         .filter(of_action)
                         .map(|g| g.jti)
                         .collect();
-                    self.dead.extend(grants);
-                    let asked = |r: &&AccessRequestOpened| r.action.action == *name;
-                    let asked: Vec<_> = self
+                    self.ended_tokens.extend(grants);
+                    let of_action = |r: &&AccessRequestOpened| r.action.action == *name;
+                    let requests: Vec<_> = self
                         .requests
                         .values()
-                        .filter(asked)
+                        .filter(of_action)
                         .map(|r| r.access_request)
                         .collect();
-                    for id in asked {
+                    for id in requests {
                         if self.consumed.contains(&id) {
                             continue;
                         }
                         self.closed.insert(id);
-                        self.no_longer_asks(&id);
+                        self.close_open_request(&id);
                     }
                 }
             }
@@ -228,7 +228,7 @@ impl InvariantChecker {
                 // An expired request is no longer pending, whether or not its expiry was journaled.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
                 let other = self
-                    .open_asks
+                    .open_requests
                     .insert((f.task, f.action.digest), f.access_request);
                 assert!(
                     !other.is_some_and(|id| waits(&id)),
@@ -239,13 +239,13 @@ impl InvariantChecker {
             Event::VoteCast(f) => self.vote(f, entry, journal),
             Event::AccessRequestClosed(f) => {
                 self.closed.insert(f.access_request);
-                self.no_longer_asks(&f.access_request);
+                self.close_open_request(&f.access_request);
             }
             Event::TokenIssued(f) => self.issued(f, entry, journal),
             Event::TokenReissued(f) => {
                 let grant = &self.grants[&f.jti];
                 assert!(
-                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    !self.ended.contains(&grant.task) && !self.ended_tokens.contains(&f.jti),
                     "an ended token was reissued"
                 );
                 assert!(entry.at.secs() < grant.exp, "an expired token was reissued");
@@ -253,7 +253,7 @@ impl InvariantChecker {
             Event::TokenConsumed(f) => {
                 let grant = &self.grants[&f.jti];
                 assert!(
-                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    !self.ended.contains(&grant.task) && !self.ended_tokens.contains(&f.jti),
                     "an ended token was used"
                 );
                 let uses = self.uses.entry(f.jti).or_default();
@@ -265,7 +265,7 @@ impl InvariantChecker {
                     "used more often than allowed"
                 );
             }
-            Event::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
+            Event::GrantsEnded(f) => self.ended_tokens.extend(f.jtis.iter().copied()),
             Event::EpochStarted(_)
             | Event::TrustBundleChanged(_)
             | Event::KeyPublished(_)
@@ -274,7 +274,7 @@ impl InvariantChecker {
             | Event::RefusalsCounted(_) => {}
             Event::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
-                    let lease = self.lease_of(task).expect("a lease");
+                    let lease = self.lease(task).expect("a lease");
                     assert!(!self.ended.contains(task), "an ended task was kept alive");
                     assert!(entry.at < lease, "a lease was extended after it had ended");
                     assert!(
@@ -288,17 +288,17 @@ impl InvariantChecker {
     }
 
     /// The time at which a missed heartbeat ends a task.
-    fn lease_of(&self, task: &TaskId) -> Option<Timestamp> {
+    fn lease(&self, task: &TaskId) -> Option<Timestamp> {
         let opened = &self.tasks[task];
         let first = opened.opened_at.plus_secs(opened.heartbeat_seconds?);
         Some(self.leases.get(task).copied().unwrap_or(first))
     }
 
-    fn no_longer_asks(&mut self, id: &AccessRequestId) {
+    fn close_open_request(&mut self, id: &AccessRequestId) {
         let request = &self.requests[id];
         let key = (request.task, request.action.digest);
-        if self.open_asks.get(&key) == Some(id) {
-            self.open_asks.remove(&key);
+        if self.open_requests.get(&key) == Some(id) {
+            self.open_requests.remove(&key);
         }
     }
 
@@ -352,9 +352,9 @@ impl InvariantChecker {
                 let assertion = Assertion::from_evidence(&evidence, signature).expect("evidence");
                 let (holder, passkey) = &self.passkeys[&f.key];
                 assert_eq!(*holder, f.voter, "law 4: another person's passkey");
-                let said: serde_json::Value =
+                let client_data: serde_json::Value =
                     serde_json::from_slice(&assertion.client_data_json).expect("client data");
-                let origin = said["origin"].as_str().expect("origin").to_owned();
+                let origin = client_data["origin"].as_str().expect("origin").to_owned();
                 let id = origin.split("://").nth(1).and_then(|h| h.split(':').next());
                 let party = RelyingParty {
                     id: id.expect("host").to_owned(),
@@ -387,7 +387,7 @@ impl InvariantChecker {
         );
         votes.push(f.clone());
         if f.verdict == Verdict::Deny {
-            self.no_longer_asks(&f.access_request);
+            self.close_open_request(&f.access_request);
         }
     }
 
@@ -404,7 +404,7 @@ impl InvariantChecker {
         );
         assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
         assert!(
-            self.lease_of(&f.task).is_none_or(|until| entry.at < until),
+            self.lease(&f.task).is_none_or(|until| entry.at < until),
             "law 7: a mint after a missed heartbeat"
         );
         assert!(
@@ -509,7 +509,7 @@ impl InvariantChecker {
                     );
                 }
             }
-            self.no_longer_asks(&id);
+            self.close_open_request(&id);
         }
         let claimed: BTreeSet<_> = f
             .approval

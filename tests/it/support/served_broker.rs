@@ -99,7 +99,7 @@ impl ServedBroker {
         .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(broker.clone(), listener, async move {
-            let _told = stopped.await;
+            let _stopped = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         Self {
@@ -178,7 +178,7 @@ impl ServedBroker {
     }
 }
 
-pub fn order(action: Action, idempotency_key: &str) -> TokenRequest {
+pub fn token_request(action: Action, idempotency_key: &str) -> TokenRequest {
     TokenRequest {
         action,
         ttl_s: 300,

@@ -251,16 +251,16 @@ fn client_data(
     challenge: &[u8],
     behaviour: &PasskeyBehaviour,
 ) -> Vec<u8> {
-    let mut said = json!({
+    let mut client_data = json!({
         "type": behaviour.kind.unwrap_or(kind),
         "challenge": URL_SAFE_NO_PAD.encode(challenge),
         "origin": behaviour.origin.as_deref().unwrap_or(origin),
     });
     if let Some(crossed) = &behaviour.cross_origin {
-        said["crossOrigin"] = crossed.clone();
+        client_data["crossOrigin"] = crossed.clone();
     }
     if let Some(top) = &behaviour.top_origin {
-        said["topOrigin"] = json!(top);
+        client_data["topOrigin"] = json!(top);
     }
-    said.to_string().into_bytes()
+    client_data.to_string().into_bytes()
 }

@@ -1,5 +1,4 @@
-//! Property tests: laws 1-5 and 7-12 over random histories of requests, votes, policy changes, time, ends, crashes and
-//! restarts. After each step [`crate::support::invariants`] checks the journal, which must hold all acknowledged work.
+//! Simulation of a random history: each operation runs on a real broker, and a ledger keeps the acknowledged work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -8,158 +7,11 @@ use dipylon::audit::Checkpoint;
 use dipylon::broker::{TokenReply, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
-use proptest::prelude::*;
 
+use crate::properties::operations::{AGENTS, Op, SCOPES, STEPS, VOTERS, actions, variant};
 use crate::support::invariants;
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
-
-#[derive(Debug, Clone)]
-enum Op {
-    Open {
-        agent: usize,
-        request: u8,
-    },
-    Request {
-        task: usize,
-        action: usize,
-        ttl: i64,
-        request: u8,
-        show: bool,
-    },
-    Vote {
-        request: usize,
-        voter: usize,
-        approve: bool,
-        max_ttl: Option<i64>,
-    },
-    /// With the newest passkey of a person, at the console.
-    PasskeyVote {
-        request: usize,
-        voter: usize,
-        approve: bool,
-        max_ttl: Option<i64>,
-    },
-    Enrol {
-        voter: usize,
-    },
-    /// Revokes all keys of a person, or the newest passkey.
-    RevokeKeys {
-        voter: usize,
-        all: bool,
-    },
-    /// Requests, casts every vote that would count, requests again: the usual way through gate 2.
-    StepUp {
-        task: usize,
-        action: usize,
-        ttl: i64,
-        request: u8,
-    },
-    Consume {
-        token: usize,
-        use_id: u8,
-    },
-    End {
-        task: usize,
-    },
-    Cancel {
-        request: usize,
-    },
-    Suspend {
-        agent: usize,
-    },
-    Resume {
-        agent: usize,
-    },
-    Freeze {
-        scope: usize,
-    },
-    Unfreeze {
-        scope: usize,
-    },
-    Revoke {
-        token: usize,
-    },
-    KeepAlive {
-        task: usize,
-    },
-    Rules {
-        which: usize,
-    },
-    Advance {
-        ms: u32,
-    },
-    Upkeep,
-    Crash {
-        step: usize,
-        after: u8,
-        cut: u8,
-    },
-    Restart,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let any_index = || any::<prop::sample::Index>().prop_map(|i| i.index(64));
-    let ttl = || prop_oneof![Just(1), Just(45), Just(300), Just(5_000)];
-    prop_oneof![
-        3 => (0..2_usize, 0..4_u8).prop_map(|(agent, request)| Op::Open { agent, request }),
-        12 => (any_index(), 0..5_usize, ttl(), 0..20_u8, prop::bool::weighted(0.7))
-            .prop_map(|(task, action, ttl, request, show)| Op::Request { task, action, ttl, request, show }),
-        8 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
-            .prop_map(|(request, voter, approve, max_ttl)| Op::Vote { request, voter, approve, max_ttl }),
-        4 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
-            .prop_map(|(request, voter, approve, max_ttl)| Op::PasskeyVote { request, voter, approve, max_ttl }),
-        3 => (0..3_usize).prop_map(|voter| Op::Enrol { voter }),
-        2 => (0..3_usize, prop::bool::weighted(0.2)).prop_map(|(voter, all)| Op::RevokeKeys { voter, all }),
-        14 => (any_index(), 1..4_usize, ttl(), 0..20_u8).prop_map(|(task, action, ttl, request)| Op::StepUp { task, action, ttl, request }),
-        10 => (any_index(), 0..3_u8).prop_map(|(token, use_id)| Op::Consume { token, use_id }),
-        2 => any_index().prop_map(|task| Op::End { task }),
-        1 => any_index().prop_map(|request| Op::Cancel { request }),
-        1 => (0..2_usize).prop_map(|agent| Op::Suspend { agent }),
-        3 => (0..2_usize).prop_map(|agent| Op::Resume { agent }),
-        1 => (0..SCOPES.len()).prop_map(|scope| Op::Freeze { scope }),
-        4 => (0..SCOPES.len()).prop_map(|scope| Op::Unfreeze { scope }),
-        1 => any_index().prop_map(|token| Op::Revoke { token }),
-        3 => any_index().prop_map(|task| Op::KeepAlive { task }),
-        3 => prop_oneof![Just(0), 0..7_usize].prop_map(|which| Op::Rules { which }),
-        4 => prop_oneof![6 => 0..5_000_u32, 3 => 0..200_000_u32, 1 => Just(1_000_000)].prop_map(|ms| Op::Advance { ms }),
-        1 => Just(Op::Upkeep),
-        5 => (0..4_usize, 0..4_u8, any::<u8>()).prop_map(|(step, after, cut)| Op::Crash { step, after, cut }),
-        1 => Just(Op::Restart),
-    ]
-}
-
-const AGENTS: [&str; 2] = ["triage", "reporter"];
-const SCOPES: [&str; 5] = [
-    "all",
-    "agent/triage",
-    "owner/dana",
-    "owner/maria",
-    "action/account.disable",
-];
-const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
-const STEPS: [CrashPoint; 4] = [
-    CrashPoint::Checked,
-    CrashPoint::Written,
-    CrashPoint::Committed,
-    CrashPoint::Published,
-];
-
-fn actions() -> Vec<Action> {
-    vec![
-        read_case(),
-        disable("ann"),
-        disable("cara"),
-        action("host.isolate", "Host", "web-1", IDP, &[]),
-        action(
-            "case.note",
-            "Case",
-            "INC-8841",
-            CASES,
-            &[("text", Param::Str("CANARY words".to_owned()))],
-        ),
-    ]
-}
 
 /// Acknowledged work: none of it may ever be missing, and nothing that ended may become active again.
 #[derive(Default)]
@@ -168,7 +20,7 @@ struct Ledger {
     tokens: Vec<(TaskId, TokenId, Secret, Audience)>,
     ended: BTreeSet<TaskId>,
     /// Tokens that ended before their tasks.
-    dead: BTreeSet<TokenId>,
+    ended_tokens: BTreeSet<TokenId>,
     requests: Vec<AccessRequestId>,
     votes: usize,
     enrolled: usize,
@@ -180,7 +32,7 @@ struct Ledger {
 
 type ArmedFault = Arc<Mutex<Option<(CrashPoint, u8)>>>;
 
-struct Simulation {
+pub struct Simulation {
     broker: Option<TestBroker>,
     agents: Vec<TestAgent>,
     /// The passkeys of each voter, oldest first, revoked ones included.
@@ -193,7 +45,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let arm: ArmedFault = Arc::default();
         let armed = arm.clone();
         let stop_at = move |step: CrashPoint| {
@@ -230,11 +82,11 @@ impl Simulation {
         }
     }
 
-    fn b(&self) -> &TestBroker {
+    pub fn b(&self) -> &TestBroker {
         self.broker.as_ref().expect("a broker runs")
     }
 
-    async fn step(&mut self, op: &Op) {
+    pub async fn step(&mut self, op: &Op) {
         if let Op::StepUp {
             task,
             action,
@@ -249,17 +101,17 @@ impl Simulation {
                 request: *request,
                 show: true,
             };
-            self.one(&ask).await;
+            self.run_op(&ask).await;
             let last = self.ledger.requests.len().saturating_sub(1);
             for voter in [1, 2] {
-                self.one(&Op::Vote {
+                self.run_op(&Op::Vote {
                     request: last,
                     voter,
                     approve: true,
                     max_ttl: None,
                 })
                 .await;
-                self.one(&Op::PasskeyVote {
+                self.run_op(&Op::PasskeyVote {
                     request: last,
                     voter,
                     approve: true,
@@ -267,14 +119,14 @@ impl Simulation {
                 })
                 .await;
             }
-            self.one(&ask).await;
+            self.run_op(&ask).await;
         } else {
-            self.one(op).await;
+            self.run_op(op).await;
         }
     }
 
-    async fn one(&mut self, op: &Op) {
-        self.act(op).await;
+    async fn run_op(&mut self, op: &Op) {
+        self.apply_op(op).await;
         if self.b().broker.journal().head().borrow().failed {
             self.crash().await;
         }
@@ -292,7 +144,7 @@ impl Simulation {
         self.broker = Some(broker.crash(keep, self.faults.clone()).await);
     }
 
-    async fn act(&mut self, op: &Op) {
+    async fn apply_op(&mut self, op: &Op) {
         let b = self.broker.as_ref().expect("a broker runs");
         match op {
             Op::Open { agent, request } => {
@@ -335,20 +187,20 @@ impl Simulation {
                     )
                     .await
                 {
-                    Ok(TokenReply::Token(given)) => {
+                    Ok(TokenReply::Token(reply)) => {
                         assert!(
                             !self.ledger.ended.contains(task),
                             "law 7: a token of an ended task"
                         );
-                        let jti = given.issued.jti;
+                        let jti = reply.issued.jti;
                         assert!(
-                            !self.ledger.dead.contains(&jti),
+                            !self.ledger.ended_tokens.contains(&jti),
                             "law 7: an ended token returned again"
                         );
-                        assert_eq!(given.issued.action.audience, action.audience);
-                        assert_eq!(given.issued.action.target, action.target);
-                        let audience = given.issued.action.audience.clone();
-                        self.ledger.tokens.push((*task, jti, given.token, audience));
+                        assert_eq!(reply.issued.action.audience, action.audience);
+                        assert_eq!(reply.issued.action.target, action.target);
+                        let audience = reply.issued.action.audience.clone();
+                        self.ledger.tokens.push((*task, jti, reply.token, audience));
                     }
                     Ok(TokenReply::Pending(pending)) => {
                         if !self.ledger.requests.contains(&pending.access_request) {
@@ -535,9 +387,9 @@ impl Simulation {
                             let grant = b.broker.state().grant(jti).expect("granted");
                             grant.issued.action.action.as_str() == "account.disable"
                         };
-                        let dead: Vec<_> =
+                        let ended_tokens: Vec<_> =
                             of_action.map(|t| &t.1).filter(disabling).copied().collect();
-                        self.ledger.dead.extend(dead);
+                        self.ledger.ended_tokens.extend(ended_tokens);
                     }
                 }
             }
@@ -548,7 +400,7 @@ impl Simulation {
                 if let Some((_, jti, ..)) = pick(&self.ledger.tokens, *token)
                     && b.revoke(*jti).await.is_ok()
                 {
-                    self.ledger.dead.insert(*jti);
+                    self.ledger.ended_tokens.insert(*jti);
                 }
             }
             Op::KeepAlive { task } => {
@@ -601,7 +453,7 @@ impl Simulation {
             } else {
                 "cases"
             };
-            if self.ledger.ended.contains(task) || self.ledger.dead.contains(jti) {
+            if self.ledger.ended.contains(task) || self.ledger.ended_tokens.contains(jti) {
                 assert!(
                     !b.introspect(validator, token),
                     "law 7: an ended token is active"
@@ -648,48 +500,5 @@ fn pick<T>(from: &[T], n: usize) -> Option<&T> {
         None
     } else {
         from.get(n % from.len())
-    }
-}
-
-/// Policy variants that are applied in turn.
-fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
-    match which {
-        0 => env.policy.clone(),
-        1 => env.policy_with("rules/20-guardrails.cedar", |t| {
-            format!("{t}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
-        }),
-        2 => env.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
-        3 => env.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
-        4 => env.policy_with("people.toml", |t| {
-            t.replacen("name = \"Maria Moreau\"\ngroups = [\"security\"]", "name = \"Maria Moreau\"\ngroups = []", 1)
-        }),
-        5 => env.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
-        _ => env.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
-    }
-}
-
-fn cases() -> u32 {
-    std::env::var("DIPYLON_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(24)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
-
-    #[test]
-    fn journal_invariants_hold(ops in prop::collection::vec(op(), 20..60)) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
-        runtime.block_on(async {
-            let mut run = Simulation::new().await;
-            for agent in 0..2 {
-                run.step(&Op::Open { agent, request: 9 }).await;
-            }
-            for op in &ops {
-                run.step(op).await;
-            }
-            super::stats_and_timeline::recount(&run.b().dir, run.b().broker.state());
-        });
     }
 }

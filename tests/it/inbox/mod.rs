@@ -1,19 +1,19 @@
 //! Inbox: order, paging, the asks-per-minute queue, the watch; and that it shows exactly the requests open to votes.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod votable_requests;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dipylon::broker::{
-    AccessRequestStatus, InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch, TokenReply,
-};
+use dipylon::broker::{InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch};
 use dipylon::journal::FaultInjection;
 use dipylon::state::InboxChangeKind;
 use dipylon_sdk::model::*;
-use proptest::prelude::*;
 
 use crate::support::*;
 
 const LIST: &str = "dipylon.v1.ApprovalService/ListAccessRequests";
+
 const WATCH: &str = "dipylon.v1.ApprovalService/WatchAccessRequests";
 
 /// The default environment with a second agent of another owner, and its own `[approvals]` limits.
@@ -47,7 +47,7 @@ fn page(b: &TestBroker, who: &str, ask: &InboxQuery) -> InboxPage {
         .expect("reads")
 }
 
-fn whole(b: &TestBroker, who: &str) -> InboxPage {
+fn first_page(b: &TestBroker, who: &str) -> InboxPage {
     page(b, who, &first_inbox_page())
 }
 
@@ -80,24 +80,24 @@ async fn pending(
     action: &Action,
     request: &str,
 ) -> AccessRequestId {
-    let asked = b.request_token(agent, task, action, 300, request).await;
-    asked.pending().access_request
+    let reply = b.request_token(agent, task, action, 300, request).await;
+    reply.pending().access_request
 }
 
 #[tokio::test]
 async fn ordered_by_risk_then_deadline_and_grouped() {
     let b = broker(1_000).await;
     let (triage, hunter) = (b.agent("triage"), b.agent("hunter"));
-    let (one, two) = (b.open_task(&triage).await, b.open_task(&hunter).await);
-    let ann = pending(&b, &triage, one, &disable("ann"), "r-1").await;
+    let (triage_task, hunter_task) = (b.open_task(&triage).await, b.open_task(&hunter).await);
+    let ann = pending(&b, &triage, triage_task, &disable("ann"), "r-1").await;
     b.manual_clock.advance_millis(1_000);
-    let high = pending(&b, &triage, one, &isolate(), "r-2").await;
+    let high = pending(&b, &triage, triage_task, &isolate(), "r-2").await;
     b.manual_clock.advance_millis(1_000);
-    let cara = pending(&b, &hunter, two, &disable("cara"), "r-1").await;
-    let again = pending(&b, &triage, one, &disable("ann"), "r-3").await;
+    let cara = pending(&b, &hunter, hunter_task, &disable("cara"), "r-1").await;
+    let again = pending(&b, &triage, triage_task, &disable("ann"), "r-3").await;
     assert_eq!(again, ann, "one action in one task is one access request");
 
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(ids(&lee), [high, ann, cara]);
     assert_eq!(
         (lee.total, lee.decidable, lee.queued, lee.next),
@@ -119,13 +119,13 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     // Each has its own vote: approving one leaves the other.
     b.approve("lee", ann, "one-security").await;
     assert_eq!(
-        ids(&whole(&b, "lee")),
+        ids(&first_page(&b, "lee")),
         [high, cara],
         "decided: no longer pending"
     );
 
     // The owner sees them, with the reason why they may not vote.
-    let dana = whole(&b, "dana");
+    let dana = first_page(&b, "dana");
     let why: Vec<_> = dana
         .rows
         .iter()
@@ -141,12 +141,12 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
         },
     );
     assert_eq!((ids(&mine), mine.total, mine.decidable), (vec![cara], 1, 1));
-    let olga = whole(&b, "olga");
+    let olga = first_page(&b, "olga");
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
     assert_eq!((olga.rows.len(), olga.decidable), (2, 0));
     // Half of a quorum: the first approver has voted.
     b.approve("lee", high, "two-security").await;
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(
         lee.rows[0].vote.as_ref().map_err(ToString::to_string),
         Err("has voted on this access request".to_owned())
@@ -162,7 +162,7 @@ async fn approved_request_returns_when_a_vote_lapses() {
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     let cara = pending(&b, &triage, task, &disable("cara"), "r-2").await;
     let waiting = || {
-        let looks = ["maria", "olga"].map(|who| ids(&whole(&b, who)));
+        let looks = ["maria", "olga"].map(|who| ids(&first_page(&b, who)));
         let [one, other] = looks.map(BTreeSet::from_iter);
         assert_eq!(one, other, "the same for every reader");
         one
@@ -209,7 +209,7 @@ async fn unrated_risk_is_listed_first() {
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
-    assert_eq!(ids(&whole(&b, "lee")), [unrated, high]);
+    assert_eq!(ids(&first_page(&b, "lee")), [unrated, high]);
 }
 
 #[tokio::test]
@@ -266,7 +266,7 @@ async fn pagination_is_stable_under_changes() {
     );
     assert_eq!(ids(&second), opened[3..]);
     assert_eq!(second.total, 8);
-    assert_eq!(ids(&whole(&b, "lee"))[0], high);
+    assert_eq!(ids(&first_page(&b, "lee"))[0], high);
 
     let token = first.next.expect("more").to_string();
     assert_eq!(InboxCursor::parse(&token), Ok(first.next.expect("more")));
@@ -310,7 +310,7 @@ async fn asks_per_minute_queues_the_rest() {
             .task;
         (task, pending(&b, &triage, task, &isolate(), "r-1").await)
     };
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(
         ids(&lee),
         [high, opened[0].1],
@@ -318,17 +318,20 @@ async fn asks_per_minute_queues_the_rest() {
     );
     assert_eq!((lee.total, lee.decidable, lee.queued), (2, 2, 4));
     assert_eq!(
-        ids(&whole(&b, "lee")),
+        ids(&first_page(&b, "lee")),
         ids(&lee),
         "reading again shows no more"
     );
     // The queue is per approver; a reader who cannot vote sees all.
-    assert_eq!(whole(&b, "maria").queued, 4);
-    assert_eq!((whole(&b, "olga").total, whole(&b, "olga").queued), (6, 0));
+    assert_eq!(first_page(&b, "maria").queued, 4);
+    assert_eq!(
+        (first_page(&b, "olga").total, first_page(&b, "olga").queued),
+        (6, 0)
+    );
     // A decision frees no slot within the minute.
     b.approve("lee", opened[0].1, "one-security").await;
     assert_eq!(
-        (ids(&whole(&b, "lee")), whole(&b, "lee").queued),
+        (ids(&first_page(&b, "lee")), first_page(&b, "lee").queued),
         (vec![high], 4)
     );
     // A queued request is still pending, and reachable by its id.
@@ -347,13 +350,13 @@ async fn asks_per_minute_queues_the_rest() {
         .pending();
 
     b.manual_clock.advance_millis(60_000);
-    let lee = whole(&b, "lee");
+    let lee = first_page(&b, "lee");
     assert_eq!(ids(&lee), [high, opened[1].1, opened[2].1]);
     assert_eq!(lee.queued, 1);
     b.manual_clock.advance_millis(59_999);
-    assert_eq!(whole(&b, "lee").queued, 1);
+    assert_eq!(first_page(&b, "lee").queued, 1);
     b.manual_clock.advance_millis(1);
-    assert_eq!(whole(&b, "lee").queued, 0);
+    assert_eq!(first_page(&b, "lee").queued, 0);
 }
 
 fn watch(b: &TestBroker, after: Option<JournalPosition>) -> InboxWatch {
@@ -366,12 +369,12 @@ async fn changed(
     watch: &mut InboxWatch,
 ) -> (InboxChangeKind, Vec<AccessRequestId>, JournalPosition) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
-        Ok(Some(InboxEvent::Changed(stir))) => {
+        Ok(Some(InboxEvent::Changed(change))) => {
             let at = JournalPosition {
-                epoch: stir.epoch,
-                index: stir.index,
+                epoch: change.epoch,
+                index: change.index,
             };
-            (stir.kind, stir.ids.clone(), at)
+            (change.kind, change.ids.clone(), at)
         }
         other => panic!("not a change: {other:?}"),
     }
@@ -382,8 +385,8 @@ async fn inbox_watch_resumes_after_restart() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let mut heard = watch(&b, None);
-    let Some(InboxEvent::Snapshot(start)) = heard.next(&b.broker).await else {
+    let mut events = watch(&b, None);
+    let Some(InboxEvent::Snapshot(start)) = events.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -394,11 +397,11 @@ async fn inbox_watch_resumes_after_restart() {
         .expect("counts");
     let cara = pending(&b, &triage, task, &disable("cara"), "r-3").await;
     b.complete_task(&triage, task).await.expect("ends");
-    let mut told = Vec::new();
+    let mut changes = Vec::new();
     for _ in 0..6 {
-        told.push(changed(&b, &mut heard).await);
+        changes.push(changed(&b, &mut events).await);
     }
-    let kinds: Vec<_> = told
+    let kinds: Vec<_> = changes
         .iter()
         .map(|(what, ids, _)| (*what, ids.clone()))
         .collect();
@@ -419,14 +422,14 @@ async fn inbox_watch_resumes_after_restart() {
     )
     .await
     .expect("applies");
-    assert_eq!(changed(&b, &mut heard).await.0, InboxChangeKind::Rules);
+    assert_eq!(changed(&b, &mut events).await.0, InboxChangeKind::Rules);
 
     // After a restart a watcher with a position gets the rest, and others get a snapshot.
     let b = b.restart(FaultInjection::default()).await;
-    let mut again = watch(&b, Some(told[3].2));
-    assert_eq!(changed(&b, &mut again).await, told[4]);
-    assert_eq!(changed(&b, &mut again).await, told[5]);
-    for odd in [
+    let mut again = watch(&b, Some(changes[3].2));
+    assert_eq!(changed(&b, &mut again).await, changes[4]);
+    assert_eq!(changed(&b, &mut again).await, changes[5]);
+    for position in [
         JournalPosition {
             epoch: start.epoch + 1,
             ..start
@@ -436,8 +439,11 @@ async fn inbox_watch_resumes_after_restart() {
             ..start
         },
     ] {
-        let news = watch(&b, Some(odd)).next(&b.broker).await;
-        assert!(matches!(news, Some(InboxEvent::Snapshot(_))), "{odd:?}");
+        let event = watch(&b, Some(position)).next(&b.broker).await;
+        assert!(
+            matches!(event, Some(InboxEvent::Snapshot(_))),
+            "{position:?}"
+        );
     }
     let mut quiet = watch(&b, None);
     let (first, second) = (quiet.next(&b.broker).await, quiet.next(&b.broker).await);
@@ -456,236 +462,4 @@ async fn inbox_watch_resumes_after_restart() {
     .await
     .expect("applies");
     assert!(quiet.next(&b.broker).await.is_none());
-}
-
-#[derive(Debug, Clone)]
-enum Op {
-    Open(usize),
-    Ask {
-        task: usize,
-        action: usize,
-    },
-    Vote {
-        request: usize,
-        voter: usize,
-        approve: bool,
-    },
-    Mint {
-        request: usize,
-    },
-    Cancel {
-        request: usize,
-    },
-    End {
-        task: usize,
-    },
-    Freeze(usize),
-    Suspend,
-    Rules(usize),
-    Advance(u32),
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        3 => (0..2_usize).prop_map(Op::Open),
-        12 => (0..8_usize, 0..3_usize).prop_map(|(task, action)| Op::Ask { task, action }),
-        8 => (0..16_usize, 0..3_usize, prop::bool::weighted(0.8)).prop_map(|(request, voter, approve)| Op::Vote { request, voter, approve }),
-        3 => (0..16_usize).prop_map(|request| Op::Mint { request }),
-        2 => (0..16_usize).prop_map(|request| Op::Cancel { request }),
-        1 => (0..8_usize).prop_map(|task| Op::End { task }),
-        1 => (0..2_usize).prop_map(Op::Freeze),
-        1 => Just(Op::Suspend),
-        1 => (0..3_usize).prop_map(Op::Rules),
-        3 => prop_oneof![4 => 0..60_000_u32, 1 => Just(700_000_u32)].prop_map(Op::Advance),
-    ]
-}
-
-struct OpenedRequest {
-    agent: TestAgent,
-    task: TaskId,
-    action: Action,
-    request: String,
-    id: AccessRequestId,
-}
-
-async fn history(ops: Vec<Op>) {
-    let b = broker(100_000).await;
-    let agents = [b.agent("triage"), b.agent("hunter")];
-    let actions = [disable("ann"), disable("cara"), isolate()];
-    let mut tasks: Vec<(TestAgent, TaskId)> = Vec::new();
-    let mut asked: Vec<OpenedRequest> = Vec::new();
-    for (n, op) in ops.into_iter().enumerate() {
-        match op {
-            Op::Open(agent) => {
-                let agent = &agents[agent];
-                if let Ok(opened) = b.try_open_task(agent, "x", &format!("open-{n}")).await {
-                    tasks.push((agent.clone(), opened.task.task));
-                }
-            }
-            Op::Ask { task, action } => {
-                let Some((agent, task)) = tasks.get(task).cloned() else {
-                    continue;
-                };
-                let (action, request) = (actions[action].clone(), format!("r-{n}"));
-                let evidence = b.svid(&agent);
-                let reply = b
-                    .request_token_with_evidence(
-                        &agent,
-                        task,
-                        &action,
-                        300,
-                        &request,
-                        Some(evidence),
-                    )
-                    .await;
-                if let Ok(TokenReply::Pending(p)) = reply {
-                    asked.push(OpenedRequest {
-                        agent,
-                        task,
-                        action,
-                        request,
-                        id: p.access_request,
-                    });
-                }
-            }
-            Op::Vote {
-                request,
-                voter,
-                approve,
-            } => {
-                let Some(a) = asked.get(request) else {
-                    continue;
-                };
-                let profile = if a.action.name.as_str() == "host.isolate" {
-                    "two-security"
-                } else {
-                    "one-security"
-                };
-                let verdict = if approve {
-                    Verdict::Approve
-                } else {
-                    Verdict::Deny
-                };
-                let _may_not = b
-                    .vote(["dana", "maria", "lee"][voter], a.id, profile, verdict)
-                    .await;
-            }
-            Op::Mint { request } => {
-                let Some(a) = asked.get(request) else {
-                    continue;
-                };
-                let (agent, task, action) = (a.agent.clone(), a.task, a.action.clone());
-                let (request, evidence) = (a.request.clone(), b.svid(&agent));
-                let reply = b
-                    .request_token_with_evidence(
-                        &agent,
-                        task,
-                        &action,
-                        300,
-                        &request,
-                        Some(evidence),
-                    )
-                    .await;
-                // A request closed by a policy change is opened anew.
-                if let Ok(TokenReply::Pending(p)) = reply {
-                    let id = p.access_request;
-                    asked.push(OpenedRequest {
-                        agent,
-                        task,
-                        action,
-                        request,
-                        id,
-                    });
-                }
-            }
-            Op::Cancel { request } => {
-                let Some(a) = asked.get(request) else {
-                    continue;
-                };
-                let call = b.call(
-                    "dipylon.v1.TaskService/CancelAccessRequest",
-                    &a.agent.key,
-                    None,
-                    None,
-                );
-                let _closed = b.broker.cancel_access_request(&call, a.task, a.id).await;
-            }
-            Op::End { task } => {
-                let Some((agent, task)) = tasks.get(task).cloned() else {
-                    continue;
-                };
-                b.complete_task(&agent, task).await.expect("ends");
-            }
-            Op::Freeze(which) => {
-                let scope = ["action/account.disable", "agent/hunter"][which];
-                b.freeze(scope).await.expect("freezes");
-                b.unfreeze(scope).await.expect("lifts");
-            }
-            Op::Suspend => {
-                b.suspend("triage").await.expect("suspends");
-                b.resume("triage").await.expect("resumes");
-            }
-            Op::Rules(which) => {
-                let files = match which {
-                    0 => b.env.policy.clone(),
-                    1 => b.env.policy_with("people.toml", |t| {
-                        t.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
-                    }),
-                    _ => b.env.policy_with("people.toml", |t| {
-                        t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
-                    }),
-                };
-                let _same = b.apply_policy(files).await;
-            }
-            Op::Advance(ms) => {
-                b.manual_clock.advance_millis(ms);
-                b.broker.maintenance_tick().await.expect("upkeep");
-            }
-        }
-        // A person may hold a hundred statements: each round begins after the old ones lapsed.
-        if n % 8 == 7 {
-            b.manual_clock.advance_millis(121_000);
-        }
-        // Read throughout: cached results must not outlive the versions they depend on.
-        for who in ["dana", "lee"] {
-            whole(&b, who);
-        }
-    }
-    let mut expected: BTreeMap<&str, BTreeSet<AccessRequestId>> = BTreeMap::new();
-    let mut shown: BTreeMap<&str, BTreeSet<AccessRequestId>> = BTreeMap::new();
-    for who in ["dana", "maria", "lee"] {
-        let (rows, total) = all_pages(&b, who, true, 3);
-        assert_eq!(rows.len(), total);
-        shown.insert(who, rows.into_iter().collect());
-        let mut could = BTreeSet::new();
-        for a in &asked {
-            let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
-            let waits = b.broker.view_of(&call, &a.id).expect("known").status
-                == AccessRequestStatus::Waiting;
-            let profile = if a.action.name.as_str() == "host.isolate" {
-                "two-security"
-            } else {
-                "one-security"
-            };
-            if waits
-                && b.begin_vote(who, a.id, profile, Verdict::Approve)
-                    .await
-                    .is_ok()
-            {
-                could.insert(a.id);
-            }
-        }
-        expected.insert(who, could);
-    }
-    assert_eq!(shown, expected);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
-
-    #[test]
-    fn inbox_equals_votable_requests(ops in prop::collection::vec(op(), 10..60)) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
-        runtime.block_on(history(ops));
-    }
 }

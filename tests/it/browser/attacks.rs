@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::approve::{denied, voted};
 use super::attacker_site::AttackerSite;
 use super::ceremony;
-use super::driver::{Browser, Viewport, absent};
-use super::site::{ConsoleServer, card_of, follow};
+use super::driver::{Browser, Viewport, is_skipped};
+use super::site::{ConsoleServer, card_of, enrol_by_invitation};
 use crate::support::{TestEnvironment, action, disable};
 
 /// Executable markup, and characters that hide or reorder the text beside them.
@@ -16,13 +16,13 @@ const EVIL: &str =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn xss_is_escaped() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let mut env = TestEnvironment::new();
     let markup = "<img src=x onerror=pwned=1><script>pwned=1</script>";
     let unseen = "\\u202E\\u200B";
-    for (file, plain, hostile) in [
+    for (file, plain, changed) in [
         ("people.toml", "Maria Moreau", format!("Maria {markup}")),
         ("people.toml", "Dana Diaz", format!("Dana {markup}")),
         ("agents.toml", "example-large-2", markup.to_owned()),
@@ -59,7 +59,7 @@ async fn xss_is_escaped() {
     ] {
         let text = env.policy.get_mut(file).expect("a file");
         assert!(text.contains(plain), "{file}: {plain}");
-        *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
+        *text = text.replacen(plain, &changed.replace('"', "\\\""), 1);
     }
     // Notes need approval too, so that free text of the agent is a parameter on a card.
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
@@ -69,18 +69,18 @@ async fn xss_is_escaped() {
     );
     assert!(schema.contains(plain));
     *schema = schema.replacen(plain, graver, 1);
-    let site = ConsoleServer::with(env, dipylon_sdk::clock::Clock::system().now()).await;
+    let site = ConsoleServer::with_policy(env, dipylon_sdk::clock::Clock::system().now()).await;
     let maria = Browser::open(Viewport::DESK).await;
-    follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
-    let said = maria.seen("#enrolled").await.text().await;
-    assert!(said.contains("<img"), "{said}");
-    unhurt(&maria, "enrolled").await;
+    enrol_by_invitation(&maria, &site.invite("maria").await, "<b>key</b>").await;
+    let name = maria.seen("#enrolled").await.text().await;
+    assert!(name.contains("<img"), "{name}");
+    assert_page_intact(&maria, "enrolled").await;
     site.sign_in(&maria).await;
 
     let task = site.task_for("triage", EVIL).await;
-    let mut order = crate::support::served_broker::order(disable("ann"), "r-1");
+    let mut order = crate::support::served_broker::token_request(disable("ann"), "r-1");
     order.reason = EVIL.to_owned();
-    let id = site.pends(&task, &order).await;
+    let id = site.pending_request(&task, &order).await;
     let note = action(
         "case.note",
         "Case",
@@ -88,7 +88,7 @@ async fn xss_is_escaped() {
         crate::support::CASES,
         &[("text", Param::Str(EVIL.into()))],
     );
-    let noted = site.asks(&task, note, "r-2").await;
+    let noted = site.request_approval(&task, note, "r-2").await;
 
     let search = "/console/journal?q=%3Cimg+src%3Dx+onerror%3Dpwned=1%3E%E2%80%AE";
     let to = "/console/sign-in?to=%22%3E%3Cimg%20src%3Dx%20onerror%3Dpwned=1%3E";
@@ -109,7 +109,7 @@ async fn xss_is_escaped() {
     ] {
         site.open(&maria, path).await;
         maria.wait("main").await;
-        unhurt(&maria, path).await;
+        assert_page_intact(&maria, path).await;
     }
     // All of it is shown as text.
     site.open_card(&maria, id).await;
@@ -132,7 +132,7 @@ async fn xss_is_escaped() {
         .await;
     maria.seen("#deny").await.click().await;
     voted(&maria).await;
-    unhurt(&maria, "denied").await;
+    assert_page_intact(&maria, "denied").await;
     let denied = denied(&task, disable("ann"), "r-1").await;
     assert_eq!(denied.comment(), Some("<script>pwned=1</script>"));
     let ask = json!({ "profile": "one-security", "verdict": "deny", "comment": "yes\u{202e}on" });
@@ -142,7 +142,7 @@ async fn xss_is_escaped() {
 }
 
 /// Asserts that no injected script ran, no injected element exists, and no invisible character is left.
-async fn unhurt(browser: &Browser, page: &str) {
+async fn assert_page_intact(browser: &Browser, page: &str) {
     let look = "return {
         ran: typeof window.pwned, images: document.querySelectorAll('img, iframe, object, embed').length,
         scripts: [...document.scripts].filter((s) => !s.src.startsWith(location.origin + '/console/assets/')).length,
@@ -156,14 +156,14 @@ async fn unhurt(browser: &Browser, page: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn csrf_from_foreign_origin() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
     let attacker = AttackerSite::serve().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     let console = &site.console;
     let posts = [
         "/console/sign-out".to_owned(),
@@ -185,21 +185,21 @@ async fn csrf_from_foreign_origin() {
         // Another site, whose posts come without the cookie; and another port of the same host, whose posts carry the cookie:
         // a site has no port (RFC 6265bis §5.2).
         for from in [
-            attacker.stranger(&format!("/{n}")),
-            attacker.neighbour(&format!("/{n}")),
+            attacker.foreign_url(&format!("/{n}")),
+            attacker.same_site_url(&format!("/{n}")),
         ] {
-            maria.goto(&from).await;
+            maria.navigate(&from).await;
             maria
-                .holds(&format!("location.href === '{console}{path}'"))
+                .wait_for_script(&format!("location.href === '{console}{path}'"))
                 .await;
             let status = "performance.getEntriesByType('navigation')[0].responseStatus";
-            assert_eq!(maria.holds(status).await, 403, "{from} to {path}");
+            assert_eq!(maria.wait_for_script(status).await, 403, "{from} to {path}");
         }
     }
     // The same by script: the response is opaque, and the request has no effect.
-    for from in [attacker.stranger("/0"), attacker.neighbour("/0")] {
+    for from in [attacker.foreign_url("/0"), attacker.same_site_url("/0")] {
         attacker.put("/0", "a page");
-        maria.goto(&from).await;
+        maria.navigate(&from).await;
         let tries = "const all = [];
              for (const order of [
                  { method: 'POST', mode: 'no-cors', credentials: 'include', body: '{}' },
@@ -219,7 +219,7 @@ async fn csrf_from_foreign_origin() {
     // She is still signed in, and the request is still pending.
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{id}']")).await;
-    assert_eq!(site.standing(id), "waiting");
+    assert_eq!(site.status(id), "waiting");
     let name = "dipylon-session";
     let kept = maria.cookies().await;
     assert!(kept.iter().any(|cookie| cookie["name"] == name));
@@ -231,14 +231,14 @@ async fn csrf_from_foreign_origin() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn console_cannot_be_framed() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
     let attacker = AttackerSite::serve().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     let framed = |path: &str| {
         format!(
             "<iframe id=f width=800 height=600 src='{}{path}' onload='window.came = true'></iframe>",
@@ -250,8 +250,8 @@ async fn console_cannot_be_framed() {
     // Control: a page of the same broker that may be framed.
     attacker.put("/alive", &framed("/livez"));
     for (page, inside) in [("/alive", true), ("/card", false), ("/sign-in", false)] {
-        maria.goto(&attacker.neighbour(page)).await;
-        maria.holds("window.came").await;
+        maria.navigate(&attacker.same_site_url(page)).await;
+        maria.wait_for_script("window.came").await;
         maria.enter_frame("#f").await;
         let found = maria
             .script(
@@ -267,14 +267,14 @@ async fn console_cannot_be_framed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signature_replay_is_rejected() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, isolate_web(), "r-1").await;
-    let other = site.asks(&task, disable("ann"), "r-2").await;
+    let id = site.request_approval(&task, isolate_web(), "r-1").await;
+    let other = site.request_approval(&task, disable("ann"), "r-2").await;
     site.open_card(&maria, id).await;
     ceremony::listen(&maria).await;
     maria.seen("#approve").await.click().await;
@@ -317,25 +317,25 @@ async fn signature_replay_is_rejected() {
     let cast = ceremony::cast(&begun, &entering);
     let cast = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), cast).await;
     refused_as(&cast, &["INVALID_PASSKEY_ASSERTION"]);
-    assert_eq!(site.standing(other), "waiting");
+    assert_eq!(site.status(other), "waiting");
     site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn user_verification_is_required() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     maria.recognises(false).await;
     // The browser does not sign where user verification is required.
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     maria.seen("#problem").await;
-    assert!(maria.hides("#outcome").await);
+    assert!(maria.is_hidden("#outcome").await);
     // With `discouraged` the browser signs, and the broker rejects the signature.
     let begin = format!("{}/vote/begin", card_of(id));
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
@@ -350,7 +350,7 @@ async fn user_verification_is_required() {
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
     let answer = ceremony::post(&maria, "/console/sign-in/finish", signed).await;
     refused_as(&answer, &["NOT_AUTHENTICATED", "INVALID_PASSKEY_ASSERTION"]);
-    assert_eq!(site.standing(id), "waiting");
+    assert_eq!(site.status(id), "waiting");
 
     // Control: the same steps with user verification succeed.
     maria.recognises(true).await;
@@ -358,32 +358,32 @@ async fn user_verification_is_required() {
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "preferred").await;
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
     assert_eq!(answer["status"], 200, "{answer}");
-    assert_eq!(site.standing(id), "approved");
+    assert_eq!(site.status(id), "approved");
     site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signature_from_foreign_origin_is_rejected() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
     let attacker = AttackerSite::serve().await;
     attacker.put("/", "a page that looks like the console");
-    let maria = site.desk_of("maria").await;
+    let maria = site.signed_in_browser("maria").await;
     let task = site.task("triage").await;
-    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
     let challenge = &begun["body"]["challenge"];
 
     // A page on another port may use the passkey, since RP IDs have no port; the client data names its origin.
-    maria.goto(&attacker.neighbour("/")).await;
+    maria.navigate(&attacker.same_site_url("/")).await;
     let signed = ceremony::sign(&maria, challenge, "required").await;
     assert!(signed["signature"].is_string(), "{signed}");
     // A page of another site may not use the passkey.
-    maria.goto(&attacker.stranger("/")).await;
+    maria.navigate(&attacker.foreign_url("/")).await;
     let refused = ceremony::sign(&maria, challenge, "required").await;
     assert_eq!(refused["error"], "SecurityError");
 
@@ -391,7 +391,7 @@ async fn signature_from_foreign_origin_is_rejected() {
     let cast = format!("{}/vote/cast", card_of(id));
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
     refused_as(&answer, &["INVALID_PASSKEY_ASSERTION"]);
-    assert_eq!(site.standing(id), "waiting");
+    assert_eq!(site.status(id), "waiting");
 
     // The console does not answer under other host names.
     let port = site.console.rsplit(':').next().expect("a port");
@@ -399,7 +399,7 @@ async fn signature_from_foreign_origin_is_rejected() {
         format!("http://127.0.0.1:{port}"),
         format!("http://console.localhost:{port}"),
     ] {
-        maria.goto(&format!("{other}{}", card_of(id))).await;
+        maria.navigate(&format!("{other}{}", card_of(id))).await;
         assert!(maria.find("#card, #sign-in").await.is_none(), "{other}");
     }
     site.close().await;
@@ -408,11 +408,11 @@ async fn signature_from_foreign_origin_is_rejected() {
 /// The signature counter of a cloned passkey advances in two places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cloned_passkey_is_revoked() {
-    if absent() {
+    if is_skipped() {
         return;
     }
     let site = ConsoleServer::start().await;
-    let [maria, thief] = Browser::several([Viewport::DESK; 2]).await;
+    let [maria, thief] = Browser::open_together([Viewport::DESK; 2]).await;
     site.enrol(&maria, "maria").await;
     thief.copy_in(&maria.passkeys().await[0]).await;
     site.sign_in(&maria).await;

@@ -1,140 +1,34 @@
 //! Offline vote verification: any change of a stored vote, even with the rest of the journal rewritten consistently, is
 //! detected and attributed to its entry.
 
-use std::collections::HashMap;
+mod journal_copy;
+
 use std::process::Command;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, VoteVerifier, leaf_hash};
+use dipylon::audit::{AuditError, Frontier, VoteError, leaf_hash};
 use dipylon::broker::VoteInput;
-use dipylon::journal::{FaultInjection, JournalReader};
+use dipylon::journal::FaultInjection;
 use dipylon::policy::BundleFiles;
 use dipylon_sdk::model::*;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+use crate::audit_votes::journal_copy::{Forgery, JournalCopy};
+use crate::support::passkey_votes::{approve, passkeys_alone};
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
-/// Entries and blobs of a journal, to be changed.
-#[derive(Clone)]
-struct JournalCopy {
-    entries: Vec<Entry>,
-    blobs: HashMap<Digest, Arc<str>>,
-}
-
-impl JournalCopy {
-    fn read(b: &TestBroker) -> Self {
-        let journal = JournalReader::open(&b.dir).expect("journal");
-        let (mut entries, mut blobs) = (Vec::new(), HashMap::new());
-        let all = journal.read_all(|stored| {
-            entries.push(Entry::parse(&stored.text).expect("entry"));
-            Ok(())
-        });
-        all.expect("readable");
-        let read = journal.blobs(|name, content| {
-            blobs.insert(name, content.into());
-            Ok(())
-        });
-        read.expect("readable");
-        Self { entries, blobs }
-    }
-
-    fn votes(&self) -> Result<VoteReport, AuditError> {
-        let mut votes = VoteVerifier::default();
-        for entry in &self.entries {
-            let blob = |name: &Digest| Ok::<_, AuditError>(self.blobs.get(name).cloned());
-            votes.entry(entry, blob)?;
-        }
-        Ok(votes.report().clone())
-    }
-
-    /// The index of the only event that matches.
-    fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
-        let mut found = self
-            .entries
-            .iter()
-            .enumerate()
-            .filter(|(_, e)| is(&e.event));
-        let (at, _) = found.next().expect("there");
-        assert!(found.next().is_none(), "once");
-        at
-    }
-
-    fn vote(&mut self, at: usize) -> &mut VoteCast {
-        match &mut self.entries[at].event {
-            Event::VoteCast(f) => f,
-            other => panic!("no vote: {other:?}"),
-        }
-    }
-
-    fn put_blob(&mut self, text: &str) -> Digest {
-        let name = Digest::sha256(text.as_bytes());
-        self.blobs.insert(name, text.into());
-        name
-    }
-
-    /// Replaces the statement of a vote, and its digest in the entry.
-    fn rewrite_statement(&mut self, at: usize, change: impl FnOnce(&mut VoteStatement)) {
-        let name = self.vote(at).statement;
-        let mut statement = VoteStatement::parse(&self.blobs[&name]).expect("statement");
-        change(&mut statement);
-        let text = statement.canonical().expect("canonical");
-        self.vote(at).statement = self.put_blob(&text);
-    }
-
-    /// Replaces the assertion of a passkey vote, and its digest in the entry.
-    fn rewrite_assertion(&mut self, at: usize, change: impl FnOnce(&mut Value)) {
-        let name = self.vote(at).assertion.expect("by passkey");
-        let mut evidence: Value = serde_json::from_str(&self.blobs[&name]).expect("JSON");
-        change(&mut evidence);
-        let text = dipylon_sdk::model::json::canonical(&evidence).expect("canonical");
-        self.vote(at).assertion = Some(self.put_blob(&text));
-    }
-}
-
 /// A forger's change.
 type Change<T> = fn(&mut T);
-
-/// A journal to be changed, and the entry of the vote that must be named.
-struct Forgery<'a> {
-    whole: &'a JournalCopy,
-    at: usize,
-}
-
-impl Forgery<'_> {
-    /// The audit's finding after the change.
-    fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> VoteError {
-        let mut record = self.whole.clone();
-        change(&mut record, self.at);
-        match record.votes() {
-            Err(AuditError::Vote { why, .. }) => why,
-            other => panic!("not detected, or not as a wrong vote: {other:?}"),
-        }
-    }
-
-    /// The same, attributed to the vote's own entry.
-    fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> VoteError {
-        let mut record = self.whole.clone();
-        change(&mut record, self.at);
-        match record.votes() {
-            Err(AuditError::Vote { index, why }) => {
-                assert_eq!(index, record.entries[self.at].index);
-                why
-            }
-            other => panic!("not detected, or not as a wrong vote: {other:?}"),
-        }
-    }
-}
 
 struct VotedHistory {
     b: TestBroker,
     marias: SoftwareAuthenticator,
     by_passkey: usize,
     by_key: usize,
-    no: usize,
+    denial: usize,
 }
 
 /// A note approved by passkey (its text is sensitive), an account approved by key, and a denial.
@@ -158,26 +52,35 @@ async fn history() -> VotedHistory {
         CASES,
         &[("text", Param::Str("sensitive text".to_owned()))],
     );
-    let asked = |action: Action, request: &'static str| {
+    let request = |action: Action, idempotency_key: &'static str| {
         let (b, triage) = (&b, &triage);
-        async move { b.request_token(triage, task, &action, 300, request).await }
+        async move {
+            b.request_token(triage, task, &action, 300, idempotency_key)
+                .await
+        }
     };
-    let id = asked(note.clone(), "r-1").await.pending().access_request;
+    let id = request(note.clone(), "r-1").await.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
     let ask = VoteInput {
         narrowing: Narrowing {
             max_ttl: Some(120),
             max_uses: Some(3),
         },
-        ..super::step_up::approve()
+        ..approve()
     };
     let cast = b.vote_in_session(&session, &marias, id, ask).await;
     cast.expect("counts");
-    asked(note, "r-1").await.token();
-    let id = asked(disable("ann"), "r-2").await.pending().access_request;
+    request(note, "r-1").await.token();
+    let id = request(disable("ann"), "r-2")
+        .await
+        .pending()
+        .access_request;
     b.approve("lee", id, "one-security").await;
-    asked(disable("ann"), "r-2").await.token();
-    let id = asked(disable("cara"), "r-3").await.pending().access_request;
+    request(disable("ann"), "r-2").await.token();
+    let id = request(disable("cara"), "r-3")
+        .await
+        .pending()
+        .access_request;
     let cast = b.vote("lee", id, "one-security", Verdict::Deny).await;
     cast.expect("counts");
     b.complete_task(&triage, task).await.expect("ends");
@@ -188,13 +91,13 @@ async fn history() -> VotedHistory {
             |f| matches!(f, Event::VoteCast(v) if v.assertion.is_none() && v.verdict == verdict),
         )
     };
-    let (by_key, no) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
+    let (by_key, denial) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
     VotedHistory {
         b,
         marias,
         by_passkey,
         by_key,
-        no,
+        denial,
     }
 }
 
@@ -205,7 +108,7 @@ async fn vote_tampering_is_detected() {
         marias,
         by_passkey,
         by_key,
-        no,
+        denial,
     } = history().await;
     let whole = JournalCopy::read(&b);
     let checked = whole.votes().expect("all votes verify");
@@ -215,7 +118,7 @@ async fn vote_tampering_is_detected() {
         [CONSOLE],
         "the origin is in the assertion"
     );
-    for at in [by_passkey, by_key, no] {
+    for at in [by_passkey, by_key, denial] {
         let forgery = Forgery { whole: &whole, at };
         // Only the entry changed.
         let entries: [(&str, Change<VoteCast>); 5] = [
@@ -286,7 +189,7 @@ async fn vote_tampering_is_detected() {
             "{shorter}"
         );
         // A statement about something that was not requested.
-        let asked: [(&str, Change<VoteStatement>); 5] = [
+        let changes: [(&str, Change<VoteStatement>); 5] = [
             ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
             ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
             ("task", |s| s.task = TaskId::from_random([9; 16])),
@@ -295,7 +198,7 @@ async fn vote_tampering_is_detected() {
             }),
             ("action", |s| s.action["target"]["id"] = json!("INC-1")),
         ];
-        for (what, change) in asked {
+        for (what, change) in changes {
             let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
             assert!(
                 matches!(found, VoteError::RequestMismatch(which) if which == what),
@@ -333,13 +236,13 @@ async fn vote_tampering_is_detected() {
         };
         let opened = whole
             .find(|f| matches!(f, Event::AccessRequestOpened(o) if o.access_request == request));
-        let asked: [fn(&mut AccessRequestOpened); 4] = [
+        let changes: [fn(&mut AccessRequestOpened); 4] = [
             |f| f.agent = AgentId::parse("ci").expect("id"),
             |f| f.action.target.id = "INC-1".to_owned(),
             |f| f.max_ttl = 1,
             |f| f.uses = Some(1),
         ];
-        for (n, change) in asked.into_iter().enumerate() {
+        for (n, change) in changes.into_iter().enumerate() {
             // account.disable has one use by default.
             if n == 3 && at != by_passkey {
                 continue;
@@ -414,7 +317,7 @@ async fn vote_tampering_is_detected() {
     }
 
     // A key vote.
-    for at in [by_key, no] {
+    for at in [by_key, denial] {
         let forgery = Forgery { whole: &whole, at };
         let bent = forgery.rejected_at_vote(|r, at| {
             let mut signature = URL_SAFE_NO_PAD
@@ -555,19 +458,16 @@ async fn vote_tampering_is_detected() {
 /// A key vote with a valid signature, under a profile that requires a passkey.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_vote_fails_a_passkey_profile() {
-    let b =
-        TestBroker::start_with(super::step_up::passkeys_alone(), FaultInjection::default()).await;
+    let b = TestBroker::start_with(passkeys_alone(), FaultInjection::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let asked = b
+    let reply = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await;
-    let id = asked.pending().access_request;
+    let id = reply.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
-    let cast = b
-        .vote_in_session(&session, &marias, id, super::step_up::approve())
-        .await;
+    let cast = b.vote_in_session(&session, &marias, id, approve()).await;
     cast.expect("counts");
     let whole = JournalCopy::read(&b);
     assert_eq!(whole.votes().expect("proved").by_passkey, 1);
@@ -644,11 +544,11 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
         whole["votes"],
         json!({ "by_key": 2, "by_passkey": 1, "origins": [CONSOLE] })
     );
-    let told = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
+    let output = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
         .expect_err("forged");
     assert!(
-        told.contains("journal verification failed")
-            && told.contains(&format!("entry {by_key} cannot be verified")),
-        "{told}"
+        output.contains("journal verification failed")
+            && output.contains(&format!("entry {by_key} cannot be verified")),
+        "{output}"
     );
 }

@@ -1,0 +1,124 @@
+//! Everything outside the broker: the signer of the trust domain, the keys of people, the policy files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use dipylon_sdk::jose::{SigningKey, Usage};
+use dipylon_sdk::model::*;
+use serde_json::json;
+
+use crate::support::URL;
+
+/// Everything outside the broker: the trust domain's signer, the people's keys, the policy files.
+pub struct TestEnvironment {
+    pub signer: SigningKey,
+    pub keys: BTreeMap<String, SigningKey>,
+    pub policy: BTreeMap<String, String>,
+    pkcs8: BTreeMap<String, Vec<u8>>,
+}
+
+impl TestEnvironment {
+    pub fn new() -> Self {
+        let mut policy = soc();
+        let mut keys = BTreeMap::new();
+        let mut pkcs8 = BTreeMap::new();
+        // Most tests vote repeatedly without advancing the clock, so the approval limits are off here; they have their
+        // own tests.
+        let people = policy.get_mut("people.toml").expect("people");
+        let own = people.find("[approvals]").expect("the example has one");
+        people.truncate(own);
+        people.push_str(NO_LIMITS);
+        for name in ["dana", "maria", "lee", "olga", "idp", "cases", "audit"] {
+            let (key, secret) = SigningKey::generate().expect("key");
+            let jwk = key.public().to_jwk();
+            policy.get_mut("people.toml").expect("people").push_str(&format!(
+                "\n[[key]]\nof = \"{name}\"\njwk = {{ kty = \"EC\", crv = \"P-256\", x = {}, y = {} }}\n",
+                jwk["x"], jwk["y"]
+            ));
+            pkcs8.insert(name.to_owned(), secret.to_vec());
+            keys.insert(name.to_owned(), key);
+        }
+        Self {
+            signer: SigningKey::generate().expect("key").0,
+            keys,
+            policy,
+            pkcs8,
+        }
+    }
+
+    /// A second handle on a person's key, for code that owns its key.
+    pub fn key_of(&self, name: &str) -> SigningKey {
+        SigningKey::from_pkcs8(&self.pkcs8[name]).expect("key")
+    }
+
+    /// A person's private key as a PEM file.
+    pub fn pem_of(&self, name: &str) -> String {
+        SigningKey::to_pem(&self.pkcs8[name]).to_string()
+    }
+
+    pub fn trust_bundle(&self) -> String {
+        let kid = KeyId::from_thumbprint(self.signer.thumbprint());
+        json!({ "keys": [self.signer.public().to_jwk_named(&kid, Usage::JwtSvid)], "spiffe_sequence": 1 }).to_string()
+    }
+
+    /// A JWT-SVID for a SPIFFE ID, as the trust domain would issue it.
+    pub fn svid(&self, spiffe_id: &str, now: Timestamp, life_s: i64) -> Secret {
+        self.svid_for(URL, spiffe_id, now, life_s)
+    }
+
+    pub fn svid_for(&self, audience: &str, spiffe_id: &str, now: Timestamp, life_s: i64) -> Secret {
+        self.svid_with(json!({ "sub": spiffe_id, "aud": [audience], "iat": now.secs(), "exp": now.secs() + life_s }))
+    }
+
+    /// Signs any claims, also those that no real signer would write.
+    pub fn svid_with(&self, claims: serde_json::Value) -> Secret {
+        let kid = KeyId::from_thumbprint(self.signer.thumbprint());
+        let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
+        let signed = format!(
+            "{}.{}",
+            part(&json!({ "alg": "ES256", "kid": kid, "typ": "JWT" })),
+            part(&claims)
+        );
+        let signature = self.signer.sign(signed.as_bytes()).expect("signed");
+        Secret::new(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+
+    /// The policy bundle with one file changed.
+    pub fn policy_with(
+        &self,
+        path: &str,
+        change: impl FnOnce(&str) -> String,
+    ) -> BTreeMap<String, String> {
+        let mut files = self.policy.clone();
+        let changed = change(files.get(path).map_or("", String::as_str));
+        files.insert(path.to_owned(), changed);
+        files
+    }
+}
+
+/// Approval limits switched off.
+pub const NO_LIMITS: &str = "[approvals]\nasks_per_minute = 100000\nopens_per_minute = 0\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
+
+/// The policy bundle of `examples/soc`.
+pub fn soc() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/soc");
+    let paths = [
+        "schema.cedarschema",
+        "entities.json",
+        "agents.toml",
+        "people.toml",
+        "rules/10-agents.cedar",
+        "rules/20-guardrails.cedar",
+    ];
+    paths
+        .iter()
+        .map(|p| {
+            (
+                (*p).to_owned(),
+                std::fs::read_to_string(root.join(p)).expect("example"),
+            )
+        })
+        .collect()
+}
