@@ -9,6 +9,10 @@ pub mod card;
 #[cfg(any(feature = "client", feature = "validator"))]
 pub mod client;
 pub mod clock;
+#[cfg_attr(
+    not(feature = "internals"),
+    allow(dead_code, unused_imports, reason = "the broker uses the rest")
+)]
 pub mod jose;
 pub mod model;
 #[cfg(feature = "validator")]

@@ -33,21 +33,23 @@ impl ApproverClient {
         }
     }
 
-    /// One page of the inbox, with only what the approver may decide when `mine`. `page_size` is at most 100, 0 for 50;
+    /// One page of the inbox; with `decidable_only`, only what the approver may decide. `page_size` is at most 100, 0 for 50;
     /// `page_token` is [`InboxListing::next_page_token`] of the page before, empty for the first.
     pub async fn inbox_page(
         &self,
-        mine: bool,
+        decidable_only: bool,
         page_size: u32,
         page_token: &str,
     ) -> Result<InboxListing, Error> {
         let request = v1::ListAccessRequestsRequest {
-            decidable_only: mine,
+            decidable_only,
             page_size,
             page_token: page_token.to_owned(),
         };
         let page = self.call::<methods::ListAccessRequests>(request).await?;
-        Ok(page.read())
+        // A row without its access request would be shown as one without an id.
+        let complete = page.rows.iter().all(|row| row.access_request.is_some());
+        required("access_request", complete.then(|| page.read()))
     }
 
     /// The whole inbox, highest risk first, then the nearest deadline; and how many more access requests wait for their turn,

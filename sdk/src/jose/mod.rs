@@ -11,12 +11,21 @@
 //!
 //! The order of every check: bounds and alphabet, header, key, signature, and only then the payload.
 
+#[cfg(feature = "internals")]
 pub mod access_token;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod access_token;
 mod authenticator;
 mod claims;
+#[cfg(feature = "internals")]
 pub mod dpop;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod dpop;
 mod jwk;
+#[cfg(feature = "internals")]
 pub mod jws;
+#[cfg(not(feature = "internals"))]
+mod jws;
 mod key;
 mod key_set;
 mod nonce;
@@ -26,13 +35,30 @@ mod negative_tests;
 #[cfg(test)]
 mod vectors;
 
-pub use authenticator::AuthenticatorKey;
-pub use claims::{ClaimError, Claims};
-pub use jwk::{Alg, KeySetError, Usage, VerifyingKey};
-pub use jws::{HeaderRules, JoseError, Jws, KidRule, TypRule};
+pub use access_token::TokenError;
+pub use dpop::ProofError;
+pub use jws::JoseError;
 pub use key::{KeyError, PublicKey, SigningKey};
-pub use key_set::KeySet;
-pub use nonce::Nonces;
+
+// Checks without the rest of a validator around them: for the broker, and for this crate.
+#[cfg(feature = "internals")]
+pub use self::{
+    authenticator::AuthenticatorKey,
+    claims::{ClaimError, Claims},
+    jwk::{Alg, KeySetError, Usage, VerifyingKey},
+    jws::{HeaderRules, Jws, KidRule, TypRule},
+    key_set::KeySet,
+    nonce::Nonces,
+};
+#[cfg(not(feature = "internals"))]
+pub(crate) use self::{
+    authenticator::AuthenticatorKey,
+    claims::{ClaimError, Claims},
+    jwk::{Alg, KeySetError, Usage, VerifyingKey},
+    jws::{HeaderRules, Jws, KidRule, TypRule},
+    key_set::KeySet,
+    nonce::Nonces,
+};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -25,7 +25,7 @@ const WAIT_S: u32 = 20;
 const CASE: &str = "Case::INC-8841";
 
 /// The processes of the scenario.
-struct Fixture {
+struct Scenario {
     dir: PathBuf,
     dev_config: DevConfig,
     url: String,
@@ -50,7 +50,7 @@ pub(super) async fn run(
     log.note(
         "Dipylon demo: one incident. Every step below is a call between processes, over sockets.\n\n",
     );
-    let mut fixture = Fixture::assemble(dir).await?;
+    let mut fixture = Scenario::assemble(dir).await?;
     let recorded = fixture
         .broker
         .ready
@@ -73,7 +73,7 @@ pub(super) async fn run(
     Ok(passed)
 }
 
-impl Fixture {
+impl Scenario {
     async fn assemble(dir: &Path) -> Result<Self, CliError> {
         let at = |name: &str| dir.join(name);
         let broker = start_broker(dir).await?;

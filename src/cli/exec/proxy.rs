@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use super::headers::{self, DPOP_NONCE, connection_lists};
 use super::peer;
 use super::token_holder::TokenHolder;
-use super::upstream::{ConnectError, has_dot_segments};
+use super::upstream::{UpstreamError, has_dot_segments};
 use crate::client::http::{self, HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::jose::dpop::NONCE_BYTES_MAX;
 use crate::model::{Digest, Secret};
@@ -252,15 +252,15 @@ impl Proxy {
             let stream = self.holder.upstream.connect().await?;
             http::send(stream, request)
                 .await
-                .map_err(|_| ConnectError::Refused)
+                .map_err(|_| UpstreamError::Refused)
         };
         let answer = tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange)
             .await
-            .unwrap_or(Err(ConnectError::Late))
+            .unwrap_or(Err(UpstreamError::Late))
             .map_err(|why| {
                 let status = match why {
-                    ConnectError::Refused | ConnectError::Untrusted => StatusCode::BAD_GATEWAY,
-                    ConnectError::Late => StatusCode::GATEWAY_TIMEOUT,
+                    UpstreamError::Refused | UpstreamError::Untrusted => StatusCode::BAD_GATEWAY,
+                    UpstreamError::Late => StatusCode::GATEWAY_TIMEOUT,
                 };
                 ProxyProblem::new(status, "AUDIENCE_UNREACHABLE", &why.to_string())
             })?;

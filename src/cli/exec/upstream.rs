@@ -38,7 +38,7 @@ pub(super) struct UpstreamArgs<'a> {
 
 /// Why no connection was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(super) enum UpstreamError {
     #[error("the audience cannot be reached")]
     Refused,
     #[error("the audience's certificate is not valid")]
@@ -132,15 +132,15 @@ impl Upstream {
     /// A new connection.
     pub(super) async fn connect(
         &self,
-    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, ConnectError> {
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, UpstreamError> {
         let bound = Duration::from_secs(CONNECT_TIMEOUT_S);
         tokio::time::timeout(bound, self.route.connect(Protocol::Http1))
             .await
-            .map_err(|_| ConnectError::Late)?
+            .map_err(|_| UpstreamError::Late)?
             .map_err(|error| match error.kind() {
                 // rustls' error kind for an invalid certificate.
-                ErrorKind::InvalidData => ConnectError::Untrusted,
-                _ => ConnectError::Refused,
+                ErrorKind::InvalidData => UpstreamError::Untrusted,
+                _ => UpstreamError::Refused,
             })
     }
 }

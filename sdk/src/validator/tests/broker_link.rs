@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn feed_resumes_after_disconnect_and_restarts_after_gap() {
-    let mut broker = Broker::start().await;
+    let mut broker = FakeBroker::start().await;
     let (validator, feed) = broker.validator().await;
     let holder = SigningKey::generate().expect("key").0;
     let good = broker.token(&holder, |c| c.txn = TaskId::from_random([5; 16]));
@@ -63,7 +63,7 @@ async fn feed_resumes_after_disconnect_and_restarts_after_gap() {
 
 #[tokio::test]
 async fn stale_feed_rejects_all() {
-    let mut broker = Broker::start().await;
+    let mut broker = FakeBroker::start().await;
     let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
         clock,
@@ -100,7 +100,7 @@ async fn stale_feed_rejects_all() {
 
 #[tokio::test]
 async fn unknown_key_is_refetched_once() {
-    let mut broker = Broker::start().await;
+    let mut broker = FakeBroker::start().await;
     let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
         clock,
@@ -152,7 +152,7 @@ async fn unknown_key_is_refetched_once() {
 
 #[tokio::test]
 async fn validator_may_authenticate_with_a_key() {
-    let mut broker = Broker::start().await;
+    let mut broker = FakeBroker::start().await;
     let identity = Identity::Key(Arc::new(SigningKey::generate().expect("key").0));
     let connecting = tokio::spawn(Validator::connect(ValidatorConfig {
         identity,
@@ -172,7 +172,7 @@ async fn validator_may_authenticate_with_a_key() {
 
 #[tokio::test]
 async fn connect_requires_keys_and_feed() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     *broker.keys.lock().await = serde_json::json!({});
     assert_eq!(
         Validator::connect(broker.config()).await.err(),

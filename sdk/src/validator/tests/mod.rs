@@ -25,7 +25,7 @@ const URL: &str = "https://idp.example/users/ann/disable";
 
 type Feed = mpsc::UnboundedSender<Result<v1::WatchRevocationsResponse, Status>>;
 
-struct Broker {
+struct FakeBroker {
     url: String,
     key: SigningKey,
     watches: mpsc::UnboundedReceiver<(Option<v1::Position>, Feed)>,
@@ -144,7 +144,7 @@ fn jwks(key: &PublicKey) -> serde_json::Value {
     serde_json::json!({ "keys": [jwk] })
 }
 
-impl Broker {
+impl FakeBroker {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let url = format!("http://{}", listener.local_addr().expect("address"));

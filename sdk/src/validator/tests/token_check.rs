@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn action_parameters_and_key_are_enforced() {
-    let mut broker = Broker::start().await;
+    let mut broker = FakeBroker::start().await;
     let (validator, _feed) = broker.validator().await;
     let (holder, thief) = (
         SigningKey::generate().expect("key").0,
@@ -179,7 +179,7 @@ async fn action_parameters_and_key_are_enforced() {
 
 #[tokio::test]
 async fn only_limited_tokens_consume_uses() {
-    let mut broker = Broker::start().await;
+    let mut broker = FakeBroker::start().await;
     let (validator, _feed) = broker.validator().await;
     let holder = SigningKey::generate().expect("key").0;
     let admit = async |uses: Option<u32>| {
