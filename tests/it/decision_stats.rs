@@ -97,7 +97,7 @@ async fn decisions_are_counted_once() {
         [(1, 0), (0, 1), (0, 0)]
     );
     let rows = rows(&b, "maria");
-    let asks = &rows["destructive-needs-a-yes"];
+    let asks = &rows["destructive-needs-approval"];
     assert_eq!(
         (asks.step_ups, asks.approved, asks.denied, asks.expired),
         (3, 1, 1, 1)
@@ -139,13 +139,13 @@ async fn rubber_stamp_is_flagged() {
         all
     };
     for n in 0..20 {
-        let stamped = rows(&b, "olga")["destructive-needs-a-yes"].rubber_stamp;
+        let stamped = rows(&b, "olga")["destructive-needs-approval"].rubber_stamp;
         assert!(!stamped && !approvers(&b)["maria"].rubber_stamp, "{n}");
         // Time passes between votes; each vote comes within two seconds.
         agent_in_task.approved(&b, &disable("ann"), 2).await;
         b.manual_clock.advance_millis(60_000);
     }
-    assert!(rows(&b, "olga")["destructive-needs-a-yes"].rubber_stamp);
+    assert!(rows(&b, "olga")["destructive-needs-approval"].rubber_stamp);
     let maria = approvers(&b)["maria"].clone();
     assert!(maria.rubber_stamp);
     assert_eq!(
@@ -359,7 +359,7 @@ async fn stats_over_grpc() {
         let rules = reader.rules().await.expect("may read");
         let asks = rules
             .iter()
-            .find(|r| r.rule_id == "destructive-needs-a-yes");
+            .find(|r| r.rule_id == "destructive-needs-approval");
         let asks = asks.expect("listed");
         assert_eq!(
             (asks.matches, asks.step_ups, asks.median_seconds),

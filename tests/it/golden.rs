@@ -95,7 +95,7 @@ fn decision() -> DecisionRecord {
         id: id(3, DecisionId::from_random),
         policy: digest(3),
         rules: [RuleRef {
-            id: "destructive-needs-a-yes".into(),
+            id: "destructive-needs-approval".into(),
             file: "rules/20-guardrails.cedar".into(),
         }]
         .into(),

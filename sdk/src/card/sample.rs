@@ -70,7 +70,7 @@ pub fn card() -> Card {
             expires_at: NOW.plus_secs(288),
         },
         rules: vec![RuleSummary {
-            id: "destructive-needs-a-yes".to_owned(),
+            id: "destructive-needs-approval".to_owned(),
             file: "rules/20.cedar".to_owned(),
             why: "It locks people out.".to_owned(),
         }],

@@ -25,11 +25,11 @@ fn example_readme_table() {
     );
     assert_eq!(
         summary(&authorize(&bundle, &disable("ann"), 300, &[])),
-        "needs one-security 300 [destructive-needs-a-yes soc-acts-at-home]"
+        "needs one-security 300 [destructive-needs-approval soc-acts-at-home]"
     );
     assert_eq!(
         summary(&authorize(&bundle, &disable("ann"), 900, &[])),
-        "needs one-security 600 [destructive-needs-a-yes soc-acts-at-home writes-are-short]"
+        "needs one-security 600 [destructive-needs-approval soc-acts-at-home writes-are-short]"
     );
     assert_eq!(
         summary(&authorize(&bundle, &disable("ann"), 300, &["one-security"])),

@@ -196,7 +196,7 @@ async fn approval_yields_single_use_token() {
         "Disable an account",
         "ann",
         "Ann Archer",
-        "destructive-needs-a-yes",
+        "destructive-needs-approval",
         "Enable the account at the identity provider.",
         "end_sessions",
         "https://idp.soc.example",

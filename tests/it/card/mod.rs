@@ -84,7 +84,7 @@ fn ordinary() -> Card {
             expires_at: NOW.plus_secs(288),
         },
         rules: vec![RuleSummary {
-            id: "destructive-needs-a-yes".to_owned(),
+            id: "destructive-needs-approval".to_owned(),
             file: "rules/20-guardrails.cedar".to_owned(),
             why: "Somebody from security agrees before anything stops working.".to_owned(),
         }],
