@@ -95,19 +95,17 @@ impl Anomaly {
         match self {
             Self::Evicted => "anomalies at the opening are no longer known".to_owned(),
             Self::NoHistory => "no history yet".to_owned(),
-            Self::LittleHistory { decided: 1 } => {
-                "little history yet: decided once before".to_owned()
-            }
+            Self::LittleHistory { decided: 1 } => "little history yet: decided once".to_owned(),
             Self::LittleHistory { decided } => {
-                format!("little history yet: decided {decided} times before")
+                format!("little history yet: decided {decided} times")
             }
-            Self::FirstRequest => "nothing like this was decided for this agent before".to_owned(),
-            Self::NewTarget => "nothing was decided on this target before".to_owned(),
+            Self::FirstRequest => "no earlier decision on this action for this agent".to_owned(),
+            Self::NewTarget => "no earlier decision on this target".to_owned(),
             Self::ManyTargets => {
-                "too many targets before to tell whether this one is new".to_owned()
+                "too many earlier targets to tell whether this one is new".to_owned()
             }
             Self::UnusualHour { hour, decided } => {
-                format!("none at this hour ({hour:02} UTC) among the {decided} decided before")
+                format!("no earlier decision at this hour ({hour:02} UTC) among {decided}")
             }
             Self::UnusualVolume { nth, median } => {
                 format!("{} today; the median day has {median}", ordinal(*nth))
@@ -291,17 +289,17 @@ mod tests {
         assert_eq!(opening(None, HISTORY_MIN - 1, &ann), ["no history yet"]);
         assert_eq!(
             opening(None, HISTORY_MIN, &ann),
-            ["nothing like this was decided for this agent before"]
+            ["no earlier decision on this action for this agent"]
         );
         let far = history(&[1], 20);
         assert_eq!(
             opening(Some(&far), 1, &target("bob")),
-            ["little history yet: decided once before"]
+            ["little history yet: decided once"]
         );
         let four = history(&[1, 1, 1, 1], 20);
         assert_eq!(
             opening(Some(&four), 4, &target("bob")),
-            ["little history yet: decided 4 times before"]
+            ["little history yet: decided 4 times"]
         );
     }
 
@@ -311,7 +309,7 @@ mod tests {
         assert_eq!(opening(Some(&known), 5, &target("ann")), [""; 0]);
         assert_eq!(
             opening(Some(&known), 5, &target("bob")),
-            ["nothing was decided on this target before"]
+            ["no earlier decision on this target"]
         );
         for n in 0..super::super::action_stats::TARGETS_MAX {
             granted(&mut known, NOW.plus_secs(-DAY), &target(&format!("t-{n}")));
@@ -319,7 +317,7 @@ mod tests {
         assert_eq!(known.targets, KnownTargets::Many);
         for any in ["ann", "bob"] {
             let anomalies = opening(Some(&known), 40, &target(any));
-            let cannot_tell = "too many targets before to tell whether this one is new";
+            let cannot_tell = "too many earlier targets to tell whether this one is new";
             assert!(anomalies.iter().any(|s| s == cannot_tell), "{anomalies:?}");
         }
     }
@@ -327,7 +325,7 @@ mod tests {
     #[test]
     fn unusual_hour_needs_history_and_no_neighbours() {
         let ann = target("ann");
-        let anomalies = ["none at this hour (08 UTC) among the 20 decided before"];
+        let anomalies = ["no earlier decision at this hour (08 UTC) among 20"];
         assert_eq!(opening(Some(&history(&[1; 20], 10)), 20, &ann), anomalies);
         assert_eq!(opening(Some(&history(&[1; 20], 6)), 20, &ann), anomalies);
         for near in [7, 8, 9] {
@@ -356,7 +354,7 @@ mod tests {
         undecided.denied += 1;
         assert_eq!(
             opening(Some(&undecided), 2, &ann),
-            ["little history yet: decided 2 times before"]
+            ["little history yet: decided 2 times"]
         );
     }
 

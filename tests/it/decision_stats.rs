@@ -313,7 +313,7 @@ async fn card_shows_history() {
     assert_eq!(
         seen.anomalies,
         [
-            "nothing was decided on this target before",
+            "no earlier decision on this target",
             "the last one was denied by lee 4 min ago",
             "the agent's registration changed 60 s ago",
         ]

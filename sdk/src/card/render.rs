@@ -119,7 +119,7 @@ impl Card {
         let Some(action) = &self.action else {
             return vec![CardRow::alarm(
                 "with",
-                "NO LONGER ON RECORD: nobody can decide this any more",
+                "NO LONGER ON RECORD: it cannot be decided any more",
             )];
         };
         let mut rows = Vec::new();
@@ -210,7 +210,7 @@ impl Card {
     fn history(&self, now: Timestamp) -> Vec<CardRow> {
         match &self.history {
             None => vec![CardRow::unknown(
-                "like this",
+                "similar requests",
                 "unknown: no figures are kept of it yet",
             )],
             Some(history) => history.rows(now),
@@ -329,9 +329,9 @@ impl History {
             None => String::new(),
         };
         let mut similar = match self.first {
-            true => CardRow::own("like this", "none decided before").strong(),
+            true => CardRow::own("similar requests", "none decided yet").strong(),
             false => CardRow::own(
-                "like this",
+                "similar requests",
                 &format!(
                     "{}{}",
                     count(self.approved, "approved"),
@@ -347,7 +347,7 @@ impl History {
             ));
         }
         let your_votes = format!(
-            "{} yes, {} no",
+            "{} to approve, {} to deny",
             self.approved_by_caller, self.denied_by_caller
         );
         vec![
@@ -355,7 +355,10 @@ impl History {
             CardRow::own("your votes", &your_votes),
             CardRow::own(
                 "today",
-                &format!("{} asked (UTC), with this one", self.requested_today),
+                &format!(
+                    "{} requested (UTC), this one included",
+                    self.requested_today
+                ),
             ),
         ]
     }
@@ -374,7 +377,7 @@ impl ProfileProgress {
         for who in &self.approvers {
             row.add_suspect(&who.to_text());
             row.lines
-                .push(format!("yes: {}", escape_untrusted(&who.to_text())));
+                .push(format!("approved: {}", escape_untrusted(&who.to_text())));
         }
         row
     }

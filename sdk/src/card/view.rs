@@ -110,16 +110,16 @@ impl SectionKind {
 
     pub(super) const fn title(self) -> &'static str {
         match self {
-            Self::Who => "Who asks",
-            Self::Why => "Why you are asked",
-            Self::Effect => "What happens",
-            Self::Parameters => "With exactly",
-            Self::Target => "The target",
+            Self::Who => "Requester",
+            Self::Why => "Why approval is required",
+            Self::Effect => "Effect",
+            Self::Parameters => "Parameters",
+            Self::Target => "Target",
             Self::Unusual => "Unusual",
-            Self::History => "Before",
-            Self::Token => "The token",
-            Self::Needs => "Who must say yes",
-            Self::Signed => "What else is signed",
+            Self::History => "History",
+            Self::Token => "Token",
+            Self::Needs => "Required approvals",
+            Self::Signed => "Also signed",
             Self::Words => "The agent says (unverified)",
         }
     }

@@ -344,7 +344,7 @@ mod tests {
         let mut card = card();
         card.needs[0].approvers = vec![lee.clone()];
         card.needs[0].passkey = true;
-        card.anomalies = vec!["nothing was decided on this target before".to_owned()];
+        card.anomalies = vec!["no earlier decision on this target".to_owned()];
         card.history = Some(History {
             approved: 4,
             denied: 1,

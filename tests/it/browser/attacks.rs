@@ -53,7 +53,7 @@ async fn xss_is_escaped() {
         ),
         (
             "rules/20-guardrails.cedar",
-            "Somebody from security agrees before anything stops working.",
+            "Security approves every action that stops something from working.",
             format!("Why {markup}"),
         ),
     ] {

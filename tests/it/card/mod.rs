@@ -86,7 +86,7 @@ fn ordinary() -> Card {
         rules: vec![RuleSummary {
             id: "destructive-needs-approval".to_owned(),
             file: "rules/20-guardrails.cedar".to_owned(),
-            why: "Somebody from security agrees before anything stops working.".to_owned(),
+            why: "Security approves every action that stops something from working.".to_owned(),
         }],
         needs: vec![profile_progress("one-security", 1, Vec::new(), false)],
         task: TaskId::from_random([2; 16]),
@@ -186,8 +186,8 @@ fn everything() -> Card {
             profile_progress("one-oncall", 1, Vec::new(), false),
         ],
         anomalies: vec![
-            "nothing was decided on this target before".to_owned(),
-            "none at this hour (03 UTC) among the 41 decided before".to_owned(),
+            "no earlier decision on this target".to_owned(),
+            "no earlier decision at this hour (03 UTC) among 41".to_owned(),
         ],
         dwell_s: 3,
         uses: Some(3),
@@ -274,7 +274,7 @@ const LABELS: &[&str] = &[
     "with",
     "target",
     "unusual",
-    "like this",
+    "similar requests",
     "your votes",
     "today",
     "token",

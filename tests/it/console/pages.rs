@@ -33,7 +33,7 @@ async fn untrusted_text_is_html_escaped() {
             ("people.toml", "Maria Moreau", "<u>Maria</u>".to_owned()),
             (
                 "rules/20-guardrails.cedar",
-                "Somebody from security agrees before anything stops working.",
+                "Security approves every action that stops something from working.",
                 quoted.clone(),
             ),
         ] {
