@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::Output;
 use super::error::CliError;
+use super::{Common, Output};
 use crate::audit::{AuditReport, Checkpoint, JournalVerifier, VoteReport, VoteVerifier};
 use crate::config::Config;
 use crate::journal::{JournalReader, OpenError};
@@ -31,7 +31,11 @@ pub(super) struct VerifyArgs {
     against: Option<Checkpoint>,
 }
 
-pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, CliError> {
+pub(super) fn run(
+    common: &Common,
+    output: &Output,
+    command: AuditCommand,
+) -> Result<ExitCode, CliError> {
     let AuditCommand::Verify(VerifyArgs {
         data_dir,
         config,
@@ -40,7 +44,10 @@ pub(super) fn run(output: &Output, command: AuditCommand) -> Result<ExitCode, Cl
     let dir = match (data_dir, config) {
         (Some(dir), _) => journal_in(&dir)?,
         (None, Some(file)) => Config::read(&file)?.data_dir,
-        (None, None) => journal_in(&super::dev::default_dir()?)?,
+        (None, None) => match &common.dev_dir {
+            Some(dir) => journal_in(dir)?,
+            None => journal_in(&super::dev::default_dir()?)?,
+        },
     };
     let (report, votes) = verify(&dir, against)?;
     output.print(

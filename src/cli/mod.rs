@@ -208,7 +208,7 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
         Command::Freeze(command) => freeze::freeze(common, output, command).await,
         Command::Unfreeze(command) => freeze::unfreeze(common, output, command).await,
         Command::Explain(command) => explain::run(common, output, command).await,
-        Command::Audit(command) => audit::run(output, command),
+        Command::Audit(command) => audit::run(common, output, command),
         Command::Config(command) => config::run(common, output, command),
         Command::Doctor(command) => doctor::run(common, output, command).await,
         Command::Key(command) => key::run(output, command),

@@ -206,6 +206,7 @@ async fn print_inbox(
     output.print(
         || json!({ "event": event, "access_requests": rows.iter().map(inbox::to_json).collect::<Value>() }),
         || match rows.as_slice() {
+            [] if only.is_some() => format!("{event}  {}", escape_invisible(&only.unwrap_or_default().join(" "))),
             [] => format!("{event}  no access request is waiting for you"),
             rows => format!("{event}\n{}", inbox::rows_table(rows, Clock::system().now())),
         },

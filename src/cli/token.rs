@@ -282,9 +282,11 @@ fn print_denied(output: &Output, denial: &Denial, action: &Action) {
         },
         || {
             let mut fields = FieldList::default();
-            fields.row("denied", escape_invisible(denial.reason_str()))
-                .untrusted_row("comment", denial.comment().unwrap_or_default())
-                .row("for", action_text(action));
+            fields.row("denied", escape_invisible(denial.reason_str()));
+            if let Some(comment) = denial.comment() {
+                fields.untrusted_row("comment", comment);
+            }
+            fields.row("for", action_text(action));
             let rules = render::rule_lines(denial.rules());
             fields.row(
                 "because",

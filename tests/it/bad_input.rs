@@ -230,7 +230,7 @@ async fn malformed_messages_are_rejected() {
             "another kind of id",
             "RequestToken",
             ask(|m| m.task_id = AccessRequestId::from_random([1; 16]).to_string()),
-            "TaskId",
+            "task id",
         ),
         ("no ttl", "RequestToken", ask(|m| m.ttl = None), "ttl"),
         (

@@ -365,7 +365,7 @@ async fn stats_over_grpc() {
             (asks.matches, asks.step_ups, asks.median_seconds),
             (1, 1, None)
         );
-        assert!(asks.why.starts_with("Somebody from security"));
+        assert!(asks.why.starts_with("Security approves"));
         let timeline = reader.timeline(task.id()).await.expect("may read");
         let kinds: Vec<_> = timeline.entries.iter().map(|m| m.kind.as_str()).collect();
         assert_eq!(

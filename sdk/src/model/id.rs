@@ -11,7 +11,7 @@ use super::digest::write_base64;
 use super::{ParseError, Thumbprint, json, text};
 
 macro_rules! ids {
-    ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident($what:literal) = $prefix:literal;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name([u8; 16]);
@@ -24,7 +24,7 @@ macro_rules! ids {
 
             /// Parses the written form: the prefix and 16 bytes as base64url.
             pub fn parse(text: &str) -> Result<Self, ParseError> {
-                let wrong = || ParseError::new(stringify!($name), concat!("must be ", $prefix, "_ and 22 characters of base64url"));
+                let wrong = || ParseError::new($what, concat!("must be ", $prefix, "_ and 22 characters of base64url"));
                 let rest = text.strip_prefix(concat!($prefix, "_")).ok_or_else(wrong)?;
                 let mut bytes = [0; 16];
                 match URL_SAFE_NO_PAD.decode_slice(rest, &mut bytes) {
@@ -63,17 +63,17 @@ macro_rules! ids {
 
 ids! {
     /// A task. Also the `txn` claim of its tokens.
-    TaskId = "task";
+    TaskId("task id") = "task";
     /// An access request: an action that people approve or deny.
-    AccessRequestId = "areq";
+    AccessRequestId("access request id") = "areq";
     /// A token's `jti`.
-    TokenId = "tok";
+    TokenId("token id") = "tok";
     /// One decision of gate 2.
-    DecisionId = "dec";
+    DecisionId("decision id") = "dec";
     /// One refused call, for `dipylon explain`.
-    CorrelationId = "cor";
+    CorrelationId("correlation id") = "cor";
     /// An invitation to enrol a passkey.
-    InvitationId = "inv";
+    InvitationId("invitation id") = "inv";
 }
 
 macro_rules! names {

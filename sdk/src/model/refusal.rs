@@ -120,7 +120,7 @@ const MINUTE_MS: u32 = 60_000;
 refusals! {
     NotAuthenticated = "NOT_AUTHENTICATED" Unauthenticated NotAuthenticated Operator Never,
         "authentication failed; ask an operator to look up the correlation id",
-        "an operator finds the cause with 'dipylon explain' and the correlation id";
+        "check the evidence, the broker's URL, and whether the agent is frozen or suspended; an operator finds the cause with 'dipylon explain' and the correlation id";
     UseDpopNonce = "USE_DPOP_NONCE" Unauthenticated NotAuthenticated Operator AfterMs(0),
         "the proof needs the server nonce in dpop-nonce",
         "repeat the call with a new proof that carries the nonce (RFC 9449 section 8); the client library does";
@@ -128,11 +128,11 @@ refusals! {
         "the evidence is too old for this call",
         "send fresh evidence with the call: --evidence FILE, or --agent ID in development";
     NotPermitted = "NOT_PERMITTED" PermissionDenied Denied Operator Never,
-        "the caller's role does not allow this method",
+        "the caller's role does not allow this call",
         "use the key of a person or service whose role allows it";
     Malformed = "MALFORMED" InvalidArgument UsageError Caller Never,
         "the message is malformed",
-        "correct the field that the message names";
+        "correct the request as the message says";
     UnknownAction = "UNKNOWN_ACTION" InvalidArgument UsageError Caller Never,
         "the catalogue does not have this action",
         "the catalogue is schema.cedarschema of the policy bundle";
@@ -152,8 +152,8 @@ refusals! {
         "the policy bundle is invalid",
         "'dipylon policy check DIR' lists every problem with file and line";
     NotFound = "NOT_FOUND" NotFound Failed Operator Never,
-        "not found, or it belongs to another caller",
-        "check the id, and the key or task of the call: both cases get this answer";
+        "not found, or not visible to this caller",
+        "check the id, and the key or task that the call was made with";
     IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED" AlreadyExists Conflict Caller Never,
         "this idempotency key was used for another request",
         "request again with a new --idempotency-key";
@@ -210,7 +210,7 @@ refusals! {
         "wait until approvers have decided, or cancel requests that are not needed";
     DenialBackoff = "DENIAL_BACKOFF" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
         "approvers denied requests of this agent recently; new ones have to wait",
-        "wait as long as RetryInfo says, and request something else";
+        "wait for the time that the message or RetryInfo gives, and request something else";
     TooManyTasks = "TOO_MANY_TASKS" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
         "the agent has too many running tasks",
         "complete finished tasks: 'dipylon task complete'";
@@ -222,7 +222,7 @@ refusals! {
         "try again in a second";
     RateLimited = "RATE_LIMITED" ResourceExhausted LimitExceeded Operator AfterMs(SECOND_MS),
         "rate limit exceeded; nothing was done",
-        "wait as long as RetryInfo says; `[rate_limits]` in `dipylon.toml` sets the limits";
+        "wait for the time that RetryInfo gives (the client library does); `[rate_limits]` in `dipylon.toml` sets the limits";
     ClockUnreliable = "CLOCK_UNRELIABLE" FailedPrecondition Unavailable Caller Never,
         "the broker's wall clock is unreliable; no token is issued until it has been steady for a minute",
         "'dipylon doctor' on the broker's host compares its clocks";
