@@ -18,7 +18,7 @@ pub mod model;
 #[cfg(feature = "validator")]
 pub mod validator;
 
-/// Wire messages and the strict decoder: shared with the broker, no promise of stability.
+// Shared with the broker, no promise of stability.
 #[cfg(feature = "internals")]
 pub mod proto;
 #[cfg(not(feature = "internals"))]

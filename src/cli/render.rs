@@ -227,7 +227,7 @@ mod tests {
         ];
         let ttl = client::GrantedTtl {
             requested: s(900),
-            limits: limits,
+            limits,
             granted: s(600),
         };
         assert_eq!(

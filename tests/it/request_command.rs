@@ -122,7 +122,7 @@ async fn list_and_show_match_their_short_forms() {
     let id = setup.pending().await;
 
     let list = setup.run_as_maria(&["request", "list", "--json"]).await;
-    assert_eq!(ids(&stdout_json(&list, 0)), [id.clone()]);
+    assert_eq!(ids(&stdout_json(&list, 0)), std::slice::from_ref(&id));
     let inbox = setup.run_as_maria(&["inbox", "--json"]).await;
     assert_eq!(list.out, inbox.exit_code(0).out);
 
@@ -192,7 +192,7 @@ async fn watch_inbox_prints_opened_and_closed_requests() {
     assert_eq!(ids(&snapshot["access_requests"]), [""; 0]);
     let id = setup.pending().await;
     let opened = next_event(&mut running, "opened").await;
-    assert_eq!(ids(&opened["access_requests"]), [id.clone()]);
+    assert_eq!(ids(&opened["access_requests"]), std::slice::from_ref(&id));
     setup.run(&["request", "cancel", &id]).await.exit_code(0);
     let closed = next_event(&mut running, "closed").await;
     assert_eq!(closed["access_requests"], json!([id]));

@@ -20,6 +20,7 @@ mod escape;
 mod layout;
 mod render;
 #[cfg(any(test, feature = "test-support"))]
+#[allow(clippy::expect_used, reason = "for tests: constants that parse")]
 pub mod sample;
 mod view;
 

@@ -307,13 +307,22 @@ impl OperatorClient {
     }
 }
 
+/// The last character boundary at or before `at`; `str::floor_char_boundary` needs a newer Rust than this crate.
+fn char_boundary_below(text: &str, at: usize) -> usize {
+    let boundaries = (0..=at.min(text.len())).rev();
+    boundaries
+        .into_iter()
+        .find(|index| text.is_char_boundary(*index))
+        .unwrap_or(0)
+}
+
 /// The files in chunks of at most [`CHUNK_BYTES_MAX`] bytes, split between characters; an empty file is one empty chunk.
 fn chunks(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest> {
     let mut out = Vec::new();
     for (path, content) in files {
         let mut rest = content.as_str();
         loop {
-            let (chunk, after) = rest.split_at(rest.floor_char_boundary(CHUNK_BYTES_MAX));
+            let (chunk, after) = rest.split_at(char_boundary_below(rest, CHUNK_BYTES_MAX));
             out.push(v1::ApplyPolicyBundleRequest {
                 path: path.clone(),
                 content: chunk.to_owned(),

@@ -13,6 +13,10 @@ use crate::model::{
 
 /// The decision of gate 2 on a token request.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one outcome for each call, matched at once"
+)]
 pub enum TokenOutcome {
     /// The token is issued.
     Token(AccessToken),

@@ -169,7 +169,7 @@ impl Broker {
                 }
                 // A deadline or heartbeat that has passed is the cause, before any caller's.
                 let (cause, outcome, by) = match task.expired_cause(now) {
-                    None => (cause, outcome.clone(), by.clone()),
+                    None => (cause, *outcome, by.clone()),
                     Some(expired) => (expired, None, None),
                 };
                 let event = Event::TaskEnded(TaskEnded {

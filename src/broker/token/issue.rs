@@ -42,7 +42,7 @@ impl Broker {
             .mint(approved, context, self.now(), &mut || self.random_bytes())
         {
             Ok(minted) => minted,
-            Err(MintError::Expired) => return Err(TransactionError::Retry.into()),
+            Err(MintError::Expired) => return Err(TransactionError::Retry),
             Err(error) => {
                 return Err(self
                     .refuse(call.method, Reason::DecisionUnavailable, error.to_string())

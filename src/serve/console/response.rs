@@ -74,7 +74,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(
 ) -> Result<T, ParseError> {
     let kind = headers.get(header::CONTENT_TYPE);
     // A form of another site cannot send this type without a preflight (Fetch, "CORS-safelisted").
-    if !kind.is_some_and(|kind| kind.as_bytes() == b"application/json") {
+    if kind.is_none_or(|kind| kind.as_bytes() != b"application/json") {
         return Err(ParseError::new("body", "must be application/json"));
     }
     serde_json::from_slice(body)
