@@ -246,3 +246,37 @@ fn banned_crates() {
         assert!(!lock.contains(&format!("name = \"{banned}\"")), "{banned}");
     }
 }
+
+/// One name, one meaning: a reader who searches for a public type finds one.
+#[test]
+fn public_type_names_are_unique() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for dir in ["src", "sdk/src"] {
+        sources(&root.join(dir), &mut files);
+    }
+    let mut homes: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for path in files {
+        let text = std::fs::read_to_string(&path).expect("source");
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let name = match words.as_slice() {
+                [visibility, kind, name, ..]
+                    if visibility.starts_with("pub")
+                        && ["struct", "enum", "trait"].contains(kind) =>
+                {
+                    name.split(|c: char| !c.is_alphanumeric()).next()
+                }
+                _ => None,
+            };
+            // A macro's parameter begins with `$`, which leaves an empty name.
+            if let Some(name) = name.filter(|name| !name.is_empty()) {
+                homes.entry(name.to_owned()).or_default().push(path.clone());
+            }
+        }
+    }
+    assert!(homes.len() > 300, "the types were not found");
+    for (name, files) in homes {
+        assert_eq!(files.len(), 1, "{name} in {files:?}");
+    }
+}
