@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Reads one case, in a task of its own that ends with the call, whatever its result.
+/// Reads one case, in a task of its own that ends with the call, whether it succeeds or fails.
 pub async fn read_case(
     broker: &str,
     evidence: EvidenceSource,
