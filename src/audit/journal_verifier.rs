@@ -65,7 +65,7 @@ pub enum AuditError {
     /// Its time or epoch is before that of the entry before it.
     #[error("entry {0} is earlier than the entry before it")]
     Backwards(u64),
-    /// The entry's read set does not match the versions at its index (DESIGN law 7).
+    /// The entry's read set does not match the versions at its index (INV-7).
     #[error("entry {index} read {stream} at version {says}, but the stream was at version {was}")]
     StaleRead {
         /// Index of the entry.

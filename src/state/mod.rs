@@ -428,7 +428,7 @@ impl State {
         self.illegal_transitions.load(Ordering::Relaxed)
     }
 
-    /// The whole state as one JSON value, for tests: equal wherever the same entries were applied (law 9).
+    /// The whole state as one JSON value, for tests: equal wherever the same entries were applied (INV-9).
     pub fn canonical_snapshot(&self) -> Value {
         let tasks: Vec<Value> = sorted(self.tasks.all())
             .into_iter()

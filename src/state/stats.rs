@@ -1,6 +1,6 @@
 //! Decision statistics: counters about agents, approvers and rules, shown to people who decide and to reviewers.
 //!
-//! Computed from entries, so that every node counts the same (law 9), and bounded: each map evicts its least recently
+//! Computed from entries, so that every node counts the same (INV-9), and bounded: each map evicts its least recently
 //! updated keys. INVARIANT (stats decide nothing): no gate reads them, so an evicted counter, or one from before a change
 //! of rules, changes no decision.
 //!
@@ -270,7 +270,7 @@ impl DecisionStats {
         self.read().anomalies.get(id).cloned()
     }
 
-    /// All counters as one JSON value, for tests (law 9).
+    /// All counters as one JSON value, for tests (INV-9).
     pub(super) fn canonical_snapshot(&self) -> Value {
         let read = self.read();
         json!({

@@ -1,4 +1,4 @@
-//! Audit (law 10): the tree detects any change of an old entry; an external checkpoint detects a consistent rewrite.
+//! Audit (INV-10): the tree detects any change of an old entry; an external checkpoint detects a consistent rewrite.
 
 use std::path::Path;
 use std::process::Command;

@@ -123,7 +123,7 @@ async fn decisions_are_counted_once() {
     late.await.expect_err("too late");
     let before = b.broker.state().canonical_snapshot();
     let b = b.restart(FaultInjection::default()).await;
-    assert_eq!(b.broker.state().canonical_snapshot(), before, "law 9");
+    assert_eq!(b.broker.state().canonical_snapshot(), before, "INV-9");
     recount(&b.dir, b.broker.state());
 }
 

@@ -30,6 +30,7 @@ mod console;
 mod crash_recovery;
 mod decision_stats;
 mod demo;
+mod docs;
 mod doctor;
 mod end_to_end;
 mod evidence;

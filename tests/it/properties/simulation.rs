@@ -190,12 +190,12 @@ impl Simulation {
                     Ok(TokenReply::Token(reply)) => {
                         assert!(
                             !self.ledger.ended.contains(task),
-                            "law 7: a token of an ended task"
+                            "INV-7: a token of an ended task"
                         );
                         let jti = reply.issued.jti;
                         assert!(
                             !self.ledger.ended_tokens.contains(&jti),
-                            "law 7: an ended token returned again"
+                            "INV-7: an ended token returned again"
                         );
                         assert_eq!(reply.issued.action.audience, action.audience);
                         assert_eq!(reply.issued.action.target, action.target);
@@ -316,14 +316,14 @@ impl Simulation {
                 {
                     assert!(
                         !self.ledger.ended.contains(task),
-                        "law 7: a use in an ended task"
+                        "INV-7: a use in an ended task"
                     );
                     let first = self
                         .ledger
                         .uses
                         .entry(*jti)
                         .or_insert_with(|| use_id.clone());
-                    assert_eq!(*first, use_id, "law 3: two uses of one");
+                    assert_eq!(*first, use_id, "INV-3: two uses of one");
                 }
             }
             Op::End { task } => {
@@ -432,7 +432,7 @@ impl Simulation {
                     assert_eq!(
                         broker.broker.state().canonical_snapshot(),
                         before.1,
-                        "law 9: replay gives the same state"
+                        "INV-9: replay gives the same state"
                     );
                 }
                 self.broker = Some(broker);
@@ -446,7 +446,7 @@ impl Simulation {
         for (task, jti, token, audience) in &self.ledger.tokens {
             assert!(
                 found.tokens.contains(jti),
-                "laws 2 and 8: an issued token has no grant in the journal"
+                "INV-2 and INV-8: an issued token has no grant in the journal"
             );
             let validator = if audience.as_str() == IDP {
                 "idp"
@@ -456,35 +456,35 @@ impl Simulation {
             if self.ledger.ended.contains(task) || self.ledger.ended_tokens.contains(jti) {
                 assert!(
                     !b.introspect(validator, token),
-                    "law 7: an ended token is active"
+                    "INV-7: an ended token is active"
                 );
             }
         }
         for (_, task) in &self.ledger.tasks {
             assert!(
                 found.tasks.contains(task),
-                "law 8: an acknowledged task is missing"
+                "INV-8: an acknowledged task is missing"
             );
         }
         for task in &self.ledger.ended {
             assert!(
                 found.ended.contains(task),
-                "law 8: an acknowledged end is missing"
+                "INV-8: an acknowledged end is missing"
             );
         }
         for (jti, use_id) in &self.ledger.uses {
             assert!(
                 found.uses[jti].iter().any(|(_, u)| u == use_id),
-                "law 8: an acknowledged use is missing"
+                "INV-8: an acknowledged use is missing"
             );
         }
         assert!(
             found.votes >= self.ledger.votes,
-            "law 8: an acknowledged vote is missing"
+            "INV-8: an acknowledged vote is missing"
         );
         assert!(
             found.enrolled >= self.ledger.enrolled && self.ledger.revoked.is_subset(&found.revoked),
-            "law 8: an acknowledged enrolment or revocation is missing"
+            "INV-8: an acknowledged enrolment or revocation is missing"
         );
         assert_eq!(
             b.broker.state().illegal_transitions(),

@@ -1,4 +1,4 @@
-//! Journal invariants (the laws), re-checked from a stored journal alone: trusts only the entries, the blobs and SHA-256.
+//! Journal invariants (`docs/invariants.md`), re-checked from a stored journal alone: trusts only the entries, the blobs and SHA-256.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -46,7 +46,7 @@ pub struct JournalFindings {
     pub policies: usize,
 }
 
-/// Reads the whole journal and asserts every law that entries can show.
+/// Reads the whole journal and asserts every invariant that entries can show.
 pub fn check(dir: &Path) -> JournalFindings {
     check_against(dir, None)
 }
@@ -166,7 +166,7 @@ impl InvariantChecker {
                             .values()
                             .filter(running)
                             .any(|t| t.owner == *owner),
-                        "law 7: a task of a frozen owner continued"
+                        "INV-7: a task of a frozen owner continued"
                     );
                 }
                 if let FreezeScope::Action(name) = &f.scope {
@@ -206,7 +206,7 @@ impl InvariantChecker {
                 ] {
                     assert!(
                         !self.frozen.contains(&scope),
-                        "law 7: a task was opened under {scope}"
+                        "INV-7: a task was opened under {scope}"
                     );
                 }
                 assert!(
@@ -337,7 +337,7 @@ impl InvariantChecker {
         let digest = statement.digest().expect("digest");
         assert!(
             !self.revoked.contains(&f.key),
-            "law 4: a vote by a revoked key"
+            "INV-4: a vote by a revoked key"
         );
         let signed = match f.assertion {
             None => person
@@ -351,7 +351,7 @@ impl InvariantChecker {
                     .expect("evidence");
                 let assertion = Assertion::from_evidence(&evidence, signature).expect("evidence");
                 let (holder, passkey) = &self.passkeys[&f.key];
-                assert_eq!(*holder, f.voter, "law 4: another person's passkey");
+                assert_eq!(*holder, f.voter, "INV-4: another person's passkey");
                 let client_data: serde_json::Value =
                     serde_json::from_slice(&assertion.client_data_json).expect("client data");
                 let origin = client_data["origin"].as_str().expect("origin").to_owned();
@@ -368,7 +368,7 @@ impl InvariantChecker {
         assert!(signed, "the signature does not verify");
         assert!(
             profile.method == VoteMethod::Key || f.assertion.is_some(),
-            "law 4: a passkey profile accepted another method"
+            "INV-4: a passkey profile accepted another method"
         );
         assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
         assert_eq!(statement.access_request_id, f.access_request);
@@ -396,16 +396,16 @@ impl InvariantChecker {
         let task = self.tasks[&f.task].clone();
         assert!(
             !self.ended.contains(&f.task),
-            "law 7: a mint in an ended task"
+            "INV-7: a mint in an ended task"
         );
         assert!(
             !self.suspended.contains(&f.agent),
-            "law 7: a mint for a suspended agent"
+            "INV-7: a mint for a suspended agent"
         );
-        assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
+        assert!(entry.at < task.deadline, "INV-7: a mint after the deadline");
         assert!(
             self.lease(&f.task).is_none_or(|until| entry.at < until),
-            "law 7: a mint after a missed heartbeat"
+            "INV-7: a mint after a missed heartbeat"
         );
         assert!(
             self.idempotency_keys
@@ -415,7 +415,7 @@ impl InvariantChecker {
         let (version, bundle) = self.policy.clone().expect("rules in force");
         assert_eq!(
             version, f.decision.policy,
-            "law 1: decided by a bundle that is not in force"
+            "INV-1: decided by a bundle that is not in force"
         );
         let agent = bundle.agent(&f.agent).expect("registered");
         for scope in [
@@ -426,7 +426,7 @@ impl InvariantChecker {
         ] {
             assert!(
                 !self.frozen.contains(&scope),
-                "law 7: a mint under the freeze of {scope}"
+                "INV-7: a mint under the freeze of {scope}"
             );
         }
         let secret = f.secret.map(|hash| {
@@ -447,22 +447,22 @@ impl InvariantChecker {
         if let Some(id) = f.consumed {
             assert!(
                 self.consumed.insert(id),
-                "law 3: an approval consumed twice"
+                "INV-3: an approval consumed twice"
             );
             let request = &self.requests[&id];
             assert_eq!(
                 request.action.digest == f.action.digest,
                 f.secret.is_none(),
-                "law 4: another action than the requested one"
+                "INV-4: another action than the requested one"
             );
             assert!(
                 entry.at < request.expires_at && !self.closed.contains(&id),
-                "law 4: consumed a closed request"
+                "INV-4: consumed a closed request"
             );
             let votes = self.votes.get(&id).cloned().unwrap_or_default();
             assert!(
                 votes.iter().all(|v| v.verdict == Verdict::Approve),
-                "law 4: minted despite a denial"
+                "INV-4: minted despite a denial"
             );
             let mut by_profile: BTreeMap<ProfileName, BTreeSet<PersonId>> = BTreeMap::new();
             for vote in &votes {
@@ -497,15 +497,15 @@ impl InvariantChecker {
                 if entry.at < vote.not_after {
                     assert!(
                         f.exp - f.iat <= vote.max_ttl,
-                        "law 5: beyond a voter's narrowing"
+                        "INV-5: beyond a voter's narrowing"
                     );
                     assert!(
                         f.uses.unwrap_or(u32::MAX) <= vote.uses.unwrap_or(u32::MAX),
-                        "law 5: more uses than a voter approved"
+                        "INV-5: more uses than a voter approved"
                     );
                     assert!(
                         f.exp <= vote.not_after.secs(),
-                        "law 5: beyond the approval's lifetime"
+                        "INV-5: beyond the approval's lifetime"
                     );
                 }
             }
@@ -518,12 +518,12 @@ impl InvariantChecker {
             .collect();
         assert!(
             claimed.is_subset(&approved),
-            "law 4: {claimed:?} claimed, {approved:?} counted"
+            "INV-4: {claimed:?} claimed, {approved:?} counted"
         );
         let input = &f.decision.input;
         assert!(
             input.approvals.iter().all(|p| approved.contains(p)),
-            "law 4: the policy input has approvals that do not count"
+            "INV-4: the policy input has approvals that do not count"
         );
         let question = AuthzRequest {
             agent: &agent,
@@ -539,22 +539,22 @@ impl InvariantChecker {
         };
         assert!(
             matches!(bundle.authorize(&question), AuthzDecision::Allowed { ttl_ms, .. } if ttl_ms >= (f.exp - f.iat) * 1000),
-            "law 1: the policy does not allow it"
+            "INV-1: the policy does not allow it"
         );
 
         let ttl = f.exp - f.iat;
         assert!(
             ttl > 0 && ttl <= f.requested_ttl && ttl <= 900,
-            "law 5: ttl {ttl}"
+            "INV-5: ttl {ttl}"
         );
-        assert!(f.exp <= task.deadline.secs(), "law 5: beyond the task");
+        assert!(f.exp <= task.deadline.secs(), "INV-5: beyond the task");
         assert!(
             f.exp <= f.evidence.expires_at.secs(),
-            "law 5: beyond the evidence"
+            "INV-5: beyond the evidence"
         );
         assert!(
             f.decision.ttl.limits.iter().all(|b| b.seconds >= ttl),
-            "law 5: beyond its own bounds"
+            "INV-5: beyond its own bounds"
         );
         let rests: BTreeSet<String> = entry.read_set.iter().map(|(s, _)| s.to_string()).collect();
         for stream in [
@@ -571,7 +571,7 @@ impl InvariantChecker {
         ] {
             assert!(
                 rests.contains(&stream),
-                "law 7: the mint's read set lacks {stream}"
+                "INV-7: the mint's read set lacks {stream}"
             );
         }
         assert!(
