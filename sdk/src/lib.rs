@@ -5,6 +5,8 @@
 //! [`client`] calls the broker; [`validator`] checks tokens offline; [`model`] has the types of both: ids, actions, reasons;
 //! [`card`] is what an approver sees; [`jose`] has the keys; [`clock`] the time.
 
+#![deny(missing_docs)]
+
 pub mod card;
 #[cfg(any(feature = "client", feature = "validator"))]
 pub mod client;

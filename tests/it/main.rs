@@ -47,12 +47,13 @@ mod otlp;
 mod packaging;
 mod passkey_enrolment;
 mod properties;
-mod readme_walkthrough;
+
 mod reasons_doc;
 mod request_command;
 mod sdk_dependencies;
 mod sdk_examples;
 mod secrets;
+mod setup_walkthrough;
 mod shutdown_and_reload;
 mod step_up;
 mod support;

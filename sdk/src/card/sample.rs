@@ -9,8 +9,10 @@ use super::{
 };
 use crate::model::*;
 
+/// The time at which the samples are shown.
 pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
+/// An action on an account, with one parameter.
 pub fn action(target: &str, flag: bool) -> Action {
     Action::new(
         ActionName::parse("account.disable").expect("name"),

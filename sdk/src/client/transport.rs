@@ -44,7 +44,9 @@ pub enum Protocol {
             reason = "plain HTTP is for validators and the command line"
         )
     )]
+    /// HTTP/1.1.
     Http1,
+    /// HTTP/2, which gRPC needs.
     Http2,
 }
 
