@@ -1,4 +1,4 @@
-//! Gate 1 evidence checks (T01-T08, T10): one indistinguishable error for every cause, and no journal entry.
+//! Gate 1 evidence checks (INV-12, INV-18): one indistinguishable error for every cause, and no journal entry.
 
 use dipylon::broker::{OpenTaskInput, Refusal};
 use dipylon_sdk::jose::{SigningKey, jws};

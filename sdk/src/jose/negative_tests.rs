@@ -70,7 +70,7 @@ fn valid_token_is_accepted() {
     );
 }
 
-// T01
+// INV-18
 #[test]
 fn header_cannot_choose_the_algorithm() {
     let issuer = Issuer::new();
@@ -114,7 +114,7 @@ fn header_cannot_choose_the_algorithm() {
     );
 }
 
-// T01: the public key, in every form an attacker can write it, as the secret of an HMAC.
+// INV-18: the public key, in every form an attacker can write it, as the secret of an HMAC.
 #[test]
 fn hs256_signed_with_public_key_is_rejected() {
     let issuer = Issuer::new();
@@ -142,7 +142,7 @@ fn hs256_signed_with_public_key_is_rejected() {
     }
 }
 
-// T02
+// INV-18
 #[test]
 fn kid_lookup_is_exact() {
     let issuer = Issuer::new();
@@ -201,7 +201,7 @@ fn missing_kid_allowed_for_single_key() {
     assert_eq!(verify(&null, &one.keys, &rules).err(), Some(JoseError::Kid));
 }
 
-// T03
+// INV-18
 #[test]
 fn embedded_keys_and_crit_are_rejected() {
     let issuer = Issuer::new();
@@ -283,7 +283,7 @@ fn typ_is_exact() {
     );
 }
 
-// T06
+// INV-18
 #[test]
 fn duplicate_members_are_rejected() {
     let issuer = Issuer::new();
