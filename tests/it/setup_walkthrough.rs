@@ -365,7 +365,12 @@ async fn setup_section_works_as_written() {
     assert!(walk.page("dipylon agent list").await.contains("in service"));
     let frozen = walk.page("dipylon freeze agent/triage").await;
     assert!(frozen.contains("is frozen by entry"), "{frozen}");
-    walk.run(&reading).await.exit_code(20);
+    let refused = walk.run(&reading).await;
+    assert!(
+        refused.code != 0 && refused.out.is_empty(),
+        "{}",
+        refused.err
+    );
     assert!(
         walk.page("dipylon agent list")
             .await
