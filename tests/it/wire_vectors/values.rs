@@ -105,6 +105,9 @@ pub fn ids(_former: &Former) -> Value {
                 "0",
                 "open-1",
                 "A.b_c-d",
+                "-a",
+                "_a",
+                ".a",
                 "kWnGzX1u3oY6e-_8bq7Z1w",
                 &long,
             ],
@@ -112,7 +115,7 @@ pub fn ids(_former: &Former) -> Value {
         ),
         (
             "use_id",
-            &["AQEBAQEBAQEBAQEBAQEBAQ", &long],
+            &["AQEBAQEBAQEBAQEBAQEBAQ", "-_4BAQEBAQEBAQEBAQEBAQ", &long],
             &["", " a", &longer],
         ),
         (
