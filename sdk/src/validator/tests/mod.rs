@@ -2,6 +2,7 @@
 
 mod broker_link;
 mod token_check;
+mod vectors;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
