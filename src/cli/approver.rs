@@ -35,7 +35,7 @@ pub(super) enum ApproverCommand {
         #[arg(value_parser = PersonId::parse)]
         id: PersonId,
         /// Revoke only this key or passkey, named by its thumbprint in 'approver list'
-        #[arg(long = "only", value_name = "THUMBPRINT", value_parser = thumbprint)]
+        #[arg(long = "only", value_name = "THUMBPRINT", value_parser = thumbprint, allow_hyphen_values = true)]
         only: Option<Thumbprint>,
         #[command(flatten)]
         key: KeyArgs,

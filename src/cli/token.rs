@@ -70,7 +70,7 @@ pub(super) struct TokenRequestArgs {
     #[arg(long, value_parser = parse::seconds)]
     wait: Option<u32>,
     /// Repeat the request with this key: it is settled once, and a retry gets the same result
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     idempotency_key: Option<String>,
     #[command(flatten)]
     evidence: EvidenceArgs,

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::digest::write_base64;
-use super::{ParseError, Thumbprint, json, text};
+use super::{Digest, ParseError, Thumbprint, json, text};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident($what:literal) = $prefix:literal;)*) => {$(
@@ -143,13 +143,20 @@ names! {
     /// The deployment that a broker serves; part of every vote statement.
     Realm("realm", name);
     /// A client's idempotency key. It has no other meaning.
-    IdempotencyKey("idempotency_key", name);
-    /// A validator's idempotency key for consuming one use of a token.
-    UseId("use_id", name);
+    IdempotencyKey("idempotency_key", client_key);
+    /// A validator's idempotency key for consuming one use of a token. The `jti` of the request's proof is a natural choice.
+    UseId("use_id", client_key);
     /// The resource server that a token is for: one absolute URI or name, compared byte by byte.
     Audience("audience", uri_like);
     /// The name of a signing key.
     KeyId("kid", key_id);
+}
+
+impl UseId {
+    /// A digest as base64url.
+    pub fn from_digest(digest: Digest) -> Self {
+        Self(digest.to_string().into())
+    }
 }
 
 impl KeyId {
@@ -161,15 +168,21 @@ impl KeyId {
 
 /// Letters, digits, `.`, `_`, `-`; first a letter or digit; 1 to 64 bytes. Without the `/` and `:` that separate stream names.
 fn name(text: &str) -> Result<(), &'static str> {
-    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let starts = text
-        .bytes()
-        .next()
-        .is_some_and(|b| b.is_ascii_alphanumeric());
-    if starts && text.len() <= 64 && text.bytes().all(ok) {
+    let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && client_key(text).is_ok() {
         Ok(())
     } else {
         Err("must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    }
+}
+
+/// The alphabet of [`name`], with any of it first: a client draws these ids at random, often as base64url.
+fn client_key(text: &str) -> Result<(), &'static str> {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if (1..=64).contains(&text.len()) && text.bytes().all(ok) {
+        Ok(())
+    } else {
+        Err("must be 1 to 64 letters, digits, '.', '_' or '-'")
     }
 }
 
@@ -256,7 +269,48 @@ pub fn check_visible(field: &'static str, text: &str, bytes_max: usize) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::model::Stream;
+
+    proptest! {
+        /// Random ids are written as base64url, which begins with `-` or `_` once in thirty-two.
+        #[test]
+        fn random_base64url_is_a_client_key(bytes in prop::collection::vec(any::<u8>(), 16..=48), task: [u8; 16]) {
+            let text = URL_SAFE_NO_PAD.encode(&bytes);
+            let use_id = UseId::parse(&text).expect("use_id");
+            prop_assert_eq!(use_id.as_str(), text.as_str());
+            let key = IdempotencyKey::parse(&text).expect("idempotency_key");
+            let (task, agent) = (TaskId::from_random(task), AgentId::parse("triage").expect("agent"));
+            let streams = [
+                Stream::TokenRequest(task, key.clone()),
+                Stream::open_task(agent, Thumbprint(Digest::sha256(&bytes)), key),
+            ];
+            for stream in streams {
+                let name = stream.to_string();
+                prop_assert_eq!(Stream::parse(&name).expect("stream"), stream);
+            }
+        }
+    }
+
+    #[test]
+    fn client_keys_begin_with_any_character_and_names_do_not() {
+        for text in ["-", "_", ".", "-a", "_a", ".a", "a", "0", &"-".repeat(64)] {
+            assert!(
+                IdempotencyKey::parse(text).is_ok() && UseId::parse(text).is_ok(),
+                "{text}"
+            );
+            let first = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+            assert_eq!(AgentId::parse(text).is_ok(), first, "{text}");
+        }
+        for text in ["", "a/b", "a:b", "a b", "é", "a\n", &"-".repeat(65)] {
+            assert!(
+                IdempotencyKey::parse(text).is_err() && UseId::parse(text).is_err(),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn id_roundtrip() {
