@@ -395,6 +395,7 @@ impl Broker {
             | AccessRequestStatus::Consumed
             | AccessRequestStatus::Cancelled
             | AccessRequestStatus::Expired
+            | AccessRequestStatus::ApprovalExpired
             | AccessRequestStatus::Ended => return,
         };
         // Counted once: an approved request no longer waits for votes.
