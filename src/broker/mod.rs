@@ -7,6 +7,7 @@
 mod approval;
 mod auth;
 mod governance;
+mod keyed_mutex;
 mod maintenance;
 mod metrics;
 mod projections;
@@ -66,7 +67,7 @@ pub use query::timeline::{
 pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
-pub use token::introspect::{Consumed, Introspected};
+pub use token::introspect::{Consumed, Introspected, UseOutcome};
 pub use token::list::LiveToken;
 pub use token::request::{
     DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
@@ -77,6 +78,7 @@ use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
 use governance::pending_revocation::{PendingRevocation, RevocationTarget};
+use keyed_mutex::KeyedMutex;
 use projections::Projections;
 use token::verified_cache::VerifiedTokenCache;
 
@@ -189,6 +191,8 @@ pub struct Broker {
     notifier: Arc<Notifier>,
     /// The requests that each approver's inbox has admitted.
     inbox_budgets: Mutex<HashMap<PersonId, approval::inbox::InboxBudget>>,
+    /// Turns of the calls that would write one stream: see [`Broker::transaction_on`].
+    turns: KeyedMutex<Stream>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
 }

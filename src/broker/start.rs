@@ -167,6 +167,7 @@ impl Broker {
             notifier,
             inbox_budgets: Mutex::default(),
             vote_proofs: crate::approve::vote_proof::VoteProofCache::default(),
+            turns: super::keyed_mutex::KeyedMutex::default(),
             wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = options

@@ -48,6 +48,7 @@ mod passkey_enrolment;
 mod properties;
 mod readme_walkthrough;
 mod reasons_doc;
+mod repeated_calls;
 mod request_command;
 mod sdk_dependencies;
 mod sdk_examples;
