@@ -43,6 +43,7 @@ mod live_tokens;
 mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outages;
 mod packaging;
 mod passkey_enrolment;
 mod properties;

@@ -137,7 +137,13 @@ impl Broker {
         let append = Append {
             read_set,
             not_after,
-            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), write_set)
+            ..Append::one(
+                Event::LeasesExtended(LeasesExtended {
+                    leases,
+                    served_until: None,
+                }),
+                write_set,
+            )
         };
         self.journal.append(append).await.map(|_| ())
     }
