@@ -16,7 +16,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use dipylon_sdk::client::{Identity, random_name};
+use dipylon_sdk::client::Identity;
 use dipylon_sdk::jose::SigningKey;
 use dipylon_sdk::model::{ActionName, Audience, Target};
 use dipylon_sdk::validator::{
@@ -102,8 +102,9 @@ async fn authorize(
     };
     let authorized = cases.validator.check(&presented, &required).await?;
     let agent = authorized.agent_id().to_string();
-    // An id of this operation: retrying the same operation with the same id consumes nothing more.
-    let use_id = random_name().map_err(ValidationError::Broker)?;
+    // The same request at two servers of this service has the same use id: one of them consumes the use and may act, the
+    // other gets `UseRepeated` and must not.
+    let use_id = authorized.use_id().to_string();
     cases.validator.consume(authorized, &use_id).await?;
     Ok(agent)
 }

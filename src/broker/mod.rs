@@ -7,6 +7,7 @@
 mod approval;
 mod auth;
 mod governance;
+mod keyed_mutex;
 mod maintenance;
 mod metrics;
 mod projections;
@@ -31,7 +32,7 @@ pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
 pub use crate::journal::JournalHead;
-use crate::journal::{AppendError, Journal};
+use crate::journal::{AppendError, Journal, ServingMark};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{ActivePolicy, PolicyBundle};
@@ -66,7 +67,7 @@ pub use query::timeline::{
 pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
-pub use token::introspect::{Consumed, Introspected};
+pub use token::introspect::{Consumed, Introspected, UseOutcome};
 pub use token::list::LiveToken;
 pub use token::request::{
     DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
@@ -77,6 +78,7 @@ use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
 use governance::pending_revocation::{PendingRevocation, RevocationTarget};
+use keyed_mutex::KeyedMutex;
 use projections::Projections;
 use token::verified_cache::VerifiedTokenCache;
 
@@ -141,6 +143,10 @@ pub struct Broker {
     /// The latest time any call or entry was handled at, in milliseconds.
     latest_seen: Arc<AtomicI64>,
     journal: Journal,
+    /// Until when this broker may answer, on disk before it answers.
+    serving_mark: Arc<ServingMark>,
+    /// Time of the last entry of earlier processes.
+    last_entry_before_start: Timestamp,
     state: Arc<State>,
     projections: Arc<Projections>,
     token_issuer: TokenIssuer,
@@ -189,6 +195,8 @@ pub struct Broker {
     notifier: Arc<Notifier>,
     /// The requests that each approver's inbox has admitted.
     inbox_budgets: Mutex<HashMap<PersonId, approval::inbox::InboxBudget>>,
+    /// Turns of the calls that would write one stream: see [`Broker::transaction_on`].
+    turns: KeyedMutex<Stream>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
 }
@@ -295,7 +303,13 @@ impl Broker {
     /// The present, never before a time already acted on: a wall clock that steps back revives nothing.
     pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
-        Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now))
+        let now =
+            Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now));
+        // INVARIANT (no answer beyond the mark): what is decided at a moment is decided after the mark covers the moment.
+        if !self.serving_mark.covers(now) {
+            self.move_serving_mark(now);
+        }
+        now
     }
 
     /// Whether the wall clock runs steadily, and how many milliseconds it is behind the latest time seen.

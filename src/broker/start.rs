@@ -17,7 +17,7 @@ use crate::approve::DecisionLimits;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{
-    Append, AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError,
+    Append, AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError, ServingMark,
 };
 use crate::mint::TokenIssuer;
 use crate::model::*;
@@ -121,6 +121,7 @@ impl Broker {
             observe: Some(Arc::new(move |took| observed.journal_appended(took))),
         };
         let journal = Journal::open(&options.data_dir, journal_options, apply)?;
+        let last_entry_before_start = Timestamp::from_millis(latest_seen.load(Ordering::SeqCst));
         if let Some(why) = projections.failure() {
             return Err(BrokerOpenError::Unusable(why));
         }
@@ -136,6 +137,8 @@ impl Broker {
             clock_watch: Mutex::default(),
             latest_seen,
             journal,
+            serving_mark: Arc::new(ServingMark::new(&options.data_dir)),
+            last_entry_before_start,
             state,
             projections,
             nonces: Nonces::new(&boot_key),
@@ -167,6 +170,7 @@ impl Broker {
             notifier,
             inbox_budgets: Mutex::default(),
             vote_proofs: crate::approve::vote_proof::VoteProofCache::default(),
+            turns: super::keyed_mutex::KeyedMutex::default(),
             wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = options
@@ -194,7 +198,12 @@ impl Broker {
                 .map_err(BrokerOpenError::Ungovernable)?;
             broker.record_bundle(bundle, &files, 0, None).await?;
         }
+        if let Err(error) = broker.extend_leases_after_outage().await {
+            tracing::warn!(%error, "missed heartbeats count: no task can get another one");
+        }
+        // After it: a task that got another heartbeat may be one that the rules no longer allow.
         broker.revoke_disallowed().await?;
+        broker.start_serving();
         Ok(broker)
     }
 

@@ -31,6 +31,26 @@ impl From<Refusal> for TransactionError {
 }
 
 impl Broker {
+    /// Runs [`Broker::transaction`] when no other call is in one for this stream: a repetition of a call waits for the first
+    /// one and finds what it made, instead of racing it to a conflict.
+    ///
+    /// A call whose client is gone passes its turn on. Its append may still be under way: then the next call conflicts with
+    /// it once or twice, and finds what it made.
+    pub(super) async fn transaction_on<'a, T, Answer>(
+        &'a self,
+        stream: Stream,
+        method: &'static str,
+        attempts: usize,
+        conflict: &'static str,
+        decide: impl FnMut(Transaction<'a>) -> Answer,
+    ) -> Result<T, Refusal>
+    where
+        Answer: Future<Output = Result<T, TransactionError>>,
+    {
+        let _turn = self.turns.lock(stream).await;
+        self.transaction(method, attempts, conflict, decide).await
+    }
+
     /// Runs `decide` until it answers, at most `attempts` times; then refuses with [`Reason::Conflict`] and `conflict`.
     ///
     /// A conflict leaves nothing: the journal takes an append whole or not at all, and the next attempt reads everything

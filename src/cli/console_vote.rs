@@ -70,7 +70,9 @@ pub(super) const fn exit_code(status: AccessRequestStatus, verdict: Verdict) -> 
         }
         (AccessRequestStatus::Denied, Verdict::Deny) => Exit::Success,
         (AccessRequestStatus::Denied, Verdict::Approve) => Exit::Denied,
-        (AccessRequestStatus::Expired, _) => Exit::ApprovalTimeout,
+        (AccessRequestStatus::Expired | AccessRequestStatus::ApprovalExpired, _) => {
+            Exit::ApprovalTimeout
+        }
         (AccessRequestStatus::Waiting, _) => Exit::Pending,
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Deny) => {
             Exit::Conflict
@@ -165,6 +167,7 @@ mod tests {
             (AccessRequestStatus::Approved, Verdict::Deny, 15),
             (AccessRequestStatus::Expired, Verdict::Approve, 12),
             (AccessRequestStatus::Expired, Verdict::Deny, 12),
+            (AccessRequestStatus::ApprovalExpired, Verdict::Approve, 12),
             (AccessRequestStatus::Ended, Verdict::Approve, 15),
             (AccessRequestStatus::Cancelled, Verdict::Deny, 15),
         ] {

@@ -5,6 +5,7 @@
 //! `synchronous=FULL`. Refuses: an append with a stale version, past its deadline, or too large. Never decides anything else.
 
 mod occ;
+mod serving_mark;
 mod sqlite;
 mod writer;
 
@@ -19,6 +20,7 @@ use crate::clock::Clock;
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
+pub use serving_mark::ServingMark;
 pub use sqlite::{JournalReader, StoredEntry};
 pub use writer::CrashPoint;
 

@@ -224,6 +224,10 @@ impl TokenIssuer {
     }
 }
 
+/// How far `nbf` lies before `iat`, in seconds: a resource server whose clock is behind accepts a token at once. It makes no
+/// token valid longer, because `exp` and the computation of the lifetime do not depend on it.
+pub const NOT_BEFORE_S: i64 = 30;
+
 /// The claims of a grant: a pure function of its entry; no field of the request is read after the decision.
 pub fn claims_of(issued: &TokenIssued, epoch: u64, issuer: &str) -> AccessTokenClaims {
     AccessTokenClaims {
@@ -232,7 +236,7 @@ pub fn claims_of(issued: &TokenIssued, epoch: u64, issuer: &str) -> AccessTokenC
         aud: issued.action.audience.clone(),
         exp: issued.exp,
         iat: issued.iat,
-        nbf: issued.iat,
+        nbf: issued.iat.saturating_sub(NOT_BEFORE_S).max(0),
         jti: issued.jti,
         client_id: issued.agent.clone(),
         cnf: Confirmation {

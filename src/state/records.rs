@@ -195,6 +195,12 @@ impl AccessRequest {
         VoteStatement::parse(no.statement.as_ref()?).ok()?.comment
     }
 
+    /// Whether an approver approved it. Only entries say so: registrations that changed since do not alter the answer.
+    pub fn has_approval(&self) -> bool {
+        let approves = |v: &Arc<VoteRecord>| v.cast.verdict == Verdict::Approve;
+        self.votes.iter().any(approves)
+    }
+
     /// Whether it is open and not expired at `now`. Does not look at its task.
     pub fn is_pending(&self, now: Timestamp) -> bool {
         self.status == StoredStatus::Pending && now < self.opened.expires_at

@@ -1,5 +1,6 @@
 //! Access request lifecycle: quorum, denial, expiry, and approvals that lapse before the token is minted.
 
+use dipylon::broker::UseOutcome;
 use dipylon_sdk::model::*;
 
 use crate::support::*;
@@ -59,11 +60,17 @@ async fn step_up_needs_another_person_and_is_single_use() {
         .await
         .expect("spends");
     assert_eq!(first.uses_left, Some(0));
+    let again = b
+        .consume("idp", &reply.token, "use-1")
+        .await
+        .expect("the same reply");
     assert_eq!(
-        b.consume("idp", &reply.token, "use-1")
-            .await
-            .expect("the same reply"),
-        first
+        (again.uses_left, again.index),
+        (first.uses_left, first.index)
+    );
+    assert_eq!(
+        (first.outcome, again.outcome),
+        (UseOutcome::Spent, UseOutcome::Repeated)
     );
     assert_eq!(
         refused(b.consume("idp", &reply.token, "use-2").await),

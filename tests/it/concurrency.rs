@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::support::*;
-use dipylon::broker::{Refusal, RequestTokenInput, TokenReply};
+use dipylon::broker::{Refusal, RequestTokenInput, TokenReply, UseOutcome};
 use dipylon_sdk::model::*;
 use tokio::task::JoinSet;
 
 const MANY: usize = 100;
 
 /// Runs the futures concurrently on several threads.
-async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+pub async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     jobs: Vec<F>,
 ) -> Vec<T> {
     let gate = Arc::new(tokio::sync::Barrier::new(jobs.len()));
@@ -132,11 +132,11 @@ async fn concurrent_consumes_one_wins() {
     };
     let before = b.broker.state().position().1;
     let results = at_once((0..MANY).map(same).collect()).await;
-    let answers: BTreeSet<_> = results
-        .into_iter()
-        .map(|r| format!("{:?}", r.expect("the same answer")))
-        .collect();
-    assert_eq!(answers.len(), 1, "one use_id, one answer: {answers:?}");
+    let answers: Vec<_> = results.into_iter().map(|r| r.expect("an answer")).collect();
+    let same: BTreeSet<_> = answers.iter().map(|c| (c.uses_left, c.index)).collect();
+    assert_eq!(same.len(), 1, "one use_id, one answer: {answers:?}");
+    let spent = answers.iter().filter(|c| c.outcome == UseOutcome::Spent);
+    assert_eq!(spent.count(), 1, "one call may act: {answers:?}");
     assert_eq!(b.broker.state().position().1, before + 1, "one entry");
     b.check_invariants();
 }

@@ -4,40 +4,81 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dipylon_sdk::client::vote::ReviewedCard;
-use dipylon_sdk::client::{AccessToken, Error, TokenOutcome};
+use dipylon_sdk::client::{AccessToken, ApproverClient, Error, TokenOutcome};
 use dipylon_sdk::model::*;
-use dipylon_sdk::validator::{PresentedToken, RequiredAction, ValidationError, Validator};
+use dipylon_sdk::validator::{
+    Authorized, PresentedToken, RequiredAction, ValidationError, Validator,
+};
 
 use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::{CASES, IDP, disable, read_case};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
 
+/// One HTTP request with a token, its proof signed once.
+pub struct PresentedRequest {
+    jwt: String,
+    proof: Secret,
+}
+
+impl PresentedRequest {
+    pub fn new(token: &AccessToken) -> Self {
+        let headers = token.headers("GET", URL).expect("headers");
+        let authorization = headers.authorization.expose_secret();
+        let jwt = authorization
+            .strip_prefix("DPoP ")
+            .expect("scheme")
+            .to_owned();
+        Self {
+            jwt,
+            proof: headers.dpop,
+        }
+    }
+
+    /// Sends it to a server with this validator.
+    pub async fn present(
+        &self,
+        validator: &Validator,
+        action: &Action,
+    ) -> Result<Authorized, ValidationError> {
+        let require = RequiredAction {
+            action: action.name.clone(),
+            target: action.target.clone(),
+            parameters: Some(action.parameters.clone()),
+        };
+        let presented = PresentedToken {
+            token: &self.jwt,
+            dpop: Some(self.proof.expose_secret()),
+            method: "GET",
+            url: URL,
+            openings: &BTreeMap::new(),
+        };
+        validator.check(&presented, &require).await
+    }
+}
+
 pub async fn present(
     validator: &Validator,
     token: &AccessToken,
     action: &Action,
-) -> Result<dipylon_sdk::validator::Authorized, ValidationError> {
-    let headers = token.headers("GET", URL).expect("headers");
-    let jwt = headers
-        .authorization
-        .expose_secret()
-        .strip_prefix("DPoP ")
-        .expect("scheme")
-        .to_owned();
-    let require = RequiredAction {
-        action: action.name.clone(),
-        target: action.target.clone(),
-        parameters: Some(action.parameters.clone()),
+) -> Result<Authorized, ValidationError> {
+    PresentedRequest::new(token)
+        .present(validator, action)
+        .await
+}
+
+/// Approves an access request as its approver read it.
+pub async fn approve(approver: &ApproverClient, id: AccessRequestId, profile: &str) {
+    let card = approver.card(id).await.expect("card");
+    let seen = ReviewedCard {
+        card: &card,
+        realm: &Realm::parse("test").expect("realm"),
+        profile: &ProfileName::parse(profile).expect("profile"),
+        verdict: Verdict::Approve,
+        narrowing: Narrowing::default(),
+        comment: None,
     };
-    let presented = PresentedToken {
-        token: &jwt,
-        dpop: Some(headers.dpop.expose_secret()),
-        method: "GET",
-        url: URL,
-        openings: &BTreeMap::new(),
-    };
-    validator.check(&presented, &require).await
+    approver.vote(&seen).await.expect("votes");
 }
 
 fn token(outcome: Result<TokenOutcome, Error>) -> AccessToken {

@@ -44,6 +44,12 @@ async fn malformed_evidence_is_rejected() {
     )
     .await
     .expect("iat is optional, aud may be a string");
+    let fractions = json!({
+        "sub": ID, "aud": URL, "exp": now as f64 + 300.75, "iat": now as f64 + 0.25, "nbf": now as f64 - 0.5,
+    });
+    open_task_with_svid(&b, b.env.svid_with(fractions))
+        .await
+        .expect("dates may have fractions (RFC 7519 section 2)");
     let entries = b.broker.state().position().1;
 
     let mut bad: Vec<(&str, Value)> = Vec::new();
@@ -67,7 +73,10 @@ async fn malformed_evidence_is_rejected() {
         ("expired", json!(now)),
         ("long expired", json!(now - 59)),
         ("a string", json!((now + 300).to_string())),
-        ("a fraction", json!(now as f64 + 300.5)),
+        ("a fraction of the present second", json!(now as f64 + 0.9)),
+        ("a negative fraction", json!(-0.5)),
+        ("a fraction in a string", json!("1800000300.5")),
+        ("beyond every integer", json!(1e300)),
         ("huge", json!(1e18)),
         ("negative", json!(-1)),
         ("null", Value::Null),

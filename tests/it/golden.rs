@@ -329,6 +329,11 @@ fn facts() -> Vec<Event> {
         }),
         Event::LeasesExtended(LeasesExtended {
             leases: vec![(task, Timestamp::from_millis(1_800_000_030_123))],
+            served_until: None,
+        }),
+        Event::LeasesExtended(LeasesExtended {
+            leases: vec![(task, Timestamp::from_millis(1_800_000_090_123))],
+            served_until: Some(Timestamp::from_millis(1_800_000_025_000)),
         }),
         Event::Frozen(Frozen {
             scope: FreezeScope::Owner(person.clone()),

@@ -45,11 +45,13 @@ mod live_tokens;
 mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outages;
 mod packaging;
 mod passkey_enrolment;
 mod properties;
 
 mod reasons_doc;
+mod repeated_calls;
 mod request_command;
 mod sdk_dependencies;
 mod sdk_examples;

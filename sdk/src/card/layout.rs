@@ -25,6 +25,7 @@ fn layout(view: &CardView, columns: usize) -> String {
         | AccessRequestStatus::Consumed
         | AccessRequestStatus::Cancelled
         | AccessRequestStatus::Expired
+        | AccessRequestStatus::ApprovalExpired
         | AccessRequestStatus::Ended => String::new(),
     };
     out.push_str(&format!(
@@ -218,6 +219,7 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
         | AccessRequestStatus::Consumed
         | AccessRequestStatus::Cancelled
         | AccessRequestStatus::Expired
+        | AccessRequestStatus::ApprovalExpired
         | AccessRequestStatus::Ended => view.status.as_str().to_owned(),
     });
     lines.extend(view.console_url);

@@ -111,8 +111,10 @@ pub enum AccessRequestStatus {
     Consumed,
     /// The agent cancelled it.
     Cancelled,
-    /// It was not decided in time.
+    /// It expired, and no approver had approved it.
     Expired,
+    /// It expired after an approver had approved it, and before a token was issued.
+    ApprovalExpired,
     /// The end of its task or agent, or a change of rules, closed it.
     Ended,
 }
@@ -127,6 +129,7 @@ impl AccessRequestStatus {
             Self::Consumed => "consumed",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
+            Self::ApprovalExpired => "approval_expired",
             Self::Ended => "ended",
         }
     }
@@ -135,7 +138,12 @@ impl AccessRequestStatus {
     pub const fn is_final(self) -> bool {
         match self {
             Self::Waiting | Self::Approved => false,
-            Self::Denied | Self::Consumed | Self::Cancelled | Self::Expired | Self::Ended => true,
+            Self::Denied
+            | Self::Consumed
+            | Self::Cancelled
+            | Self::Expired
+            | Self::ApprovalExpired
+            | Self::Ended => true,
         }
     }
 }

@@ -56,8 +56,8 @@ impl Claims {
         }
     }
 
-    /// A required NumericDate: whole seconds since 1970, 0 to 2^53 − 1, written as a JSON integer.
-    /// RFC 7519 §2 also allows fractions; no token here needs them, and parsers round them differently.
+    /// A required NumericDate (RFC 7519 §2): seconds since 1970, 0 to 2^53 − 1, with or without a fraction, rounded down to
+    /// whole seconds. So `exp` is never later than it says; `iat` and `nbf` are less than a second earlier.
     pub fn seconds(&self, name: &'static str) -> Result<i64, ClaimError> {
         self.optional_seconds(name)?.ok_or(missing(name))
     }
@@ -66,13 +66,10 @@ impl Claims {
     pub fn optional_seconds(&self, name: &'static str) -> Result<Option<i64>, ClaimError> {
         match self.0.get(name) {
             None => Ok(None),
-            Some(value) => match value.as_i64() {
-                Some(n) if (0..=INTEGER_MAX).contains(&n) => Ok(Some(n)),
-                _ => Err(ClaimError {
-                    name,
-                    rule: "must be whole seconds, an integer from 0 to 2^53-1",
-                }),
-            },
+            Some(value) => whole_seconds(value).map(Some).ok_or(ClaimError {
+                name,
+                rule: "must be seconds since 1970, a number from 0 to 2^53-1",
+            }),
         }
     }
 
@@ -108,6 +105,29 @@ impl Claims {
     }
 }
 
+/// A NumericDate, rounded down. A double is exact to a quarter of a microsecond for the dates of this century, so a fraction
+/// that it rounds up to the next second is one that no clock of milliseconds can tell from it.
+fn whole_seconds(value: &Value) -> Option<i64> {
+    let seconds = match value.as_i64() {
+        Some(whole) => whole,
+        // Not an integer: beyond the range of one, written with a fraction or an exponent, or not a number at all.
+        None if value.is_f64() => rounded_down(value.as_f64()?)?,
+        None => return None,
+    };
+    (0..=INTEGER_MAX).contains(&seconds).then_some(seconds)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "the bounds are exact doubles, and a floored double between them is exactly an i64"
+)]
+fn rounded_down(seconds: f64) -> Option<i64> {
+    // NaN is in no range; the sign of -0.0 is refused like every other.
+    let in_range = (0.0..=INTEGER_MAX as f64).contains(&seconds) && seconds.is_sign_positive();
+    in_range.then(|| seconds.floor() as i64)
+}
+
 /// Claims may name people and places: only how many there are is printed.
 impl std::fmt::Debug for Claims {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -138,16 +158,21 @@ mod tests {
     fn a_date_of_the_wrong_type_is_an_error_not_absence() {
         for bad in [
             "\"1\"",
-            "1.5",
-            "1.0",
-            "1e3",
+            "\"1.5\"",
             "true",
             "null",
             "[1]",
             "{}",
             "-1",
+            "-0.5",
+            "-0.0",
+            "-1e-300",
             "9007199254740992",
+            "9007199254740992.0",
             "18446744073709551615",
+            "18446744073709551616",
+            "1e17",
+            "1e308",
         ] {
             let claims = claims(&format!("{{\"exp\":{bad}}}"));
             assert!(claims.seconds("exp").is_err(), "{bad}");
@@ -160,6 +185,38 @@ mod tests {
         assert_eq!(claims("{\"exp\":0}").seconds("exp"), Ok(0));
         assert_eq!(claims("{}").optional_seconds("exp"), Ok(None));
         assert_eq!(claims("{}").seconds("exp"), Err(missing("exp")));
+    }
+
+    #[test]
+    fn a_date_with_a_fraction_is_rounded_down() {
+        for (written, seconds) in [
+            ("1.5", 1),
+            ("1.0", 1),
+            ("0.999", 0),
+            ("1e3", 1_000),
+            ("18e8", 1_800_000_000),
+            ("1800000000.999999", 1_800_000_000),
+            ("1800000000.000001", 1_800_000_000),
+            ("1800000001.0", 1_800_000_001),
+            ("4102444800.999", 4_102_444_800),
+        ] {
+            let claims = claims(&format!("{{\"exp\":{written}}}"));
+            assert_eq!(claims.seconds("exp"), Ok(seconds), "{written}");
+        }
+        // No JSON text makes these, and a caller's map could not either: `serde_json` has no such numbers.
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(rounded_down(number), None, "{number}");
+        }
+        // An exponent that overflows does not parse at all.
+        assert!(json::parse(b"{\"exp\":1e400}").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_date_is_later_than_it_says(seconds in 0_i64..=4_102_444_800, micros in 0_u32..1_000_000) {
+            let claims = claims(&format!("{{\"exp\":{seconds}.{micros:06}}}"));
+            proptest::prop_assert_eq!(claims.seconds("exp"), Ok(seconds));
+        }
     }
 
     #[test]

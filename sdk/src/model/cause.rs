@@ -40,6 +40,20 @@ impl EndCause {
             Self::Trust => "trust",
         }
     }
+
+    /// Why a task ended, as a clause for its agent.
+    pub const fn of_task(self) -> &'static str {
+        match self {
+            Self::Completed => "its agent completed it",
+            Self::Deadline => "its deadline passed",
+            Self::Lease => "a heartbeat was missed",
+            Self::Operator => "an operator ended it",
+            Self::Suspended => "its agent was suspended",
+            Self::Frozen => "an operator froze its agent, its owner or everything",
+            Self::Policy => "the policy no longer allows it",
+            Self::Trust => "the key that verified its evidence is no longer trusted",
+        }
+    }
 }
 
 /// The outcome of a task, as its agent reports it.

@@ -198,12 +198,16 @@ pub struct TaskOpened {
     pub policy: Digest,
 }
 
-/// Leases of tasks were extended by heartbeats: one entry for all of a short window.
+/// Leases of tasks were extended: by heartbeats, one entry for all of a short window, or by a broker that started after no
+/// broker had served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeasesExtended {
     /// Each task and the new end of its lease.
     pub leases: Vec<(TaskId, Timestamp)>,
+    /// For an extension after an outage: no broker served from this time on. Each lease ended at it or later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub served_until: Option<Timestamp>,
 }
 
 /// Tasks ended, and with them their grants and access requests.

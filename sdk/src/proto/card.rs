@@ -98,6 +98,7 @@ pub const fn status_to_wire(status: AccessRequestStatus) -> v1::AccessRequestSta
         AccessRequestStatus::Consumed => v1::AccessRequestStatus::Consumed,
         AccessRequestStatus::Cancelled => v1::AccessRequestStatus::Cancelled,
         AccessRequestStatus::Expired => v1::AccessRequestStatus::Expired,
+        AccessRequestStatus::ApprovalExpired => v1::AccessRequestStatus::ApprovalExpired,
         AccessRequestStatus::Ended => v1::AccessRequestStatus::Ended,
     }
 }
@@ -291,6 +292,7 @@ pub fn status(wire: i32) -> Result<AccessRequestStatus, ParseError> {
         Ok(v1::AccessRequestStatus::Consumed) => Ok(AccessRequestStatus::Consumed),
         Ok(v1::AccessRequestStatus::Cancelled) => Ok(AccessRequestStatus::Cancelled),
         Ok(v1::AccessRequestStatus::Expired) => Ok(AccessRequestStatus::Expired),
+        Ok(v1::AccessRequestStatus::ApprovalExpired) => Ok(AccessRequestStatus::ApprovalExpired),
         Ok(v1::AccessRequestStatus::Ended) => Ok(AccessRequestStatus::Ended),
         Ok(v1::AccessRequestStatus::Unspecified) | Err(_) => {
             Err(ParseError::new("status", "is not one this program knows"))

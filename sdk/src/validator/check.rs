@@ -7,7 +7,7 @@ use crate::jose::access_token::{AccessTokenClaims, CheckedToken, TokenError};
 use crate::jose::dpop::{self, CheckedProof, ExpectedProof, Freshness, ProofError};
 use crate::model::{
     ActionName, AgentId, ApprovalClaim, Digest, Opening, Param, Secret, SpiffeId, Target, TaskId,
-    Timestamp, TokenId,
+    Timestamp, TokenId, UseId,
 };
 
 /// The token, proof and target of an HTTP request.
@@ -42,6 +42,7 @@ pub struct RequiredAction {
 pub struct Authorized {
     token: CheckedToken,
     text: Secret,
+    use_id: UseId,
 }
 
 /// An authorized request whose use, where its token has a limit, is recorded.
@@ -95,6 +96,12 @@ pub enum ValidationError {
     /// Every use is consumed.
     #[error("token: its uses are spent")]
     UsesExhausted,
+    /// An earlier call with this `use_id` spent the use: it may have acted, so this one must not.
+    #[error("token: this use was spent before, by entry {position}")]
+    UseRepeated {
+        /// Index of the journal entry of the use.
+        position: u64,
+    },
     /// The use could not be recorded. Not the caller's fault.
     #[error("the use could not be recorded: {0}")]
     Broker(Error),
@@ -113,7 +120,8 @@ impl ValidationError {
             | Self::ProofOfOtherToken
             | Self::ProofOfOtherKey
             | Self::ProofReplayed
-            | Self::UsesExhausted => 401,
+            | Self::UsesExhausted
+            | Self::UseRepeated { .. } => 401,
         }
     }
 
@@ -133,6 +141,7 @@ impl ValidationError {
             ) => ("invalid_token", "not a token of this issuer"),
             Self::Revoked => ("invalid_token", "revoked"),
             Self::UsesExhausted => ("invalid_token", "its uses are spent"),
+            Self::UseRepeated { .. } => ("invalid_token", "this use was spent before"),
             Self::ProofMissing => ("invalid_dpop_proof", "a proof is required"),
             Self::Proof(_) => ("invalid_dpop_proof", "the proof does not hold"),
             Self::ProofOfOtherToken => ("invalid_dpop_proof", "ath is not of this token"),
@@ -224,12 +233,25 @@ fn commitment(claimed: &Value) -> Option<&str> {
 }
 
 impl Authorized {
-    pub(super) fn new(token: CheckedToken, text: Secret) -> Self {
-        Self { token, text }
+    pub(super) fn new(token: CheckedToken, text: Secret, proof: &CheckedProof) -> Self {
+        // A `jti` may be longer than a use id and have other characters.
+        let use_id = UseId::parse(proof.jti())
+            .unwrap_or_else(|_| UseId::from_digest(Digest::sha256(proof.jti().as_bytes())));
+        Self {
+            token,
+            text,
+            use_id,
+        }
     }
 
     pub(super) fn token(&self) -> &Secret {
         &self.text
+    }
+
+    /// A use id for this request, derived from the `jti` of its proof: every server of this validator that gets the request
+    /// names its use alike, so that only one of them spends it.
+    pub fn use_id(&self) -> &UseId {
+        &self.use_id
     }
 
     /// The token's id: for logs.

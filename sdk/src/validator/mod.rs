@@ -178,11 +178,22 @@ impl Validator {
         Ok(Authorized::new(
             token,
             Secret::new(presented.token.to_owned()),
+            &proof,
         ))
     }
 
-    /// Consumes one use of a token that has a limit: the broker records the use before it answers. The same `use_id` gets the
-    /// same answer. A token without a limit costs no call.
+    /// Consumes one use of a token that has a limit: the broker records the use before it answers. A token without a limit
+    /// costs no call.
+    ///
+    /// Choose the `use_id` so that it names the request: with [`Authorized::use_id`] every server of this validator names it
+    /// alike, though each has a replay cache of its own, and exactly one of them gets a [`ConsumedUse`].
+    ///
+    /// # Errors
+    ///
+    /// [`ValidationError::UseRepeated`] when an earlier call with this `use_id` spent the use, by another server or by this one
+    /// before its answer was lost: do not act, because the earlier call may have. [`ValidationError::UsesExhausted`] when
+    /// other uses have spent the token, [`ValidationError::Revoked`] when it has ended, and [`ValidationError::Broker`] when the
+    /// broker's answer is missing or is not about this use.
     pub async fn consume(
         &self,
         authorized: Authorized,
@@ -218,13 +229,17 @@ impl Validator {
         // Only an answer about this token, with the entry of the use, authorizes it.
         let is_same_token =
             TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
-        match (is_same_token, answer.position) {
-            (true, Some(position)) => Ok(ConsumedUse::new(
+        let outcome = v1::ConsumeOutcome::try_from(answer.outcome);
+        match (is_same_token, answer.position, outcome) {
+            (true, Some(position), Ok(v1::ConsumeOutcome::Spent)) => Ok(ConsumedUse::new(
                 authorized,
                 answer.uses_left,
                 Some(position),
             )),
-            (true, None) | (false, _) => Err(ValidationError::Broker(Error::Answer(
+            (true, Some(position), Ok(v1::ConsumeOutcome::Repeated)) => {
+                Err(ValidationError::UseRepeated { position })
+            }
+            _ => Err(ValidationError::Broker(Error::Answer(
                 crate::model::ParseError::new("use", "is not of this token"),
             ))),
         }

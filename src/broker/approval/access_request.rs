@@ -57,16 +57,21 @@ impl Broker {
             .state
             .task(&request.opened.task)
             .is_some_and(|t| self.is_running(&t, now));
+        let expired = if request.has_approval() {
+            AccessRequestStatus::ApprovalExpired
+        } else {
+            AccessRequestStatus::Expired
+        };
         let status = match request.status {
             StoredStatus::Denied => AccessRequestStatus::Denied,
             StoredStatus::Consumed(_) => AccessRequestStatus::Consumed,
             StoredStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
-            StoredStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
+            StoredStatus::Closed(CloseCause::Expired) => expired,
             StoredStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
                 AccessRequestStatus::Ended
             }
             StoredStatus::Pending if !running => AccessRequestStatus::Ended,
-            StoredStatus::Pending if !request.is_pending(now) => AccessRequestStatus::Expired,
+            StoredStatus::Pending if !request.is_pending(now) => expired,
             StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
             StoredStatus::Pending => AccessRequestStatus::Waiting,
         };

@@ -7,14 +7,15 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::approve::vote_proof::{self, VoteProofError};
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::{AccessView, Broker, CallContext, Refusal, VoteProof};
+use crate::broker::{AccessView, Broker, CallContext, PersonCaller, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
 use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{ActivePolicy, StepUpProfile};
-use crate::state::{AccessRequest, AccessRequestHistory};
+use crate::state::{AccessRequest, AccessRequestHistory, VoteRecord};
 
 /// A vote statement handed out and not yet signed.
+#[derive(Clone)]
 pub(in crate::broker) struct PendingStatement {
     text: String,
     statement: VoteStatement,
@@ -188,7 +189,7 @@ impl Broker {
     }
 
     /// Records a signed vote. A vote issues no token. A crash before the append leaves no vote; after it, a vote that counts
-    /// while its voter is eligible.
+    /// while its voter is eligible. The same statement again gets the answer of its recorded vote.
     pub async fn cast_vote(
         &self,
         call: &CallContext,
@@ -196,13 +197,18 @@ impl Broker {
         text: &str,
         proof: VoteProof,
     ) -> Result<VoteOutcome, Refusal> {
-        let now = self.now();
         let voter = self.authenticate_person(call)?;
-        let stated = VoteStatement::parse(text)
+        // Votes on one request take turns: a repetition of this call waits for the first one.
+        let _turn = self.turns.lock(Stream::AccessRequest(id)).await;
+        if let Some(recorded) = self.recorded_vote(call, &id, &voter.id, text)? {
+            return Ok(recorded);
+        }
+        let nonce = VoteStatement::parse(text)
             .ok()
             .map(|s| s.nonce)
             .unwrap_or_default();
-        let pending = self.lock(&self.statements).remove(&stated);
+        let now = self.now();
+        let pending = self.lock(&self.statements).get(&nonce).cloned();
         let pending = pending.filter(|pending| {
             pending.text == text
                 && pending.voter == voter.id
@@ -216,8 +222,48 @@ impl Broker {
                 "no unsigned statement of yours matches: begin the vote again",
             ));
         };
+        let outcome = self.cast_pending(call, id, &voter, pending, proof).await;
+        // After the answer: the voter can repeat a call whose connection was lost before it.
+        self.lock(&self.statements).remove(&nonce);
+        outcome
+    }
+
+    /// The answer to a statement whose vote is on record.
+    fn recorded_vote(
+        &self,
+        call: &CallContext,
+        id: &AccessRequestId,
+        voter: &PersonId,
+        text: &str,
+    ) -> Result<Option<VoteOutcome>, Refusal> {
+        let request = self.find_request(call, id)?;
+        let statement = Digest::sha256(text.as_bytes());
+        let same = |v: &&Arc<VoteRecord>| v.cast.voter == *voter && v.cast.statement == statement;
+        let Some(vote) = request.votes.iter().find(same) else {
+            return Ok(None);
+        };
+        // A denial is the last entry of its request, and the suspension that it caused is the entry after it.
+        let agent = self.state.agent_status(&request.opened.agent);
+        let suspended = vote.cast.verdict == Verdict::Deny
+            && agent.value.suspended
+            && agent.version == request.version + 1;
+        let view = self.view_of(call, id)?;
+        Ok(Some(VoteOutcome { view, suspended }))
+    }
+
+    async fn cast_pending(
+        &self,
+        call: &CallContext,
+        id: AccessRequestId,
+        voter: &PersonCaller,
+        pending: PendingStatement,
+        proof: VoteProof,
+    ) -> Result<VoteOutcome, Refusal> {
         let PendingStatement {
-            statement, until, ..
+            text,
+            statement,
+            until,
+            ..
         } = pending;
         let key = match &proof {
             VoteProof::Signature(_) => voter.key,
@@ -236,7 +282,7 @@ impl Broker {
             VoteProof::Signature(signature) => signature,
             VoteProof::Passkey(assertion) => &assertion.signature,
         });
-        let (voter, statement, proof) = (&voter, &statement, &proof);
+        let (text, statement, proof) = (text.as_str(), &statement, &proof);
         let (evidence, signature) = (&evidence, &signature);
         self.transaction(
             call.method,
@@ -395,6 +441,7 @@ impl Broker {
             | AccessRequestStatus::Consumed
             | AccessRequestStatus::Cancelled
             | AccessRequestStatus::Expired
+            | AccessRequestStatus::ApprovalExpired
             | AccessRequestStatus::Ended => return,
         };
         // Counted once: an approved request no longer waits for votes.

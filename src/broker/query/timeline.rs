@@ -313,7 +313,12 @@ impl Broker {
                 "LeasesExtended",
                 "leases extended",
                 BROKER.to_owned(),
-                format!("of {} tasks", f.leases.len()),
+                match f.served_until {
+                    None => format!("of {} tasks", f.leases.len()),
+                    Some(from) => {
+                        format!("of {} tasks: no broker served from {from}", f.leases.len())
+                    }
+                },
                 vec![],
             ),
             Event::TaskEnded(f) => (

@@ -195,6 +195,56 @@ impl Broker {
         .await
     }
 
+    /// A task that runs, for a caller that has proved its key.
+    pub(in crate::broker) fn running_task(
+        &self,
+        call: &CallContext,
+        id: &TaskId,
+        now: Timestamp,
+    ) -> Result<Arc<TaskRecord>, Refusal> {
+        match self.state.task(id) {
+            Some(task) if self.is_running(&task, now) => Ok(task),
+            Some(task) => Err(self.refuse_ended(call.method, &task, now)),
+            None => Err(self.refuse(call.method, Reason::TaskEnded, "the task has ended")),
+        }
+    }
+
+    /// Refuses a call for a task that does not run, and says why the task ended and when. For callers that have proved the
+    /// task's key.
+    pub(in crate::broker) fn refuse_ended(
+        &self,
+        method: &'static str,
+        task: &TaskRecord,
+        now: Timestamp,
+    ) -> Refusal {
+        let message = match self.task_end(task, now) {
+            Some((cause, Some(at))) => format!("the task ended at {at}: {}", cause.of_task()),
+            Some((cause, None)) => format!("the task has ended: {}", cause.of_task()),
+            None => "the task has ended".to_owned(),
+        };
+        self.refuse(method, Reason::TaskEnded, message)
+    }
+
+    /// Why a task ended, and when; the same before and after the entry of an end by time. Without a time where no entry says
+    /// it yet.
+    fn task_end(&self, task: &TaskRecord, now: Timestamp) -> Option<(EndCause, Option<Timestamp>)> {
+        let cause = task
+            .ended
+            .map(|ended| ended.cause)
+            .or_else(|| task.expired_cause(now))
+            .or_else(|| self.pending_task_end(task));
+        let at = match cause {
+            Some(EndCause::Deadline) => Some(task.opened.deadline),
+            Some(EndCause::Lease) => task.lease.map(|lease| lease.until),
+            Some(_) => task.ended.map(|ended| ended.at),
+            None => None,
+        };
+        let suspended = self.state.agent_status(&task.opened.agent).value.suspended;
+        cause
+            .or(suspended.then_some(EndCause::Suspended))
+            .map(|cause| (cause, at))
+    }
+
     /// Computed from the record, so that a repeated call gets the same report.
     fn end_report(&self, task: &Arc<TaskRecord>, now: Timestamp) -> EndReport {
         let id = task.opened.task;

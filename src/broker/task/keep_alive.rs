@@ -43,13 +43,7 @@ impl Broker {
             "the lease keeps changing while it is extended",
             |_| async move {
                 let now = self.now();
-                let task = self
-                    .state
-                    .task(&id)
-                    .filter(|task| self.is_running(task, now))
-                    .ok_or_else(|| {
-                        self.refuse(call.method, Reason::TaskEnded, "the task has ended")
-                    })?;
+                let task = self.running_task(call, &id, now)?;
                 let until = lease_of(&task);
                 let is_fresh = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
                 if is_fresh || until >= task.opened.deadline {
@@ -143,7 +137,13 @@ impl Broker {
         let append = Append {
             read_set,
             not_after,
-            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), write_set)
+            ..Append::one(
+                Event::LeasesExtended(LeasesExtended {
+                    leases,
+                    served_until: None,
+                }),
+                write_set,
+            )
         };
         self.journal.append(append).await.map(|_| ())
     }

@@ -63,7 +63,7 @@ impl Broker {
             [one] => one.id.clone(),
             others => return Err(closed(&VerifyError::AmbiguousAgent(others.len()))),
         };
-        self.check_rate_limit(call, CallerId::Agent(agent))?;
+        self.check_rate_limit(call, CallerId::Agent(agent.clone()))?;
         // Any key is accepted here; one the agent is not pinned to is refused by gate 1 below.
         let possession =
             self.possession_for_open_task(call, verify::evidence_hash(&input.evidence), now)?;
@@ -84,7 +84,9 @@ impl Broker {
         }
         let authenticated = Authenticated::for_open_task(Arc::new(attested), possession);
         let (input, authenticated) = (&input, &authenticated);
-        self.transaction(
+        let key = Stream::open_task(agent, authenticated.jkt(), input.idempotency_key.clone());
+        self.transaction_on(
+            key,
             call.method,
             ATTEMPTS,
             "the agent's records keep changing while the task is opened",
@@ -180,12 +182,9 @@ impl Broker {
                 "this idempotency key opened a task with another purpose, duration or heartbeat",
             ));
         }
-        if !self.is_running(task, self.now()) {
-            return Err(self.refuse(
-                call.method,
-                Reason::TaskEnded,
-                "the task this idempotency key opened has ended",
-            ));
+        let now = self.now();
+        if !self.is_running(task, now) {
+            return Err(self.refuse_ended(call.method, task, now));
         }
         self.cache_attestation(task.opened.task, authenticated);
         Ok(OpenTaskReply {

@@ -40,6 +40,8 @@ impl Broker {
         }
         let why = if request.status == StoredStatus::Denied {
             DeniedReason::DeniedByApprover
+        } else if request.has_approval() {
+            DeniedReason::ApprovalExpired
         } else {
             DeniedReason::Expired
         };

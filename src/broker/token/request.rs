@@ -160,7 +160,7 @@ impl Broker {
             now,
         )?;
         if !self.is_running(&task, now) {
-            return Err(self.refuse(call.method, Reason::TaskEnded, "the task has ended"));
+            return Err(self.refuse_ended(call.method, &task, now));
         }
         let attested = match &input.evidence {
             Some(evidence) => Arc::new(self.attest(evidence, now).map_err(|e| closed(&e))?),
@@ -260,7 +260,8 @@ impl Broker {
         input: &RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
         let conflict = "the state the decision was made from keeps changing";
-        self.transaction(call.method, ATTEMPTS, conflict, |attempt| async move {
+        let key = Stream::TokenRequest(input.task, input.idempotency_key.clone());
+        self.transaction_on(key, call.method, ATTEMPTS, conflict, |attempt| async move {
             self.evaluate_once(call, authenticated, input, attempt)
                 .await
         })
@@ -279,12 +280,7 @@ impl Broker {
         // Taken before anything is read: the decision below has seen at least the entries up to here.
         let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let task = self
-            .state
-            .task(&input.task)
-            .filter(|t| self.is_running(t, now));
-        let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
+        let task = self.running_task(call, &input.task, now)?;
         let rules = self
             .projections
             .rules()

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::{Messages, StreamSender};
-use crate::broker::{Broker, FeedStart};
+use crate::broker::{Broker, FeedStart, UseOutcome};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::{position, position_to_wire, timestamp_to_wire};
 use crate::proto::v1;
@@ -69,6 +69,12 @@ impl TokenService for GrpcService {
                 jti: c.jti.to_string(),
                 uses_left: c.uses_left,
                 position: c.index,
+                outcome: match c.outcome {
+                    UseOutcome::Spent => v1::ConsumeOutcome::Spent,
+                    UseOutcome::Repeated => v1::ConsumeOutcome::Repeated,
+                    UseOutcome::NoLimit => v1::ConsumeOutcome::NoLimit,
+                }
+                .into(),
             }
         }))
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use dipylon::audit::Checkpoint;
-use dipylon::broker::{TokenReply, VoteInput};
+use dipylon::broker::{TokenReply, UseOutcome, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 
@@ -312,7 +312,7 @@ impl Simulation {
                 };
                 let use_id = UseId::parse(&format!("use-{use_id}")).expect("id");
                 if let Ok(consumed) = b.consume(validator, token, use_id.as_str()).await
-                    && consumed.index.is_some()
+                    && consumed.outcome == UseOutcome::Spent
                 {
                     assert!(
                         !self.ledger.ended.contains(task),

@@ -176,6 +176,10 @@ impl TestBroker {
             let claims = jwt_crosscheck::decodes(&issued.token, &self.broker.jwks(), URL, audience)
                 .expect("decodes with another library");
             assert_eq!(claims["jti"], issued.issued.jti.to_string());
+            // A resource server whose clock is up to half a minute behind accepts it at once.
+            assert_eq!(claims["nbf"].as_i64(), Some(issued.issued.iat - 30));
+            assert_eq!(claims["iat"].as_i64(), Some(issued.issued.iat));
+            assert_eq!(claims["exp"].as_i64(), Some(issued.issued.exp));
             jwt_crosscheck::decodes(&issued.token, &self.broker.jwks(), URL, "https://other")
                 .expect_err("valid for its audience only");
         }

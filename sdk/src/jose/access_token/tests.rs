@@ -159,6 +159,19 @@ fn exp_iat_nbf_bounds() {
     assert_eq!(at(300_000), Err(TokenError::Expired));
     assert_eq!(at(-5_000), Ok(()));
     assert_eq!(at(-5_001), Err(TokenError::NotYet));
+    // The broker's tokens have an earlier `nbf`: then `iat` alone is the bound, with the same leeway and no more.
+    let early = AccessTokenClaims {
+        nbf: NOW.secs() - 30,
+        ..claims()
+    };
+    let early = sign(&early, &kid(), &fixture.key).expect("token");
+    let at = |ms| {
+        fixture
+            .check(early.expose_secret(), NOW.plus_millis(ms))
+            .map(drop)
+    };
+    assert_eq!(at(-5_000), Ok(()));
+    assert_eq!(at(-5_001), Err(TokenError::NotYet));
     let later = fixture.with(|c| c["nbf"] = json!(NOW.secs() + 6));
     assert_eq!(later.map(drop), Err(TokenError::NotYet));
     for (exp, ok) in [(3_600, true), (3_601, false), (0, false), (-1, false)] {

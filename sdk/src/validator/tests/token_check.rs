@@ -208,6 +208,17 @@ async fn only_limited_tokens_consume_uses() {
         validator.consume(admit(Some(1)).await, "spent").await.err(),
         Some(ValidationError::UsesExhausted)
     );
+    let repeated = validator
+        .consume(admit(Some(1)).await, "repeated")
+        .await
+        .expect_err("an earlier call may have acted");
+    assert_eq!(repeated, ValidationError::UseRepeated { position: 77 });
+    assert_eq!(repeated.status(), 401);
+    assert!(
+        repeated
+            .www_authenticate()
+            .is_some_and(|v| v.contains("spent before"))
+    );
     assert_eq!(
         validator
             .consume(admit(Some(1)).await, "inactive")
@@ -215,7 +226,14 @@ async fn only_limited_tokens_consume_uses() {
             .err(),
         Some(ValidationError::Revoked)
     );
-    for use_id in ["unspent", "other", "unknown", "no good id"] {
+    for use_id in [
+        "unspent",
+        "other",
+        "unknown",
+        "no-outcome",
+        "no-limit",
+        "no good id",
+    ] {
         let error = validator
             .consume(admit(Some(1)).await, use_id)
             .await
