@@ -300,7 +300,11 @@ mod tests {
             assert_eq!(refused(&plain), Some((415, Reason::NotGrpc)), "{path}");
             let no_trailers = request("POST", &path, &GRPC[..1]);
             assert_eq!(refused(&no_trailers), Some((400, Reason::NotGrpc)));
-            let mut old = request("POST", &path, &GRPC);
+            let mut old = request(
+                "POST",
+                &path,
+                &[&GRPC[..], &[("host", "a.example")]].concat(),
+            );
             *old.version_mut() = Version::HTTP_11;
             assert_eq!(refused(&old), Some((505, Reason::NotGrpc)), "{path}");
             for other in [

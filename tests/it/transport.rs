@@ -134,7 +134,7 @@ async fn oversized_requests_are_rejected() {
     let mut stream = TcpStream::connect(site.address).await.expect("connects");
     let answer = http1(
         &mut stream,
-        &format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-large: {large}\r\n\r\n"),
+        &format!("GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-large: {large}\r\n\r\n"),
     )
     .await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
