@@ -131,6 +131,15 @@ pub struct Refusal {
     pub retry_after: Option<std::time::Duration>,
 }
 
+/// Why no token can be minted now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotReady {
+    /// The reason of calls that fail because of it.
+    pub reason: Reason,
+    /// What is wrong, for an operator.
+    pub detail: &'static str,
+}
+
 /// The broker: state, journal, policy, trust, keys, and the caches of this process.
 pub struct Broker {
     settings: BrokerSettings,
@@ -290,14 +299,39 @@ impl Broker {
     }
 
     /// Whether tokens can be minted: the journal takes entries and a policy bundle is in force.
-    pub fn ready(&self) -> Result<(), &'static str> {
-        if self.journal.head().borrow().failed {
-            return Err("the journal has stopped");
+    pub fn ready(&self) -> Result<(), NotReady> {
+        let journal = |detail| {
+            Err(NotReady {
+                reason: Reason::JournalUnavailable,
+                detail,
+            })
+        };
+        let head = *self.journal.head().borrow();
+        if head.failed {
+            return journal("the journal has stopped");
+        }
+        if head.write_failing {
+            return journal(
+                "the journal cannot be written: see the broker's log, and the space on its data volume",
+            );
+        }
+        if self.journal.is_volume_full() {
+            return journal("the data volume is full");
         }
         if self.projections.rules().is_none() {
-            return Err("no policy bundle is in force");
+            return Err(NotReady {
+                reason: Reason::DecisionUnavailable,
+                detail: "no policy bundle is in force",
+            });
         }
         Ok(())
+    }
+
+    /// Tries a write of the journal that failed last time, so that a broker without calls notices that it works again.
+    pub async fn retry_failing_journal(&self) {
+        if self.journal.head().borrow().write_failing {
+            self.journal.try_write().await;
+        }
     }
 
     /// The present, never before a time already acted on: a wall clock that steps back revives nothing.
@@ -447,9 +481,38 @@ impl Broker {
 
     /// A refusal of a malformed message, before the caller is authenticated.
     pub fn malformed(&self, method: &'static str, error: &ParseError) -> Refusal {
+        self.refuse_unauthenticated(method, Reason::Malformed, error.to_string())
+    }
+
+    /// A refusal of a request that reached no method, or whose message never arrived whole: before the caller is
+    /// authenticated.
+    pub fn refuse_unauthenticated(
+        &self,
+        method: &'static str,
+        reason: Reason,
+        detail: impl Into<String>,
+    ) -> Refusal {
         Refusal {
             authenticated: false,
-            ..self.refuse(method, Reason::Malformed, error.to_string())
+            ..self.refuse(method, reason, detail)
+        }
+    }
+
+    /// A refusal that has a correlation id in the log but is not kept for `explain`: what comes too often must not displace
+    /// the refusals that an operator looks for.
+    pub fn refuse_unrecorded(
+        &self,
+        reason: Reason,
+        retry_after: Option<std::time::Duration>,
+    ) -> Refusal {
+        let correlation = CorrelationId::from_random(self.random_bytes());
+        tracing::Span::current().record("correlation", tracing::field::display(correlation));
+        Refusal {
+            reason,
+            message: reason.text().to_owned(),
+            correlation,
+            authenticated: false,
+            retry_after,
         }
     }
 

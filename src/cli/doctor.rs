@@ -361,7 +361,7 @@ fn check_response(
     let mut findings = vec![match ready.status {
         200 => Finding::ok(format!("{authority} responds and is ready")),
         503 => Finding::fail(
-            format!("{authority} responds: {}", ready.text()),
+            format!("{authority} responds: {}", problem_detail(&ready.text())),
             "the broker issues no tokens until it is ready: see the checks above",
         ),
         other => Finding::fail(
@@ -379,6 +379,13 @@ fn check_response(
         });
     }
     findings
+}
+
+/// The detail of problem details (RFC 9457), or the text as it is.
+fn problem_detail(body: &str) -> String {
+    let problem: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let detail = problem.get("detail").and_then(|detail| detail.as_str());
+    detail.unwrap_or(body).to_owned()
 }
 
 /// Checks `external_url` against the listen address, without connecting to it.

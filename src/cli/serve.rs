@@ -119,7 +119,10 @@ pub(super) async fn run(
         } else {
             ""
         };
-        output.note(&format!("dipylon: every request is denied: {why}{hint}"));
+        output.note(&format!(
+            "dipylon: every request is denied: {}{hint}",
+            why.detail
+        ));
         if let Some(code) = broker.bootstrap_code().filter(|_| !config.dev) {
             output.warn(&first_operator_text(&config.settings.external_url, &code));
         }

@@ -240,7 +240,12 @@ pub struct JournalHead {
     pub checkpoint: Checkpoint,
     /// The writer stopped because a commit's outcome is unknown: the process must end.
     pub failed: bool,
+    /// The last write failed, with nothing written.
+    pub write_failing: bool,
 }
+
+/// Free bytes below which the data volume counts as full: a few batches of the longest entries.
+const FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 /// Most appends that wait for the writer.
 const QUEUE_MAX: usize = 4_096;
@@ -323,6 +328,19 @@ impl Journal {
     pub fn size_bytes(&self) -> u64 {
         let size = |name: &str| std::fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
         size(sqlite::FILE).saturating_add(size(&format!("{}-wal", sqlite::FILE)))
+    }
+
+    /// Whether the data volume has no room for further entries. A volume that cannot be asked does not count as full: the
+    /// next write finds out.
+    pub fn is_volume_full(&self) -> bool {
+        rustix::fs::statvfs(&*self.dir)
+            .is_ok_and(|volume| volume.f_bavail.saturating_mul(volume.f_frsize) < FREE_BYTES_MIN)
+    }
+
+    /// Commits a batch without entries: [`JournalHead::write_failing`] then tells whether the disk takes writes.
+    pub async fn try_write(&self) {
+        // Without an entry there is no answer; the head has the outcome.
+        let _outcome = self.enqueue(Append::default()).await;
     }
 
     /// The journal's head; changes after the entries were applied to state.

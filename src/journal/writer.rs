@@ -44,6 +44,8 @@ pub(super) struct Writer {
     clock: Clock,
     crash_hook: Option<CrashHook>,
     disk_full: Option<Arc<AtomicBool>>,
+    /// Whether the last write failed, with nothing written.
+    write_failing: bool,
     closing: Arc<AtomicBool>,
 }
 
@@ -102,6 +104,7 @@ impl Writer {
             clock: options.clock.clone(),
             crash_hook: options.faults.crash_hook.clone(),
             disk_full: options.faults.disk_full.clone(),
+            write_failing: false,
             closing,
         })
     }
@@ -115,6 +118,7 @@ impl Writer {
             epoch: self.head.epoch,
             checkpoint: self.head.checkpoint(),
             failed: false,
+            write_failing: self.write_failing,
         }
     }
 
@@ -200,6 +204,7 @@ impl Writer {
         for request in requests {
             match self.prepare(&request.append, &mut batch, &head, at) {
                 Err(error) => {
+                    self.write_failing |= error == AppendError::DiskFull;
                     let _gone = request.reply.send(Err(error));
                 }
                 Ok(entries) => {
@@ -236,6 +241,7 @@ impl Writer {
         self.crash_point(CrashPoint::Committed)?;
         self.head = head;
         self.last_at = at;
+        self.write_failing = false;
         let mut answers = Vec::with_capacity(accepted.len());
         for Accepted { request, committed } in accepted {
             for one in &committed {
@@ -302,6 +308,7 @@ impl Writer {
         let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
         let known = self.engine.undo() && (full || !at_commit);
         tracing::error!(%error, at_commit, known, "journal commit failed");
+        self.write_failing = true;
         let answer = if known && full {
             AppendError::DiskFull
         } else if known {

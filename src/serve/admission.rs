@@ -5,21 +5,20 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tonic::Status;
 
 use super::authorization::{self, MethodPolicy};
+use super::errors::{self, ErrorForm};
 use super::peer::{Peer, PeerSource};
 use super::request_log::route_label;
 use super::routes;
-use super::status::rate_limited;
-use super::timeouts::is_grpc;
-use crate::broker::Broker;
-use crate::model::{AgentId, PersonId, ServiceId};
+use super::status::status;
+use crate::broker::{Broker, Refusal};
+use crate::model::{AgentId, PersonId, Reason, ServiceId};
 use crate::rate_limit::{
     Class, ConcurrencyLimiter, ConcurrencyPermit, KeyedRateLimiter, LogThrottle, PerKeyLimit,
     PerKeyPermit,
@@ -69,7 +68,7 @@ impl AdmissionControl {
     pub(super) async fn acquire(&self, method: &MethodPolicy) -> Result<ConcurrencyPermit, Status> {
         self.acquire_console(method.rate_class)
             .await
-            .map_err(rate_limited)
+            .map_err(|after| self.rate_limited(after))
     }
 
     /// A permit for a console request, or when to retry.
@@ -120,8 +119,19 @@ impl AdmissionControl {
     ) -> Result<PerKeyPermit<K>, Status> {
         streams.acquire(key).ok_or_else(|| {
             self.record_shed(class, LimitKind::Streams);
-            rate_limited(OVERLOAD_RETRY_AFTER)
+            self.rate_limited(OVERLOAD_RETRY_AFTER)
         })
+    }
+
+    /// The status of a call that was shed: when to retry.
+    fn rate_limited(&self, after: Duration) -> Status {
+        status(&self.shed(after), &self.broker)
+    }
+
+    /// The refusal of a call that was shed.
+    pub(super) fn shed(&self, after: Duration) -> Refusal {
+        self.broker
+            .refuse_unrecorded(Reason::RateLimited, Some(after))
     }
 
     fn record_shed(&self, class: Class, by: LimitKind) {
@@ -182,22 +192,11 @@ pub(super) async fn check_source_rate(
         Ok(()) => next.run(request).await,
         Err(after) => {
             admission.record_shed(class, LimitKind::Source);
-            too_many_requests(&request, after)
+            let http = errors::http_status(Reason::RateLimited);
+            let form = ErrorForm::of(&request);
+            errors::respond(&admission.broker, form, http, &admission.shed(after))
         }
     }
-}
-
-fn too_many_requests(request: &Request, after: Duration) -> Response {
-    if is_grpc(request.headers()) {
-        return rate_limited(after).into_http::<Body>();
-    }
-    let seconds = HeaderValue::from(after.as_secs().saturating_add(1));
-    (
-        StatusCode::TOO_MANY_REQUESTS,
-        [(header::RETRY_AFTER, seconds)],
-        "too many requests: retry after the seconds in `Retry-After`\n",
-    )
-        .into_response()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
+use axum::http::{HeaderValue, Version, header};
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -113,10 +114,23 @@ async fn serve_http<I>(
                 .extensions_mut()
                 .insert(ConnectionClosing(closed.clone()));
             let stream = timeouts::is_stream(request.uri().path());
+            let reused = request.version() < Version::HTTP_2;
+            let whole = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+            let request = request.map(|body| {
+                Body::new(RequestBody {
+                    body,
+                    whole: whole.clone(),
+                })
+            });
             let authenticates = is_method_path(request.uri().path())
                 || routes::requires_session(request.uri().path());
             async move {
-                let response = router.call(request.map(Body::new)).await?;
+                let mut response = router.call(request).await?;
+                if reused && !whole.load(Ordering::Relaxed) {
+                    // hyper closes a connection whose request it has not read whole; the client must not send another on it.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
                 if authenticates && is_ok(&response) {
                     call.0.authenticated.store(true, Ordering::Relaxed);
                 }
@@ -483,6 +497,39 @@ impl Drop for Sending {
     }
 }
 
+/// A request's body. Trailers are dropped: no gRPC client sends any, and tonic would take them for metadata, which was
+/// checked before they came.
+struct RequestBody {
+    body: Incoming,
+    /// Whether all of it was read.
+    whole: Arc<AtomicBool>,
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let trailers = matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
+        if frame.is_none() || trailers || self.body.is_end_stream() {
+            self.whole.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame.filter(|_| !trailers))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A response's body, which keeps its request open until it is sent or given up.
 struct TrackedBody {
     body: Body,
@@ -512,10 +559,11 @@ impl HttpBody for TrackedBody {
 
 /// Calls at once on one connection.
 const STREAMS_MAX: u32 = 64;
-/// Longest header block, in bytes.
-const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Headers of a request over HTTP/1.1.
-const HEADERS_MAX: usize = 64;
+/// Longest header block that is read at all, in bytes. `request_check` refuses a quarter of it with a reason; what is longer
+/// than this gets HTTP status 431 alone, which a gRPC client reports as UNKNOWN.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Headers of a request over HTTP/1.1 that are read at all, by the same rule.
+const HEADERS_MAX: usize = 256;
 /// Streams that the client has reset and the broker has not handled yet (CVE-2023-44487, "rapid reset").
 const RESETS_PENDING_MAX: usize = 20;
 /// Streams that the broker resets because of the client's errors, before it closes the connection.

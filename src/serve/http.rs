@@ -4,57 +4,129 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-use crate::broker::Broker;
+use super::errors;
+use crate::broker::{Broker, Refusal};
+use crate::model::Digest;
 
 /// Seconds a validator may keep the key set.
 const JWKS_MAX_AGE_S: u32 = 300;
+/// Methods that the key set takes.
+const JWKS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
 pub(super) fn routes(broker: Arc<Broker>) -> Router {
     Router::new()
-        .route("/.well-known/jwks.json", get(jwks))
+        .route("/.well-known/jwks.json", get(jwks).options(jwks_options))
         .with_state(broker.clone())
         .merge(probes(broker))
 }
 
-/// The probes: of the public listener and of the admin listener.
+/// The probes: of the public listener, because only it tells a load balancer whether calls get through, and of the admin
+/// listener.
 pub(super) fn probes(broker: Arc<Broker>) -> Router {
     Router::new()
-        .route("/livez", get(async || "alive\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(broker)
 }
 
-async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
+/// The key set, for any origin: it is public. A client that has it already gets 304 (RFC 9110 §13.1.2).
+async fn jwks(State(broker): State<Arc<Broker>>, request_headers: HeaderMap) -> Response {
+    let body = broker.jwks().to_string();
+    let etag = format!("\"{}\"", Digest::sha256(body.as_bytes()));
+    let known = has_etag(&request_headers, &etag);
     let headers = [
-        (header::CONTENT_TYPE, "application/jwk-set+json".to_owned()),
+        (header::ETAG, etag),
         (
             header::CACHE_CONTROL,
             format!("public, max-age={JWKS_MAX_AGE_S}"),
         ),
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),
     ];
-    (headers, broker.jwks().to_string()).into_response()
+    if known {
+        return (StatusCode::NOT_MODIFIED, headers).into_response();
+    }
+    let kind = [(header::CONTENT_TYPE, "application/jwk-set+json")];
+    (headers, kind, body).into_response()
+}
+
+/// The preflight of a browser (Fetch, "CORS-preflight request").
+async fn jwks_options() -> Response {
+    let headers = [
+        (header::ALLOW, JWKS_METHODS),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, JWKS_METHODS),
+        (
+            header::ACCESS_CONTROL_ALLOW_ORIGIN,
+            HeaderValue::from_static("*"),
+        ),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("*"),
+        ),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+/// Whether `If-None-Match` names the tag, by weak comparison (RFC 9110 §8.8.3.2).
+fn has_etag(headers: &HeaderMap, etag: &str) -> bool {
+    headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+/// The process answers, whatever else fails: a restart would not help a full disk.
+async fn livez() -> Response {
+    no_store("alive\n").into_response()
 }
 
 async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
     match broker.ready() {
-        Ok(()) => (StatusCode::OK, "ready\n").into_response(),
-        Err(why) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {why}\n"),
-        )
-            .into_response(),
+        Ok(()) => no_store("ready\n").into_response(),
+        Err(why) => {
+            let refusal = Refusal {
+                message: format!("not ready: {}", why.detail),
+                ..broker.refuse_unrecorded(why.reason, None)
+            };
+            errors::problem(StatusCode::SERVICE_UNAVAILABLE, &refusal)
+        }
     }
 }
 
-/// The response to a path without a handler: UNIMPLEMENTED for gRPC, 404 for plain HTTP.
-pub(super) async fn fallback(headers: HeaderMap) -> Response {
-    if super::timeouts::is_grpc(&headers) {
-        tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>()
-    } else {
-        (StatusCode::NOT_FOUND, "not found\n").into_response()
+fn no_store(text: &'static str) -> impl axum::response::IntoResponse {
+    ([(header::CACHE_CONTROL, "no-store")], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etags_compare_weakly() {
+        let known = |lists: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for list in lists {
+                headers.append(header::IF_NONE_MATCH, list.parse().expect("a value"));
+            }
+            has_etag(&headers, "\"a\"")
+        };
+        for lists in [
+            &["\"a\""][..],
+            &["W/\"a\""],
+            &["\"b\", \"a\""],
+            &["\"b\"", "\"a\""],
+            &["*"],
+        ] {
+            assert!(known(lists), "{lists:?}");
+        }
+        for lists in [&[][..], &["\"b\""], &["a"], &["\"a"], &["\"A\""]] {
+            assert!(!known(lists), "{lists:?}");
+        }
     }
 }

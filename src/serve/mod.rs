@@ -10,11 +10,14 @@ mod certificate_expiry;
 mod connection;
 pub mod connection_limits;
 mod console;
+mod errors;
 mod grpc;
 mod http;
 mod limits;
 mod listener;
 pub mod peer;
+mod readiness;
+mod request_check;
 mod request_log;
 pub mod routes;
 mod services;
@@ -28,16 +31,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::broker::Broker;
 use crate::config::ConnectionLimits;
-use crate::proto::{DESCRIPTOR, PACKAGE};
+use crate::proto::DESCRIPTOR;
 use connection_limits::{ConnectionStats, ListenerState};
 use listener::Listener;
 use services::approval_service_server::ApprovalServiceServer;
@@ -129,13 +132,12 @@ pub async fn serve(
     let config: ServerConfig = config.into();
     let (stopping, stopped) = watch::channel(false);
     let (health_reporter, health) = tonic_health::server::health_reporter();
-    health_reporter
-        .set_service_status("", tonic_health::ServingStatus::Serving)
-        .await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTOR)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    readiness::report(&broker, &health_reporter).await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let admission = Arc::new(admission::AdmissionControl::new(broker.clone()));
     let service = grpc::GrpcService::new(broker.clone(), admission.clone(), stopped.clone());
     macro_rules! bounded {
@@ -146,7 +148,9 @@ pub async fn serve(
         };
     }
     let routes = Routes::new(bounded!(health))
-        .add_service(bounded!(reflection))
+        .add_service(bounded!(reflection().build_v1()?))
+        // What older clients ask for.
+        .add_service(bounded!(reflection().build_v1alpha()?))
         .add_service(bounded!(TaskServiceServer::new(service.clone())))
         .add_service(bounded!(TokenServiceServer::new(service.clone())))
         .add_service(bounded!(ApprovalServiceServer::new(service.clone())))
@@ -157,12 +161,22 @@ pub async fn serve(
         .merge(http::routes(broker.clone()))
         .merge(console)
         .merge(config.extra)
-        .fallback(http::fallback)
-        .layer(middleware::from_fn(deny_unknown_methods))
-        .layer(middleware::from_fn(timeouts::enforce_timeouts))
+        .fallback(async || StatusCode::NOT_FOUND)
+        .layer(middleware::from_fn_with_state(
+            broker.clone(),
+            timeouts::enforce_timeouts,
+        ))
+        .layer(middleware::from_fn_with_state(
+            broker.clone(),
+            request_check::check_request,
+        ))
         .layer(middleware::from_fn_with_state(
             admission,
             admission::check_source_rate,
+        ))
+        .layer(middleware::from_fn_with_state(
+            broker.clone(),
+            errors::complete_errors,
         ))
         .layer(middleware::from_fn_with_state(
             broker.clone(),
@@ -171,6 +185,7 @@ pub async fn serve(
         .layer(middleware::from_fn(console::add_security_headers))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
     let upkeep = tokio::spawn(broker.clone().run_maintenance());
+    let readiness = tokio::spawn(readiness::watch(broker.clone(), health_reporter.clone()));
     let certificate_reload = config.tls.clone().map(|tls| tokio::spawn(tls.watch()));
     let listener_state = || {
         let metrics = broker.metrics().clone();
@@ -198,7 +213,8 @@ pub async fn serve(
     let outcome = tokio::select! {
         _ended = loops.join_next() => Err(ServeError::Listener),
         () = &mut stop => {
-            health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            readiness.abort();
+            readiness::report_not_serving(&health_reporter).await;
             stopping.send_replace(true);
             broker.stop_waiting();
             // Acknowledged entries are durable already; a client whose call is cut learns the outcome by a retry.
@@ -218,18 +234,9 @@ pub async fn serve(
     };
     upkeep.abort();
     broker.stop_serving();
+    readiness.abort();
     if let Some(certificate_reload) = certificate_reload {
         certificate_reload.abort();
     }
     outcome
-}
-
-/// INVARIANT (deny by default): a method of the package without an entry in the authorization table reaches no handler.
-async fn deny_unknown_methods(request: Request, next: Next) -> Response {
-    let path = request.uri().path().trim_start_matches('/');
-    if path.starts_with(PACKAGE) && authorization::method_policy(path).is_none() {
-        return tonic::Status::permission_denied("unknown method; no role may call it")
-            .into_http::<axum::body::Body>();
-    }
-    next.run(request).await
 }

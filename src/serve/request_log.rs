@@ -13,8 +13,9 @@ use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span};
 
 use super::authorization;
+use super::errors::ErrorReason;
 use super::routes;
-use super::timeouts::is_grpc;
+use super::timeouts::is_grpc_response;
 use crate::broker::Broker;
 use crate::model::Reason;
 use crate::proto::code_name;
@@ -79,7 +80,9 @@ pub(super) fn route_label(path: &str) -> &'static str {
         path if routes::is_console_path(path) => {
             routes::route(path).map_or("other", |route| route.name)
         }
-        path => authorization::method_policy(path.trim_start_matches('/'))
+        path => path
+            .strip_prefix('/')
+            .and_then(authorization::method_policy)
             .map_or("other", |policy| policy.name),
     }
 }
@@ -110,7 +113,9 @@ impl ResponseOutcome {
             };
         }
         let headers = response.headers();
-        let code = if is_grpc(headers) {
+        let reason = response.extensions().get::<ErrorReason>();
+        let reason = reason.map(|reason| reason.0);
+        let code = if is_grpc_response(headers) {
             let status = headers.get(Status::GRPC_STATUS);
             code_name(status.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes())))
         } else if response.status().is_success() {
@@ -120,7 +125,7 @@ impl ResponseOutcome {
         } else {
             "HTTP_5XX"
         };
-        Self { code, reason: None }
+        Self { code, reason }
     }
 }
 
@@ -182,7 +187,12 @@ mod tests {
 
     #[test]
     fn outcome_is_read_from_the_response() {
-        let shed = super::super::status::rate_limited(Duration::from_secs(1));
+        let details = tonic_types::ErrorDetails::with_error_info(
+            Reason::RateLimited.as_str(),
+            crate::proto::ERROR_DOMAIN,
+            std::collections::HashMap::new(),
+        );
+        let shed = Status::with_error_details(Code::ResourceExhausted, "", details);
         let outcome = ResponseOutcome::from_response(&shed.into_http());
         assert_eq!(
             (outcome.code, outcome.reason),

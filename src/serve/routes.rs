@@ -66,12 +66,12 @@ impl Route {
         }
     }
 
-    /// Whether it takes this HTTP method.
-    pub(super) fn allows_method(&self, method: &Method) -> bool {
+    /// The one HTTP method that it takes.
+    pub(super) const fn method(&self) -> Method {
         if self.is_mutation() {
-            method == Method::POST
+            Method::POST
         } else {
-            method == Method::GET
+            Method::GET
         }
     }
 }

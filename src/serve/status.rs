@@ -1,5 +1,6 @@
 //! gRPC statuses: the model's table of reasons as `google.rpc.Status` with `ErrorInfo` and `RetryInfo`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::broker::{Broker, Refusal};
 use crate::model::{self, RetryHint};
 use crate::proto::ERROR_DOMAIN;
+
+/// Key of the correlation id in `ErrorInfo.metadata`.
+pub const CORRELATION: &str = "correlation";
 
 /// The model's codes as tonic's.
 pub const fn code(code: model::Code) -> Code {
@@ -23,12 +27,15 @@ pub const fn code(code: model::Code) -> Code {
         model::Code::OutOfRange => Code::OutOfRange,
         model::Code::Unavailable => Code::Unavailable,
         model::Code::Unauthenticated => Code::Unauthenticated,
+        model::Code::Unimplemented => Code::Unimplemented,
+        model::Code::DeadlineExceeded => Code::DeadlineExceeded,
+        model::Code::Internal => Code::Internal,
     }
 }
 
 /// The status of a refusal; a caller whose key or evidence verified gets a fresh nonce with it.
 pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
-    let metadata = HashMap::from([("correlation".to_owned(), refusal.correlation.to_string())]);
+    let metadata = HashMap::from([(CORRELATION.to_owned(), refusal.correlation.to_string())]);
     let mut details =
         ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
     let retry = match refusal.reason.retry() {
@@ -39,19 +46,66 @@ pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
         details.set_retry_info(Some(after));
     }
     let code = code(refusal.reason.code());
-    let mut status = Status::with_error_details(code, refusal.message.clone(), details);
+    let mut status = Status::with_error_details(code, shorten(&refusal.message), details);
     if refusal.authenticated {
         put_nonce(status.metadata_mut(), broker);
     }
     status
 }
 
-/// The status of a call that was shed before its message was read: when to retry.
-pub fn rate_limited(after: Duration) -> Status {
-    let reason = model::Reason::RateLimited;
-    let mut details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::new());
-    details.set_retry_info(Some(after));
-    Status::with_error_details(code(reason.code()), reason.text(), details)
+/// Longest message of a status, in bytes as sent: percent-encoded in `grpc-message`, and once more in the base64 of
+/// `grpc-status-details-bin`. gRPC's own libraries accept 8 KiB of metadata by default, and a client that accepts less than it
+/// gets reports RESOURCE_EXHAUSTED in place of the refusal.
+const MESSAGE_SENT_BYTES_MAX: usize = 6 * 1024;
+/// Room for the line that counts what was left out.
+const NOTE_BYTES: usize = 128;
+
+/// A message that fits into a status: its first lines, and how many more there are.
+fn shorten(message: &str) -> Cow<'_, str> {
+    if sent_bytes(message) <= MESSAGE_SENT_BYTES_MAX {
+        return Cow::Borrowed(message);
+    }
+    let mut left = MESSAGE_SENT_BYTES_MAX - NOTE_BYTES;
+    let mut kept = String::new();
+    let lines = message.lines().count();
+    for (n, line) in message.lines().enumerate() {
+        let cost = sent_bytes(line) + sent_bytes("\n");
+        if cost <= left {
+            left -= cost;
+            kept.push_str(line);
+            kept.push('\n');
+            continue;
+        }
+        if n > 0 {
+            kept.push_str(&format!("and {} more", lines - n));
+            return Cow::Owned(kept);
+        }
+        // Not one whole line fits.
+        let mut buffer = [0; 4];
+        for c in line.chars() {
+            let cost = sent_bytes(c.encode_utf8(&mut buffer));
+            if cost > left {
+                break;
+            }
+            left -= cost;
+            kept.push(c);
+        }
+        kept.push('…');
+        if lines > 1 {
+            kept.push_str(&format!("\nand {} more", lines - 1));
+        }
+        return Cow::Owned(kept);
+    }
+    Cow::Owned(kept)
+}
+
+/// Upper bound of the bytes that a text takes in a status.
+fn sent_bytes(text: &str) -> usize {
+    let encoded: usize = text
+        .bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { 1 } else { 3 })
+        .sum();
+    encoded + text.len().div_ceil(3) * 4
 }
 
 /// Adds the next DPoP nonce, as every reply does whose caller's key or evidence verified.
@@ -63,9 +117,41 @@ pub fn put_nonce(metadata: &mut tonic::metadata::MetadataMap, broker: &Broker) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use crate::model::Reason;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn statuses_fit_into_trailers(lines in prop::collection::vec("\\PC{0,300}", 1..80)) {
+            let message = lines.join("\n");
+            let short = shorten(&message);
+            prop_assert!(sent_bytes(&short) <= MESSAGE_SENT_BYTES_MAX);
+            if sent_bytes(&message) <= MESSAGE_SENT_BYTES_MAX {
+                prop_assert_eq!(&short, &message);
+            }
+        }
+    }
+
+    #[test]
+    fn a_shortened_message_counts_what_is_left_out() {
+        let line = "rules/10-agents.cedar:7: the attribute `x` is unknown".to_owned();
+        let many = vec![line.clone(); 500].join("\n");
+        let short = shorten(&many);
+        let kept = short.lines().count() - 1;
+        assert!(kept > 10, "{kept}");
+        assert_eq!(
+            short.lines().last(),
+            Some(format!("and {} more", 500 - kept).as_str())
+        );
+        assert!(short.lines().take(kept).all(|l| l == line));
+        let long = shorten(&"é".repeat(10_000)).into_owned();
+        assert!(long.ends_with('…') && long.len() > 500, "{}", long.len());
+        let both = format!("{}\nsecond", "x".repeat(10_000));
+        assert!(shorten(&both).ends_with("…\nand 1 more"));
+    }
 
     #[test]
     fn codes_have_tonic_names() {

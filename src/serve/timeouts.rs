@@ -1,32 +1,38 @@
 //! Timeouts: the client's deadline (`grpc-timeout`) and the broker's own limits on body, response and stream.
 //!
-//! In: a request. Out: its response, or DEADLINE_EXCEEDED. (A client library that enforces the deadline too may report it
+//! In: a request. Out: its response, or DEADLINE_EXCEEDED, at once for a deadline of zero. (A client library that enforces the deadline too may report it
 //! first: tonic's client says CANCELLED, "Timeout expired".) A handler whose time is over is dropped; an entry it handed to
 //! the journal's writer is appended all the same, and a retry with the same idempotency key finds the entry or nothing.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::Request;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use hyper::body::{Bytes, Frame};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 use tonic::Status;
 
 use super::authorization::{MethodPolicy, StreamingSide, method_policy};
+use super::errors::{self, ErrorForm};
+use super::request_log::route_label;
 use super::routes;
+use super::status::status;
+use crate::broker::Broker;
+use crate::model::Reason;
 
 /// Signals that the connection of a request is closing: an extension of the request.
 #[derive(Clone)]
 pub(super) struct ConnectionClosing(pub(super) watch::Receiver<bool>);
 
 /// gRPC health watch: the one stream outside the services of the broker.
-const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+pub(super) const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Whether a path answers with a stream.
 pub(super) fn is_stream(path: &str) -> bool {
@@ -45,12 +51,20 @@ fn policy(path: &str) -> Option<&'static MethodPolicy> {
     method_policy(path.strip_prefix('/')?)
 }
 
+/// The client's deadline in metadata.
+pub(super) const GRPC_TIMEOUT: &str = "grpc-timeout";
+
 /// Limits the time of a call: its message must arrive whole, its response must begin, and its stream must end, in time.
-pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
-    let grpc = is_grpc(request.headers());
+pub(super) async fn enforce_timeouts(
+    State(broker): State<Arc<Broker>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let form = ErrorForm::of(&request);
+    let method = route_label(request.uri().path());
     let client_timeout = request
         .headers()
-        .get("grpc-timeout")
+        .get(GRPC_TIMEOUT)
         .and_then(|value| value.to_str().ok())
         .and_then(grpc_timeout_ms)
         .map(Duration::from_millis);
@@ -61,6 +75,9 @@ pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
     } else {
         MESSAGE_MAX
     };
+    if client_timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return timeout_response(&broker, form, method);
+    }
     let closing = request.extensions().get::<ConnectionClosing>().cloned();
     let request = request.map(|body| {
         Body::new(BodyTimeout {
@@ -72,9 +89,9 @@ pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
         tokio::time::sleep(client_timeout.map_or(CALL_MAX, |timeout| timeout.min(CALL_MAX)));
     let response = tokio::select! {
         response = next.run(request) => response,
-        () = until => return timeout_response(grpc),
+        () = until => return timeout_response(&broker, form, method),
     };
-    if !(grpc && stream) {
+    if !(form == ErrorForm::Grpc && stream) {
         return response;
     }
     let ending: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(async move {
@@ -92,10 +109,11 @@ pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            () = over => Status::deadline_exceeded(DEADLINE_PASSED),
-            () = closes => Status::unavailable("the connection is closing; reconnect and resume"),
-        }
+        let reason = tokio::select! {
+            () = over => Reason::DeadlineExceeded,
+            () = closes => Reason::ConnectionClosing,
+        };
+        status(&broker.refuse_unrecorded(reason, None), &broker)
     });
     response.map(|body| {
         Body::new(StreamTimeout {
@@ -105,20 +123,14 @@ pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
     })
 }
 
-fn timeout_response(grpc: bool) -> Response {
-    if grpc {
-        Status::deadline_exceeded(DEADLINE_PASSED).into_http::<Body>()
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the request timed out; try again\n",
-        )
-            .into_response()
-    }
+fn timeout_response(broker: &Broker, form: ErrorForm, method: &'static str) -> Response {
+    let reason = Reason::DeadlineExceeded;
+    let refusal = broker.refuse_unauthenticated(method, reason, reason.text());
+    errors::respond(broker, form, errors::http_status(reason), &refusal)
 }
 
-/// Whether the headers of a request or response are of a gRPC call.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether the headers of a response are of a gRPC call.
+pub(super) fn is_grpc_response(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
@@ -128,9 +140,9 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 /// tonic keeps its own parser private.
 pub(super) fn grpc_timeout_ms(text: &str) -> Option<u64> {
     let unit = text.chars().last()?;
-    let digits = text
-        .strip_suffix(unit)
-        .filter(|digits| digits.len() <= 8 && digits.bytes().all(|b| b.is_ascii_digit()))?;
+    let digits = text.strip_suffix(unit).filter(|digits| {
+        (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit())
+    })?;
     let n: u64 = digits.parse().ok()?;
     match unit {
         'H' => Some(n.saturating_mul(3_600_000)),
@@ -216,7 +228,6 @@ const CALL_MAX: Duration = Duration::from_secs(75);
 const MESSAGE_MAX: Duration = Duration::from_secs(10);
 /// The same for an upload of many messages: a policy bundle.
 const UPLOAD_MAX: Duration = Duration::from_secs(60);
-const DEADLINE_PASSED: &str = "the call's deadline has passed";
 
 #[cfg(test)]
 mod tests {

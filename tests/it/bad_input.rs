@@ -230,7 +230,7 @@ async fn malformed_messages_are_rejected() {
             "another kind of id",
             "RequestToken",
             ask(|m| m.task_id = AccessRequestId::from_random([1; 16]).to_string()),
-            "task id",
+            "task_id",
         ),
         ("no ttl", "RequestToken", ask(|m| m.ttl = None), "ttl"),
         (

@@ -33,6 +33,7 @@ mod demo;
 mod docs;
 mod doctor;
 mod end_to_end;
+mod error_details;
 mod evidence;
 mod exec;
 mod fido2_crosscheck;
@@ -40,16 +41,19 @@ mod freeze;
 mod generated_stubs;
 mod golden;
 mod heartbeats;
+mod http_endpoints;
 mod inbox;
 mod live_tokens;
 mod metrics;
+mod nginx;
+mod not_grpc;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod outages;
 mod packaging;
 mod passkey_enrolment;
 mod properties;
-
+mod readiness;
 mod reasons_doc;
 mod repeated_calls;
 mod request_command;

@@ -118,6 +118,15 @@ async fn oversized_requests_are_rejected() {
         .body(())
         .expect("request");
     let (answer, _) = sender.send_request(request, true).expect("sent");
+    // RESOURCE_EXHAUSTED, with a reason; beyond what is read at all, the HTTP status alone.
+    let answer = in_time("an answer", answer).await.expect("answered");
+    assert_eq!(answer.headers()["grpc-status"], "8");
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .header("x-large", "x".repeat(70_000))
+        .body(())
+        .expect("request");
+    let (answer, _) = sender.send_request(request, true).expect("sent");
     match in_time("an answer", answer).await {
         Ok(answer) => assert_eq!(answer.status(), 431),
         Err(error) => assert!(error.is_reset() || error.is_go_away(), "{error}"),
@@ -125,7 +134,7 @@ async fn oversized_requests_are_rejected() {
     let mut stream = TcpStream::connect(site.address).await.expect("connects");
     let answer = http1(
         &mut stream,
-        &format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-large: {large}\r\n\r\n"),
+        &format!("GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-large: {large}\r\n\r\n"),
     )
     .await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
@@ -141,8 +150,8 @@ async fn oversized_requests_are_rejected() {
     let head = [&[0][..], &length.to_be_bytes()].concat();
     body.send_data(head.into(), false).expect("sent");
     let answer = in_time("an answer", answer).await.expect("answered");
-    // OUT_OF_RANGE, tonic's code.
-    assert_eq!(answer.headers()["grpc-status"], "11");
+    // RESOURCE_EXHAUSTED.
+    assert_eq!(answer.headers()["grpc-status"], "8");
     issue_one_token(&task, 1).await;
     site.stop().await;
 }
@@ -168,7 +177,7 @@ async fn deadline_exceeded() {
         let answer = in_time("an answer", answer).await.expect("answered");
         assert_eq!(answer.headers()["grpc-status"], "4", "{method}");
         let message = answer.headers()["grpc-message"].to_str().expect("text");
-        assert!(message.starts_with("the%20call"), "{message}");
+        assert!(message.starts_with("the%20deadline"), "{message}");
     }
     // Without the caller's timeout the broker's own limit holds.
     let mut sender = sender.ready().await.expect("ready");
@@ -258,6 +267,36 @@ async fn reflection_lists_services() {
         panic!("{second:?}");
     };
     assert!(!files.file_descriptor_proto.is_empty());
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflection_v1alpha_for_older_clients() {
+    use tonic_reflection::pb::v1alpha::ServerReflectionRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
+    let site = TestServer::start(TransportSetup::default()).await;
+    let channel = tonic::transport::Endpoint::from_shared(site.url.clone())
+        .expect("url")
+        .connect()
+        .await
+        .expect("connects");
+    let requests = tokio_stream::iter([ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    }]);
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(requests)
+        .await
+        .expect("asked")
+        .into_inner();
+    let answer = answers.message().await.expect("answered").expect("one");
+    let Some(MessageResponse::ListServicesResponse(listed)) = answer.message_response else {
+        panic!("{answer:?}");
+    };
+    let lists = |name: &str| listed.service.iter().any(|service| service.name == name);
+    assert!(lists("dipylon.v1.TaskService") && lists("grpc.health.v1.Health"));
     site.stop().await;
 }
 

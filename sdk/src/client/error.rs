@@ -138,13 +138,14 @@ impl Error {
         let info = status
             .get_details_error_info()
             .filter(|info| info.domain == ERROR_DOMAIN);
+        // The broker's own word that the deadline passed, or tonic's.
+        let late = status.code() == Code::Cancelled && status.message() == TIMED_OUT;
+        if late || status.code() == Code::DeadlineExceeded {
+            return Self::TimedOut {
+                url: url.to_owned(),
+            };
+        }
         if info.is_none() {
-            let late = status.code() == Code::Cancelled && status.message() == TIMED_OUT;
-            if late || status.code() == Code::DeadlineExceeded {
-                return Self::TimedOut {
-                    url: url.to_owned(),
-                };
-            }
             // tonic keeps a source only for errors of its own side of the wire.
             if let Some(source) = std::error::Error::source(status) {
                 return Self::Unreachable {

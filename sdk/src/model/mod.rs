@@ -66,3 +66,15 @@ impl ParseError {
         }
     }
 }
+
+/// Names the field that a value was read from, in place of the name of its type.
+pub trait ParseField {
+    /// The same with an error that names `field`, as its sender knows it.
+    fn at(self, field: &'static str) -> Self;
+}
+
+impl<T> ParseField for Result<T, ParseError> {
+    fn at(self, field: &'static str) -> Self {
+        self.map_err(|error| ParseError { field, ..error })
+    }
+}

@@ -133,6 +133,21 @@ refusals! {
     Malformed = "MALFORMED" InvalidArgument UsageError Caller Never,
         "the message is malformed",
         "correct the request as the message says";
+    NotGrpc = "NOT_GRPC" InvalidArgument UsageError Caller Never,
+        "the request is not a gRPC call over HTTP/2",
+        "use a gRPC client, and have every proxy on the way speak HTTP/2 to the broker; over HTTP the status is 400, 405, 415 or 505";
+    UnknownMethod = "UNKNOWN_METHOD" Unimplemented UsageError Caller Never,
+        "the broker has no such method",
+        "check the name of the method, and that the client is not newer than the broker";
+    UnsupportedEncoding = "UNSUPPORTED_ENCODING" Unimplemented UsageError Caller Never,
+        "compressed messages are not supported",
+        "send messages without compression";
+    RequestTooLarge = "REQUEST_TOO_LARGE" ResourceExhausted UsageError Caller Never,
+        "the request is larger than its limit",
+        "send less, as the message says; over HTTP the status is 413 or 431";
+    DeadlineExceeded = "DEADLINE_EXCEEDED" DeadlineExceeded Unavailable Caller Never,
+        "the deadline of the call has passed; whether it took effect is unknown",
+        "repeat it with the same idempotency key and a longer deadline";
     UnknownAction = "UNKNOWN_ACTION" InvalidArgument UsageError Caller Never,
         "the catalogue does not have this action",
         "the catalogue is schema.cedarschema of the policy bundle";
@@ -229,6 +244,12 @@ refusals! {
     JournalUnavailable = "JOURNAL_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "the journal cannot take entries; nothing was done",
         "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
+    ConnectionClosing = "CONNECTION_CLOSING" Unavailable Unavailable Caller AfterMs(0),
+        "the connection is closing",
+        "reconnect, and resume the stream from its last position";
+    InternalError = "INTERNAL_ERROR" Internal Failed Operator Never,
+        "the broker failed; whether the call took effect is unknown",
+        "repeat it with the same idempotency key, and report it with the correlation id";
     DecisionUnavailable = "DECISION_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "no decision was possible; nothing was done",
         "try again";

@@ -25,6 +25,12 @@ pub enum Code {
     Unavailable,
     /// The caller is not authenticated.
     Unauthenticated,
+    /// The broker has no such method, or the method does not support this form of call.
+    Unimplemented,
+    /// The deadline passed before the call was answered.
+    DeadlineExceeded,
+    /// The broker failed.
+    Internal,
 }
 
 impl Code {
@@ -41,6 +47,9 @@ impl Code {
             Self::OutOfRange => "OUT_OF_RANGE",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Unimplemented => "UNIMPLEMENTED",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::Internal => "INTERNAL",
         }
     }
 
@@ -54,7 +63,10 @@ impl Code {
             Self::NotFound => 404,
             Self::AlreadyExists | Self::FailedPrecondition | Self::Aborted => 409,
             Self::ResourceExhausted => 429,
+            Self::Internal => 500,
+            Self::Unimplemented => 501,
             Self::Unavailable => 503,
+            Self::DeadlineExceeded => 504,
         }
     }
 }

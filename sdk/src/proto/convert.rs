@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::v1;
 use crate::model::{
     Action, ActionName, Audience, Evidence, JournalPosition, PARAM_DEPTH_MAX, Param, ParseError,
-    Secret, Target, TaskOutcome, Timestamp, Verdict,
+    ParseField as _, Secret, Target, TaskOutcome, Timestamp, Verdict,
 };
 
 /// Reads an action: everything but its optional parameters must be there, no parameter twice, no value empty.
 pub fn action(wire: &v1::Action) -> Result<Action, ParseError> {
     Action::new(
-        ActionName::parse(&wire.name)?,
-        Audience::parse(&wire.audience)?,
-        target(required("target", wire.target.as_ref())?)?,
+        ActionName::parse(&wire.name).at("action.name")?,
+        Audience::parse(&wire.audience).at("action.audience")?,
+        target(required("action.target", wire.target.as_ref())?)?,
         parameters(&wire.parameters, 1)?,
     )
 }
@@ -69,20 +69,22 @@ fn value_at(wire: &v1::Value, depth: usize) -> Result<Param, ParseError> {
             format!("must nest at most {PARAM_DEPTH_MAX} deep"),
         ));
     }
-    Ok(match required("value", wire.kind.as_ref())? {
-        v1::value::Kind::StringValue(text) => Param::Str(text.clone()),
-        v1::value::Kind::BoolValue(truth) => Param::Bool(*truth),
-        v1::value::Kind::IntValue(number) => Param::Int(*number),
-        v1::value::Kind::SetValue(set) => Param::Set(
-            set.elements
-                .iter()
-                .map(|element| value_at(element, depth + 1))
-                .collect::<Result<_, _>>()?,
-        ),
-        v1::value::Kind::RecordValue(record) => {
-            Param::Record(parameters(&record.members, depth + 1)?)
-        }
-    })
+    Ok(
+        match required("parameters.value.kind", wire.kind.as_ref())? {
+            v1::value::Kind::StringValue(text) => Param::Str(text.clone()),
+            v1::value::Kind::BoolValue(truth) => Param::Bool(*truth),
+            v1::value::Kind::IntValue(number) => Param::Int(*number),
+            v1::value::Kind::SetValue(set) => Param::Set(
+                set.elements
+                    .iter()
+                    .map(|element| value_at(element, depth + 1))
+                    .collect::<Result<_, _>>()?,
+            ),
+            v1::value::Kind::RecordValue(record) => {
+                Param::Record(parameters(&record.members, depth + 1)?)
+            }
+        },
+    )
 }
 
 /// Writes one value.
@@ -106,7 +108,7 @@ fn parameters(wire: &[v1::Parameter], depth: usize) -> Result<BTreeMap<String, P
     let mut out = BTreeMap::new();
     for parameter in wire {
         let read = value_at(
-            required("parameter value", parameter.value.as_ref())?,
+            required("parameters.value", parameter.value.as_ref())?,
             depth,
         )?;
         if out.insert(parameter.name.clone(), read).is_some() {
@@ -128,7 +130,7 @@ fn parameters_to_wire(parameters: &BTreeMap<String, Param>) -> Vec<v1::Parameter
 
 /// Reads evidence; its kind must be there.
 pub fn evidence(wire: &v1::Evidence) -> Result<Evidence, ParseError> {
-    match required("evidence", wire.kind.as_ref())? {
+    match required("evidence.kind", wire.kind.as_ref())? {
         v1::evidence::Kind::JwtSvid(svid) => Ok(Evidence::JwtSvid(Secret::new(svid.clone()))),
     }
 }

@@ -105,6 +105,10 @@ impl Broker {
         replay_cache: &ReplayCache,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
+        // Two credentials in one call could be read as two callers.
+        if call.bearer.is_some() || call.session.is_some() {
+            return Err(VerifyError::ProofMismatch("credential"));
+        }
         let proof = DpopInput {
             proof: call.proof.as_ref(),
             htu: &format!("{}/{}", self.settings.external_url, call.method),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 
@@ -11,10 +11,10 @@ use super::error::ConsoleError;
 use super::format::{ago, escape};
 use super::page::Page;
 use super::response;
-use super::session_cookie::ConsoleRequest;
+use super::session_cookie::{ConsoleRequest, PageQuery};
 use super::state::Console;
 use crate::broker::{ActionUse, AgentView};
-use crate::model::{AgentId, Timestamp};
+use crate::model::{AgentId, ParseField as _, Timestamp};
 
 /// Agents on one page.
 const ROWS_MAX: usize = 100;
@@ -64,7 +64,7 @@ pub(super) struct AgentsQuery {
 
 pub(super) async fn list(
     State(console): State<Arc<Console>>,
-    Query(query): Query<AgentsQuery>,
+    PageQuery(query): PageQuery<AgentsQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
@@ -113,7 +113,7 @@ pub(super) async fn page(
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
-    let id = AgentId::parse(&id)?;
+    let id = AgentId::parse(&id).at("id")?;
     let view = console.broker.get_agent(&request.context, &id)?;
     let now = console.broker.now();
     let agent = agent_row(&view, now);

@@ -49,7 +49,7 @@ pub(super) async fn asset(Path((hash, name)): Path<(String, String)>) -> Respons
         "console.css" if path == ASSETS.css => ("text/css; charset=utf-8", CSS),
         "console.js" if path == ASSETS.js => ("text/javascript; charset=utf-8", JS),
         "mark.svg" if path == ASSETS.mark => ("image/svg+xml", MARK),
-        _ => return (StatusCode::NOT_FOUND, "not found\n").into_response(),
+        _ => return StatusCode::NOT_FOUND.into_response(),
     };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),

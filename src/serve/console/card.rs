@@ -14,7 +14,7 @@ use super::session_cookie::ConsoleRequest;
 use super::state::Console;
 use crate::broker::{AccessRequestStatus, Ineligible, VoteOptions};
 use crate::card::{Card, CardRow, CardView, SectionKind};
-use crate::model::AccessRequestId;
+use crate::model::{AccessRequestId, ParseField as _};
 use crate::serve::request_log::record;
 
 #[derive(Template)]
@@ -59,7 +59,7 @@ pub(super) async fn page(
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
-    let id = AccessRequestId::parse(&id)?;
+    let id = AccessRequestId::parse(&id).at("id")?;
     record("access_request", &id);
     let card = console.broker.card(&request.context, &id)?;
     let vote_options = console.broker.vote_options(&request.context, &id)?;

@@ -15,6 +15,8 @@ pub(super) enum ConsoleError {
     Refused(Refusal),
     /// The request is malformed.
     ParseError(ParseError),
+    /// The body is of another type than the route takes.
+    MediaType,
     /// No permit is free.
     Overloaded {
         /// When to try again.

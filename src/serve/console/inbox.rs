@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
 
@@ -11,7 +11,7 @@ use super::error::ConsoleError;
 use super::format::{self, DisplayTime, escape};
 use super::page::Page;
 use super::response;
-use super::session_cookie::ConsoleRequest;
+use super::session_cookie::{ConsoleRequest, PageQuery};
 use super::state::Console;
 use crate::broker::{InboxCursor, InboxPage, InboxQuery, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
@@ -70,7 +70,7 @@ pub(super) struct InboxPageQuery {
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(query): Query<InboxPageQuery>,
+    PageQuery(query): PageQuery<InboxPageQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
@@ -83,7 +83,7 @@ pub(super) async fn page(
 /// The rows alone, for the script.
 pub(super) async fn rows(
     State(console): State<Arc<Console>>,
-    Query(query): Query<InboxPageQuery>,
+    PageQuery(query): PageQuery<InboxPageQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let inbox = inbox(&console, &request, &query)?;

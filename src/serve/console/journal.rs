@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use super::error::ConsoleError;
 use super::format::escape;
 use super::page::Page;
 use super::response;
-use super::session_cookie::ConsoleRequest;
+use super::session_cookie::{ConsoleRequest, PageQuery};
 use super::state::Console;
 use super::timeline_rows::TimelineRow;
 
@@ -33,7 +33,7 @@ pub(super) struct JournalQuery {
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(query): Query<JournalQuery>,
+    PageQuery(query): PageQuery<JournalQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;

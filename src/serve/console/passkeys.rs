@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::body::Bytes;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use base64::Engine as _;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConsoleError;
 use super::page::{self, Page};
 use super::response;
-use super::session_cookie::{self, ConsoleRequest};
+use super::session_cookie::{self, ConsoleRequest, PageQuery};
 use super::state::Console;
 use crate::broker::{Assertion, Registration};
 use crate::model::{ParseError, Secret};
@@ -118,7 +118,7 @@ impl PasskeyAnswer {
 
 pub(super) async fn sign_in(
     State(console): State<Arc<Console>>,
-    Query(query): Query<SignInQuery>,
+    PageQuery(query): PageQuery<SignInQuery>,
     _request: ConsoleRequest,
 ) -> Response {
     let to = query.to.filter(|to| page::is_page(to));

@@ -1,15 +1,12 @@
 //! Console responses: pages, JSON, and errors in the form of their route. Error texts come from the one table of reasons;
 //! without a session a request learns only that it needs one.
 
-use std::time::Duration;
-
 use askama::Template;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use super::error::ConsoleError;
 use super::page::{self, Page};
@@ -17,6 +14,7 @@ use super::state::Console;
 use crate::broker::Refusal;
 use crate::model::text::escape_invisible_capped;
 use crate::model::{Code, ParseError, Reason};
+use crate::serve::errors::{self, ErrorForm};
 use crate::serve::routes::{Route, RouteKind};
 
 /// Longest message shown of a refusal, in characters.
@@ -46,8 +44,7 @@ fn with_status(status: StatusCode, page: &impl Template) -> Response {
         }
         Err(error) => {
             tracing::error!(%error, "page rendering failed");
-            let message = "the page could not be rendered; see the broker's log\n";
-            (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
@@ -61,8 +58,7 @@ pub(super) fn json(value: &impl Serialize) -> Response {
         }
         Err(error) => {
             tracing::error!(%error, "response serialization failed");
-            let message = "the response could not be serialized; see the broker's log\n";
-            (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
@@ -71,14 +67,33 @@ pub(super) fn json(value: &impl Serialize) -> Response {
 pub(super) fn parse_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: &Bytes,
-) -> Result<T, ParseError> {
+) -> Result<T, ConsoleError> {
     let kind = headers.get(header::CONTENT_TYPE);
     // A form of another site cannot send this type without a preflight (Fetch, "CORS-safelisted").
     if kind.is_none_or(|kind| kind.as_bytes() != b"application/json") {
-        return Err(ParseError::new("body", "must be application/json"));
+        return Err(ConsoleError::MediaType);
     }
-    serde_json::from_slice(body)
-        .map_err(|_| ParseError::new("body", "must be JSON with the members of this call"))
+    serde_json::from_slice(body).map_err(|error| ParseError::new("body", json_rule(&error)).into())
+}
+
+/// What is wrong with a body: the name of a member that is missing or unknown, or the place of what is wrong. Never a value.
+fn json_rule(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let member = ["missing field `", "unknown field `", "duplicate field `"]
+        .iter()
+        .any(|start| text.starts_with(start));
+    if member {
+        let sentence = text.split(", expected").next().unwrap_or_default();
+        return escape_invisible_capped(
+            sentence.split(" at line").next().unwrap_or_default(),
+            MESSAGE_CHARS_MAX,
+        );
+    }
+    format!(
+        "expected JSON with the members of this call, got something else at line {} column {}",
+        error.line(),
+        error.column()
+    )
 }
 
 /// Renders the error of a handler in the form of its route.
@@ -90,18 +105,20 @@ pub(super) fn render_error(
 ) -> Response {
     match error {
         ConsoleError::Refused(refusal) => render_refusal(console, route, path, &refusal),
-        ConsoleError::ParseError(error) => render_refusal(
-            console,
-            route,
-            path,
-            &console.broker.malformed(route.name, &error),
-        ),
-        ConsoleError::Overloaded { retry_after } => {
-            let reason = Reason::RateLimited;
-            let message = reason.text().to_owned();
-            error_response(console, route, reason, message, None, Some(retry_after))
+        ConsoleError::ParseError(error) => {
+            let refusal = console.broker.malformed(route.name, &error);
+            render_refusal(console, route, path, &refusal)
         }
-        ConsoleError::NotFound => not_found(console),
+        ConsoleError::MediaType => {
+            let error = ParseError::new("content-type", "expected `application/json`");
+            let refusal = console.broker.malformed(route.name, &error);
+            error_response(console, route, StatusCode::UNSUPPORTED_MEDIA_TYPE, &refusal)
+        }
+        ConsoleError::Overloaded { retry_after } => {
+            let refusal = console.admission.shed(retry_after);
+            render_refusal(console, route, path, &refusal)
+        }
+        ConsoleError::NotFound => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
@@ -110,52 +127,35 @@ fn render_refusal(console: &Console, route: &Route, path: &str, refusal: &Refusa
         // Without a session, or after its end: to the sign-in page, and back here after it.
         return Redirect::to(&page::sign_in_url(path)).into_response();
     }
-    let message = escape_invisible_capped(&refusal.message, MESSAGE_CHARS_MAX);
-    let correlation = Some(refusal.correlation.to_string());
-    let retry = refusal.retry_after;
-    error_response(console, route, refusal.reason, message, correlation, retry)
+    error_response(console, route, errors::http_status(refusal.reason), refusal)
 }
 
 fn error_response(
     console: &Console,
     route: &Route,
-    reason: Reason,
-    message: String,
-    correlation: Option<String>,
-    retry: Option<Duration>,
+    status: StatusCode,
+    refusal: &Refusal,
 ) -> Response {
-    let status =
-        StatusCode::from_u16(reason.code().http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = match route.kind {
+    match route.kind {
         RouteKind::Page | RouteKind::Form => {
-            let (title, advice) = title_and_advice(reason.code());
+            let (title, advice) = title_and_advice(refusal.reason.code());
             let page = ErrorPage {
                 page: Page::signed_out(console, title),
                 title,
-                message,
+                message: escape_invisible_capped(&refusal.message, MESSAGE_CHARS_MAX),
                 advice,
-                correlation,
-                link: match reason.code() {
+                correlation: Some(refusal.correlation.to_string()),
+                link: match refusal.reason.code() {
                     Code::Unauthenticated => ("/console/sign-in", "Sign in"),
                     _ => TO_INBOX,
                 },
             };
-            with_status(status, &page)
+            errors::with_error_headers(with_status(status, &page), refusal)
         }
-        // RFC 9457.
         RouteKind::Json | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
-            let body = json!({
-                "reason": reason.as_str(), "detail": message, "correlation": correlation,
-            });
-            let kind = HeaderValue::from_static("application/problem+json");
-            (status, [(header::CONTENT_TYPE, kind)], body.to_string()).into_response()
+            errors::problem(status, refusal)
         }
-    };
-    if let Some(after) = retry {
-        let seconds = HeaderValue::from(after.as_secs().saturating_add(1));
-        response.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
-    response
 }
 
 const TO_INBOX: (&str, &str) = ("/console", "Back to the inbox");
@@ -176,11 +176,14 @@ const fn title_and_advice(code: Code) -> (&'static str, &'static str) {
         Code::InvalidArgument
         | Code::AlreadyExists
         | Code::FailedPrecondition
-        | Code::OutOfRange => ("Request failed", "Go back, reload the page and try again."),
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DeadlineExceeded
+        | Code::Internal => ("Request failed", "Go back, reload the page and try again."),
     }
 }
 
-/// The response to a path without a route.
+/// The page for a path without a route.
 pub(super) fn not_found(console: &Console) -> Response {
     let (title, advice) = title_and_advice(Code::NotFound);
     let page = ErrorPage {
@@ -195,23 +198,28 @@ pub(super) fn not_found(console: &Console) -> Response {
 }
 
 /// The response to a request for another host.
-pub(super) fn misdirected(console: &Console) -> Response {
-    let message = format!(
-        "this host name is not the console's: open {}/console\n",
-        console.origin
-    );
-    (StatusCode::MISDIRECTED_REQUEST, message).into_response()
+pub(super) fn misdirected(console: &Console, form: ErrorForm) -> Response {
+    let refusal = Refusal {
+        message: format!(
+            "this host name is not the console's: open {}/console",
+            console.origin
+        ),
+        ..console.broker.refuse_unrecorded(Reason::NotPermitted, None)
+    };
+    errors::respond(
+        &console.broker,
+        form,
+        StatusCode::MISDIRECTED_REQUEST,
+        &refusal,
+    )
 }
 
 /// The response to a change that another site requested, or to a page that it would not show.
 pub(super) fn cross_site(console: &Console, route: &Route) -> Response {
-    let message = "The request did not come from a page of this console. Nothing was done.";
-    error_response(
-        console,
-        route,
-        Reason::NotPermitted,
-        message.to_owned(),
-        None,
-        None,
-    )
+    let refusal = Refusal {
+        message: "The request did not come from a page of this console. Nothing was done."
+            .to_owned(),
+        ..console.broker.refuse_unrecorded(Reason::NotPermitted, None)
+    };
+    error_response(console, route, StatusCode::FORBIDDEN, &refusal)
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use super::error::ConsoleError;
 use super::response;
 use super::state::Console;
-use crate::serve::routes::{self, RouteKind};
+use crate::serve::errors::ErrorForm;
+use crate::serve::routes::{self, Route, RouteKind};
 
 /// On every response under `/console`, refusals of any layer included: the browser loads, frames and runs only content of
 /// this broker, and caches none (CSP Level 3, HTML §7.1.3).
@@ -60,19 +61,22 @@ pub(super) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if request.method() == Method::HEAD {
-        // The time to read a card runs from its request: a response without the page would start it unseen.
-        return method_not_allowed();
+    let form = ErrorForm::of(&request);
+    let route = routes::route(request.uri().path());
+    // HEAD too: the time to read a card runs from its request, and a response without the page would start it unseen.
+    let allowed = route.map_or(Method::GET, Route::method);
+    if request.method() != allowed && (route.is_some() || request.method() == Method::HEAD) {
+        return method_not_allowed(&allowed);
     }
-    let Some(route) = routes::route(request.uri().path()) else {
-        return response::not_found(&console);
+    let Some(route) = route else {
+        return match form {
+            ErrorForm::Page => response::not_found(&console),
+            ErrorForm::Problem | ErrorForm::Grpc => StatusCode::NOT_FOUND.into_response(),
+        };
     };
-    if !route.allows_method(request.method()) {
-        return method_not_allowed();
-    }
     if !host_matches(&console.origin, &request) {
         // A foreign name may resolve to this address (DNS rebinding).
-        return response::misdirected(&console);
+        return response::misdirected(&console, form);
     }
     if route.is_mutation() && !is_same_origin(&console.origin, request.headers()) {
         console.record_cross_site("origin", route);
@@ -100,9 +104,9 @@ pub(super) async fn guard(
     }
 }
 
-fn method_not_allowed() -> Response {
-    let message = "this path does not take this HTTP method\n";
-    (StatusCode::METHOD_NOT_ALLOWED, message).into_response()
+fn method_not_allowed(allowed: &Method) -> Response {
+    let allow = [(header::ALLOW, allowed.as_str())];
+    (StatusCode::METHOD_NOT_ALLOWED, allow).into_response()
 }
 
 /// The request with its body read: a call takes its permit when all of it has arrived, so that a slow sender holds none.
@@ -111,10 +115,7 @@ async fn buffer_body(request: Request) -> Result<Request, Response> {
     let (parts, body) = request.into_parts();
     match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
         Ok(body) => Ok(Request::from_parts(parts, Body::from(body))),
-        Err(error) => {
-            let message = "the request body is incomplete or too large; try again\n";
-            Err((error.status(), message).into_response())
-        }
+        Err(error) => Err(error.status().into_response()),
     }
 }
 

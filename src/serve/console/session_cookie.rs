@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
+use serde::de::DeserializeOwned;
 
 use super::error::ConsoleError;
 use super::state::Console;
 use crate::broker::CallContext;
-use crate::model::Secret;
+use crate::model::{ParseError, Secret};
 use crate::serve::routes::Route;
 
 /// The cookie over plain HTTP, which only loopback has.
@@ -52,6 +53,27 @@ impl FromRequestParts<Arc<Console>> for ConsoleRequest {
                 permit,
             },
         })
+    }
+}
+
+/// The query of a page; one that cannot be read is malformed.
+pub(super) struct PageQuery<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<Console>> for PageQuery<T> {
+    type Rejection = ConsoleError;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        _console: &Arc<Console>,
+    ) -> Result<Self, ConsoleError> {
+        match Query::<T>::try_from_uri(&parts.uri) {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(_) => Err(ParseError::new(
+                "query",
+                "expected the parameters of this page, each at most once",
+            )
+            .into()),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 
@@ -11,11 +11,11 @@ use super::error::ConsoleError;
 use super::format::{DisplayTime, escape};
 use super::page::{self, Page};
 use super::response;
-use super::session_cookie::ConsoleRequest;
+use super::session_cookie::{ConsoleRequest, PageQuery};
 use super::state::Console;
 use super::timeline_rows::TimelineRow;
 use crate::broker::{TaskFilter, TaskView};
-use crate::model::{TaskId, Timestamp};
+use crate::model::{ParseField as _, TaskId, Timestamp};
 use crate::serve::request_log::record;
 use crate::serve::routes;
 
@@ -64,14 +64,19 @@ pub(super) struct TasksQuery {
 
 pub(super) async fn list(
     State(console): State<Arc<Console>>,
-    Query(query): Query<TasksQuery>,
+    PageQuery(query): PageQuery<TasksQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
     let filter = TaskFilter {
         agent: None,
         ended: query.ended.is_some(),
-        after: query.after.as_deref().map(TaskId::parse).transpose()?,
+        after: query
+            .after
+            .as_deref()
+            .map(TaskId::parse)
+            .transpose()
+            .at("after")?,
         max: ROWS_MAX,
     };
     let tasks = console.broker.list_tasks(&request.context, &filter)?;
@@ -106,7 +111,7 @@ pub(super) async fn page(
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
-    let id = TaskId::parse(&id)?;
+    let id = TaskId::parse(&id).at("id")?;
     record("task", &id);
     let timeline = console.broker.timeline(&request.context, id).await?;
     let now = console.broker.now();

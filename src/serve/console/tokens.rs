@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Deserialize;
 
@@ -11,10 +11,10 @@ use super::error::ConsoleError;
 use super::format::{DisplayTime, escape};
 use super::page::Page;
 use super::response;
-use super::session_cookie::ConsoleRequest;
+use super::session_cookie::{ConsoleRequest, PageQuery};
 use super::state::Console;
 use crate::broker::LiveToken;
-use crate::model::{Timestamp, TokenId};
+use crate::model::{ParseField as _, Timestamp, TokenId};
 use crate::serve::request_log::record;
 
 /// Tokens on one page.
@@ -50,12 +50,22 @@ pub(super) struct TokensQuery {
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(query): Query<TokensQuery>,
+    PageQuery(query): PageQuery<TokensQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
-    let after = query.after.as_deref().map(TokenId::parse).transpose()?;
-    let revoked = query.revoked.as_deref().map(TokenId::parse).transpose()?;
+    let after = query
+        .after
+        .as_deref()
+        .map(TokenId::parse)
+        .transpose()
+        .at("after")?;
+    let revoked = query
+        .revoked
+        .as_deref()
+        .map(TokenId::parse)
+        .transpose()
+        .at("revoked")?;
     let tokens = console
         .broker
         .live_tokens(&request.context, after, ROWS_MAX)
@@ -98,7 +108,7 @@ pub(super) async fn revoke(
     Path(jti): Path<String>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let jti = TokenId::parse(&jti)?;
+    let jti = TokenId::parse(&jti).at("jti")?;
     record("token", &jti);
     console.broker.revoke_token(&request.context, jti).await?;
     Ok(Redirect::to(&format!("/console/tokens?revoked={jti}")).into_response())

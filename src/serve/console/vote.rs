@@ -72,11 +72,11 @@ pub(super) async fn begin(
     // The session first: without one a request learns nothing of the form of a vote.
     console.broker.signed_in_user(&request.context)?;
     let body: BeginVoteBody = response::parse_json(&headers, &body)?;
-    let id = AccessRequestId::parse(&id)?;
+    let id = AccessRequestId::parse(&id).at("id")?;
     record("access_request", &id);
     let comment = body.comment.map(|text| Comment::parse(&text)).transpose();
     let vote_request = VoteInput {
-        profile: ProfileName::parse(&body.profile)?,
+        profile: ProfileName::parse(&body.profile).at("profile")?,
         verdict: match body.verdict {
             VerdictBody::Approve => Verdict::Approve,
             VerdictBody::Deny => Verdict::Deny,
@@ -86,7 +86,7 @@ pub(super) async fn begin(
             max_uses: body.max_uses,
         },
         comment: comment?,
-        policy: Some(Digest::parse(&body.policy)?),
+        policy: Some(Digest::parse(&body.policy).at("policy")?),
     };
     let statement = console
         .broker
@@ -109,7 +109,7 @@ pub(super) async fn cast(
 ) -> Result<Response, ConsoleError> {
     console.broker.signed_in_user(&request.context)?;
     let body: CastVoteBody = response::parse_json(&headers, &body)?;
-    let id = AccessRequestId::parse(&id)?;
+    let id = AccessRequestId::parse(&id).at("id")?;
     record("access_request", &id);
     let answer = PasskeyAnswer {
         credential: body.credential,

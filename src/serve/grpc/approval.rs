@@ -45,8 +45,9 @@ impl ApprovalService for GrpcService {
         request: Request<v1::GetCardRequest>,
     ) -> Result<Response<v1::GetCardResponse>, Status> {
         let (call, message) = self.begin_call(GET_CARD, request).await?;
-        let id =
-            AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
+        let id = AccessRequestId::parse(&message.access_request_id)
+            .at("access_request_id")
+            .map_err(self.malformed(&call))?;
         record("access_request", &id);
         self.respond(
             self.broker
@@ -83,8 +84,9 @@ impl ApprovalService for GrpcService {
         request: Request<v1::CastVoteRequest>,
     ) -> Result<Response<v1::CastVoteResponse>, Status> {
         let (call, message) = self.begin_call(CAST_VOTE, request).await?;
-        let id =
-            AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
+        let id = AccessRequestId::parse(&message.access_request_id)
+            .at("access_request_id")
+            .map_err(self.malformed(&call))?;
         record("access_request", &id);
         let proof =
             parse_proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
@@ -103,7 +105,9 @@ impl ApprovalService for GrpcService {
         request: Request<v1::InviteApproverRequest>,
     ) -> Result<Response<v1::InviteApproverResponse>, Status> {
         let (call, message) = self.begin_call(INVITE_APPROVER, request).await?;
-        let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
+        let person = PersonId::parse(&message.person_id)
+            .at("person_id")
+            .map_err(self.malformed(&call))?;
         let invited = self.broker.invite_approver(&call, person).await;
         self.respond(invited.map(|invited| v1::InviteApproverResponse {
             code: invited.code.expose_secret().to_owned(),
@@ -128,11 +132,15 @@ impl ApprovalService for GrpcService {
         request: Request<v1::RevokeApproverKeysRequest>,
     ) -> Result<Response<v1::RevokeApproverKeysResponse>, Status> {
         let (call, message) = self.begin_call(REVOKE_APPROVER_KEYS, request).await?;
-        let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
+        let person = PersonId::parse(&message.person_id)
+            .at("person_id")
+            .map_err(self.malformed(&call))?;
         let key = match message.key.as_str() {
             "" => None,
             text => Some(Thumbprint(
-                Digest::parse(text).map_err(self.malformed(&call))?,
+                Digest::parse(text)
+                    .at("key")
+                    .map_err(self.malformed(&call))?,
             )),
         };
         let revoked = self.broker.revoke_approver_keys(&call, person, key).await;
@@ -155,7 +163,7 @@ fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxQ
     };
     let after = match message.page_token.as_str() {
         "" => None,
-        text => Some(InboxCursor::parse(text)?),
+        text => Some(InboxCursor::parse(text).at("page_token")?),
     };
     Ok(InboxQuery {
         mine: message.decidable_only,
@@ -168,7 +176,7 @@ fn parse_vote_request(
     message: &v1::BeginVoteRequest,
 ) -> Result<(AccessRequestId, VoteInput), ParseError> {
     let vote_request = VoteInput {
-        profile: ProfileName::parse(&message.profile)?,
+        profile: ProfileName::parse(&message.profile).at("profile")?,
         verdict: proto_convert::verdict(message.verdict)?,
         narrowing: Narrowing {
             max_ttl: message
@@ -184,11 +192,11 @@ fn parse_vote_request(
         },
         policy: match message.policy_version.as_str() {
             "" => None,
-            text => Some(Digest::parse(text)?),
+            text => Some(Digest::parse(text).at("policy_version")?),
         },
     };
     Ok((
-        AccessRequestId::parse(&message.access_request_id)?,
+        AccessRequestId::parse(&message.access_request_id).at("access_request_id")?,
         vote_request,
     ))
 }

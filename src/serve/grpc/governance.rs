@@ -47,8 +47,7 @@ impl GovernanceService for GrpcService {
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
         while let Some(piece) = pieces.message().await? {
-            let too_large =
-                |rule: String| self.malformed(&call)(ParseError::new("policy bundle", rule));
+            let too_large = |rule: String| self.malformed(&call)(ParseError::new("content", rule));
             size = size
                 .saturating_add(piece.content.len())
                 .saturating_add(piece.path.len());
@@ -99,10 +98,13 @@ impl GovernanceService for GrpcService {
         request: Request<v1::SuspendAgentRequest>,
     ) -> Result<Response<v1::SuspendAgentResponse>, Status> {
         let (call, message) = self.begin_call(SUSPEND_AGENT, request).await?;
-        let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
-            let reason = optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
-            Ok((agent, reason.transpose()?))
-        });
+        let parsed = AgentId::parse(&message.agent_id)
+            .at("agent_id")
+            .and_then(|agent| {
+                let reason =
+                    optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
+                Ok((agent, reason.transpose()?))
+            });
         let (agent, reason) = parsed.map_err(self.malformed(&call))?;
         let suspended = self.broker.suspend_agent(&call, agent, reason).await;
         self.respond(suspended.map(|(tasks, position)| v1::SuspendAgentResponse {
@@ -116,7 +118,9 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ResumeAgentRequest>,
     ) -> Result<Response<v1::ResumeAgentResponse>, Status> {
         let (call, message) = self.begin_call(RESUME_AGENT, request).await?;
-        let agent = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
+        let agent = AgentId::parse(&message.agent_id)
+            .at("agent_id")
+            .map_err(self.malformed(&call))?;
         self.respond(
             self.broker
                 .resume_agent(&call, agent)
@@ -133,7 +137,8 @@ impl GovernanceService for GrpcService {
         let parsed = page_size(message.page_size).and_then(|max| {
             let after = optional(&message.page_token)
                 .map(AgentId::parse)
-                .transpose()?;
+                .transpose()
+                .at("page_token")?;
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
@@ -156,7 +161,9 @@ impl GovernanceService for GrpcService {
         request: Request<v1::GetAgentRequest>,
     ) -> Result<Response<v1::GetAgentResponse>, Status> {
         let (call, message) = self.begin_call(GET_AGENT, request).await?;
-        let id = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
+        let id = AgentId::parse(&message.agent_id)
+            .at("agent_id")
+            .map_err(self.malformed(&call))?;
         let found = self.broker.get_agent(&call, &id);
         self.respond(found.map(|view| v1::GetAgentResponse {
             agent: Some(convert::registered_agent(&view)),
@@ -168,10 +175,13 @@ impl GovernanceService for GrpcService {
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         let (call, message) = self.begin_call(FREEZE, request).await?;
-        let parsed = FreezeScope::parse(&message.scope).and_then(|scope| {
-            let reason = optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
-            Ok((scope, reason.transpose()?))
-        });
+        let parsed = FreezeScope::parse(&message.scope)
+            .at("scope")
+            .and_then(|scope| {
+                let reason =
+                    optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
+                Ok((scope, reason.transpose()?))
+            });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
         let summary = self.broker.freeze(&call, scope, reason).await;
         self.respond(summary.map(|summary| v1::FreezeResponse {
@@ -188,7 +198,9 @@ impl GovernanceService for GrpcService {
         request: Request<v1::UnfreezeRequest>,
     ) -> Result<Response<v1::UnfreezeResponse>, Status> {
         let (call, message) = self.begin_call(UNFREEZE, request).await?;
-        let scope = FreezeScope::parse(&message.scope).map_err(self.malformed(&call))?;
+        let scope = FreezeScope::parse(&message.scope)
+            .at("scope")
+            .map_err(self.malformed(&call))?;
         let lifted = self.broker.unfreeze(&call, scope).await;
         self.respond(lifted.map(|position| v1::UnfreezeResponse { position }))
     }
@@ -226,11 +238,13 @@ impl GovernanceService for GrpcService {
             Ok(TaskFilter {
                 agent: optional(&message.agent_id)
                     .map(AgentId::parse)
-                    .transpose()?,
+                    .transpose()
+                    .at("agent_id")?,
                 ended: message.include_ended,
                 after: optional(&message.page_token)
                     .map(TaskId::parse)
-                    .transpose()?,
+                    .transpose()
+                    .at("page_token")?,
                 max,
             })
         });
@@ -254,7 +268,9 @@ impl GovernanceService for GrpcService {
         request: Request<v1::EndTaskRequest>,
     ) -> Result<Response<v1::EndTaskResponse>, Status> {
         let (call, message) = self.begin_call(END_TASK, request).await?;
-        let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        let task = TaskId::parse(&message.task_id)
+            .at("task_id")
+            .map_err(self.malformed(&call))?;
         record("task", &task);
         let ended = self
             .broker
@@ -276,7 +292,8 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let (call, message) = self.begin_call(EXPLAIN, request).await?;
-        self.respond(self.broker.explain(&call, &message.id).map(|e| {
+        let id = explain_id(&message.id).map_err(self.malformed(&call))?;
+        self.respond(self.broker.explain(&call, id).map(|e| {
             v1::ExplainResponse {
                 headline: e.headline,
                 lines: e
@@ -341,7 +358,8 @@ impl GovernanceService for GrpcService {
         let parsed = page_size(message.page_size).and_then(|max| {
             let after = optional(&message.page_token)
                 .map(TokenId::parse)
-                .transpose()?;
+                .transpose()
+                .at("page_token")?;
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
@@ -364,11 +382,14 @@ impl GovernanceService for GrpcService {
         request: Request<v1::GetTimelineRequest>,
     ) -> Result<Response<v1::GetTimelineResponse>, Status> {
         let (call, message) = self.begin_call(GET_TIMELINE, request).await?;
-        let parsed = TaskId::parse(&message.task_id).and_then(|task| {
-            let wrong = |_| ParseError::new("page_token", "expected a token of the page before");
-            let offset = optional(&message.page_token).map(|text| text.parse::<usize>());
-            Ok((task, offset.transpose().map_err(wrong)?.unwrap_or(0)))
-        });
+        let parsed = TaskId::parse(&message.task_id)
+            .at("task_id")
+            .and_then(|task| {
+                let wrong =
+                    |_| ParseError::new("page_token", "expected a token of the page before");
+                let offset = optional(&message.page_token).map(|text| text.parse::<usize>());
+                Ok((task, offset.transpose().map_err(wrong)?.unwrap_or(0)))
+            });
         let (task, offset) = parsed.map_err(self.malformed(&call))?;
         record("task", &task);
         let whole = self.broker.timeline(&call, task).await;
@@ -446,6 +467,25 @@ fn page_size(size: u32) -> Result<usize, ParseError> {
             format!("must be at most {PAGE_MAX}"),
         )),
     }
+}
+
+/// An id that `Explain` takes.
+fn explain_id(text: &str) -> Result<&str, ParseError> {
+    let prefix = text.split_once('_').map_or("", |(prefix, _)| prefix);
+    match prefix {
+        "dec" => DecisionId::parse(text).map(drop),
+        "areq" => AccessRequestId::parse(text).map(drop),
+        "task" => TaskId::parse(text).map(drop),
+        "tok" => TokenId::parse(text).map(drop),
+        "cor" => CorrelationId::parse(text).map(drop),
+        _ => Err(ParseError::new(
+            "id",
+            "expected the id of a decision, an access request, a task, a token or a refusal, which begins dec_, areq_, task_, \
+             tok_ or cor_",
+        )),
+    }
+    .at("id")?;
+    Ok(text)
 }
 
 /// Text, if there is any: empty means absent in proto3.

@@ -137,8 +137,8 @@ fn parse_access_watch(
         None => None,
     };
     Ok((
-        TaskId::parse(&message.task_id)?,
-        AccessRequestId::parse(&message.access_request_id)?,
+        TaskId::parse(&message.task_id).at("task_id")?,
+        AccessRequestId::parse(&message.access_request_id).at("access_request_id")?,
         cursor,
     ))
 }

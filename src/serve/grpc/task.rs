@@ -111,7 +111,9 @@ impl TaskService for GrpcService {
         request: Request<v1::KeepAliveRequest>,
     ) -> Result<Response<v1::KeepAliveResponse>, Status> {
         let (call, message) = self.begin_call(KEEP_ALIVE, request).await?;
-        let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        let task = TaskId::parse(&message.task_id)
+            .at("task_id")
+            .map_err(self.malformed(&call))?;
         let until = self.broker.keep_alive(&call, task).await;
         self.respond(until.map(|until| v1::KeepAliveResponse {
             lease_until: Some(proto_convert::timestamp_to_wire(until)),
@@ -171,7 +173,7 @@ fn parse_open_task(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Parse
             "max_duration",
             required("max_duration", message.max_duration.as_ref())?,
         )?,
-        idempotency_key: IdempotencyKey::parse(&message.idempotency_key)?,
+        idempotency_key: IdempotencyKey::parse(&message.idempotency_key).at("idempotency_key")?,
         heartbeat: message
             .heartbeat
             .as_ref()
@@ -188,7 +190,7 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
         .transpose()?
         .unwrap_or(0);
     Ok(RequestTokenInput {
-        task: TaskId::parse(&message.task_id)?,
+        task: TaskId::parse(&message.task_id).at("task_id")?,
         action: proto_convert::action(required("action", message.action.as_ref())?)?,
         ttl: proto_convert::seconds("ttl", required("ttl", message.ttl.as_ref())?)?,
         reason: if message.reason.is_empty() {
@@ -196,7 +198,7 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
         } else {
             Some(UntrustedText::parse("reason", &message.reason)?)
         },
-        idempotency_key: IdempotencyKey::parse(&message.idempotency_key)?,
+        idempotency_key: IdempotencyKey::parse(&message.idempotency_key).at("idempotency_key")?,
         wait_ms: u64::try_from(wait)
             .map_err(|_| ParseError::new("wait", "must not be negative"))?
             .saturating_mul(1000),
@@ -210,8 +212,8 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
 
 fn parse_ids(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), ParseError> {
     Ok((
-        TaskId::parse(task)?,
-        AccessRequestId::parse(access_request)?,
+        TaskId::parse(task).at("task_id")?,
+        AccessRequestId::parse(access_request).at("access_request_id")?,
     ))
 }
 
@@ -228,7 +230,7 @@ fn parse_complete_task(message: &v1::CompleteTaskRequest) -> Result<EndTaskInput
         }
     };
     Ok(EndTaskInput {
-        task: TaskId::parse(&message.task_id)?,
+        task: TaskId::parse(&message.task_id).at("task_id")?,
         outcome: Some(outcome),
     })
 }

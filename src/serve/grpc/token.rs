@@ -9,13 +9,14 @@ use super::convert;
 use super::service::GrpcService;
 use super::streams::{Messages, StreamSender};
 use crate::broker::{Broker, FeedStart, UseOutcome};
-use crate::model::{Secret, Timestamp, TokenId, UseId};
+use crate::model::{ParseField as _, Reason, Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::{position, position_to_wire, timestamp_to_wire};
 use crate::proto::v1;
 use crate::proto::v1::watch_revocations_response::Message;
 use crate::serve::authorization::{CONSUME_TOKEN, INTROSPECT, REVOKE_TOKEN, WATCH_REVOCATIONS};
 use crate::serve::request_log::record;
 use crate::serve::services::token_service_server::TokenService;
+use crate::serve::status::status;
 
 /// How often a stream without events sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -58,7 +59,9 @@ impl TokenService for GrpcService {
         request: Request<v1::ConsumeTokenRequest>,
     ) -> Result<Response<v1::ConsumeTokenResponse>, Status> {
         let (call, message) = self.begin_call(CONSUME_TOKEN, request).await?;
-        let use_id = UseId::parse(&message.use_id).map_err(self.malformed(&call))?;
+        let use_id = UseId::parse(&message.use_id)
+            .at("use_id")
+            .map_err(self.malformed(&call))?;
         let consumed = self
             .broker
             .consume_token(&call, &Secret::new(message.token), &use_id)
@@ -84,7 +87,9 @@ impl TokenService for GrpcService {
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
         let (call, message) = self.begin_call(REVOKE_TOKEN, request).await?;
-        let jti = TokenId::parse(&message.jti).map_err(self.malformed(&call))?;
+        let jti = TokenId::parse(&message.jti)
+            .at("jti")
+            .map_err(self.malformed(&call))?;
         let revoked = self.broker.revoke_token(&call, jti).await;
         self.respond(revoked.map(|revoked| v1::RevokeTokenResponse {
             changed: revoked.changed,
@@ -136,7 +141,12 @@ async fn watch(
         tail.borrow_and_update();
         if !broker.is_registered(&start.caller) {
             let message = "no longer a registered validator; ask an operator";
-            return sender.end(Status::permission_denied(message)).await;
+            let refusal = broker.refuse_unauthenticated(
+                WATCH_REVOCATIONS.name,
+                Reason::NotPermitted,
+                message,
+            );
+            return sender.end(status(&refusal, &broker)).await;
         }
         let (events, read_through, last_event) = broker.feed_after(after);
         let has_more = !events.is_empty();

@@ -156,7 +156,7 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
         .await;
     assert_eq!(
         (answer.status, answer.reason().as_str()),
-        (400, "MALFORMED")
+        (415, "MALFORMED")
     );
     assert_eq!(journal_size(&s), before, "no entry was written");
     // Neither the session nor the statement was ended by any of the above.

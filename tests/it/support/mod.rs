@@ -10,6 +10,7 @@ pub mod environment;
 pub mod invariants;
 pub mod jwt_crosscheck;
 pub mod passkey_votes;
+pub mod raw_http;
 pub mod served_broker;
 pub mod software_authenticator;
 pub mod stats_recount;

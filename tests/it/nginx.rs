@@ -1,0 +1,187 @@
+//! A real nginx in front of the broker: the example's configuration carries gRPC, and `auth_request` pointed at a gRPC method
+//! lets nothing through. Without nginx the tests print that they are skipped; with `DIPYLON_REQUIRE=nginx` they fail.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use dipylon_sdk::client::{ConnectOptions, Endpoint};
+
+use crate::support::certificate_authority::{Authority, replace_file};
+use crate::support::raw_http::{http1, raw_http1};
+use crate::support::served_broker::ServedBroker;
+use crate::support::wait::until;
+
+const NGINX: &str = "/usr/sbin/nginx";
+
+/// Whether nginx is not installed, so that the test is skipped.
+fn is_skipped() -> bool {
+    if Path::new(NGINX).exists() {
+        return false;
+    }
+    let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|r| r == "nginx"),
+        "required but not installed: {NGINX}"
+    );
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _written = writeln!(std::io::stderr(), "SKIPPED {test}: there is no {NGINX}");
+    true
+}
+
+/// A running nginx; killed when dropped.
+struct Nginx {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Nginx {
+    /// Starts nginx with this configuration, and waits until it listens. `DIR` in it is a fresh directory.
+    async fn start(dir: tempfile::TempDir, configuration: &str, listens: SocketAddr) -> Self {
+        let root = dir.path().to_str().expect("text").to_owned();
+        let globals = format!(
+            "daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\n"
+        );
+        // Everything that nginx writes stays in the directory.
+        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|name| format!("    {name}_temp_path {root}/{name};\n"))
+            .concat();
+        let text = configuration.replace("DIR", &root).replacen(
+            "http {",
+            &format!("http {{\n    access_log off;\n{paths}"),
+            1,
+        );
+        let path = dir.path().join("nginx.conf");
+        std::fs::write(&path, format!("{globals}{text}")).expect("written");
+        let child = Command::new(NGINX)
+            .args(["-p", &root, "-c"])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        until("nginx listens", || {
+            std::net::TcpStream::connect(listens).is_ok()
+        })
+        .await;
+        Self { child, _dir: dir }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A loopback address that is free now.
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    listener.local_addr().expect("address")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn auth_request_at_a_method_lets_nothing_through() {
+    if is_skipped() {
+        return;
+    }
+    let s = ServedBroker::start().await;
+    let broker = s.url.trim_start_matches("http://");
+    let address = free_address();
+    let locations: String = dipylon_sdk::proto::methods()
+        .iter()
+        .map(String::as_str)
+        .chain([
+            "grpc.health.v1.Health/Check",
+            "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ])
+        .enumerate()
+        .map(|(n, method)| {
+            // Each way that a request can be passed on.
+            let versions = ["1.0", "1.1"].map(|version| {
+                let name = format!("{n}-{}", version.replace('.', ""));
+                format!(
+                    "location /guarded/{name} {{ auth_request /ask/{name}; return 200 \"secret\"; }}\n\
+                     location = /content/{name} {{ auth_request /ask/{name}; try_files /secret =404; }}\n\
+                     location = /ask/{name} {{ internal; proxy_http_version {version}; \
+                     proxy_pass http://{broker}/{method}; proxy_pass_request_body off; \
+                     proxy_set_header Content-Length \"\"; }}\n"
+                )
+            });
+            versions.concat()
+        })
+        .collect();
+    let configuration = format!(
+        "events {{}}\nhttp {{\nserver {{\nlisten {address};\nroot DIR/www;\n\
+         location = /open {{ try_files /secret =404; }}\n{locations}}}\n}}\n"
+    );
+    let dir = tempfile::tempdir().expect("dir");
+    std::fs::create_dir(dir.path().join("www")).expect("made");
+    std::fs::write(dir.path().join("www/secret"), "secret").expect("written");
+    let _nginx = Nginx::start(dir, &configuration, address).await;
+    let url = format!("http://{address}");
+    let open = http1(&url, "GET", "/open", &[], &[]).await;
+    assert_eq!((open.status, open.body.as_slice()), (200, &b"secret"[..]));
+    let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
+    for n in 0..dipylon_sdk::proto::methods().len() + 2 {
+        for version in ["10", "11"] {
+            for (method, headers) in [("GET", &[][..]), ("GET", &grpc), ("POST", &grpc)] {
+                let path = format!("/content/{n}-{version}");
+                let answer = http1(&url, method, &path, headers, &[]).await;
+                let what = format!("{method} {path} {headers:?}");
+                assert_eq!(answer.status, 500, "{what}");
+                assert!(!answer.body.starts_with(b"secret"), "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn example_configuration_carries_grpc() {
+    if is_skipped() {
+        return;
+    }
+    let s = ServedBroker::start().await;
+    let address = free_address();
+    let other = free_address();
+    let dir = tempfile::tempdir().expect("dir");
+    let authority = Authority::new();
+    let (certificate, key) = authority.certify();
+    replace_file(&dir.path().join("ca.pem"), &authority.pem, 0o644);
+    replace_file(&dir.path().join("tls.crt"), &certificate, 0o644);
+    replace_file(&dir.path().join("tls.key"), &key, 0o600);
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nginx/nginx.conf");
+    let example = std::fs::read_to_string(example).expect("readable");
+    let replaced = [
+        ("listen              443 ", format!("listen {address} ")),
+        ("listen              8443 ", format!("listen {other} ")),
+        ("/etc/dipylon/", "DIR/".to_owned()),
+        (
+            "127.0.0.1:7700",
+            s.url.trim_start_matches("http://").to_owned(),
+        ),
+    ];
+    let configuration = replaced.iter().fold(example, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    });
+    let reach = ConnectOptions {
+        ca: Some(dir.path().join("ca.pem")),
+        socket: None,
+    };
+    let _nginx = Nginx::start(dir, &configuration, address).await;
+    // The refusal of the broker, with its details, has come through.
+    let endpoint = Endpoint::connect_with(&format!("https://{address}"), &reach);
+    let endpoint = endpoint.expect("endpoint").with_retry_ms(0);
+    let key = std::sync::Arc::new(s.env.key_of("maria"));
+    let approver = dipylon_sdk::client::ApproverClient::new(endpoint, key);
+    let refused = approver.access_requests().await.expect_err("another URL");
+    assert!(refused.correlation().is_some(), "{refused:?}");
+    // A service behind `auth_request` whose authorizer is down is closed.
+    let plain = format!("GET / HTTP/1.1\r\nhost: {other}\r\nconnection: close\r\n\r\n");
+    let answer = raw_http1(&other.to_string(), plain.as_bytes()).await;
+    assert_eq!(answer.status, 400, "TLS alone");
+}
