@@ -3,14 +3,17 @@
 //! is run through the checks that the product uses.
 
 mod feed;
-mod jose;
 mod keys;
+mod proofs;
 mod read;
+mod tokens;
 mod values;
+mod votes;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use dipylon_sdk::model::Digest;
+use serde_json::{Value, json};
 
 /// The moment of the vectors, in Unix seconds.
 const NOW: i64 = 1_800_000_000;
@@ -21,14 +24,14 @@ type Generate = fn(&Former) -> Value;
 
 /// Every file and the function that writes it.
 const FILES: [(&str, Generate); 8] = [
-    ("access_tokens.json", jose::access_tokens),
+    ("access_tokens.json", tokens::access_tokens),
     ("action_digests.json", values::action_digests),
     ("commitments.json", values::commitments),
-    ("dpop_proofs.json", jose::dpop_proofs),
+    ("dpop_proofs.json", proofs::dpop_proofs),
     ("ids.json", values::ids),
     ("keys.json", values::key_vectors),
     ("revocation_feed.json", feed::revocation_feed),
-    ("vote_statements.json", values::vote_statements),
+    ("vote_statements.json", votes::vote_statements),
 ];
 
 fn folder() -> PathBuf {
@@ -80,8 +83,39 @@ impl Former {
 
 /// The first token of `access_tokens.json`, which the proofs for a resource server belong to.
 fn good_token() -> String {
-    let tokens = jose::access_tokens(&Former::load("access_tokens.json"));
+    let tokens = tokens::access_tokens(&Former::load("access_tokens.json"));
     text(&tokens["vectors"][0], "token").to_owned()
+}
+
+/// A change to a proof's or token's header and claims before it is signed.
+type Change = fn(&mut Value, &mut Value);
+
+/// The digest of the documented action.
+fn action_digest() -> Digest {
+    let canonical = r#"{"action":"account.disable","audience":"https://idp.soc.example","parameters":{"end_sessions":true},"target":{"id":"ann","type":"Account"}}"#;
+    Digest::tagged("dipylon/action/v1", canonical.as_bytes())
+}
+
+/// A vector with its name and verdict.
+fn named(vector: Value, name: &str, why: Option<&str>) -> Value {
+    let mut named = json!({
+        "name": name,
+        "expect": if why.is_none() { "accept" } else { "refuse" },
+    });
+    if let Some(why) = why {
+        named["why"] = json!(why);
+    }
+    let members = named.as_object_mut().expect("object");
+    for (member, value) in vector.as_object().expect("object") {
+        members
+            .entry(member.as_str())
+            .or_insert_with(|| value.clone());
+    }
+    named
+}
+
+fn remove(value: &mut Value, name: &str) {
+    value.as_object_mut().expect("object").remove(name);
 }
 
 #[test]
