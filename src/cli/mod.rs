@@ -243,4 +243,26 @@ mod tests {
             "internal commands of the demo are hidden"
         );
     }
+
+    /// Random ids in base64url begin with `-` once in sixty-four.
+    #[test]
+    fn random_ids_are_values_and_not_options() {
+        let request = [
+            "token",
+            "request",
+            "--action=case.read",
+            "--target=Case::INC-8841",
+            "--audience=https://cases.soc.example",
+            "--idempotency-key",
+            "-xq2",
+        ];
+        let thumbprint = format!("-{}", "A".repeat(42));
+        let revoke = ["approver", "revoke", "maria", "--only", thumbprint.as_str()];
+        for args in [request.as_slice(), revoke.as_slice()] {
+            let args = std::iter::once("dipylon").chain(args.iter().copied());
+            if let Err(error) = Cli::try_parse_from(args) {
+                panic!("{error}");
+            }
+        }
+    }
 }

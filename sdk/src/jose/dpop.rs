@@ -515,6 +515,10 @@ mod tests {
                 "{name} {value} {error:?}"
             );
         }
+        // RFC 7519 §2: a date may have a fraction; it is rounded down.
+        let proof = signed(&key, |_, c| c["iat"] = json!(1_800_000_000.75));
+        let checked = check(&proof, &by_iat(NOW)).expect("a date with a fraction");
+        assert_eq!(checked.iat(), NOW);
         for name in ["jti", "htm", "htu", "iat"] {
             let proof = signed(&key, |_, c| drop(c.as_object_mut().map(|c| c.remove(name))));
             assert!(
