@@ -203,7 +203,8 @@ impl Broker {
         })
     }
 
-    /// Rules of a decision with their `@why` in the bundle in force.
+    /// The first rules of a decision with their `@why` in the bundle in force: as many as leave room for the rest of a reply.
+    /// `Explain` names the others.
     pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
         let in_force = self.projections.rules();
         let why = |id: &str| {
@@ -213,13 +214,27 @@ impl Broker {
                 .and_then(|r| r.why.clone())
                 .unwrap_or_default()
         };
+        let mut left = RULES_SHOWN_BYTES_MAX;
+        let fits = |rule: &RuleSummary| {
+            let bytes = rule.id.len() + rule.file.len() + rule.why.len();
+            let rest = left.checked_sub(bytes);
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        };
         rules
             .iter()
+            .take(RULES_SHOWN_MAX)
             .map(|r| RuleSummary {
                 id: r.id.to_string(),
                 file: r.file.to_string(),
                 why: why(&r.id),
             })
+            .take_while(fits)
             .collect()
     }
 }
+
+/// Most rules of a decision in a reply or on a card.
+const RULES_SHOWN_MAX: usize = 16;
+/// Most bytes of their texts.
+const RULES_SHOWN_BYTES_MAX: usize = 8 * 1024;

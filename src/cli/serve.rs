@@ -113,7 +113,7 @@ pub(super) async fn run(
         .await
         .map_err(|e| CliError::failed(e.to_string()))?;
     let checkpoint = broker.journal().head().borrow().checkpoint.to_string();
-    if let Err(why) = broker.ready() {
+    if let Err(why) = broker.readiness() {
         let hint = if no_seed {
             "; apply a policy bundle with the code below, or start with --policy DIR"
         } else {

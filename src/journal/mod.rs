@@ -4,6 +4,7 @@
 //! entries, in one total order, durable before the append is answered. Trusts: its directory's lock and SQLite's
 //! `synchronous=FULL`. Refuses: an append with a stale version, past its deadline, or too large. Never decides anything else.
 
+mod health;
 mod occ;
 mod sqlite;
 mod writer;
@@ -19,6 +20,8 @@ use crate::clock::Clock;
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
+use health::Health;
+pub use health::JournalFault;
 pub use sqlite::{JournalReader, StoredEntry};
 pub use writer::CrashPoint;
 
@@ -108,7 +111,8 @@ impl Committed {
     }
 }
 
-/// Why nothing was appended.
+/// Why an append was not answered with its entry. After [`AppendError::OutcomeUnknown`] it may be durable all the same; after
+/// every other error nothing was appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// These streams advanced since the decision: decide again.
@@ -129,10 +133,13 @@ pub enum AppendError {
     /// The writer's queue is full (4,096 appends).
     #[error("the journal's queue is full")]
     QueueFull,
-    /// The commit may or may not be durable: the process must end, and replay decides.
+    /// The database refused the write, and is unchanged.
+    #[error("the journal could not be written")]
+    WriteFailed,
+    /// The commit may or may not be durable: the writer has stopped, and the replay at the next start decides.
     #[error("the outcome of the commit is unknown")]
     OutcomeUnknown,
-    /// The writer has stopped.
+    /// The writer had stopped before it began with the append.
     #[error("the journal is closed")]
     Closed,
 }
@@ -216,12 +223,20 @@ pub struct FaultInjection {
 /// A handle to the one writer of a data directory.
 #[derive(Clone)]
 pub struct Journal {
-    requests: mpsc::Sender<AppendRequest>,
+    requests: mpsc::Sender<WriterRequest>,
+    health: Arc<Health>,
     head: watch::Receiver<JournalHead>,
     reader: Arc<JournalReader>,
     dir: Arc<Path>,
     clock: Clock,
     observe: Option<AppendObserver>,
+}
+
+/// What the writer is asked for.
+enum WriterRequest {
+    Append(AppendRequest),
+    /// A write that leaves nothing, to learn whether the disk takes entries.
+    Probe(oneshot::Sender<()>),
 }
 
 struct AppendRequest {
@@ -276,6 +291,7 @@ impl Journal {
         let (requests, inbox) = mpsc::channel(QUEUE_MAX);
         let (head_sender, head) = watch::channel(writer.head());
         let reader = Arc::new(JournalReader::open(dir)?);
+        let health = writer.health();
         // The thread owns the lock: the directory is unlocked after the last commit, once no handle is left.
         std::thread::Builder::new()
             .name("journal".to_owned())
@@ -286,6 +302,7 @@ impl Journal {
             .map_err(io("start the writer of"))?;
         Ok(Self {
             requests,
+            health,
             head,
             reader,
             dir: dir.into(),
@@ -309,12 +326,35 @@ impl Journal {
     async fn enqueue(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
         let (reply, answer) = oneshot::channel();
         self.requests
-            .try_send(AppendRequest { append, reply })
+            .try_send(WriterRequest::Append(AppendRequest { append, reply }))
             .map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => AppendError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
             })?;
-        answer.await.unwrap_or(Err(AppendError::Closed))
+        // The writer answers every request it has not begun. Without an answer it died on this one, before or after the commit.
+        answer.await.unwrap_or(Err(AppendError::OutcomeUnknown))
+    }
+
+    /// Whether the journal takes entries now, by its last commit or probe.
+    pub fn health(&self) -> Result<(), JournalFault> {
+        if self.requests.is_closed() || self.head.borrow().failed {
+            return Err(JournalFault::Stopped);
+        }
+        self.health.check(self.clock.uptime())
+    }
+
+    /// Uptime of the last commit or probe that succeeded; `None` before the first.
+    pub fn last_commit(&self) -> Option<Duration> {
+        self.health.last_commit()
+    }
+
+    /// Writes to the disk without leaving anything; [`Journal::health`] has the outcome.
+    pub async fn probe(&self) {
+        let (reply, answer) = oneshot::channel();
+        // A full queue means that appends tell soon; a closed one is a fault already.
+        if self.requests.try_send(WriterRequest::Probe(reply)).is_ok() {
+            let _written_or_stopped = answer.await.is_ok();
+        }
     }
 
     /// Size of the journal's files in bytes, WAL included.

@@ -40,7 +40,7 @@ async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
 }
 
 async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
-    match broker.ready() {
+    match broker.readiness() {
         Ok(()) => (StatusCode::OK, "ready\n").into_response(),
         Err(why) => (
             StatusCode::SERVICE_UNAVAILABLE,

@@ -217,6 +217,7 @@ pub async fn serve(
         () = &mut journal_stopped => Err(ServeError::Journal),
     };
     upkeep.abort();
+    broker.record_final_counts().await;
     if let Some(certificate_reload) = certificate_reload {
         certificate_reload.abort();
     }

@@ -11,6 +11,7 @@
 mod access_request_lifecycle;
 mod admission;
 mod adversarial_review;
+mod answer_size;
 mod approval_limits;
 mod architecture;
 mod audit;
@@ -44,10 +45,12 @@ mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod packaging;
+mod page_tokens;
 mod passkey_enrolment;
 mod properties;
 mod readme_walkthrough;
 mod reasons_doc;
+mod refusal_counts;
 mod request_command;
 mod sdk_dependencies;
 mod sdk_examples;
@@ -60,6 +63,7 @@ mod tls;
 mod token_lifecycle;
 mod transport;
 mod unforgeable_types;
+mod unknown_outcome;
 mod vectors;
 mod verified_token_cache;
 mod watch_access_request;

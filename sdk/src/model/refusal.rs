@@ -187,6 +187,9 @@ refusals! {
     InvalidPasskeyAssertion = "INVALID_PASSKEY_ASSERTION" PermissionDenied Denied Caller Never,
         "the passkey assertion is invalid",
         "try again with a passkey of yours, at the console's address";
+    PasskeyChanged = "PASSKEY_CHANGED" FailedPrecondition Failed Caller Never,
+        "the passkey now says otherwise than at its enrolment whether it may be synced to other devices, so it is no longer accepted; enrol it again",
+        "ask an operator for an invitation, 'dipylon approver invite', and enrol the passkey again at the console; revoke the old one with 'dipylon approver revoke'";
     InvalidInvitation = "INVALID_INVITATION" PermissionDenied Denied Operator Never,
         "the invitation is unknown, used, or expired",
         "ask an operator for another one: 'dipylon approver invite'";
@@ -229,6 +232,9 @@ refusals! {
     JournalUnavailable = "JOURNAL_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "the journal cannot take entries; nothing was done",
         "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
+    OutcomeUnknown = "OUTCOME_UNKNOWN" Unavailable Unavailable Operator AfterMs(SECOND_MS),
+        "the outcome is unknown: the journal stopped while it recorded this call; what it recorded counts once the broker has restarted",
+        "repeat the call with the same idempotency key, which is always safe; for a call without one, look first whether it took effect, for example with 'dipylon journal' or a list";
     DecisionUnavailable = "DECISION_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "no decision was possible; nothing was done",
         "try again";

@@ -66,7 +66,9 @@ impl Broker {
             risk,
             action: request.action.clone(),
             parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
-            target_attributes: bundle.target_attributes(&opened.action.target),
+            target_attributes: bundle
+                .target_attributes(&opened.action.target)
+                .map(fit_attributes),
             agent: Requester {
                 id: opened.agent.clone(),
                 owner: person_ref(bundle, opened.owner.clone()),
@@ -101,6 +103,33 @@ impl Broker {
     }
 }
 
+/// Most bytes of a target's attributes on a card, and of the titles of its parameters: with the longest action, a card fits
+/// into a message.
+const ATTRIBUTES_BYTES_MAX: usize = 6 * 1024;
+const TITLES_BYTES_MAX: usize = 6 * 1024;
+/// Framing of one attribute or title in a message, in bytes.
+const FRAME_BYTES: usize = 8;
+
+/// The first attributes, and a last one that counts the others.
+fn fit_attributes(mut all: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut left = ATTRIBUTES_BYTES_MAX;
+    let fits = |(name, value): &&(String, String)| {
+        let rest = left.checked_sub(name.len() + value.len() + FRAME_BYTES);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    let kept = all.iter().take_while(fits).count();
+    let left_out = all.len() - kept;
+    if left_out > 0 {
+        all.truncate(kept);
+        all.push((
+            "…".to_owned(),
+            format!("{left_out} more attributes, too long for a card"),
+        ));
+    }
+    all
+}
+
 /// A person by id, with the name in the policy bundle.
 pub(in crate::broker) fn person_ref(bundle: &PolicyBundle, id: PersonId) -> PersonRef {
     PersonRef {
@@ -115,6 +144,13 @@ fn titles(parameters: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, String> 
     for (name, spec) in parameters {
         title_of(name.clone(), spec, &mut found);
     }
+    // A parameter without its title is shown by its name.
+    let mut left = TITLES_BYTES_MAX;
+    found.retain(|path, title| {
+        let rest = left.checked_sub(path.len() + title.len() + FRAME_BYTES);
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    });
     found
 }
 

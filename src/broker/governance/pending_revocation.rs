@@ -47,9 +47,14 @@ impl Broker {
     ) -> Refusal {
         self.lock(&self.pending_revocations)
             .insert(target, revocation);
-        Refusal {
-            message: PENDING_MESSAGE.to_owned(),
-            ..self.refuse_append(method, error)
+        let refusal = self.refuse_append(method, error);
+        match error {
+            // This process ends; the replay at the next start decides whether the revocation counts.
+            AppendError::OutcomeUnknown => refusal,
+            _ => Refusal {
+                message: PENDING_MESSAGE.to_owned(),
+                ..refusal
+            },
         }
     }
 
