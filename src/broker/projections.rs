@@ -10,7 +10,7 @@ use crate::card::RuleSummary;
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
 use crate::model::{AgentId, Digest, Event, KeyId, Reason, RuleRef, Timestamp};
-use crate::policy::{ActivePolicy, BundleFiles, PolicyBundle};
+use crate::policy::{ActivePolicy, BundleFiles, PolicyBundle, Remedy, RuleEffect, RuleInfo};
 use crate::state::State;
 use crate::state::anomaly::AgentRegistrationChange;
 use crate::verify::{Trust, TrustedDomain};
@@ -207,13 +207,7 @@ impl Broker {
     /// `Explain` names the others.
     pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
         let in_force = self.projections.rules();
-        let why = |id: &str| {
-            in_force
-                .as_ref()
-                .and_then(|r| r.bundle.rule(id))
-                .and_then(|r| r.why.clone())
-                .unwrap_or_default()
-        };
+        let known = |id: &str| in_force.as_ref().and_then(|r| r.bundle.rule(id));
         let mut left = RULES_SHOWN_BYTES_MAX;
         let fits = |rule: &RuleSummary| {
             let bytes = rule.id.len() + rule.file.len() + rule.why.len();
@@ -227,7 +221,8 @@ impl Broker {
             .map(|r| RuleSummary {
                 id: r.id.to_string(),
                 file: r.file.to_string(),
-                why: why(&r.id),
+                why: known(&r.id).and_then(|r| r.why.clone()).unwrap_or_default(),
+                effect: known(&r.id).map(rule_effect).unwrap_or_default().to_owned(),
             })
             .take_while(fits)
             .collect()
@@ -238,3 +233,13 @@ impl Broker {
 const RULES_SHOWN_MAX: usize = 16;
 /// Most bytes of their texts.
 const RULES_SHOWN_BYTES_MAX: usize = 8 * 1024;
+
+/// What a rule does to a decision that it determines.
+pub(in crate::broker) const fn rule_effect(rule: &RuleInfo) -> &'static str {
+    match (rule.effect, &rule.remedy) {
+        (RuleEffect::Permit, _) => "permit",
+        (RuleEffect::Forbid, Some(Remedy::StepUp(_))) => "step_up",
+        (RuleEffect::Forbid, Some(Remedy::MaxTtl(_))) => "max_ttl",
+        (RuleEffect::Forbid, None) => "forbid",
+    }
+}

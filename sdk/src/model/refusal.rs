@@ -234,7 +234,7 @@ refusals! {
         "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
     OutcomeUnknown = "OUTCOME_UNKNOWN" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "the outcome is unknown: the journal stopped while it recorded this call; what it recorded counts once the broker has restarted",
-        "repeat the call with the same idempotency key, which is always safe; for a call without one, look first whether it took effect, for example with 'dipylon journal' or a list";
+        "repeat the call with the same idempotency key, which is always safe; for a call without one, look first whether it took effect, in the lists or on the console's journal page";
     DecisionUnavailable = "DECISION_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "no decision was possible; nothing was done",
         "try again";

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
-use crate::card::{AgentRegistration, Attestation, Card, PersonRef, ProfileProgress, Requester};
+use crate::card::{
+    AgentRegistration, Attestation, Card, PersonRef, ProfileProgress, Requester, RuleSummary,
+};
 use crate::model::*;
 use crate::policy::{CatalogueAction, ParamSpec, ParamType, PolicyBundle, VoteMethod};
 
@@ -80,7 +82,7 @@ impl Broker {
                 verified_at: opened.evidence.verified_at,
                 expires_at: opened.evidence.expires_at,
             },
-            rules: self.rules_shown(&opened.decision.rules),
+            rules: self.rules_that_ask(&opened.decision.rules),
             needs: needs.into_iter().map(need).collect(),
             task: opened.task,
             task_key: task.opened.binding.jkt(),
@@ -100,6 +102,17 @@ impl Broker {
             purpose: task.purpose.clone(),
             reason: request.reason.clone(),
         })
+    }
+}
+
+impl Broker {
+    /// The rules that require an approval, without those that allow the action or limit its lifetime; rules that are no longer
+    /// in force are kept, because it is unknown what they did.
+    fn rules_that_ask(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
+        let asks = |rule: &RuleSummary| !matches!(rule.effect.as_str(), "permit" | "max_ttl");
+        let mut shown = self.rules_shown(rules);
+        shown.retain(asks);
+        shown
     }
 }
 

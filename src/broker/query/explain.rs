@@ -1,9 +1,9 @@
 //! Explanations: why a decision, task, token, access request or refused call is as it is.
 
+use crate::broker::projections::rule_effect;
 use crate::broker::refusals::REFUSALS_KEPT_MAX;
-use crate::broker::{Broker, CallContext, Refusal};
+use crate::broker::{AccessRequestStatus, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::policy::RuleEffect;
 use crate::state::Grant;
 
 /// The explanation of a decision, task, token, access request or refused call.
@@ -242,20 +242,22 @@ impl Broker {
                 .as_ref()
                 .filter(|_| same)
                 .and_then(|r| r.bundle.rule(&rule.id));
+            // Named apart: the rule that allows the action, and the rule because of which it is not simply allowed.
+            let label = match known.map(rule_effect) {
+                Some("permit") => "allowed by rule",
+                Some("step_up") => "approval required by rule",
+                Some("max_ttl") => "lifetime limited by rule",
+                Some(_) => "forbidden by rule",
+                None => "rule",
+            };
             let (location, why) = match known {
-                Some(info) => {
-                    let effect = match info.effect {
-                        RuleEffect::Permit => "permit",
-                        RuleEffect::Forbid => "forbid",
-                    };
-                    (
-                        format!("{}:{} {effect}", rule.file, info.line),
-                        info.why.clone().unwrap_or_default(),
-                    )
-                }
+                Some(info) => (
+                    format!("{}:{}", rule.file, info.line),
+                    info.why.clone().unwrap_or_default(),
+                ),
                 None => (rule.file.to_string(), String::new()),
             };
-            out.line("rule", format!("{} ({location}) {why}", rule.id));
+            out.line(label, format!("{} ({location}) {why}", rule.id));
         }
         for need in &decision.required_profiles {
             out.line("needs", format!("an approval under {}", need.name));
@@ -328,7 +330,29 @@ impl Broker {
                 ),
             );
         }
-        out.line("waits until", request.opened.expires_at.to_string());
+        // A request that no longer waits has no deadline; its end is what counts.
+        let denied = request.votes.iter().rev();
+        let denied = denied
+            .filter(|vote| vote.cast.verdict == Verdict::Deny)
+            .map(|vote| vote.at)
+            .next();
+        match view.status {
+            AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
+                out.line("waits until", request.opened.expires_at.to_string());
+            }
+            AccessRequestStatus::Expired => {
+                out.line("expired at", request.opened.expires_at.to_string());
+            }
+            AccessRequestStatus::Denied => {
+                out.line(
+                    "denied at",
+                    denied.map_or_else(String::new, |at| at.to_string()),
+                );
+            }
+            AccessRequestStatus::Consumed
+            | AccessRequestStatus::Cancelled
+            | AccessRequestStatus::Ended => {}
+        }
         Some(out)
     }
 

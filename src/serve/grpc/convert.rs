@@ -54,6 +54,7 @@ fn rules(rules: Vec<RuleSummary>) -> Vec<v1::Rule> {
             id: r.id,
             file: r.file,
             why: r.why,
+            effect: r.effect,
         })
         .collect()
 }
