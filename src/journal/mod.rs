@@ -136,7 +136,8 @@ pub enum AppendError {
     /// The database refused the write, and is unchanged.
     #[error("the journal could not be written")]
     WriteFailed,
-    /// The commit may or may not be durable: the writer has stopped, and the replay at the next start decides.
+    /// The commit may or may not become durable: the writer has stopped, and the replay at the next start decides; or the disk
+    /// has not answered for [`APPEND_TIME_MAX`], and the entry counts when it does.
     #[error("the outcome of the commit is unknown")]
     OutcomeUnknown,
     /// The writer had stopped before it began with the append.
@@ -216,6 +217,8 @@ pub struct FaultInjection {
     pub keep_wal: bool,
     /// Size limit of the database, in pages of 4 KiB.
     pub pages_max: Option<u32>,
+    /// Longest wait for the answer to an append, if not [`APPEND_TIME_MAX`].
+    pub append_time_max: Option<Duration>,
     /// While true, every append fails with [`AppendError::DiskFull`].
     pub disk_full: Option<Arc<std::sync::atomic::AtomicBool>>,
 }
@@ -229,6 +232,7 @@ pub struct Journal {
     reader: Arc<JournalReader>,
     dir: Arc<Path>,
     clock: Clock,
+    append_time_max: Duration,
     observe: Option<AppendObserver>,
 }
 
@@ -255,6 +259,8 @@ pub struct JournalHead {
     pub failed: bool,
 }
 
+/// Longest wait for the answer to an append: after it, the caller learns that the outcome is unknown.
+pub const APPEND_TIME_MAX: Duration = Duration::from_secs(8);
 /// Most appends that wait for the writer.
 const QUEUE_MAX: usize = 4_096;
 
@@ -307,6 +313,7 @@ impl Journal {
             reader,
             dir: dir.into(),
             clock: options.clock,
+            append_time_max: options.faults.append_time_max.unwrap_or(APPEND_TIME_MAX),
             observe: options.observe,
         })
     }
@@ -331,8 +338,12 @@ impl Journal {
                 mpsc::error::TrySendError::Full(_) => AppendError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
             })?;
-        // The writer answers every request it has not begun. Without an answer it died on this one, before or after the commit.
-        answer.await.unwrap_or(Err(AppendError::OutcomeUnknown))
+        // The writer answers every request it has not begun. Without an answer it died on this one, before or after the commit,
+        // or its disk hangs.
+        match tokio::time::timeout(self.append_time_max, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(AppendError::OutcomeUnknown),
+        }
     }
 
     /// Whether the journal takes entries now, by its last commit or probe.

@@ -1,14 +1,16 @@
 //! Appends whose outcome the broker does not know: the caller is told so, and the replay decides. After every other failure
 //! of the journal nothing was done, and the caller is told that.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dipylon::broker::NotReady;
 use dipylon::journal::{CrashPoint, FaultInjection, JournalFault};
 use dipylon_sdk::model::*;
 
 use crate::support::agent_in_task::{AgentInTask, agent_id};
+use crate::support::wait::until;
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,6 +62,56 @@ async fn unknown_outcome_is_said_and_replay_decides() {
         let again = b.freeze("all").await.expect("frozen");
         assert_eq!(again.changed, !is_durable, "{point:?}");
     }
+}
+
+/// While the disk hangs, an append is answered in bounded time and a freeze holds on this broker at once; when the disk answers,
+/// the entry counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hung_disk_is_an_unknown_outcome() {
+    let (hangs, answers) = std::sync::mpsc::channel::<()>();
+    let (answers, armed) = (Mutex::new(answers), Arc::new(AtomicBool::new(false)));
+    let fires = armed.clone();
+    let faults = FaultInjection {
+        append_time_max: Some(Duration::from_millis(50)),
+        crash_hook: Some(Arc::new(move |at| {
+            if at == CrashPoint::Written && fires.swap(false, Ordering::SeqCst) {
+                // Until the test drops the other end.
+                let _dropped = answers.lock().expect("one writer").recv().is_ok();
+            }
+            false
+        })),
+        ..FaultInjection::default()
+    };
+    let b = TestBroker::start().await;
+    let triage = AgentInTask::new(&b, "triage").await;
+    // From here on only the append that hangs has so little time.
+    let b = b.restart(faults).await;
+    armed.store(true, Ordering::SeqCst);
+    let refusal = b.freeze("agent/triage").await.expect_err("no answer");
+    assert_eq!(refusal.reason, Reason::OutcomeUnknown);
+    assert_eq!(b.broker.state().freezes().len(), 0);
+    let evidence = Some(b.svid(&triage.agent));
+    let token = b
+        .request_token_with_evidence(
+            &triage.agent,
+            triage.task,
+            &read_case(),
+            60,
+            "r-1",
+            evidence,
+        )
+        .await;
+    let reason = refused(token);
+    assert_ne!(reason, Reason::OutcomeUnknown, "refused before the journal");
+    b.manual_clock.advance_millis(5_001);
+    assert_eq!(
+        b.broker.readiness(),
+        Err(NotReady::Journal(JournalFault::Hung))
+    );
+    drop(hangs);
+    until("the entry counts", || b.broker.state().freezes().len() == 1).await;
+    until("the journal is ready", || b.broker.readiness().is_ok()).await;
+    b.check_invariants();
 }
 
 /// A bundle that is in force is reported so, though the ends it causes cannot be recorded yet.

@@ -233,8 +233,8 @@ refusals! {
         "the journal cannot take entries; nothing was done",
         "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
     OutcomeUnknown = "OUTCOME_UNKNOWN" Unavailable Unavailable Operator AfterMs(SECOND_MS),
-        "the outcome is unknown: the journal stopped while it recorded this call; what it recorded counts once the broker has restarted",
-        "repeat the call with the same idempotency key, which is always safe; for a call without one, look first whether it took effect, in the lists or on the console's journal page";
+        "the outcome is unknown: the journal has not confirmed the entry of this call, which may count all the same",
+        "repeat the call with the same idempotency key when the broker is ready again, which is always safe; for a call without one, look first whether it took effect, in the lists or on the console's journal page";
     DecisionUnavailable = "DECISION_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "no decision was possible; nothing was done",
         "try again";

@@ -49,7 +49,7 @@ impl Broker {
             .insert(target, revocation);
         let refusal = self.refuse_append(method, error);
         match error {
-            // This process ends; the replay at the next start decides whether the revocation counts.
+            // Enforced here as well, but whether it is in the journal only the disk or the next start can tell.
             AppendError::OutcomeUnknown => refusal,
             _ => Refusal {
                 message: PENDING_MESSAGE.to_owned(),
