@@ -157,7 +157,7 @@ impl Broker {
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
-            started_at: started_at,
+            started_at,
             recent_refusals: super::RecentRefusals::default(),
             refusal_tally: Mutex::default(),
             refusal_log_throttle: LogThrottle::default(),
