@@ -16,9 +16,6 @@ use crate::state::{Deadline, StoredStatus};
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
 /// Deadlines handled in one tick.
 const DUE_PER_TICK_MAX: usize = 512;
-/// Time between two entries that count refusals at gate 1, in milliseconds.
-const REFUSAL_COUNT_INTERVAL_MS: i64 = 60_000;
-
 impl Broker {
     /// Runs until the journal stops.
     pub async fn run_maintenance(self: Arc<Self>) {
@@ -41,6 +38,7 @@ impl Broker {
         self.renew_serving_mark(now).await;
         // Checked at each tick, so that a clock jump is noticed while no calls come.
         let _status = self.clock_status();
+        self.probe_journal().await;
         let mut expired: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
         for due in self.state.deadlines_by(now, DUE_PER_TICK_MAX) {
             match due {
@@ -147,27 +145,6 @@ impl Broker {
             ..Append::one(event, write_set)
         };
         self.try_append(append).await
-    }
-
-    async fn journal_refusal_count(&self, now: Timestamp) -> Result<(), AppendError> {
-        let taken = {
-            let mut uncounted = self.lock(&self.uncounted_refusals);
-            match *uncounted {
-                (Some(since), count) if now.since(since) >= REFUSAL_COUNT_INTERVAL_MS => {
-                    *uncounted = (None, 0);
-                    Some((since, count))
-                }
-                _ => None,
-            }
-        };
-        if let Some((since, count)) = taken {
-            self.try_append_event(
-                Event::RefusalsCounted(RefusalsCounted { since, count }),
-                Vec::new(),
-            )
-            .await?;
-        }
-        Ok(())
     }
 
     /// Prunes the caches: expired proofs and sessions, and cached state of tasks that ended.

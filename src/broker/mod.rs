@@ -12,12 +12,14 @@ mod maintenance;
 mod metrics;
 mod projections;
 mod query;
+mod readiness;
+mod refusals;
 mod start;
 mod task;
 mod token;
 mod transaction;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,14 +34,14 @@ pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
 pub use crate::journal::JournalHead;
-use crate::journal::{AppendError, Journal, ServingMark};
+use crate::journal::{Journal, ServingMark};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{ActivePolicy, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, LogThrottle, RateLimitConfig};
 use crate::state::{ArcMap, Grant, State, TaskRecord};
 use crate::telemetry::Metrics;
-use crate::verify::{Attested, VerifyError};
+use crate::verify::Attested;
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use approval::access_request::AccessView;
@@ -58,17 +60,19 @@ pub use governance::bootstrap::FirstOperator;
 pub use governance::freeze::FreezeSummary;
 pub use governance::policy::BundleApplied;
 pub use query::explain::Explanation;
-pub use query::inventory::{AgentView, TaskFilter, TaskView};
+pub use query::inventory::{AgentView, TaskCursor, TaskFilter, TaskView};
+pub use query::page_token::PageTokens;
 pub use query::revocation_feed::FeedStart;
 pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
 pub use query::timeline::{
     QUERY_BYTES_MAX, SEARCH_PAGE_MAX, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
 };
+pub use readiness::NotReady;
 pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected, UseOutcome};
-pub use token::list::LiveToken;
+pub use token::list::{LiveToken, TokenCursor};
 pub use token::request::{
     DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
 };
@@ -80,6 +84,7 @@ use auth::session::SessionStore;
 use governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use keyed_mutex::KeyedMutex;
 use projections::Projections;
+use refusals::{RecentRefusals, RefusalTally};
 use token::verified_cache::VerifiedTokenCache;
 
 /// Configuration of a broker that use cases read.
@@ -131,15 +136,6 @@ pub struct Refusal {
     pub retry_after: Option<std::time::Duration>,
 }
 
-/// Why no token can be minted now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotReady {
-    /// The reason of calls that fail because of it.
-    pub reason: Reason,
-    /// What is wrong, for an operator.
-    pub detail: &'static str,
-}
-
 /// The broker: state, journal, policy, trust, keys, and the caches of this process.
 pub struct Broker {
     settings: BrokerSettings,
@@ -160,6 +156,7 @@ pub struct Broker {
     projections: Arc<Projections>,
     token_issuer: TokenIssuer,
     nonces: Nonces,
+    page_tokens: PageTokens,
     random: SystemRandom,
     replay_cache: ReplayCache,
     /// Used proofs of `OpenTask`, kept apart: a flood of new keys cannot fill the cache of the other methods.
@@ -190,10 +187,15 @@ pub struct Broker {
     enforced_policy_version: AtomicU64,
     /// Tokens issued here whose signature was verified.
     verified_tokens: VerifiedTokenCache,
-    /// Refused calls, newest last, for `explain`.
-    recent_refusals: Mutex<VecDeque<RefusalRecord>>,
-    /// Refusals at gate 1 that are not yet counted in the journal, and since when.
-    uncounted_refusals: Mutex<(Option<Timestamp>, u64)>,
+    /// When this process opened the journal.
+    started_at: Timestamp,
+    /// Refused calls, for `explain`.
+    recent_refusals: RecentRefusals,
+    /// Refusals before authentication that are not yet counted in the journal.
+    refusal_tally: Mutex<RefusalTally>,
+    refusal_log_throttle: LogThrottle,
+    /// Uptime of the last probe of the journal, in milliseconds.
+    last_probe_ms: AtomicU64,
     /// True once calls that wait for approvers must be answered at once: the broker is stopping.
     stopping: tokio::sync::watch::Sender<bool>,
     metrics: Arc<Metrics>,
@@ -210,20 +212,8 @@ pub struct Broker {
     wait_permits: tokio::sync::Semaphore,
 }
 
-/// A refused call, as the operator sees it.
-#[derive(Debug, Clone)]
-struct RefusalRecord {
-    correlation: CorrelationId,
-    at: Timestamp,
-    method: &'static str,
-    reason: Reason,
-    detail: String,
-}
-
 /// How far the wall clock may be behind the latest time seen, in milliseconds: the skew of evidence and proofs.
 const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
-/// Refused calls kept for `explain`.
-const REFUSALS_KEPT_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
 const REFUSALS_PER_MINUTE: u32 = 60;
 /// Shortest and longest heartbeat of a task, in seconds.
@@ -296,42 +286,6 @@ impl Broker {
             .map(|(_, at)| at.value.clone())
             .collect();
         serde_json::json!({ "keys": keys })
-    }
-
-    /// Whether tokens can be minted: the journal takes entries and a policy bundle is in force.
-    pub fn ready(&self) -> Result<(), NotReady> {
-        let journal = |detail| {
-            Err(NotReady {
-                reason: Reason::JournalUnavailable,
-                detail,
-            })
-        };
-        let head = *self.journal.head().borrow();
-        if head.failed {
-            return journal("the journal has stopped");
-        }
-        if head.write_failing {
-            return journal(
-                "the journal cannot be written: see the broker's log, and the space on its data volume",
-            );
-        }
-        if self.journal.is_volume_full() {
-            return journal("the data volume is full");
-        }
-        if self.projections.rules().is_none() {
-            return Err(NotReady {
-                reason: Reason::DecisionUnavailable,
-                detail: "no policy bundle is in force",
-            });
-        }
-        Ok(())
-    }
-
-    /// Tries a write of the journal that failed last time, so that a broker without calls notices that it works again.
-    pub async fn retry_failing_journal(&self) {
-        if self.journal.head().borrow().write_failing {
-            self.journal.try_write().await;
-        }
     }
 
     /// The present, never before a time already acted on: a wall clock that steps back revives nothing.
@@ -433,147 +387,8 @@ impl Broker {
         (!allowed).then_some(EndCause::Policy)
     }
 
-    /// Refuses a call. `detail` is for the operator; the caller gets the reason's constant text, and the detail only
-    /// where it concerns the caller's own input or in development.
-    fn refuse(&self, method: &'static str, reason: Reason, detail: impl Into<String>) -> Refusal {
-        let detail = detail.into();
-        let correlation = CorrelationId::from_random(self.random_bytes());
-        let at = self.now();
-        let printable = text::escape_invisible_capped(&detail, 500);
-        if reason == Reason::UseDpopNonce {
-            // The first call of every client.
-            tracing::debug!(%correlation, method, %reason, detail = printable, "refused");
-        } else {
-            tracing::info!(%correlation, method, %reason, detail = printable, "refused");
-        }
-        tracing::Span::current().record("correlation", tracing::field::display(correlation));
-        let message = match reason.detail() {
-            DetailVisibility::Operator if !self.settings.expose_auth_errors => {
-                reason.text().to_owned()
-            }
-            DetailVisibility::Operator => format!("{}: {detail}", reason.text()),
-            DetailVisibility::Caller => detail.clone(),
-        };
-        let mut log = self.lock(&self.recent_refusals);
-        if log.len() >= REFUSALS_KEPT_MAX {
-            log.pop_front();
-        }
-        log.push_back(RefusalRecord {
-            correlation,
-            at,
-            method,
-            reason,
-            detail,
-        });
-        Refusal {
-            reason,
-            message,
-            correlation,
-            authenticated: true,
-            retry_after: None,
-        }
-    }
-
     /// Ends all waits: calls that wait for approvers are answered at once that the request is pending.
     pub fn stop_waiting(&self) {
         self.stopping.send_replace(true);
-    }
-
-    /// A refusal of a malformed message, before the caller is authenticated.
-    pub fn malformed(&self, method: &'static str, error: &ParseError) -> Refusal {
-        self.refuse_unauthenticated(method, Reason::Malformed, error.to_string())
-    }
-
-    /// A refusal of a request that reached no method, or whose message never arrived whole: before the caller is
-    /// authenticated.
-    pub fn refuse_unauthenticated(
-        &self,
-        method: &'static str,
-        reason: Reason,
-        detail: impl Into<String>,
-    ) -> Refusal {
-        Refusal {
-            authenticated: false,
-            ..self.refuse(method, reason, detail)
-        }
-    }
-
-    /// A refusal that has a correlation id in the log but is not kept for `explain`: what comes too often must not displace
-    /// the refusals that an operator looks for.
-    pub fn refuse_unrecorded(
-        &self,
-        reason: Reason,
-        retry_after: Option<std::time::Duration>,
-    ) -> Refusal {
-        let correlation = CorrelationId::from_random(self.random_bytes());
-        tracing::Span::current().record("correlation", tracing::field::display(correlation));
-        Refusal {
-            reason,
-            message: reason.text().to_owned(),
-            correlation,
-            authenticated: false,
-            retry_after,
-        }
-    }
-
-    /// A refusal at gate 1: one public message for every cause, except those the caller must act on.
-    fn refuse_gate_1(&self, method: &'static str, error: &VerifyError) -> Refusal {
-        let (reason, authenticated) = match error {
-            VerifyError::InvalidNonce => (Reason::UseDpopNonce, true),
-            VerifyError::Stale => (Reason::EvidenceStale, true),
-            VerifyError::TooManyProofs => (Reason::Overloaded, true),
-            VerifyError::Evidence(_)
-            | VerifyError::Claim(_)
-            | VerifyError::Subject(_)
-            | VerifyError::UntrustedDomain(_)
-            | VerifyError::WrongAudience
-            | VerifyError::Expired(_)
-            | VerifyError::InvalidDates
-            | VerifyError::MissingProof
-            | VerifyError::Proof(_)
-            | VerifyError::Replayed
-            | VerifyError::ProofMismatch(_)
-            | VerifyError::TaskKeyMismatch
-            | VerifyError::WorkloadMismatch { .. }
-            | VerifyError::NoRules
-            | VerifyError::NotRegistered
-            | VerifyError::OneTimeCode(_)
-            | VerifyError::Session(_)
-            | VerifyError::Passkey(_)
-            | VerifyError::AmbiguousAgent(_)
-            | VerifyError::AgentMismatch(_)
-            | VerifyError::Suspended(_)
-            | VerifyError::Frozen(_)
-            | VerifyError::PinnedKeyMismatch(_)
-            | VerifyError::UntrustedKey
-            | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
-        };
-        self.metrics
-            .authentication_failed(metrics::failure_label(error));
-        if !authenticated {
-            let mut uncounted = self.lock(&self.uncounted_refusals);
-            uncounted.0.get_or_insert(self.now());
-            uncounted.1 += 1;
-        }
-        Refusal {
-            authenticated,
-            ..self.refuse(method, reason, error.to_string())
-        }
-    }
-
-    /// A refusal because the journal did not take an append.
-    fn refuse_append(&self, method: &'static str, error: &AppendError) -> Refusal {
-        match error {
-            AppendError::TooLarge | AppendError::NotCanonical => {
-                self.refuse(method, Reason::Malformed, format!("{error}"))
-            }
-            AppendError::Conflict(_) | AppendError::TooLate => {
-                self.refuse(method, Reason::Conflict, error.to_string())
-            }
-            AppendError::QueueFull => self.refuse(method, Reason::Overloaded, error.to_string()),
-            AppendError::DiskFull | AppendError::OutcomeUnknown | AppendError::Closed => {
-                self.refuse(method, Reason::JournalUnavailable, error.to_string())
-            }
-        }
     }
 }

@@ -125,6 +125,7 @@ impl Broker {
         if let Some(why) = projections.failure() {
             return Err(BrokerOpenError::Unusable(why));
         }
+        let started_at = options.clock.now();
         let broker = Arc::new(Self {
             limits: DecisionLimits {
                 realm: options.settings.realm.clone(),
@@ -142,6 +143,7 @@ impl Broker {
             state,
             projections,
             nonces: Nonces::new(&boot_key),
+            page_tokens: super::PageTokens::new(&boot_key),
             sessions: SessionStore::new(&boot_key),
             card_views: Mutex::default(),
             random,
@@ -158,8 +160,11 @@ impl Broker {
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
-            recent_refusals: Mutex::default(),
-            uncounted_refusals: Mutex::default(),
+            started_at,
+            recent_refusals: super::RecentRefusals::default(),
+            refusal_tally: Mutex::default(),
+            refusal_log_throttle: LogThrottle::default(),
+            last_probe_ms: AtomicU64::new(0),
             stopping: tokio::sync::watch::Sender::new(false),
             metrics,
             caller_rates: KeyedRateLimiter::new(

@@ -123,6 +123,12 @@ pub(super) async fn run(
                         );
                     }
                     activity(&mut fields, &agent.activity);
+                    if agent.left_out > 0 {
+                        fields.row(
+                            "left out",
+                            format!("{} more groups and actions", agent.left_out),
+                        );
+                    }
                     fields.to_text()
                 },
             );
@@ -213,7 +219,7 @@ fn to_json(agent: &client::AgentInfo) -> Value {
         "frozen": agent.frozen, "tasks_running": agent.tasks_running, "tokens_active": agent.tokens_active,
         "verified_at": render::timestamp_json(agent.verified_at.as_ref()),
         "attested_at": render::timestamp_json(agent.attested_at.as_ref()),
-        "activity": agent.activity.iter().map(use_json).collect::<Value>(),
+        "activity": agent.activity.iter().map(use_json).collect::<Value>(), "left_out": agent.left_out,
     })
 }
 

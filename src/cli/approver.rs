@@ -144,7 +144,19 @@ fn approvers_table(people: &[client::ApproverInfo], now: Timestamp) -> String {
                 String::new(),
             )
         });
-        let mut key_rows: Vec<_> = passkeys.chain(keys).chain(invited).chain(revoked).collect();
+        let left_out = (person.left_out > 0).then(|| {
+            (
+                String::new(),
+                format!("and {} more groups and keys", person.left_out),
+                String::new(),
+            )
+        });
+        let mut key_rows: Vec<_> = passkeys
+            .chain(keys)
+            .chain(invited)
+            .chain(revoked)
+            .chain(left_out)
+            .collect();
         if key_rows.is_empty() {
             key_rows.push((String::new(), "no key".to_owned(), String::new()));
         }
@@ -180,5 +192,6 @@ fn to_json(person: &client::ApproverInfo) -> Value {
         "person": person.person_id, "name": person.name, "roles": person.roles, "groups": person.groups,
         "keys": person.keys, "passkeys": person.passkeys.iter().map(passkey).collect::<Value>(),
         "invited_until": render::timestamp_json(person.invited_until.as_ref()), "revoked": person.revoked,
+        "left_out": person.left_out,
     })
 }

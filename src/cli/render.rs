@@ -56,12 +56,22 @@ pub(super) fn status(status: Option<AccessRequestStatus>) -> &'static str {
 pub(super) fn rules_json(rules: &[client::MatchedRule]) -> Value {
     rules
         .iter()
-        .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why }))
+        .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why, "effect": r.effect }))
         .collect()
 }
 
+/// The rules because of which an approval is needed, and the rules that allow the action with it.
+pub(super) fn rules_apart(
+    rules: &[client::MatchedRule],
+) -> (Vec<&client::MatchedRule>, Vec<&client::MatchedRule>) {
+    let is_asking =
+        |rule: &&client::MatchedRule| rule.effect != "permit" && rule.effect != "max_ttl";
+    let allowing = rules.iter().filter(|rule| rule.effect == "permit");
+    (rules.iter().filter(is_asking).collect(), allowing.collect())
+}
+
 /// One rule per line: its id, file and explanation.
-pub(super) fn rule_lines(rules: &[client::MatchedRule]) -> String {
+pub(super) fn rule_lines<'a>(rules: impl IntoIterator<Item = &'a client::MatchedRule>) -> String {
     let line = |r: &client::MatchedRule| {
         let why = if r.why.is_empty() {
             String::new()
@@ -74,7 +84,7 @@ pub(super) fn rule_lines(rules: &[client::MatchedRule]) -> String {
             escape_invisible(&r.file)
         )
     };
-    rules.iter().map(line).collect::<Vec<_>>().join("\n")
+    rules.into_iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn profiles_json(needs: &[client::RequiredProfile]) -> Value {

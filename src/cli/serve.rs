@@ -113,16 +113,13 @@ pub(super) async fn run(
         .await
         .map_err(|e| CliError::failed(e.to_string()))?;
     let checkpoint = broker.journal().head().borrow().checkpoint.to_string();
-    if let Err(why) = broker.ready() {
+    if let Err(why) = broker.readiness() {
         let hint = if no_seed {
             "; apply a policy bundle with the code below, or start with --policy DIR"
         } else {
             ""
         };
-        output.note(&format!(
-            "dipylon: every request is denied: {}{hint}",
-            why.detail
-        ));
+        output.note(&format!("dipylon: every request is denied: {why}{hint}"));
         if let Some(code) = broker.bootstrap_code().filter(|_| !config.dev) {
             output.warn(&first_operator_text(&config.settings.external_url, &code));
         }

@@ -260,11 +260,13 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
         },
         || {
             let mut fields = FieldList::default();
+            let (asking, allowing) = render::rules_apart(pending.rules());
             fields.row("pending", pending.access_request_id().to_string())
                 .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()))
-                .row("because", render::rule_lines(pending.rules()))
+                .row("because of", render::rule_lines(asking))
+                .row("allowed by", render::rule_lines(allowing))
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
                 .row("decision", pending.decision_id().to_string());
             format!("{}\nto repeat this request:  --idempotency-key {}", fields.to_text(), pending.idempotency_key())

@@ -4,6 +4,7 @@
 //! entries, in one total order, durable before the append is answered. Trusts: its directory's lock and SQLite's
 //! `synchronous=FULL`. Refuses: an append with a stale version, past its deadline, or too large. Never decides anything else.
 
+mod health;
 mod occ;
 mod serving_mark;
 mod sqlite;
@@ -20,6 +21,8 @@ use crate::clock::Clock;
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
+use health::Health;
+pub use health::JournalFault;
 pub use serving_mark::ServingMark;
 pub use sqlite::{JournalReader, StoredEntry};
 pub use writer::CrashPoint;
@@ -110,7 +113,8 @@ impl Committed {
     }
 }
 
-/// Why nothing was appended.
+/// Why an append was not answered with its entry. After [`AppendError::OutcomeUnknown`] it may be durable all the same; after
+/// every other error nothing was appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// These streams advanced since the decision: decide again.
@@ -131,10 +135,14 @@ pub enum AppendError {
     /// The writer's queue is full (4,096 appends).
     #[error("the journal's queue is full")]
     QueueFull,
-    /// The commit may or may not be durable: the process must end, and replay decides.
+    /// The database refused the write, and is unchanged.
+    #[error("the journal could not be written")]
+    WriteFailed,
+    /// The commit may or may not become durable: the writer has stopped, and the replay at the next start decides; or the disk
+    /// has not answered for [`APPEND_TIME_MAX`], and the entry counts when it does.
     #[error("the outcome of the commit is unknown")]
     OutcomeUnknown,
-    /// The writer has stopped.
+    /// The writer had stopped before it began with the append.
     #[error("the journal is closed")]
     Closed,
 }
@@ -211,6 +219,8 @@ pub struct FaultInjection {
     pub keep_wal: bool,
     /// Size limit of the database, in pages of 4 KiB.
     pub pages_max: Option<u32>,
+    /// Longest wait for the answer to an append, if not [`APPEND_TIME_MAX`].
+    pub append_time_max: Option<Duration>,
     /// While true, every append fails with [`AppendError::DiskFull`].
     pub disk_full: Option<Arc<std::sync::atomic::AtomicBool>>,
 }
@@ -218,12 +228,21 @@ pub struct FaultInjection {
 /// A handle to the one writer of a data directory.
 #[derive(Clone)]
 pub struct Journal {
-    requests: mpsc::Sender<AppendRequest>,
+    requests: mpsc::Sender<WriterRequest>,
+    health: Arc<Health>,
     head: watch::Receiver<JournalHead>,
     reader: Arc<JournalReader>,
     dir: Arc<Path>,
     clock: Clock,
+    append_time_max: Duration,
     observe: Option<AppendObserver>,
+}
+
+/// What the writer is asked for.
+enum WriterRequest {
+    Append(AppendRequest),
+    /// A write that leaves nothing, to learn whether the disk takes entries.
+    Probe(oneshot::Sender<()>),
 }
 
 struct AppendRequest {
@@ -240,13 +259,10 @@ pub struct JournalHead {
     pub checkpoint: Checkpoint,
     /// The writer stopped because a commit's outcome is unknown: the process must end.
     pub failed: bool,
-    /// The last write failed, with nothing written.
-    pub write_failing: bool,
 }
 
-/// Free bytes below which the data volume counts as full: a few batches of the longest entries.
-const FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
-
+/// Longest wait for the answer to an append: after it, the caller learns that the outcome is unknown.
+pub const APPEND_TIME_MAX: Duration = Duration::from_secs(8);
 /// Most appends that wait for the writer.
 const QUEUE_MAX: usize = 4_096;
 
@@ -283,6 +299,7 @@ impl Journal {
         let (requests, inbox) = mpsc::channel(QUEUE_MAX);
         let (head_sender, head) = watch::channel(writer.head());
         let reader = Arc::new(JournalReader::open(dir)?);
+        let health = writer.health();
         // The thread owns the lock: the directory is unlocked after the last commit, once no handle is left.
         std::thread::Builder::new()
             .name("journal".to_owned())
@@ -293,10 +310,12 @@ impl Journal {
             .map_err(io("start the writer of"))?;
         Ok(Self {
             requests,
+            health,
             head,
             reader,
             dir: dir.into(),
             clock: options.clock,
+            append_time_max: options.faults.append_time_max.unwrap_or(APPEND_TIME_MAX),
             observe: options.observe,
         })
     }
@@ -316,31 +335,45 @@ impl Journal {
     async fn enqueue(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
         let (reply, answer) = oneshot::channel();
         self.requests
-            .try_send(AppendRequest { append, reply })
+            .try_send(WriterRequest::Append(AppendRequest { append, reply }))
             .map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => AppendError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
             })?;
-        answer.await.unwrap_or(Err(AppendError::Closed))
+        // The writer answers every request it has not begun. Without an answer it died on this one, before or after the commit,
+        // or its disk hangs.
+        match tokio::time::timeout(self.append_time_max, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(AppendError::OutcomeUnknown),
+        }
+    }
+
+    /// Whether the journal takes entries now, by its last commit or probe.
+    pub fn health(&self) -> Result<(), JournalFault> {
+        if self.requests.is_closed() || self.head.borrow().failed {
+            return Err(JournalFault::Stopped);
+        }
+        self.health.check(self.clock.uptime())
+    }
+
+    /// Uptime of the last commit or probe that succeeded; `None` before the first.
+    pub fn last_commit(&self) -> Option<Duration> {
+        self.health.last_commit()
+    }
+
+    /// Writes to the disk without leaving anything; [`Journal::health`] has the outcome.
+    pub async fn probe(&self) {
+        let (reply, answer) = oneshot::channel();
+        // A full queue means that appends tell soon; a closed one is a fault already.
+        if self.requests.try_send(WriterRequest::Probe(reply)).is_ok() {
+            let _written_or_stopped = answer.await.is_ok();
+        }
     }
 
     /// Size of the journal's files in bytes, WAL included.
     pub fn size_bytes(&self) -> u64 {
         let size = |name: &str| std::fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
         size(sqlite::FILE).saturating_add(size(&format!("{}-wal", sqlite::FILE)))
-    }
-
-    /// Whether the data volume has no room for further entries. A volume that cannot be asked does not count as full: the
-    /// next write finds out.
-    pub fn is_volume_full(&self) -> bool {
-        rustix::fs::statvfs(&*self.dir)
-            .is_ok_and(|volume| volume.f_bavail.saturating_mul(volume.f_frsize) < FREE_BYTES_MIN)
-    }
-
-    /// Commits a batch without entries: [`JournalHead::write_failing`] then tells whether the disk takes writes.
-    pub async fn try_write(&self) {
-        // Without an entry there is no answer; the head has the outcome.
-        let _outcome = self.enqueue(Append::default()).await;
     }
 
     /// The journal's head; changes after the entries were applied to state.

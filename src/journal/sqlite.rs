@@ -151,6 +151,15 @@ impl Engine {
         self.db.execute_batch("COMMIT")
     }
 
+    /// Writes a row as long as a page and deletes it again, up to but not including the commit.
+    pub(super) fn write_probe(&mut self) -> rusqlite::Result<()> {
+        self.db.execute_batch(
+            "BEGIN IMMEDIATE;
+             INSERT INTO blobs (sha256, content) VALUES (x'', printf('%.*c', 4096, '-'));
+             DELETE FROM blobs WHERE sha256 = x'';",
+        )
+    }
+
     /// Rolls back `write`. True when the database is known to be unchanged.
     pub(super) fn undo(&mut self) -> bool {
         self.db.is_autocommit() || self.db.execute_batch("ROLLBACK").is_ok()

@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, watch};
 use super::occ::{BatchVersions, Versions};
 use super::sqlite::{Checkpointer, Engine, Head, StoredEntry};
 use super::{
-    Append, AppendError, AppendRequest, ApplyEntry, Committed, CrashHook, JournalHead,
-    JournalOptions, OpenError,
+    Append, AppendError, AppendRequest, ApplyEntry, Committed, CrashHook, Health, JournalHead,
+    JournalOptions, OpenError, WriterRequest,
 };
 use crate::audit::{JournalVerifier, leaf_hash};
 use crate::clock::Clock;
@@ -44,9 +44,8 @@ pub(super) struct Writer {
     clock: Clock,
     crash_hook: Option<CrashHook>,
     disk_full: Option<Arc<AtomicBool>>,
-    /// Whether the last write failed, with nothing written.
-    write_failing: bool,
     closing: Arc<AtomicBool>,
+    health: Arc<Health>,
 }
 
 /// An append that passed the check, with its entries.
@@ -104,9 +103,13 @@ impl Writer {
             clock: options.clock.clone(),
             crash_hook: options.faults.crash_hook.clone(),
             disk_full: options.faults.disk_full.clone(),
-            write_failing: false,
             closing,
+            health: Arc::default(),
         })
+    }
+
+    pub(super) fn health(&self) -> Arc<Health> {
+        self.health.clone()
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -118,7 +121,6 @@ impl Writer {
             epoch: self.head.epoch,
             checkpoint: self.head.checkpoint(),
             failed: false,
-            write_failing: self.write_failing,
         }
     }
 
@@ -135,31 +137,49 @@ impl Writer {
         match answer.try_recv() {
             Ok(result) => result.map(|_| ()),
             Err(_) if running => Ok(()),
-            Err(_) => Err(AppendError::Closed),
+            Err(_) => Err(AppendError::OutcomeUnknown),
         }
     }
 
     /// Commits batches until every handle is dropped or a commit's outcome is unknown.
     pub(super) fn run(
         mut self,
-        mut queue: mpsc::Receiver<AppendRequest>,
+        mut queue: mpsc::Receiver<WriterRequest>,
         mut apply: ApplyEntry,
         head: watch::Sender<JournalHead>,
     ) {
         while let Some(first) = queue.blocking_recv() {
-            let mut requests = vec![first];
-            while requests.len() < BATCH_MAX
-                && let Ok(request) = queue.try_recv()
-            {
-                requests.push(request);
-            }
-            match self.commit_and_notify(requests, &mut apply, &head) {
-                Some(()) => {}
-                None => {
-                    // INVARIANT (unknown outcome ends the process): nothing is written after this point; replay decides.
-                    head.send_modify(|h| h.failed = true);
-                    break;
+            let (mut appends, mut probes) = (Vec::new(), Vec::new());
+            let mut next = Some(first);
+            while let Some(request) = next {
+                match request {
+                    WriterRequest::Append(append) => appends.push(append),
+                    WriterRequest::Probe(reply) => probes.push(reply),
                 }
+                next = (appends.len() < BATCH_MAX)
+                    .then(|| queue.try_recv().ok())
+                    .flatten();
+            }
+            self.health.begin_batch(self.clock.uptime());
+            let mut running = self.commit_and_notify(appends, &mut apply, &head);
+            if running.is_some() && !probes.is_empty() {
+                running = self.probe();
+            }
+            self.health.end_batch();
+            if running.is_none() {
+                // INVARIANT (unknown outcome ends the process): nothing is written after this point; replay decides.
+                head.send_modify(|h| h.failed = true);
+                break;
+            }
+            for probe in probes {
+                let _gone = probe.send(());
+            }
+        }
+        // Requests that the writer has not begun leave nothing, and are told so.
+        queue.close();
+        while let Ok(request) = queue.try_recv() {
+            if let WriterRequest::Append(AppendRequest { reply, .. }) = request {
+                let _gone = reply.send(Err(AppendError::Closed));
             }
         }
         self.closing.store(true, Ordering::Relaxed);
@@ -204,7 +224,6 @@ impl Writer {
         for request in requests {
             match self.prepare(&request.append, &mut batch, &head, at) {
                 Err(error) => {
-                    self.write_failing |= error == AppendError::DiskFull;
                     let _gone = request.reply.send(Err(error));
                 }
                 Ok(entries) => {
@@ -238,10 +257,10 @@ impl Writer {
         if let Err(error) = self.engine.commit() {
             return self.fail_all(&error, accepted, true);
         }
+        self.health.succeeded(self.clock.uptime());
         self.crash_point(CrashPoint::Committed)?;
         self.head = head;
         self.last_at = at;
-        self.write_failing = false;
         let mut answers = Vec::with_capacity(accepted.len());
         for Accepted { request, committed } in accepted {
             for one in &committed {
@@ -264,11 +283,8 @@ impl Writer {
         head: &Head,
         at: Timestamp,
     ) -> Result<Vec<(Entry, String)>, AppendError> {
-        if self
-            .disk_full
-            .as_ref()
-            .is_some_and(|full| full.load(Ordering::SeqCst))
-        {
+        if self.is_disk_full_injected() {
+            self.health.disk_full();
             return Err(AppendError::DiskFull);
         }
         let next = head.tree.size();
@@ -305,21 +321,57 @@ impl Writer {
         accepted: Vec<Accepted>,
         at_commit: bool,
     ) -> Option<Vec<T>> {
-        let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
-        let known = self.engine.undo() && (full || !at_commit);
-        tracing::error!(%error, at_commit, known, "journal commit failed");
-        self.write_failing = true;
-        let answer = if known && full {
-            AppendError::DiskFull
-        } else if known {
-            AppendError::Closed
-        } else {
-            AppendError::OutcomeUnknown
-        };
+        let answer = self.undo_failed(error, at_commit);
         for Accepted { request, .. } in accepted {
             let _gone = request.reply.send(Err(answer.clone()));
         }
-        known.then(Vec::new)
+        (answer != AppendError::OutcomeUnknown).then(Vec::new)
+    }
+
+    /// Rolls back a transaction that failed, and says what is known of it.
+    fn undo_failed(&mut self, error: &rusqlite::Error, at_commit: bool) -> AppendError {
+        let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+        let known = self.engine.undo() && (full || !at_commit);
+        tracing::error!(%error, at_commit, known, "journal commit failed");
+        if full {
+            self.health.disk_full();
+        } else {
+            self.health.write_failed();
+        }
+        match (known, full) {
+            (true, true) => AppendError::DiskFull,
+            (true, false) => AppendError::WriteFailed,
+            (false, _) => AppendError::OutcomeUnknown,
+        }
+    }
+
+    /// Commits a transaction that leaves nothing. `None`: the writer must stop, as after any commit that failed otherwise than
+    /// for want of space.
+    fn probe(&mut self) -> Option<()> {
+        if self.is_disk_full_injected() {
+            self.health.disk_full();
+            return Some(());
+        }
+        let failed = match self.engine.write_probe() {
+            Err(error) => Some((error, false)),
+            Ok(()) => self.engine.commit().err().map(|error| (error, true)),
+        };
+        match failed {
+            None => {
+                self.health.succeeded(self.clock.uptime());
+                Some(())
+            }
+            Some((error, at_commit)) => {
+                let answer = self.undo_failed(&error, at_commit);
+                (answer != AppendError::OutcomeUnknown).then_some(())
+            }
+        }
+    }
+
+    fn is_disk_full_injected(&self) -> bool {
+        self.disk_full
+            .as_ref()
+            .is_some_and(|full| full.load(Ordering::SeqCst))
     }
 
     fn crash_point(&self, point: CrashPoint) -> Option<()> {

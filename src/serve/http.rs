@@ -87,12 +87,12 @@ async fn livez() -> Response {
 }
 
 async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
-    match broker.ready() {
+    match broker.readiness() {
         Ok(()) => no_store("ready\n").into_response(),
         Err(why) => {
             let refusal = Refusal {
-                message: format!("not ready: {}", why.detail),
-                ..broker.refuse_unrecorded(why.reason, None)
+                message: format!("not ready: {why}"),
+                ..broker.refuse_unrecorded(why.reason(), None)
             };
             errors::problem(StatusCode::SERVICE_UNAVAILABLE, &refusal)
         }

@@ -233,8 +233,9 @@ pub async fn serve(
         () = &mut journal_stopped => Err(ServeError::Journal),
     };
     upkeep.abort();
-    broker.stop_serving();
     readiness.abort();
+    broker.record_final_counts().await;
+    broker.stop_serving();
     if let Some(certificate_reload) = certificate_reload {
         certificate_reload.abort();
     }

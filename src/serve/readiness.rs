@@ -7,7 +7,7 @@ use std::time::Duration;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::broker::{Broker, JournalHead};
+use crate::broker::Broker;
 use crate::proto::methods;
 
 /// How often readiness is checked, and a failing journal tried again.
@@ -15,7 +15,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reports readiness as it is now.
 pub(super) async fn report(broker: &Broker, health: &HealthReporter) {
-    let status = match broker.ready() {
+    let status = match broker.readiness() {
         Ok(()) => ServingStatus::Serving,
         Err(_) => ServingStatus::NotServing,
     };
@@ -29,31 +29,19 @@ pub(super) async fn report_not_serving(health: &HealthReporter) {
 
 /// Reports readiness whenever it changes. Runs until it is aborted.
 pub(super) async fn watch(broker: Arc<Broker>, health: HealthReporter) {
-    let mut head = broker.journal().head();
     let mut reported = None;
     loop {
-        let seen = {
-            let head = head.borrow_and_update();
-            (head.failed, head.write_failing)
-        };
-        let ready = broker.ready();
+        let ready = broker.readiness();
         if reported != Some(ready) {
             match ready {
                 Ok(()) => tracing::info!("ready"),
-                Err(why) => tracing::warn!(reason = why.detail, "not ready"),
+                Err(why) => tracing::warn!(reason = %why, "not ready"),
             }
             report(&broker, &health).await;
             reported = Some(ready);
         }
-        let changed = async {
-            let differs = |head: &JournalHead| (head.failed, head.write_failing) != seen;
-            head.wait_for(differs).await.is_ok()
-        };
-        tokio::select! {
-            () = tokio::time::sleep(CHECK_INTERVAL) => broker.retry_failing_journal().await,
-            // A write that fails is reported at once; a journal that is closed has failed, and ends this process.
-            true = changed => {}
-        }
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        broker.retry_failing_journal().await;
     }
 }
 

@@ -68,7 +68,8 @@ pub struct Assertion {
     pub client_data_json: Vec<u8>,
     /// `signature`, at most [`SIGNATURE_BYTES_MAX`].
     pub signature: Vec<u8>,
-    /// `userHandle`, [`USER_HANDLE_BYTES`] where it is there. Not signed: the caller compares it with whose credential it is.
+    /// `userHandle`, [`USER_HANDLE_BYTES`] where it is there; an empty one, as some browsers send, counts as absent. Not signed:
+    /// the caller compares [`Assertion::user_handle`] with the credential's owner.
     pub user: Option<Vec<u8>>,
 }
 
@@ -194,7 +195,7 @@ pub fn verify_assertion(
 ) -> Result<VerifiedAssertion, WebauthnError> {
     let key = AuthenticatorKey::from_jwk(jwk).map_err(|_| WebauthnError::Record)?;
     within("credential ID", &assertion.credential, &CREDENTIAL_ID_BYTES)?;
-    if let Some(user) = &assertion.user {
+    if let Some(user) = assertion.user_handle() {
         within("user handle", user, &USER_HANDLE_BYTES)?;
     }
     within(
@@ -216,11 +217,12 @@ pub fn verify_assertion(
             "an assertion with a credential",
         ));
     }
-    if data.backup_eligible() != backup_eligible {
-        return Err(WebauthnError::BackupEligibility);
-    }
     if !key.verify(&signed_bytes(assertion), &assertion.signature) {
         return Err(WebauthnError::Signature);
+    }
+    // After the signature: only the key's holder learns what is on record.
+    if data.backup_eligible() != backup_eligible {
+        return Err(WebauthnError::BackupEligibility);
     }
     Ok(VerifiedAssertion {
         sign_count: data.sign_count,
@@ -229,6 +231,11 @@ pub fn verify_assertion(
 }
 
 impl Assertion {
+    /// The user handle, if there is one.
+    pub fn user_handle(&self) -> Option<&[u8]> {
+        self.user.as_deref().filter(|user| !user.is_empty())
+    }
+
     /// The relying party of the origin that the browser wrote. For checking a vote without the broker's configuration; whether
     /// the origin was the broker's is unknown here.
     pub fn party(&self) -> Result<RelyingParty, WebauthnError> {

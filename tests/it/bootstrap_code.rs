@@ -143,7 +143,7 @@ fn assert_not_authenticated<T: std::fmt::Debug>(result: Result<T, Refusal>) {
 #[tokio::test]
 async fn bootstrap_code_admits_first_operator_once() {
     let b = BrokerWithoutPolicy::start().await;
-    assert!(b.broker.ready().is_err());
+    assert!(b.broker.readiness().is_err());
     assert_not_authenticated(
         b.broker
             .authenticate_person(&b.call(APPLY, "olga"))
@@ -172,7 +172,7 @@ async fn bootstrap_code_admits_first_operator_once() {
     assert_eq!(entries(), before, "no entry was written");
 
     let applied = b.apply("olga", &code).await.expect("applies");
-    assert!(applied.changed && b.broker.ready().is_ok());
+    assert!(applied.changed && b.broker.readiness().is_ok());
     assert_not_authenticated(b.show_code("olga", &code));
     assert!(b.broker.bootstrap_code().is_none());
     b.broker
@@ -215,7 +215,7 @@ async fn bootstrap_code_expiry() {
             .apply_first_policy_bundle(&call, first, files)
             .await,
     );
-    assert!(b.broker.ready().is_err());
+    assert!(b.broker.readiness().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

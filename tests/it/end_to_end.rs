@@ -254,7 +254,7 @@ async fn operator_actions_and_explain() {
     assert!(
         why.lines
             .iter()
-            .any(|l| l.label == "rule" && l.text.contains("soc-acts-at-home")),
+            .any(|l| l.label == "allowed by rule" && l.text.contains("soc-acts-at-home")),
         "{why:?}"
     );
     assert_eq!(why.entries.len(), 1);

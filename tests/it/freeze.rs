@@ -438,7 +438,7 @@ async fn operators_list_tasks_and_agents() {
     };
     assert_eq!(ids(first.clone()), [tasks[4], tasks[3]]);
     let next = TaskFilter {
-        after: Some(tasks[3]),
+        after: Some(list(first.clone())[1].cursor()),
         ..first
     };
     assert_eq!(ids(next), [tasks[2], tasks[1]], "the page after");

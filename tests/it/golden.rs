@@ -322,6 +322,11 @@ fn facts() -> Vec<Event> {
         Event::RefusalsCounted(RefusalsCounted {
             since: Timestamp::from_secs(1_800_000_000),
             count: 7,
+            rows: vec![RefusalCount {
+                method: "dipylon.v1.TaskService/OpenTask".to_owned(),
+                reason: Reason::NotAuthenticated,
+                count: 7,
+            }],
         }),
         Event::TaskOpened(TaskOpened {
             heartbeat_seconds: Some(30),

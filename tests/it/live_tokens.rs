@@ -1,12 +1,12 @@
 //! Live tokens: the list by expiry, and how much of its ceiling an agent uses.
 
-use dipylon::broker::LiveToken;
+use dipylon::broker::{LiveToken, TokenCursor};
 use dipylon_sdk::model::*;
 
 use crate::support::agent_in_task::{AgentInTask, GOVERNANCE, agent_id};
 use crate::support::*;
 
-async fn live(b: &TestBroker, after: Option<TokenId>, max: usize) -> Vec<LiveToken> {
+async fn live(b: &TestBroker, after: Option<TokenCursor>, max: usize) -> Vec<LiveToken> {
     let call = b.person_call(&format!("{GOVERNANCE}/ListTokens"), "olga");
     let page = b.broker.live_tokens(&call, after, max).await;
     page.expect("may read")
@@ -81,7 +81,7 @@ async fn live_tokens_are_listed_by_expiry() {
     assert_eq!(order, [jtis[0], jtis[2], jtis[1], jtis[3]]);
     let page = live(&b, None, 2).await;
     assert_eq!(page.len(), 2);
-    let rest = live(&b, Some(page[1].jti), 2).await;
+    let rest = live(&b, Some(page[1].cursor()), 2).await;
     let rest: Vec<_> = rest.iter().map(|t| t.jti).collect();
     assert_eq!(rest, order[2..]);
     let first = &page[0];

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dipylon_sdk::model::*;
 
-use crate::support::passkey_votes::{ENROL, RP_ID};
+use crate::support::passkey_votes::{ENROL, RP_ID, approve, passkeys_alone, pending_request};
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
@@ -103,4 +103,64 @@ async fn invitation_expires_and_is_replaced() {
         Reason::NotFound
     );
     b.check_invariants();
+}
+
+/// Some browsers send an empty `userHandle` where there is none.
+#[tokio::test]
+async fn empty_user_handle_counts_as_absent() {
+    let b = TestBroker::start().await;
+    let key = b.enrol("maria").await;
+    for (user, is_accepted) in [
+        (Some(Vec::new()), true),
+        (None, true),
+        (Some(vec![7; 16]), false),
+    ] {
+        let challenge = b.broker.begin_sign_in().challenge;
+        let assertion = dipylon::broker::Assertion {
+            user: user.clone(),
+            ..key.get(&challenge, CONSOLE)
+        };
+        let signed_in = b.broker.finish_sign_in("console/sign-in", assertion).await;
+        assert_eq!(signed_in.is_ok(), is_accepted, "{user:?}");
+    }
+}
+
+/// A passkey whose backup eligibility changed is refused, and its holder is told to enrol again; no other caller learns it.
+#[tokio::test]
+async fn changed_backup_eligibility_asks_for_a_new_enrolment() {
+    let (b, _, _, request) = pending_request(passkeys_alone()).await;
+    let key = b.enrol("maria").await;
+    let session = b.sign_in(&key).await.expect("signed in");
+    let changed = PasskeyBehaviour {
+        backup_eligible: false,
+        backed_up: false,
+        ..PasskeyBehaviour::default()
+    };
+    let challenge = b.broker.begin_sign_in().challenge;
+    let assertion = key.get_as(&challenge, CONSOLE, &changed);
+    let forged = dipylon::broker::Assertion {
+        signature: vec![1; 70],
+        ..assertion.clone()
+    };
+    let refused_sign_in = b.broker.finish_sign_in("console/sign-in", forged).await;
+    assert_eq!(refused(refused_sign_in), Reason::NotAuthenticated);
+    let refusal = b.broker.finish_sign_in("console/sign-in", assertion).await;
+    let refusal = refusal.expect_err("changed");
+    assert_eq!(refusal.reason, Reason::PasskeyChanged);
+    assert!(
+        refusal.message.ends_with("enrol it again"),
+        "{}",
+        refusal.message
+    );
+
+    let begun = b
+        .begin_vote_in_session(&session, request, approve())
+        .await
+        .expect("begun");
+    let assertion = key.get_as(begun.challenge.as_bytes(), CONSOLE, &changed);
+    let proof = dipylon::broker::VoteProof::Passkey(assertion);
+    let vote = b
+        .cast_vote_in_session(&session, request, &begun, proof)
+        .await;
+    assert_eq!(refused(vote), Reason::PasskeyChanged);
 }

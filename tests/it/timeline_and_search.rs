@@ -187,6 +187,7 @@ async fn fill(journal: &Journal, many: u64) {
         Event::RefusalsCounted(RefusalsCounted {
             since: START,
             count,
+            rows: Vec::new(),
         })
     };
     for chunk in 0..many.div_ceil(1_000) {

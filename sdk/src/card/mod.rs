@@ -201,6 +201,8 @@ pub struct RuleSummary {
     pub file: String,
     /// Its `@why`; empty when it has none.
     pub why: String,
+    /// `permit`, `step_up`, `max_ttl` or `forbid`; empty when it is no longer in the active policy bundle.
+    pub effect: String,
 }
 
 /// A step-up profile that must be satisfied, and its approvals so far.

@@ -75,6 +75,7 @@ pub fn card() -> Card {
             id: "destructive-needs-approval".to_owned(),
             file: "rules/20.cedar".to_owned(),
             why: "It locks people out.".to_owned(),
+            effect: "step_up".to_owned(),
         }],
         needs: vec![need(PROFILE)],
         task: TaskId::from_random([2; 16]),

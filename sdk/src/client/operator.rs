@@ -125,10 +125,15 @@ impl OperatorClient {
 
     /// Freezes in force.
     pub async fn freezes(&self) -> Result<Vec<FreezeInfo>, Error> {
-        let response = self
-            .call::<methods::ListFreezes>(v1::ListFreezesRequest {})
-            .await?;
-        Ok(response.freezes.read())
+        self.pages::<methods::ListFreezes, _, _>(
+            usize::MAX,
+            |page_token, _| v1::ListFreezesRequest {
+                page_size: 0,
+                page_token,
+            },
+            |page| (page.freezes, page.next_page_token),
+        )
+        .await
     }
 
     /// At most `max` tasks, the newest first; with those that ended when `ended`. For auditors too.
@@ -193,10 +198,15 @@ impl OperatorClient {
 
     /// People with their keys and passkeys, by id.
     pub async fn approvers(&self) -> Result<Vec<ApproverInfo>, Error> {
-        let response = self
-            .call::<methods::ListApprovers>(v1::ListApproversRequest {})
-            .await?;
-        Ok(response.approvers.read())
+        self.pages::<methods::ListApprovers, _, _>(
+            usize::MAX,
+            |page_token, _| v1::ListApproversRequest {
+                page_size: 0,
+                page_token,
+            },
+            |page| (page.approvers, page.next_page_token),
+        )
+        .await
     }
 
     /// Revokes one key of a person, or all. Returns how many counted until now.

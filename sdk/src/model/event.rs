@@ -500,15 +500,32 @@ pub struct GrantsEnded {
     pub by: Option<PersonId>,
 }
 
-/// Number of refusals before gate 1, so that unauthenticated calls cannot fill the journal.
+/// Number of refusals before authentication, so that unauthenticated calls cannot fill the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RefusalsCounted {
-    /// Start of the counted interval.
+    /// Start of the counted interval; its end is the entry's time.
     pub since: Timestamp,
     /// Number of refusals.
     pub count: u64,
+    /// How many of them by method and reason, the most frequent first: at most [`REFUSAL_ROWS_MAX`].
+    pub rows: Vec<RefusalCount>,
 }
+
+/// A number of refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefusalCount {
+    /// The method or route of the calls.
+    pub method: String,
+    /// Why they were refused.
+    pub reason: Reason,
+    /// Their number.
+    pub count: u64,
+}
+
+/// Most rows of one count of refusals.
+pub const REFUSAL_ROWS_MAX: usize = 64;
 
 /// Most ids in one entry or one feed event.
 pub const SELECTOR_MAX: usize = 256;

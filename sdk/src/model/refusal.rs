@@ -202,6 +202,9 @@ refusals! {
     InvalidPasskeyAssertion = "INVALID_PASSKEY_ASSERTION" PermissionDenied Denied Caller Never,
         "the passkey assertion is invalid",
         "try again with a passkey of yours, at the console's address";
+    PasskeyChanged = "PASSKEY_CHANGED" FailedPrecondition Failed Caller Never,
+        "the passkey now says otherwise than at its enrolment whether it may be synced to other devices, so it is no longer accepted; enrol it again",
+        "ask an operator for an invitation, 'dipylon approver invite', and enrol the passkey again at the console; revoke the old one with 'dipylon approver revoke'";
     InvalidInvitation = "INVALID_INVITATION" PermissionDenied Denied Operator Never,
         "the invitation is unknown, used, or expired",
         "ask an operator for another one: 'dipylon approver invite'";
@@ -250,6 +253,9 @@ refusals! {
     InternalError = "INTERNAL_ERROR" Internal Failed Operator Never,
         "the broker failed; whether the call took effect is unknown",
         "repeat it with the same idempotency key, and report it with the correlation id";
+    OutcomeUnknown = "OUTCOME_UNKNOWN" Unavailable Unavailable Operator AfterMs(SECOND_MS),
+        "the outcome is unknown: the journal has not confirmed the entry of this call, which may count all the same",
+        "repeat the call with the same idempotency key when the broker is ready again, which is always safe; for a call without one, look first whether it took effect, in the lists or on the console's journal page";
     DecisionUnavailable = "DECISION_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "no decision was possible; nothing was done",
         "try again";

@@ -57,6 +57,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
                 id: r.id.clone(),
                 file: r.file.clone(),
                 why: r.why.clone(),
+                effect: r.effect.clone(),
             })
             .collect(),
         needs: card.needs.iter().map(need_to_wire).collect(),
@@ -167,6 +168,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
                 id: r.id.clone(),
                 file: r.file.clone(),
                 why: r.why.clone(),
+                effect: r.effect.clone(),
             })
             .collect(),
         needs: wire

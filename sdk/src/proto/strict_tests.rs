@@ -294,7 +294,7 @@ proptest! {
         passes(&v1::GetAgentRequest { agent_id: a.clone() })?;
         passes(&v1::FreezeRequest { scope: a.clone(), reason: c.clone() })?;
         passes(&v1::UnfreezeRequest { scope: a.clone() })?;
-        passes(&v1::ListFreezesRequest {})?;
+        passes(&v1::ListFreezesRequest { page_size: 7, page_token: a.clone() })?;
         passes(&v1::ListTasksRequest { agent_id: a.clone(), include_ended: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::EndTaskRequest { task_id: a.clone() })?;
         passes(&v1::ListRulesRequest { page_size: 7, page_token: a.clone() })?;

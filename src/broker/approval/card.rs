@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
-use crate::card::{AgentRegistration, Attestation, Card, PersonRef, ProfileProgress, Requester};
+use crate::card::{
+    AgentRegistration, Attestation, Card, PersonRef, ProfileProgress, Requester, RuleSummary,
+};
 use crate::model::*;
 use crate::policy::{CatalogueAction, ParamSpec, ParamType, PolicyBundle, VoteMethod};
 
@@ -66,7 +68,9 @@ impl Broker {
             risk,
             action: request.action.clone(),
             parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
-            target_attributes: bundle.target_attributes(&opened.action.target),
+            target_attributes: bundle
+                .target_attributes(&opened.action.target)
+                .map(fit_attributes),
             agent: Requester {
                 id: opened.agent.clone(),
                 owner: person_ref(bundle, opened.owner.clone()),
@@ -78,7 +82,7 @@ impl Broker {
                 verified_at: opened.evidence.verified_at,
                 expires_at: opened.evidence.expires_at,
             },
-            rules: self.rules_shown(&opened.decision.rules),
+            rules: self.rules_that_ask(&opened.decision.rules),
             needs: needs.into_iter().map(need).collect(),
             task: opened.task,
             task_key: task.opened.binding.jkt(),
@@ -101,6 +105,44 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// The rules that require an approval, without those that allow the action or limit its lifetime; rules that are no longer
+    /// in force are kept, because it is unknown what they did.
+    fn rules_that_ask(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
+        let asks = |rule: &RuleSummary| !matches!(rule.effect.as_str(), "permit" | "max_ttl");
+        let mut shown = self.rules_shown(rules);
+        shown.retain(asks);
+        shown
+    }
+}
+
+/// Most bytes of a target's attributes on a card, and of the titles of its parameters: with the longest action, a card fits
+/// into a message.
+const ATTRIBUTES_BYTES_MAX: usize = 6 * 1024;
+const TITLES_BYTES_MAX: usize = 6 * 1024;
+/// Framing of one attribute or title in a message, in bytes.
+const FRAME_BYTES: usize = 8;
+
+/// The first attributes, and a last one that counts the others.
+fn fit_attributes(mut all: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut left = ATTRIBUTES_BYTES_MAX;
+    let fits = |(name, value): &&(String, String)| {
+        let rest = left.checked_sub(name.len() + value.len() + FRAME_BYTES);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    let kept = all.iter().take_while(fits).count();
+    let left_out = all.len() - kept;
+    if left_out > 0 {
+        all.truncate(kept);
+        all.push((
+            "…".to_owned(),
+            format!("{left_out} more attributes, too long for a card"),
+        ));
+    }
+    all
+}
+
 /// A person by id, with the name in the policy bundle.
 pub(in crate::broker) fn person_ref(bundle: &PolicyBundle, id: PersonId) -> PersonRef {
     PersonRef {
@@ -115,6 +157,13 @@ fn titles(parameters: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, String> 
     for (name, spec) in parameters {
         title_of(name.clone(), spec, &mut found);
     }
+    // A parameter without its title is shown by its name.
+    let mut left = TITLES_BYTES_MAX;
+    found.retain(|path, title| {
+        let rest = left.checked_sub(path.len() + title.len() + FRAME_BYTES);
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    });
     found
 }
 

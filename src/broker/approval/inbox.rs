@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::approve::votes::{self, Ineligible};
@@ -103,7 +104,7 @@ impl fmt::Display for InboxGroupKey {
 
 /// A row's place in the order of inboxes. It does not change while the row exists, so that paging is stable when other rows
 /// appear or vanish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InboxCursor {
     /// 0 for high and for unknown, 1 for medium, 2 for low.
     rank: u8,
@@ -124,31 +125,6 @@ impl InboxCursor {
             expires_at: request.opened.expires_at,
             id: request.opened.access_request,
         }
-    }
-
-    /// Parses a page token.
-    pub fn parse(text: &str) -> Result<Self, ParseError> {
-        let wrong = || ParseError::new("page_token", "is not one that a page returned");
-        let mut parts = text.splitn(3, '.');
-        let mut part = || parts.next().ok_or_else(wrong);
-        let (rank, millis, id) = (part()?, part()?, part()?);
-        let cursor = Self {
-            rank: rank.parse().map_err(|_| wrong())?,
-            expires_at: Timestamp::from_millis(millis.parse().map_err(|_| wrong())?),
-            id: AccessRequestId::parse(id).map_err(|_| wrong())?,
-        };
-        // Only the canonical spelling: no sign, no leading zero.
-        if cursor.to_string() == text {
-            Ok(cursor)
-        } else {
-            Err(wrong())
-        }
-    }
-}
-
-impl fmt::Display for InboxCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.rank, self.expires_at.millis(), self.id)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{ActivePolicy, StepUpProfile};
 use crate::state::{AccessRequest, AccessRequestHistory, VoteRecord};
+use crate::webauthn::WebauthnError;
 
 /// A vote statement handed out and not yet signed.
 #[derive(Clone)]
@@ -500,6 +501,9 @@ impl Broker {
                 Reason::InvalidSignature,
                 "the signature is not of this statement by the key of this call",
             ),
+            VoteProofError::Passkey(WebauthnError::BackupEligibility) => {
+                self.refuse_changed_passkey(call.method)
+            }
             VoteProofError::NotEnrolled | VoteProofError::Passkey(_) => self.refuse(
                 call.method,
                 Reason::InvalidPasskeyAssertion,

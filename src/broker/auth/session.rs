@@ -18,7 +18,7 @@ use crate::journal::Append;
 use crate::model::*;
 use crate::policy::{ActivePolicy, Role};
 use crate::verify::VerifyError;
-use crate::webauthn::{self, Assertion};
+use crate::webauthn::{self, Assertion, WebauthnError};
 
 /// WebAuthn options for signing in.
 #[derive(Debug)]
@@ -182,9 +182,8 @@ impl SessionStore {
 /// Whether the user handle, if present, is this person's (WebAuthn L3 §7.2 step 6).
 fn user_handle_matches(assertion: &Assertion, person: &PersonId) -> bool {
     assertion
-        .user
-        .as_ref()
-        .is_none_or(|user| *user == webauthn::user_handle(person))
+        .user_handle()
+        .is_none_or(|user| user == webauthn::user_handle(person))
 }
 
 fn cookie_digest(cookie: &Secret) -> Digest {
@@ -244,7 +243,11 @@ impl Broker {
             record.backup_eligible,
             &assertion,
         )
-        .map_err(|e| wrong(e.to_string()))?;
+        .map_err(|e| match e {
+            // The signature holds, so the person may know what to do about it.
+            WebauthnError::BackupEligibility => self.refuse_changed_passkey(method),
+            _ => wrong(e.to_string()),
+        })?;
         let key = record.key;
         self.sessions
             .used_challenges
@@ -357,6 +360,15 @@ impl Broker {
             let message = "the passkey is not, or no longer, one of yours";
             self.refuse(call.method, Reason::InvalidPasskeyAssertion, message)
         })
+    }
+
+    /// Refuses a passkey whose backup eligibility changed (WebAuthn L3 §7.2 step 17): only a new enrolment helps.
+    pub(in crate::broker) fn refuse_changed_passkey(&self, method: &'static str) -> Refusal {
+        self.refuse(
+            method,
+            Reason::PasskeyChanged,
+            Reason::PasskeyChanged.text(),
+        )
     }
 
     /// Revokes a passkey whose signature counter does not increase: there may be a second copy of it (WebAuthn L3 §6.1.1,

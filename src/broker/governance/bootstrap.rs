@@ -156,7 +156,7 @@ impl Broker {
         first: &FirstOperator,
         files: BTreeMap<String, String>,
     ) -> Result<BundleApplied, Refusal> {
-        let (files, bundle, applied) = self.load_bundle(method, files).await?;
+        let (files, bundle, mut applied) = self.load_bundle(method, files).await?;
         let by = operator_of(&bundle, first.key).ok_or_else(|| {
             let message = "`people.toml`: no operator has the key of this call; add the [[key]] that 'dipylon key new' prints";
             self.refuse(method, Reason::InvalidPolicyBundle, message)
@@ -177,9 +177,7 @@ impl Broker {
             }
             Err(error) => return Err(self.refuse_append(method, &error)),
         }
-        self.revoke_disallowed()
-            .await
-            .map_err(|e| self.refuse_append(method, &e))?;
+        self.revoke_after_change(&mut applied).await;
         Ok(applied)
     }
 }

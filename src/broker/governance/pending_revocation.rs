@@ -47,9 +47,14 @@ impl Broker {
     ) -> Refusal {
         self.lock(&self.pending_revocations)
             .insert(target, revocation);
-        Refusal {
-            message: PENDING_MESSAGE.to_owned(),
-            ..self.refuse_append(method, error)
+        let refusal = self.refuse_append(method, error);
+        match error {
+            // Enforced here as well, but whether it is in the journal only the disk or the next start can tell.
+            AppendError::OutcomeUnknown => refusal,
+            _ => Refusal {
+                message: PENDING_MESSAGE.to_owned(),
+                ..refusal
+            },
         }
     }
 

@@ -67,9 +67,10 @@ impl Broker {
         let uncancellable =
             async move { broker.apply_uncancellable(&call, &operator, files).await };
         let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
-        applying.await.unwrap_or_else(|e| {
-            Err(self.refuse(method, Reason::DecisionUnavailable, e.to_string()))
-        })
+        // Cut by the end of the process, before or after an append.
+        applying
+            .await
+            .unwrap_or_else(|e| Err(self.refuse(method, Reason::OutcomeUnknown, e.to_string())))
     }
 
     async fn apply_uncancellable(
@@ -96,11 +97,22 @@ impl Broker {
         self.record_bundle(bundle, &files, in_force.version, by)
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        applied.revoked = self
-            .revoke_disallowed()
-            .await
-            .map_err(|e| self.refuse_append(call.method, &e))?;
+        self.revoke_after_change(&mut applied).await;
         Ok(applied)
+    }
+
+    /// Ends what the bundle just put in force no longer allows. A failure is a warning: the bundle is in force, and refuses
+    /// what it does not allow at each use; maintenance records the ends when the journal takes entries again.
+    pub(in crate::broker) async fn revoke_after_change(&self, applied: &mut BundleApplied) {
+        match self.revoke_disallowed().await {
+            Ok(revoked) => applied.revoked = revoked,
+            Err(error) => applied.warnings.insert(
+                0,
+                format!(
+                    "the bundle is in force and what it no longer allows is refused, but its end is not recorded yet: {error}"
+                ),
+            ),
+        }
     }
 
     /// Loads and checks the files as a policy bundle, with the summary of applying it.
@@ -110,7 +122,8 @@ impl Broker {
         files: BTreeMap<String, String>,
     ) -> Result<(BundleFiles, PolicyBundle, BundleApplied), Refusal> {
         let refuse = |e: &dyn std::fmt::Display| {
-            self.refuse(method, Reason::InvalidPolicyBundle, e.to_string())
+            let problems = shortened(&e.to_string());
+            self.refuse(method, Reason::InvalidPolicyBundle, problems)
         };
         let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
         // Loading parses, validates and self-tests: long enough to keep off the threads that answer calls.
@@ -320,6 +333,27 @@ impl Broker {
         }
         Ok(complete)
     }
+}
+
+/// Most bytes of the problems in a refusal.
+const PROBLEMS_BYTES_MAX: usize = 1_600;
+
+/// The first problems, one on a line, and the number of the others.
+fn shortened(problems: &str) -> String {
+    if problems.len() <= PROBLEMS_BYTES_MAX {
+        return problems.to_owned();
+    }
+    let mut left = PROBLEMS_BYTES_MAX;
+    let fits = |line: &&str| {
+        let rest = left.checked_sub(line.len() + 1);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    let mut kept: Vec<&str> = problems.lines().take_while(fits).collect();
+    let more = problems.lines().count() - kept.len();
+    let rest = format!("and {more} more; 'dipylon policy check DIR' lists every problem");
+    kept.push(&rest);
+    kept.join("\n")
 }
 
 /// Whether the agent of a task may still operate, evaluated with the input at the task's opening.

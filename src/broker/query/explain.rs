@@ -1,8 +1,9 @@
 //! Explanations: why a decision, task, token, access request or refused call is as it is.
 
-use crate::broker::{Broker, CallContext, Refusal};
+use crate::broker::projections::rule_effect;
+use crate::broker::refusals::REFUSALS_KEPT_MAX;
+use crate::broker::{AccessRequestStatus, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::policy::RuleEffect;
 use crate::state::Grant;
 
 /// The explanation of a decision, task, token, access request or refused call.
@@ -28,8 +29,7 @@ impl Explanation {
         let mut texts = Vec::new();
         for item in all.iter().rev().take(LISTED_MAX) {
             let text = text::escape_invisible(&format(item));
-            // The wire size of a line, its label and framing included.
-            let cost = text.len() + label.len() + 16;
+            let cost = line_bytes(label, &text);
             if cost > left {
                 break;
             }
@@ -44,11 +44,44 @@ impl Explanation {
             self.line(label, format!("and {more} more, older than these"));
         }
     }
+
+    /// Drops the last lines that exceed one message, and says how many. The entries stay whole: an entry is shorter than half
+    /// of a message, and there is one at most.
+    fn fit(mut self) -> Self {
+        let entries: usize = self.entries.iter().map(String::len).sum();
+        let mut left = EXPLANATION_BYTES_MAX
+            .saturating_sub(entries)
+            .saturating_sub(self.headline.len());
+        let fits = |(label, text): &&(String, String)| {
+            let rest = left.checked_sub(line_bytes(label, text));
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        };
+        let kept = self.lines.iter().take_while(fits).count();
+        let left_out = self.lines.len() - kept;
+        if left_out > 0 {
+            self.lines.truncate(kept);
+            self.line(
+                "left out",
+                format!("{left_out} more lines, too long for one answer"),
+            );
+        }
+        self
+    }
 }
 
+/// The wire size of a line.
+const fn line_bytes(label: &str, text: &str) -> usize {
+    label.len() + text.len() + LINE_FRAME_BYTES
+}
+
+/// Most bytes of an explanation on the wire: below the longest message.
+const EXPLANATION_BYTES_MAX: usize = 60 * 1024;
+/// Bytes of a line's framing on the wire.
+const LINE_FRAME_BYTES: usize = 16;
 /// Most tokens, access requests or uses listed, of each.
 const LISTED_MAX: usize = 200;
-/// Most bytes of such a list on the wire: two such lists and an entry fit one message.
+/// Most bytes of such a list on the wire.
 const LISTED_BYTES_MAX: usize = 20 * 1024;
 
 impl Broker {
@@ -75,22 +108,26 @@ impl Broker {
                 .and_then(|id| self.explain_refusal(&id)),
             _ => None,
         };
-        found.ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::NotFound,
-                "no record has this id; refused calls are kept until the broker restarts",
-            )
+        found.map(Explanation::fit).ok_or_else(|| {
+            let message = if id.starts_with("cor_") {
+                format!(
+                    "no refused call with this id is remembered: the broker remembers the latest {REFUSALS_KEPT_MAX} before and \
+                     as many after authentication, since its start at {}; its log has earlier ones",
+                    self.started_at
+                )
+            } else {
+                "no record has this id".to_owned()
+            };
+            // The caller is an operator or auditor, who may know.
+            Refusal {
+                message: message.clone(),
+                ..self.refuse(call.method, Reason::NotFound, message)
+            }
         })
     }
 
     fn explain_refusal(&self, id: &CorrelationId) -> Option<Explanation> {
-        let refused = self
-            .lock(&self.recent_refusals)
-            .iter()
-            .rev()
-            .find(|r| r.correlation == *id)
-            .cloned()?;
+        let refused = self.recent_refusals.find(id)?;
         let mut out = Explanation {
             headline: format!("{} refused {}", refused.method, refused.reason),
             ..Explanation::default()
@@ -205,20 +242,22 @@ impl Broker {
                 .as_ref()
                 .filter(|_| same)
                 .and_then(|r| r.bundle.rule(&rule.id));
+            // Named apart: the rule that allows the action, and the rule because of which it is not simply allowed.
+            let label = match known.map(rule_effect) {
+                Some("permit") => "allowed by rule",
+                Some("step_up") => "approval required by rule",
+                Some("max_ttl") => "lifetime limited by rule",
+                Some(_) => "forbidden by rule",
+                None => "rule",
+            };
             let (location, why) = match known {
-                Some(info) => {
-                    let effect = match info.effect {
-                        RuleEffect::Permit => "permit",
-                        RuleEffect::Forbid => "forbid",
-                    };
-                    (
-                        format!("{}:{} {effect}", rule.file, info.line),
-                        info.why.clone().unwrap_or_default(),
-                    )
-                }
+                Some(info) => (
+                    format!("{}:{}", rule.file, info.line),
+                    info.why.clone().unwrap_or_default(),
+                ),
                 None => (rule.file.to_string(), String::new()),
             };
-            out.line("rule", format!("{} ({location}) {why}", rule.id));
+            out.line(label, format!("{} ({location}) {why}", rule.id));
         }
         for need in &decision.required_profiles {
             out.line("needs", format!("an approval under {}", need.name));
@@ -291,7 +330,29 @@ impl Broker {
                 ),
             );
         }
-        out.line("waits until", request.opened.expires_at.to_string());
+        // A request that no longer waits has no deadline; its end is what counts.
+        let denied = request.votes.iter().rev();
+        let denied = denied
+            .filter(|vote| vote.cast.verdict == Verdict::Deny)
+            .map(|vote| vote.at)
+            .next();
+        match view.status {
+            AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
+                out.line("waits until", request.opened.expires_at.to_string());
+            }
+            AccessRequestStatus::Expired | AccessRequestStatus::ApprovalExpired => {
+                out.line("expired at", request.opened.expires_at.to_string());
+            }
+            AccessRequestStatus::Denied => {
+                out.line(
+                    "denied at",
+                    denied.map_or_else(String::new, |at| at.to_string()),
+                );
+            }
+            AccessRequestStatus::Consumed
+            | AccessRequestStatus::Cancelled
+            | AccessRequestStatus::Ended => {}
+        }
         Some(out)
     }
 

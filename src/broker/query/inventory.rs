@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::broker::{ActionUse, Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::{Grant, TaskRecord};
@@ -19,6 +21,23 @@ pub struct TaskView {
     pub access_requests_waiting: usize,
 }
 
+/// A task's place in the list, newest first. It does not change, and it stays when the task is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TaskCursor(std::cmp::Reverse<Timestamp>, TaskId);
+
+impl TaskCursor {
+    fn from_task(task: &TaskRecord) -> Self {
+        Self(std::cmp::Reverse(task.opened.opened_at), task.opened.task)
+    }
+}
+
+impl TaskView {
+    /// Its place in the list.
+    pub fn cursor(&self) -> TaskCursor {
+        TaskCursor::from_task(&self.task)
+    }
+}
+
 /// The tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
@@ -27,7 +46,7 @@ pub struct TaskFilter {
     /// Include ended tasks.
     pub ended: bool,
     /// The page after this task, in the order of the list.
-    pub after: Option<TaskId>,
+    pub after: Option<TaskCursor>,
     /// Most rows.
     pub max: usize,
 }
@@ -64,24 +83,15 @@ impl Broker {
     ) -> Result<Vec<TaskView>, Refusal> {
         let now = self.now();
         self.authenticate_reader(call, now)?;
-        let after = match &filter.after {
-            None => None,
-            Some(id) => Some(self.state.task(id).ok_or_else(|| {
-                let message = "`page_token`: no such task";
-                self.refuse(call.method, Reason::NotFound, message)
-            })?),
-        };
-        let position =
-            |task: &TaskRecord| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
         let is_selected = |task: &Arc<TaskRecord>| {
             filter
                 .agent
                 .as_ref()
                 .is_none_or(|id| task.opened.agent == *id)
                 && (filter.ended || self.is_running(task, now))
-                && after
-                    .as_ref()
-                    .is_none_or(|last| position(task) > position(last))
+                && filter
+                    .after
+                    .is_none_or(|last| TaskCursor::from_task(task) > last)
         };
         let all = if filter.ended {
             self.state.tasks()
@@ -89,7 +99,7 @@ impl Broker {
             self.state.open_tasks()
         };
         let mut tasks: Vec<Arc<TaskRecord>> = all.into_iter().filter(is_selected).collect();
-        tasks.sort_by_key(|task| position(task));
+        tasks.sort_by_key(|task| TaskCursor::from_task(task));
         tasks.truncate(filter.max);
         Ok(tasks
             .into_iter()

@@ -440,7 +440,7 @@ impl Broker {
                 "RefusalsCounted",
                 "unauthenticated calls refused",
                 BROKER.to_owned(),
-                format!("{} since {}", f.count, f.since),
+                refusal_counts(f),
                 vec![],
             ),
         };
@@ -457,6 +457,23 @@ impl Broker {
     }
 }
 
+/// The total, and the most frequent methods and reasons.
+fn refusal_counts(counted: &RefusalsCounted) -> String {
+    let rows = counted.rows.iter().take(REFUSAL_ROWS_SHOWN_MAX);
+    let rows: Vec<String> = rows
+        .map(|row| format!("{} {} by {}", row.count, row.reason, row.method))
+        .collect();
+    let of_them = if rows.is_empty() { "" } else { ": " };
+    format!(
+        "{} since {}{of_them}{}",
+        counted.count,
+        counted.since,
+        rows.join(", ")
+    )
+}
+
+/// Most rows of a count of refusals that one event shows.
+const REFUSAL_ROWS_SHOWN_MAX: usize = 5;
 /// The actor of events without a caller.
 const BROKER: &str = "broker";
 /// Most ids of an event.

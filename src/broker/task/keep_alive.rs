@@ -65,7 +65,11 @@ impl Broker {
                         Err(TransactionError::Retry)
                     }
                     Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
-                    Err(_gone) => Err(self.refuse_append(call.method, &AppendError::Closed).into()),
+                    // The batch was cut, before or after its append.
+                    Err(_gone) => {
+                        let error = AppendError::OutcomeUnknown;
+                        Err(self.refuse_append(call.method, &error).into())
+                    }
                 }
             },
         )

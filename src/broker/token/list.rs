@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::Grant;
@@ -34,36 +36,46 @@ pub struct LiveToken {
     pub profiles: Vec<ProfileName>,
 }
 
-/// Most rows of a page.
-pub const PAGE_MAX: usize = 100;
+/// A token's place in the list, the next to expire first. It does not change, and it stays when the token is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TokenCursor {
+    /// Unix seconds.
+    exp: i64,
+    jti: TokenId,
+}
+
+impl LiveToken {
+    /// Its place in the list.
+    pub const fn cursor(&self) -> TokenCursor {
+        TokenCursor {
+            exp: self.expires_at.secs(),
+            jti: self.jti,
+        }
+    }
+}
+
 /// Grants scanned between two yields to other tasks.
 const SCAN_YIELD_EVERY: usize = 4_096;
 
 impl Broker {
-    /// A page of active tokens, the next to expire first, after the token `after`; at most 100 rows. Scans every
+    /// A page of active tokens, the next to expire first, after the place `after`; at most `max` rows. Scans every
     /// grant of every open task, and yields in between.
     pub async fn live_tokens(
         &self,
         call: &CallContext,
-        after: Option<TokenId>,
+        after: Option<TokenCursor>,
         max: usize,
     ) -> Result<Vec<LiveToken>, Refusal> {
         let now = self.now();
         self.authenticate_reader(call, now)?;
-        let max = max.min(PAGE_MAX);
-        let sort_key = |grant: &Grant| (grant.issued.exp, grant.issued.jti);
-        let after = match after {
-            None => None,
-            Some(jti) => Some(sort_key(&*self.state.grant(&jti).ok_or_else(|| {
-                let message = "`page_token`: no such token";
-                self.refuse(call.method, Reason::NotFound, message)
-            })?)),
-        };
-        let mut page: BTreeMap<(i64, TokenId), Arc<Grant>> = BTreeMap::new();
+        let mut page: BTreeMap<TokenCursor, Arc<Grant>> = BTreeMap::new();
         let mut scanned = 0_usize;
         for task in self.state.open_tasks() {
             for grant in self.state.grants_of_task(&task.opened.task) {
-                let position = sort_key(&grant);
+                let position = TokenCursor {
+                    exp: grant.issued.exp,
+                    jti: grant.issued.jti,
+                };
                 let is_after = after.is_none_or(|after| position > after)
                     && (page.len() < max
                         || page

@@ -45,12 +45,18 @@ impl EventPrinter {
             )
         };
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
+        let (asking, allowing) = render::rules_apart(pending.rules());
         self.event(
             "step-up",
             &format!(
-                "needs {} because of {}  {}  {id}",
+                "needs {} because of {}{}  {}  {id}",
                 needs.join(" and "),
-                rules(pending.rules()),
+                rules(&asking),
+                if allowing.is_empty() {
+                    String::new()
+                } else {
+                    format!("; allowed by {}", rules(&allowing))
+                },
                 pending.match_phrase()
             ),
             json!({
@@ -120,10 +126,10 @@ impl EventPrinter {
 }
 
 /// `rule "a" and rule "b"`.
-fn rules(rules: &[client::MatchedRule]) -> String {
+fn rules<R: std::borrow::Borrow<client::MatchedRule>>(rules: &[R]) -> String {
     let names: Vec<String> = rules
         .iter()
-        .map(|rule| format!("rule \"{}\"", escape_invisible(&rule.id)))
+        .map(|rule| format!("rule \"{}\"", escape_invisible(&rule.borrow().id)))
         .collect();
     names.join(" and ")
 }

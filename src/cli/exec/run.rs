@@ -103,7 +103,7 @@ impl ExecRun {
     ) -> Result<TokenResult, Error> {
         let started_at = self.clock.now();
         let until = started_at.plus_secs(i64::from(wait_s.unwrap_or(0)));
-        let mut waiting = None;
+        let (mut waiting, mut waits_until) = (None, until);
         let first = tokio::select! {
             outcome = self.task.request_token(&self.token_request) => outcome,
             signal = signals.next() => return Ok(self.stopped(signal, None).await),
@@ -115,6 +115,8 @@ impl ExecRun {
                     return Ok(TokenResult::Pending(Box::new(pending)));
                 }
                 let id = pending.access_request_id();
+                // The access request may expire before this command stops waiting.
+                waits_until = until.min(pending.expires_at());
                 let reachable = tokio::select! {
                     reachable = check_reachable(upstream) => reachable,
                     signal = signals.next() => return Ok(self.stopped(signal, Some(id)).await),
@@ -133,11 +135,14 @@ impl ExecRun {
             Some(outcome) => outcome,
             None => {
                 let text = format!(
-                    "until {until} ({})",
-                    format_seconds(until.since(started_at) / 1_000)
+                    "until {waits_until} ({})",
+                    format_seconds(waits_until.since(started_at) / 1_000)
                 );
-                self.events
-                    .event("waiting", &text, json!({ "until": until.to_string() }));
+                self.events.event(
+                    "waiting",
+                    &text,
+                    json!({ "until": waits_until.to_string() }),
+                );
                 tokio::select! {
                     outcome = self.task.wait_for_token(&self.token_request, until) => outcome?,
                     signal = signals.next() => return Ok(self.stopped(signal, waiting).await),

@@ -16,6 +16,8 @@ use super::state::Console;
 use crate::broker::{ActionUse, AgentView};
 use crate::model::{AgentId, ParseField as _, Timestamp};
 
+/// The list that the page tokens of this page belong to.
+const LIST: &str = "console agents";
 /// Agents on one page.
 const ROWS_MAX: usize = 100;
 
@@ -68,7 +70,9 @@ pub(super) async fn list(
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
-    let after = query.after.as_deref().map(AgentId::parse).transpose()?;
+    let tokens = console.broker.page_tokens();
+    let after: Option<AgentId> =
+        tokens.read(LIST, "", query.after.as_deref().unwrap_or_default())?;
     let agents = console
         .broker
         .list_agents(&request.context, after.as_ref(), ROWS_MAX)?;
@@ -76,7 +80,7 @@ pub(super) async fn list(
     let last = agents.last().filter(|_| agents.len() >= ROWS_MAX);
     Ok(response::html(&AgentsPage {
         page: Page::new(&console, &request, &user, "Agents"),
-        next: last.map(|agent| agent.id.to_string()),
+        next: last.map(|agent| tokens.issue(LIST, "", &agent.id)),
         agents: agents.iter().map(|agent| agent_row(agent, now)).collect(),
     }))
 }

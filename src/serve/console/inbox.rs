@@ -13,9 +13,11 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::{ConsoleRequest, PageQuery};
 use super::state::Console;
-use crate::broker::{InboxCursor, InboxPage, InboxQuery, InboxRow, Ineligible};
+use crate::broker::{InboxPage, InboxQuery, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
 
+/// The list that the page tokens of the inbox belong to.
+const LIST: &str = "console inbox";
 /// Requests on one page.
 const ROWS_MAX: usize = 50;
 
@@ -95,13 +97,18 @@ fn inbox(
     request: &ConsoleRequest,
     query: &InboxPageQuery,
 ) -> Result<InboxView, ConsoleError> {
+    let tokens = console.broker.page_tokens();
     let inbox_request = InboxQuery {
         mine: false,
         size: ROWS_MAX,
-        after: query.after.as_deref().map(InboxCursor::parse).transpose()?,
+        after: tokens.read(LIST, "", query.after.as_deref().unwrap_or_default())?,
     };
     let page = console.broker.inbox(&request.context, &inbox_request)?;
-    Ok(inbox_view(&page, console.broker.now()))
+    let next = page.next.map(|cursor| tokens.issue(LIST, "", &cursor));
+    Ok(InboxView {
+        next: next.map(|token| format!("/console?after={token}")),
+        ..inbox_view(&page, console.broker.now())
+    })
 }
 
 /// The broker sorts similar requests together: each run of them is a group.
@@ -127,7 +134,7 @@ fn inbox_view(page: &InboxPage, now: Timestamp) -> InboxView {
         total: page.total,
         queued: page.queued,
         groups,
-        next: page.next.map(|cursor| format!("/console?after={cursor}")),
+        next: None,
     }
 }
 

@@ -19,6 +19,8 @@ use crate::model::{ParseField as _, TaskId, Timestamp};
 use crate::serve::request_log::record;
 use crate::serve::routes;
 
+/// The list that the page tokens of this page belong to.
+const LIST: &str = "console tasks";
 /// Tasks on one page.
 const ROWS_MAX: usize = 100;
 
@@ -68,24 +70,26 @@ pub(super) async fn list(
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
+    let tokens = console.broker.page_tokens();
+    let ended = if query.ended.is_some() {
+        "&ended=yes"
+    } else {
+        ""
+    };
     let filter = TaskFilter {
         agent: None,
         ended: query.ended.is_some(),
-        after: query
-            .after
-            .as_deref()
-            .map(TaskId::parse)
-            .transpose()
-            .at("after")?,
+        after: tokens.read(LIST, ended, query.after.as_deref().unwrap_or_default())?,
         max: ROWS_MAX,
     };
     let tasks = console.broker.list_tasks(&request.context, &filter)?;
     let now = console.broker.now();
-    let ended = if filter.ended { "&ended=yes" } else { "" };
     let last = tasks.last().filter(|_| tasks.len() >= ROWS_MAX);
     Ok(response::html(&TasksPage {
         page: Page::new(&console, &request, &user, "Tasks"),
-        next: last.map(|view| format!("/console/tasks?after={}{ended}", view.task.opened.task)),
+        next: last
+            .map(|view| tokens.issue(LIST, ended, &view.cursor()))
+            .map(|token| format!("/console/tasks?after={token}{ended}")),
         tasks: tasks.iter().map(|view| task_row(view, now)).collect(),
         with_ended: filter.ended,
     }))

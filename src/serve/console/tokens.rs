@@ -17,6 +17,8 @@ use crate::broker::LiveToken;
 use crate::model::{ParseField as _, Timestamp, TokenId};
 use crate::serve::request_log::record;
 
+/// The list that the page tokens of this page belong to.
+const LIST: &str = "console tokens";
 /// Tokens on one page.
 const ROWS_MAX: usize = 100;
 
@@ -54,18 +56,9 @@ pub(super) async fn page(
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
-    let after = query
-        .after
-        .as_deref()
-        .map(TokenId::parse)
-        .transpose()
-        .at("after")?;
-    let revoked = query
-        .revoked
-        .as_deref()
-        .map(TokenId::parse)
-        .transpose()
-        .at("revoked")?;
+    let page_tokens = console.broker.page_tokens();
+    let after = page_tokens.read(LIST, "", query.after.as_deref().unwrap_or_default())?;
+    let revoked = query.revoked.as_deref().map(TokenId::parse).transpose().at("revoked")?;
     let tokens = console
         .broker
         .live_tokens(&request.context, after, ROWS_MAX)
@@ -74,7 +67,7 @@ pub(super) async fn page(
     let last = tokens.last().filter(|_| tokens.len() >= ROWS_MAX);
     Ok(response::html(&TokensPage {
         page: Page::new(&console, &request, &user, "Live tokens"),
-        next: last.map(|token| token.jti.to_string()),
+        next: last.map(|token| page_tokens.issue(LIST, "", &token.cursor())),
         tokens: tokens.iter().map(|token| token_row(token, now)).collect(),
         outcome: revoked.map(|jti| format!("Token {jti} is revoked: validators reject it now.")),
     }))

@@ -15,7 +15,6 @@ use crate::serve::authorization::{
     BEGIN_VOTE, CAST_VOTE, GET_CARD, INVITE_APPROVER, LIST_ACCESS_REQUESTS, LIST_APPROVERS,
     REVOKE_APPROVER_KEYS,
 };
-use crate::serve::limits::MESSAGE_BYTES_MAX;
 use crate::serve::request_log::record;
 use crate::serve::services::approval_service_server::ApprovalService;
 
@@ -26,9 +25,21 @@ impl ApprovalService for GrpcService {
         request: Request<v1::ListAccessRequestsRequest>,
     ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
         let (call, message) = self.begin_call(LIST_ACCESS_REQUESTS, request).await?;
-        let inbox_request = parse_inbox_request(&message).map_err(self.malformed(&call))?;
-        let page = self.broker.inbox(&call, &inbox_request);
-        self.respond(page.map(|page| convert::inbox_page(page, PAGE_BYTES_MAX)))
+        let filter = if message.decidable_only {
+            "decidable"
+        } else {
+            ""
+        };
+        let tokens = self.broker.page_tokens();
+        let after = tokens.read(LIST_ACCESS_REQUESTS.name, filter, &message.page_token);
+        let query = after
+            .and_then(|after| parse_inbox_query(&message, after))
+            .map_err(self.malformed(&call))?;
+        self.respond(self.broker.inbox(&call, &query).map(|page| {
+            convert::inbox_page(page, |cursor| {
+                tokens.issue(LIST_ACCESS_REQUESTS.name, filter, &cursor)
+            })
+        }))
     }
 
     type WatchAccessRequestsStream = Messages<v1::WatchAccessRequestsResponse>;
@@ -120,10 +131,23 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::ListApproversRequest>,
     ) -> Result<Response<v1::ListApproversResponse>, Status> {
-        let (call, _) = self.begin_call(LIST_APPROVERS, request).await?;
-        let listed = self.broker.list_approvers(&call);
-        self.respond(listed.map(|people| v1::ListApproversResponse {
-            approvers: people.iter().map(convert::approver).collect(),
+        let (call, message) = self.begin_call(LIST_APPROVERS, request).await?;
+        let query = self
+            .page_query::<PersonId>(
+                LIST_APPROVERS,
+                String::new(),
+                message.page_size,
+                &message.page_token,
+            )
+            .map_err(self.malformed(&call))?;
+        self.respond(self.broker.list_approvers(&call).map(|mut rows| {
+            rows.retain(|row| query.after.as_ref().is_none_or(|last| row.id > *last));
+            let (approvers, next_page_token) =
+                query.page(&rows, convert::approver, |row| row.id.clone());
+            v1::ListApproversResponse {
+                approvers,
+                next_page_token,
+            }
         }))
     }
 
@@ -150,20 +174,25 @@ impl ApprovalService for GrpcService {
     }
 }
 
-/// Bytes of one page's rows; the rest of the message needs room too.
-const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
 /// Rows of a page when the request names no size.
 const PAGE_ROWS: usize = 50;
 
-fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxQuery, ParseError> {
+fn parse_inbox_query(
+    message: &v1::ListAccessRequestsRequest,
+    after: Option<InboxCursor>,
+) -> Result<InboxQuery, ParseError> {
     let size = match usize::try_from(message.page_size) {
         Ok(0) => PAGE_ROWS,
         Ok(size) if size <= INBOX_PAGE_MAX => size,
-        Ok(_) | Err(_) => return Err(ParseError::new("page_size", "must be at most 100")),
-    };
-    let after = match message.page_token.as_str() {
-        "" => None,
-        text => Some(InboxCursor::parse(text).at("page_token")?),
+        Ok(_) | Err(_) => {
+            return Err(ParseError::new(
+                "page_size",
+                format!(
+                    "expected at most {INBOX_PAGE_MAX}, got {}",
+                    message.page_size
+                ),
+            ));
+        }
     };
     Ok(InboxQuery {
         mine: message.decidable_only,

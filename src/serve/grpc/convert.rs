@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 
+use super::page::{PAGE_BYTES_MAX, fit_items, fit_texts};
 use crate::broker::{
-    AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage,
-    InboxRow, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView, TimelineEvent,
-    TokenReply,
+    AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxCursor,
+    InboxGroup, InboxPage, InboxRow, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView,
+    TimelineEvent, TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
@@ -53,6 +54,7 @@ fn rules(rules: Vec<RuleSummary>) -> Vec<v1::Rule> {
             id: r.id,
             file: r.file,
             why: r.why,
+            effect: r.effect,
         })
         .collect()
 }
@@ -150,12 +152,15 @@ fn risk(risk: Option<Risk>) -> String {
     risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
 }
 
-/// A page of an inbox whose rows take at most `bytes_max` bytes; the next page begins where they end.
-pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessRequestsResponse {
+/// A page of an inbox whose rows fit into a message; the next page begins where they end.
+pub(super) fn inbox_page(
+    page: InboxPage,
+    token: impl Fn(InboxCursor) -> String,
+) -> v1::ListAccessRequestsResponse {
     let mut in_order: Vec<_> = page
         .rows
         .iter()
-        .map(|row| (row.cursor, inbox_row(row, bytes_max)))
+        .map(|row| (row.cursor, inbox_row(row)))
         .collect();
     in_order.sort_by_key(|(cursor, _)| *cursor);
     let mut bytes = 0_usize;
@@ -165,7 +170,7 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
     for (cursor, row) in in_order {
         bytes = bytes.saturating_add(row.encoded_len() + ROW_OVERHEAD_BYTES);
         // One row at least: an empty page with a next page would never end.
-        if bytes > bytes_max && last.is_some() {
+        if bytes > PAGE_BYTES_MAX && last.is_some() {
             next = last;
             break;
         }
@@ -178,16 +183,8 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
             .iter()
             .filter_map(|row| rows.remove(&row.cursor))
             .collect(),
-        groups: page
-            .groups
-            .iter()
-            .map(|group| v1::InboxGroup {
-                group: group.key.to_string(),
-                title: group.title.clone(),
-                size: count(group.size),
-            })
-            .collect(),
-        next_page_token: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
+        groups: inbox_groups(page.groups),
+        next_page_token: next.map(token).unwrap_or_default(),
         total: count(page.total),
         decidable: count(page.decidable),
         queued: count(page.queued),
@@ -198,7 +195,21 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
 /// Tag and length of one row, in bytes.
 const ROW_OVERHEAD_BYTES: usize = 6;
 
-fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
+/// Most bytes of an inbox's groups.
+const GROUPS_BYTES_MAX: usize = 12 * 1024;
+
+/// The largest groups, as many as a message holds.
+fn inbox_groups(mut groups: Vec<InboxGroup>) -> Vec<v1::InboxGroup> {
+    groups.sort_by_key(|group| std::cmp::Reverse(group.size));
+    let wire = groups.into_iter().map(|group| v1::InboxGroup {
+        group: group.key.to_string(),
+        size: count(group.size),
+        title: group.title,
+    });
+    fit_items(wire, GROUPS_BYTES_MAX, v1::InboxGroup::encoded_len)
+}
+
+fn inbox_row(row: &InboxRow) -> v1::InboxRow {
     let (profiles, ineligible_reason) = match &row.vote {
         Ok(profiles) => (
             profiles.iter().map(ToString::to_string).collect(),
@@ -214,7 +225,7 @@ fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
         owner: row.access.request.opened.owner.to_string(),
         parameters_omitted: false,
     };
-    if wire.encoded_len() > bytes_max / 2
+    if wire.encoded_len() > PAGE_BYTES_MAX / 2
         && let Some(action) = wire
             .access_request
             .as_mut()
@@ -243,13 +254,19 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
     }
 }
 
+/// Most bytes of one list of ids in a row, so that each row fits into a message.
+const IDS_BYTES_MAX: usize = 8 * 1024;
+
 pub(super) fn approver(person: &ApproverView) -> v1::Approver {
+    let (groups, more_groups) = fit_texts(person.groups.iter(), IDS_BYTES_MAX);
+    let (keys, more_keys) = fit_texts(person.keys.iter(), IDS_BYTES_MAX);
+    let (revoked, more_revoked) = fit_texts(person.revoked.iter(), IDS_BYTES_MAX);
     v1::Approver {
         person_id: person.id.to_string(),
         name: person.name.clone(),
-        groups: person.groups.iter().map(ToString::to_string).collect(),
+        groups,
         roles: person.roles.iter().map(|r| r.as_str().to_owned()).collect(),
-        keys: person.keys.iter().map(ToString::to_string).collect(),
+        keys,
         passkeys: person
             .passkeys
             .iter()
@@ -262,7 +279,8 @@ pub(super) fn approver(person: &ApproverView) -> v1::Approver {
             })
             .collect(),
         invited_until: person.invited_until.map(timestamp_to_wire),
-        revoked: person.revoked.iter().map(ToString::to_string).collect(),
+        revoked,
+        left_out: count(more_groups + more_keys + more_revoked),
     }
 }
 
@@ -334,6 +352,7 @@ pub(super) fn task_row(view: &TaskView) -> v1::TaskSummary {
 }
 
 pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
+    let (activity, more_activity) = activity(&view.activity);
     let mut wire = v1::RegisteredAgent {
         agent_id: view.id.to_string(),
         suspended: view.suspended,
@@ -342,7 +361,8 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         tokens_active: count(view.tokens_active),
         verified_at: view.verified_at.map(timestamp_to_wire),
         attested_at: view.attested_at.map(timestamp_to_wire),
-        activity: activity(&view.activity),
+        activity,
+        left_out: count(more_activity),
         ..v1::RegisteredAgent::default()
     };
     if let Some(agent) = &view.registered {
@@ -352,15 +372,18 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         wire.environment = agent.environment.to_string();
         wire.model = agent.model.clone();
         wire.autonomy = agent.autonomy.clone();
-        wire.groups = agent.groups.iter().map(ToString::to_string).collect();
+        let (groups, more_groups) = fit_texts(agent.groups.iter(), IDS_BYTES_MAX);
+        let (actions, more_actions) = fit_texts(agent.ceiling.iter(), IDS_BYTES_MAX);
+        wire.groups = groups;
+        wire.actions = actions;
+        wire.left_out = count(more_activity + more_groups + more_actions);
         wire.jkt = agent.jkt.map(|jkt| jkt.to_string()).unwrap_or_default();
-        wire.actions = agent.ceiling.iter().map(ToString::to_string).collect();
     }
     wire
 }
 
-/// Most actions in an agent's activity, so that the agent fits into a message.
-const ACTIVITY_MAX: usize = 200;
+/// Most bytes of an agent's activity, so that the agent fits into a message.
+const ACTIVITY_BYTES_MAX: usize = 32 * 1024;
 
 pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleStats {
     v1::RuleStats {
@@ -423,7 +446,8 @@ pub(super) fn timeline_event(moment: &TimelineEvent) -> v1::TimelineEvent {
     }
 }
 
-fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
+/// The most requested actions, as many as a message holds, and the number of the others.
+fn activity(activity: &[ActionUse]) -> (Vec<v1::ActionUse>, usize) {
     let action_use = |used: &ActionUse| {
         let stats = &used.stats;
         let denied = stats.last_denied.as_ref();
@@ -441,7 +465,13 @@ fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
             last_denied_by: denied.map(|(_, by)| by.to_string()).unwrap_or_default(),
         }
     };
-    activity.iter().take(ACTIVITY_MAX).map(action_use).collect()
+    let kept = fit_items(
+        activity.iter().map(action_use),
+        ACTIVITY_BYTES_MAX,
+        v1::ActionUse::encoded_len,
+    );
+    let left_out = activity.len() - kept.len();
+    (kept, left_out)
 }
 
 #[cfg(test)]

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
+use super::page::{fit_page, fit_texts};
 use super::service::GrpcService;
-use crate::broker::{
-    ApproverStatsRow, EndTaskInput, FirstOperator, PersonCaller, RuleStatsRow, TaskFilter,
-};
+use crate::broker::{EndTaskInput, FirstOperator, LiveToken, PersonCaller, TaskFilter, TaskView};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
@@ -86,7 +85,7 @@ impl GovernanceService for GrpcService {
             changed: a.changed,
             rules: convert::count(a.rules),
             agents: convert::count(a.agents),
-            warnings: a.warnings,
+            warnings: warnings(&a.warnings),
             tasks_ended: convert::count(a.revoked.tasks),
             tokens_ended: convert::count(a.revoked.grants),
             access_requests_closed: convert::count(a.revoked.requests),
@@ -134,24 +133,23 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
         let (call, message) = self.begin_call(LIST_AGENTS, request).await?;
-        let parsed = page_size(message.page_size).and_then(|max| {
-            let after = optional(&message.page_token)
-                .map(AgentId::parse)
-                .transpose()
-                .at("page_token")?;
-            Ok((max, after))
-        });
-        let (max, after) = parsed.map_err(self.malformed(&call))?;
-        let page = self.broker.list_agents(&call, after.as_ref(), max);
-        self.respond(page.map(|page| {
-            let agents = fit_page(page.iter().map(convert::registered_agent));
-            let has_more = page.len() >= max || agents.len() < page.len();
+        let query = self
+            .page_query(
+                LIST_AGENTS,
+                String::new(),
+                message.page_size,
+                &message.page_token,
+            )
+            .map_err(self.malformed(&call))?;
+        let listed = self
+            .broker
+            .list_agents(&call, query.after.as_ref(), query.rows_to_read());
+        self.respond(listed.map(|rows| {
+            let (agents, next_page_token) =
+                query.page(&rows, convert::registered_agent, |row| row.id.clone());
             v1::ListAgentsResponse {
-                next_page_token: match agents.last().filter(|_| has_more) {
-                    Some(last) => last.agent_id.clone(),
-                    None => String::new(),
-                },
                 agents,
+                next_page_token,
             }
         }))
     }
@@ -209,24 +207,34 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListFreezesRequest>,
     ) -> Result<Response<v1::ListFreezesResponse>, Status> {
-        let (call, _) = self.begin_call(LIST_FREEZES, request).await?;
-        let row = |(scope, frozen): (FreezeScope, FreezeMarker)| v1::ActiveFreeze {
+        let (call, message) = self.begin_call(LIST_FREEZES, request).await?;
+        let query = self
+            .page_query::<FreezeScope>(
+                LIST_FREEZES,
+                String::new(),
+                message.page_size,
+                &message.page_token,
+            )
+            .map_err(self.malformed(&call))?;
+        let row = |(scope, frozen): &(FreezeScope, FreezeMarker)| v1::ActiveFreeze {
             scope: scope.to_string(),
             since: Some(timestamp_to_wire(frozen.at)),
             by: frozen.by.to_string(),
             reason: frozen
                 .reason
-                .map(|p| p.as_str().to_owned())
+                .as_ref()
+                .map(|reason| reason.as_str().to_owned())
                 .unwrap_or_default(),
             position: frozen.index,
         };
-        self.respond(
-            self.broker
-                .freezes(&call)
-                .map(|all| v1::ListFreezesResponse {
-                    freezes: all.into_iter().map(row).collect(),
-                }),
-        )
+        self.respond(self.broker.freezes(&call).map(|mut rows| {
+            rows.retain(|(scope, _)| query.after.as_ref().is_none_or(|last| scope > last));
+            let (freezes, next_page_token) = query.page(&rows, row, |(scope, _)| scope.clone());
+            v1::ListFreezesResponse {
+                freezes,
+                next_page_token,
+            }
+        }))
     }
 
     async fn list_tasks(
@@ -234,31 +242,26 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListTasksRequest>,
     ) -> Result<Response<v1::ListTasksResponse>, Status> {
         let (call, message) = self.begin_call(LIST_TASKS, request).await?;
-        let parsed = page_size(message.page_size).and_then(|max| {
-            Ok(TaskFilter {
-                agent: optional(&message.agent_id)
-                    .map(AgentId::parse)
-                    .transpose()
-                    .at("agent_id")?,
-                ended: message.include_ended,
-                after: optional(&message.page_token)
-                    .map(TaskId::parse)
-                    .transpose()
-                    .at("page_token")?,
-                max,
-            })
-        });
-        let filter = parsed.map_err(self.malformed(&call))?;
-        let page = self.broker.list_tasks(&call, &filter);
-        self.respond(page.map(|page| {
-            let tasks = fit_page(page.iter().map(convert::task_row));
-            let has_more = page.len() >= filter.max || tasks.len() < page.len();
+        let selected = format!("{}\0{}", message.agent_id, message.include_ended);
+        let parsed = self
+            .page_query(LIST_TASKS, selected, message.page_size, &message.page_token)
+            .and_then(|query| {
+                let agent = optional(&message.agent_id).map(AgentId::parse);
+                Ok((query, agent.transpose().at("agent_id")?))
+            });
+        let (query, agent) = parsed.map_err(self.malformed(&call))?;
+        let filter = TaskFilter {
+            agent,
+            ended: message.include_ended,
+            after: query.after,
+            max: query.rows_to_read(),
+        };
+        let listed = self.broker.list_tasks(&call, &filter);
+        self.respond(listed.map(|rows| {
+            let (tasks, next_page_token) = query.page(&rows, convert::task_row, TaskView::cursor);
             v1::ListTasksResponse {
-                next_page_token: match tasks.last().filter(|_| has_more) {
-                    Some(last) => last.task_id.clone(),
-                    None => String::new(),
-                },
                 tasks,
+                next_page_token,
             }
         }))
     }
@@ -311,19 +314,21 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListRulesRequest>,
     ) -> Result<Response<v1::ListRulesResponse>, Status> {
         let (call, message) = self.begin_call(LIST_RULES, request).await?;
-        let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.respond(self.broker.list_rules(&call).map(|all| {
-            let after = |row: &&RuleStatsRow| row.id > message.page_token;
-            let left: Vec<_> = all.iter().filter(after).collect();
-            let page = left.iter().take(max);
-            let rules = fit_page(page.map(|row| convert::rule_stats(row)));
-            let has_more = rules.len() < left.len();
+        let query = self
+            .page_query::<String>(
+                LIST_RULES,
+                String::new(),
+                message.page_size,
+                &message.page_token,
+            )
+            .map_err(self.malformed(&call))?;
+        self.respond(self.broker.list_rules(&call).map(|mut rows| {
+            rows.retain(|row| query.after.as_ref().is_none_or(|last| row.id > *last));
+            let (rules, next_page_token) =
+                query.page(&rows, convert::rule_stats, |row| row.id.clone());
             v1::ListRulesResponse {
-                next_page_token: match rules.last().filter(|_| has_more) {
-                    Some(last) => last.rule_id.clone(),
-                    None => String::new(),
-                },
                 rules,
+                next_page_token,
             }
         }))
     }
@@ -333,19 +338,21 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListApproverStatsRequest>,
     ) -> Result<Response<v1::ListApproverStatsResponse>, Status> {
         let (call, message) = self.begin_call(LIST_APPROVER_STATS, request).await?;
-        let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.respond(self.broker.approver_stats(&call).map(|all| {
-            let after = |row: &&ApproverStatsRow| *row.id.as_str() > *message.page_token;
-            let left: Vec<_> = all.iter().filter(after).collect();
-            let page = left.iter().take(max);
-            let approvers = fit_page(page.map(|row| convert::approver_stats(row)));
-            let has_more = approvers.len() < left.len();
+        let query = self
+            .page_query::<PersonId>(
+                LIST_APPROVER_STATS,
+                String::new(),
+                message.page_size,
+                &message.page_token,
+            )
+            .map_err(self.malformed(&call))?;
+        self.respond(self.broker.approver_stats(&call).map(|mut rows| {
+            rows.retain(|row| query.after.as_ref().is_none_or(|last| row.id > *last));
+            let (approvers, next_page_token) =
+                query.page(&rows, convert::approver_stats, |row| row.id.clone());
             v1::ListApproverStatsResponse {
-                next_page_token: match approvers.last().filter(|_| has_more) {
-                    Some(last) => last.person_id.clone(),
-                    None => String::new(),
-                },
                 approvers,
+                next_page_token,
             }
         }))
     }
@@ -355,24 +362,24 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
         let (call, message) = self.begin_call(LIST_TOKENS, request).await?;
-        let parsed = page_size(message.page_size).and_then(|max| {
-            let after = optional(&message.page_token)
-                .map(TokenId::parse)
-                .transpose()
-                .at("page_token")?;
-            Ok((max, after))
-        });
-        let (max, after) = parsed.map_err(self.malformed(&call))?;
-        let page = self.broker.live_tokens(&call, after, max).await;
-        self.respond(page.map(|page| {
-            let tokens = fit_page(page.iter().map(convert::live_token));
-            let has_more = page.len() >= max || tokens.len() < page.len();
+        let query = self
+            .page_query(
+                LIST_TOKENS,
+                String::new(),
+                message.page_size,
+                &message.page_token,
+            )
+            .map_err(self.malformed(&call))?;
+        let listed = self
+            .broker
+            .live_tokens(&call, query.after, query.rows_to_read())
+            .await;
+        self.respond(listed.map(|rows| {
+            let (tokens, next_page_token) =
+                query.page(&rows, convert::live_token, LiveToken::cursor);
             v1::ListTokensResponse {
-                next_page_token: match tokens.last().filter(|_| has_more) {
-                    Some(last) => last.jti.clone(),
-                    None => String::new(),
-                },
                 tokens,
+                next_page_token,
             }
         }))
     }
@@ -382,14 +389,11 @@ impl GovernanceService for GrpcService {
         request: Request<v1::GetTimelineRequest>,
     ) -> Result<Response<v1::GetTimelineResponse>, Status> {
         let (call, message) = self.begin_call(GET_TIMELINE, request).await?;
-        let parsed = TaskId::parse(&message.task_id)
-            .at("task_id")
-            .and_then(|task| {
-                let wrong =
-                    |_| ParseError::new("page_token", "expected a token of the page before");
-                let offset = optional(&message.page_token).map(|text| text.parse::<usize>());
-                Ok((task, offset.transpose().map_err(wrong)?.unwrap_or(0)))
-            });
+        let tokens = self.broker.page_tokens();
+        let parsed = TaskId::parse(&message.task_id).at("task_id").and_then(|task| {
+            let offset = tokens.read(GET_TIMELINE.name, &task.to_string(), &message.page_token)?;
+            Ok((task, offset.unwrap_or(0_usize)))
+        });
         let (task, offset) = parsed.map_err(self.malformed(&call))?;
         record("task", &task);
         let whole = self.broker.timeline(&call, task).await;
@@ -409,7 +413,7 @@ impl GovernanceService for GrpcService {
                 events: moments,
                 left_out: whole.left_out,
                 next_page_token: match next < whole.events.len() {
-                    true => next.to_string(),
+                    true => tokens.issue(GET_TIMELINE.name, &task.to_string(), &next),
                     false => String::new(),
                 },
             }
@@ -439,34 +443,18 @@ impl GovernanceService for GrpcService {
     }
 }
 
-/// Most rows of a page.
-const PAGE_MAX: u32 = 100;
-/// Most bytes of a page's rows: below the longest message, with room for the rest of it.
-const PAGE_BYTES_MAX: usize = 48 * 1024;
+/// Most bytes of the warnings about a policy bundle.
+const WARNINGS_BYTES_MAX: usize = 32 * 1024;
 
-/// As many rows as a message can hold; at least one, if there is one.
-fn fit_page<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
-    let mut bytes = 0;
-    let mut page = Vec::new();
-    for row in rows {
-        bytes += row.encoded_len() + 8;
-        if bytes > PAGE_BYTES_MAX && !page.is_empty() {
-            break;
-        }
-        page.push(row);
+/// As many warnings as a message holds, and the number of the others.
+fn warnings(all: &[String]) -> Vec<String> {
+    let (mut warnings, left_out) = fit_texts(all.iter(), WARNINGS_BYTES_MAX);
+    if left_out > 0 {
+        warnings.push(format!(
+            "and {left_out} more; 'dipylon policy check DIR' lists every warning"
+        ));
     }
-    page
-}
-
-fn page_size(size: u32) -> Result<usize, ParseError> {
-    match size {
-        0 => Ok(PAGE_MAX as usize),
-        1..=PAGE_MAX => Ok(size as usize),
-        _ => Err(ParseError::new(
-            "page_size",
-            format!("must be at most {PAGE_MAX}"),
-        )),
-    }
+    warnings
 }
 
 /// An id that `Explain` takes.

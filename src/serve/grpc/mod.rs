@@ -3,6 +3,7 @@
 mod approval;
 mod convert;
 mod governance;
+mod page;
 mod service;
 mod streams;
 mod task;

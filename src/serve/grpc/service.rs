@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::page::PageQuery;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::ParseError;
 use crate::serve::admission::AdmissionControl;
@@ -54,6 +57,23 @@ impl GrpcService {
             permit,
             ..call_context(method, metadata)
         })
+    }
+
+    /// The page of a list that a request names.
+    pub(super) fn page_query<C: Serialize + DeserializeOwned>(
+        &self,
+        method: &MethodPolicy,
+        filter: String,
+        page_size: u32,
+        page_token: &str,
+    ) -> Result<PageQuery<'_, C>, ParseError> {
+        PageQuery::parse(
+            self.broker.page_tokens(),
+            method,
+            filter,
+            page_size,
+            page_token,
+        )
     }
 
     /// The status of a malformed request.

@@ -232,7 +232,7 @@ impl Caller<'_> {
                     .map(drop)
             }
             "ListApprovers" => approvals
-                .list_approvers(self.request(method, v1::ListApproversRequest {}))
+                .list_approvers(self.request(method, v1::ListApproversRequest::default()))
                 .await
                 .map(drop),
             "RevokeApproverKeys" => {
@@ -310,7 +310,7 @@ impl Caller<'_> {
                     .map(drop)
             }
             "ListFreezes" => governance
-                .list_freezes(self.request(method, v1::ListFreezesRequest {}))
+                .list_freezes(self.request(method, v1::ListFreezesRequest::default()))
                 .await
                 .map(drop),
             "ListTasks" => governance

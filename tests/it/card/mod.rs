@@ -87,6 +87,7 @@ fn ordinary() -> Card {
             id: "destructive-needs-approval".to_owned(),
             file: "rules/20-guardrails.cedar".to_owned(),
             why: "Security approves every action that stops something from working.".to_owned(),
+            effect: "step_up".to_owned(),
         }],
         needs: vec![profile_progress("one-security", 1, Vec::new(), false)],
         task: TaskId::from_random([2; 16]),
@@ -179,6 +180,7 @@ fn everything() -> Card {
                 id: "isolating-production-needs-two".to_owned(),
                 file: "rules/20-guardrails.cedar".to_owned(),
                 why: String::new(),
+                effect: "step_up".to_owned(),
             },
         ],
         needs: vec![
@@ -241,6 +243,7 @@ fn hostile() -> Card {
             id: wild(),
             file: wild(),
             why: wild(),
+            effect: "step_up".to_owned(),
         }],
         needs: vec![ProfileProgress {
             group: wild(),

@@ -94,7 +94,7 @@ async fn step_up_waits_then_runs() {
         .stdout_contains("HTTP/1.1 200 OK")
         .stdout_contains("HTTP/1.1 401 Unauthorized")
         .stdout_contains("uses are spent")
-        .stderr_contains(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-approval\" and rule \"soc-acts-at-home\"  {phrase}  {id}"))
+        .stderr_contains(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-approval\"; allowed by rule \"soc-acts-at-home\"  {phrase}  {id}"))
         .stderr_contains("dipylon: waiting   until 2")
         .stderr_contains("dipylon: approved  account.disable on Account::ann by rule")
         .stderr_contains("uses 1  -> running bash")

@@ -5,7 +5,7 @@ mod votable_requests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dipylon::broker::{InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch};
+use dipylon::broker::{InboxEvent, InboxPage, InboxQuery, InboxWatch};
 use dipylon::journal::FaultInjection;
 use dipylon::state::InboxChangeKind;
 use dipylon_sdk::model::*;
@@ -267,20 +267,6 @@ async fn pagination_is_stable_under_changes() {
     assert_eq!(ids(&second), opened[3..]);
     assert_eq!(second.total, 8);
     assert_eq!(ids(&first_page(&b, "lee"))[0], high);
-
-    let token = first.next.expect("more").to_string();
-    assert_eq!(InboxCursor::parse(&token), Ok(first.next.expect("more")));
-    for wrong in [
-        "",
-        "1",
-        "1.2",
-        "x.2.y",
-        &format!("0{token}"),
-        &format!("{token}."),
-        &token.replacen('.', ".+", 1),
-    ] {
-        InboxCursor::parse(wrong).expect_err(wrong);
-    }
 }
 
 #[tokio::test]

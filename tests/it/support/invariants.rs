@@ -503,7 +503,8 @@ impl InvariantChecker {
                     .as_ref()
                     .is_some_and(|a| a.profiles.contains(&v.profile.name))
             }) {
-                if entry.at < vote.not_after {
+                // A vote by a revoked key is void, and with it its narrowing.
+                if entry.at < vote.not_after && !self.revoked.contains(&vote.key) {
                     assert!(
                         f.exp - f.iat <= vote.max_ttl,
                         "INV-5: beyond a voter's narrowing"

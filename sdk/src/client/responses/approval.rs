@@ -9,7 +9,7 @@ responses! {
     InboxListing from ListAccessRequestsResponse {
         /// Highest risk first (unknown counts as high), then the nearest deadline; similar ones of a page stand together.
         rows: Vec<InboxEntry> = rows,
-        /// Groups of more than one similar entry, counted over all pages.
+        /// The largest groups of more than one similar entry, counted over all pages.
         groups: Vec<InboxEntryGroup> = groups,
         /// `page_token` of the next page; empty on the last.
         next_page_token: String = next_page_token,
@@ -67,6 +67,8 @@ responses! {
         invited_until: Option<Timestamp> = invited_until,
         /// Thumbprints of revoked keys.
         revoked: Vec<String> = revoked,
+        /// How many groups, keys and revoked keys the broker left out because they exceed the message size.
+        left_out: u32 = left_out,
     }
 
     /// An enrolled passkey.

@@ -69,6 +69,8 @@ responses! {
         attested_at: Option<Timestamp> = attested_at,
         /// Its use of each action, the most requested first; empty in a list of agents.
         activity: Vec<AgentActionStats> = activity,
+        /// How many groups, actions and rows of activity the broker left out because they exceed the message size.
+        left_out: u32 = left_out,
     }
 
     /// An agent's use of one action, counted.

@@ -26,6 +26,8 @@ responses! {
         file: String = file,
         /// Its `@why`; empty without one.
         why: String = why,
+        /// `permit`, `step_up`, `max_ttl` or `forbid`; empty when it is no longer in the active policy bundle.
+        effect: String = effect,
     }
 
     /// A step-up profile that must be satisfied, and its votes so far.
