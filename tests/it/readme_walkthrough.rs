@@ -280,7 +280,9 @@ async fn readme_walkthrough() {
         .done("freeze agent/triage --reason INC-9 --key olga.pem")
         .await;
     assert!(frozen.contains("is frozen by entry"), "{frozen}");
-    run(exec("case.read", "Case::INC-8841")).await.exit_code(20);
+    run(exec("case.read", "Case::INC-8841"))
+        .await
+        .exit_code(120);
     assert!(
         walk.done("agent list --key olga.pem")
             .await
