@@ -63,4 +63,5 @@ mod unforgeable_types;
 mod vectors;
 mod verified_token_cache;
 mod watch_access_request;
+mod watch_token;
 mod webauthn;

@@ -19,10 +19,12 @@ pub(super) struct CancellableBody {
 struct TokenEnded;
 
 impl CancellableBody {
-    pub(super) fn new(body: Incoming, ended: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub(super) fn new(body: Incoming, ended: impl Future + Send + 'static) -> Self {
         Self {
             body,
-            ended: Box::pin(ended),
+            ended: Box::pin(async move {
+                ended.await;
+            }),
         }
     }
 }

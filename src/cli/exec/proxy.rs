@@ -158,23 +158,18 @@ impl Proxy {
             target: self.holder.upstream.path(&target),
             headers: headers::passed_on(&head.headers, &self.forward),
         };
+        let ended = self.holder.ended();
         tokio::select! {
+            // First: the end also breaks the transfer off, which looks like an unreachable audience.
+            biased;
+            error = ended => Err(ProxyProblem::unavailable(&error)),
             response = self.exchange(&outgoing, body) => response,
-            () = self.holder.ended() => Err(self.ended_problem()),
         }
     }
 
     fn check_available(&self) -> Result<(), ProxyProblem> {
         let available = self.holder.check_available();
         available.map_err(|error| ProxyProblem::unavailable(&error))
-    }
-
-    /// The answer to a request that was in flight when the token ended.
-    fn ended_problem(&self) -> ProxyProblem {
-        match self.holder.check_available() {
-            Err(error) => ProxyProblem::unavailable(&error),
-            Ok(()) => ProxyProblem::unavailable(&TokenUnavailable::Ended("unknown".to_owned())),
-        }
     }
 
     /// Sends the request and begins the response.

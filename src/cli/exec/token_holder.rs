@@ -73,11 +73,15 @@ impl TokenHolder {
     }
 
     /// Waits until the token has ended. Expiry does not count: a request that began before it may finish.
-    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn ended(&self) -> impl Future<Output = TokenUnavailable> + Send + use<> {
         let mut end_cause = self.end_cause.subscribe();
         async move {
-            // An error: the holder is gone, and the token with it.
-            let _ended = end_cause.wait_for(Option::is_some).await;
+            let cause = match end_cause.wait_for(Option::is_some).await {
+                Ok(cause) => cause.clone().unwrap_or_default(),
+                // The holder is gone, and the token with it.
+                Err(_) => String::new(),
+            };
+            TokenUnavailable::Ended(cause)
         }
     }
 
