@@ -410,10 +410,15 @@ impl RunningCommand {
 
     pub async fn end(mut self) -> CommandOutput {
         let mut rest = String::new();
-        while let Ok(Some(line)) = self.out.next_line().await {
-            rest.push_str(&line);
-            rest.push('\n');
-        }
+        let reading = async {
+            while let Ok(Some(line)) = self.out.next_line().await {
+                rest.push_str(&line);
+                rest.push('\n');
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading)
+            .await
+            .expect("in time");
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait_with_output());
         let mut output = CommandOutput::new(ended.await.expect("in time").expect("ends"));
         output.out = rest;
