@@ -77,6 +77,7 @@ pub use token::request::{
     DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
+pub use token::watch::{TokenEndCause, TokenEvent, TokenWatch};
 
 use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;

@@ -95,6 +95,7 @@ impl From<Error> for CliError {
                 Exit::Unavailable
             }
             Error::Refused(_)
+            | Error::TokenEnded { .. }
             | Error::Evidence(_)
             | Error::Answer(_)
             | Error::SignVote(_)
@@ -110,6 +111,7 @@ impl From<Error> for CliError {
                 "the broker's statement differs from the card: do not vote, and tell your security team",
             ),
             Error::Refused(_)
+            | Error::TokenEnded { .. }
             | Error::Url(_)
             | Error::Trust(_)
             | Error::Evidence(_)

@@ -33,6 +33,8 @@ pub(super) struct AdmissionControl {
     /// Open streams of each service, each agent, each person.
     service_streams: Arc<PerKeyLimit<ServiceId>>,
     agent_streams: Arc<PerKeyLimit<AgentId>>,
+    /// Apart from the streams of access requests: those must not keep a running command from hearing that its token ended.
+    agent_token_streams: Arc<PerKeyLimit<AgentId>>,
     person_streams: Arc<PerKeyLimit<PersonId>>,
     log_throttle: LogThrottle,
 }
@@ -41,6 +43,8 @@ pub(super) struct AdmissionControl {
 const STREAMS_PER_SERVICE_MAX: usize = 1_024;
 /// Access requests one agent may watch at once: a few for each that may wait, while a broken connection is not noticed yet.
 const STREAMS_PER_AGENT_MAX: usize = 64;
+/// Tokens that the processes of one agent watch at once.
+const TOKEN_STREAMS_PER_AGENT_MAX: usize = 256;
 /// Inboxes one person may watch at once: a few windows.
 const STREAMS_PER_PERSON_MAX: usize = 16;
 
@@ -58,6 +62,7 @@ impl AdmissionControl {
             concurrency: ConcurrencyLimiter::new(rates),
             service_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_SERVICE_MAX)),
             agent_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_AGENT_MAX)),
+            agent_token_streams: Arc::new(PerKeyLimit::new(TOKEN_STREAMS_PER_AGENT_MAX)),
             person_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
             log_throttle: LogThrottle::default(),
             broker,
@@ -98,6 +103,16 @@ impl AdmissionControl {
     pub(super) fn agent_stream(&self, agent: &AgentId) -> Result<StreamPermit<AgentId>, Status> {
         let slot = self.stream_slot(&self.agent_streams, agent, Class::General)?;
         let gauge = self.broker.metrics().stream_opened("access_request");
+        Ok(StreamPermit::new(slot, gauge))
+    }
+
+    /// Counts one more token that an agent watches, until the permit is dropped.
+    pub(super) fn agent_token_stream(
+        &self,
+        agent: &AgentId,
+    ) -> Result<StreamPermit<AgentId>, Status> {
+        let slot = self.stream_slot(&self.agent_token_streams, agent, Class::Reserved)?;
+        let gauge = self.broker.metrics().stream_opened("token");
         Ok(StreamPermit::new(slot, gauge))
     }
 

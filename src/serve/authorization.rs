@@ -58,6 +58,7 @@ methods! {
     WATCH_ACCESS_REQUEST = "TaskService/WatchAccessRequest", [Agent], General, Server;
     CANCEL_ACCESS_REQUEST = "TaskService/CancelAccessRequest", [Agent], Reserved, Unary;
     KEEP_ALIVE = "TaskService/KeepAlive", [Agent], Reserved, Unary;
+    WATCH_TOKEN = "TaskService/WatchToken", [Agent], Reserved, Server;
     COMPLETE_TASK = "TaskService/CompleteTask", [Agent], Reserved, Unary;
 
     INTROSPECT = "TokenService/Introspect", [Validator], Reserved, Unary;

@@ -99,7 +99,8 @@ fn pending(outcome: Result<TokenOutcome, Error>) -> AccessRequestId {
 async fn task_lifecycle_end_to_end() {
     let s = ServedBroker::start().await;
     let validator = s.validator("cases", CASES).await;
-    let task = s.task("triage").await;
+    // Completed by another process: this one goes on presenting its token.
+    let (task, completing) = s.task_with_second_handle("triage").await;
     let read = token(task.request_token(&token_request(read_case(), "r-1")).await);
     present(&validator, &read, &read_case())
         .await
@@ -113,7 +114,7 @@ async fn task_lifecycle_end_to_end() {
         "another target"
     );
 
-    let report = task
+    let report = completing
         .complete(TaskOutcome::Succeeded)
         .await
         .expect("completes");

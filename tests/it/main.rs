@@ -76,5 +76,6 @@ mod unknown_outcome;
 mod vectors;
 mod verified_token_cache;
 mod watch_access_request;
+mod watch_token;
 mod webauthn;
 mod wire_vectors;

@@ -72,7 +72,11 @@ impl AgentClient {
             .endpoint
             .call::<methods::OpenTask>(options, &[message])
             .await?;
-        TaskHandle::from_opened(self.endpoint.clone(), self.evidence.clone(), key, answer)
-            .map_err(Error::Answer)
+        let endpoint = self.endpoint.clone();
+        let endpoint = match request.heartbeat_s {
+            Some(heartbeat_s) => endpoint.for_heartbeat(heartbeat_s),
+            None => endpoint,
+        };
+        TaskHandle::from_opened(endpoint, self.evidence.clone(), key, answer).map_err(Error::Answer)
     }
 }

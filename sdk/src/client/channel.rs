@@ -27,9 +27,9 @@ use crate::proto::{BOOTSTRAP_CODE, v1};
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
-    #[cfg(feature = "validator")]
     transport: Transport,
     channel: Channel,
+    keep_alive_ms: u32,
     nonce: Arc<Mutex<Option<String>>>,
     clock: Clock,
     retry_ms: u32,
@@ -112,6 +112,7 @@ pub mod methods {
         CancelAccessRequest =
             "dipylon.v1.TaskService/CancelAccessRequest", CancelAccessRequestRequest, CancelAccessRequestResponse, false;
         KeepAlive = "dipylon.v1.TaskService/KeepAlive", KeepAliveRequest, KeepAliveResponse, true;
+        WatchToken = "dipylon.v1.TaskService/WatchToken", WatchTokenRequest, WatchTokenResponse, true;
         CompleteTask = "dipylon.v1.TaskService/CompleteTask", CompleteTaskRequest, CompleteTaskResponse, true;
         Introspect = "dipylon.v1.TokenService/Introspect", IntrospectRequest, IntrospectResponse, true;
         ConsumeToken = "dipylon.v1.TokenService/ConsumeToken", ConsumeTokenRequest, ConsumeTokenResponse, true;
@@ -160,18 +161,11 @@ impl Endpoint {
     pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
         let transport = Transport::new(url, options)?;
-        let connector = Connector(transport.clone());
-        let channel = tonic::transport::Endpoint::from(transport.uri().clone())
-            .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
-            .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
-            .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(connector);
         Ok(Self {
             url: url.into(),
-            #[cfg(feature = "validator")]
+            channel: channel(&transport, KEEP_ALIVE_MS),
+            keep_alive_ms: KEEP_ALIVE_MS,
             transport,
-            channel,
             nonce: Arc::default(),
             clock: Clock::system(),
             retry_ms: RETRY_MS,
@@ -183,6 +177,25 @@ impl Endpoint {
     pub fn with_retry_ms(mut self, retry_ms: u32) -> Self {
         self.retry_ms = retry_ms;
         self
+    }
+
+    /// How long a connection may stay without a sign of the broker until calls and streams move to a new one, in milliseconds:
+    /// 10,000 by default, at least 300. A network device that forgot the connection lets it look open for ever. The new
+    /// endpoint has a connection of its own.
+    pub fn with_keep_alive_ms(mut self, keep_alive_ms: u32) -> Self {
+        self.keep_alive_ms = keep_alive_ms.max(KEEP_ALIVE_MS_MIN);
+        self.channel = channel(&self.transport, self.keep_alive_ms);
+        self
+    }
+
+    /// The same for a task that ends without a heartbeat of this many seconds: a dead connection is replaced within a third of
+    /// that, so that heartbeats still arrive.
+    pub(super) fn for_heartbeat(self, heartbeat_s: u32) -> Self {
+        let third = heartbeat_s.saturating_mul(1_000) / 3;
+        match third < self.keep_alive_ms {
+            true => self.with_keep_alive_ms(third),
+            false => self,
+        }
     }
 
     /// The clock for the `iat` of proofs; the machine's by default.
@@ -380,6 +393,7 @@ impl RetryState {
             Error::Refused(_) => M::REPEATABLE && status.code() == Code::Unavailable,
             Error::Unreachable { .. } => M::REPEATABLE,
             Error::TimedOut { .. }
+            | Error::TokenEnded { .. }
             | Error::Url(_)
             | Error::Trust(_)
             | Error::Evidence(_)
@@ -417,6 +431,18 @@ impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Endpoint({})", self.url)
     }
+}
+
+/// A channel that connects with the first call. HTTP/2 pings find a dead connection: one after half the time without a frame,
+/// and the other half for its answer.
+fn channel(transport: &Transport, keep_alive_ms: u32) -> Channel {
+    let half = Duration::from_millis(u64::from(keep_alive_ms / 2));
+    tonic::transport::Endpoint::from(transport.uri().clone())
+        .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
+        .http2_keep_alive_interval(half)
+        .keep_alive_timeout(half)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(Connector(transport.clone()))
 }
 
 fn path<M: RpcMethod>() -> Result<PathAndQuery, Error> {
@@ -457,9 +483,9 @@ const AUTHORIZATION: &str = "authorization";
 const CONNECT_TIMEOUT_S: u64 = 3;
 /// Longest time for an answer, beside the requested wait, in seconds.
 const CALL_TIMEOUT_S: u64 = 10;
-/// A connection without a reply to a ping for the sum of both is closed.
-const KEEP_ALIVE_INTERVAL_S: u64 = 20;
-const KEEP_ALIVE_TIMEOUT_S: u64 = 10;
+/// A connection without a frame for this long is closed: a third of the heartbeat of `exec`.
+const KEEP_ALIVE_MS: u32 = 10_000;
+const KEEP_ALIVE_MS_MIN: u32 = 300;
 const RETRY_MS: u32 = 5_000;
 const PAUSE_MS: u32 = 50;
 const PAUSE_MS_MAX: u32 = 1_000;

@@ -37,6 +37,12 @@ pub enum Error {
     /// The broker refused the call.
     #[error("{0}")]
     Refused(RefusedCall),
+    /// The token has ended: it is no longer presented.
+    #[error("the token has ended: {cause}")]
+    TokenEnded {
+        /// Why, as the broker said.
+        cause: String,
+    },
     /// There is no evidence to send.
     #[error("{0}")]
     Evidence(#[from] EvidenceError),
@@ -98,6 +104,7 @@ impl Error {
             Self::Refused(refused) => refused.is_retryable(),
             Self::Url(_)
             | Self::Trust(_)
+            | Self::TokenEnded { .. }
             | Self::Evidence(_)
             | Self::InvalidInput(_)
             | Self::Answer(_)
@@ -123,6 +130,7 @@ impl Error {
             | Self::Trust(_)
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
+            | Self::TokenEnded { .. }
             | Self::Evidence(_)
             | Self::InvalidInput(_)
             | Self::Answer(_)

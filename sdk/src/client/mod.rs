@@ -21,6 +21,7 @@ mod task_handle;
 #[cfg(test)]
 mod tests;
 mod token_outcome;
+mod token_watch;
 mod transport;
 pub mod vote;
 mod watch;
@@ -28,7 +29,7 @@ mod workload_api;
 
 pub use agent::{AgentClient, OpenTaskRequest};
 pub use approver::{ApproverClient, InboxWatcher};
-pub(crate) use channel::{CallOptions, backoff_ms, methods};
+pub(crate) use channel::{CallOptions, RpcMethod, backoff_ms, methods};
 pub use channel::{Endpoint, Identity};
 pub use error::{Error, RefusedCall};
 pub use evidence::{EvidenceError, EvidenceSource};
@@ -36,6 +37,7 @@ pub use operator::OperatorClient;
 pub use responses::*;
 pub use task_handle::{TaskHandle, TokenRequest};
 pub use token_outcome::{AccessToken, Denial, DpopHeaders, PendingApproval, TokenOutcome};
+pub use token_watch::TokenWatcher;
 pub use transport::ConnectOptions;
 #[cfg(all(feature = "validator", not(feature = "internals")))]
 pub(crate) use transport::{Protocol, Transport};

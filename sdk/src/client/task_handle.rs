@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::responses::{AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport};
-use super::token_outcome::{AccessToken, Denial, PendingApproval, TokenOutcome};
+use super::token_outcome::{AccessToken, Denial, EndCell, PendingApproval, TokenOutcome};
 use super::watch::AccessRequestWatcher;
 use super::{
-    CallOptions, Endpoint, Error, EvidenceSource, Identity, methods, random_name, required,
+    CallOptions, Endpoint, Error, EvidenceSource, Identity, RpcMethod, methods, random_name,
+    required,
 };
 use crate::jose::SigningKey;
 use crate::model::{
@@ -28,6 +29,7 @@ pub struct TaskHandle {
     identity: Identity,
     opened: Option<OpenTaskResult>,
     always_send_evidence: bool,
+    end: EndCell,
 }
 
 /// The broker's answer to `OpenTask`.
@@ -107,6 +109,7 @@ impl TaskHandle {
             key,
             opened: None,
             always_send_evidence: false,
+            end: EndCell::default(),
         }
     }
 
@@ -131,6 +134,27 @@ impl TaskHandle {
         self.opened.as_ref().and_then(|opened| opened.lease_until)
     }
 
+    /// Why the task has ended, once a reply to this handle or a clone of it said so: a cause such as `completed`, or the refusal
+    /// of a call. Its tokens make no more headers then.
+    pub fn end_cause(&self) -> Option<&str> {
+        self.end.cause()
+    }
+
+    /// Makes a call as the task, and learns from the answer whether the task has ended.
+    async fn call<M: RpcMethod>(
+        &self,
+        options: CallOptions<'_>,
+        request: M::Request,
+    ) -> Result<M::Response, Error> {
+        let answer = self.endpoint.call::<M>(options, &[request]).await;
+        if let Err(error) = &answer
+            && error.reason() == Some(Reason::TaskEnded)
+        {
+            self.end.set(&error.to_string());
+        }
+        answer
+    }
+
     /// Heartbeat: extends the lease of a task opened with [`super::OpenTaskRequest::heartbeat_s`]. Returns until when. About three
     /// calls in a heartbeat's length tolerate the loss of one.
     pub async fn keep_alive(&self) -> Result<Timestamp, Error> {
@@ -138,8 +162,7 @@ impl TaskHandle {
             task_id: self.id.to_string(),
         };
         let answer = self
-            .endpoint
-            .call::<methods::KeepAlive>(CallOptions::by(&self.identity), &[request])
+            .call::<methods::KeepAlive>(CallOptions::by(&self.identity), request)
             .await?;
         let until = convert::required("lease_until", answer.lease_until.as_ref());
         until
@@ -285,9 +308,7 @@ impl TaskHandle {
             evidence: evidence
                 .map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
         };
-        self.endpoint
-            .call::<methods::RequestToken>(options, &[message])
-            .await
+        self.call::<methods::RequestToken>(options, message).await
     }
 
     fn outcome(
@@ -314,6 +335,9 @@ impl TaskHandle {
                     jwt,
                     key: self.key.clone(),
                     endpoint: self.endpoint.clone(),
+                    task: self.id,
+                    task_end: self.end.clone(),
+                    end: EndCell::default(),
                     decision,
                     action: action.clone(),
                     jti: TokenId::parse(&info.jti)?,
@@ -362,8 +386,7 @@ impl TaskHandle {
             access_request_id: id.to_string(),
         };
         let answer = self
-            .endpoint
-            .call::<methods::GetAccessRequest>(CallOptions::by(&self.identity), &[request])
+            .call::<methods::GetAccessRequest>(CallOptions::by(&self.identity), request)
             .await?;
         Ok(required("access_request", answer.access_request)?.read())
     }
@@ -375,8 +398,7 @@ impl TaskHandle {
             access_request_id: id.to_string(),
         };
         let answer = self
-            .endpoint
-            .call::<methods::CancelAccessRequest>(CallOptions::by(&self.identity), &[request])
+            .call::<methods::CancelAccessRequest>(CallOptions::by(&self.identity), request)
             .await?;
         Ok(required("access_request", answer.access_request)?.read())
     }
@@ -389,10 +411,11 @@ impl TaskHandle {
             outcome,
         };
         let answer = self
-            .endpoint
-            .call::<methods::CompleteTask>(CallOptions::by(&self.identity), &[request])
+            .call::<methods::CompleteTask>(CallOptions::by(&self.identity), request)
             .await?;
-        Ok(required("report", answer.report)?.read())
+        let report: TaskEndReport = required("report", answer.report)?.read();
+        self.end.set(&report.cause);
+        Ok(report)
     }
 }
 

@@ -20,6 +20,8 @@ use crate::proto::convert;
 use crate::proto::servers::v1::{self as servers, task_service_server as task};
 use crate::proto::v1::{self, request_token_response};
 
+mod ended_tokens;
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[derive(Clone)]
@@ -228,8 +230,34 @@ impl task::TaskService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
-    async fn keep_alive(&self, _: Request<v1::KeepAliveRequest>) -> Answer<v1::KeepAliveResponse> {
-        Err(Status::unimplemented(""))
+    async fn keep_alive(
+        &self,
+        request: Request<v1::KeepAliveRequest>,
+    ) -> Answer<v1::KeepAliveResponse> {
+        let nonce = self.admit("TaskService/KeepAlive", &request)?;
+        let until = Clock::system().now().plus_secs(30);
+        let lease_until = Some(convert::timestamp_to_wire(until));
+        Self::answer(&nonce, v1::KeepAliveResponse { lease_until })
+    }
+
+    type WatchTokenStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<v1::WatchTokenResponse, Status>>>;
+
+    /// Active, then a broken stream; ended in the second stream.
+    async fn watch_token(
+        &self,
+        request: Request<v1::WatchTokenRequest>,
+    ) -> Result<Response<Self::WatchTokenStream>, Status> {
+        use v1::watch_token_response::Message;
+        let nonce = self.admit("TaskService/WatchToken", &request)?;
+        let cause = "operator".to_owned();
+        let message = match self.calls("TaskService/WatchToken") {
+            1 => Message::Heartbeat(v1::TokenHeartbeat {}),
+            _ => Message::End(v1::TokenEnd { cause }),
+        };
+        let message = Some(message);
+        let messages = vec![Ok(v1::WatchTokenResponse { message })];
+        Self::answer(&nonce, tokio_stream::iter(messages))
     }
 
     async fn complete_task(

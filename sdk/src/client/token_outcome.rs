@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::responses::{GrantedTtl, MatchedRule, RequiredProfile};
-use super::{Endpoint, Error, random_name};
+use super::token_watch::TokenWatcher;
+use super::{Endpoint, Error, Identity, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, DecisionId, DeniedReason, IdempotencyKey, MatchPhrase, Secret,
+    AccessRequestId, Action, DecisionId, DeniedReason, IdempotencyKey, MatchPhrase, Secret, TaskId,
     Thumbprint, Timestamp, TokenId,
 };
 
@@ -26,12 +27,31 @@ pub enum TokenOutcome {
     Denied(Denial),
 }
 
+/// The cause for which something has ended, once the client knows it; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct EndCell(Arc<OnceLock<String>>);
+
+impl EndCell {
+    /// Keeps the first cause.
+    pub(super) fn set(&self, cause: &str) {
+        self.0.get_or_init(|| cause.to_owned());
+    }
+
+    pub(super) fn cause(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+}
+
 /// An access token with the key it is bound to (`cnf.jkt`, RFC 9449 §6). `Debug` shows neither.
 #[derive(Clone)]
 pub struct AccessToken {
     pub(super) jwt: Secret,
     pub(super) key: Arc<SigningKey>,
     pub(super) endpoint: Endpoint,
+    pub(super) task: TaskId,
+    /// The end of its task, as far as the task's handle knows.
+    pub(super) task_end: EndCell,
+    pub(super) end: EndCell,
     pub(super) decision: DecisionId,
     pub(super) action: Action,
     pub(super) jti: TokenId,
@@ -54,7 +74,12 @@ pub struct DpopHeaders {
 
 impl AccessToken {
     /// The headers for one request: `method` as sent, such as `POST`; query and fragment of `url` are left out of the proof
-    /// (RFC 9449 §4.2). Each request needs new ones. Fails only without randomness from the system.
+    /// (RFC 9449 §4.2). Each request needs new ones.
+    ///
+    /// # Errors
+    /// [`Error::TokenEnded`] once the client knows that the token or its task has ended: from a reply to the task's handle, or
+    /// from [`AccessToken::watch`]. Otherwise it fails only without randomness from the system. The expiry is not checked: the
+    /// resource server's clock decides.
     pub fn headers(&self, method: &str, url: &str) -> Result<DpopHeaders, Error> {
         self.headers_with_nonce(method, url, None)
     }
@@ -66,6 +91,11 @@ impl AccessToken {
         url: &str,
         nonce: Option<&str>,
     ) -> Result<DpopHeaders, Error> {
+        if let Some(cause) = self.end_cause() {
+            return Err(Error::TokenEnded {
+                cause: cause.to_owned(),
+            });
+        }
         let claims = ProofClaims {
             htm: method,
             htu: url.split(['?', '#']).next().unwrap_or_default(),
@@ -81,6 +111,23 @@ impl AccessToken {
             authorization: Secret::new(format!("DPoP {}", self.jwt.expose_secret())),
             dpop,
         })
+    }
+
+    /// Why the token has ended, once the client knows that it has: `operator`, `frozen`, …, or the refusal of a later call of its
+    /// task.
+    pub fn end_cause(&self) -> Option<&str> {
+        self.end.cause().or_else(|| self.task_end.cause())
+    }
+
+    /// A watch that hears within a second that the token ended. It connects with the first call, and ends nothing when dropped.
+    pub fn watch(&self) -> TokenWatcher {
+        TokenWatcher::new(
+            self.endpoint.clone(),
+            Identity::Key(self.key.clone()),
+            self.task,
+            self.jti,
+            self.end.clone(),
+        )
     }
 
     /// The JWT itself.

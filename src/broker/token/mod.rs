@@ -1,4 +1,4 @@
-//! Tokens: requesting, issuing, denying, introspecting, revoking, listing.
+//! Tokens: requesting, issuing, denying, introspecting, watching, revoking, listing.
 
 pub(in crate::broker) mod deny;
 pub(in crate::broker) mod introspect;
@@ -8,3 +8,4 @@ pub(in crate::broker) mod request;
 pub(in crate::broker) mod revoke;
 pub(in crate::broker) mod step_up;
 pub(in crate::broker) mod verified_cache;
+pub(in crate::broker) mod watch;

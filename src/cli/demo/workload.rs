@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,10 +14,11 @@ use super::{child, http};
 use crate::cli::error::CliError;
 use crate::cli::{parse, render};
 use crate::client::{
-    AccessToken, AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TaskHandle, TokenOutcome,
-    TokenRequest,
+    AccessToken, AgentClient, Endpoint, Error, EvidenceSource, OpenTaskRequest, TaskHandle,
+    TokenOutcome, TokenRequest,
 };
 use crate::clock::Clock;
+use crate::jose::SigningKey;
 use crate::model::{Action, ActionName, Audience, TaskOutcome};
 
 #[derive(Debug, Args)]
@@ -65,7 +67,9 @@ pub(super) enum AgentInstruction {
 
 pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> {
     let endpoint = Endpoint::connect(&args.broker)?;
-    let agent = AgentClient::new(endpoint, EvidenceSource::File(args.evidence), None);
+    let evidence = EvidenceSource::File(args.evidence);
+    let key = Arc::new(SigningKey::generate().map_err(Error::Key)?.0);
+    let agent = AgentClient::new(endpoint.clone(), evidence.clone(), Some(key.clone()));
     let mut task: Option<TaskHandle> = None;
     let mut tokens: BTreeMap<String, AccessToken> = BTreeMap::new();
     child::serve(json!({}), tokio::io::stdin(), async |instruction| match instruction {
@@ -116,7 +120,11 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> 
             }
         }
         AgentInstruction::Complete => {
-            let report = open(task.as_ref())?.complete(TaskOutcome::Succeeded).await?;
+            // As a second process does it: this one's tokens would no longer be presented, and the demonstration shows that
+            // the resource server rejects them.
+            let id = open(task.as_ref())?.id();
+            let task = TaskHandle::attach(endpoint.clone(), evidence.clone(), id, key.clone());
+            let report = task.complete(TaskOutcome::Succeeded).await?;
             let mut reply = render::end_report_json(&report);
             if let Some(members) = reply.as_object_mut() {
                 members.insert("outcome".to_owned(), json!(report.cause));

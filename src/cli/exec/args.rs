@@ -3,29 +3,30 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use rustix::process::Signal;
 
 use super::delivery::DeliveryMode;
 use super::delivery_options::DeliveryOptions;
 use crate::cli::parse::{self, NamedParam};
 use crate::cli::task_store::EvidenceArgs;
 use crate::cli::{Common, shell};
-use crate::model::{AccessRequestId, ActionName, Audience, Target};
+use crate::model::{AccessRequestId, ActionName, Audience, IdempotencyKey, Target};
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(in crate::cli) struct ExecArgs {
     /// The action, by its name in the policy's schema
-    #[arg(long, value_parser = ActionName::parse, required_unless_present = "resume")]
+    #[arg(long, value_parser = ActionName::parse, required_unless_present_any = ["resume", "cancel"])]
     pub(super) action: Option<ActionName>,
     /// The resource the action applies to
-    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target, required_unless_present = "resume")]
+    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target, required_unless_present_any = ["resume", "cancel"])]
     pub(super) target: Option<Target>,
     /// A parameter of the action: name=value, or name:=JSON for sets and records
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     pub(super) params: Vec<NamedParam>,
     /// The resource server that performs the action
-    #[arg(long, value_name = "URI", value_parser = Audience::parse, required_unless_present = "resume")]
+    #[arg(long, value_name = "URI", value_parser = Audience::parse, required_unless_present_any = ["resume", "cancel"])]
     pub(super) audience: Option<Audience>,
     /// Requested lifetime of the token
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
@@ -39,21 +40,36 @@ pub(in crate::cli) struct ExecArgs {
     /// Longest duration of the task; the broker may shorten it
     #[arg(long, default_value = "1h", value_parser = parse::seconds)]
     pub(super) max_duration: u32,
-    /// End the task when this program sends no heartbeat for this long; not with --no-wait
-    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse::seconds)]
-    pub(super) heartbeat: u32,
-    /// How long to wait for approvers
-    #[arg(long, default_value = "15m", value_parser = parse::seconds)]
-    pub(super) wait: u32,
-    /// If approval is needed, do not wait: exit with 11 and print the command that resumes
+    /// End the task when this program sends no heartbeat for this long; not with --wait or --no-wait, whose task another
+    /// process may resume [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse::seconds, conflicts_with_all = ["wait", "no_wait"])]
+    pub(super) heartbeat: Option<u32>,
+    /// Wait this long for approvers, then exit with 111 and print the command that resumes; the access request goes on waiting
+    /// [default: until the access request expires]
+    #[arg(long, value_parser = parse::seconds)]
+    pub(super) wait: Option<u32>,
+    /// If approval is needed, do not wait: exit with 111 and print the command that resumes
     #[arg(long, conflicts_with = "wait")]
     pub(super) no_wait: bool,
-    /// Resume the access request of an earlier --no-wait
+    /// Resume the access request of an earlier --wait or --no-wait
     #[arg(
         long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
-        conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "task_key"]
+        conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "task_key", "idempotency_key"]
     )]
     pub(super) resume: Option<AccessRequestId>,
+    /// Cancel the access request of an earlier --wait or --no-wait and end its task; no command runs
+    #[arg(
+        long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
+        conflicts_with_all = ["resume", "action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "wait", "no_wait", "task_key", "idempotency_key", "command"]
+    )]
+    pub(super) cancel: Option<AccessRequestId>,
+    /// Idempotency key of the token; with --task-key also of the task, so that a repeated command gets the same task and token
+    /// [default: a random one]
+    #[arg(long, value_name = "KEY", value_parser = IdempotencyKey::parse)]
+    pub(super) idempotency_key: Option<IdempotencyKey>,
+    /// The signal for the command when its task or token is ended early
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) end_signal: EndSignal,
     #[command(flatten)]
     pub(super) delivery: DeliveryOptions,
     /// The task's private key, such as the one the agent is pinned to; never given to the command [default: a new key]
@@ -62,8 +78,32 @@ pub(in crate::cli) struct ExecArgs {
     #[command(flatten)]
     pub(super) evidence: EvidenceArgs,
     /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, required_unless_present = "cancel", value_name = "CMD")]
     pub(super) command: Vec<OsString>,
+}
+
+/// The signal that tells the command that its token has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum EndSignal {
+    #[default]
+    Term,
+    Int,
+    Hup,
+    Kill,
+    /// No signal: the command learns it from the proxy's 403 alone
+    None,
+}
+
+impl EndSignal {
+    pub(super) const fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Term => Some(Signal::TERM),
+            Self::Int => Some(Signal::INT),
+            Self::Hup => Some(Signal::HUP),
+            Self::Kill => Some(Signal::KILL),
+            Self::None => None,
+        }
+    }
 }
 
 const HELP: &str = "\
@@ -75,7 +115,8 @@ How the command uses the token (--deliver):
           Headers that describe the request pass (Accept, Content-Type, If-Match, Range, …),
           others with --forward-header; Authorization, DPoP, cookies, Referer and other
           identity headers never pass. Redirects are passed through. The token never
-          reaches the command.
+          reaches the command. NO_PROXY and no_proxy gain this host, so that a proxy of the
+          environment does not get these requests.
   socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
           (nonce is optional) and answers {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for
           URLs of the audience only.
@@ -95,19 +136,27 @@ agents.toml) that the command cannot read: --task-key may be a pipe, such as
 
 When the command ends, for any reason, the task is completed and its token is revoked. If this
 program is killed, the task ends when its heartbeat is missed: the command may go on, its token
-does not. With --no-wait there is no heartbeat: a request that is not resumed ends at its
-deadline.
+does not. With --wait and --no-wait there is no heartbeat: a request that is not resumed ends at
+its deadline. A broker that restarts does not end the command.
+
+When the task or its token is ended while the command runs (by an operator, a freeze, a change
+of the rules, the task's deadline), requests in flight are broken off, new ones get 403 with the
+reason TOKEN_ENDED, the command gets --end-signal, and the exit code is 117. A token that only
+expires ends nothing early: new requests get 403 TOKEN_EXPIRED, and the command goes on.
 
 The command runs in its own process group and receives INT, TERM, HUP, QUIT, USR1, USR2, WINCH,
 TSTP and CONT when this program does; in the foreground of a terminal it stays in the terminal's
 group, so that it can read the terminal. Ctrl-C while waiting for approvers cancels the access
 request and ends the task.
 
-Exit codes: the command's own, or 128 + the signal that ended it. If the command never ran:
-   2  usage error             13  quorum cannot be reached       20  authentication failed
-  10  denied                  14  broker or audience unreachable 126 not executable
-  11  waiting (--no-wait)     15  conflict: request again        127 not found
-  12  approval timed out      16  rate limited or over quota
+Exit codes: the command's own, or 128 + the signal that ended it. 110 to 120 are reserved: a
+command that exits with one of them is reported as 1, with a line on stderr. If the command
+never ran, or (117) its token was ended before it ended:
+    2  usage error              113  quorum cannot be reached         117  ended early
+  110  denied                   114  broker or audience unreachable   118  another failure
+  111  waiting, can be resumed  115  conflict: request again          120  not authenticated
+  112  approval timed out       116  rate limited or over quota
+  126  not executable           127  not found
 
   dipylon exec --agent triage --action case.read --target Case::INC-8841 \\
                --audience https://cases.soc.example --audience-url http://127.0.0.1:8080 \\
@@ -118,6 +167,19 @@ impl ExecArgs {
     pub(super) fn program(&self) -> String {
         let name = self.command.first();
         name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// Whether another process may resume the request: its task must outlive this one.
+    pub(super) const fn may_be_resumed(&self) -> bool {
+        self.no_wait || self.wait.is_some()
+    }
+
+    /// How long to wait for approvers, in seconds; `None`: until the access request expires.
+    pub(super) const fn wait_s(&self) -> Option<u32> {
+        match self.no_wait {
+            true => Some(0),
+            false => self.wait,
+        }
     }
 
     /// The shell command that resumes an access request.
@@ -149,6 +211,11 @@ impl ExecArgs {
         option("--audience-url", self.delivery.audience_url.clone());
         let ca = self.delivery.audience_ca.as_ref();
         option("--audience-ca", ca.map(|file| file.display().to_string()));
+        if self.end_signal != EndSignal::default() {
+            let name = self.end_signal.to_possible_value();
+            let name = name.map(|value| value.get_name().to_owned());
+            option("--end-signal", name);
+        }
         if self.delivery.insecure_audience {
             words.push("--insecure-audience".to_owned());
         }

@@ -1,7 +1,7 @@
 //! Token delivery: a loopback proxy, a signer socket, or the token itself in a file or pipe.
 //! Never: hands over the key that the token is bound to.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{PipeReader, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
@@ -67,6 +67,9 @@ const TOKEN_FILE: &str = "DIPYLON_TOKEN_FILE";
 /// The salts of sensitive parameters: the resource server needs them to check the values.
 const OPENINGS_FILE: &str = "DIPYLON_OPENINGS_FILE";
 const TASK: &str = "DIPYLON_TASK";
+/// Hosts that are reached without the proxy of the environment: programs read one or the other.
+const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+const LOOPBACK: [&str; 3] = ["127.0.0.1", "localhost", "::1"];
 
 impl Delivery {
     /// Starts the proxy or signer and prepares the environment; `forward` are additional headers for the proxy to pass.
@@ -119,6 +122,12 @@ impl Delivery {
         let proxy = Proxy::new(&capability, holder.clone(), forward);
         self.servers.push(tokio::spawn(proxy.serve(listener)));
         self.environment.push((PROXY_URL, url.into()));
+        // A proxy of the environment would get the secret path and the bodies, and could not reach this one.
+        let [upper, lower] = NO_PROXY.map(std::env::var_os);
+        for (name, own, other) in [(NO_PROXY[0], &upper, &lower), (NO_PROXY[1], &lower, &upper)] {
+            let list = own.as_deref().or(other.as_deref()).unwrap_or_default();
+            self.environment.push((name, with_loopback(list)));
+        }
         Ok(())
     }
 
@@ -137,9 +146,13 @@ impl Delivery {
             }
             DeliveryMode::Fd => {
                 let (reader, mut writer) = std::io::pipe().map_err(io_error("pipe"))?;
-                // A token is at most 16 KiB and a pipe holds 64 KiB: the write does not block.
-                writer
-                    .write_all(document.as_bytes())
+                // In a thread of its own: a document longer than the pipe's buffer waits for the command to read. It fails
+                // when the command closes the pipe or ends.
+                std::thread::Builder::new()
+                    .name("token-pipe".to_owned())
+                    .spawn(move || {
+                        let _closed = writer.write_all(document.as_bytes());
+                    })
                     .map_err(io_error("pipe"))?;
                 // The one descriptor that the command inherits.
                 rustix::io::fcntl_setfd(&reader, rustix::io::FdFlags::empty())
@@ -182,6 +195,25 @@ pub(super) fn not_bearer() -> CliError {
     .with_hint("use --deliver proxy (the command never sees the token) or --deliver socket (a signer for one audience)")
 }
 
+/// A `NO_PROXY` list that also names this host. `*` alone already excludes every host.
+fn with_loopback(list: &OsStr) -> OsString {
+    let text = list.to_string_lossy();
+    let names = || text.split(',').map(str::trim);
+    if text.trim() == "*" {
+        return list.to_owned();
+    }
+    let mut merged = list.to_owned();
+    for host in LOOPBACK {
+        if !names().any(|name| name.eq_ignore_ascii_case(host)) {
+            if !merged.is_empty() {
+                merged.push(",");
+            }
+            merged.push(host);
+        }
+    }
+    merged
+}
+
 /// The token and its metadata, for commands that send it themselves.
 fn document(holder: &TokenHolder, socket: &str) -> Value {
     let token = &holder.token;
@@ -198,4 +230,22 @@ fn document(holder: &TokenHolder, socket: &str) -> Value {
         "openings": token.openings(),
         "signer_socket": socket,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_proxy_gains_loopback_once() {
+        for (list, merged) in [
+            ("", "127.0.0.1,localhost,::1"),
+            ("corp.example", "corp.example,127.0.0.1,localhost,::1"),
+            ("LOCALHOST, ::1", "LOCALHOST, ::1,127.0.0.1"),
+            ("127.0.0.1,localhost,::1", "127.0.0.1,localhost,::1"),
+            ("*", "*"),
+        ] {
+            assert_eq!(with_loopback(OsStr::new(list)), merged, "{list}");
+        }
+    }
 }

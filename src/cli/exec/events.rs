@@ -5,10 +5,11 @@ use std::io::Write as _;
 use serde_json::{Value, json};
 
 use super::program::SpawnError;
+use crate::cli::error::CliError;
 use crate::cli::render;
 use crate::client::{self, AccessToken, Denial, PendingApproval};
-use crate::model::format_seconds;
 use crate::model::text::escape_invisible;
+use crate::model::{TaskId, format_seconds};
 
 /// Prints events to stderr, since stdout belongs to the command. Callers escape untrusted text.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +114,48 @@ impl EventPrinter {
                 "reason": denied.reason_str(), "comment": denied.comment(), "rules": render::rules_json(denied.rules()), "access_request": denied.access_request_id(),
                 "decision": denied.decision_id(), "next": denied.reason().map(crate::model::DeniedReason::next_step),
             }),
+        );
+    }
+
+    /// An error that kept the command from running.
+    pub(super) fn error(self, error: &CliError, exit: u8) {
+        if self.json {
+            let mut members = error.to_json();
+            if let Some(members) = members.as_object_mut() {
+                members.insert("exit".to_owned(), json!(exit));
+            }
+            self.event("failed", "", members);
+        } else {
+            let hint = error.hint.as_ref();
+            let hint = hint.map_or_else(String::new, |hint| format!("\n         {hint}"));
+            let line = format!("dipylon: {}{hint}", error.message);
+            let _ignored = writeln!(std::io::stderr().lock(), "{line}");
+        }
+    }
+
+    /// The token ended while the command runs.
+    pub(super) fn token_ended(self, task: TaskId, cause: &str, signal: Option<i32>) {
+        let told = signal.map_or_else(String::new, |signal| {
+            format!("; the command gets signal {signal}")
+        });
+        self.event(
+            "ended",
+            &format!(
+                "{}: requests with the token are refused{told}",
+                escape_invisible(cause)
+            ),
+            json!({ "task": task, "cause": cause, "signal": signal }),
+        );
+    }
+
+    /// The command's exit code is one that only `exec` itself uses.
+    pub(super) fn reserved_code(self, code: u8) {
+        self.event(
+            "warning",
+            &format!(
+                "the command exited with {code}, which is reserved for dipylon exec: reported as 1"
+            ),
+            json!({ "warning": "RESERVED_EXIT_CODE", "command_exit": code }),
         );
     }
 

@@ -7,10 +7,13 @@
 //! Never: writes to stdout, lets the command reach another origin through the proxy, or leaves a valid token behind.
 
 mod args;
+mod cancellable_body;
 mod delivery;
 mod delivery_options;
 mod events;
+mod exit_code;
 mod headers;
+mod monitor;
 mod peer;
 mod plan;
 mod program;
@@ -33,13 +36,33 @@ use crate::model::text::escape_invisible;
 pub(super) use args::ExecArgs;
 use delivery::DeliveryMode;
 use events::EventPrinter;
+use monitor::TaskMonitor;
 use plan::ExecPlan;
 use program::Signals;
-use run::{TokenResult, check_reachable};
+use run::{RunEnd, TokenResult, check_reachable};
 
-/// Opens or resumes the task, requests the token, runs the command, ends the task.
-pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode, CliError> {
+/// Opens or resumes the task, requests the token, runs the command, ends the task. Exits with the command's code, or one of
+/// `exec` itself.
+pub(super) async fn run(common: &Common, args: ExecArgs) -> Result<ExitCode, CliError> {
     let events = EventPrinter::new(common.json);
+    let code = run_command(common, events, args)
+        .await
+        .unwrap_or_else(|error| {
+            let code = exit_code::of_error(&error);
+            events.error(&error, code);
+            code
+        });
+    Ok(ExitCode::from(code))
+}
+
+async fn run_command(
+    common: &Common,
+    events: EventPrinter,
+    mut args: ExecArgs,
+) -> Result<u8, CliError> {
+    if let Some(id) = args.cancel {
+        return run::cancel(events, common, &args, id).await;
+    }
     if args.delivery.mode() == DeliveryMode::Env {
         return Err(delivery::not_bearer());
     }
@@ -54,10 +77,9 @@ pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode,
             .map_or(OsStr::new(""), OsString::as_os_str),
     ) {
         events.not_run(&program, error);
-        return Ok(ExitCode::from(error.code()));
+        return Ok(error.code());
     }
     let mut signals = Signals::listen()?;
-    let wait = (!args.no_wait).then_some(args.wait);
     args.delivery = args.delivery.absolute_paths()?;
     let plan = match args.resume {
         Some(id) => ExecPlan::resume(common, &mut args, id)?,
@@ -76,37 +98,34 @@ pub(super) async fn run(common: &Common, mut args: ExecArgs) -> Result<ExitCode,
         events.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
     }
     let opening = async {
-        if matches!(plan, ExecPlan::Resume { .. }) {
-            // Repeating an approved request issues the token: the audience must be reachable first.
-            check_reachable(&upstream).await?;
-        }
+        // Any request may issue the token, or ask people: its audience must be reachable first.
+        check_reachable(&upstream).await?;
         plan.open(events).await
     };
     let run = tokio::select! {
         run = opening => run?,
-        signal = signals.next() => return Ok(ExitCode::from(program::signal_code(signal.as_raw()))),
+        signal = signals.next() => return Ok(program::signal_code(signal.as_raw())),
     };
-    let keep_alive = run.keep_alive();
-    let (outcome, code) = match run
-        .request_token(wait, &upstream, &program, &mut signals)
-        .await
-    {
+    let monitor = TaskMonitor::start(run.task.clone(), run.heartbeat_s);
+    let requested = run
+        .request_token(args.wait_s(), &program, &mut signals)
+        .await;
+    let (outcome, end) = match requested {
         Ok(TokenResult::Token(token)) => {
-            run.run(&args, *token, upstream, &keep_alive, &mut signals)
+            run.run(&args, *token, upstream, &monitor, &mut signals)
                 .await
         }
         Ok(TokenResult::Pending(pending)) => {
             return run.save_for_resume(common, &args, &pending).await;
         }
-        Ok(TokenResult::NotRun(code)) => (TaskOutcome::Abandoned, code),
+        Ok(TokenResult::NotRun(code)) => (TaskOutcome::Abandoned, RunEnd::of(code)),
         // A resumed request stays saved: the caller may resume it again.
         Err(error) if run.saved.is_some() && error.is_retryable() => return Err(error.into()),
         Err(error) => {
-            run.end(TaskOutcome::Abandoned, None).await;
+            run.end(TaskOutcome::Abandoned, RunEnd::default()).await;
             return Err(error.into());
         }
     };
-    drop(keep_alive);
-    run.end(outcome, Some(code)).await;
-    Ok(ExitCode::from(code))
+    drop(monitor);
+    Ok(run.end(outcome, end).await.unwrap_or_default())
 }

@@ -34,6 +34,9 @@ pub(super) enum ExecPlan {
     },
 }
 
+/// Default heartbeat of a task, in seconds.
+const HEARTBEAT_S: u32 = 30;
+
 impl ExecPlan {
     pub(super) fn new(common: &Common, args: &ExecArgs) -> Result<Self, CliError> {
         let (Some(action), Some(target), Some(audience)) =
@@ -55,7 +58,8 @@ impl ExecPlan {
         };
         let endpoint = connect::endpoint(common)?;
         let (source, evidence) = args.evidence.source(common)?;
-        let (key, key_source) = TaskKeySource::read(args.task_key.as_deref(), args.no_wait)?;
+        let (key, key_source) =
+            TaskKeySource::read(args.task_key.as_deref(), args.may_be_resumed())?;
         let resume_data = ResumeData {
             key: key_source,
             url: endpoint.url().to_owned(),
@@ -67,15 +71,26 @@ impl ExecPlan {
             opening: OpenTaskRequest {
                 purpose,
                 max_duration_s: i64::from(args.max_duration),
-                idempotency_key: None,
-                // With --no-wait no process sends heartbeats.
-                heartbeat_s: (!args.no_wait).then_some(args.heartbeat),
+                // With another key the broker would refuse a repetition: it is another caller.
+                idempotency_key: args
+                    .idempotency_key
+                    .as_ref()
+                    .filter(|_| args.task_key.is_some())
+                    .map(ToString::to_string),
+                // No process sends heartbeats until the request is resumed.
+                heartbeat_s: match args.may_be_resumed() {
+                    true => None,
+                    false => Some(args.heartbeat.unwrap_or(HEARTBEAT_S)),
+                },
             },
             token_request: TokenRequest {
                 action,
                 ttl_s: i64::from(args.ttl),
                 reason: args.reason.clone(),
-                idempotency_key: Some(format!("exec-{}", crate::client::random_name()?)),
+                idempotency_key: Some(match &args.idempotency_key {
+                    Some(key) => key.to_string(),
+                    None => format!("exec-{}", crate::client::random_name()?),
+                }),
                 wait_s: 0,
             },
             resume_data,

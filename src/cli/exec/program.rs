@@ -123,11 +123,13 @@ pub(super) struct Spawn<'a> {
     pub(super) without: &'a [&'static str],
 }
 
-/// Runs the command to its end and gives its exit code. `started` is called once it runs.
+/// Runs the command to its end and gives its exit code. `started` is called once it runs; when `stop` gives a signal, the
+/// command gets it, once.
 pub(super) async fn run(
     spawn: &Spawn<'_>,
     signals: &mut Signals,
     started: impl FnOnce(),
+    stop: impl Future<Output = Option<Signal>>,
 ) -> Result<u8, SpawnError> {
     let (program, arguments) = spawn.command.split_first().ok_or(SpawnError::NotFound)?;
     let group = ProcessGroup::choose();
@@ -163,10 +165,18 @@ pub(super) async fn run(
         .and_then(|id| i32::try_from(id).ok())
         .and_then(Pid::from_raw)
         .ok_or(SpawnError::NotRunnable)?;
+    tokio::pin!(stop);
+    let mut stopped = false;
     loop {
         tokio::select! {
             ended = child.wait() => return ended.map(code).map_err(|_| SpawnError::NotRunnable),
             signal = signals.next() => group.forward(pid, signal),
+            signal = &mut stop, if !stopped => {
+                stopped = true;
+                if let Some(signal) = signal {
+                    group.send(pid, signal);
+                }
+            }
         }
     }
 }
@@ -200,6 +210,15 @@ impl ProcessGroup {
         } else {
             Self::New
         }
+    }
+
+    /// Sends a signal of this program's own.
+    fn send(self, child: Pid, signal: Signal) {
+        // An error means the child has exited: the next turn of the loop reaps it.
+        let _ignored = match self {
+            Self::New => rustix::process::kill_process_group(child, signal),
+            Self::Inherited => rustix::process::kill_process(child, signal),
+        };
     }
 
     fn forward(self, child: Pid, signal: Signal) {

@@ -4,7 +4,8 @@
 //! the audience only, each with the token and its own proof; the audience's responses, streamed.
 //! Trusts: the audience for its responses.
 //! Refuses: other users' processes, where the system identifies them; requests without the secret path; targets other than a
-//! path; CONNECT, TRACE and upgrades; paths with dot segments; all requests once the token expired or the task ended.
+//! path; CONNECT, TRACE and upgrades; paths with dot segments; all requests once the token expired or ended, and requests in
+//! flight when it is ended.
 //! Never: follows a redirect, passes on an identity header of the command or a cookie of the audience, or shows the token to
 //! the command.
 
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
@@ -25,15 +26,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::cancellable_body::{BoxError, CancellableBody};
 use super::headers::{self, DPOP_NONCE, connection_lists};
 use super::peer;
-use super::token_holder::TokenHolder;
+use super::token_holder::{TokenHolder, TokenUnavailable};
 use super::upstream::{UpstreamError, has_dot_segments};
 use crate::client::http::{self, HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::jose::dpop::NONCE_BYTES_MAX;
 use crate::model::{Digest, Secret};
 
-type Body = BoxBody<Bytes, hyper::Error>;
+type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// A proxy for one command: its secret path and the token it uses.
 pub(super) struct Proxy {
@@ -103,12 +105,6 @@ impl Proxy {
                 CONTENT_TYPE,
                 HeaderValue::from_static("application/problem+json"),
             );
-            if problem.status == StatusCode::UNAUTHORIZED {
-                headers.insert(
-                    WWW_AUTHENTICATE,
-                    HeaderValue::from_static("DPoP error=\"invalid_token\""),
-                );
-            }
             response
         })
     }
@@ -155,32 +151,50 @@ impl Proxy {
                 "upgrades are not supported: the connection would outlive its request",
             ));
         }
-        self.holder.check_available().map_err(|error| {
-            ProxyProblem::new(StatusCode::UNAUTHORIZED, error.reason(), &error.to_string())
-        })?;
+        self.check_available()?;
         let outgoing = Outgoing {
             method: head.method,
             path: path.to_owned(),
             target: self.holder.upstream.path(&target),
             headers: headers::passed_on(&head.headers, &self.forward),
         };
-        match RequestBody::read(body).await? {
+        let ended = self.holder.ended();
+        tokio::select! {
+            // First: the end also breaks the transfer off, which looks like an unreachable audience.
+            biased;
+            error = ended => Err(ProxyProblem::unavailable(&error)),
+            response = self.exchange(&outgoing, body) => response,
+        }
+    }
+
+    fn check_available(&self) -> Result<(), ProxyProblem> {
+        let available = self.holder.check_available();
+        available.map_err(|error| ProxyProblem::unavailable(&error))
+    }
+
+    /// Sends the request and begins the response.
+    async fn exchange(
+        &self,
+        outgoing: &Outgoing,
+        body: Incoming,
+    ) -> Result<Response<Body>, ProxyProblem> {
+        let response = match self.read_body(body).await? {
             RequestBody::Buffered(bytes) => {
-                let response = self.send(&outgoing, full(bytes.clone()), None).await?;
+                let response = self.send(outgoing, full(bytes.clone()), None).await?;
                 match wanted_nonce(&response) {
                     // RFC 9449 §9: retry once with the nonce.
-                    Some(nonce) => {
-                        let again = self.send(&outgoing, full(bytes), Some(&nonce)).await?;
-                        Ok(filter_response(again))
-                    }
-                    None => Ok(filter_response(response)),
+                    Some(nonce) => self.send(outgoing, full(bytes), Some(&nonce)).await?,
+                    None => response,
                 }
             }
             // A streamed body is sent once; the next request uses the nonce.
-            RequestBody::Streamed(body) => {
-                Ok(filter_response(self.send(&outgoing, body, None).await?))
-            }
-        }
+            RequestBody::Streamed(body) => self.send(outgoing, body, None).await?,
+        };
+        // The audience's response for the command.
+        let (mut head, body) = response.into_parts();
+        head.headers = headers::received(&head.headers);
+        let body = CancellableBody::new(body, self.holder.ended());
+        Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 
     /// The target after the secret segment, beginning with a slash.
@@ -294,15 +308,16 @@ enum RequestBody {
     Streamed(Body),
 }
 
-impl RequestBody {
+impl Proxy {
     /// Buffers a body of known, small size: a resource server that requires a nonce says so only in its response.
-    async fn read(body: Incoming) -> Result<Self, ProxyProblem> {
+    async fn read_body(&self, body: Incoming) -> Result<RequestBody, ProxyProblem> {
         let small = body
             .size_hint()
             .exact()
             .is_some_and(|bytes| bytes <= REPLAY_BYTES_MAX);
         if !small {
-            return Ok(Self::Streamed(body.boxed()));
+            let body = CancellableBody::new(body, self.holder.ended());
+            return Ok(RequestBody::Streamed(body.boxed_unsync()));
         }
         let limit = usize::try_from(REPLAY_BYTES_MAX).unwrap_or(usize::MAX);
         let reading = Limited::new(body, limit).collect();
@@ -318,7 +333,7 @@ impl RequestBody {
         let read = read.map_err(|_| {
             ProxyProblem::new(StatusCode::BAD_REQUEST, "BODY", "the body ended early")
         })?;
-        Ok(Self::Buffered(read.to_bytes()))
+        Ok(RequestBody::Buffered(read.to_bytes()))
     }
 }
 
@@ -339,6 +354,11 @@ impl ProxyProblem {
             }),
         }
     }
+
+    /// The token is no longer presented. 403: a new attempt with this proxy cannot succeed.
+    fn unavailable(error: &TokenUnavailable) -> Self {
+        Self::new(StatusCode::FORBIDDEN, error.reason(), &error.to_string())
+    }
 }
 
 /// The secret path alone is not enough: a command line that shows it can be read by every user of the machine.
@@ -349,14 +369,9 @@ fn same_user(stream: &TcpStream, peer: SocketAddr) -> bool {
 }
 
 fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed()
-}
-
-/// The audience's response for the command.
-fn filter_response(response: Response<Incoming>) -> Response<Body> {
-    let (mut head, body) = response.into_parts();
-    head.headers = headers::received(&head.headers);
-    Response::from_parts(head, body.boxed())
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// The nonce of a response that requires one (RFC 9449 §9).

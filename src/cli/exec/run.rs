@@ -1,18 +1,17 @@
 //! The run of an `exec`: keeps the task alive, requests the token, runs the command, ends the task.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::ExecArgs;
 use super::delivery::{Delivery, RESERVED_ENV};
 use super::delivery_options::DeliveryOptions;
 use super::events::EventPrinter;
+use super::exit_code;
+use super::monitor::TaskMonitor;
 use super::program::{self, Signals, Spawn};
 use super::saved::{ResumeData, SavedExec, TaskKeySource};
 use super::token_holder::TokenHolder;
@@ -23,13 +22,15 @@ use crate::cli::{Common, render};
 use crate::client::{AccessToken, Error, PendingApproval, TaskHandle, TokenOutcome, TokenRequest};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
-use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, format_seconds};
+use crate::model::{AccessRequestId, DeniedReason, Exit, TaskOutcome, Timestamp, format_seconds};
 
 /// How long ending the task is retried, in milliseconds.
 const END_MS: i64 = 15_000;
 const END_PAUSE_MS: u64 = 500;
-/// Keep-alive calls per heartbeat interval, so that one may be lost.
-const KEEP_ALIVES_PER_LEASE: u64 = 3;
+/// How long a broker is waited for that cannot be reached when the request is made, in seconds, unless --wait says otherwise.
+const UNREACHABLE_S: i64 = 900;
+/// The broker's clock decides when an access request expires: the answer is awaited this much longer, in seconds.
+const EXPIRY_GRACE_S: i64 = 10;
 
 /// An open task and its command.
 pub(super) struct ExecRun {
@@ -44,121 +45,106 @@ pub(super) struct ExecRun {
     pub(super) saved: Option<SavedExec>,
 }
 
-/// Sends keep-alives until dropped; knows why the task ended, once it has.
-pub(super) struct KeepAliveTask {
-    end_cause: watch::Receiver<Option<String>>,
-    sender: JoinHandle<()>,
-}
-
-impl Drop for KeepAliveTask {
-    fn drop(&mut self) {
-        self.sender.abort();
-    }
-}
-
 /// Result of the token request.
 pub(super) enum TokenResult {
     Token(Box<AccessToken>),
-    /// The request is pending, and the caller does not wait.
+    /// The request is pending, and the caller does not wait any longer.
     Pending(Box<PendingApproval>),
     /// The command will not run; the exit code.
     NotRun(u8),
 }
 
-impl ExecRun {
-    /// Starts sending keep-alives if the task has a heartbeat. An unreachable broker is retried; an ended task stops it.
-    pub(super) fn keep_alive(&self) -> KeepAliveTask {
-        let (ended, end_cause) = watch::channel(None);
-        let task = self.task.clone();
-        let pause = self.heartbeat_s.map(|heartbeat_s| {
-            Duration::from_millis(
-                u64::from(heartbeat_s).saturating_mul(1_000) / KEEP_ALIVES_PER_LEASE,
-            )
-        });
-        let sender = tokio::spawn(async move {
-            let Some(pause) = pause else { return };
-            loop {
-                tokio::time::sleep(pause).await;
-                match task.keep_alive().await {
-                    Ok(_) => {}
-                    Err(error) if error.reason() == Some(Reason::TaskEnded) => {
-                        ended.send_replace(Some(error.to_string()));
-                        return;
-                    }
-                    // Retried until the lease expires.
-                    Err(_) => {}
-                }
-            }
-        });
-        KeepAliveTask { end_cause, sender }
-    }
+/// The end of a run, for its last line.
+#[derive(Debug, Default)]
+pub(super) struct RunEnd {
+    /// The exit code; `None` when an error follows.
+    pub(super) exit: Option<u8>,
+    /// The command's own exit code, if it ran.
+    pub(super) command_exit: Option<u8>,
+    /// Why the token ended before the command did.
+    pub(super) end_cause: Option<String>,
+}
 
-    /// Requests the token and waits up to `wait_s` for approvers.
+impl ExecRun {
+    /// Requests the token and waits for approvers: `wait_s` seconds, or until the access request expires.
     pub(super) async fn request_token(
         &self,
         wait_s: Option<u32>,
-        upstream: &Upstream,
         program: &str,
         signals: &mut Signals,
     ) -> Result<TokenResult, Error> {
         let started_at = self.clock.now();
-        let until = started_at.plus_secs(i64::from(wait_s.unwrap_or(0)));
-        let (mut waiting, mut waits_until) = (None, until);
+        let give_up = wait_s.map(|wait_s| started_at.plus_secs(i64::from(wait_s)));
         let first = tokio::select! {
-            outcome = self.task.request_token(&self.token_request) => outcome,
+            outcome = self.first_answer(give_up.unwrap_or(started_at.plus_secs(UNREACHABLE_S))) => outcome?,
             signal = signals.next() => return Ok(self.stopped(signal, None).await),
         };
-        let outcome = match first {
-            Ok(TokenOutcome::Pending(pending)) => {
-                self.events.step_up(&pending);
-                if wait_s.is_none() {
-                    return Ok(TokenResult::Pending(Box::new(pending)));
-                }
-                let id = pending.access_request_id();
-                // The access request may expire before this command stops waiting.
-                waits_until = until.min(pending.expires_at());
-                let reachable = tokio::select! {
-                    reachable = check_reachable(upstream) => reachable,
-                    signal = signals.next() => return Ok(self.stopped(signal, Some(id)).await),
-                };
-                if let Err(error) = reachable {
-                    return Ok(self.audience_unreachable(&error, id).await);
-                }
-                waiting = Some(id);
-                None
-            }
-            // An unreachable broker is waited for, as approvers are; a refusal is final.
-            Err(error) if wait_s.is_some() && is_unavailable(&error) => None,
-            outcome => Some(outcome?),
+        let pending = match first {
+            TokenOutcome::Pending(pending) => pending,
+            decided => return Ok(self.decided(decided, self.saved.is_some(), program)),
         };
-        let outcome = match outcome {
-            Some(outcome) => outcome,
-            None => {
-                let text = format!(
-                    "until {waits_until} ({})",
-                    format_seconds(waits_until.since(started_at) / 1_000)
-                );
-                self.events.event(
-                    "waiting",
-                    &text,
-                    json!({ "until": waits_until.to_string() }),
-                );
-                tokio::select! {
-                    outcome = self.task.wait_for_token(&self.token_request, until) => outcome?,
-                    signal = signals.next() => return Ok(self.stopped(signal, waiting).await),
-                }
+        self.events.step_up(&pending);
+        let now = self.clock.now();
+        if give_up.is_some_and(|give_up| give_up <= now) {
+            return Ok(TokenResult::Pending(Box::new(pending)));
+        }
+        let expires_at = pending.expires_at();
+        let until = give_up.map_or(expires_at, |give_up| give_up.min(expires_at));
+        let text = format!(
+            "until {until} ({})",
+            format_seconds(until.since(now) / 1_000)
+        );
+        self.events
+            .event("waiting", &text, json!({ "until": until.to_string() }));
+        let limit = match until == expires_at {
+            true => until.plus_secs(EXPIRY_GRACE_S),
+            false => until,
+        };
+        let outcome = tokio::select! {
+            outcome = self.task.wait_for_token(&self.token_request, limit) => outcome,
+            signal = signals.next() => {
+                return Ok(self.stopped(signal, Some(pending.access_request_id())).await);
             }
         };
-        Ok(match outcome {
+        match outcome {
+            Ok(TokenOutcome::Pending(pending)) if give_up.is_some() => {
+                Ok(TokenResult::Pending(Box::new(pending)))
+            }
+            // The broker is away: the access request may be decided meanwhile.
+            Err(error) if give_up.is_some() && error.is_retryable() => {
+                Ok(TokenResult::Pending(Box::new(pending)))
+            }
+            outcome => Ok(self.decided(outcome?, true, program)),
+        }
+    }
+
+    /// The first answer of the broker. While the broker cannot be reached it is awaited, as approvers are; a refusal is final.
+    async fn first_answer(&self, until: Timestamp) -> Result<TokenOutcome, Error> {
+        let mut told = false;
+        loop {
+            let error = match self.task.request_token(&self.token_request).await {
+                Err(error) if is_unavailable(&error) && self.clock.now() < until => error,
+                answer => return answer,
+            };
+            if !std::mem::replace(&mut told, true) {
+                let text = format!("for the broker until {until}: {error}");
+                let members = json!({ "until": until.to_string(), "message": error.to_string() });
+                self.events.event("waiting", &text, members);
+            }
+            tokio::time::sleep(Duration::from_millis(error.retry_after_ms().into())).await;
+        }
+    }
+
+    fn decided(&self, outcome: TokenOutcome, by_people: bool, program: &str) -> TokenResult {
+        match outcome {
             TokenOutcome::Token(token) => {
-                let by_people = waiting.is_some() || self.saved.is_some();
                 self.events.token_issued(&token, by_people, program);
                 TokenResult::Token(Box::new(token))
             }
             TokenOutcome::Denied(denied) => {
                 self.events.denied(&denied);
                 let exit = denied.reason().map_or(Exit::Denied, DeniedReason::exit);
-                TokenResult::NotRun(exit.number())
+                TokenResult::NotRun(exit_code::of_outcome(exit))
             }
             TokenOutcome::Pending(pending) => {
                 let id = pending.access_request_id();
@@ -167,9 +153,9 @@ impl ExecRun {
                     &format!("approval of {id} timed out; no token was issued"),
                     json!({ "access_request": id }),
                 );
-                TokenResult::NotRun(Exit::ApprovalTimeout.number())
+                TokenResult::NotRun(exit_code::of_outcome(Exit::ApprovalTimeout))
             }
-        })
+        }
     }
 
     /// Stopped by a signal before the command ran: cancels the access request, which ending the task would close anyway.
@@ -187,33 +173,21 @@ impl ExecRun {
         TokenResult::NotRun(program::signal_code(number))
     }
 
-    /// The audience is unreachable: cancels the access request, since its token could not be used.
-    async fn audience_unreachable(
-        &self,
-        error: &CliError,
-        waiting: AccessRequestId,
-    ) -> TokenResult {
-        self.cancel_request(waiting).await;
-        let hint = error.hint.as_deref().unwrap_or_default();
-        let text = format!("{}; {waiting} was cancelled; {hint}", error.message);
-        self.events.event("failed", &text, error.to_json());
-        TokenResult::NotRun(error.exit.number())
-    }
-
     async fn cancel_request(&self, waiting: AccessRequestId) {
         let bound = Duration::from_millis(END_MS.unsigned_abs());
         let _ignored = tokio::time::timeout(bound, self.task.cancel(waiting)).await;
     }
 
-    /// Runs the command with the token; gives the task's outcome and the exit code.
+    /// Runs the command with the token; gives the task's outcome and how the run ended.
     pub(super) async fn run(
         &self,
         args: &ExecArgs,
         token: AccessToken,
         upstream: Upstream,
-        keep_alive: &KeepAliveTask,
+        monitor: &TaskMonitor,
         signals: &mut Signals,
-    ) -> (TaskOutcome, u8) {
+    ) -> (TaskOutcome, RunEnd) {
+        let token_ended = monitor.token_ended(&token);
         let holder = Arc::new(TokenHolder::new(token, upstream, self.clock.clone()));
         let ready = match args.delivery.forwarded() {
             Ok(forward) => {
@@ -225,45 +199,61 @@ impl ExecRun {
         let mut delivery = match ready {
             Ok(delivery) => delivery,
             Err(error) => {
-                self.events.event("failed", &error.message, error.to_json());
-                return (TaskOutcome::Abandoned, error.exit.number());
+                let code = exit_code::of_error(&error);
+                self.events.error(&error, code);
+                return (TaskOutcome::Abandoned, RunEnd::of(code));
             }
         };
-        let watching = tokio::spawn({
-            let (holder, mut end_cause) = (holder.clone(), keep_alive.end_cause.clone());
-            let (events, task) = (self.events, self.task.id());
-            async move {
-                if let Ok(why) = end_cause.wait_for(Option::is_some).await {
-                    let why = why.as_deref().unwrap_or_default();
-                    // Before the event is printed: a reader may rely on it.
-                    holder.end(why);
-                    events.event("ended", why, json!({ "task": task, "message": why }));
-                }
-            }
-        });
+        let mut end_cause = None;
+        let stop = async {
+            let cause = token_ended.await;
+            // Before the event is printed: a reader may rely on it.
+            holder.end(&cause);
+            let signal = args.end_signal.signal();
+            let number = signal.map(Signal::as_raw);
+            self.events.token_ended(self.task.id(), &cause, number);
+            end_cause = Some(cause);
+            signal
+        };
         let pipe = delivery.pipe();
         let spawn = Spawn {
             command: &args.command,
             environment: delivery.environment(),
             without: &RESERVED_ENV,
         };
-        let ran = program::run(&spawn, signals, || drop(pipe)).await;
+        let ran = program::run(&spawn, signals, || drop(pipe), stop).await;
         // Before the broker is called: processes the command left running get no more tokens.
-        watching.abort();
         holder.end("its command has ended");
         drop(delivery);
-        match ran {
-            Ok(0) => (TaskOutcome::Succeeded, 0),
-            Ok(code) => (TaskOutcome::Failed, code),
+        let code = match ran {
+            Ok(code) => code,
             Err(error) => {
                 self.events.not_run(&args.program(), error);
-                (TaskOutcome::Failed, error.code())
+                return (TaskOutcome::Failed, RunEnd::of(error.code()));
             }
+        };
+        let exit = match &end_cause {
+            Some(_) => exit_code::ENDED,
+            None => exit_code::of_command(code),
+        };
+        if end_cause.is_none() && exit != code {
+            self.events.reserved_code(code);
         }
+        let outcome = match exit {
+            0 => TaskOutcome::Succeeded,
+            _ => TaskOutcome::Failed,
+        };
+        let end = RunEnd {
+            exit: Some(exit),
+            command_exit: Some(code),
+            end_cause,
+        };
+        (outcome, end)
     }
 
-    /// Ends the task, and with it the token; retried for a while, since the broker may be restarting.
-    pub(super) async fn end(&self, outcome: TaskOutcome, code: Option<u8>) {
+    /// Ends the task, and with it the token; retried for a while, since the broker may be restarting. Prints the last line and
+    /// gives the exit code, which is another one if the task turns out to have been ended before the command.
+    pub(super) async fn end(&self, outcome: TaskOutcome, end: RunEnd) -> Option<u8> {
         let until = self.clock.now().plus_millis(END_MS);
         let ended = loop {
             match self.task.complete(outcome).await {
@@ -274,39 +264,52 @@ impl ExecRun {
             }
         };
         let id = self.task.id();
-        match ended {
-            Ok(report) => {
-                if let Some(saved) = &self.saved {
-                    saved.delete();
-                }
-                let tokens = match report.tokens_revoked {
-                    1 => "1 token revoked".to_owned(),
-                    n => format!("{n} tokens revoked"),
-                };
-                let exit = code.map_or_else(String::new, |code| format!("exit {code}, "));
-                let cause = match report.cause.as_str() {
-                    "completed" => String::new(),
-                    other => format!(" (ended before: {})", escape_invisible(other)),
-                };
-                let mut members = render::end_report_json(&report);
-                if let Some(members) = members.as_object_mut() {
-                    members.insert("exit".to_owned(), json!(code));
-                }
-                let event = if code.is_some() { "done" } else { "ended" };
-                self.events
-                    .event(event, &format!("{exit}{tokens}, {id}{cause}"), members);
-            }
+        let report = match ended {
+            Ok(report) => report,
             Err(error) => {
                 let text = format!(
                     "could not end {id}; it ends at its deadline or missed heartbeat: {error}"
                 );
-                self.events.event(
-                    "warning",
-                    &text,
-                    json!({ "warning": "NOT_ENDED", "task": id, "exit": code }),
-                );
+                let members = json!({
+                    "warning": "NOT_ENDED", "task": id, "exit": end.exit, "command_exit": end.command_exit,
+                });
+                self.events.event("warning", &text, members);
+                return end.exit;
             }
+        };
+        if let Some(saved) = &self.saved {
+            saved.delete();
         }
+        let end_cause = match report.cause.as_str() {
+            COMPLETED => end.end_cause,
+            task_cause => Some(task_cause.to_owned()),
+        };
+        let exit = match (&end_cause, end.command_exit) {
+            (Some(_), Some(_)) => Some(exit_code::ENDED),
+            _ => end.exit,
+        };
+        let tokens = match report.tokens_revoked {
+            1 => "1 token revoked".to_owned(),
+            n => format!("{n} tokens revoked"),
+        };
+        let exit_text = exit.map_or_else(String::new, |exit| format!("exit {exit}, "));
+        let command = match end.command_exit {
+            Some(code) if exit != Some(code) => format!("the command's was {code}, "),
+            Some(_) | None => String::new(),
+        };
+        let before = end_cause.as_ref().map_or_else(String::new, |cause| {
+            format!(" (ended before: {})", escape_invisible(cause))
+        });
+        let mut members = render::end_report_json(&report);
+        if let Some(members) = members.as_object_mut() {
+            members.insert("exit".to_owned(), json!(exit));
+            members.insert("command_exit".to_owned(), json!(end.command_exit));
+            members.insert("ended_before".to_owned(), json!(end_cause));
+        }
+        let event = if exit.is_some() { "done" } else { "ended" };
+        let text = format!("{exit_text}{command}{tokens}, {id}{before}");
+        self.events.event(event, &text, members);
+        exit
     }
 
     /// Leaves the task open for another process and prints the command that resumes it.
@@ -315,11 +318,11 @@ impl ExecRun {
         common: &Common,
         args: &ExecArgs,
         pending: &PendingApproval,
-    ) -> Result<ExitCode, CliError> {
+    ) -> Result<u8, CliError> {
         if let Some(data) = self.resume_data.take()
             && let Err(error) = self.save(data, pending, &args.delivery)
         {
-            self.end(TaskOutcome::Abandoned, None).await;
+            self.end(TaskOutcome::Abandoned, RunEnd::default()).await;
             return Err(error);
         }
         if let Some(saved) = &self.saved {
@@ -332,7 +335,7 @@ impl ExecRun {
             &format!("until {}; resume with:  {}", pending.expires_at(), escape_invisible(&resume)),
             json!({ "access_request": id, "until": pending.expires_at().to_string(), "resume": resume, "task": self.task.id() }),
         );
-        Ok(ExitCode::from(Exit::Pending.number()))
+        Ok(exit_code::of_outcome(Exit::Pending))
     }
 
     fn save(
@@ -351,16 +354,54 @@ impl ExecRun {
     }
 }
 
+impl RunEnd {
+    /// The command did not run.
+    pub(super) fn of(exit: u8) -> Self {
+        Self {
+            exit: Some(exit),
+            ..Self::default()
+        }
+    }
+}
+
+/// Cancels the access request that an earlier process saved, and ends its task.
+pub(super) async fn cancel(
+    events: EventPrinter,
+    common: &Common,
+    args: &ExecArgs,
+    id: AccessRequestId,
+) -> Result<u8, CliError> {
+    let saved = SavedExec::load(id)?;
+    let (task, _) = saved.resume(common, &args.evidence)?;
+    match task.cancel(id).await {
+        // Decided, expired or ended already: there is nothing left to cancel, but its task may be open.
+        Err(error) if error.reason().is_some() && !error.is_retryable() => {}
+        cancelled => drop(cancelled?),
+    }
+    let report = task.complete(TaskOutcome::Abandoned).await?;
+    saved.delete();
+    let text = format!("{id}, {} has ended", task.id());
+    let mut members = render::end_report_json(&report);
+    if let Some(members) = members.as_object_mut() {
+        members.insert("access_request".to_owned(), json!(id));
+    }
+    events.event("cancelled", &text, members);
+    Ok(0)
+}
+
 /// Checks that the audience accepts connections and its certificate is valid; sends no request.
 pub(super) async fn check_reachable(upstream: &Upstream) -> Result<(), CliError> {
     let connection = upstream.connect().await.map_err(|why| {
         let message = format!("{why} at {}", escape_invisible(&upstream.base_url()));
         CliError::new(Exit::Unavailable, message)
-            .with_hint("no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
+            .with_hint("no token was requested and no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
     })?;
     drop(connection);
     Ok(())
 }
+
+/// The cause of a task that its own agent ended.
+const COMPLETED: &str = "completed";
 
 fn is_unavailable(error: &Error) -> bool {
     CliError::from(error.clone()).exit == Exit::Unavailable

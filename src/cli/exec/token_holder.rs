@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use super::upstream::Upstream;
 use crate::client::{AccessToken, DpopHeaders, Error};
 use crate::clock::Clock;
@@ -14,8 +16,8 @@ pub(super) struct TokenHolder {
     clock: Clock,
     /// The resource server's newest nonce (RFC 9449 §9).
     nonce: Mutex<Option<String>>,
-    /// Why the task ended, once it has.
-    end_cause: Mutex<Option<String>>,
+    /// Why the token or its task ended, once it has.
+    end_cause: watch::Sender<Option<String>>,
 }
 
 /// Why the token can no longer be used.
@@ -23,7 +25,7 @@ pub(super) struct TokenHolder {
 pub(super) enum TokenUnavailable {
     #[error("the token expired at {0}")]
     Expired(Timestamp),
-    #[error("the task has ended: {0}")]
+    #[error("the token has ended: {0}")]
     Ended(String),
 }
 
@@ -32,7 +34,7 @@ impl TokenUnavailable {
     pub(super) const fn reason(&self) -> &'static str {
         match self {
             Self::Expired(_) => "TOKEN_EXPIRED",
-            Self::Ended(_) => "TASK_ENDED",
+            Self::Ended(_) => "TOKEN_ENDED",
         }
     }
 }
@@ -44,18 +46,14 @@ impl TokenHolder {
             upstream,
             clock,
             nonce: Mutex::default(),
-            end_cause: Mutex::default(),
+            end_cause: watch::Sender::new(None),
         }
     }
 
-    /// Fails once the token expired or the task ended. The audience checks for itself on every request.
+    /// Fails once the token expired or ended. The audience checks for itself on every request.
     pub(super) fn check_available(&self) -> Result<(), TokenUnavailable> {
-        let end_cause = self
-            .end_cause
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(why) = end_cause.as_ref() {
-            return Err(TokenUnavailable::Ended(why.clone()));
+        if let Some(cause) = self.end_cause.borrow().as_ref() {
+            return Err(TokenUnavailable::Ended(cause.clone()));
         }
         let expires_at = self.token.expires_at();
         if self.clock.now() < expires_at {
@@ -65,13 +63,26 @@ impl TokenHolder {
         }
     }
 
-    /// Ends the use of the token.
-    pub(super) fn end(&self, why: &str) {
-        let mut end_cause = self
-            .end_cause
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        end_cause.get_or_insert_with(|| why.to_owned());
+    /// Ends the use of the token; the first cause stays.
+    pub(super) fn end(&self, cause: &str) {
+        self.end_cause.send_if_modified(|end_cause| {
+            let first = end_cause.is_none();
+            end_cause.get_or_insert_with(|| cause.to_owned());
+            first
+        });
+    }
+
+    /// Waits until the token has ended. Expiry does not count: a request that began before it may finish.
+    pub(super) fn ended(&self) -> impl Future<Output = TokenUnavailable> + Send + use<> {
+        let mut end_cause = self.end_cause.subscribe();
+        async move {
+            let cause = match end_cause.wait_for(Option::is_some).await {
+                Ok(cause) => cause.clone().unwrap_or_default(),
+                // The holder is gone, and the token with it.
+                Err(_) => String::new(),
+            };
+            TokenUnavailable::Ended(cause)
+        }
     }
 
     /// The headers of one request to a path below the audience's base.

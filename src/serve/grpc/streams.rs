@@ -1,4 +1,4 @@
-//! Server streams: one access request for its agent, inboxes for approvers and operators, and the loop that every stream
+//! Server streams: one access request and one token for their agent, inboxes for approvers and operators, and the loop that every stream
 //! of this server runs in.
 
 use std::hash::Hash;
@@ -10,12 +10,12 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::service::GrpcService;
-use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent};
+use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, TokenEvent};
 use crate::model::*;
 use crate::proto::convert::{position, position_to_wire};
 use crate::proto::{card, v1};
 use crate::serve::admission::StreamPermit;
-use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS};
+use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS, WATCH_TOKEN};
 use crate::serve::request_log::record;
 use crate::state::{InboxChange, InboxChangeKind};
 
@@ -101,6 +101,31 @@ impl GrpcService {
         Ok(self.stream(BUFFER, life_ms, permit, produce))
     }
 
+    pub(super) async fn watch_one_token(
+        &self,
+        request: Request<v1::WatchTokenRequest>,
+    ) -> Result<Response<Messages<v1::WatchTokenResponse>>, Status> {
+        let (call, message) = self.begin_call(WATCH_TOKEN, request).await?;
+        let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        let jti = TokenId::parse(&message.jti).map_err(self.malformed(&call))?;
+        record("task", &task);
+        record("token", &jti);
+        let mut watch = self
+            .broker
+            .watch_token(&call, task, jti)
+            .map_err(|refusal| self.status(&refusal))?;
+        let permit = self.admission.agent_token_stream(&watch.agent)?;
+        let (broker, life_ms) = (self.broker.clone(), watch.life_ms);
+        let produce = |sender: StreamSender<_>| async move {
+            while let Some(event) = watch.next(&broker).await {
+                if sender.send(token_message(event)).await.is_none() {
+                    return;
+                }
+            }
+        };
+        Ok(self.stream(BUFFER, life_ms, permit, produce))
+    }
+
     pub(super) async fn watch_inboxes(
         &self,
         request: Request<v1::WatchAccessRequestsRequest>,
@@ -168,6 +193,19 @@ fn access_message(event: &AccessRequestEvent) -> v1::WatchAccessRequestResponse 
         }),
     };
     v1::WatchAccessRequestResponse {
+        message: Some(message),
+    }
+}
+
+fn token_message(event: TokenEvent) -> v1::WatchTokenResponse {
+    use v1::watch_token_response::Message;
+    let message = match event {
+        TokenEvent::Active => Message::Heartbeat(v1::TokenHeartbeat {}),
+        TokenEvent::Ended(cause) => Message::End(v1::TokenEnd {
+            cause: cause.as_str().to_owned(),
+        }),
+    };
+    v1::WatchTokenResponse {
         message: Some(message),
     }
 }

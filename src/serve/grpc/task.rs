@@ -120,6 +120,15 @@ impl TaskService for GrpcService {
         }))
     }
 
+    type WatchTokenStream = Messages<v1::WatchTokenResponse>;
+
+    async fn watch_token(
+        &self,
+        request: Request<v1::WatchTokenRequest>,
+    ) -> Result<Response<Self::WatchTokenStream>, Status> {
+        self.watch_one_token(request).await
+    }
+
     async fn complete_task(
         &self,
         request: Request<v1::CompleteTaskRequest>,

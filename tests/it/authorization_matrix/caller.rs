@@ -143,6 +143,16 @@ impl Caller<'_> {
                 .keep_alive(self.request(method, v1::KeepAliveRequest { task_id }))
                 .await
                 .map(drop),
+            "WatchToken" => {
+                let message = v1::WatchTokenRequest {
+                    task_id,
+                    jti: TokenId::from_random([1; 16]).to_string(),
+                };
+                tasks
+                    .watch_token(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
             "CompleteTask" => {
                 let message = v1::CompleteTaskRequest {
                     task_id,

@@ -3,19 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
-use dipylon_sdk::model::TaskId;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 
-use super::setup::{ExecSetup, READ, RunningCommand, SH, claim};
+use super::setup::{ExecSetup, READ, RunningCommand, claim};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proxy_rejects_hostile_requests() {
     let setup = ExecSetup::start().await;
-    let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let evil = elsewhere.local_addr().expect("address").to_string();
     let script = format!(
         r#"
@@ -75,9 +73,14 @@ async fn proxy_rejects_hostile_requests() {
         answer("redirect").contains("location: http://127.0.0.1:9/away"),
         "passed through"
     );
-    // No connection arrived there.
-    let connection = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
-    assert!(connection.is_err(), "the proxy connected to another host");
+    // No connection arrived there: the command has ended, so one would be in the backlog.
+    elsewhere.set_nonblocking(true).expect("a mode");
+    let connection = elsewhere.accept().map_err(|error| error.kind());
+    assert_eq!(
+        connection.err(),
+        Some(std::io::ErrorKind::WouldBlock),
+        "the proxy connected to another host"
+    );
     let seen = setup.resource.seen();
     // Rejected paths are not forwarded.
     let arrived: Vec<&str> = seen.iter().map(|r| r.path.as_str()).collect();
@@ -193,7 +196,7 @@ async fn proxy_streams_and_reports_revoked_token() {
         .await;
     output
         .exit_code(0)
-        .stdout_contains("HTTP/1.1 401 Unauthorized")
+        .stdout_contains("HTTP/1.1 403 Forbidden")
         .stdout_contains("application/problem+json")
         .stdout_contains("\"reason\":\"TOKEN_EXPIRED\"");
     assert_eq!(
@@ -371,37 +374,6 @@ async fn token_delivery_by_file_and_fd() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn proxy_stops_after_task_end() {
-    let setup = ExecSetup::start().await;
-    let options = [&READ[..], &["--heartbeat", "2s"]].concat();
-    let script = format!("{SH}\necho $DIPYLON_TASK; read -r go; ask GET /cases/INC-8841");
-    let mut program = setup.exec(&options, &["bash", "-c", &script]);
-    program.stdin(Stdio::piped());
-    let mut running = RunningCommand::start(program);
-    let task = TaskId::parse(&running.stdout_line().await).expect("a task");
-    setup
-        .served
-        .operator("olga")
-        .end_task(task)
-        .await
-        .expect("ends");
-    running.stderr_line("dipylon: ended     TASK_ENDED").await;
-    let mut go = running.child.stdin.take().expect("stdin");
-    go.write_all(b"\n").await.expect("output");
-    running
-        .end()
-        .await
-        .exit_code(0)
-        .stdout_contains("HTTP/1.1 401 Unauthorized")
-        .stdout_contains("\"reason\":\"TASK_ENDED\"")
-        .stderr_contains("(ended before: operator)");
-    assert!(
-        setup.resource.seen().is_empty(),
-        "a revoked token is not sent"
-    );
-}
-
 /// A TLS audience that reports the host and proof of each request.
 async fn tls_audience(name: &str) -> (String, String) {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -472,12 +444,12 @@ async fn audience_tls_is_verified() {
     // Signed by another authority, or under another name: no token is sent.
     run(&["--audience-url", &url])
         .await
-        .stdout_contains("HTTP/1.1 502 Bad Gateway")
-        .stdout_contains("certificate is not valid");
+        .exit_code(114)
+        .stderr_contains("certificate is not valid");
     run(&["--audience-url", &other, "--audience-ca", ca])
         .await
-        .stdout_contains("HTTP/1.1 502 Bad Gateway")
-        .stdout_contains("certificate is not valid");
+        .exit_code(114)
+        .stderr_contains("certificate is not valid");
     run(&["--audience-url", "http://audience.example"])
         .await
         .exit_code(2)
@@ -488,7 +460,7 @@ async fn audience_tls_is_verified() {
         "--insecure-audience",
     ])
     .await
-    .exit_code(0)
+    .exit_code(114)
     .stderr_contains("dipylon: warning   requests to http://audience.invalid use plain http")
-    .stdout_contains("HTTP/1.1 502 Bad Gateway");
+    .stderr_contains("cannot be reached");
 }

@@ -111,7 +111,7 @@ async fn evidence_from_workload_api() {
     let none = "spiffe://soc.example/agent/none";
     run(with(&["--workload-api", &address, "--spiffe-id", none]))
         .await
-        .exit_code(1)
+        .exit_code(118)
         .stderr_contains("it has no JWT-SVID for this workload");
     let requests = agent.requests.lock().expect("requests").clone();
     let ours = vec![setup.served.url.clone()];
@@ -125,7 +125,7 @@ async fn evidence_from_workload_api() {
         "https://other",
     ]))
     .await
-    .exit_code(20);
+    .exit_code(120);
     // The other verbs that need evidence use it too, and remember the source.
     let task = async |args: &[&str]| {
         let mut program = setup.dipylon();
@@ -153,7 +153,7 @@ async fn evidence_from_workload_api() {
     let _gone = serving.await;
     run(with(&["--workload-api", &address]))
         .await
-        .exit_code(1)
+        .exit_code(118)
         .stderr_contains("Workload API at unix:///");
     // No source: the error says which options there are.
     run(with(&[]))
@@ -185,7 +185,7 @@ async fn pinned_agent_task_key() {
     let path = file.to_str().expect("text");
     let with = [&READ[..], &["--task-key", path]].concat();
     // Any other key fails gate 1.
-    setup.script(&READ, "true").await.exit_code(20);
+    setup.script(&READ, "true").await.exit_code(120);
     let script = "ask GET /cases/INC-8841; env; ls -l /proc/$$/fd";
     let output = setup.script(&with, script).await;
     output.exit_code(0).stdout_contains("HTTP/1.1 200 OK");
@@ -213,7 +213,7 @@ async fn pinned_agent_task_key() {
     // From a file, which is left in place.
     let later = [&DISABLE[..], &["--no-wait", "--task-key", path]].concat();
     let output = setup.script(&later, "true").await;
-    output.exit_code(11);
+    output.exit_code(111);
     let id = output.err.split("--resume ").nth(1).expect("an id");
     let id = id.split(' ').next().expect("an id").to_owned();
     assert_eq!(setup.decide(Verdict::Approve).await.to_string(), id);
@@ -237,6 +237,6 @@ async fn pinned_agent_task_key() {
     setup
         .script(&with, "true")
         .await
-        .exit_code(1)
+        .exit_code(118)
         .stderr_contains("mode 640");
 }

@@ -195,7 +195,19 @@ impl ExecSetup {
     }
 
     pub async fn start_with_nonce(nonce: Option<&'static str>) -> Self {
-        let served = ServedBroker::start().await;
+        Self::start_at(ServedBroker::start().await, nonce).await
+    }
+
+    /// With another `people.toml`.
+    pub async fn start_with_people(change: impl FnOnce(&str) -> String) -> Self {
+        let served = ServedBroker::start_with_policy(|files| {
+            let people = files.get_mut("people.toml").expect("people");
+            *people = change(people);
+        });
+        Self::start_at(served.await, None).await
+    }
+
+    async fn start_at(served: ServedBroker, nonce: Option<&'static str>) -> Self {
         let resource = ResourceServer::start(&served, nonce).await;
         let setup = Self {
             served,
@@ -398,10 +410,15 @@ impl RunningCommand {
 
     pub async fn end(mut self) -> CommandOutput {
         let mut rest = String::new();
-        while let Ok(Some(line)) = self.out.next_line().await {
-            rest.push_str(&line);
-            rest.push('\n');
-        }
+        let reading = async {
+            while let Ok(Some(line)) = self.out.next_line().await {
+                rest.push_str(&line);
+                rest.push('\n');
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading)
+            .await
+            .expect("in time");
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait_with_output());
         let mut output = CommandOutput::new(ended.await.expect("in time").expect("ends"));
         output.out = rest;

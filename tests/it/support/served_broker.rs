@@ -148,6 +148,22 @@ impl ServedBroker {
         self.task_for(agent, "contain INC-8841").await
     }
 
+    /// A task, and a second handle to it: what one learns of its end, the other does not know.
+    pub async fn task_with_second_handle(&self, agent: &str) -> (TaskHandle, TaskHandle) {
+        let key = Arc::new(SigningKey::generate().expect("key").0);
+        let evidence = self.evidence(agent);
+        let client = AgentClient::new(self.endpoint(), evidence.clone(), Some(key.clone()));
+        let order = OpenTaskRequest {
+            purpose: "contain INC-8841".into(),
+            max_duration_s: 600,
+            idempotency_key: None,
+            heartbeat_s: None,
+        };
+        let task = client.open_task(&order).await.expect("opens");
+        let second = TaskHandle::attach(self.endpoint(), evidence, task.id(), key);
+        (task, second)
+    }
+
     pub async fn task_for(&self, agent: &str, purpose: &str) -> TaskHandle {
         let agent = AgentClient::new(self.endpoint(), self.evidence(agent), None);
         let order = OpenTaskRequest {
