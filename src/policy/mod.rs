@@ -22,6 +22,7 @@ mod rule;
 mod schema;
 mod schema_types;
 mod selftest;
+mod spellings;
 #[cfg(test)]
 mod tests;
 mod toml_reader;
@@ -133,6 +134,9 @@ impl PolicyBundle {
         ) else {
             return Err(problems.into_error());
         };
+        let mut spellings = spellings::Spellings::default();
+        entities::check_spellings(targets, &mut spellings, &mut problems);
+        rules.check_spellings(&mut spellings, &mut problems);
         rules.warn_unknown_entities(&store, &mut warnings);
         let actions = catalogue.names().chain([OPERATE]);
         let policy_index = PolicyIndex::build(&rules.set, &store, actions);
