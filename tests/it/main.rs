@@ -25,6 +25,7 @@ mod card;
 mod clock;
 mod concurrency;
 mod config_commands;
+mod config_values;
 mod connection_exhaustion;
 mod console;
 mod crash_recovery;
