@@ -33,6 +33,7 @@ mod decision_stats;
 mod demo;
 mod doctor;
 mod end_to_end;
+mod envoy;
 mod evidence;
 mod exec;
 mod fido2_crosscheck;
