@@ -69,7 +69,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
     ("[[trust_domain]]", "tls = 3\n[[trust_domain]]", "`tls`: expected a table"),
     ("[[trust_domain]]", "[[trust_domain]]\nname = \"soc.example\"\nbundle = \"open.json\"\n[[trust_domain]]", "soc.example is listed twice"),
     ("[[trust_domain]]", "[[trust_domain]]\nname = \"b.example\"\nbundle = \"none.json\"\n[[trust_domain]]", "none.json"),
-    ("[[trust_domain]]", "[[trust_domain]]\nname = \"b.example\"\nbundle = \"dipylon.toml\"\n[[trust_domain]]", "expected a SPIFFE trust bundle"),
+    ("[[trust_domain]]", "[[trust_domain]]\nname = \"b.example\"\nbundle = \"dipylon.toml\"\n[[trust_domain]]", "b.example: "),
     ("[[trust_domain]]", "[[trust_domain]]\nname = \"b.example\"\nbundle = \"open.json\"\n[[trust_domain]]", "lets other users change it"),
     ("[[trust_domain]]", "[[trust_domain]]\nname = \"B.example\"\nbundle = \"trust.json\"\n[[trust_domain]]", "`trust_domain.0.name`"),
 ];
