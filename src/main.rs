@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use dipylon::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    dipylon::cli::run(dipylon::cli::Cli::parse())
+    match Cli::from_arguments(std::env::args_os()) {
+        Ok(cli) => cli::run(cli),
+        Err(error) => error.exit(),
+    }
 }

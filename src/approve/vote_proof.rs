@@ -242,6 +242,7 @@ fn cache_key(
 mod tests {
     use super::*;
     use crate::jose::SigningKey;
+    use crate::model::HttpOrigin;
 
     fn statement(max_ttl: i64) -> VoteStatement {
         VoteStatement {
@@ -296,7 +297,9 @@ mod tests {
     fn each_vote_is_verified_once_and_anew_when_a_byte_or_the_key_differs() {
         let (ours, other) = (SigningKey::generate(), SigningKey::generate());
         let (ours, other) = (ours.expect("key").0, other.expect("key").0);
-        let party = RelyingParty::from_origin("https://console.test");
+        let party = RelyingParty::from_origin(
+            &HttpOrigin::parse("origin", "https://console.test").expect("origin"),
+        );
         let signed = statement(300);
         let original = vote(&signed, &ours);
         let cache = VoteProofCache::default();
@@ -328,7 +331,9 @@ mod tests {
         assert_eq!(verified(&resigned, &ours, &party), (false, 4), "signature");
 
         assert_eq!(verified(&original, &other, &party), (false, 5), "key");
-        let elsewhere = RelyingParty::from_origin("https://other.test");
+        let elsewhere = RelyingParty::from_origin(
+            &HttpOrigin::parse("origin", "https://other.test").expect("origin"),
+        );
         assert_eq!(verified(&original, &ours, &elsewhere), (true, 6), "party");
 
         let mut gone = original.clone();

@@ -95,11 +95,10 @@ pub struct BrokerSettings {
     pub realm: Realm,
     /// `iss` of every token.
     pub issuer: String,
-    /// The URL callers reach this broker under, without a trailing slash: proofs are compared with it, never with the
-    /// host a call names.
-    pub external_url: String,
-    /// The origin people reach the console under, without a trailing slash: passkeys belong to it.
-    pub console_url: String,
+    /// The URL callers reach this broker under: proofs are compared with it, never with the host a call names.
+    pub external_url: HttpOrigin,
+    /// The origin people reach the console under: passkeys belong to it.
+    pub console_url: HttpOrigin,
     /// The one audience evidence must be for.
     pub evidence_audience: String,
     /// Longest life of a token, in seconds.

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use super::config_checks;
 use super::error::CliError;
+use super::finding::print_findings;
 use super::{Common, Output, dev};
 use crate::clock::Clock;
-use crate::config::{Config, SettingOrigin, to_toml};
+use crate::config::{Config, ConfigOverrides, SettingOrigin, to_toml};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -33,24 +34,13 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     match command {
         ConfigCommand::Check { file } => {
-            let (finding, config) = config_checks::check_configuration(&file);
+            let overrides = ConfigOverrides::default();
+            let (finding, config) = config_checks::check_configuration(&file, &overrides);
             let mut findings = vec![finding];
             if let Some(config) = &config {
-                findings.push(config_checks::check_files(config));
-                findings.push(config_checks::check_trust_domains(config));
-                findings.push(config_checks::check_transport(config));
-                findings.extend(config_checks::check_certificate(
-                    config,
-                    Clock::system().now(),
-                ));
-                findings.extend(
-                    config
-                        .policy
-                        .as_deref()
-                        .map(config_checks::check_policy_directory),
-                );
+                findings.extend(config_checks::check_start(config, Clock::system().now()));
             }
-            Ok(config_checks::print_findings(output, findings))
+            Ok(print_findings(output, findings))
         }
         ConfigCommand::Show { file } => {
             let file = match file {

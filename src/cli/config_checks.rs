@@ -2,152 +2,30 @@
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::ExitCode;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-
-use super::{Output, policy_dir};
-use crate::config::{Config, ConfigError};
+use super::finding::Finding;
+use super::policy_dir;
+use crate::config::{AdminAddress, Config, ConfigError, ConfigOverrides};
 use crate::jose::{KeySet, Usage};
-use crate::keys;
-use crate::model::text::escape_invisible;
-use crate::model::{Exit, RegisteredAgent, Timestamp};
+use crate::journal::{JournalReader, OpenError};
+use crate::keys::{self, ownership};
+use crate::model::{Entry, Event, Timestamp};
 use crate::policy::{PolicyBundle, Remedy, StepUpProfile};
 use crate::serve::tls::Tls;
 
-/// The severity of a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Level {
-    Ok,
-    Warn,
-    Fail,
-}
-
-impl Level {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
-}
-
-/// The result of one check, with advice and the results of its parts.
-#[derive(Debug)]
-pub(super) struct Finding {
-    level: Level,
-    message: String,
-    advice: Option<String>,
-    children: Vec<Finding>,
-}
-
-impl Finding {
-    pub(super) fn ok(message: impl Into<String>) -> Self {
-        Self {
-            level: Level::Ok,
-            message: message.into(),
-            advice: None,
-            children: Vec::new(),
-        }
-    }
-
-    pub(super) fn warn(message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            level: Level::Warn,
-            advice: Some(advice.into()),
-            ..Self::ok(message)
-        }
-    }
-
-    pub(super) fn fail(message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            level: Level::Fail,
-            ..Self::warn(message, advice)
-        }
-    }
-
-    /// A group with the level of its worst part.
-    pub(super) fn group(message: impl Into<String>, children: Vec<Self>) -> Self {
-        let worst = children.iter().map(|part| part.level).max();
-        Self {
-            level: worst.unwrap_or(Level::Ok),
-            children,
-            ..Self::ok(message)
-        }
-    }
-
-    pub(super) const fn is_failure(&self) -> bool {
-        matches!(self.level, Level::Fail)
-    }
-
-    /// Appends one line for the finding, then its advice and its parts, indented.
-    pub(super) fn lines(&self, depth: usize, out: &mut String) {
-        let indent = "  ".repeat(depth);
-        let mark = format!("[{}]", self.level.as_str());
-        out.push_str(&format!(
-            "{indent}{mark:<6} {}\n",
-            escape_invisible(&self.message)
-        ));
-        if let Some(advice) = &self.advice {
-            out.push_str(&format!("{indent}       -> {}\n", escape_invisible(advice)));
-        }
-        for part in &self.children {
-            part.lines(depth + 1, out);
-        }
-    }
-
-    pub(super) fn to_json(&self) -> Value {
-        let mut value = json!({ "level": self.level.as_str(), "message": self.message });
-        if let Some(members) = value.as_object_mut() {
-            if let Some(advice) = &self.advice {
-                members.insert("advice".to_owned(), json!(advice));
-            }
-            if !self.children.is_empty() {
-                let children: Vec<_> = self.children.iter().map(Self::to_json).collect();
-                members.insert("children".to_owned(), Value::Array(children));
-            }
-        }
-        value
-    }
-}
-
-/// Prints findings; the exit code is `Failed` if any check failed.
-pub(super) fn print_findings(output: &Output, findings: Vec<Finding>) -> ExitCode {
-    let failed = findings.iter().any(Finding::is_failure);
-    output.print(
-        || {
-            let json_findings: Vec<_> = findings.iter().map(Finding::to_json).collect();
-            json!({ "passed": !failed, "findings": json_findings })
-        },
-        || {
-            let mut text = String::new();
-            for finding in &findings {
-                finding.lines(0, &mut text);
-            }
-            text
-        },
-    );
-    let exit = if failed { Exit::Failed } else { Exit::Success };
-    ExitCode::from(exit.number())
-}
-
-/// Checks the configuration file, and returns the configuration if it is valid.
-pub(super) fn check_configuration(file: &Path) -> (Finding, Option<Config>) {
+/// Checks the configuration file with values of the command line in place of its own, and returns the configuration if it is
+/// valid.
+pub(super) fn check_configuration(
+    file: &Path,
+    overrides: &ConfigOverrides,
+) -> (Finding, Option<Config>) {
     let path = file.display();
     let mut children = Vec::new();
-    if let Ok(found) = std::fs::metadata(file) {
-        let mode = found.permissions().mode() & 0o777;
-        if mode & 0o022 != 0 {
-            children.push(Finding::warn(
-                format!("mode {mode:03o}: users other than its owner can change it"),
-                format!("chmod go-w {path}"),
-            ));
-        }
-    }
-    let config = match Config::read(file) {
+    children.extend(check_ownership(file));
+    let config = match Config::read_with(file, overrides) {
         Ok(config) => {
             children.push(Finding::ok("every key is valid"));
             Some(config)
@@ -178,6 +56,28 @@ pub(super) fn check_configuration(file: &Path) -> (Finding, Option<Config>) {
         Finding::group(format!("configuration {path}"), children),
         config,
     )
+}
+
+/// Every check that decides whether a broker starts with a valid configuration. `serve` starts only where none fails.
+pub(super) fn check_start(config: &Config, now: Timestamp) -> Vec<Finding> {
+    let mut findings = vec![
+        check_files(config),
+        check_trust_domains(config),
+        check_transport(config),
+        check_listeners(config),
+    ];
+    findings.extend(check_certificate(config, now));
+    findings.extend(check_policy_seed(config));
+    findings
+}
+
+/// A failure for a file or directory that other users could change or replace.
+fn check_ownership(path: &Path) -> Option<Finding> {
+    let error = ownership::check_with_parents(path).err()?;
+    Some(Finding::fail(
+        error.to_string(),
+        "only root and the broker's user may change what the broker trusts",
+    ))
 }
 
 /// Checks the locations and modes of the data directory, the key directory and the signing key.
@@ -222,25 +122,16 @@ pub(super) fn check_trust_domains(config: &Config) -> Finding {
             "add a `[[trust_domain]]` with `name` and `bundle`",
         );
     }
-    let mut seen = BTreeSet::new();
     let mut children = Vec::new();
     for (domain, file) in &config.trust_domains {
-        if !seen.insert(domain) {
-            children.push(Finding::fail(
-                format!("trust domain {domain} is listed twice"),
-                "keep one `[[trust_domain]]` per name",
-            ));
-        }
         let path = file.display();
-        let mut bytes = Vec::new();
-        let read = std::fs::File::open(file)
-            .and_then(|file| file.take(TRUST_BYTES_MAX).read_to_end(&mut bytes));
-        children.push(match read {
+        children.extend(check_ownership(file));
+        children.push(match read_trust_bundle(file) {
             Err(error) => Finding::fail(
                 format!("{domain}: {path}: {error}"),
                 "export the bundle from the trust domain's SPIFFE server: 'spire-server bundle show -format spiffe'",
             ),
-            Ok(_) => match KeySet::parse(&bytes, Usage::JwtSvid) {
+            Ok(text) => match KeySet::parse(text.as_bytes(), Usage::JwtSvid) {
                 Err(error) => Finding::fail(
                     format!("{domain}: {path}: {error}"),
                     "expected a SPIFFE trust bundle (a JWK set with `use` jwt-svid): export it again",
@@ -256,35 +147,83 @@ pub(super) fn check_trust_domains(config: &Config) -> Finding {
     Finding::group("trust domains", children)
 }
 
-/// Checks how connections to the broker are protected.
-pub(super) fn check_transport(config: &Config) -> Finding {
-    let unencrypted =
-        "the broker serves plain HTTP: proofs and tokens cross the network unencrypted";
-    if config.tls.is_some() && !config.settings.external_url.starts_with("https://") {
-        Finding::fail(
-            format!(
-                "transport: the broker serves TLS, but `external_url` is {}",
-                config.settings.external_url
-            ),
-            "clients connect to `external_url`: it must begin with https://",
-        )
-    } else if config.tls.is_some() {
-        Finding::ok("transport: TLS, terminated by the broker")
-    } else if !config.listen.ip().is_loopback() {
-        Finding::warn(
-            format!(
-                "transport: {} is not loopback, and {unencrypted}",
-                config.listen
-            ),
-            "configure a certificate (`[tls]`), or listen on loopback behind a TLS proxy",
-        )
-    } else if config.settings.external_url.starts_with("https://") {
-        Finding::ok(
-            "transport: plain HTTP on loopback behind a TLS proxy, since `external_url` is https",
-        )
-    } else {
-        Finding::ok("transport: plain HTTP on loopback")
+/// Reads a trust bundle.
+pub(super) fn read_trust_bundle(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(file)?;
+    let length = file.take(TRUST_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if u64::try_from(length).unwrap_or(u64::MAX) > TRUST_BYTES_MAX {
+        return Err(std::io::Error::other(format!(
+            "expected at most {TRUST_BYTES_MAX} bytes, got more"
+        )));
     }
+    Ok(text)
+}
+
+/// How connections to the broker are protected. Combinations that are not were refused with the configuration.
+pub(super) fn check_transport(config: &Config) -> Finding {
+    let https = config.settings.external_url.is_https();
+    Finding::ok(if config.tls.is_some() {
+        "transport: TLS, terminated by the broker".to_owned()
+    } else if config.tls_at_proxy && !config.listen.ip().is_loopback() {
+        format!(
+            "transport: plain HTTP on {} behind a TLS proxy, as `tls_at_proxy` says: only that proxy may reach this address",
+            config.listen
+        )
+    } else if https {
+        "transport: plain HTTP on loopback behind a TLS proxy, since `external_url` is https"
+            .to_owned()
+    } else {
+        "transport: plain HTTP on loopback".to_owned()
+    })
+}
+
+/// Checks that the addresses belong to this host and that the sockets can be created. Whether a port is free is not checked:
+/// a running broker has it.
+pub(super) fn check_listeners(config: &Config) -> Finding {
+    let (mut addresses, mut sockets) = (vec![("listen", config.listen)], Vec::new());
+    sockets.extend(
+        config
+            .unix_socket
+            .as_deref()
+            .map(|path| ("unix_socket", path)),
+    );
+    match &config.admin_listen {
+        Some(AdminAddress::Tcp(address)) => addresses.push(("admin_listen", *address)),
+        Some(AdminAddress::Unix(path)) => sockets.push(("admin_listen", path)),
+        None => {}
+    }
+    let mut children = Vec::new();
+    for (key, address) in addresses {
+        if let Err(error) = TcpListener::bind(SocketAddr::new(address.ip(), 0)) {
+            children.push(Finding::fail(
+                format!("`{key}`: cannot listen on {}: {error}", address.ip()),
+                "give an address of this host",
+            ));
+        }
+    }
+    for (key, path) in sockets {
+        let shown = path.display();
+        let problem = match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                "expected a socket or no file, got another kind of file"
+            }
+            Ok(_) => continue,
+            Err(_) if path.parent().is_some_and(Path::is_dir) => continue,
+            Err(_) => "its directory does not exist",
+        };
+        children.push(Finding::fail(
+            format!("`{key}`: {shown}: {problem}"),
+            "create the directory, or give another path",
+        ));
+    }
+    if children.is_empty() {
+        children.push(Finding::ok(format!(
+            "{} is an address of this host",
+            config.listen.ip()
+        )));
+    }
+    Finding::group("listeners", children)
 }
 
 /// Checks the broker's TLS certificate, if one is configured: its private key and its expiry.
@@ -317,29 +256,83 @@ pub(super) fn check_certificate(config: &Config, now: Timestamp) -> Option<Findi
     })
 }
 
-/// Checks the policy directory that seeds an empty journal.
-pub(super) fn check_policy_directory(dir: &Path) -> Finding {
+/// Checks the policy directory that seeds an empty journal. Where a policy bundle is in force the directory is not used: what is
+/// wrong with it is a warning, since an unfinished edit must not prevent a restart.
+pub(super) fn check_policy_seed(config: &Config) -> Option<Finding> {
+    let finding = check_policy_directory(config.policy.as_deref()?);
+    Some(if finding.is_failure() && has_policy(&config.data_dir) {
+        finding.downgraded()
+    } else {
+        finding
+    })
+}
+
+/// Whether the journal of a directory has a policy bundle.
+fn has_policy(data_dir: &Path) -> bool {
+    let mut found = false;
+    let read = JournalReader::open(data_dir).map(|journal| {
+        journal.read_all(|stored| {
+            let entry = Entry::parse(&stored.text).map_err(OpenError::Entry)?;
+            found |= matches!(entry.event, Event::PolicyApplied(_));
+            Ok(())
+        })
+    });
+    found && read.is_ok_and(|read| read.is_ok())
+}
+
+/// Checks a policy directory.
+fn check_policy_directory(dir: &Path) -> Finding {
     let message = format!("policy directory {}", dir.display());
+    let mut owners: Vec<_> = check_ownership(dir).into_iter().collect();
+    for file in policy_files(dir) {
+        let checked = std::fs::metadata(&file).map(|found| ownership::check(&file, &found));
+        owners.extend(checked.ok().and_then(Result::err).map(|error| {
+            Finding::fail(
+                error.to_string(),
+                "only root and the broker's user may change what the broker trusts",
+            )
+        }));
+    }
     match policy_dir::load(dir) {
-        Err(error) => Finding::group(
-            message,
-            vec![Finding::fail(
+        Err(error) => {
+            owners.push(Finding::fail(
                 error.message.replace('\n', "; "),
                 "'dipylon policy check DIR' lists the problems line by line",
-            )],
-        ),
-        Ok((_, bundle)) => check_policy(message, &bundle),
+            ));
+            Finding::group(message, owners)
+        }
+        Ok((_, bundle)) => check_policy_with(message, &bundle, owners),
     }
+}
+
+/// The files of a policy directory, and the directory of its rules.
+fn policy_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = vec![dir.join("rules")];
+    for folder in [dir.to_owned(), dir.join("rules")] {
+        let found = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files.extend(found.map(|found| found.path()));
+    }
+    files.sort();
+    files.dedup();
+    files
 }
 
 /// Checks that a policy bundle has an operator, and enough eligible approvers for every profile in use.
 pub(super) fn check_policy(message: String, bundle: &PolicyBundle) -> Finding {
-    let mut children = vec![Finding::ok(format!(
+    check_policy_with(message, bundle, Vec::new())
+}
+
+fn check_policy_with(
+    message: String,
+    bundle: &PolicyBundle,
+    mut children: Vec<Finding>,
+) -> Finding {
+    children.push(Finding::ok(format!(
         "{} rules, {} agents, version {}",
         bundle.rules().count(),
         bundle.agents().count(),
         bundle.version()
-    ))];
+    )));
     if let Err(why) = bundle.check_has_operator() {
         children.push(Finding::fail(
             why,
@@ -368,54 +361,58 @@ pub(super) fn check_policy(message: String, bundle: &PolicyBundle) -> Finding {
             ));
             continue;
         }
-        let short = agents_short_of_approvers(bundle, profile);
-        children.push(if short.is_empty() {
-            Finding::ok(format!(
+        children.push(match agents_short_of_approvers(bundle, profile) {
+            None => Finding::ok(format!(
                 "profile {name}: a quorum of {} from group {} is reachable for every agent",
                 profile.quorum, profile.group
-            ))
-        } else {
-            Finding::warn(
+            )),
+            Some(short) => Finding::warn(
                 format!(
-                    "profile {name}: needs {} approvers of group {}; too few are eligible for {}",
-                    profile.quorum,
-                    profile.group,
-                    short.join(", ")
+                    "profile {name}: needs {} approvers of group {}; too few are eligible for {short}",
+                    profile.quorum, profile.group,
                 ),
                 "add approvers with keys to the group; an agent's owner is never eligible",
-            )
+            ),
         });
     }
     Finding::group(message, children)
 }
 
-/// Agents with fewer eligible approvers than the profile's quorum, each with that number.
-fn agents_short_of_approvers(bundle: &PolicyBundle, profile: &StepUpProfile) -> Vec<String> {
-    let short = |agent: &std::sync::Arc<RegisteredAgent>| {
-        let n = bundle.eligible_approvers(profile, &agent.owner);
-        let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
-        few.then(|| format!("{} ({n})", agent.id))
-    };
-    bundle.agents().filter_map(short).collect()
+/// Agents with fewer eligible approvers than the profile's quorum, each with that number; the first few by name.
+fn agents_short_of_approvers(bundle: &PolicyBundle, profile: &StepUpProfile) -> Option<String> {
+    let eligible = bundle.eligible_approvers(profile);
+    let mut named = Vec::new();
+    let mut more = 0_usize;
+    for agent in bundle.agents() {
+        let n = eligible.len() - usize::from(eligible.contains(&agent.owner));
+        if u32::try_from(n).is_ok_and(|n| n < profile.quorum) {
+            if named.len() < AGENTS_NAMED_MAX {
+                named.push(format!("{} ({n})", agent.id));
+            } else {
+                more += 1;
+            }
+        }
+    }
+    if more > 0 {
+        named.push(format!("{more} more agents"));
+    }
+    (!named.is_empty()).then(|| named.join(", "))
 }
 
 /// A warning for each profile whose quorum is unreachable for some agent.
 pub(super) fn unreachable_quorums(bundle: &PolicyBundle) -> Vec<String> {
     let warning = |profile: &StepUpProfile| {
-        let short = agents_short_of_approvers(bundle, profile);
-        (!short.is_empty()).then(|| {
-            format!(
-                "profile {}: needs {} approvers of group {}; too few with a key are eligible for {}",
-                profile.name,
-                profile.quorum,
-                profile.group,
-                short.join(", ")
-            )
-        })
+        let short = agents_short_of_approvers(bundle, profile)?;
+        Some(format!(
+            "profile {}: needs {} approvers of group {}; too few with a key are eligible for {short}",
+            profile.name, profile.quorum, profile.group,
+        ))
     };
     bundle.profiles().filter_map(warning).collect()
 }
 
+/// Most agents that one warning names.
+const AGENTS_NAMED_MAX: usize = 10;
 /// Days before a certificate expires at which it should be replaced.
 const CERTIFICATE_DAYS_WARN: i64 = 14;
 const DAY_MS: i64 = 86_400_000;

@@ -11,7 +11,7 @@ use super::error::CliError;
 use crate::client::{ApproverClient, ConnectOptions, Endpoint, OperatorClient};
 use crate::jose::SigningKey;
 use crate::keys;
-use crate::model::Realm;
+use crate::model::{HttpOrigin, Realm};
 
 /// The caller's own key.
 #[derive(Debug, Clone, Args)]
@@ -77,7 +77,7 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
                         "use --url URL or DIPYLON_URL, or start one with 'dipylon serve --dev'",
                     )
             })?;
-            dev_config.config().settings.external_url.clone()
+            dev_config.config().settings.external_url.to_string()
         }
     };
     Ok(Endpoint::connect_with(&url, &connect_options(common))?)
@@ -107,6 +107,6 @@ pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, CliE
     realm.ok_or_else(|| CliError::usage("no realm given: use --realm REALM or DIPYLON_REALM"))
 }
 
-fn is_same_url(left: &str, right: &str) -> bool {
-    left.trim_end_matches('/') == right.trim_end_matches('/')
+fn is_same_url(given: &str, external_url: &HttpOrigin) -> bool {
+    HttpOrigin::parse("url", given).is_ok_and(|given| given == *external_url)
 }

@@ -6,20 +6,35 @@ use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper::header::{DATE, HOST, HeaderMap, HeaderValue};
+use tokio::time::Instant;
 
 use crate::client::{Protocol, Transport, http};
+use crate::clock::Clock;
+use crate::model::Timestamp;
 
 /// A response with its body.
 pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// From the request to the whole response, without the time to connect.
+    round_trip: Duration,
+    /// When the response was there.
+    received_at: Timestamp,
 }
 
 impl HttpResponse {
-    /// The `Date` header (RFC 9110 §6.6.1) in seconds since 1970.
-    pub(super) fn date(&self) -> Option<i64> {
-        seconds_of(self.headers.get(DATE)?.to_str().ok()?)
+    /// How far the server's clock is ahead of this host's, in milliseconds, by the `Date` header (RFC 9110 §6.6.1): the server
+    /// read its clock about half a round trip before the response was here. What the whole second of `Date` and the round trip
+    /// leave open counts as agreement.
+    pub(super) fn clock_difference_ms(&self) -> Option<i64> {
+        let date_ms = seconds_of(self.headers.get(DATE)?.to_str().ok()?)?.saturating_mul(1_000);
+        let half = i64::try_from(self.round_trip.as_millis() / 2).ok()?;
+        Some(difference_ms(
+            date_ms,
+            self.received_at.millis() - half,
+            half,
+        ))
     }
 
     /// The body as trimmed text.
@@ -49,7 +64,9 @@ pub(super) async fn send(
     request.headers_mut().insert(HOST, host);
     let exchange = async {
         let stream = route.connect(Protocol::Http1).await;
-        let response = http::send(stream.map_err(|e| e.to_string())?, request)
+        let stream = stream.map_err(|e| e.to_string())?;
+        let sent = Instant::now();
+        let response = http::send(stream, request)
             .await
             .map_err(|e| e.to_string())?;
         let (head, body) = response.into_parts();
@@ -58,11 +75,25 @@ pub(super) async fn send(
             status: head.status.as_u16(),
             headers: head.headers,
             body: body.map_err(|e| e.to_string())?,
+            round_trip: sent.elapsed(),
+            received_at: Clock::system().now(),
         })
     };
     tokio::time::timeout(timeout, exchange)
         .await
         .map_err(|_| format!("no response within {} s", timeout.as_secs()))?
+}
+
+/// The difference between a clock that showed `date_ms`, cut to the second, and one that showed `local_ms`, less the
+/// uncertainty of both.
+fn difference_ms(date_ms: i64, local_ms: i64, uncertainty_ms: i64) -> i64 {
+    let earliest = date_ms - local_ms - uncertainty_ms;
+    let latest = date_ms + 1_000 - local_ms + uncertainty_ms;
+    if earliest > 0 {
+        earliest
+    } else {
+        latest.min(0)
+    }
 }
 
 fn seconds_of(date: &str) -> Option<i64> {
@@ -77,6 +108,26 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_within_the_uncertainty_agree() {
+        for (date, local, half, expected) in [
+            (10_000, 10_500, 0, 0),
+            (10_000, 10_000, 0, 0),
+            (10_000, 11_000, 0, 0),
+            (10_000, 12_000, 0, -1_000),
+            (10_000, 9_000, 0, 1_000),
+            (10_000, 9_000, 400, 600),
+            (10_000, 12_000, 400, -600),
+            (10_000, 13_000, 3_000, 0),
+        ] {
+            assert_eq!(
+                difference_ms(date, local, half),
+                expected,
+                "{date} {local} {half}"
+            );
+        }
+    }
 
     #[test]
     fn parses_http_date() {

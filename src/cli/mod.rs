@@ -22,7 +22,9 @@ mod error;
 mod exec;
 mod explain;
 mod files;
+mod finding;
 mod freeze;
+mod grpc_probe;
 mod http_client;
 mod inbox;
 mod key;
@@ -38,12 +40,13 @@ mod shell;
 mod task;
 mod task_store;
 mod token;
+mod unused_options;
 mod vote;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::model::Exit;
 use error::CliError;
@@ -57,6 +60,18 @@ pub struct Cli {
     common: Common,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// Parses the arguments of the program, its own name first. Refuses an option that would have no effect.
+    pub fn from_arguments(
+        arguments: impl IntoIterator<Item = std::ffi::OsString>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let mut matches = command.try_get_matches_from_mut(arguments)?;
+        unused_options::refuse(&mut command, &matches)?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
 }
 
 /// The end of the help text: exit codes and the first commands to try.
@@ -226,8 +241,6 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -11,11 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::dev::{self, DevConfig};
 use super::error::{CliError, io_error};
+use super::finding::Finding;
 use super::shell::{program_name, shell_quote};
-use super::{Common, Output, files, policy_dir, sd_notify};
+use super::{Common, Output, config_checks, files, policy_dir, sd_notify};
 use crate::broker::{Broker, BrokerOptions};
 use crate::clock::Clock;
-use crate::config::{AdminAddress, Config};
+use crate::config::{AdminAddress, Config, ConfigOverrides};
 use crate::journal::{FaultInjection, JournalReader};
 use crate::model::Secret;
 use crate::policy::BundleFiles;
@@ -74,12 +75,6 @@ pub(super) async fn run(
         // A killed broker leaves its file: processes that wait for the file must see this start only.
         let _ignored = std::fs::remove_file(path);
     }
-    if !config.listen.ip().is_loopback() && config.tls.is_none() {
-        output.note(&format!(
-            "WARNING  {} is not loopback, and this broker serves plain HTTP: proofs and tokens cross the network unencrypted.\n         Configure a certificate ([tls]), or listen on loopback behind a TLS proxy on the same host.",
-            config.listen
-        ));
-    }
     // Bound before the journal is opened: a second broker on the same port fails without touching it.
     let listeners = bind_listeners(&config)
         .await
@@ -97,7 +92,7 @@ pub(super) async fn run(
     for (domain, file) in &config.trust_domains {
         trust.push((
             domain.clone(),
-            std::fs::read_to_string(file).map_err(io_error(file.display()))?,
+            config_checks::read_trust_bundle(file).map_err(io_error(file.display()))?,
         ));
     }
     let options = BrokerOptions {
@@ -121,10 +116,13 @@ pub(super) async fn run(
         };
         output.note(&format!("dipylon: every request is denied: {why}{hint}"));
         if let Some(code) = broker.bootstrap_code().filter(|_| !config.dev) {
-            output.warn(&first_operator_text(&config.settings.external_url, &code));
+            output.warn(&first_operator_text(
+                config.settings.external_url.as_str(),
+                &code,
+            ));
         }
     }
-    let url = &config.settings.external_url;
+    let url = config.settings.external_url.as_str();
     let ready = json!({
         "grpc": url,
         "http": url,
@@ -260,49 +258,64 @@ async fn bind_admin_listener(
     listener.map(Some).map_err(io_error("admin_listen"))
 }
 
+/// Reads the configuration and checks everything that decides whether the broker starts, as `config check` does.
 fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevConfig>), CliError> {
-    let (mut config, dev_config) = match &args.config {
+    let (file, overrides, dev_config) = match &args.config {
         Some(file) => {
-            let mut config = Config::read(file)?;
-            if let Some(dir) = &args.data_dir {
-                config.data_dir.clone_from(dir);
-            }
-            config.listen = args.listen.unwrap_or(config.listen);
-            if config.dev && !config.listen.ip().is_loopback() {
-                return Err(dev::not_loopback(config.listen));
-            }
-            (config, None)
+            let overrides = ConfigOverrides {
+                listen: args.listen,
+                data_dir: args.data_dir.clone(),
+                policy: args.policy.clone(),
+            };
+            (file.clone(), overrides, None)
         }
         None => {
-            if let Some(listen) = args.listen.filter(|listen| !listen.ip().is_loopback()) {
-                return Err(dev::not_loopback(listen));
-            }
-            let dir = match args.data_dir.as_ref().or(common.dev_dir.as_ref()) {
-                Some(dir) => dir.clone(),
-                None => dev::default_dir()?,
+            let dev_config = load_dev_config(common, args)?;
+            let overrides = ConfigOverrides {
+                policy: args.policy.clone(),
+                ..ConfigOverrides::default()
             };
-            let (dev_config, made) = DevConfig::prepare(&dir, args.listen, args.policy.as_deref())?;
-            let config = dev_config.config().clone();
-            if let Some(listen) = args
-                .listen
-                .filter(|listen| !made && listen.port() != 0 && *listen != config.listen)
-            {
-                return Err(CliError::usage(format!(
-                    "cannot listen on {listen}: this development broker was created for {}",
-                    config.listen
-                ))
-                .with_hint(format!(
-                    "leave out --listen, or delete {} to start over: proofs and tokens name its URL",
-                    dev_config.dir().display()
-                )));
-            }
-            (config, Some(dev_config))
+            let file = dev_config.dir().join(dev::CONFIG_FILE);
+            (file, overrides, Some(dev_config))
         }
     };
-    if let Some(policy) = &args.policy {
-        config.policy = Some(policy.clone());
+    let (finding, config) = config_checks::check_configuration(&file, &overrides);
+    let mut failures = finding.failures();
+    if let Some(config) = &config {
+        let checked = config_checks::check_start(config, Clock::system().now());
+        failures.extend(checked.iter().flat_map(Finding::failures));
     }
-    Ok((config, dev_config))
+    match config {
+        Some(config) if failures.is_empty() => Ok((config, dev_config)),
+        Some(_) | None => Err(CliError::failed(failures.join("\n")).with_hint(format!(
+            "'dipylon config check {}' repeats these checks",
+            shell_quote(&file.to_string_lossy())
+        ))),
+    }
+}
+
+/// The development configuration, created at the first start.
+fn load_dev_config(common: &Common, args: &ServeArgs) -> Result<DevConfig, CliError> {
+    if let Some(listen) = args.listen.filter(|listen| !listen.ip().is_loopback()) {
+        return Err(dev::not_loopback(listen));
+    }
+    let given = args.data_dir.as_ref().or(common.dev_dir.as_ref());
+    let dir = match given {
+        Some(dir) => dir.clone(),
+        None => dev::default_dir()?,
+    };
+    let (dev_config, made) = DevConfig::prepare(&dir, args.listen, args.policy.as_deref())?;
+    let listen = dev_config.config().listen;
+    match args.listen {
+        Some(asked) if !made && asked.port() != 0 && asked != listen => Err(CliError::usage(
+            format!("cannot listen on {asked}: this development broker was created for {listen}"),
+        )
+        .with_hint(format!(
+            "leave out --listen, or delete {} to start over: proofs and tokens name its URL",
+            dev_config.dir().display()
+        ))),
+        Some(_) | None => Ok(dev_config),
+    }
 }
 
 /// The files that seed an empty journal. With an existing journal, a policy directory that cannot be read is only logged:

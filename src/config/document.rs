@@ -2,12 +2,10 @@
 
 use std::fmt;
 
-use serde::de::DeserializeOwned;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue, Deserializer, Error};
+use toml::de::{DeTable, DeValue, Error};
 
-use crate::model::ParseError;
-use crate::model::text::{escape_invisible_capped, nearest_word};
+use crate::model::text::{escape_invisible, escape_invisible_capped, nearest_word};
 
 /// A problem of a configuration file, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,29 +91,32 @@ impl<'a> Document<'a> {
         Err(in_order(problems.collect()))
     }
 
-    /// Reads the document as `T`, or returns every secret, unknown key and missing key, and the first value of a wrong type.
-    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Vec<ConfigProblem>> {
+    /// Every secret, unknown key, missing key, and table where the file has something else.
+    pub(super) fn problems(&self) -> Vec<ConfigProblem> {
         let mut problems = self.missing_keys();
-        let mut accepted = self.clone();
         for key in self.keys() {
-            let problem = match key.secret {
+            problems.extend(match key.secret {
                 Some(what) => Some(secret_problem(&key, what)),
-                None => self.unknown_key(&key),
-            };
-            if let Some(problem) = problem {
-                problems.push(problem);
-                accepted.remove(&key.path);
-            }
+                None => self.unknown_key(&key).or_else(|| self.wrong_table(&key)),
+            });
         }
-        // Without a required key serde fails: that key was reported as missing, or was removed as a secret.
-        if accepted.missing_keys().is_empty() {
-            match T::deserialize(Deserializer::from(accepted.table)) {
-                Ok(whole) if problems.is_empty() => return Ok(whole),
-                Ok(_) => {}
-                Err(error) => problems.push(toml_problem(self.text, &error)),
-            }
-        }
-        Err(in_order(problems))
+        problems
+    }
+
+    /// The value of a key and its line, unless the value seems to be a secret.
+    pub(super) fn value(&self, path: &str) -> Option<(&DeValue<'a>, usize)> {
+        let (at, value) = find(self.table.get_ref(), path)?;
+        let name = path.rsplit('.').next().unwrap_or_default();
+        let secret = secret(name, value, !holds_table(value)).is_some();
+        (!secret).then(|| (value, line_at(self.text, at)))
+    }
+
+    /// The number of elements of an array of tables; 0 for anything else.
+    pub(super) fn len(&self, path: &str) -> usize {
+        let value = find(self.table.get_ref(), path).map(|(_, value)| value);
+        value
+            .and_then(DeValue::as_array)
+            .map_or(0, |items| items.len())
     }
 
     /// Every key, in the order of the file.
@@ -140,22 +141,9 @@ impl<'a> Document<'a> {
         found.into_iter().map(|(_, key)| key).collect()
     }
 
-    /// The key that a value's error is about.
-    pub(super) fn locate(&self, error: &ParseError) -> Option<KeySpan> {
-        self.keys().into_iter().find(|key| {
-            let last = key.path.last().is_some_and(|last| last == error.field);
-            key.leaf && (last || key.path.join(".") == error.field)
-        })
-    }
-
-    /// Takes a key and its value out.
-    pub(super) fn remove(&mut self, path: &[String]) {
-        remove(self.table.get_mut(), path);
-    }
-
     fn unknown_key(&self, key: &KeySpan) -> Option<ConfigProblem> {
         let (name, above) = key.path.split_last()?;
-        // No names are known below an unknown key, which is reported itself, or below a scalar key, whose type serde reports.
+        // No names are known below an unknown key, which is reported itself, or below a key whose value is no table.
         let known = self.names_in(above);
         if known.is_empty() || known.contains(&name.as_str()) {
             return None;
@@ -167,8 +155,38 @@ impl<'a> Document<'a> {
         };
         Some(ConfigProblem {
             line: Some(key.line),
-            message: format!("unknown key `{name}`"),
+            message: format!("unknown key `{}`", with_parent(above, &name)),
             advice: Some(advice),
+        })
+    }
+
+    /// A key that must be a table, or an array of tables, and is not.
+    fn wrong_table(&self, key: &KeySpan) -> Option<ConfigProblem> {
+        let path = key.path.join(".");
+        let array = self.known.iter().any(|known| {
+            let mut parts = known.path.split(".*.");
+            parts.next() == Some(&path) && parts.next().is_some()
+        });
+        let table = self.known.iter().any(|known| {
+            let below = known.path.strip_prefix(&path);
+            below.is_some_and(|below| below.starts_with('.') && !below.starts_with(".*"))
+        });
+        let (value, line) = self.value(&path)?;
+        let all_tables = |items: &[Spanned<DeValue<'_>>]| {
+            let mut items = items.iter();
+            items.all(|item| item.get_ref().is_table())
+        };
+        let expected = match value {
+            DeValue::Array(items) if array && all_tables(items) => return None,
+            DeValue::Table(_) if table => return None,
+            _ if array => format!("expected one [[{path}]] or more"),
+            _ if table => format!("expected a table, [{path}]"),
+            _ => return None,
+        };
+        Some(ConfigProblem {
+            line: Some(line),
+            message: format!("`{path}`: {expected}, got {}", describe(value)),
+            advice: None,
         })
     }
 
@@ -180,7 +198,7 @@ impl<'a> Document<'a> {
                 if matches(above, &table.path) && !table.entries.contains_key(name) {
                     problems.push(ConfigProblem {
                         line: table.line,
-                        message: format!("missing key `{name}`"),
+                        message: format!("missing key `{}`", with_parent(&table.path, name)),
                         advice: None,
                     });
                 }
@@ -271,32 +289,54 @@ fn part_matches(known: &str, part: &str) -> bool {
     known == part || (known == "*" && part.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn remove(table: &mut DeTable<'_>, path: &[String]) {
-    match path {
-        [] => {}
-        [name] => {
-            table.remove(name.as_str());
-        }
-        [name, rest @ ..] => match table.get_mut(name.as_str()).map(Spanned::get_mut) {
-            Some(DeValue::Table(inner)) => remove(inner, rest),
-            Some(DeValue::Array(items)) => {
-                let (n, rest) = match rest.split_first() {
-                    Some((n, rest)) => (n.parse().unwrap_or(usize::MAX), rest),
-                    None => return,
-                };
-                if let Some(DeValue::Table(inner)) = items.get_mut(n).map(Spanned::get_mut) {
-                    remove(inner, rest);
-                }
+/// A value, and the offset of its key; the element of an array is found by its number.
+fn find<'t, 'a>(table: &'t DeTable<'a>, path: &str) -> Option<(usize, &'t DeValue<'a>)> {
+    let mut parts = path.split('.');
+    let (key, value) = table.get_key_value(parts.next()?)?;
+    let (mut at, mut value) = (key.span().start, value.get_ref());
+    for part in parts {
+        value = match value {
+            DeValue::Table(inner) => {
+                let (key, value) = inner.get_key_value(part)?;
+                at = key.span().start;
+                value.get_ref()
             }
-            Some(
-                DeValue::String(_)
-                | DeValue::Integer(_)
-                | DeValue::Float(_)
-                | DeValue::Boolean(_)
-                | DeValue::Datetime(_),
-            )
-            | None => {}
-        },
+            DeValue::Array(items) => items.get(part.parse::<usize>().ok()?)?.get_ref(),
+            DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_) => return None,
+        };
+    }
+    Some((at, value))
+}
+
+/// The name of a key with those of its tables, as messages write it.
+fn with_parent(table: &[String], name: &str) -> String {
+    let mut path = table.to_vec();
+    path.push(name.to_owned());
+    escape_invisible_capped(&path.join("."), NAME_CHARS_MAX)
+}
+
+/// A value as messages show it: short, on one line, and without what may be a password in a URL.
+pub(super) fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) if text.is_empty() => "an empty text".to_owned(),
+        DeValue::String(text) if text.contains('@') => {
+            "a text with `@`, not shown since it may hold a password".to_owned()
+        }
+        DeValue::String(text) if text.chars().count() > SHOWN_CHARS_MAX => {
+            format!("a text of {} bytes", text.len())
+        }
+        DeValue::String(text) => format!("\"{}\"", escape_invisible(text)),
+        DeValue::Integer(number) if number.as_str().len() <= SHOWN_CHARS_MAX => number.to_string(),
+        DeValue::Float(number) if number.as_str().len() <= SHOWN_CHARS_MAX => number.to_string(),
+        DeValue::Integer(_) | DeValue::Float(_) => "a long number".to_owned(),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(_) => "a date or time".to_owned(),
+        DeValue::Array(_) => "an array".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
     }
 }
 
@@ -359,7 +399,7 @@ fn secret_problem(key: &KeySpan, what: &str) -> ConfigProblem {
     }
 }
 
-/// An error of the TOML reader or of serde, without the line itself, which may hold a secret.
+/// An error of the TOML reader, without the line itself, which may hold a secret.
 fn toml_problem(text: &str, error: &Error) -> ConfigProblem {
     ConfigProblem {
         line: error.span().map(|span| line_at(text, span.start)),
@@ -394,33 +434,13 @@ const SECRET_WORDS: [&str; 8] = [
 /// Most problems that are reported at once.
 pub(super) const PROBLEMS_MAX: usize = 20;
 const NAME_CHARS_MAX: usize = 100;
+/// Longest value that a message shows, in characters.
+const SHOWN_CHARS_MAX: usize = 80;
 const MESSAGE_CHARS_MAX: usize = 300;
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
-
-    #[derive(Deserialize, Debug)]
-    #[serde(deny_unknown_fields)]
-    #[allow(dead_code, reason = "read by serde alone")]
-    struct Whole {
-        realm: String,
-        count: Option<u32>,
-        #[serde(default)]
-        part: Part,
-        #[serde(default, rename = "many")]
-        parts: Vec<Part>,
-    }
-
-    #[derive(Deserialize, Default, Debug)]
-    #[serde(deny_unknown_fields)]
-    #[allow(dead_code, reason = "read by serde alone")]
-    struct Part {
-        name: Option<String>,
-        key_file: Option<String>,
-    }
 
     const KNOWN: &[KnownKey] = &[
         required("realm"),
@@ -431,12 +451,11 @@ mod tests {
         optional("many.*.key_file"),
     ];
 
-    fn read(text: &str) -> Result<Whole, Vec<ConfigProblem>> {
-        Document::parse(text, KNOWN)?.read()
-    }
-
     fn problems(text: &str) -> Vec<String> {
-        let found = read(text).expect_err(text);
+        let found = match Document::parse(text, KNOWN) {
+            Ok(document) => in_order(document.problems()),
+            Err(problems) => problems,
+        };
         found.iter().map(ToString::to_string).collect()
     }
 
@@ -448,9 +467,9 @@ mod tests {
             ),
             [
                 "unknown key `reallm` at line 1; did you mean `realm`?",
-                "unknown key `nam` at line 5; did you mean `name`?",
-                "unknown key `keyfile` at line 7; did you mean `key_file`?",
-                "unknown key `zzzzzzzzzz` at line 8; known here: name, key_file",
+                "unknown key `part.nam` at line 5; did you mean `name`?",
+                "unknown key `many.0.keyfile` at line 7; did you mean `key_file`?",
+                "unknown key `many.0.zzzzzzzzzz` at line 8; known here: name, key_file",
                 "missing key `realm`",
             ]
         );
@@ -462,13 +481,6 @@ mod tests {
             problems("realm = \"r\"\n\"a.b\" = 1\n"),
             ["unknown key `a.b` at line 2; known here: realm, count, part, many"]
         );
-        assert_eq!(problems("realm = \"r\"\ncount = \"1\"\n").len(), 1);
-        assert!(problems("realm = \"r\"\ncount = \"1\"\n")[0].contains("at line 2"));
-        let both = problems("realm = \"r\"\ncuont = 1\n[part]\nname = 1\n");
-        assert!(
-            both.len() == 2 && both[0].contains("`cuont`") && both[1].contains("at line 4"),
-            "{both:?}"
-        );
         let broken = problems("realm = \"r\ncount\n");
         assert!(
             broken[0].contains("at line 1") && broken[1].contains("at line 2"),
@@ -477,17 +489,58 @@ mod tests {
     }
 
     #[test]
-    fn values_of_a_wrong_type_are_no_unknown_keys() {
-        for text in [
-            "realm = { x = 1 }\n",
-            "realm = \"r\"\n[[part]]\nname = \"x\"\n",
-            "realm = \"r\"\n[many]\nname = \"x\"\n",
-            "realm = \"r\"\npart = 3\n",
+    fn tables_and_arrays_of_tables_are_told_apart() {
+        for (text, expected) in [
+            (
+                "realm = \"r\"\n[[part]]\nname = \"x\"\n",
+                "`part`: expected a table, [part], got an array at line 2",
+            ),
+            (
+                "realm = \"r\"\n[many]\nname = \"x\"\n",
+                "`many`: expected one [[many]] or more, got a table at line 2",
+            ),
+            (
+                "realm = \"r\"\nmany = [{ name = \"a\" }, 3]\n",
+                "`many`: expected one [[many]] or more, got an array at line 2",
+            ),
+            (
+                "realm = \"r\"\npart = 3\n",
+                "`part`: expected a table, [part], got 3 at line 2",
+            ),
         ] {
-            let problems = problems(text);
-            assert_eq!(problems.len(), 1, "{problems:?}");
-            assert!(problems[0].contains("invalid type"), "{problems:?}");
+            assert_eq!(problems(text), [expected], "{text}");
         }
+        assert!(problems("realm = { x = 1 }\nmany = []\n").is_empty());
+    }
+
+    #[test]
+    fn values_are_described_without_passwords() {
+        let shown = |value: &str| {
+            let text = format!("realm = {value}\n");
+            let document = Document::parse(&text, KNOWN).expect("TOML");
+            let (value, line) = document.value("realm").expect("there");
+            (describe(value), line)
+        };
+        for (value, expected) in [
+            ("\"\"", "an empty text"),
+            ("\"a\\u0000b\"", "\"a<U+0000>b\""),
+            (
+                "\"https://u:hunter2@x\"",
+                "a text with `@`, not shown since it may hold a password",
+            ),
+            ("0x10", "0x10"),
+            ("1.5", "1.5"),
+            ("true", "true"),
+            ("1979-05-27", "a date or time"),
+            ("[1]", "an array"),
+            ("{ a = 1 }", "a table"),
+        ] {
+            assert_eq!(shown(value), (expected.to_owned(), 1));
+        }
+        assert_eq!(
+            shown(&format!("\"{}\"", "x".repeat(300))).0,
+            "a text of 300 bytes"
+        );
     }
 
     #[test]
@@ -518,7 +571,9 @@ mod tests {
             );
             assert!(!problems[0].contains("hunter2"), "{problems:?}");
         }
-        read("realm = \"secret\"\n[part]\nkey_file = \"token.pem\"\n")
-            .expect("paths are no secrets");
+        let text = "realm = \"secret\"\n[part]\nkey_file = \"token.pem\"\n";
+        assert!(problems(text).is_empty(), "paths are no secrets");
+        let document = Document::parse("realm = \"-----BEGIN PRIVATE KEY-----\"\n", KNOWN);
+        assert!(document.expect("TOML").value("realm").is_none());
     }
 }

@@ -7,7 +7,7 @@ use toml::Value;
 
 use super::document::{Document, matches};
 use super::file::KNOWN_KEYS;
-use super::{AdminAddress, Config, ConfigError, read_text};
+use super::{AdminAddress, Config, ConfigError, ConfigOverrides, read_text};
 
 /// A key of the effective configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,7 +51,7 @@ impl Config {
     /// Paths are absolute, so that the result means the same in another directory.
     pub fn read_effective(path: &Path) -> Result<(Self, Vec<EffectiveSetting>), ConfigError> {
         let text = read_text(path)?;
-        let config = Self::parse(&text, path)?;
+        let config = Self::parse(&text, path, &ConfigOverrides::default())?;
         let keys = Document::parse(&text, KNOWN_KEYS)
             .map_or_else(|_| Vec::new(), |document| document.keys());
         let raw: Value = toml::from_str(&text).unwrap_or(Value::Boolean(false));
@@ -108,8 +108,8 @@ impl Config {
         match key {
             "realm" => text(settings.realm.as_str()),
             "listen" => text(&self.listen.to_string()),
-            "external_url" => text(&settings.external_url),
-            "console_url" => text(&settings.console_url),
+            "external_url" => text(settings.external_url.as_str()),
+            "console_url" => text(settings.console_url.as_str()),
             "issuer" => text(&settings.issuer),
             "evidence_audience" => text(&settings.evidence_audience),
             "data_dir" => path(&self.data_dir),
@@ -127,6 +127,7 @@ impl Config {
                 .tls
                 .as_ref()
                 .map_or(EffectiveValue::Unset, |t| path(&t.key)),
+            "tls_at_proxy" => EffectiveValue::Set(Value::Boolean(self.tls_at_proxy)),
             "unix_socket" => self
                 .unix_socket
                 .as_deref()

@@ -1,19 +1,20 @@
-//! The keys of the configuration file, their defaults and bounds.
+//! The keys of the configuration file, and the checks of their values, alone and together.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::num::NonZeroU32;
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use super::document::{KnownKey, optional, required};
-use super::{AdminAddress, Config, ConnectionLimits, TlsFiles};
+use super::document::{Document, KnownKey, optional, required};
+use super::reader::{SOCKET_EXPECTED, SettingsReader, socket_path};
+use super::{AdminAddress, Config, ConfigOverrides, ConfigProblem, ConnectionLimits, TlsFiles};
 use crate::broker::BrokerSettings;
-use crate::model::{ParseError, Realm, TrustDomain, parse_duration};
+use crate::model::{HttpOrigin, ParseError, Realm, TrustDomain};
 use crate::rate_limit::{RATE_MAX, RateLimitConfig};
 use crate::telemetry::logs::LogFormat;
 
-/// Every key, in the order of `config show`. A test holds it to the structs below.
+/// Every key, in the order of `config show`. A test holds it to [`read`].
 pub(super) const KNOWN_KEYS: &[KnownKey] = &[
     required("realm"),
     required("listen"),
@@ -41,6 +42,7 @@ pub(super) const KNOWN_KEYS: &[KnownKey] = &[
     required("trust_domain.*.bundle"),
     required("tls.certificate"),
     required("tls.key"),
+    optional("tls_at_proxy"),
     optional("unix_socket"),
     optional("connections.max"),
     optional("connections.max_per_source"),
@@ -49,380 +51,310 @@ pub(super) const KNOWN_KEYS: &[KnownKey] = &[
     optional("connections.max_age"),
 ];
 
-/// The file as serde reads it.
-#[derive(Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(deny_unknown_fields)]
-pub(super) struct ConfigFile {
-    realm: String,
-    listen: SocketAddr,
-    external_url: String,
-    console_url: Option<String>,
-    issuer: Option<String>,
-    evidence_audience: Option<String>,
-    data_dir: PathBuf,
-    key_dir: PathBuf,
-    policy: Option<PathBuf>,
-    #[serde(default)]
-    dev: bool,
-    admin_listen: Option<String>,
-    #[serde(default)]
-    log: LogFormat,
-    otlp_endpoint: Option<String>,
-    #[serde(default)]
-    rate_limits: RateLimitConfig,
-    #[serde(default)]
-    limits: LimitsTable,
-    #[serde(default, rename = "trust_domain")]
-    trust_domains: Vec<TrustDomainTable>,
-    tls: Option<TlsTable>,
-    unix_socket: Option<PathBuf>,
-    #[serde(default)]
-    connections: ConnectionsTable,
-}
-
-#[derive(Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(deny_unknown_fields)]
-struct TlsTable {
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
-#[derive(Deserialize, Default)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(deny_unknown_fields)]
-struct ConnectionsTable {
-    max: Option<usize>,
-    max_per_source: Option<usize>,
-    first_request_timeout: Option<String>,
-    idle_timeout: Option<String>,
-    max_age: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(deny_unknown_fields)]
-struct LimitsTable {
-    ttl_cap: Option<String>,
-    task_cap: Option<String>,
-    max_evidence_age: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(deny_unknown_fields)]
-struct TrustDomainTable {
-    name: String,
-    bundle: PathBuf,
-}
-
-impl ConfigFile {
-    /// Checks every value; relative paths are relative to `base`.
-    pub(super) fn into_config(self, base: &Path) -> Result<Config, ParseError> {
-        let external_url = self.external_url;
-        let http = external_url
-            .strip_prefix("https://")
-            .or_else(|| external_url.strip_prefix("http://"));
-        let authority = http.filter(|rest| {
-            !rest.is_empty()
-                && rest
-                    .bytes()
-                    .all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b))
-        });
-        if authority.is_none() {
-            return Err(ParseError::new(
-                "external_url",
-                "must be http:// or https:// and a host, without path, query or trailing slash",
-            ));
+/// The configuration of a document, with values of the command line in place of the file's, or every problem. Relative paths
+/// are relative to `base`.
+pub(super) fn read(
+    document: &Document<'_>,
+    base: &Path,
+    overrides: &ConfigOverrides,
+) -> Result<Config, Vec<ConfigProblem>> {
+    let mut reader = SettingsReader::new(document, base);
+    match read_values(&mut reader, base, overrides) {
+        Some(config) => {
+            check_together(&mut reader, &config, overrides);
+            let problems = reader.into_problems();
+            if problems.is_empty() {
+                Ok(config)
+            } else {
+                Err(problems)
+            }
         }
-        if self.dev && !self.listen.ip().is_loopback() {
-            return Err(ParseError::new(
-                "listen",
-                "must be a loopback address for a development broker",
-            ));
-        }
-        let issuer = self.issuer.unwrap_or_else(|| external_url.clone());
-        let console_url = match self.console_url {
-            Some(url) => console_origin(url)?,
-            None => browser_origin(&external_url),
-        };
-        let settings = BrokerSettings {
-            realm: Realm::parse(&self.realm)?,
-            evidence_audience: self.evidence_audience.unwrap_or_else(|| issuer.clone()),
-            issuer,
-            external_url,
-            console_url,
-            ttl_cap: seconds(
-                "limits.ttl_cap",
-                self.limits.ttl_cap,
-                TTL_CAP_S,
-                crate::jose::access_token::TTL_MAX_S,
-            )?,
-            task_cap: seconds(
-                "limits.task_cap",
-                self.limits.task_cap,
-                TASK_CAP_S,
-                30 * TASK_CAP_S,
-            )?,
-            max_evidence_age: seconds(
-                "limits.max_evidence_age",
-                self.limits.max_evidence_age,
-                MAX_EVIDENCE_AGE_S,
-                TASK_CAP_S,
-            )?,
-            expose_auth_errors: self.dev,
-            rate_limits: check_rate_limits(self.rate_limits)?,
-        };
-        let trust_domain =
-            |d: TrustDomainTable| Ok((TrustDomain::parse(&d.name)?, base.join(d.bundle)));
-        Ok(Config {
-            settings,
-            listen: self.listen,
-            data_dir: base.join(self.data_dir),
-            key_dir: base.join(self.key_dir),
-            trust_domains: self
-                .trust_domains
-                .into_iter()
-                .map(trust_domain)
-                .collect::<Result<_, ParseError>>()?,
-            policy: self.policy.map(|p| base.join(p)),
-            dev: self.dev,
-            tls: self.tls.map(|tls| TlsFiles {
-                certificate: base.join(tls.certificate),
-                key: base.join(tls.key),
-            }),
-            unix_socket: self.unix_socket.map(|path| base.join(path)),
-            connections: self.connections.into_limits()?,
-            admin_listen: self
-                .admin_listen
-                .map(|text| AdminAddress::parse(&text, base))
-                .transpose()?,
-            log: self.log,
-            otlp_endpoint: self.otlp_endpoint.map(otlp_endpoint).transpose()?,
-        })
+        None => Err(reader.into_problems()),
     }
 }
 
-impl ConnectionsTable {
-    fn into_limits(self) -> Result<ConnectionLimits, ParseError> {
-        let default = ConnectionLimits::default();
-        let count = |what, given: Option<usize>, default: usize, most: usize| match given {
-            None => Ok(default.min(most)),
-            Some(n) if (1..=most).contains(&n) => Ok(n),
-            Some(_) => Err(ParseError::new(what, format!("must be 1 to {most}"))),
-        };
-        let duration = |what, given: Option<String>, default: Duration, most: u64| match given {
-            None => Ok(default),
-            Some(text) => match u64::from(parse_duration(what, &text)?) {
-                n if n <= most => Ok(Duration::from_secs(n)),
-                _ => Err(ParseError::new(
-                    what,
-                    format!("must be at most {most} seconds"),
-                )),
-            },
-        };
-        let max = count("connections.max", self.max, default.max, CONNECTIONS_MAX)?;
-        Ok(ConnectionLimits {
-            max,
-            max_per_source: count(
-                "connections.max_per_source",
-                self.max_per_source,
-                default.max_per_source,
-                max,
-            )?,
-            first_request_timeout: duration(
-                "connections.first_request_timeout",
-                self.first_request_timeout,
-                default.first_request_timeout,
-                60,
-            )?,
-            idle_timeout: duration(
-                "connections.idle_timeout",
-                self.idle_timeout,
-                default.idle_timeout,
-                3_600,
-            )?,
-            max_age: duration("connections.max_age", self.max_age, default.max_age, 86_400)?,
-        })
+/// Every value by itself. `None` where a required one is missing or wrong: that was reported.
+fn read_values(
+    reader: &mut SettingsReader<'_, '_>,
+    base: &Path,
+    overrides: &ConfigOverrides,
+) -> Option<Config> {
+    let realm = reader.parsed("realm", "a realm", Realm::parse);
+    let listen = reader.text("listen", LISTEN_EXPECTED, |text| {
+        let address = text.parse::<SocketAddr>().ok()?;
+        (address.port() != 0).then_some(address)
+    });
+    let external_url = reader.parsed("external_url", "a URL", |text| {
+        HttpOrigin::parse("external_url", text)
+    });
+    let console_url = reader.parsed("console_url", "a URL", console_origin);
+    let issuer = reader.visible("issuer");
+    let evidence_audience = reader.visible("evidence_audience");
+    let data_dir = reader.path("data_dir");
+    let key_dir = reader.path("key_dir");
+    let policy = reader.path("policy");
+    let dev = reader.boolean("dev").unwrap_or(false);
+    let admin_listen = admin_address(reader, base);
+    let log = reader.text("log", "\"text\" or \"json\"", LogFormat::parse);
+    let otlp_endpoint = reader.parsed("otlp_endpoint", "a URL", otlp_endpoint);
+    let rate_limits = rate_limits(reader);
+    let ttl_max = u32::try_from(crate::jose::access_token::TTL_MAX_S).unwrap_or(u32::MAX);
+    let ttl_cap = reader.seconds("limits.ttl_cap", ttl_max);
+    let task_cap = reader.seconds("limits.task_cap", 30 * TASK_CAP_S);
+    let max_evidence_age = reader.seconds("limits.max_evidence_age", TASK_CAP_S);
+    let mut trust_domains = Vec::new();
+    for n in 0..reader.len("trust_domain") {
+        let name = reader.parsed(
+            &format!("trust_domain.{n}.name"),
+            "a trust domain",
+            TrustDomain::parse,
+        );
+        let bundle = reader.path(&format!("trust_domain.{n}.bundle"));
+        trust_domains.extend(name.zip(bundle));
+    }
+    let tls = reader
+        .path("tls.certificate")
+        .zip(reader.path("tls.key"))
+        .map(|(certificate, key)| TlsFiles { certificate, key });
+    let tls_at_proxy = reader.boolean("tls_at_proxy").unwrap_or(false);
+    let unix_socket = reader.socket_path("unix_socket");
+    let connections = connections(reader);
+
+    let external_url = external_url?;
+    let issuer = issuer.unwrap_or_else(|| external_url.to_string());
+    let settings = BrokerSettings {
+        realm: realm?,
+        evidence_audience: evidence_audience.unwrap_or_else(|| issuer.clone()),
+        issuer,
+        console_url: console_url.unwrap_or_else(|| browser_origin(&external_url)),
+        external_url,
+        ttl_cap: i64::from(ttl_cap.unwrap_or(TTL_CAP_S)),
+        task_cap: i64::from(task_cap.unwrap_or(TASK_CAP_S)),
+        max_evidence_age: i64::from(max_evidence_age.unwrap_or(MAX_EVIDENCE_AGE_S)),
+        expose_auth_errors: dev,
+        rate_limits,
+    };
+    Some(Config {
+        settings,
+        listen: overrides.listen.or(listen)?,
+        data_dir: overrides.data_dir.clone().or(data_dir)?,
+        key_dir: key_dir?,
+        trust_domains,
+        policy: overrides.policy.clone().or(policy),
+        dev,
+        tls,
+        tls_at_proxy,
+        unix_socket,
+        connections,
+        admin_listen,
+        log: log.unwrap_or_default(),
+        otlp_endpoint,
+    })
+}
+
+/// The rules that concern several keys.
+fn check_together(
+    reader: &mut SettingsReader<'_, '_>,
+    config: &Config,
+    overrides: &ConfigOverrides,
+) {
+    let listen = config.listen;
+    let url = &config.settings.external_url;
+    // The name by which the address was given, for its problems.
+    let listen_problem = |reader: &mut SettingsReader<'_, '_>, message: String, advice| {
+        if overrides.listen.is_some() {
+            reader.problem_without_line(format!("`--listen`: {message}"), Some(advice));
+        } else {
+            reader.problem("listen", message, Some(advice));
+        }
+    };
+    if config.dev && !listen.ip().is_loopback() {
+        listen_problem(
+            reader,
+            format!(
+                "expected a loopback address, got {listen}: a development broker serves this machine only"
+            ),
+            "remove `dev`, or listen on 127.0.0.1",
+        );
+    } else if !listen.ip().is_loopback() && config.tls.is_none() && !config.tls_at_proxy {
+        listen_problem(
+            reader,
+            format!(
+                "expected a loopback address, got {listen}: without [tls] the broker serves plain HTTP, and proofs and tokens would cross the network unencrypted"
+            ),
+            "configure [tls], or set `tls_at_proxy = true` where a proxy terminates TLS and only the proxy can reach this address",
+        );
+    }
+    if config.tls.is_some() && !url.is_https() {
+        reader.problem(
+            "external_url",
+            format!("expected https://, got \"{url}\": the broker serves TLS"),
+            Some("clients connect to `external_url`: write https://, or remove [tls]"),
+        );
+    }
+    if config.tls_at_proxy {
+        if config.tls.is_some() {
+            let message = "expected no [tls] beside it: TLS is terminated by the broker or by a proxy, not by both";
+            reader.problem("tls_at_proxy", message, Some("remove one of them"));
+        } else if !url.is_https() {
+            let message = format!("expected an `external_url` with https://, got \"{url}\"");
+            reader.problem(
+                "tls_at_proxy",
+                message,
+                Some("clients connect to the proxy, which terminates TLS"),
+            );
+        }
+    }
+    let mut first: BTreeMap<&TrustDomain, usize> = BTreeMap::new();
+    for (n, (domain, _)) in config.trust_domains.iter().enumerate() {
+        if let Some(earlier) = first.insert(domain, n) {
+            let line = reader.line(&format!("trust_domain.{earlier}.name"));
+            let line = line.map_or(String::new(), |line| format!(", also at line {line}"));
+            reader.problem(
+                &format!("trust_domain.{n}.name"),
+                format!("{domain} is listed twice{line}"),
+                Some("keep one [[trust_domain]] for each name, with one bundle"),
+            );
+        }
+    }
+    if let Some(AdminAddress::Tcp(admin)) = config.admin_listen
+        && admin.port() == listen.port()
+        && (admin.ip() == listen.ip() || listen.ip().is_unspecified())
+    {
+        let message = format!("expected another address than `listen`, got {admin}");
+        reader.problem("admin_listen", message, Some("give it a port of its own"));
+    }
+    if let (Some(AdminAddress::Unix(admin)), Some(socket)) =
+        (&config.admin_listen, &config.unix_socket)
+        && admin == socket
+    {
+        let message = "expected another path than `unix_socket`, got the same";
+        reader.problem("admin_listen", message, Some("give it a path of its own"));
     }
 }
 
-/// A duration in seconds, or its default.
-fn seconds(
-    what: &'static str,
-    text: Option<String>,
-    default: i64,
-    max: i64,
-) -> Result<i64, ParseError> {
-    match text {
-        None => Ok(default),
-        Some(text) => match i64::from(parse_duration(what, &text)?) {
-            n if n <= max => Ok(n),
-            _ => Err(ParseError::new(
-                what,
-                format!("must be at most {max} seconds"),
-            )),
-        },
+/// `admin_listen`: a loopback address or `unix:PATH`.
+fn admin_address(reader: &mut SettingsReader<'_, '_>, base: &Path) -> Option<AdminAddress> {
+    let expected = format!("a loopback address and port, or unix: and {SOCKET_EXPECTED}");
+    reader.text("admin_listen", &expected, |text| {
+        match text.strip_prefix("unix:") {
+            Some(path) => socket_path(base, path).map(AdminAddress::Unix),
+            None => {
+                let address = text.parse::<SocketAddr>().ok()?;
+                let loopback = address.ip().is_loopback();
+                loopback.then_some(AdminAddress::Tcp(address))
+            }
+        }
+    })
+}
+
+fn rate_limits(reader: &mut SettingsReader<'_, '_>) -> RateLimitConfig {
+    let default = RateLimitConfig::default();
+    // A larger number would limit nothing.
+    let mut rate = |name: &str, default: NonZeroU32| {
+        let found = reader.integer(&format!("rate_limits.{name}"), 1..=RATE_MAX);
+        found.and_then(NonZeroU32::new).unwrap_or(default)
+    };
+    RateLimitConfig {
+        source_per_second: rate("source_per_second", default.source_per_second),
+        source_reserved_per_second: rate(
+            "source_reserved_per_second",
+            default.source_reserved_per_second,
+        ),
+        caller_per_second: rate("caller_per_second", default.caller_per_second),
+        caller_reserved_per_second: rate(
+            "caller_reserved_per_second",
+            default.caller_reserved_per_second,
+        ),
+        max_concurrent_calls: rate("max_concurrent_calls", default.max_concurrent_calls),
+        max_concurrent_reserved: rate("max_concurrent_reserved", default.max_concurrent_reserved),
+    }
+}
+
+fn connections(reader: &mut SettingsReader<'_, '_>) -> ConnectionLimits {
+    let default = ConnectionLimits::default();
+    let max = reader.integer("connections.max", 1..=CONNECTIONS_MAX);
+    let max = max.unwrap_or_else(|| u32::try_from(default.max).unwrap_or(CONNECTIONS_MAX));
+    let per_source = reader.integer("connections.max_per_source", 1..=max);
+    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    let mut duration = |name: &str, default: Duration, most: u32| {
+        let found = reader.seconds(&format!("connections.{name}"), most);
+        found.map_or(default, |n| Duration::from_secs(u64::from(n)))
+    };
+    ConnectionLimits {
+        max: size(max),
+        max_per_source: per_source.map_or(default.max_per_source.min(size(max)), size),
+        first_request_timeout: duration("first_request_timeout", default.first_request_timeout, 60),
+        idle_timeout: duration("idle_timeout", default.idle_timeout, 3_600),
+        max_age: duration("max_age", default.max_age, 86_400),
     }
 }
 
 /// The origin people's browsers use: passkeys belong to a host name, and only to a secure context (WebAuthn L3 §13.4.9).
-fn console_origin(url: String) -> Result<String, ParseError> {
-    let invalid = |rule| Err(ParseError::new("console_url", rule));
-    let Some((scheme, authority)) = url.split_once("://") else {
-        return invalid("must be https:// and a host name");
+fn console_origin(text: &str) -> Result<HttpOrigin, ParseError> {
+    let origin = HttpOrigin::parse("console_url", text)?;
+    let rule = if origin.ip().is_some() {
+        "must have a host name: a passkey cannot belong to an IP address"
+    } else if !origin.is_https() && origin.host() != "localhost" {
+        "must be https://, or http://localhost for this machine alone"
+    } else {
+        return Ok(origin);
     };
-    let host = authority
-        .split_once(':')
-        .map_or(authority, |(host, _)| host);
-    let port = authority.split_once(':').map(|(_, port)| port);
-    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-.".contains(&c);
-    if host.is_empty() || !host.bytes().all(plain) {
-        return invalid(
-            "must be a scheme and a host name in lower case, without path or trailing slash",
-        );
-    }
-    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return invalid("must have a port from 0 to 65535, or none");
-    }
-    match (scheme, host) {
-        _ if host.parse::<std::net::Ipv4Addr>().is_ok() => {
-            invalid("must have a host name: a passkey cannot belong to an IP address")
-        }
-        ("https", _) | ("http", "localhost") => Ok(url),
-        _ => invalid("must be https://, or http://localhost for this machine alone"),
-    }
+    Err(ParseError::new("console_url", rule))
 }
 
 /// The origin under which browsers reach `external_url`: loopback as `localhost`, since a passkey belongs to a host name.
-fn browser_origin(external_url: &str) -> String {
-    let localhost = |loopback: &str| {
-        let rest = external_url.strip_prefix(loopback)?;
-        let whole_host = rest.is_empty() || rest.starts_with(':');
-        let scheme = loopback.split_once("://").map(|(scheme, _)| scheme)?;
-        whole_host.then(|| format!("{scheme}://localhost{rest}"))
-    };
-    [
-        "http://127.0.0.1",
-        "https://127.0.0.1",
-        "http://[::1]",
-        "https://[::1]",
-    ]
-    .into_iter()
-    .find_map(localhost)
-    .unwrap_or_else(|| external_url.to_owned())
+fn browser_origin(external_url: &HttpOrigin) -> HttpOrigin {
+    if matches!(external_url.host(), "127.0.0.1" | "::1") {
+        external_url.with_host_name("localhost")
+    } else {
+        external_url.clone()
+    }
 }
 
 /// The URL of a collector that this binary can export to.
-fn otlp_endpoint(endpoint: String) -> Result<String, ParseError> {
+fn otlp_endpoint(text: &str) -> Result<String, ParseError> {
+    let invalid = |rule| Err(ParseError::new("otlp_endpoint", rule));
     if !cfg!(feature = "otlp") {
-        return Err(ParseError::new(
-            "otlp_endpoint",
-            "needs a binary built with the feature otlp",
-        ));
+        return invalid("needs a binary built with the feature otlp");
     }
-    if !endpoint.starts_with("http://") {
-        return Err(ParseError::new(
-            "otlp_endpoint",
-            "must be http://host:port: a collector on this host",
-        ));
+    let endpoint = HttpOrigin::parse("otlp_endpoint", text)?;
+    if endpoint.is_https() {
+        return invalid("must be http://host:port: a collector on this host");
     }
-    Ok(endpoint)
+    Ok(endpoint.to_string())
 }
 
-/// Refuses numbers so large that they limit nothing.
-fn check_rate_limits(limits: RateLimitConfig) -> Result<RateLimitConfig, ParseError> {
-    let RateLimitConfig {
-        source_per_second,
-        source_reserved_per_second,
-        caller_per_second,
-        caller_reserved_per_second,
-        max_concurrent_calls,
-        max_concurrent_reserved,
-    } = limits;
-    for (what, n) in [
-        ("rate_limits.source_per_second", source_per_second),
-        (
-            "rate_limits.source_reserved_per_second",
-            source_reserved_per_second,
-        ),
-        ("rate_limits.caller_per_second", caller_per_second),
-        (
-            "rate_limits.caller_reserved_per_second",
-            caller_reserved_per_second,
-        ),
-        ("rate_limits.max_concurrent_calls", max_concurrent_calls),
-        (
-            "rate_limits.max_concurrent_reserved",
-            max_concurrent_reserved,
-        ),
-    ] {
-        if n.get() > RATE_MAX {
-            return Err(ParseError::new(what, format!("must be at most {RATE_MAX}")));
-        }
-    }
-    Ok(limits)
-}
-
-/// Default of `limits.ttl_cap`, the longest life of a token: 15 minutes.
-const TTL_CAP_S: i64 = 900;
-/// Default of `limits.task_cap`, the longest life of a task: a day.
-const TASK_CAP_S: i64 = 86_400;
-/// Default of `limits.max_evidence_age`, the longest time since evidence was verified: 5 minutes.
-const MAX_EVIDENCE_AGE_S: i64 = 300;
+/// What `listen` accepts.
+const LISTEN_EXPECTED: &str = "an IP address and a port other than 0, such as \"127.0.0.1:7700\"";
+/// Default of `limits.ttl_cap`, the longest life of a token, in seconds: 15 minutes.
+const TTL_CAP_S: u32 = 900;
+/// Default of `limits.task_cap`, the longest life of a task, in seconds: a day.
+const TASK_CAP_S: u32 = 86_400;
+/// Default of `limits.max_evidence_age`, the longest time since evidence was verified, in seconds: 5 minutes.
+const MAX_EVIDENCE_AGE_S: u32 = 300;
 /// Largest `connections.max`.
-const CONNECTIONS_MAX: usize = 65_536;
+const CONNECTIONS_MAX: u32 = 65_536;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use serde_json::Value;
-
     use super::*;
 
-    const EVERY_TABLE: &str = "realm = \"r\"\nlisten = \"127.0.0.1:7700\"\nexternal_url = \"http://127.0.0.1:7700\"\n\
-        data_dir = \"data\"\nkey_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\n\
-        [[trust_domain]]\nname = \"a.example\"\nbundle = \"a.json\"\n";
-
-    /// The paths of all members, unset ones included.
-    fn paths(value: &Value, above: &str, out: &mut BTreeSet<String>) {
-        for (name, value) in value.as_object().into_iter().flatten() {
-            let path = format!("{above}{name}");
-            match value {
-                Value::Object(_) => paths(value, &format!("{path}."), out),
-                Value::Array(items) => items
-                    .iter()
-                    .for_each(|item| paths(item, &format!("{path}.*."), out)),
-                _ => drop(out.insert(path)),
-            }
-        }
-    }
-
-    fn without(value: &Value, path: &str) -> Value {
-        let mut value = value.clone();
-        let (above, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let above = above.split('.').filter(|part| !part.is_empty());
-        let table = above.fold(&mut value, |value, part| match part {
-            "*" => &mut value[0],
-            name => &mut value[name],
-        });
-        assert!(table.as_object_mut().expect("table").remove(name).is_some());
-        value
-    }
-
     #[test]
-    fn known_keys_match_the_serde_structs() {
-        let file: ConfigFile = toml::from_str(EVERY_TABLE).expect("good");
-        let whole = serde_json::to_value(&file).expect("JSON");
-        let mut found = BTreeSet::new();
-        paths(&whole, "", &mut found);
-        let known: BTreeSet<_> = KNOWN_KEYS.iter().map(|key| key.path.to_owned()).collect();
-        assert_eq!(found, known);
-        for key in KNOWN_KEYS {
-            let read = serde_json::from_value::<ConfigFile>(without(&whole, key.path));
-            assert_eq!(read.is_err(), key.required, "{}", key.path);
-        }
+    fn every_known_key_is_read() {
+        let text = "realm = \"r\"\nlisten = \"127.0.0.1:7700\"\nexternal_url = \"http://127.0.0.1:7700\"\n\
+            data_dir = \"data\"\nkey_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\n\
+            [[trust_domain]]\nname = \"a.example\"\nbundle = \"a.json\"\n";
+        let document = Document::parse(text, KNOWN_KEYS).expect("TOML");
+        let mut reader = SettingsReader::new(&document, Path::new("/"));
+        read_values(&mut reader, Path::new("/"), &ConfigOverrides::default()).expect("good");
+        let asked: Vec<_> = reader
+            .asked
+            .iter()
+            .map(|key| key.replace(".0.", ".*."))
+            .collect();
+        let mut known: Vec<_> = KNOWN_KEYS.iter().map(|key| key.path.to_owned()).collect();
+        known.sort();
+        assert_eq!(asked, known);
     }
 }

@@ -7,6 +7,7 @@
 mod document;
 mod effective;
 mod file;
+mod reader;
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -14,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::broker::BrokerSettings;
-use crate::model::{ParseError, TrustDomain};
+use crate::model::TrustDomain;
 use crate::telemetry::logs::LogFormat;
-use document::{Document, PROBLEMS_MAX, in_order};
-use file::{ConfigFile, KNOWN_KEYS};
+use document::{Document, in_order};
+use file::KNOWN_KEYS;
 
 pub use document::ConfigProblem;
 pub use effective::{EffectiveSetting, SettingOrigin, to_toml};
@@ -41,6 +42,8 @@ pub struct Config {
     pub dev: bool,
     /// The broker's own TLS certificate.
     pub tls: Option<TlsFiles>,
+    /// A proxy terminates TLS, and only the proxy can reach the address: without it a broker without TLS listens on loopback.
+    pub tls_at_proxy: bool,
     /// A Unix socket to listen on beside the address.
     pub unix_socket: Option<PathBuf>,
     /// Bounds on connections.
@@ -62,19 +65,15 @@ pub enum AdminAddress {
     Unix(PathBuf),
 }
 
-impl AdminAddress {
-    fn parse(text: &str, base: &Path) -> Result<Self, ParseError> {
-        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-            return Ok(Self::Unix(base.join(path)));
-        }
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(_) | Err(_) => Err(ParseError::new(
-                "admin_listen",
-                "must be a loopback address and port, or unix:PATH",
-            )),
-        }
-    }
+/// Values of the command line that replace those of the file.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigOverrides {
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--data-dir`, relative to the working directory.
+    pub data_dir: Option<PathBuf>,
+    /// `--policy`, relative to the working directory.
+    pub policy: Option<PathBuf>,
 }
 
 /// The files of the broker's own TLS certificate and its key.
@@ -138,41 +137,24 @@ pub enum ConfigError {
 impl Config {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        Self::parse(&read_text(path)?, path)
+        Self::read_with(path, &ConfigOverrides::default())
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let invalid = |problems| ConfigError::Invalid {
-            path: path.to_owned(),
-            problems,
-        };
-        let base = path.parent().unwrap_or(Path::new("."));
-        let mut document = Document::parse(text, KNOWN_KEYS).map_err(invalid)?;
-        let mut problems = Vec::new();
-        // The checks stop at the first invalid value: each is reported and taken out, until the rest is valid.
-        for _ in 0..PROBLEMS_MAX {
-            match document
-                .read()
-                .map(|file: ConfigFile| file.into_config(base))
-            {
-                Ok(Ok(config)) if problems.is_empty() => return Ok(config),
-                Err(more) if problems.is_empty() => return Err(invalid(more)),
-                Ok(Ok(_)) | Err(_) => break,
-                Ok(Err(error)) => {
-                    let key = document.locate(&error);
-                    problems.push(ConfigProblem {
-                        line: key.as_ref().map(|key| key.line),
-                        message: error.to_string(),
-                        advice: None,
-                    });
-                    match key {
-                        Some(key) => document.remove(&key.path),
-                        None => break,
-                    }
-                }
-            }
-        }
-        Err(invalid(in_order(problems)))
+    /// Reads a configuration file, with values of the command line in place of the file's.
+    pub fn read_with(path: &Path, overrides: &ConfigOverrides) -> Result<Self, ConfigError> {
+        Self::parse(&read_text(path)?, path, overrides)
+    }
+
+    fn parse(text: &str, path: &Path, overrides: &ConfigOverrides) -> Result<Self, ConfigError> {
+        // An absolute base: the length of a socket's path is counted from the root.
+        let file = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let base = file.parent().unwrap_or(Path::new("/"));
+        Document::parse(text, KNOWN_KEYS)
+            .and_then(|document| file::read(&document, base, overrides))
+            .map_err(|problems| ConfigError::Invalid {
+                path: path.to_owned(),
+                problems: in_order(problems),
+            })
     }
 }
 
@@ -242,8 +224,8 @@ mod tests {
             ),
             (
                 "http://127.0.0.1:7700",
-                "http://127.0.0.1:7700/",
-                "external_url",
+                "http://127.0.0.1:7700/x",
+                "`external_url`: a URL must have no path, query or fragment: write http://127.0.0.1:7700, got \"http://127.0.0.1:7700/x\" at line 3",
             ),
             ("http://127.0.0.1:7700", "ftp://x", "external_url"),
             (
@@ -254,7 +236,7 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[limits]\nttl_cap = \"2h\"\n",
-                "at most",
+                "from 1s to",
             ),
             (
                 "listen = \"127.0.0.1:7700\"",
@@ -265,12 +247,12 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\n",
-                "missing key `key`",
+                "missing key `tls.key`",
             ),
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"x\"\n",
-                "unknown key `ca`",
+                "unknown key `tls.ca`",
             ),
             (
                 "key_dir = \"keys\"\n",
@@ -280,7 +262,7 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[connections]\nmax = 8\nmax_per_source = 9\n",
-                "must be 1 to 8",
+                "from 1 to 8, got 9",
             ),
             (
                 "key_dir = \"keys\"\n",
@@ -290,7 +272,7 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[rate_limits]\nmax_concurrent_calls = 0\n",
-                "nonzero",
+                "from 1 to 1000000, got 0",
             ),
             (
                 "key_dir = \"keys\"\n",
@@ -300,7 +282,7 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[rate_limits]\nper_second = 1\n",
-                "unknown key `per_second`",
+                "unknown key `rate_limits.per_second`",
             ),
             (
                 "realm = \"r\"",
@@ -315,7 +297,7 @@ mod tests {
             (
                 "realm = \"r\"",
                 "realm = \"r\"\nlog = \"xml\"",
-                "unknown variant",
+                "`log`: expected \"text\" or \"json\", got \"xml\" at line 2",
             ),
             (
                 "realm = \"r\"",
@@ -341,8 +323,9 @@ mod tests {
         assert!(plain.tls.is_none() && plain.unix_socket.is_none());
         assert_eq!(plain.connections, ConnectionLimits::default());
         let text = format!(
-            "{GOOD}unix_socket = \"run/dipylon.sock\"\n[tls]\ncertificate = \"/etc/tls.crt\"\nkey = \"tls.key\"\n\
-             [connections]\nmax = 64\nmax_age = \"10m\"\n"
+            "{}unix_socket = \"run/dipylon.sock\"\n[tls]\ncertificate = \"/etc/tls.crt\"\nkey = \"tls.key\"\n\
+             [connections]\nmax = 64\nmax_age = \"10m\"\n",
+            GOOD.replace("http:", "https:")
         );
         let config = read(&text).expect("good");
         let tls = config.tls.expect("tls");

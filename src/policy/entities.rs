@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::files::ENTITIES;
 use super::people::People;
 use super::problem::{Problems, nearest};
+use super::spellings::Spellings;
 use crate::model::{AgentId, RegisteredAgent, Target, json};
 
 /// The entities of a bundle, as policies see them.
@@ -115,6 +116,17 @@ impl EntityStore {
             .clone()
             .remove_entities(actions)
             .expect("removed");
+    }
+}
+
+/// Refuses an id of `entities.json` that another one equals but for its Unicode normalization form.
+pub(super) fn check_spellings(targets: &str, spellings: &mut Spellings, problems: &mut Problems) {
+    // Invalid JSON was refused when the store was built.
+    let targets = json::parse(targets.as_bytes()).unwrap_or_default();
+    for target in targets.as_array().into_iter().flatten() {
+        if let Err(message) = spellings.add_json(target) {
+            problems.add(ENTITIES, None, message);
+        }
     }
 }
 

@@ -22,11 +22,12 @@ mod rule;
 mod schema;
 mod schema_types;
 mod selftest;
+mod spellings;
 #[cfg(test)]
 mod tests;
 mod toml_reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use crate::model::Risk;
@@ -133,6 +134,9 @@ impl PolicyBundle {
         ) else {
             return Err(problems.into_error());
         };
+        let mut spellings = spellings::Spellings::default();
+        entities::check_spellings(targets, &mut spellings, &mut problems);
+        rules.check_spellings(&mut spellings, &mut problems);
         rules.warn_unknown_entities(&store, &mut warnings);
         let actions = catalogue.names().chain([OPERATE]);
         let policy_index = PolicyIndex::build(&rules.set, &store, actions);
@@ -189,16 +193,15 @@ impl PolicyBundle {
         }
     }
 
-    /// The number of people who could satisfy a profile for an agent of this owner, as far as the bundle tells: approvers of
-    /// its group, without the owner, with a key where the profile takes one. Passkeys are known to the journal only.
-    pub fn eligible_approvers(&self, profile: &StepUpProfile, owner: &PersonId) -> usize {
+    /// The people who could satisfy a profile, as far as the bundle tells: approvers of its group, with a key where the profile
+    /// takes one; an agent's owner is not eligible for that agent. Passkeys are known to the journal only.
+    pub fn eligible_approvers(&self, profile: &StepUpProfile) -> BTreeSet<&PersonId> {
         let able = |p: &&Person| {
-            p.id != *owner
-                && p.roles.contains(&Role::Approver)
+            p.roles.contains(&Role::Approver)
                 && p.groups.contains(&profile.group)
                 && (profile.method == VoteMethod::Passkey || !p.keys.is_empty())
         };
-        self.people().filter(able).count()
+        self.people().filter(able).map(|p| &p.id).collect()
     }
 
     /// Limits on access requests, and the consequences of denials.

@@ -9,6 +9,7 @@ use super::catalogue::TEXT_BYTES_MAX;
 use super::entities::EntityStore;
 use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
+use super::spellings::Spellings;
 use crate::model::{ProfileName, RuleRef, check_visible, parse_duration};
 
 /// One rule of a policy bundle.
@@ -209,6 +210,26 @@ impl RuleSet {
             text: text.to_owned(),
         };
         self.infos.insert(id, info);
+    }
+
+    /// Refuses a rule that names an entity by an id that the bundle has in another Unicode normalization form.
+    pub(super) fn check_spellings(&self, spellings: &mut Spellings, problems: &mut Problems) {
+        for policy in self.set.policies() {
+            let id: &str = policy.id().as_ref();
+            let Some(rule) = self.infos.get(id) else {
+                continue;
+            };
+            for uid in policy.entity_literals() {
+                let kind = uid.type_name().to_string();
+                if let Err(message) = spellings.add(&kind, uid.id().unescaped()) {
+                    problems.add(
+                        &rule.file,
+                        Some(rule.line),
+                        format!("rule \"{id}\": {message}"),
+                    );
+                }
+            }
+        }
     }
 
     /// Warns of every entity in a rule that this bundle does not have: most often a typing error.

@@ -13,8 +13,6 @@ use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
-
 pub use concurrency::{
     ConcurrencyLimiter, ConcurrencyPermit, Overloaded, PerKeyLimit, PerKeyPermit,
 };
@@ -41,9 +39,7 @@ impl Class {
 }
 
 /// The configuration's `[rate_limits]`. No number may be zero, and none means "without limit".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimitConfig {
     /// General calls a second from one source address, before anything is verified.
     pub source_per_second: NonZeroU32,

@@ -10,9 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::model::text::{escape_invisible, is_invisible};
 
 /// The format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     /// For people.
     #[default]
@@ -22,6 +20,13 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
+    /// The format with this name in the configuration.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Text, Self::Json]
+            .into_iter()
+            .find(|format| format.as_str() == name)
+    }
+
     /// The name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {

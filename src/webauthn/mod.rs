@@ -21,7 +21,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use crate::jose::AuthenticatorKey;
-use crate::model::{Digest, PersonId};
+use crate::model::{Digest, HttpOrigin, PersonId};
 use authenticator::AuthenticatorData;
 use client::Ceremony;
 
@@ -38,12 +38,10 @@ pub struct RelyingParty {
 
 impl RelyingParty {
     /// The relying party of an origin: its host is the RP ID.
-    pub fn from_origin(origin: &str) -> Self {
-        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split_once(':').map_or(host, |(host, _port)| host);
+    pub fn from_origin(origin: &HttpOrigin) -> Self {
         Self {
-            id: host.to_owned(),
-            origin: origin.to_owned(),
+            id: origin.host().to_owned(),
+            origin: origin.to_string(),
         }
     }
 }
@@ -239,7 +237,13 @@ impl Assertion {
     /// The relying party of the origin that the browser wrote. For checking a vote without the broker's configuration; whether
     /// the origin was the broker's is unknown here.
     pub fn party(&self) -> Result<RelyingParty, WebauthnError> {
-        client::origin(&self.client_data_json).map(|origin| RelyingParty::from_origin(&origin))
+        let origin = client::origin(&self.client_data_json)?;
+        // Browsers write an origin in its one spelling: another one belongs to no console.
+        HttpOrigin::parse("origin", &origin)
+            .ok()
+            .filter(|parsed| parsed.as_str() == origin)
+            .map(|parsed| RelyingParty::from_origin(&parsed))
+            .ok_or(WebauthnError::Origin)
     }
 }
 

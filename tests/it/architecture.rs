@@ -111,7 +111,7 @@ const DEPENDENCY_HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("opentelemetry", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
-    ("unicode_normalization", &["card"]),
+    ("unicode_normalization", &["card", "policy"]),
     ("unicode_script", &["card"]),
     ("unicode_security", &["card"]),
 ];

@@ -141,6 +141,55 @@ fn doctor_counts_eligible_approvers() {
     let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
     assert!(out.contains("profile idle: no rule uses it"), "{out}");
     assert!(out.contains("too few are eligible for"), "{out}");
+
+    // With many agents the first few are named.
+    let mut agents = site.env.policy["agents.toml"].clone();
+    for n in 0..30 {
+        agents.push_str(&format!(
+            "\n[[agent]]\nid = \"more-{n:02}\"\nspiffe_id = \"spiffe://soc.example/agent/more-{n}\"\nowner = \"dana\"\n\
+             environment = \"prod\"\nmodel = \"m\"\nautonomy = \"a\"\ngroups = [\"soc\"]\nactions = [\"case.read\"]\n"
+        ));
+    }
+    site.write("policy/agents.toml", &agents);
+    let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
+    let line = out
+        .lines()
+        .find(|line| line.contains("too few are eligible for"));
+    let line = line.expect("warned");
+    assert!(
+        line.contains("more-00 (0)") && !line.contains("more-29"),
+        "{line}"
+    );
+    assert!(line.contains(" more agents"), "{line}");
+}
+
+#[test]
+fn doctor_compares_the_files_with_what_is_in_force() {
+    let site = CliDeployment::new();
+    site.write(
+        "dipylon.toml",
+        &format!("policy = \"policy\"\n{}", site.config()),
+    );
+    let _running = site.serve();
+    let doctor = |more: &[&str]| {
+        let (code, out, error) =
+            site.run(&[&["doctor", "--config", "dipylon.toml"], more].concat());
+        (code, format!("{out}{error}"))
+    };
+    let (code, out) = doctor(&["--key", "maria.pem", "--stream-for", "1s"]);
+    assert_eq!(code, 0, "{out}");
+    for expected in [
+        "over HTTP/2",
+        "lasted 1 s",
+        "the key is registered; 0 access requests are waiting",
+    ] {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+    assert!(!out.contains("is not the one in force"), "{out}");
+    let other = crate::support::TestEnvironment::new();
+    site.write("trust.json", &other.trust_bundle());
+    let (_, out) = doctor(&[]);
+    assert!(out.contains("trust.json is not the one in force"), "{out}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::jws::{self, Compact};
 use super::{Alg, ClaimError, Claims, JoseError, KeyError, PublicKey, SigningKey, TypRule};
-use crate::model::{Digest, Secret, Thumbprint, Timestamp};
+use crate::model::{Digest, Secret, Thumbprint, Timestamp, is_same_request_uri};
 
 /// Longest `jti`, in bytes.
 pub const JTI_BYTES_MAX: usize = 128;
@@ -73,7 +73,8 @@ pub struct ProofClaims<'a> {
 pub struct ExpectedProof<'a> {
     /// The HTTP method, compared byte by byte.
     pub htm: &'a str,
-    /// The configured external URL of the method called, never one taken from the call; compared byte by byte.
+    /// The configured external URL of the method called, never one taken from the call; compared after normalization, without
+    /// query and fragment (RFC 9449 §4.3).
     pub htu: &'a str,
     /// How the proof must show its freshness.
     pub freshness: Freshness,
@@ -169,7 +170,13 @@ pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, Proo
         out.extend(digest.map(|digest| (name.to_owned(), digest.to_string().into())));
     }
     let claims = Claims::new(out);
-    ProofForm::read(&claims)?;
+    // RFC 9449 §4.2: without query and fragment.
+    if ProofForm::read(&claims)?.htu.contains(['?', '#']) {
+        return Err(ProofError::Claim(ClaimError {
+            name: "htu",
+            rule: "must have no query and no fragment",
+        }));
+    }
     let header = json!({ "typ": TYP, "alg": Alg::Es256.as_str(), "jwk": key.public().to_jwk() });
     jws::sign(&header, &Value::Object(claims.into_map()), key)
         .map(Secret::new)
@@ -200,7 +207,7 @@ pub fn check(proof: &str, expect: &ExpectedProof<'_>) -> Result<CheckedProof, Pr
     if form.htm != expect.htm {
         return Err(ProofError::WrongMethod);
     }
-    if form.htu != expect.htu {
+    if !is_same_request_uri(form.htu, expect.htu) {
         return Err(ProofError::WrongUrl);
     }
     let iat = Timestamp::from_secs(form.iat);
@@ -244,7 +251,7 @@ impl<'a> ProofForm<'a> {
         }
         let required = |name| claims.string(name).map_err(ProofError::Claim);
         let digest = |name| claims.optional_digest(name).map_err(ProofError::Claim);
-        let form = Self {
+        Ok(Self {
             jti: visible("jti", required("jti")?, JTI_BYTES_MAX)?,
             htm: required("htm")?,
             htu: required("htu")?,
@@ -256,15 +263,7 @@ impl<'a> ProofForm<'a> {
             ath: digest("ath")?,
             action_digest: digest("adg")?,
             evidence_hash: digest("evh")?,
-        };
-        // RFC 9449 §4.2: without query and fragment.
-        if form.htu.contains(['?', '#']) {
-            return Err(ProofError::Claim(ClaimError {
-                name: "htu",
-                rule: "must have no query and no fragment",
-            }));
-        }
-        Ok(form)
+        })
     }
 }
 
@@ -394,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn method_and_url_are_exact() {
+    fn method_is_exact_and_url_is_normalized() {
         let proof = create(&key(), &claims()).expect("proof");
         let with = |htm, htu| {
             check(
@@ -430,16 +429,15 @@ mod tests {
                 .is_err()
             );
             let proof = signed(&key(), |_, c| c["htu"] = json!(htu));
-            assert!(matches!(
-                check(
-                    &proof,
-                    &ExpectedProof {
-                        htu: &htu,
-                        ..by_iat(NOW)
-                    }
-                ),
-                Err(ProofError::Claim(_))
-            ));
+            // RFC 9449 §4.3: both sides are compared without query and fragment.
+            assert!(check(&proof, &by_iat(NOW)).is_ok(), "{htu}");
+        }
+        for htu in [
+            HTU.replace("broker", "BROKER"),
+            HTU.replace(".example/", ".example:443/"),
+        ] {
+            let proof = signed(&key(), |_, c| c["htu"] = json!(htu));
+            assert!(check(&proof, &by_iat(NOW)).is_ok(), "{htu}");
         }
     }
 

@@ -22,6 +22,7 @@ mod status;
 mod stream;
 pub mod text;
 mod time;
+mod url;
 mod vote;
 mod workload;
 
@@ -44,6 +45,7 @@ pub use secret::Secret;
 pub use status::{Code, DetailVisibility, Exit, RetryHint};
 pub use stream::{Stream, Version};
 pub use time::{Timestamp, format_seconds, parse_duration};
+pub use url::{HttpOrigin, is_same_request_uri};
 pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 

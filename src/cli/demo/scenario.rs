@@ -78,7 +78,7 @@ impl Scenario {
         let at = |name: &str| dir.join(name);
         let broker = start_broker(dir).await?;
         let dev_config = DevConfig::read(&at("broker"))?;
-        let url = dev_config.config().settings.external_url.clone();
+        let url = dev_config.config().settings.external_url.to_string();
         let resource = start_resource(dir, &dev_config, &url).await?;
         let server = resource
             .ready

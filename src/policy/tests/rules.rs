@@ -70,3 +70,45 @@ fn rule_validation_errors() {
         bundle.warnings()
     );
 }
+
+#[test]
+fn ids_that_differ_in_normalization_alone_are_refused() {
+    let target = |id: &str| {
+        format!(
+            "{{ \"uid\": {{ \"type\": \"Account\", \"id\": \"{id}\" }}, \"parents\": [],\n    \"attrs\": {{ \"name\": \"x\", \
+             \"environment\": {{ \"type\": \"Environment\", \"id\": \"prod\" }}, \"protected\": true }} }},\n  "
+        )
+    };
+    let with = |targets: &str, rule: &str| {
+        let mut files = soc_files();
+        let entities = files.get_mut("entities.json").expect("file");
+        *entities = entities.replacen("[\n", &format!("[\n  {targets}"), 1);
+        files.insert("rules/30-more.cedar".to_owned(), rule.to_owned());
+        load(files)
+    };
+    let rule = |id: &str| {
+        format!("@id(\"a\")\nforbid (principal, action, resource == Account::\"{id}\");\n")
+    };
+    let (composed, decomposed) = ("jos\u{e9}", "jose\u{301}");
+    for id in [composed, decomposed] {
+        with(&target(id), &rule(id)).unwrap_or_else(|e| panic!("{e}"));
+        with(&target("jose"), &rule("jose")).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let both = target(composed) + &target(decomposed);
+    refused(
+        with(&both, ""),
+        "entities.json: Account::\"jose\u{301}\" is spelled in two ways",
+    );
+    refused(
+        with(&both, ""),
+        "here with U+0065 U+0301, elsewhere in this bundle with U+00E9",
+    );
+    refused(
+        with(&target(composed), &rule(decomposed)),
+        "rules/30-more.cedar:1: rule \"a\": Account::\"jose\u{301}\" is spelled in two ways",
+    );
+    refused(
+        with(&target(decomposed), &rule(composed)),
+        "here with U+00E9, elsewhere in this bundle with U+0065 U+0301",
+    );
+}

@@ -2,7 +2,6 @@
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest as _, Request, State};
-use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use super::error::ConsoleError;
 use super::response;
 use super::state::Console;
+use crate::model::HttpOrigin;
 use crate::serve::errors::ErrorForm;
 use crate::serve::routes::{self, Route, RouteKind};
 
@@ -120,8 +120,7 @@ async fn buffer_body(request: Request) -> Result<Request, Response> {
 }
 
 /// Whether a request names the console's own host, in its target and in `Host` (RFC 9110 §7.2).
-fn host_matches(origin: &str, request: &Request) -> bool {
-    let authority = origin.split_once("://").map_or(origin, |(_, host)| host);
+fn host_matches(origin: &HttpOrigin, request: &Request) -> bool {
     let mut named = request
         .uri()
         .authority()
@@ -135,16 +134,12 @@ fn host_matches(origin: &str, request: &Request) -> bool {
                 .map(HeaderValue::as_bytes),
         )
         .peekable();
-    named.peek().is_some()
-        && named.all(|name| {
-            Authority::try_from(name)
-                .is_ok_and(|name| name.as_str().eq_ignore_ascii_case(authority))
-        })
+    named.peek().is_some() && named.all(|name| origin.is_named_by(name))
 }
 
 /// Whether a page of this console sent the request: `Origin` says so (RFC 6454 §7), and `Sec-Fetch-Site` (Fetch Metadata)
 /// does not contradict it.
-fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
+fn is_same_origin(origin: &HttpOrigin, headers: &HeaderMap) -> bool {
     let single = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
         let first = values.next();
@@ -155,7 +150,7 @@ fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
     let (site, site_twice) = single(&site);
     !twice
         && !site_twice
-        && from.is_some_and(|from| from.as_bytes() == origin.as_bytes())
+        && from.is_some_and(|from| from.as_bytes() == origin.as_str().as_bytes())
         && site.is_none_or(|site| site.as_bytes() == b"same-origin")
 }
 
@@ -181,6 +176,10 @@ mod tests {
 
     const OURS: &str = "http://localhost:7700";
 
+    fn origin() -> HttpOrigin {
+        HttpOrigin::parse("url", OURS).expect("an origin")
+    }
+
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in pairs {
@@ -191,7 +190,8 @@ mod tests {
 
     #[test]
     fn cross_origin_posts_are_rejected() {
-        let same_origin = |pairs: &[(&'static str, &str)]| is_same_origin(OURS, &headers(pairs));
+        let same_origin =
+            |pairs: &[(&'static str, &str)]| is_same_origin(&origin(), &headers(pairs));
         assert!(same_origin(&[("origin", OURS)]));
         assert!(same_origin(&[
             ("origin", OURS),
@@ -272,7 +272,7 @@ mod tests {
                     .headers_mut()
                     .append(header::HOST, host.parse().expect("a value"));
             }
-            host_matches(OURS, &request)
+            host_matches(&origin(), &request)
         };
         assert!(matches("/console", &["localhost:7700"]));
         assert!(matches("http://localhost:7700/console", &[]));

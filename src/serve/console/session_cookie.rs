@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::error::ConsoleError;
 use super::state::Console;
 use crate::broker::CallContext;
-use crate::model::{ParseError, Secret};
+use crate::model::{HttpOrigin, ParseError, Secret};
 use crate::serve::routes::Route;
 
 /// The cookie over plain HTTP, which only loopback has.
@@ -49,7 +49,7 @@ impl FromRequestParts<Arc<Console>> for ConsoleRequest {
                 allowed_roles: route.allowed_roles(),
                 proof: None,
                 bearer: None,
-                session: cookie(is_https(&console.origin), &parts.headers),
+                session: cookie(console.origin.is_https(), &parts.headers),
                 permit,
             },
         })
@@ -77,10 +77,6 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Console>> for PageQuery<T> {
     }
 }
 
-fn is_https(origin: &str) -> bool {
-    origin.starts_with("https://")
-}
-
 const fn name(https: bool) -> &'static str {
     if https { COOKIE_HTTPS } else { COOKIE }
 }
@@ -105,17 +101,17 @@ fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
 }
 
 /// The header that sets the cookie. It ends when the browser closes, and earlier when the session ends.
-pub(super) fn set_cookie(origin: &str, session: &Secret) -> Option<HeaderValue> {
+pub(super) fn set_cookie(origin: &HttpOrigin, session: &Secret) -> Option<HeaderValue> {
     cookie_header(origin, session.expose_secret(), "")
 }
 
 /// The header that removes the cookie.
-pub(super) fn clear_cookie(origin: &str) -> Option<HeaderValue> {
+pub(super) fn clear_cookie(origin: &HttpOrigin) -> Option<HeaderValue> {
     cookie_header(origin, "", "; Max-Age=0")
 }
 
-fn cookie_header(origin: &str, value: &str, more: &str) -> Option<HeaderValue> {
-    let https = is_https(origin);
+fn cookie_header(origin: &HttpOrigin, value: &str, more: &str) -> Option<HeaderValue> {
+    let https = origin.is_https();
     let secure = if https { "; Secure" } else { "" };
     let text = format!(
         "{}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{more}",
@@ -129,6 +125,10 @@ fn cookie_header(origin: &str, value: &str, more: &str) -> Option<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn origin(url: &str) -> HttpOrigin {
+        HttpOrigin::parse("url", url).expect("an origin")
+    }
 
     #[test]
     fn duplicate_cookie_is_rejected() {
@@ -163,15 +163,15 @@ mod tests {
     fn cookie_attributes() {
         let session = Secret::new("v".to_owned());
         assert_eq!(
-            set_cookie("http://localhost:1", &session).expect("a value"),
+            set_cookie(&origin("http://localhost:1"), &session).expect("a value"),
             "dipylon-session=v; Path=/; HttpOnly; SameSite=Strict"
         );
         assert_eq!(
-            set_cookie("https://broker.example", &session).expect("a value"),
+            set_cookie(&origin("https://broker.example"), &session).expect("a value"),
             "__Host-dipylon-session=v; Path=/; HttpOnly; SameSite=Strict; Secure"
         );
         assert!(
-            clear_cookie("https://broker.example")
+            clear_cookie(&origin("https://broker.example"))
                 .expect("a value")
                 .to_str()
                 .expect("text")

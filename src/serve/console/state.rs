@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::broker::Broker;
-use crate::model::PersonId;
+use crate::model::{HttpOrigin, PersonId};
 use crate::rate_limit::PerKeyLimit;
 use crate::serve::admission::AdmissionControl;
 use crate::serve::routes::Route;
@@ -15,7 +15,7 @@ pub(super) struct Console {
     pub(super) broker: Arc<Broker>,
     pub(super) admission: Arc<AdmissionControl>,
     /// The console's only origin.
-    pub(super) origin: String,
+    pub(super) origin: HttpOrigin,
     /// Event streams of each person.
     pub(super) streams: Arc<PerKeyLimit<PersonId>>,
     pub(super) stopped: watch::Receiver<bool>,
@@ -33,7 +33,7 @@ impl Console {
         stopped: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            origin: broker.relying_party().origin.clone(),
+            origin: broker.settings().console_url.clone(),
             streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
             broker,
             admission,

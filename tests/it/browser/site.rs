@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 
 use super::driver::{Browser, Viewport};
 use crate::support::served_broker::token_request;
-use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
+use crate::support::{DOMAIN, TestEnvironment, open_as, origin, rand_u64, settings};
 
 /// Interval at which the manual clock follows the machine's.
 const TICK: Duration = Duration::from_millis(10);
@@ -59,10 +59,10 @@ impl ConsoleServer {
         let wire = format!("http://{address}");
         let console = format!("http://localhost:{}", address.port());
         let settings = BrokerSettings {
-            external_url: wire.clone(),
+            external_url: origin(&wire),
             issuer: wire.clone(),
             evidence_audience: wire.clone(),
-            console_url: console.clone(),
+            console_url: origin(&console),
             ..settings()
         };
         let (clock, manual_clock) = Clock::manual(today);

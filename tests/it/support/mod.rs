@@ -19,7 +19,7 @@ pub mod test_broker_calls;
 pub mod transport_server;
 pub mod wait;
 
-use dipylon_sdk::model::Timestamp;
+use dipylon_sdk::model::{HttpOrigin, Timestamp};
 
 pub use actions::{action, disable, read_case};
 pub use environment::{NO_LIMITS, TestEnvironment, soc};
@@ -33,6 +33,11 @@ pub const IDP: &str = "https://idp.soc.example";
 pub const CASES: &str = "https://cases.soc.example";
 
 pub const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// An origin of a test.
+pub fn origin(url: &str) -> HttpOrigin {
+    HttpOrigin::parse("url", url).expect("an origin")
+}
 
 pub fn rand_u64() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};

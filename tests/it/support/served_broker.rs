@@ -19,7 +19,7 @@ use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::{DOMAIN, TestEnvironment, open_as, settings};
+use crate::support::{DOMAIN, TestEnvironment, open_as, origin, settings};
 
 pub struct ServedBroker {
     pub env: Arc<TestEnvironment>,
@@ -80,8 +80,8 @@ impl ServedBroker {
             .expect("listens");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let settings = BrokerSettings {
-            external_url: url.clone(),
-            console_url: url.replace("127.0.0.1", "localhost"),
+            external_url: origin(&url),
+            console_url: origin(&url.replace("127.0.0.1", "localhost")),
             issuer: url.clone(),
             evidence_audience: url.clone(),
             rate_limits: rates,

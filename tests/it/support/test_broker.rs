@@ -13,7 +13,7 @@ use dipylon_sdk::jose::SigningKey;
 use dipylon_sdk::model::*;
 
 use crate::support::environment::TestEnvironment;
-use crate::support::{CONSOLE, DOMAIN, START, URL, rand_u64};
+use crate::support::{CONSOLE, DOMAIN, START, URL, origin, rand_u64};
 
 pub struct TestBroker {
     pub env: Arc<TestEnvironment>,
@@ -29,8 +29,8 @@ pub fn settings() -> BrokerSettings {
     BrokerSettings {
         realm: Realm::parse("test").expect("realm"),
         issuer: URL.to_owned(),
-        external_url: URL.to_owned(),
-        console_url: CONSOLE.to_owned(),
+        external_url: origin(URL),
+        console_url: origin(CONSOLE),
         evidence_audience: URL.to_owned(),
         ttl_cap: 900,
         task_cap: 86_400,

@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use crate::support::certificate_authority::{Authority, replace_file};
 use crate::support::served_broker::token_request;
 use crate::support::wait::in_time;
-use crate::support::{DOMAIN, TestEnvironment, open_as, read_case, settings};
+use crate::support::{DOMAIN, TestEnvironment, open_as, origin, read_case, settings};
 
 #[derive(Default)]
 pub struct TransportSetup {
@@ -72,7 +72,7 @@ impl TestServer {
         let scheme = if setup.tls { "https" } else { "http" };
         let url = format!("{scheme}://{address}");
         let settings = BrokerSettings {
-            external_url: url.clone(),
+            external_url: origin(&url),
             issuer: url.clone(),
             evidence_audience: url.clone(),
             ..settings()

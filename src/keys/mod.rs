@@ -1,7 +1,10 @@
 //! Keys at rest: private keys in files that only their owner may read.
 //!
-//! In: a path. Out: a key, or an error. Trusts the file system's owners and modes. Refuses modes that let others read,
-//! and a signing key inside the data directory. Never logs or prints a key.
+//! In: a path. Out: a key, or an error. Trusts root and the user of this process. Refuses modes that let others read, files
+//! of other users, directories in which others may replace files, and a signing key inside the data directory. Never logs or
+//! prints a key.
+
+pub mod ownership;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -11,6 +14,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use crate::jose::{KeyError, SigningKey};
+use ownership::OwnershipError;
 
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +37,12 @@ pub enum KeyFileError {
         /// The mode expected.
         wanted: u32,
     },
+    /// Another user could change or replace it.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// Not a directory.
+    #[error("{}: expected a directory, got another kind of file; check the path", .0.display())]
+    NotADirectory(PathBuf),
     /// The key directory is inside the data directory, and so the key would be in every backup of the data.
     #[error("key directory {} must not be inside the data directory {}", keys.display(), data.display())]
     InsideDataDir {
@@ -63,6 +73,8 @@ pub fn signing_key(key_dir: &Path, data_dir: &Path) -> Result<SigningKey, KeyFil
         let path = path.to_owned();
         move |source| KeyFileError::Io { path, source }
     };
+    ownership::check_with_parents(key_dir)?;
+    ownership::check_with_parents(data_dir)?;
     make_private_dir(key_dir)?;
     // The journal's blobs hold the texts that its entries only commit to.
     make_private_dir(data_dir)?;
@@ -94,7 +106,13 @@ pub struct KeyFileReport {
 pub fn inspect(key_dir: &Path, data_dir: &Path) -> KeyFileReport {
     let mut report = KeyFileReport::default();
     for dir in [key_dir, data_dir] {
+        report
+            .problems
+            .extend(ownership::check_with_parents(dir).err().map(Into::into));
         match std::fs::metadata(dir) {
+            Ok(found) if !found.is_dir() => report
+                .problems
+                .push(KeyFileError::NotADirectory(dir.to_owned())),
             Ok(found) => report
                 .problems
                 .extend(check_mode(dir, found.mode(), 0o700).err()),
@@ -133,8 +151,10 @@ pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
         source,
     };
     let file = File::open(path).map_err(io)?;
-    // The mode of the open file, so that the file checked is the file read.
-    check_mode(path, file.metadata().map_err(io)?.mode(), 0o600)?;
+    // Owner and mode of the open file, so that the file checked is the file read.
+    let found = file.metadata().map_err(io)?;
+    ownership::check_owner(path, &found)?;
+    check_mode(path, found.mode(), 0o600)?;
     let mut pem = Zeroizing::new(String::new());
     file.take(FILE_BYTES_MAX)
         .read_to_string(&mut pem)
@@ -174,7 +194,7 @@ pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
     Ok(key)
 }
 
-/// Creates a directory with mode 0700, or checks the mode of an existing one.
+/// Creates a directory with mode 0700, or checks owner and mode of an existing one.
 pub fn make_private_dir(path: &Path) -> Result<(), KeyFileError> {
     let io = |source| KeyFileError::Io {
         path: path.to_owned(),
@@ -185,7 +205,9 @@ pub fn make_private_dir(path: &Path) -> Result<(), KeyFileError> {
         .mode(0o700)
         .create(path)
         .map_err(io)?;
-    check_mode(path, std::fs::metadata(path).map_err(io)?.mode(), 0o700)
+    let found = std::fs::metadata(path).map_err(io)?;
+    ownership::check_owner(path, &found)?;
+    check_mode(path, found.mode(), 0o700)
 }
 
 fn check_mode(path: &Path, mode: u32, wanted: u32) -> Result<(), KeyFileError> {
