@@ -1,9 +1,7 @@
-//! The `dipylon` program: parses its arguments, runs the command and exits with its code.
+//! The `dipylon` program: runs the command in its arguments and exits with its code.
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    dipylon::cli::run(dipylon::cli::Cli::parse())
+    dipylon::cli::run(std::env::args_os())
 }

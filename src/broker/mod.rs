@@ -66,6 +66,7 @@ pub use query::timeline::{
 pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
+pub use task::show::AgentTaskView;
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{

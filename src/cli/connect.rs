@@ -73,7 +73,7 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
         None => {
             let dev_config = DevConfig::load(common).map_err(|_| {
                 CliError::usage("no broker URL given, and no development broker is set up")
-                    .with_hint(
+                    .with_next_step(
                         "use --url URL or DIPYLON_URL, or start one with 'dipylon serve --dev'",
                     )
             })?;
@@ -107,6 +107,6 @@ pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, CliE
     realm.ok_or_else(|| CliError::usage("no realm given: use --realm REALM or DIPYLON_REALM"))
 }
 
-fn is_same_url(left: &str, right: &str) -> bool {
+pub(super) fn is_same_url(left: &str, right: &str) -> bool {
     left.trim_end_matches('/') == right.trim_end_matches('/')
 }

@@ -40,14 +40,16 @@ mod task_store;
 mod token;
 mod vote;
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::model::Exit;
 use error::CliError;
-use output::Output;
+use output::{ErrorStream, Output};
 
 /// Just-in-time credentials for AI agents and other workloads: one short-lived token for one approved action.
 #[derive(Debug, Parser)]
@@ -68,14 +70,21 @@ fn after_help() -> String {
     if cfg!(feature = "demo") {
         text.push_str("\nTry it:          dipylon demo");
     }
-    text.push_str("\nStart a broker:  dipylon serve --dev");
+    text.push_str("\nStart a broker:  dipylon serve --dev\n\n");
+    text.push_str(JSON_HELP);
     text
 }
+
+const JSON_HELP: &str = "\
+With --json a command prints exactly one JSON value to stdout, one a line for those that follow
+something (request watch, demo). An error is {\"error\":{reason,message,next_step,correlation_id,exit}},
+null where there is none. Only exec leaves stdout to its command: its events and errors go to
+stderr, one JSON value a line. An empty environment variable is an unset one.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 struct Common {
-    /// Print one JSON value instead of text
+    /// Print one JSON value to stdout instead of text, also for an error; commands that follow something print one a line
     #[arg(long, global = true)]
     json: bool,
     /// The broker's external URL [default: the development broker's]
@@ -161,10 +170,25 @@ enum Command {
     DemoResource(demo::ResourceChild),
 }
 
-/// Runs a command to its end.
-pub fn run(cli: Cli) -> ExitCode {
-    let Cli { common, command } = cli;
-    let output = Output::new(common.json);
+/// Parses the arguments, of which the first is the program's name, and runs the command to its end.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let parsed = without_empty_env(Cli::command())
+        .try_get_matches_from(&args)
+        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    let Cli { common, command } = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            let output = output_for_unparsed(&args);
+            let code = output.print_clap(&error);
+            return output.finish(code);
+        }
+    };
+    let errors_to = match &command {
+        Command::Exec(_) => ErrorStream::Stderr,
+        _ => ErrorStream::Stdout,
+    };
+    let output = Output::new(common.json, errors_to);
     let result = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -179,10 +203,47 @@ pub fn run(cli: Cli) -> ExitCode {
             "cannot start the async runtime: {error}"
         ))),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => output.print_error(&error),
+    let code = result.unwrap_or_else(|error| output.print_error(&error));
+    output.finish(code)
+}
+
+/// An empty environment variable is an unset one, for every option.
+fn without_empty_env(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env().is_some_and(is_empty) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
+        })
+        .mut_subcommands(without_empty_env)
+}
+
+/// The output for arguments that clap refused: --json counts wherever it stands before `--`.
+fn output_for_unparsed(args: &[OsString]) -> Output {
+    let own: Vec<&OsString> = args.iter().skip(1).take_while(|arg| *arg != "--").collect();
+    let json = own.iter().any(|arg| *arg == "--json");
+    let command = Cli::command();
+    let takes_value = |option: &str| {
+        let mut options = command.get_arguments();
+        options.any(|arg| {
+            arg.get_action().takes_values() && arg.get_long() == option.strip_prefix("--")
+        })
+    };
+    let mut words = own.iter().filter_map(|arg| arg.to_str());
+    let mut verb = None;
+    while let Some(word) = words.next() {
+        if takes_value(word) {
+            words.next();
+        } else if !word.starts_with('-') {
+            verb = Some(word);
+            break;
+        }
     }
+    let errors_to = match verb {
+        Some("exec") => ErrorStream::Stderr,
+        Some(_) | None => ErrorStream::Stdout,
+    };
+    Output::new(json, errors_to)
 }
 
 async fn call(common: &Common, output: &Output, command: Command) -> Result<ExitCode, CliError> {
@@ -226,8 +287,6 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -291,7 +291,7 @@ fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevC
                     "cannot listen on {listen}: this development broker was created for {}",
                     config.listen
                 ))
-                .with_hint(format!(
+                .with_next_step(format!(
                     "leave out --listen, or delete {} to start over: proofs and tokens name its URL",
                     dev_config.dir().display()
                 )));

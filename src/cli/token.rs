@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::connect::{self, KeyArgs};
 use super::error::CliError;
 use super::output::{FieldList, table};
-use super::parse::{self, NamedParam};
+use super::parse::{self, NamedParam, Wait};
 use super::task::TaskSelector;
 use super::task_store::EvidenceArgs;
 use super::{Common, Output, files, render};
@@ -54,7 +54,8 @@ pub(super) struct TokenRequestArgs {
     /// The resource the action applies to
     #[arg(long, value_name = "TYPE::ID", value_parser = parse::target)]
     target: Target,
-    /// A parameter of the action: name=value, or name:=JSON for sets and records
+    /// A parameter: name=value, or name:=JSON for sets and records. The command line is visible to all users of this machine:
+    /// pass a sensitive value as name=@FILE, name=@- (stdin) or name=@env:VARIABLE
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     params: Vec<NamedParam>,
     /// The resource server that performs the action
@@ -66,9 +67,9 @@ pub(super) struct TokenRequestArgs {
     /// Reason shown to approvers as unverified; policy rules never see it
     #[arg(long, default_value = "")]
     reason: String,
-    /// How long to wait for approvers
-    #[arg(long, value_parser = parse::seconds)]
-    wait: Option<u32>,
+    /// Wait for approvers: for this long, or without a value until the access request expires
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "deadline", value_parser = parse::wait)]
+    wait: Option<Wait>,
     /// Repeat the request with this key: it is settled once, and a retry gets the same result
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -168,12 +169,12 @@ async fn request(
         args.target,
         parse::params(args.params)?,
     )?;
-    let mut task = args.selector.attach(common, &args.evidence)?;
-    if args.evidence.is_given() {
-        task = task.always_send_evidence();
+    let task = args.selector.attach(common, &args.evidence)?;
+    if args.show_token || output.is_json() {
+        output.require_writable()?;
     }
     let clock = Clock::system();
-    let until = clock.now().plus_secs(i64::from(args.wait.unwrap_or(0)));
+    let began = clock.now();
     let mut order = TokenRequest {
         action,
         ttl_s: i64::from(args.ttl),
@@ -181,10 +182,20 @@ async fn request(
         idempotency_key: args.idempotency_key,
         wait_s: 0,
     };
-    let mut outcome = task.request_token(&order).await?;
+    // Evidence that was given is sent once; later the broker says when it needs some again.
+    let first = match args.evidence.is_given() {
+        true => task.clone().always_send_evidence(),
+        false => task.clone(),
+    };
+    let mut outcome = first.request_token(&order).await?;
     if let TokenOutcome::Pending(pending) = &outcome
-        && args.wait.is_some()
+        && let Some(wait) = args.wait
     {
+        let until = match wait {
+            Wait::Seconds(seconds) => began.plus_secs(i64::from(seconds)),
+            // A little longer: then the broker says that it expired.
+            Wait::Deadline => pending.expires_at().plus_secs(EXPIRY_ANSWER_S),
+        };
         let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
         output.note(&format!(
             "waiting until {until} for approval of {}: {needs}",
@@ -201,7 +212,11 @@ async fn request(
         }
         TokenOutcome::Pending(pending) => {
             print_pending(output, &pending, &order.action, now);
-            ExitCode::from(Exit::Pending.number())
+            let exit = match args.wait {
+                Some(_) => Exit::ApprovalTimeout,
+                None => Exit::Pending,
+            };
+            ExitCode::from(exit.number())
         }
         TokenOutcome::Denied(denial) => {
             print_denied(output, &denial, &order.action);
@@ -210,6 +225,9 @@ async fn request(
         }
     })
 }
+
+/// Time for the broker's own answer after an access request has expired, in seconds.
+const EXPIRY_ANSWER_S: i64 = 5;
 
 fn action_text(action: &Action) -> String {
     escape_invisible(&format!(

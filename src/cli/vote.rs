@@ -59,7 +59,9 @@ pub(super) async fn run(
         if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
             let text =
                 "this profile requires a passkey: set lifetime, uses and comment at the console";
-            return Err(CliError::usage(text).with_hint("leave out --ttl, --uses and --comment"));
+            return Err(
+                CliError::usage(text).with_next_step("leave out --ttl, --uses and --comment")
+            );
         }
         return console_vote::wait_for_console_vote(output, &approver, card, verdict).await;
     }
@@ -141,7 +143,7 @@ async fn confirmed(output: &Output) -> Result<bool, CliError> {
     if !output.can_prompt() {
         return Err(
             CliError::usage("cannot prompt for confirmation: stdin is not a terminal")
-                .with_hint("use --yes to vote without confirmation"),
+                .with_next_step("use --yes to vote without confirmation"),
         );
     }
     let line = output
@@ -331,7 +333,13 @@ mod tests {
             yes: true,
             realm: Some(Realm::parse("prod").expect("realm")),
         };
-        let result = run(&common, &Output::new(true), args, Verdict::Approve).await;
+        let result = run(
+            &common,
+            &Output::new(true, crate::cli::output::ErrorStream::Stdout),
+            args,
+            Verdict::Approve,
+        )
+        .await;
         serving.abort();
         let cast = *cast.lock().expect("lock");
         (result, cast)
@@ -374,7 +382,7 @@ mod tests {
                 "{member}: {}",
                 error.message
             );
-            assert!(error.hint.expect("hint").contains("do not vote"));
+            assert!(error.next_step.expect("hint").contains("do not vote"));
             assert_eq!(cast, 0, "{member}: no vote was cast");
         }
     }

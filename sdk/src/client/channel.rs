@@ -105,6 +105,7 @@ pub mod methods {
 
     methods! {
         OpenTask = "dipylon.v1.TaskService/OpenTask", OpenTaskRequest, OpenTaskResponse, true;
+        GetTask = "dipylon.v1.TaskService/GetTask", GetTaskRequest, GetTaskResponse, true;
         RequestToken = "dipylon.v1.TaskService/RequestToken", RequestTokenRequest, RequestTokenResponse, true;
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
         WatchAccessRequest =

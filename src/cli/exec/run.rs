@@ -189,7 +189,7 @@ impl ExecRun {
         waiting: AccessRequestId,
     ) -> TokenResult {
         self.cancel_request(waiting).await;
-        let hint = error.hint.as_deref().unwrap_or_default();
+        let hint = error.next_step.as_deref().unwrap_or_default();
         let text = format!("{}; {waiting} was cancelled; {hint}", error.message);
         self.events.event("failed", &text, error.to_json());
         TokenResult::NotRun(error.exit.number())
@@ -351,7 +351,7 @@ pub(super) async fn check_reachable(upstream: &Upstream) -> Result<(), CliError>
     let connection = upstream.connect().await.map_err(|why| {
         let message = format!("{why} at {}", escape_invisible(&upstream.base_url()));
         CliError::new(Exit::Unavailable, message)
-            .with_hint("no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
+            .with_next_step("no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
     })?;
     drop(connection);
     Ok(())
