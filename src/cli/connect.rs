@@ -12,6 +12,7 @@ use crate::client::{ApproverClient, ConnectOptions, Endpoint, OperatorClient};
 use crate::jose::SigningKey;
 use crate::keys;
 use crate::model::Realm;
+use crate::model::text::nearest_word;
 
 /// The caller's own key.
 #[derive(Debug, Clone, Args)]
@@ -45,7 +46,7 @@ impl KeyArgs {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') =>
             {
-                DevConfig::load(common)?.key_file(person)
+                development_key(&DevConfig::load(common)?, person)?
             }
             (Some(key), None) => key.clone(),
             (_, Some(_)) | (None, None) => {
@@ -64,6 +65,36 @@ impl KeyArgs {
     pub(super) fn operator_client(&self, common: &Common) -> Result<OperatorClient, CliError> {
         Ok(OperatorClient::new(endpoint(common)?, self.key(common)?))
     }
+}
+
+/// The key file of a person or service of the development broker.
+fn development_key(dev_config: &DevConfig, person: &str) -> Result<PathBuf, CliError> {
+    let path = dev_config.key_file(person);
+    if path.exists() {
+        return Ok(path);
+    }
+    let files = path.parent().map(std::fs::read_dir);
+    let mut known: Vec<String> = files
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten()
+        .filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            name.strip_suffix(".pem").map(str::to_owned)
+        })
+        .collect();
+    known.sort();
+    let near = did_you_mean(person, known.iter().map(String::as_str));
+    Err(
+        CliError::usage(format!("there is no development key for `{person}`{near}"))
+            .with_next_step(format!("there are keys for {}", known.join(", "))),
+    )
+}
+
+/// ` (did you mean `…`?)` with the known name nearest to `name`, when one is near.
+pub(super) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    nearest_word(name, known).map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
 }
 
 /// The broker given by the arguments, or else the development broker.
@@ -88,6 +119,7 @@ pub(super) fn connect_options(common: &Common) -> ConnectOptions {
     ConnectOptions {
         ca: common.ca.clone(),
         socket: common.socket.clone(),
+        allow_plain_http: common.allow_plain_http,
     }
 }
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::connect::did_you_mean;
 use super::error::{CliError, io_error};
 use super::files::write_private;
 use super::{Common, Output, key, parse, policy_dir};
@@ -245,8 +246,9 @@ impl DevConfig {
             .map(|a| a.spiffe_id.clone())
             .ok_or_else(|| {
                 let known: Vec<_> = bundle.agents().map(|a| a.id.to_string()).collect();
+                let near = did_you_mean(agent.as_str(), known.iter().map(String::as_str));
                 CliError::usage(format!(
-                    "agent {agent} is not in {}/agents.toml",
+                    "agent {agent} is not in {}/agents.toml{near}",
                     policy.display()
                 ))
                 .with_next_step(format!("registered: {}", known.join(", ")))

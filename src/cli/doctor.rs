@@ -292,7 +292,12 @@ async fn probe_listeners(
     };
     let mut response = Err("connection failed".to_owned());
     for ca in authorities {
-        let reach = ConnectOptions { ca, socket: None };
+        let reach = ConnectOptions {
+            ca,
+            socket: None,
+            // A probe without credentials.
+            allow_plain_http: true,
+        };
         let route = match Transport::new(&url, &reach) {
             Ok(route) => route.at(listen),
             Err(error) => {

@@ -163,14 +163,20 @@ impl From<Error> for CliError {
             | Error::NoRandomness => error.reason().map_or(Exit::Failed, Reason::exit),
         };
         let next_step = match &error {
-            Error::Unreachable { .. } | Error::TimedOut { .. } => Some(
-                "check that the broker is running and that --url or DIPYLON_URL is its address; 'dipylon serve --dev' starts one",
+            // The cause says what to do; the options have names of this program.
+            Error::Unreachable { .. } => Some(
+                "options: --url (DIPYLON_URL), --ca (DIPYLON_CA), --socket (DIPYLON_SOCKET); 'dipylon serve --dev' starts a development broker",
+            ),
+            Error::TimedOut { .. } => Some(
+                "the call may have taken effect: repeat it; 'dipylon doctor' checks a broker on this machine",
+            ),
+            Error::Url(_) => Some(
+                "--url or DIPYLON_URL is the broker's external URL; --allow-plain-http allows plain http in a network that you trust",
             ),
             Error::SignVote(_) => Some(
                 "the broker's statement differs from the card: do not vote, and tell your security team",
             ),
             Error::Refused(_)
-            | Error::Url(_)
             | Error::Trust(_)
             | Error::Evidence(_)
             | Error::InvalidInput(_)

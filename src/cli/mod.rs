@@ -38,13 +38,14 @@ mod shell;
 mod task;
 mod task_store;
 mod token;
+mod token_use;
 mod vote;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::Resettable;
+use clap::builder::{FalseyValueParser, Resettable};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::model::Exit;
@@ -99,6 +100,9 @@ struct Common {
     /// Connect to the broker's Unix socket instead; proofs still name the URL
     #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Allow http:// to another host: evidence, tokens and codes then cross the network unencrypted
+    #[arg(long, global = true, env = "DIPYLON_ALLOW_PLAIN_HTTP", value_parser = FalseyValueParser::new())]
+    allow_plain_http: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -111,7 +115,7 @@ enum Command {
     /// Open, keep alive and complete tasks (agents); list and end them (operators)
     #[command(subcommand)]
     Task(task::TaskCommand),
-    /// Request tokens (agents), introspect them (validators), list and revoke them (operators)
+    /// Request and present tokens (agents), introspect and consume them (validators), list and revoke them (operators)
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Run a command with a token for one approved action, revoked when the command ends (agents)

@@ -49,6 +49,15 @@ pub(super) async fn run(
     let approver = args.key.approver_client(common)?;
     let realm = connect::realm(common, args.realm)?;
     let card = approver.card(args.access_request).await?;
+    if card.realm != realm {
+        return Err(CliError::usage(format!(
+            "the broker's realm is `{}`, expected `{realm}`: no vote was cast",
+            card.realm
+        ))
+        .with_next_step(
+            "correct --realm or DIPYLON_REALM; if it is right, this is not the broker you mean to vote at",
+        ));
+    }
     let viewed_at = Clock::system().now();
     if !output.is_json() {
         output.text(&card::text(&card, viewed_at));
@@ -123,7 +132,18 @@ pub(super) async fn run(
 /// The profile given, or the only one the card needs.
 fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliError> {
     match (given, card.needs.as_slice()) {
-        (Some(profile), _) => Ok(profile),
+        (Some(profile), needs) => {
+            let mut names = needs.iter().map(|need| need.profile.name.as_str());
+            if names.clone().any(|name| name == profile.as_str()) {
+                return Ok(profile);
+            }
+            let near = connect::did_you_mean(profile.as_str(), names.clone());
+            let known = names.by_ref().collect::<Vec<_>>().join(", ");
+            Err(CliError::usage(format!(
+                "the access request does not need the profile `{profile}`{near}"
+            ))
+            .with_next_step(format!("it needs {known}")))
+        }
         (None, [only]) => Ok(only.profile.name.clone()),
         (None, needs) => {
             let names: Vec<String> = needs
@@ -322,6 +342,7 @@ mod tests {
             dev_dir: None,
             ca: None,
             socket: None,
+            allow_plain_http: false,
         };
         let args = VoteArgs {
             access_request,

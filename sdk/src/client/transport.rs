@@ -23,7 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Error;
+use super::{Error, connect_error};
 
 /// How to connect to a broker, beside its URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +32,9 @@ pub struct ConnectOptions {
     pub ca: Option<PathBuf>,
     /// The broker's Unix socket on this host, instead of the host and port of its URL. Proofs name the URL all the same.
     pub socket: Option<PathBuf>,
+    /// Whether an `http://` URL may name another host: evidence and tokens then cross the network unencrypted. Without it plain
+    /// http is for loopback and the Unix socket alone.
+    pub allow_plain_http: bool,
 }
 
 /// The application protocol of a connection (ALPN).
@@ -87,6 +90,11 @@ impl Transport {
         let host = uri.host().unwrap_or_default();
         let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
         let port = uri.port_u16();
+        if !tls && options.socket.is_none() && !options.allow_plain_http && !is_loopback(&host) {
+            return Err(Error::Url(
+                "must begin with https:// for a host other than loopback: over plain http, evidence and tokens would cross the network unencrypted",
+            ));
+        }
         let target = match (&options.socket, tls) {
             (Some(path), _) => ConnectTarget::Unix(path.as_path().into()),
             (None, false) => ConnectTarget::Tcp {
@@ -126,7 +134,10 @@ impl Transport {
     /// A new connection.
     pub async fn connect(&self, protocol: Protocol) -> io::Result<Connection> {
         match &self.target {
-            ConnectTarget::Unix(path) => Ok(Connection::Unix(UnixStream::connect(path).await?)),
+            ConnectTarget::Unix(path) => UnixStream::connect(path)
+                .await
+                .map(Connection::Unix)
+                .map_err(|error| connect_error::unix(path, &error)),
             ConnectTarget::Tcp { host, port } => Ok(Connection::Tcp(tcp(host, *port).await?)),
             ConnectTarget::Tls {
                 host,
@@ -142,7 +153,8 @@ impl Transport {
                 let stream = tcp(host, *port).await?;
                 let stream = TlsConnector::from(Arc::new(config))
                     .connect(name.clone(), stream)
-                    .await?;
+                    .await
+                    .map_err(|error| connect_error::tls(host, &error))?;
                 Ok(Connection::Tls(Box::new(stream)))
             }
         }
@@ -150,9 +162,19 @@ impl Transport {
 }
 
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|error| connect_error::tcp(host, port, &error))?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Whether the host is this machine alone (RFC 6761 §6.3 for `localhost`).
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
@@ -240,13 +262,56 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// A connection whose first bytes are checked, so that a server of another protocol gets an error that names it.
+pub(super) struct Http2Connection {
+    connection: Connection,
+    is_checked: bool,
+}
+
+impl AsyncRead for Http2Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        std::task::ready!(Pin::new(&mut self.connection).poll_read(cx, buffer))?;
+        let first = buffer.filled().get(before..).unwrap_or_default();
+        if !self.is_checked && !first.is_empty() {
+            self.is_checked = true;
+            if let Some(error) = connect_error::not_http_2(first) {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Http2Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+}
+
 /// Makes a channel's connections; the URI of the channel is ignored.
 pub(super) struct Connector(pub(super) Transport);
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Connection>;
+    type Response = TokioIo<Http2Connection>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Connection>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Http2Connection>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -254,6 +319,12 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let transport = self.0.clone();
-        Box::pin(async move { Ok(TokioIo::new(transport.connect(Protocol::Http2).await?)) })
+        Box::pin(async move {
+            let connection = transport.connect(Protocol::Http2).await?;
+            Ok(TokioIo::new(Http2Connection {
+                connection,
+                is_checked: false,
+            }))
+        })
     }
 }

@@ -84,6 +84,8 @@ impl Upstream {
         let reach = ConnectOptions {
             ca: at.ca.map(Path::to_owned),
             socket: None,
+            // Refused above unless it is wanted.
+            allow_plain_http: true,
         };
         let route = Transport::new(&format!("{scheme}://{authority}"), &reach)
             .map_err(|error| wrong(&error.to_string()))?;
