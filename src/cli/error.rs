@@ -27,7 +27,7 @@ impl CliError {
         Self {
             exit,
             reason: None,
-            message: message.into(),
+            message: without_error_numbers(&message.into()),
             correlation: None,
             next_step: None,
         }
@@ -115,10 +115,19 @@ pub(super) fn io_error(subject: impl Display) -> impl FnOnce(std::io::Error) -> 
     }
 }
 
-/// A system error as text, without its number.
+/// The text without ` (os error 2)`: the words before it say the same.
+fn without_error_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(part.split_once(')').map_or(part, |(_, after)| after));
+    }
+    out
+}
+
+/// A system error as text, without its number and in lower case.
 pub(super) fn system_text(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
+    let text = without_error_numbers(&error.to_string());
     let mut letters = text.chars();
     match letters.next() {
         Some(first) => format!("{}{}", first.to_lowercase(), letters.as_str()),

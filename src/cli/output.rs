@@ -119,12 +119,16 @@ impl Output {
 
     /// Prints the error and gives its exit code.
     pub(super) fn print_error(&self, error: &CliError) -> ExitCode {
+        let json = error.to_json();
         match (self.json, self.errors_to) {
-            (true, ErrorStream::Stdout) if !self.is_closed() => self.print_json(&error.to_json()),
-            (true, ErrorStream::Stdout | ErrorStream::Stderr) => {
-                self.warn(&error.to_json().to_string());
+            (false, _) => self.warn(&error.to_text()),
+            (true, ErrorStream::Stderr) => self.warn(&json.to_string()),
+            (true, ErrorStream::Stdout) => {
+                self.print_json(&json);
+                if self.is_closed() {
+                    self.warn(&json.to_string());
+                }
             }
-            (false, ErrorStream::Stdout | ErrorStream::Stderr) => self.warn(&error.to_text()),
         }
         ExitCode::from(error.exit.number())
     }

@@ -29,7 +29,6 @@ use crate::proto::{BOOTSTRAP_CODE, v1};
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
-    #[cfg(feature = "validator")]
     transport: Transport,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
@@ -172,7 +171,6 @@ impl Endpoint {
             .connect_with_connector_lazy(connector);
         Ok(Self {
             url: url.into(),
-            #[cfg(feature = "validator")]
             transport,
             channel,
             nonce: Arc::default(),
@@ -303,7 +301,20 @@ impl Endpoint {
     /// The error that ended a stream.
     pub(crate) fn stream_error(&self, status: &Status) -> Error {
         self.remember_nonce(status.metadata());
-        Error::from_status(&self.url, status)
+        self.error(status)
+    }
+
+    fn error(&self, status: &Status) -> Error {
+        match (
+            Error::from_status(&self.url, status),
+            self.transport.other_protocol(),
+        ) {
+            (Error::Unreachable { url, .. }, Some(other)) => Error::Unreachable {
+                url,
+                cause: other.to_owned(),
+            },
+            (error, _) => error,
+        }
     }
 
     async fn ready(&self) -> Result<Grpc<Channel>, Status> {
@@ -383,7 +394,7 @@ impl RetryState {
         status: &Status,
     ) -> Result<(), Error> {
         endpoint.remember_nonce(status.metadata());
-        let error = Error::from_status(&endpoint.url, status);
+        let error = endpoint.error(status);
         let reason = error.reason();
         if reason == Some(Reason::UseDpopNonce)
             && status.code() == Code::Unauthenticated

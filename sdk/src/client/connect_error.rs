@@ -91,6 +91,10 @@ fn certificate(host: &str, problem: &CertificateError) -> String {
             "the certificate's authority is not trusted here: trust the authority (PEM) that signed it"
                 .to_owned()
         }
+        CertificateError::BadSignature => {
+            "the certificate was not signed by the trusted authority, though by one of that name: trust the authority (PEM) that signed it"
+                .to_owned()
+        }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "the certificate has expired: the broker needs a new one".to_owned()
         }
@@ -106,13 +110,12 @@ fn certificate(host: &str, problem: &CertificateError) -> String {
 }
 
 /// What the first bytes of a server say if it does not speak HTTP/2 in plain.
-pub(super) fn not_http_2(first: &[u8]) -> Option<io::Error> {
-    let text = match first {
-        [0x15, 0x03, ..] => "the port speaks TLS: the URL begins with https://",
-        _ if first.starts_with(b"HTTP/1.") => NO_HTTP_2,
-        _ => return None,
-    };
-    Some(io::Error::new(io::ErrorKind::InvalidData, text))
+pub(super) fn not_http_2(first: &[u8]) -> Option<&'static str> {
+    match first {
+        [0x15, 0x03, ..] => Some("the port speaks TLS: the URL begins with https://"),
+        _ if first.starts_with(b"HTTP/1.") => Some(NO_HTTP_2),
+        _ => None,
+    }
 }
 
 const NO_HTTP_2: &str = "the port speaks HTTP/1.1 only, and gRPC needs HTTP/2: a proxy in between must pass HTTP/2 on, or another service listens there";

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http::Uri;
@@ -56,6 +56,8 @@ pub enum Protocol {
 pub struct Transport {
     uri: Uri,
     target: ConnectTarget,
+    /// What the newest HTTP/2 connection found instead of HTTP/2. The error of the call that it failed does not say so.
+    other_protocol: Arc<Mutex<Option<&'static str>>>,
 }
 
 #[derive(Clone)]
@@ -110,7 +112,11 @@ impl Transport {
                 config: Arc::new(config(options.ca.as_deref())?),
             },
         };
-        Ok(Self { uri, target })
+        Ok(Self {
+            uri,
+            target,
+            other_protocol: Arc::default(),
+        })
     }
 
     /// The same broker at an address of this host; the server name stays the URL's, and a Unix socket is kept.
@@ -129,6 +135,14 @@ impl Transport {
     /// The broker's URL.
     pub fn uri(&self) -> &Uri {
         &self.uri
+    }
+
+    /// What the server speaks instead of HTTP/2, if its first bytes showed that.
+    pub(super) fn other_protocol(&self) -> Option<&'static str> {
+        *self
+            .other_protocol
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new connection.
@@ -266,6 +280,7 @@ impl AsyncWrite for Connection {
 pub(super) struct Http2Connection {
     connection: Connection,
     is_checked: bool,
+    other_protocol: Arc<Mutex<Option<&'static str>>>,
 }
 
 impl AsyncRead for Http2Connection {
@@ -279,8 +294,13 @@ impl AsyncRead for Http2Connection {
         let first = buffer.filled().get(before..).unwrap_or_default();
         if !self.is_checked && !first.is_empty() {
             self.is_checked = true;
-            if let Some(error) = connect_error::not_http_2(first) {
-                return Poll::Ready(Err(error));
+            let other = connect_error::not_http_2(first);
+            *self
+                .other_protocol
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = other;
+            if let Some(other) = other {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, other)));
             }
         }
         Poll::Ready(Ok(()))
@@ -324,6 +344,7 @@ impl tower::Service<Uri> for Connector {
             Ok(TokioIo::new(Http2Connection {
                 connection,
                 is_checked: false,
+                other_protocol: transport.other_protocol,
             }))
         })
     }
