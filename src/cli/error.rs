@@ -48,7 +48,10 @@ impl CliError {
 
     /// A usage error that clap found: its first paragraph, and its tip or the usage.
     pub(super) fn from_clap(error: &clap::Error) -> Self {
-        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        if matches!(
+            error.kind(),
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+        ) {
             return Self::usage("no command given").with_next_step("'--help' lists the commands");
         }
         let text = error.render().to_string();
