@@ -52,7 +52,7 @@ fn nested_parameters_are_typed() {
             "where",
             record(&[("line", Param::Int(1)), ("x", Param::Int(1))])
         ))
-        .contains("where.x is not")
+        .contains("`where.x` is not")
     );
 }
 
