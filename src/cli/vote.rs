@@ -403,7 +403,12 @@ mod tests {
                 "{member}: {}",
                 error.message
             );
-            assert!(error.next_step.expect("a next step").contains("do not vote"));
+            assert!(
+                error
+                    .next_step
+                    .expect("a next step")
+                    .contains("do not vote")
+            );
             assert_eq!(cast, 0, "{member}: no vote was cast");
         }
     }
