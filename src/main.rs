@@ -1,12 +1,7 @@
-//! The `dipylon` program: parses its arguments, runs the command and exits with its code.
+//! The `dipylon` program: runs the command in its arguments and exits with its code.
 
 use std::process::ExitCode;
 
-use dipylon::cli::{self, Cli};
-
 fn main() -> ExitCode {
-    match Cli::from_arguments(std::env::args_os()) {
-        Ok(cli) => cli::run(cli),
-        Err(error) => error.exit(),
-    }
+    dipylon::cli::run(std::env::args_os())
 }

@@ -53,7 +53,10 @@ pub(super) async fn run(
 ) -> Result<ExitCode, CliError> {
     match command {
         ApproverCommand::Invite { id, key } => {
-            let invited = key.operator_client(common)?.invite(&id).await?;
+            let client = key.operator_client(common)?;
+            // The code is printed once and kept nowhere.
+            output.require_writable()?;
+            let invited = client.invite(&id).await?;
             let now = Clock::system().now();
             output.print(
                 || {

@@ -119,7 +119,7 @@ pub(super) fn verify(
     let mut votes = VoteVerifier::default();
     let damaged = |error: &dyn std::fmt::Display| {
         CliError::failed(format!("journal verification failed: {error}"))
-            .with_hint("keep an unchanged copy of this journal and compare it with a backup")
+            .with_next_step("keep an unchanged copy of this journal and compare it with a backup")
     };
     let verified = journal.read_all(|stored| {
         let entry = verifier.entry(&stored.text, stored.leaf)?;

@@ -11,6 +11,7 @@ use super::error::CliError;
 use crate::client::{ApproverClient, ConnectOptions, Endpoint, OperatorClient};
 use crate::jose::SigningKey;
 use crate::keys;
+use crate::model::text::nearest_word;
 use crate::model::{HttpOrigin, Realm};
 
 /// The caller's own key.
@@ -45,7 +46,7 @@ impl KeyArgs {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') =>
             {
-                DevConfig::load(common)?.key_file(person)
+                development_key(&DevConfig::load(common)?, person)?
             }
             (Some(key), None) => key.clone(),
             (_, Some(_)) | (None, None) => {
@@ -66,6 +67,36 @@ impl KeyArgs {
     }
 }
 
+/// The key file of a person or service of the development broker.
+fn development_key(dev_config: &DevConfig, person: &str) -> Result<PathBuf, CliError> {
+    let path = dev_config.key_file(person);
+    if path.exists() {
+        return Ok(path);
+    }
+    let files = path.parent().map(std::fs::read_dir);
+    let mut known: Vec<String> = files
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten()
+        .filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            name.strip_suffix(".pem").map(str::to_owned)
+        })
+        .collect();
+    known.sort();
+    let near = did_you_mean(person, known.iter().map(String::as_str));
+    Err(
+        CliError::usage(format!("there is no development key for `{person}`{near}"))
+            .with_next_step(format!("there are keys for {}", known.join(", "))),
+    )
+}
+
+/// ` (did you mean `…`?)` with the known name nearest to `name`, when one is near.
+pub(super) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    nearest_word(name, known).map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
+}
+
 /// The broker given by the arguments, or else the development broker.
 pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
     let url = match &common.url {
@@ -73,7 +104,7 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, CliError> {
         None => {
             let dev_config = DevConfig::load(common).map_err(|_| {
                 CliError::usage("no broker URL given, and no development broker is set up")
-                    .with_hint(
+                    .with_next_step(
                         "use --url URL or DIPYLON_URL, or start one with 'dipylon serve --dev'",
                     )
             })?;
@@ -88,6 +119,7 @@ pub(super) fn connect_options(common: &Common) -> ConnectOptions {
     ConnectOptions {
         ca: common.ca.clone(),
         socket: common.socket.clone(),
+        allow_plain_http: common.allow_plain_http,
     }
 }
 
@@ -101,12 +133,14 @@ pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, CliE
         common
             .url
             .as_ref()
-            .is_none_or(|url| is_same_url(url, &dev_config.config().settings.external_url))
+            .is_none_or(|url| is_same_url(url, dev_config.config().settings.external_url.as_str()))
     });
     let realm = matching.map(|dev_config| dev_config.config().settings.realm.clone());
     realm.ok_or_else(|| CliError::usage("no realm given: use --realm REALM or DIPYLON_REALM"))
 }
 
-fn is_same_url(given: &str, external_url: &HttpOrigin) -> bool {
-    HttpOrigin::parse("url", given).is_ok_and(|given| given == *external_url)
+/// Whether two spellings of a broker's URL name one broker.
+pub(super) fn is_same_url(left: &str, right: &str) -> bool {
+    let origin = |url| HttpOrigin::parse("url", url).ok();
+    left == right || origin(left).is_some_and(|left| origin(right) == Some(left))
 }

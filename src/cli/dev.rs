@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::connect::did_you_mean;
 use super::error::{CliError, io_error};
 use super::files::write_private;
 use super::{Common, Output, key, parse, policy_dir};
@@ -144,7 +145,7 @@ impl DevConfig {
         let file = dir.join(CONFIG_FILE);
         if !file.exists() {
             return Err(CliError::usage(format!("{} does not exist", file.display()))
-                .with_hint("start a development broker with 'dipylon serve --dev', or name another directory with --dev-dir or DIPYLON_DEV"));
+                .with_next_step("start a development broker with 'dipylon serve --dev', or name another directory with --dev-dir or DIPYLON_DEV"));
         }
         let config = Config::read(&file)?;
         if config.dev {
@@ -245,11 +246,12 @@ impl DevConfig {
             .map(|a| a.spiffe_id.clone())
             .ok_or_else(|| {
                 let known: Vec<_> = bundle.agents().map(|a| a.id.to_string()).collect();
+                let near = did_you_mean(agent.as_str(), known.iter().map(String::as_str));
                 CliError::usage(format!(
-                    "agent {agent} is not in {}/agents.toml",
+                    "agent {agent} is not in {}/agents.toml{near}",
                     policy.display()
                 ))
-                .with_hint(format!("registered: {}", known.join(", ")))
+                .with_next_step(format!("registered: {}", known.join(", ")))
             })
     }
 
@@ -349,7 +351,7 @@ pub(super) fn not_loopback(address: SocketAddr) -> CliError {
     CliError::usage(format!(
         "a development broker listens on loopback only, and {address} is not loopback"
     ))
-    .with_hint(
+    .with_next_step(
         "to serve other machines, write a configuration and start with 'dipylon serve --config FILE'",
     )
 }
@@ -476,7 +478,7 @@ mod tests {
         let unknown = dev_config
             .spiffe_id(&AgentId::parse("unregistered").expect("id"))
             .expect_err("unknown");
-        assert!(unknown.hint.expect("hint").contains("triage"));
+        assert!(unknown.next_step.expect("a next step").contains("triage"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{CliError, io_error};
 
@@ -29,24 +30,43 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
     })
 }
 
-/// Reads text from a file, or from stdin if the path is `-`.
+/// Reads text without the blanks at its end from a file, or from stdin if the path is `-`.
 pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
-    let mut text = String::new();
-    if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(TEXT_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(io_error("stdin"))?;
-    } else {
-        let file = std::fs::File::open(path).map_err(io_error(path.display()))?;
-        file.take(TEXT_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(io_error(path.display()))?;
-    }
+    let mut text = read_exact_text(path)?;
     text.truncate(text.trim_end().len());
     Ok(text)
 }
 
-/// Longest token or evidence read, in bytes.
+/// Reads text from a file, or from stdin if the path is `-`. Stdin is read once: a second reader would get nothing.
+pub(super) fn read_exact_text(path: &Path) -> Result<String, CliError> {
+    let mut text = String::new();
+    let subject = if path == Path::new("-") {
+        if STDIN_IS_READ.swap(true, Ordering::Relaxed) {
+            return Err(CliError::usage(
+                "`-` is given twice, but stdin can be read only once",
+            ));
+        }
+        std::io::stdin()
+            .lock()
+            .take(TEXT_BYTES_MAX + 1)
+            .read_to_string(&mut text)
+            .map_err(io_error("stdin"))?;
+        "stdin".to_owned()
+    } else {
+        let file = std::fs::File::open(path).map_err(io_error(path.display()))?;
+        file.take(TEXT_BYTES_MAX + 1)
+            .read_to_string(&mut text)
+            .map_err(io_error(path.display()))?;
+        path.display().to_string()
+    };
+    match u64::try_from(text.len()) {
+        Ok(0..=TEXT_BYTES_MAX) => Ok(text),
+        Ok(_) | Err(_) => Err(CliError::usage(format!(
+            "{subject}: expected at most {TEXT_BYTES_MAX} bytes, got more"
+        ))),
+    }
+}
+
+static STDIN_IS_READ: AtomicBool = AtomicBool::new(false);
+/// Longest token, evidence or value read, in bytes.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;

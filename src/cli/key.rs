@@ -35,7 +35,10 @@ pub(super) enum KeyCommand {
 
 pub(super) fn run(output: &Output, command: KeyCommand) -> Result<ExitCode, CliError> {
     let (key, of, path) = match command {
-        KeyCommand::New { out, of } => (keys::create(&out)?, of, out),
+        KeyCommand::New { out, of } => {
+            output.require_writable()?;
+            (keys::create(&out)?, of, out)
+        }
         KeyCommand::Show { key, of } => (keys::read(&key)?, of, key),
     };
     output.print(

@@ -41,16 +41,19 @@ mod task;
 mod task_store;
 mod token;
 mod unused_options;
+mod token_use;
 mod vote;
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{FalseyValueParser, Resettable};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::model::Exit;
 use error::CliError;
-use output::Output;
+use output::{ErrorStream, Output};
 
 /// Just-in-time credentials for AI agents and other workloads: one short-lived token for one approved action.
 #[derive(Debug, Parser)]
@@ -64,10 +67,8 @@ pub struct Cli {
 
 impl Cli {
     /// Parses the arguments of the program, its own name first. Refuses an option that would have no effect.
-    pub fn from_arguments(
-        arguments: impl IntoIterator<Item = std::ffi::OsString>,
-    ) -> Result<Self, clap::Error> {
-        let mut command = Self::command();
+    fn from_arguments(arguments: &[OsString]) -> Result<Self, clap::Error> {
+        let mut command = without_empty_env(Self::command());
         let mut matches = command.try_get_matches_from_mut(arguments)?;
         unused_options::refuse(&mut command, &matches)?;
         Self::from_arg_matches_mut(&mut matches)
@@ -83,14 +84,21 @@ fn after_help() -> String {
     if cfg!(feature = "demo") {
         text.push_str("\nTry it:          dipylon demo");
     }
-    text.push_str("\nStart a broker:  dipylon serve --dev");
+    text.push_str("\nStart a broker:  dipylon serve --dev\n\n");
+    text.push_str(JSON_HELP);
     text
 }
+
+const JSON_HELP: &str = "\
+With --json a command prints exactly one JSON value to stdout, one a line for those that follow
+something (request watch, demo). An error is {\"error\":{reason,message,next_step,correlation_id,exit}},
+null where there is none. Only exec leaves stdout to its command: its events and errors go to
+stderr, one JSON value a line. An empty environment variable is an unset one.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 struct Common {
-    /// Print one JSON value instead of text
+    /// Print one JSON value to stdout instead of text, also for an error; commands that follow something print one a line
     #[arg(long, global = true)]
     json: bool,
     /// The broker's external URL [default: the development broker's]
@@ -105,6 +113,9 @@ struct Common {
     /// Connect to the broker's Unix socket instead; proofs still name the URL
     #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Allow http:// to another host: evidence, tokens and codes then cross the network unencrypted
+    #[arg(long, global = true, env = "DIPYLON_ALLOW_PLAIN_HTTP", value_parser = FalseyValueParser::new())]
+    allow_plain_http: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,7 +128,7 @@ enum Command {
     /// Open, keep alive and complete tasks (agents); list and end them (operators)
     #[command(subcommand)]
     Task(task::TaskCommand),
-    /// Request tokens (agents), introspect them (validators), list and revoke them (operators)
+    /// Request and present tokens (agents), introspect and consume them (validators), list and revoke them (operators)
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Run a command with a token for one approved action, revoked when the command ends (agents)
@@ -176,10 +187,22 @@ enum Command {
     DemoResource(demo::ResourceChild),
 }
 
-/// Runs a command to its end.
-pub fn run(cli: Cli) -> ExitCode {
-    let Cli { common, command } = cli;
-    let output = Output::new(common.json);
+/// Parses the arguments, of which the first is the program's name, and runs the command to its end.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let Cli { common, command } = match Cli::from_arguments(&args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let output = output_for_unparsed(&args);
+            let code = output.print_clap(&error);
+            return output.finish(code);
+        }
+    };
+    let errors_to = match &command {
+        Command::Exec(_) => ErrorStream::Stderr,
+        _ => ErrorStream::Stdout,
+    };
+    let output = Output::new(common.json, errors_to);
     let result = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -194,10 +217,47 @@ pub fn run(cli: Cli) -> ExitCode {
             "cannot start the async runtime: {error}"
         ))),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => output.print_error(&error),
+    let code = result.unwrap_or_else(|error| output.print_error(&error));
+    output.finish(code)
+}
+
+/// An empty environment variable is an unset one, for every option.
+fn without_empty_env(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env().is_some_and(is_empty) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
+        })
+        .mut_subcommands(without_empty_env)
+}
+
+/// The output for arguments that clap refused: --json counts wherever it stands before `--`.
+fn output_for_unparsed(args: &[OsString]) -> Output {
+    let own: Vec<&OsString> = args.iter().skip(1).take_while(|arg| *arg != "--").collect();
+    let json = own.iter().any(|arg| *arg == "--json");
+    let command = Cli::command();
+    let takes_value = |option: &str| {
+        let mut options = command.get_arguments();
+        options.any(|arg| {
+            arg.get_action().takes_values() && arg.get_long() == option.strip_prefix("--")
+        })
+    };
+    let mut words = own.iter().filter_map(|arg| arg.to_str());
+    let mut verb = None;
+    while let Some(word) = words.next() {
+        if takes_value(word) {
+            words.next();
+        } else if !word.starts_with('-') {
+            verb = Some(word);
+            break;
+        }
     }
+    let errors_to = match verb {
+        Some("exec") => ErrorStream::Stderr,
+        Some(_) | None => ErrorStream::Stdout,
+    };
+    Output::new(json, errors_to)
 }
 
 async fn call(common: &Common, output: &Output, command: Command) -> Result<ExitCode, CliError> {

@@ -1,22 +1,43 @@
 //! Output of commands: text for people or JSON for programs, errors on stderr.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
-use serde_json::Value;
+use clap::error::ErrorKind;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat, fstatvfs};
+use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr as _;
 
-use super::error::{CliError, io_error};
+use super::error::{CliError, io_error, system_text};
+use crate::model::Exit;
 use crate::model::text::escape_invisible;
 
-/// Prints results as text or JSON.
-#[derive(Debug, Clone, Copy)]
+/// Prints results as text or JSON. Clones share the first failure to write.
+#[derive(Debug, Clone)]
 pub(super) struct Output {
     json: bool,
+    errors_to: ErrorStream,
+    failure: Arc<OnceLock<io::Error>>,
+}
+
+/// Where the error of a command goes with --json; as text it goes to stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ErrorStream {
+    /// Stdout, so that it holds exactly one JSON value whether the command succeeds or fails.
+    Stdout,
+    /// Stderr, because stdout belongs to another program.
+    Stderr,
 }
 
 impl Output {
-    pub(super) const fn new(json: bool) -> Self {
-        Self { json }
+    pub(super) fn new(json: bool, errors_to: ErrorStream) -> Self {
+        Self {
+            json,
+            errors_to,
+            failure: Arc::default(),
+        }
     }
 
     pub(super) const fn is_json(&self) -> bool {
@@ -37,38 +58,100 @@ impl Output {
         self.text(&value.to_string());
     }
 
-    /// Text, ending with a newline.
+    /// Text, ending with a newline. A failure is kept for [`Output::finish`]; nothing is written after it.
     pub(super) fn text(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
+        if self.is_closed() {
+            return;
+        }
+        let mut out = io::stdout().lock();
         let text = text.strip_suffix('\n').unwrap_or(text);
-        // A closed pipe (`| head`) is not an error.
-        let _ignored = out
+        let written = out
             .write_all(text.as_bytes())
-            .and_then(|()| out.write_all(b"\n"));
-        let _ignored = out.flush();
+            .and_then(|()| out.write_all(b"\n"))
+            .and_then(|()| out.flush());
+        self.note_failure(written);
+    }
+
+    fn note_failure(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            let _first = self.failure.set(error);
+        }
+    }
+
+    /// Whether stdout took no more text: a command that prints a stream ends.
+    pub(super) fn is_closed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    /// Refuses, before the deed, when stdout cannot take a result that exists nowhere else.
+    pub(super) fn require_writable(&self) -> Result<(), CliError> {
+        stdout_is_writable().map_err(|error| {
+            CliError::failed(format!("stdout cannot be written: {}", system_text(&error)))
+                .with_next_step("nothing was done: the result would have been lost")
+        })
+    }
+
+    /// The exit code, or that of a failure to write the result. A closed pipe (`| head`) is not a failure.
+    pub(super) fn finish(&self, code: ExitCode) -> ExitCode {
+        match self.failure.get() {
+            None => code,
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
+            Some(error) => {
+                let text = system_text(error);
+                self.warn(&format!(
+                    "dipylon: the result could not be written to stdout: {text}"
+                ));
+                if code == ExitCode::SUCCESS {
+                    ExitCode::from(Exit::Failed.number())
+                } else {
+                    code
+                }
+            }
+        }
     }
 
     /// Prints a note for people on stderr; nothing with --json.
     pub(super) fn note(&self, text: &str) {
         if !self.json {
-            let _ignored = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
+            self.warn(text);
         }
     }
 
     /// Prints the error and gives its exit code.
     pub(super) fn print_error(&self, error: &CliError) -> ExitCode {
-        let mut err = std::io::stderr().lock();
-        let _ignored = if self.json {
-            writeln!(err, "{}", error.to_json())
-        } else {
-            let hint = error
-                .hint
-                .as_ref()
-                .map(|hint| format!("\n         {hint}"))
-                .unwrap_or_default();
-            writeln!(err, "dipylon: {}{hint}", error.message)
-        };
+        let json = error.to_json();
+        match (self.json, self.errors_to) {
+            (false, _) => self.warn(&error.to_text()),
+            (true, ErrorStream::Stderr) => self.warn(&json.to_string()),
+            (true, ErrorStream::Stdout) => {
+                self.print_json(&json);
+                if self.is_closed() {
+                    self.warn(&json.to_string());
+                }
+            }
+        }
         ExitCode::from(error.exit.number())
+    }
+
+    /// Prints what clap has to say: help and version, or an error of the arguments.
+    pub(super) fn print_clap(&self, error: &clap::Error) -> ExitCode {
+        if error.use_stderr() {
+            if self.json {
+                return self.print_error(&CliError::from_clap(error));
+            }
+            let _ignored = error.print();
+            return ExitCode::from(Exit::UsageError.number());
+        }
+        if self.json {
+            let name = match error.kind() {
+                ErrorKind::DisplayVersion => "version",
+                _ => "help",
+            };
+            self.print_json(&json!({ name: error.render().to_string().trim_end() }));
+        } else {
+            self.note_failure(error.print());
+        }
+        ExitCode::SUCCESS
     }
 
     /// Prints to stderr, also with --json.
@@ -119,7 +202,7 @@ impl FieldList {
         let width = self
             .0
             .iter()
-            .map(|(label, _)| label.chars().count())
+            .map(|(label, _)| label.width())
             .max()
             .unwrap_or(0);
         let mut out = String::new();
@@ -130,12 +213,43 @@ impl FieldList {
                 .enumerate()
             {
                 let label = if i == 0 { label.as_str() } else { "" };
-                out.push_str(format!("  {label:width$}  {line}").trim_end());
+                out.push_str(format!("  {}  {line}", padded(label, width)).trim_end());
                 out.push('\n');
             }
         }
         out
     }
+}
+
+/// The text, followed by blanks up to a width in terminal columns: a wide character takes two.
+fn padded(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
+}
+
+/// Whether stdout takes a write now, as far as can be known without writing.
+fn stdout_is_writable() -> io::Result<()> {
+    let stdout = io::stdout();
+    // A device such as /dev/full refuses even an empty write; a closed pipe takes one, but reports an error when polled.
+    rustix::io::write(&stdout, &[])?;
+    let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&at_once))?;
+    if polled
+        .iter()
+        .any(|fd| fd.revents().intersects(PollFlags::ERR))
+    {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    let is_file = fstat(&stdout)
+        .is_ok_and(|file| FileType::from_raw_mode(file.st_mode) == FileType::RegularFile);
+    // The space reserved for root does not count.
+    if is_file && fstatvfs(&stdout).is_ok_and(|disk| disk.f_blocks > 0 && disk.f_bavail == 0) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
 }
 
 /// A table with a heading: columns as wide as their widest cell.
@@ -144,7 +258,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))
-            .map(|c| c.chars().count())
+            .map(|cell| cell.width())
             .max()
             .unwrap_or(0)
     };
@@ -154,7 +268,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
+            .map(|(cell, width)| padded(cell, *width))
             .collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
@@ -180,6 +294,14 @@ mod tests {
         assert_eq!(
             table(&[vec![cell("a"), cell("b")], vec![cell("cc"), cell("d")]]),
             "a   b\ncc  d\n"
+        );
+        // Two columns for each wide character, none for a combining one.
+        assert_eq!(
+            table(&[
+                vec![cell("漢字"), cell("x")],
+                vec![cell("e\u{301}"), cell("y")]
+            ]),
+            "漢字  x\ne\u{301}     y\n"
         );
     }
 }

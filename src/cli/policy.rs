@@ -164,7 +164,7 @@ async fn one_time_code(
                 return Err(CliError::usage(
                     "cannot prompt for the one-time code: stdin is not a terminal",
                 )
-                .with_hint("use --code-file FILE to read it from a file"));
+                .with_next_step("use --code-file FILE to read it from a file"));
             }
             output.prompt("one-time code: ").await?
         }

@@ -208,9 +208,10 @@ pub(super) fn end_report_json(report: &client::TaskEndReport) -> Value {
 /// The report of an ended task, in one line.
 pub(super) fn end_line(report: &client::TaskEndReport) -> String {
     format!(
-        "{} ended ({}) by entry {}: {} of {} tokens were active and are revoked, {} access requests closed",
+        "{} ended ({}) at {} by entry {}: {} of {} tokens were active and are revoked, {} access requests closed",
         escape_invisible(&report.task_id),
         escape_invisible(&report.cause),
+        timestamp(report.ended_at.as_ref()),
         report.position,
         report.tokens_revoked,
         report.tokens_total,

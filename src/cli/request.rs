@@ -26,7 +26,7 @@ pub(super) enum RequestCommand {
     List(ListRequestsArgs),
     /// Show one access request as approvers see it (short form: show)
     Show(ShowRequestArgs),
-    /// Follow one access request until it is decided, or the whole inbox
+    /// Follow one access request until it is decided, or the whole inbox; with --json one value a line
     Watch(WatchRequestsArgs),
     /// Approve an access request (short form: approve)
     Approve(VoteArgs),
@@ -107,6 +107,9 @@ async fn watch_as_task(
     let mut watch = task.watch(id);
     while let Some(request) = watch.next().await? {
         print_status(output, &request);
+        if output.is_closed() {
+            break;
+        }
         if let Some(status) = request.status
             && status != AccessRequestStatus::Waiting
         {
@@ -165,6 +168,9 @@ async fn watch_inbox(output: &Output, client: &ApproverClient) -> Result<ExitCod
                 }
                 InboxUpdate::QueueAdvanced => print_inbox(output, client, "inbox", None).await?,
                 InboxUpdate::Heartbeat(position) => after = Some(position),
+            }
+            if output.is_closed() {
+                return Ok(ExitCode::SUCCESS);
             }
         }
         tokio::time::sleep(RECONNECT_PAUSE).await;

@@ -287,7 +287,7 @@ fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevC
     }
     match config {
         Some(config) if failures.is_empty() => Ok((config, dev_config)),
-        Some(_) | None => Err(CliError::failed(failures.join("\n")).with_hint(format!(
+        Some(_) | None => Err(CliError::failed(failures.join("\n")).with_next_step(format!(
             "'dipylon config check {}' repeats these checks",
             shell_quote(&file.to_string_lossy())
         ))),
@@ -310,7 +310,7 @@ fn load_dev_config(common: &Common, args: &ServeArgs) -> Result<DevConfig, CliEr
         Some(asked) if !made && asked.port() != 0 && asked != listen => Err(CliError::usage(
             format!("cannot listen on {asked}: this development broker was created for {listen}"),
         )
-        .with_hint(format!(
+        .with_next_step(format!(
             "leave out --listen, or delete {} to start over: proofs and tokens name its URL",
             dev_config.dir().display()
         ))),

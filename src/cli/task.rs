@@ -14,17 +14,19 @@ use super::{Common, Output, parse, render};
 use crate::client::{self, OpenTaskRequest};
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
-use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
+use crate::model::{
+    AccessRequestId, AgentId, EndCause, Exit, Reason, TaskId, TaskOutcome, Timestamp,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TaskCommand {
     /// Open a task: authenticates the workload (gate 1)
     Open(OpenTaskArgs),
-    /// List the tasks opened from this machine, or show one of their access requests
+    /// List the tasks opened from this machine, as their brokers know them, or show one of their access requests
     Show(ShowTasksArgs),
     /// Extend the lease of a task opened with --heartbeat
     KeepAlive(KeepAliveArgs),
-    /// Complete a task and revoke its tokens
+    /// Complete a task and revoke its tokens; may be repeated, and says how a task ended that had ended before
     Complete(CompleteArgs),
     /// List the tasks of all agents, the newest first (operators)
     List {
@@ -64,7 +66,7 @@ pub(super) struct OpenTaskArgs {
     #[arg(long)]
     purpose: String,
     /// Longest duration of the task; the broker may shorten it
-    #[arg(long, default_value = "10m", value_parser = parse::seconds)]
+    #[arg(long, default_value = "1h", value_parser = parse::seconds)]
     max_duration: u32,
     /// End the task when no 'task keep-alive' arrives for this long, such as 30s
     #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
@@ -79,8 +81,8 @@ pub(super) struct OpenTaskArgs {
 /// A task opened from this machine, or one with its key file.
 #[derive(Debug, Args)]
 pub(super) struct TaskSelector {
-    /// The task [default: the one opened last]
-    #[arg(long, value_name = "TASK", value_parser = TaskId::parse)]
+    /// The task [default: the one its agent opened last in this directory; refused if several agents did]
+    #[arg(long, value_name = "TASK", env = "DIPYLON_TASK", value_parser = TaskId::parse)]
     task: Option<TaskId>,
     /// The task's private key, if it is not saved on this machine
     #[arg(long, value_name = "FILE", requires = "task")]
@@ -100,7 +102,15 @@ impl TaskSelector {
     ) -> Result<client::TaskHandle, CliError> {
         match (&self.task_key, self.task) {
             (Some(key), Some(task)) => task_store::attach_with_key(common, task, key, evidence),
-            (None | Some(_), task) => SavedTask::load(task)?.attach(common, evidence),
+            (None | Some(_), _) => self.saved(common, evidence)?.attach(common, evidence),
+        }
+    }
+
+    /// The saved task that was given, or the current one.
+    fn saved(&self, common: &Common, evidence: &EvidenceArgs) -> Result<SavedTask, CliError> {
+        match self.task {
+            Some(task) => SavedTask::load(task),
+            None => SavedTask::current(common, evidence.agent()),
         }
     }
 }
@@ -163,25 +173,7 @@ pub(super) async fn run(
                 },
             );
         }
-        TaskCommand::Complete(complete) => {
-            let task = complete.selector.attach(common, &complete.evidence)?;
-            let outcome = match complete.outcome {
-                OutcomeArg::Succeeded => TaskOutcome::Succeeded,
-                OutcomeArg::Failed => TaskOutcome::Failed,
-                OutcomeArg::Abandoned => TaskOutcome::Abandoned,
-            };
-            let report = task.complete(outcome).await?;
-            if complete.selector.task_key.is_none() {
-                // The task has ended: its key is of no further use.
-                SavedTask::load(Some(task.id()))
-                    .iter()
-                    .for_each(SavedTask::delete);
-            }
-            output.print(
-                || render::end_report_json(&report),
-                || render::end_line(&report),
-            );
-        }
+        TaskCommand::Complete(args) => return complete(common, output, args).await,
         TaskCommand::List {
             agent,
             ended,
@@ -296,6 +288,7 @@ fn list(output: &Output, tasks: &[client::TaskInfo]) {
 }
 
 async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<(), CliError> {
+    SavedTask::delete_old(Clock::system().now());
     let endpoint = connect::endpoint(common)?;
     let url = endpoint.url().to_owned();
     let (source, saved) = args.evidence.source(common)?;
@@ -376,22 +369,22 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
         return Ok(());
     }
     let tasks = match args.selector.task {
-        Some(task) => vec![SavedTask::load(Some(task))?],
+        Some(task) => vec![SavedTask::load(task)?],
         None => SavedTask::load_all()?,
     };
-    let left = |saved: &SavedTask| {
-        if now < saved.deadline {
-            render::relative_time(saved.deadline, now)
-        } else {
-            "ended".to_owned()
-        }
-    };
+    let tasks = with_states(common, tasks).await;
     output.print(
         || {
-            let to_json = |saved: &SavedTask| {
+            let to_json = |(saved, state): &(SavedTask, TaskState)| {
+                let (state, end_cause, ended_at) = match state {
+                    TaskState::Running => ("running", None, None),
+                    TaskState::Ended { cause, at } => ("ended", Some(cause), *at),
+                    TaskState::Unknown(_) => ("unknown", None, None),
+                };
                 json!({
                     "task": saved.task, "agent": saved.agent, "url": saved.url, "key": saved.key, "purpose": saved.purpose,
-                    "deadline": saved.deadline.to_string(),
+                    "deadline": saved.deadline.to_string(), "directory": saved.directory(), "state": state,
+                    "end_cause": end_cause, "ended_at": render::timestamp_json(ended_at.as_ref()),
                 })
             };
             tasks.iter().map(to_json).collect::<Value>()
@@ -400,12 +393,102 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
             if tasks.is_empty() {
                 return "no task was opened from this machine; open one with 'dipylon task open'".to_owned();
             }
-            let head = ["TASK", "AGENT", "ENDS", "BROKER", "PURPOSE"].map(str::to_owned).to_vec();
-            let row = |saved: &SavedTask| {
-                vec![saved.task.to_string(), saved.agent.to_string(), left(saved), escape_invisible(&saved.url), escape_invisible(&saved.purpose)]
+            let head = ["TASK", "AGENT", "STATE", "DIRECTORY", "BROKER", "PURPOSE"].map(str::to_owned).to_vec();
+            let row = |(saved, state): &(SavedTask, TaskState)| {
+                let state = match state {
+                    TaskState::Running => format!("ends {}", render::relative_time(saved.deadline, now)),
+                    TaskState::Ended { cause, at: Some(at) } => {
+                        format!("ended ({}) {}", escape_invisible(cause), render::relative_time(*at, now))
+                    }
+                    TaskState::Ended { cause, at: None } => format!("ended ({})", escape_invisible(cause)),
+                    TaskState::Unknown(why) => format!("unknown: {why}"),
+                };
+                let directory = saved.directory().map_or_else(|| "-".to_owned(), |dir| escape_invisible(&dir.display().to_string()));
+                vec![saved.task.to_string(), saved.agent.to_string(), state, directory, escape_invisible(&saved.url), escape_invisible(&saved.purpose)]
             };
             table(&std::iter::once(head).chain(tasks.iter().map(row)).collect::<Vec<_>>())
         },
     );
     Ok(())
+}
+
+/// The state of a saved task, as its broker knows it.
+enum TaskState {
+    Running,
+    Ended {
+        cause: String,
+        at: Option<Timestamp>,
+    },
+    /// The broker could not be asked, or does not know the task; the reason.
+    Unknown(String),
+}
+
+/// Asks the brokers about all tasks at once.
+async fn with_states(common: &Common, tasks: Vec<SavedTask>) -> Vec<(SavedTask, TaskState)> {
+    let calls: Vec<_> = tasks
+        .into_iter()
+        .map(|saved| {
+            let common = common.clone();
+            tokio::spawn(async move {
+                let state = state(&common, &saved).await;
+                (saved, state)
+            })
+        })
+        .collect();
+    let mut out = Vec::with_capacity(calls.len());
+    for call in calls {
+        // A call is neither cancelled nor panics.
+        out.extend(call.await);
+    }
+    out
+}
+
+async fn state(common: &Common, saved: &SavedTask) -> TaskState {
+    match saved.status(common).await {
+        Ok(status) if status.end_cause.is_empty() => TaskState::Running,
+        Ok(status) => TaskState::Ended {
+            cause: status.end_cause,
+            at: status.ended_at,
+        },
+        Err(error) if error.reason == Some(Reason::NotFound) => {
+            TaskState::Unknown("the broker does not have it".to_owned())
+        }
+        Err(error) => TaskState::Unknown(error.message),
+    }
+}
+
+/// Completes the task. One that had ended for another cause is not completed: its report says so, and so does the exit code.
+async fn complete(
+    common: &Common,
+    output: &Output,
+    args: CompleteArgs,
+) -> Result<ExitCode, CliError> {
+    let (task, saved) = match args.selector.task_key {
+        Some(_) => (args.selector.attach(common, &args.evidence)?, None),
+        None => {
+            let saved = args.selector.saved(common, &args.evidence)?;
+            (saved.attach(common, &args.evidence)?, Some(saved))
+        }
+    };
+    let outcome = match args.outcome {
+        OutcomeArg::Succeeded => TaskOutcome::Succeeded,
+        OutcomeArg::Failed => TaskOutcome::Failed,
+        OutcomeArg::Abandoned => TaskOutcome::Abandoned,
+    };
+    let report = task.complete(outcome).await?;
+    if let Some(mut saved) = saved {
+        saved.mark_ended(report.ended_at.unwrap_or_else(|| Clock::system().now()))?;
+    }
+    let is_completed = report.cause == EndCause::Completed.as_str();
+    output.print(
+        || render::end_report_json(&report),
+        || match is_completed {
+            true => render::end_line(&report),
+            false => format!("not completed: {}", render::end_line(&report)),
+        },
+    );
+    Ok(match is_completed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(Exit::Conflict.number()),
+    })
 }

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::dev::DevConfig;
 use super::error::{CliError, io_error};
-use super::{Common, files};
-use crate::client::{Endpoint, EvidenceSource, TaskHandle, WorkloadApi};
+use super::{Common, connect, files};
+use crate::client::{Endpoint, EvidenceSource, TaskHandle, TaskStatus, WorkloadApi};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::keys;
+use crate::model::text::escape_invisible;
 use crate::model::{AgentId, Secret, SpiffeId, TaskId, Timestamp, json};
 
 /// The source of evidence.
@@ -52,7 +53,7 @@ enum EvidenceOrigin {
     Once,
 }
 
-/// A task opened from this machine.
+/// A task opened from this machine. It stays for a while after its end, so that a repeated 'task complete' can say how it ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SavedTask {
@@ -62,12 +63,18 @@ pub(super) struct SavedTask {
     pub(super) key: PathBuf,
     pub(super) purpose: String,
     pub(super) deadline: Timestamp,
+    opened_at: Timestamp,
+    /// Where 'task open' ran: the task is the agent's current one there. None for a task of 'exec'.
+    directory: Option<PathBuf>,
+    /// When it ended, once this machine knows.
+    ended_at: Option<Timestamp>,
     evidence: EvidenceOrigin,
 }
 
 /// Lifetime of development evidence in seconds: that of a usual JWT-SVID.
 const DEV_SVID_TTL_S: u32 = 300;
-const CURRENT: &str = "last";
+/// How long an ended task stays saved, in seconds.
+const KEEP_ENDED_S: i64 = 3_600;
 /// The variable with the address of this machine's SPIFFE agent (SPIFFE Workload Endpoint §4).
 pub(super) const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
 
@@ -78,6 +85,11 @@ impl EvidenceArgs {
             || self.agent.is_some()
             || self.workload_api.is_some()
             || self.spiffe_id.is_some()
+    }
+
+    /// The development agent, if one was given.
+    pub(super) fn agent(&self) -> Option<&AgentId> {
+        self.agent.as_ref()
     }
 
     /// The source, and its form for saving.
@@ -116,13 +128,13 @@ impl EvidenceArgs {
             CliError::usage(
                 "no source of evidence given, and the broker must verify the workload's identity",
             )
-            .with_hint(
+            .with_next_step(
                 "use --evidence FILE, --workload-api unix:///PATH, or --agent ID in development",
             )
         })?;
         let audience = match &self.evidence_audience {
             Some(audience) => audience.clone(),
-            None => super::connect::endpoint(common)?.url().to_owned(),
+            None => connect::endpoint(common)?.url().to_owned(),
         };
         let api = WorkloadApi::new(&address, &audience, self.spiffe_id.clone())?;
         let origin = EvidenceOrigin::WorkloadApi {
@@ -164,6 +176,24 @@ pub(super) fn state_dir() -> Result<PathBuf, CliError> {
     let state =
         state.ok_or_else(|| CliError::usage("HOME is not set: give a key file with --task-key"))?;
     Ok(state.join("dipylon"))
+}
+
+fn current_dir() -> Result<PathBuf, CliError> {
+    std::env::current_dir().map_err(io_error("current directory"))
+}
+
+/// `task_… (agent triage, /home/a)`, for a message.
+fn list(tasks: &[SavedTask]) -> String {
+    let one = |saved: &SavedTask| {
+        let directory = saved.directory.as_deref().unwrap_or(Path::new(""));
+        format!(
+            "{} (agent {}, {})",
+            saved.task,
+            saved.agent,
+            escape_invisible(&directory.display().to_string())
+        )
+    };
+    tasks.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Saves a key that was generated in memory, under the task's id.
@@ -224,11 +254,14 @@ impl SavedTask {
             key,
             purpose: purpose.to_owned(),
             deadline,
+            opened_at: Clock::system().now(),
+            directory: None,
+            ended_at: None,
             evidence: evidence.0,
         })
     }
 
-    /// Saves the task and makes it the default one. A key that was created for it is renamed after the task.
+    /// Saves the task as its agent's current one in this directory. A key that was created for it is renamed after the task.
     pub(super) fn save(mut self, key_given: bool) -> Result<Self, CliError> {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
@@ -237,12 +270,12 @@ impl SavedTask {
             std::fs::rename(&self.key, &named).map_err(io_error(named.display()))?;
             self.key = named;
         }
+        self.directory = Some(current_dir()?);
         self.save_without_current()?;
-        files::write_private(&dir.join(CURRENT), &self.task.to_string())?;
         Ok(self)
     }
 
-    /// Saves the task without making it the default one; its key must be saved already.
+    /// Saves the task without making it a current one; its key must be saved already.
     pub(super) fn save_without_current(&self) -> Result<(), CliError> {
         let dir = dir()?;
         keys::make_private_dir(&dir)?;
@@ -250,33 +283,73 @@ impl SavedTask {
         files::write_private(&dir.join(format!("{}.json", self.task)), &text)
     }
 
-    /// Loads a task by its id, or the one opened last.
-    pub(super) fn load(task: Option<TaskId>) -> Result<Self, CliError> {
+    /// Loads a task by its id.
+    pub(super) fn load(task: TaskId) -> Result<Self, CliError> {
         let dir = dir()?;
-        let task = match task {
-            Some(task) => task,
-            None => std::fs::read_to_string(dir.join(CURRENT))
-                .ok()
-                .and_then(|text| TaskId::parse(text.trim()).ok())
-                .ok_or_else(|| {
-                    CliError::usage("no task was opened from this machine").with_hint(
-                        "open one with 'dipylon task open', or give one with --task and --task-key",
-                    )
-                })?,
-        };
         let path = dir.join(format!("{task}.json"));
-        let text = std::fs::read(&path).map_err(|_| {
-            CliError::usage(format!("{task} is not saved in {}: it was completed, or opened on another machine", dir.display()))
-                .with_hint("list the saved tasks with 'dipylon task show', or give the task's key with --task-key")
+        let text = std::fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => CliError::usage(format!(
+                "{task} is not saved in {}: it ended long ago, or was opened by another user or machine",
+                dir.display()
+            ))
+            .with_next_step("list the saved tasks with 'dipylon task show', or give the task's key with --task-key"),
+            _ => io_error(path.display())(error),
         })?;
-        json::parse_as(&text).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
+        json::parse_as(&text).map_err(|error| {
+            CliError::failed(format!("{}: {error}", path.display()))
+                .with_next_step("another version of this program wrote it: delete the file")
+        })
+    }
+
+    /// The current task of this directory: the one that its agent opened last here, whether it runs or has ended. With several
+    /// agents (or brokers) there is none: a command must not act in the task of another agent.
+    pub(super) fn current(common: &Common, agent: Option<&AgentId>) -> Result<Self, CliError> {
+        let directory = current_dir()?;
+        let is_meant = |saved: &Self| {
+            saved.directory.is_some()
+                && agent.is_none_or(|agent| *agent == saved.agent)
+                && common
+                    .url
+                    .as_ref()
+                    .is_none_or(|url| connect::is_same_url(url, &saved.url))
+        };
+        let (mut here, elsewhere): (Vec<Self>, Vec<Self>) = Self::load_all()?
+            .into_iter()
+            .filter(is_meant)
+            .partition(|saved| saved.directory.as_ref() == Some(&directory));
+        here.sort_by_key(|saved| (saved.opened_at, saved.task));
+        let Some(newest) = here.pop() else {
+            let error = CliError::usage(format!("no task was opened in {}", directory.display()));
+            return Err(error.with_next_step(match elsewhere.as_slice() {
+                [] => "open one with 'dipylon task open', or give one with --task and --task-key"
+                    .to_owned(),
+                others => format!("give one with --task or DIPYLON_TASK: {}", list(others)),
+            }));
+        };
+        let is_own = |saved: &Self| {
+            saved.agent == newest.agent && connect::is_same_url(&saved.url, &newest.url)
+        };
+        if here.iter().all(is_own) {
+            return Ok(newest);
+        }
+        here.push(newest);
+        Err(CliError::usage(format!(
+            "several agents opened tasks in {}: it is not clear which one is meant",
+            directory.display()
+        ))
+        .with_next_step(format!(
+            "give one with --task or DIPYLON_TASK: {}",
+            list(&here)
+        )))
     }
 
     /// All saved tasks, ordered by id.
     pub(super) fn load_all() -> Result<Vec<Self>, CliError> {
         let dir = dir()?;
-        let Ok(found) = std::fs::read_dir(&dir) else {
-            return Ok(Vec::new());
+        let found = match std::fs::read_dir(&dir) {
+            Ok(found) => found,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error(dir.display())(error)),
         };
         let mut ids: Vec<TaskId> = found
             .flatten()
@@ -288,7 +361,39 @@ impl SavedTask {
             })
             .collect();
         ids.sort();
-        ids.into_iter().map(|id| Self::load(Some(id))).collect()
+        ids.into_iter().map(Self::load).collect()
+    }
+
+    /// Deletes tasks that ended a while ago.
+    pub(super) fn delete_old(now: Timestamp) {
+        let all = Self::load_all().unwrap_or_default();
+        let is_old = |saved: &&Self| {
+            now >= saved
+                .ended_at
+                .unwrap_or(saved.deadline)
+                .plus_secs(KEEP_ENDED_S)
+        };
+        all.iter().filter(is_old).for_each(Self::delete);
+    }
+
+    /// Notes that the task has ended.
+    pub(super) fn mark_ended(&mut self, at: Timestamp) -> Result<(), CliError> {
+        self.ended_at = Some(at);
+        self.save_without_current()
+    }
+
+    /// Where the task is the current one.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// Asks the broker about the task, once.
+    pub(super) async fn status(&self, common: &Common) -> Result<TaskStatus, CliError> {
+        let endpoint = Endpoint::connect_with(&self.url, &connect::connect_options(common))?;
+        let key = Arc::new(keys::read(&self.key)?);
+        let no_evidence = EvidenceOrigin::Once.source()?;
+        let task = TaskHandle::attach(endpoint.with_retry_ms(0), no_evidence, self.task, key);
+        Ok(task.status().await?)
     }
 
     /// A handle to the saved task.
@@ -305,7 +410,7 @@ impl SavedTask {
         let url = common.url.as_deref().unwrap_or(&self.url);
         let key = Arc::new(keys::read(&self.key)?);
         Ok(TaskHandle::attach(
-            Endpoint::connect_with(url, &super::connect::connect_options(common))?,
+            Endpoint::connect_with(url, &connect::connect_options(common))?,
             source,
             self.task,
             key,
@@ -353,7 +458,7 @@ pub(super) fn attach_with_key(
         EvidenceOrigin::Once.source()?
     };
     Ok(TaskHandle::attach(
-        super::connect::endpoint(common)?,
+        connect::endpoint(common)?,
         source,
         task,
         Arc::new(keys::read(key)?),

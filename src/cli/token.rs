@@ -1,21 +1,19 @@
-//! `token`: request, introspect, list and revoke tokens.
+//! `token`: request, list and revoke tokens; [`super::token_use`] has the verbs that use one.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{self, KeyArgs};
+use super::connect::KeyArgs;
 use super::error::CliError;
 use super::output::{FieldList, table};
-use super::parse::{self, NamedParam};
+use super::parse::{self, NamedParam, Wait};
 use super::task::TaskSelector;
 use super::task_store::EvidenceArgs;
-use super::{Common, Output, files, render};
-use crate::client::{
-    self, AccessToken, Denial, Identity, PendingApproval, TokenOutcome, TokenRequest,
-};
+use super::token_use::{self, ConsumeArgs, IntrospectArgs, ProofArgs};
+use super::{Common, Output, render};
+use crate::client::{self, AccessToken, Denial, PendingApproval, TokenOutcome, TokenRequest};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
@@ -24,8 +22,12 @@ use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Tim
 pub(super) enum TokenCommand {
     /// Request a token for one action
     Request(Box<TokenRequestArgs>),
+    /// Print the headers of one request with a token and a new proof of its key, for 'curl -H @-' (agents)
+    Proof(ProofArgs),
     /// Show whether a token is active (validators, for their own audiences)
     Introspect(IntrospectArgs),
+    /// Consume one use of a token, before acting on it (validators, for their own audiences)
+    Consume(ConsumeArgs),
     /// List the active tokens, the next to expire first (operators)
     List {
         /// Maximum number of rows
@@ -54,7 +56,8 @@ pub(super) struct TokenRequestArgs {
     /// The resource the action applies to
     #[arg(long, value_name = "TYPE::ID", value_parser = parse::target)]
     target: Target,
-    /// A parameter of the action: name=value, or name:=JSON for sets and records
+    /// A parameter: name=value, or name:=JSON for sets and records. The command line is visible to all users of this machine:
+    /// pass a sensitive value as name=@FILE, name=@- (stdin) or name=@env:VARIABLE
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     params: Vec<NamedParam>,
     /// The resource server that performs the action
@@ -66,9 +69,9 @@ pub(super) struct TokenRequestArgs {
     /// Reason shown to approvers as unverified; policy rules never see it
     #[arg(long, default_value = "")]
     reason: String,
-    /// How long to wait for approvers
-    #[arg(long, value_parser = parse::seconds)]
-    wait: Option<u32>,
+    /// Wait for approvers: for this long, or without a value until the access request expires
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "deadline", value_parser = parse::wait)]
+    wait: Option<Wait>,
     /// Repeat the request with this key: it is settled once, and a retry gets the same result
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     idempotency_key: Option<String>,
@@ -79,15 +82,6 @@ pub(super) struct TokenRequestArgs {
     show_token: bool,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct IntrospectArgs {
-    /// A file with the token; - reads it from stdin
-    #[arg(long, value_name = "FILE")]
-    token: PathBuf,
-    #[command(flatten)]
-    key: KeyArgs,
-}
-
 pub(super) async fn run(
     common: &Common,
     output: &Output,
@@ -95,7 +89,9 @@ pub(super) async fn run(
 ) -> Result<ExitCode, CliError> {
     match command {
         TokenCommand::Request(request) => self::request(common, output, *request).await,
-        TokenCommand::Introspect(introspect) => self::introspect(common, output, introspect).await,
+        TokenCommand::Proof(args) => token_use::proof(common, output, &args),
+        TokenCommand::Introspect(args) => token_use::introspect(common, output, &args).await,
+        TokenCommand::Consume(args) => token_use::consume(common, output, args).await,
         TokenCommand::List { max, key } => {
             list(
                 output,
@@ -168,12 +164,12 @@ async fn request(
         args.target,
         parse::params(args.params)?,
     )?;
-    let mut task = args.selector.attach(common, &args.evidence)?;
-    if args.evidence.is_given() {
-        task = task.always_send_evidence();
+    let task = args.selector.attach(common, &args.evidence)?;
+    if args.show_token || output.is_json() {
+        output.require_writable()?;
     }
     let clock = Clock::system();
-    let until = clock.now().plus_secs(i64::from(args.wait.unwrap_or(0)));
+    let began = clock.now();
     let mut order = TokenRequest {
         action,
         ttl_s: i64::from(args.ttl),
@@ -181,10 +177,20 @@ async fn request(
         idempotency_key: args.idempotency_key,
         wait_s: 0,
     };
-    let mut outcome = task.request_token(&order).await?;
+    // Evidence that was given is sent once; later the broker says when it needs some again.
+    let first = match args.evidence.is_given() {
+        true => task.clone().always_send_evidence(),
+        false => task.clone(),
+    };
+    let mut outcome = first.request_token(&order).await?;
     if let TokenOutcome::Pending(pending) = &outcome
-        && args.wait.is_some()
+        && let Some(wait) = args.wait
     {
+        let until = match wait {
+            Wait::Seconds(seconds) => began.plus_secs(i64::from(seconds)),
+            // A little longer: then the broker says that it expired.
+            Wait::Deadline => pending.expires_at().plus_secs(EXPIRY_ANSWER_S),
+        };
         let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
         output.note(&format!(
             "waiting until {until} for approval of {}: {needs}",
@@ -201,7 +207,11 @@ async fn request(
         }
         TokenOutcome::Pending(pending) => {
             print_pending(output, &pending, &order.action, now);
-            ExitCode::from(Exit::Pending.number())
+            let exit = match args.wait {
+                Some(_) => Exit::ApprovalTimeout,
+                None => Exit::Pending,
+            };
+            ExitCode::from(exit.number())
         }
         TokenOutcome::Denied(denial) => {
             print_denied(output, &denial, &order.action);
@@ -210,6 +220,9 @@ async fn request(
         }
     })
 }
+
+/// Time for the broker's own answer after an access request has expired, in seconds.
+const EXPIRY_ANSWER_S: i64 = 5;
 
 fn action_text(action: &Action) -> String {
     escape_invisible(&format!(
@@ -242,7 +255,7 @@ fn print_token(output: &Output, token: &AccessToken, show: bool, now: Timestamp)
                 .row("allowed by", render::rule_lines(token.rules()))
                 .row("decision", token.decision_id().to_string());
             let text = fields.to_text();
-            if show { format!("{text}\n{}", token.jwt().expose_secret()) } else { format!("{text}  (--show-token prints it)") }
+            if show { format!("{text}\n{}", token.jwt().expose_secret()) } else { format!("{text}  (--show-token prints it, 'token proof' makes the headers of a request)") }
         },
     );
 }
@@ -312,50 +325,4 @@ fn print_denied(output: &Output, denial: &Denial, action: &Action) {
             )
         },
     );
-}
-
-async fn introspect(
-    common: &Common,
-    output: &Output,
-    args: IntrospectArgs,
-) -> Result<ExitCode, CliError> {
-    let endpoint = connect::endpoint(common)?;
-    let identity = Identity::Key(args.key.key(common)?);
-    let introspection = endpoint
-        .introspect(&identity, &files::read_text(&args.token)?)
-        .await?;
-    let now = Clock::system().now();
-    output.print(
-        || {
-            if !introspection.active {
-                return json!({ "active": false });
-            }
-            json!({
-                "active": true, "jti": introspection.jti, "task": introspection.task_id, "agent": introspection.agent_id, "subject": introspection.subject,
-                "audience": introspection.audience, "expires_at": render::timestamp_json(introspection.expires_at.as_ref()), "jkt": introspection.jkt,
-                "action": introspection.action, "target": render::target(introspection.target.as_ref()), "uses": introspection.uses,
-                "uses_left": introspection.uses_left,
-            })
-        },
-        || {
-            if !introspection.active {
-                return "inactive: expired, revoked, or issued for another audience".to_owned();
-            }
-            let mut fields = FieldList::default();
-            fields.row("active", escape_invisible(&introspection.jti))
-                .untrusted_row("for", &format!("{} on {}", introspection.action, render::target(introspection.target.as_ref())))
-                .untrusted_row("agent", &format!("{} ({})", introspection.agent_id, introspection.subject))
-                .untrusted_row("task", &introspection.task_id)
-                .row("until", render::timestamp_with_distance(introspection.expires_at.as_ref(), now));
-            if let (Some(uses), Some(left)) = (introspection.uses, introspection.uses_left) {
-                fields.row("uses", format!("{left} of {uses} left"));
-            }
-            fields.to_text()
-        },
-    );
-    Ok(if introspection.active {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(Exit::Denied.number())
-    })
 }

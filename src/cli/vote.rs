@@ -49,6 +49,15 @@ pub(super) async fn run(
     let approver = args.key.approver_client(common)?;
     let realm = connect::realm(common, args.realm)?;
     let card = approver.card(args.access_request).await?;
+    if card.realm != realm {
+        return Err(CliError::usage(format!(
+            "the broker's realm is `{}`, expected `{realm}`: no vote was cast",
+            card.realm
+        ))
+        .with_next_step(
+            "correct --realm or DIPYLON_REALM; if it is right, this is not the broker you mean to vote at",
+        ));
+    }
     let viewed_at = Clock::system().now();
     if !output.is_json() {
         output.text(&card::text(&card, viewed_at));
@@ -59,7 +68,9 @@ pub(super) async fn run(
         if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
             let text =
                 "this profile requires a passkey: set lifetime, uses and comment at the console";
-            return Err(CliError::usage(text).with_hint("leave out --ttl, --uses and --comment"));
+            return Err(
+                CliError::usage(text).with_next_step("leave out --ttl, --uses and --comment")
+            );
         }
         return console_vote::wait_for_console_vote(output, &approver, card, verdict).await;
     }
@@ -121,7 +132,18 @@ pub(super) async fn run(
 /// The profile given, or the only one the card needs.
 fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliError> {
     match (given, card.needs.as_slice()) {
-        (Some(profile), _) => Ok(profile),
+        (Some(profile), needs) => {
+            let mut names = needs.iter().map(|need| need.profile.name.as_str());
+            if names.clone().any(|name| name == profile.as_str()) {
+                return Ok(profile);
+            }
+            let near = connect::did_you_mean(profile.as_str(), names.clone());
+            let known = names.by_ref().collect::<Vec<_>>().join(", ");
+            Err(CliError::usage(format!(
+                "the access request does not need the profile `{profile}`{near}"
+            ))
+            .with_next_step(format!("it needs {known}")))
+        }
         (None, [only]) => Ok(only.profile.name.clone()),
         (None, needs) => {
             let names: Vec<String> = needs
@@ -141,7 +163,7 @@ async fn confirmed(output: &Output) -> Result<bool, CliError> {
     if !output.can_prompt() {
         return Err(
             CliError::usage("cannot prompt for confirmation: stdin is not a terminal")
-                .with_hint("use --yes to vote without confirmation"),
+                .with_next_step("use --yes to vote without confirmation"),
         );
     }
     let line = output
@@ -320,6 +342,7 @@ mod tests {
             dev_dir: None,
             ca: None,
             socket: None,
+            allow_plain_http: false,
         };
         let args = VoteArgs {
             access_request,
@@ -331,7 +354,13 @@ mod tests {
             yes: true,
             realm: Some(Realm::parse("prod").expect("realm")),
         };
-        let result = run(&common, &Output::new(true), args, Verdict::Approve).await;
+        let result = run(
+            &common,
+            &Output::new(true, crate::cli::output::ErrorStream::Stdout),
+            args,
+            Verdict::Approve,
+        )
+        .await;
         serving.abort();
         let cast = *cast.lock().expect("lock");
         (result, cast)
@@ -374,7 +403,12 @@ mod tests {
                 "{member}: {}",
                 error.message
             );
-            assert!(error.hint.expect("hint").contains("do not vote"));
+            assert!(
+                error
+                    .next_step
+                    .expect("a next step")
+                    .contains("do not vote")
+            );
             assert_eq!(cast, 0, "{member}: no vote was cast");
         }
     }

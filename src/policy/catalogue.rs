@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::files::SCHEMA;
-use super::problem::Problems;
+use super::problem::{Problems, nearest};
 use super::schema::{MergedSchema, check_annotations, declaration_line, parameters};
 use super::schema_types::{RecordMember, SchemaType, annotations};
 use crate::model::{ActionName, Param, Risk, check_visible};
@@ -92,12 +92,18 @@ fn check_members(
     given: &BTreeMap<String, Param>,
 ) -> Result<(), String> {
     if let Some(unknown) = given.keys().find(|name| !specs.contains_key(*name)) {
-        return Err(format!("{path}{unknown} is not a parameter of this action"));
+        let near = nearest(unknown, specs.keys().map(String::as_str));
+        return Err(format!(
+            "`{path}{unknown}` is not a parameter of this action{near}"
+        ));
     }
     for (name, spec) in specs {
         match given.get(name) {
             Some(param) => check_value(&format!("{path}{name}"), &spec.ty, param)?,
-            None if spec.required => return Err(format!("{path}{name} is missing")),
+            None if spec.required => {
+                let expected = spec.ty.text();
+                return Err(format!("`{path}{name}` is missing: expected {expected}"));
+            }
             None => {}
         }
     }
@@ -115,11 +121,36 @@ fn check_value(path: &str, ty: &ParamType, param: &Param) -> Result<(), String> 
         (ParamType::Record(specs), Param::Record(members)) => {
             check_members(&format!("{path}."), specs, members)
         }
-        (ParamType::String, _) => Err(format!("{path} must be text")),
-        (ParamType::Bool, _) => Err(format!("{path} must be true or false")),
-        (ParamType::Long, _) => Err(format!("{path} must be an integer")),
-        (ParamType::Set(_), _) => Err(format!("{path} must be a set")),
-        (ParamType::Record(_), _) => Err(format!("{path} must be a record")),
+        (
+            ParamType::String
+            | ParamType::Bool
+            | ParamType::Long
+            | ParamType::Set(_)
+            | ParamType::Record(_),
+            _,
+        ) => {
+            let got = match param {
+                Param::Str(_) => "text",
+                Param::Bool(_) => "true or false",
+                Param::Int(_) => "an integer",
+                Param::Set(_) => "a set",
+                Param::Record(_) => "a record",
+            };
+            Err(format!("`{path}`: expected {}, got {got}", ty.text()))
+        }
+    }
+}
+
+impl ParamType {
+    /// The type in words.
+    const fn text(&self) -> &'static str {
+        match self {
+            Self::String => "text",
+            Self::Bool => "true or false",
+            Self::Long => "an integer",
+            Self::Set(_) => "a set",
+            Self::Record(_) => "a record",
+        }
     }
 }
 

@@ -53,6 +53,7 @@ macro_rules! methods {
 
 methods! {
     OPEN_TASK = "TaskService/OpenTask", [Agent], General, Unary;
+    GET_TASK = "TaskService/GetTask", [Agent], General, Unary;
     REQUEST_TOKEN = "TaskService/RequestToken", [Agent], General, Unary;
     GET_ACCESS_REQUEST = "TaskService/GetAccessRequest", [Agent], General, Unary;
     WATCH_ACCESS_REQUEST = "TaskService/WatchAccessRequest", [Agent], General, Server;

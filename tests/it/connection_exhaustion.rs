@@ -220,6 +220,7 @@ async fn full_server_queues_new_connections() {
     let socket = ConnectOptions {
         ca: None,
         socket: Some(site.root.join("dipylon.sock")),
+        ..ConnectOptions::default()
     };
     let local = Endpoint::connect_with(&site.url, &socket).expect("endpoint");
     site.task(local.with_retry_ms(0)).await.expect("opens");

@@ -23,6 +23,7 @@ mod benchmarks;
 mod bootstrap_code;
 mod browser;
 mod card;
+mod cli;
 mod clock;
 mod concurrency;
 mod config_commands;

@@ -171,6 +171,7 @@ async fn example_configuration_carries_grpc() {
     let reach = ConnectOptions {
         ca: Some(dir.path().join("ca.pem")),
         socket: None,
+        allow_plain_http: false,
     };
     let _nginx = Nginx::start(dir, &configuration, address).await;
     // The refusal of the broker, with its details, has come through.

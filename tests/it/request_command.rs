@@ -85,10 +85,10 @@ fn stdout_json(output: &CommandOutput, code: i32) -> Value {
     serde_json::from_str(&output.exit_code(code).out).expect("JSON on stdout")
 }
 
-/// The error on stderr of a program that was run with --json.
-fn stderr_json(output: &CommandOutput) -> Value {
-    let error: Value = serde_json::from_str(&output.err).expect("JSON on stderr");
-    assert_eq!(error["error"]["code"], output.code, "{error}");
+/// The error of a program that was run with --json.
+fn error_json(output: &CommandOutput) -> Value {
+    let error: Value = serde_json::from_str(&output.out).expect("JSON on stdout");
+    assert_eq!(error["error"]["exit"], output.code, "{error}");
     error["error"].clone()
 }
 
@@ -166,7 +166,7 @@ async fn watch_as_task_ends_with_the_approval() {
 async fn watch_as_task_ends_with_the_denial() {
     let setup = RequestSetup::start().await;
     let id = setup.pending().await;
-    // Without --task and --key, the task opened last.
+    // Without --task and --key, the task opened last in this directory.
     let watch = ["request", "watch", &id, "--json"];
     let mut running = RunningCommand::start(setup.program(&watch));
     let waiting: Value = serde_json::from_str(&running.stdout_line().await).expect("JSON");
@@ -216,7 +216,7 @@ async fn cancel_closes_the_request_once() {
     assert_eq!(again.out, "");
     let again = setup.run(&["request", "cancel", &id, "--json"]).await;
     assert_eq!(
-        stderr_json(again.exit_code(15))["reason"],
+        error_json(again.exit_code(15))["reason"],
         "ACCESS_REQUEST_CLOSED"
     );
     // A watch of a closed request prints its final status and ends.
@@ -239,7 +239,7 @@ async fn unknown_request_is_not_found() {
     ];
     for command in as_task {
         let refused = setup.run(&[command, &["--json"]].concat()).await;
-        let error = stderr_json(refused.exit_code(1));
+        let error = error_json(refused.exit_code(1));
         assert_eq!(error["reason"], "NOT_FOUND", "{command:?}");
     }
     let as_approver = [
@@ -251,7 +251,7 @@ async fn unknown_request_is_not_found() {
     ];
     for command in as_approver {
         let refused = setup.run_as_maria(&[command, &["--json"]].concat()).await;
-        let error = stderr_json(refused.exit_code(1));
+        let error = error_json(refused.exit_code(1));
         assert_eq!(error["reason"], "NOT_FOUND", "{command:?}");
     }
     // A text that is no id is a usage error, before any call.
@@ -288,7 +288,7 @@ async fn approve_and_deny_match_their_short_forms() {
         let again = setup
             .run_as_maria(&[vote, &[&id, "--yes", "--json"]].concat())
             .await;
-        let error = stderr_json(again.exit_code(code));
+        let error = error_json(again.exit_code(code));
         assert_eq!(error["reason"], reason, "{vote:?}");
     }
 }

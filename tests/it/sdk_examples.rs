@@ -8,7 +8,7 @@ use crate::support::served_broker::ServedBroker;
 #[path = "../../sdk/examples/agent.rs"]
 mod agent;
 #[path = "../../sdk/examples/resource_server.rs"]
-mod resource_server;
+pub mod resource_server;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agent_and_resource_server_examples_work_together() {

@@ -105,6 +105,7 @@ impl TlsDeployment {
         let reach = ConnectOptions {
             ca: Some(self.root.join("ca.pem")),
             socket: None,
+            ..ConnectOptions::default()
         };
         Endpoint::connect_with(&self.url, &reach)
             .expect("endpoint")
@@ -115,6 +116,7 @@ impl TlsDeployment {
         let reach = ConnectOptions {
             ca: None,
             socket: Some(self.root.join("dipylon.sock")),
+            ..ConnectOptions::default()
         };
         Endpoint::connect_with(&self.url, &reach)
             .expect("endpoint")

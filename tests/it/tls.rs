@@ -52,7 +52,10 @@ async fn tls_end_to_end() {
     // Another authority is not trusted, whether it comes from a file or the system.
     replace_file(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
     for ca in [Some(site.root.join("other.pem")), None] {
-        let reach = ConnectOptions { ca, socket: None };
+        let reach = ConnectOptions {
+            ca,
+            ..ConnectOptions::default()
+        };
         let stranger = match Endpoint::connect_with(&site.url, &reach) {
             Ok(endpoint) => endpoint.with_retry_ms(0),
             // A system without authorities trusts no certificate.

@@ -35,6 +35,7 @@ async fn unix_socket_listener() {
     let reach = ConnectOptions {
         ca: None,
         socket: Some(path.clone()),
+        ..ConnectOptions::default()
     };
     let endpoint = Endpoint::connect_with(&site.url, &reach).expect("endpoint");
     let task = site.task(endpoint.with_retry_ms(0)).await.expect("opens");

@@ -12,6 +12,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::StatusExt as _;
 
+#[cfg(feature = "validator")]
+use super::TokenUse;
 use super::responses::ReadWire as _;
 use super::transport::{ConnectOptions, Connector, Transport};
 use super::{Error, EvidenceSource, Introspection, random, random_name};
@@ -105,6 +107,7 @@ pub mod methods {
 
     methods! {
         OpenTask = "dipylon.v1.TaskService/OpenTask", OpenTaskRequest, OpenTaskResponse, true;
+        GetTask = "dipylon.v1.TaskService/GetTask", GetTaskRequest, GetTaskResponse, true;
         RequestToken = "dipylon.v1.TaskService/RequestToken", RequestTokenRequest, RequestTokenResponse, true;
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
         WatchAccessRequest =
@@ -209,6 +212,25 @@ impl Endpoint {
         &self.url
     }
 
+    /// Consumes one use of a token that has a limit, as a validator for its own audience. The same `use_id` gets the same answer
+    /// and consumes nothing more. A validator that serves requests uses [`crate::validator::Validator::consume`].
+    #[cfg(feature = "validator")]
+    pub async fn consume_token(
+        &self,
+        identity: &Identity,
+        token: &str,
+        use_id: &str,
+    ) -> Result<TokenUse, Error> {
+        let request = v1::ConsumeTokenRequest {
+            token: token.to_owned(),
+            use_id: use_id.to_owned(),
+        };
+        let response = self
+            .call::<methods::ConsumeToken>(CallOptions::by(identity), &[request])
+            .await?;
+        Ok(response.read())
+    }
+
     /// Asks the broker for the status of a token (after RFC 7662), as a validator for its own audience.
     pub async fn introspect(
         &self,
@@ -294,7 +316,20 @@ impl Endpoint {
     /// The error that ended a stream.
     pub(crate) fn stream_error(&self, status: &Status) -> Error {
         self.remember_nonce(status.metadata());
-        Error::from_status(&self.url, status)
+        self.error(status)
+    }
+
+    fn error(&self, status: &Status) -> Error {
+        match (
+            Error::from_status(&self.url, status),
+            self.transport.other_protocol(),
+        ) {
+            (Error::Unreachable { url, .. }, Some(other)) => Error::Unreachable {
+                url,
+                cause: other.to_owned(),
+            },
+            (error, _) => error,
+        }
     }
 
     async fn ready(&self) -> Result<Grpc<Channel>, Status> {
@@ -374,7 +409,7 @@ impl RetryState {
         status: &Status,
     ) -> Result<(), Error> {
         endpoint.remember_nonce(status.metadata());
-        let error = Error::from_status(&endpoint.url, status);
+        let error = endpoint.error(status);
         let reason = error.reason();
         if reason == Some(Reason::UseDpopNonce)
             && status.code() == Code::Unauthenticated
@@ -520,7 +555,8 @@ mod tests {
             "http://127.0.0.1:7700",
             "http://127.0.0.1:7700/",
             "http://[::1]:1",
-            "http://broker.example",
+            "http://localhost:7700",
+            "http://127.9.9.9",
             "https://broker.example",
             "https://[::1]:7443/",
         ] {
@@ -533,6 +569,10 @@ mod tests {
             "http://",
             "https://",
             "ftp://b",
+            "http://broker.example",
+            "http://10.0.0.1:7700",
+            "http://localhost.broker.example",
+            "http://[::2]:1",
             "http:///",
             "http://b/p",
             "http://b?q",
@@ -544,6 +584,28 @@ mod tests {
                 matches!(Endpoint::connect(bad), Err(Error::Url(_))),
                 "{bad}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn plain_http_to_another_host_must_be_allowed() {
+        let url = "http://broker.example:7700";
+        let Err(Error::Url(why)) = Endpoint::connect(url) else {
+            panic!("refused")
+        };
+        assert!(why.contains("https://"), "{why}");
+        for options in [
+            ConnectOptions {
+                allow_plain_http: true,
+                ..ConnectOptions::default()
+            },
+            // Nothing crosses the network.
+            ConnectOptions {
+                socket: Some("/run/dipylon.sock".into()),
+                ..ConnectOptions::default()
+            },
+        ] {
+            assert!(Endpoint::connect_with(url, &options).is_ok(), "{options:?}");
         }
     }
 

@@ -209,11 +209,13 @@ fn root(message: &str, source: &dyn std::error::Error) -> String {
         root = deeper;
     }
     match root.to_string() {
-        cause if cause == message => cause,
+        cause if cause == message || message == TRANSPORT_ERROR => cause,
         cause => format!("{message}: {cause}"),
     }
 }
 
+/// tonic's message for every failure of a connection: the root cause says more.
+const TRANSPORT_ERROR: &str = "transport error";
 /// tonic's message when the timeout of a call is over; its code is CANCELLED.
 const TIMED_OUT: &str = "Timeout expired";
 /// Shortest wait before a call is repeated by hand.

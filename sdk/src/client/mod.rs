@@ -3,12 +3,14 @@
 //! In: a broker's URL (and how to connect to it), keys, evidence, and types of the model. Out: plain values, or an [`Error`].
 //! Trusts: its own keys; of the broker's responses only their form, and of a vote's statement nothing that the approver did
 //! not see ([`vote`]).
-//! Refuses: to sign a statement that differs from the card; URLs that a proof could not name.
+//! Refuses: to sign a statement that differs from the card; URLs that a proof could not name; plain http to another host, unless
+//! allowed.
 //! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries a call that is not idempotent.
 
 mod agent;
 mod approver;
 mod channel;
+mod connect_error;
 mod error;
 mod evidence;
 #[cfg(all(feature = "validator", not(feature = "internals")))]

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::responses::{AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport};
+use super::responses::{
+    AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport, TaskStatus,
+};
 use super::token_outcome::{AccessToken, Denial, EndCell, PendingApproval, TokenOutcome};
 use super::watch::AccessRequestWatcher;
 use super::{
@@ -175,7 +177,8 @@ impl TaskHandle {
         self.opened.as_ref().map(|opened| &opened.verification)
     }
 
-    /// Sends the evidence with every token request, not only when the broker requires it again.
+    /// Sends the evidence with every [`TaskHandle::request_token`] and with the first request of a
+    /// [`TaskHandle::wait_for_token`], not only when the broker requires it again.
     #[must_use]
     pub fn always_send_evidence(self) -> Self {
         Self {
@@ -216,9 +219,13 @@ impl TaskHandle {
             let now = clock.now();
             let pause_ms = match &answer {
                 Ok(TokenOutcome::Pending(pending)) => {
-                    send = self.always_send_evidence || pending.send_evidence();
+                    // Evidence is fetched again when the broker requires it, not for every request.
+                    let required_now = pending.send_evidence() && !send;
+                    send = pending.send_evidence();
                     let id = pending.access_request_id();
-                    if streams && !send {
+                    if required_now {
+                        PAUSE_MS_MIN
+                    } else if streams {
                         let watch = match &mut watch {
                             Some(watch) if watch.access_request_id() == id => watch,
                             other => other.insert(self.watch(id)),
@@ -228,7 +235,7 @@ impl TaskHandle {
                         // Without a stream, polling does.
                         streams = watch.decided(by).await.is_ok();
                         if streams { PAUSE_MS_MIN } else { 0 }
-                    } else if now.since(began) >= 1_000 || send {
+                    } else if now.since(began) >= 1_000 {
                         // The broker did wait: request again at once.
                         PAUSE_MS_MIN
                     } else {
@@ -403,7 +410,20 @@ impl TaskHandle {
         Ok(required("access_request", answer.access_request)?.read())
     }
 
-    /// Ends the task, its tokens and its access requests. Idempotent.
+    /// Asks the broker whether the task runs, until when, and how it ended. Changes nothing.
+    pub async fn status(&self) -> Result<TaskStatus, Error> {
+        let request = v1::GetTaskRequest {
+            task_id: self.id.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::GetTask>(CallOptions::by(&self.identity), &[request])
+            .await?;
+        Ok(answer.read())
+    }
+
+    /// Ends the task, its tokens and its access requests. Idempotent: the report of a task that had ended already has the cause
+    /// of its first end.
     pub async fn complete(&self, outcome: TaskOutcome) -> Result<TaskEndReport, Error> {
         let outcome = convert::task_outcome_to_wire(outcome).into();
         let request = v1::CompleteTaskRequest {

@@ -230,6 +230,10 @@ impl task::TaskService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
+    async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Answer<v1::GetTaskResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn keep_alive(
         &self,
         request: Request<v1::KeepAliveRequest>,

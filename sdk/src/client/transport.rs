@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http::Uri;
@@ -23,7 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Error;
+use super::{Error, connect_error};
 
 /// How to connect to a broker, beside its URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +32,9 @@ pub struct ConnectOptions {
     pub ca: Option<PathBuf>,
     /// The broker's Unix socket on this host, instead of the host and port of its URL. Proofs name the URL all the same.
     pub socket: Option<PathBuf>,
+    /// Whether an `http://` URL may name another host: evidence and tokens then cross the network unencrypted. Without it plain
+    /// http is for loopback and the Unix socket alone.
+    pub allow_plain_http: bool,
 }
 
 /// The application protocol of a connection (ALPN).
@@ -55,6 +58,8 @@ pub enum Protocol {
 pub struct Transport {
     uri: Uri,
     target: ConnectTarget,
+    /// What the newest HTTP/2 connection found instead of HTTP/2. The error of the call that it failed does not say so.
+    other_protocol: Arc<Mutex<Option<&'static str>>>,
 }
 
 #[derive(Clone)]
@@ -89,6 +94,11 @@ impl Transport {
         let host = uri.host().unwrap_or_default();
         let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
         let port = uri.port_u16();
+        if !tls && options.socket.is_none() && !options.allow_plain_http && !is_loopback(&host) {
+            return Err(Error::Url(
+                "must begin with https:// for a host other than loopback: over plain http, evidence and tokens would cross the network unencrypted",
+            ));
+        }
         let target = match (&options.socket, tls) {
             (Some(path), _) => ConnectTarget::Unix(path.as_path().into()),
             (None, false) => ConnectTarget::Tcp {
@@ -104,7 +114,11 @@ impl Transport {
                 config: Arc::new(config(options.ca.as_deref())?),
             },
         };
-        Ok(Self { uri, target })
+        Ok(Self {
+            uri,
+            target,
+            other_protocol: Arc::default(),
+        })
     }
 
     /// The same broker at an address of this host; the server name stays the URL's, and a Unix socket is kept.
@@ -125,10 +139,21 @@ impl Transport {
         &self.uri
     }
 
+    /// What the server speaks instead of HTTP/2, if its first bytes showed that.
+    pub(super) fn other_protocol(&self) -> Option<&'static str> {
+        *self
+            .other_protocol
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A new connection.
     pub async fn connect(&self, protocol: Protocol) -> io::Result<Connection> {
         match &self.target {
-            ConnectTarget::Unix(path) => Ok(Connection::Unix(UnixStream::connect(path).await?)),
+            ConnectTarget::Unix(path) => UnixStream::connect(path)
+                .await
+                .map(Connection::Unix)
+                .map_err(|error| connect_error::unix(path, &error)),
             ConnectTarget::Tcp { host, port } => Ok(Connection::Tcp(tcp(host, *port).await?)),
             ConnectTarget::Tls {
                 host,
@@ -144,7 +169,8 @@ impl Transport {
                 let stream = tcp(host, *port).await?;
                 let stream = TlsConnector::from(Arc::new(config))
                     .connect(name.clone(), stream)
-                    .await?;
+                    .await
+                    .map_err(|error| connect_error::tls(host, &error))?;
                 Ok(Connection::Tls(Box::new(stream)))
             }
         }
@@ -152,9 +178,19 @@ impl Transport {
 }
 
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|error| connect_error::tcp(host, port, &error))?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Whether the host is this machine alone (RFC 6761 §6.3 for `localhost`).
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
@@ -242,13 +278,62 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// A connection whose first bytes are checked, so that a server of another protocol gets an error that names it.
+pub(super) struct Http2Connection {
+    connection: Connection,
+    is_checked: bool,
+    other_protocol: Arc<Mutex<Option<&'static str>>>,
+}
+
+impl AsyncRead for Http2Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        std::task::ready!(Pin::new(&mut self.connection).poll_read(cx, buffer))?;
+        let first = buffer.filled().get(before..).unwrap_or_default();
+        if !self.is_checked && !first.is_empty() {
+            self.is_checked = true;
+            let other = connect_error::not_http_2(first);
+            *self
+                .other_protocol
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = other;
+            if let Some(other) = other {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, other)));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Http2Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+}
+
 /// Makes a channel's connections; the URI of the channel is ignored.
 pub(super) struct Connector(pub(super) Transport);
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Connection>;
+    type Response = TokioIo<Http2Connection>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Connection>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Http2Connection>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -256,6 +341,13 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let transport = self.0.clone();
-        Box::pin(async move { Ok(TokioIo::new(transport.connect(Protocol::Http2).await?)) })
+        Box::pin(async move {
+            let connection = transport.connect(Protocol::Http2).await?;
+            Ok(TokioIo::new(Http2Connection {
+                connection,
+                is_checked: false,
+                other_protocol: transport.other_protocol,
+            }))
+        })
     }
 }

@@ -4,11 +4,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
+use tonic::{Code, Request};
 
-use super::EvidenceError;
+use super::{EvidenceError, backoff_ms};
 use crate::model::text::escape_invisible_capped;
 use crate::model::{ParseError, Secret, SpiffeId};
 use crate::proto::spiffe::JwtsvidRequest;
@@ -55,41 +55,66 @@ impl WorkloadApi {
         &self.socket
     }
 
-    /// Fetches a JWT-SVID. The agent caches; this client keeps none. Fails after ten seconds.
+    /// Fetches a JWT-SVID. The agent caches; this client keeps none. An agent that does not know the workload yet, or is not
+    /// ready, is asked again with exponential backoff for five seconds (the error codes of the SPIFFE Workload Endpoint:
+    /// PermissionDenied may pass, InvalidArgument does not). Fails after ten seconds.
     pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
-        let failure = |cause: &str| EvidenceError::WorkloadApi {
+        let began = tokio::time::Instant::now();
+        let fetching = async {
+            let mut round = 0;
+            loop {
+                let (code, error) = match self.fetch_once().await {
+                    Ok(svid) => return Ok(svid),
+                    Err(failed) => failed,
+                };
+                let may_pass = matches!(code, Some(Code::PermissionDenied | Code::Unavailable));
+                let pause = backoff_ms(round).map_or(RETRY_MS, u64::from);
+                let retried_ms = began.elapsed().as_millis().saturating_add(pause.into());
+                if !may_pass || retried_ms > u128::from(RETRY_MS) {
+                    return Err(error);
+                }
+                round += 1;
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(FETCH_TIMEOUT_S), fetching)
+            .await
+            .unwrap_or_else(|_| Err(self.failure("no answer in time")))
+    }
+
+    fn failure(&self, cause: &str) -> EvidenceError {
+        EvidenceError::WorkloadApi {
             socket: self.socket.clone(),
             cause: escape_invisible_capped(cause, CAUSE_CHARS_MAX),
-        };
-        let fetching = async {
-            let channel = Endpoint::from_shared(self.socket.clone())
-                .map_err(|_| failure("is not an address"))?
-                .connect()
-                .await
-                .map_err(|_| failure("no agent answers there"))?;
-            let mut request = Request::new(JwtsvidRequest {
-                audience: vec![self.audience.clone()],
-                spiffe_id: self
-                    .spiffe_id
-                    .as_ref()
-                    .map(SpiffeId::to_string)
-                    .unwrap_or_default(),
-            });
-            // SPIFFE Workload Endpoint §6.1: a forged web request cannot carry this key.
-            request
-                .metadata_mut()
-                .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
-            SpiffeWorkloadApiClient::new(channel)
-                .max_decoding_message_size(ANSWER_BYTES_MAX)
-                .fetch_jwtsvid(request)
-                .await
-                .map_err(|status| failure(&format!("{:?}: {}", status.code(), status.message())))
-        };
-        let answer = tokio::time::timeout(Duration::from_secs(FETCH_TIMEOUT_S), fetching)
+        }
+    }
+
+    /// One call. The code is the agent's, if it answered.
+    async fn fetch_once(&self) -> Result<Secret, (Option<Code>, EvidenceError)> {
+        let failure = |cause: &str| (None, self.failure(cause));
+        let channel = Endpoint::from_shared(self.socket.clone())
+            .map_err(|_| failure("is not an address"))?
+            .connect()
             .await
-            .map_err(|_| failure("no answer in time"))??
-            .into_inner();
+            .map_err(|_| failure("no agent answers there"))?;
         let requested_id = self.spiffe_id.as_ref().map(SpiffeId::to_string);
+        let mut request = Request::new(JwtsvidRequest {
+            audience: vec![self.audience.clone()],
+            spiffe_id: requested_id.clone().unwrap_or_default(),
+        });
+        // SPIFFE Workload Endpoint §6.1: a forged web request cannot carry this key.
+        request
+            .metadata_mut()
+            .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+        let answer = SpiffeWorkloadApiClient::new(channel)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+            .fetch_jwtsvid(request)
+            .await
+            .map_err(|status| {
+                let cause = format!("{:?}: {}", status.code(), status.message());
+                (Some(status.code()), self.failure(&cause))
+            })?
+            .into_inner();
         answer
             .svids
             .into_iter()
@@ -109,6 +134,8 @@ impl fmt::Debug for WorkloadApi {
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// Longest time to connect and be answered, in seconds.
 const FETCH_TIMEOUT_S: u64 = 10;
+/// How long a call that may pass is repeated, in milliseconds.
+const RETRY_MS: u64 = 5_000;
 /// Largest answer, in bytes: some tens of SVIDs.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 /// Longest socket path that Linux takes, in bytes (unix(7)).

@@ -79,34 +79,46 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// Parses `90s`, `15m`, `2h` or `7d` as whole seconds, at least 1 and at most ten years.
+/// Parses a duration of whole seconds, at least 1 and at most ten years: whole numbers with the units `d`, `h`, `m` and `s` in
+/// this order, such as `90s`, `15m`, `1h30m` or `4m 59s`. Everything that [`format_seconds`] prints within these bounds.
 pub fn parse_duration(field: &'static str, text: &str) -> Result<u32, ParseError> {
     let wrong = || {
         ParseError::new(
             field,
-            "must be a whole number and one of s, m, h, d, such as 90s or 15m, and not zero",
+            "must be whole numbers with the units d, h, m, s in this order, such as 90s, 15m or 1h30m, and not zero",
         )
     };
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let digits = text.strip_suffix(unit).ok_or_else(wrong)?;
-    let factor: u32 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        _ => return Err(wrong()),
-    };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(wrong());
+    let mut units = UNITS.iter();
+    let mut seconds: u32 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        // At most one blank, and only between two parts.
+        let part = match seconds {
+            0 => rest,
+            _ => rest.strip_prefix(' ').unwrap_or(rest),
+        };
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = part.split_at(digits);
+        let unit = after.chars().next().ok_or_else(wrong)?;
+        let (_, factor) = units.find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        let number: u32 = number.parse().map_err(|_| wrong())?;
+        seconds = number
+            .checked_mul(*factor)
+            .and_then(|more| seconds.checked_add(more))
+            .filter(|_| number > 0)
+            .ok_or_else(wrong)?;
+        rest = after.strip_prefix(unit).unwrap_or_default();
     }
-    let n: u32 = digits.parse().map_err(|_| wrong())?;
-    let seconds = n.checked_mul(factor).ok_or_else(wrong)?;
-    if seconds == 0 || seconds > 10 * 366 * 86_400 {
-        Err(wrong())
-    } else {
-        Ok(seconds)
+    match seconds {
+        1..=DURATION_MAX_S => Ok(seconds),
+        _ => Err(wrong()),
     }
 }
+
+/// Each unit in seconds, the largest first.
+const UNITS: [(char, u32); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+/// Longest duration that is parsed: ten years.
+const DURATION_MAX_S: u32 = 10 * 366 * 86_400;
 
 /// Seconds as text: `45s`, `5m`, `5m 30s`, `2h`.
 pub fn format_seconds(seconds: i64) -> String {
@@ -137,6 +149,9 @@ mod tests {
     fn durations() {
         assert_eq!(parse_duration("ttl", "90s"), Ok(90));
         assert_eq!(parse_duration("ttl", "2h"), Ok(7_200));
+        assert_eq!(parse_duration("ttl", "4m59s"), Ok(299));
+        assert_eq!(parse_duration("ttl", "4m 59s"), Ok(299));
+        assert_eq!(parse_duration("ttl", "1d 5s"), Ok(86_405));
         for bad in [
             "",
             "0s",
@@ -146,6 +161,16 @@ mod tests {
             "1.5h",
             "5 m",
             "99999999999d",
+            "5m5",
+            "5s5m",
+            "5m5m",
+            "5m0s",
+            "0m5s",
+            "5m  5s",
+            " 5m",
+            "5m ",
+            "5m,5s",
+            "3661d",
             "+5m",
             "é",
         ] {
@@ -156,5 +181,14 @@ mod tests {
             Timestamp::from_secs(1_792_656_000).to_string(),
             "2026-10-22T08:00:00Z"
         );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn printed_durations_are_accepted(seconds in 1..=DURATION_MAX_S) {
+            let printed = format_seconds(i64::from(seconds));
+            proptest::prop_assert_eq!(parse_duration("ttl", &printed), Ok(seconds));
+            proptest::prop_assert_eq!(parse_duration("ttl", &printed.replace(' ', "")), Ok(seconds));
+        }
     }
 }

@@ -273,6 +273,7 @@ proptest! {
         })?;
         passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, idempotency_key: b.clone(), heartbeat: wait })?;
         passes(&v1::KeepAliveRequest { task_id: a.clone() })?;
+        passes(&v1::GetTaskRequest { task_id: a.clone() })?;
         passes(&v1::GetAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CancelAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CompleteTaskRequest { task_id: a.clone(), outcome: number })?;

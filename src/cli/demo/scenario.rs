@@ -600,12 +600,9 @@ impl Scenario {
             .output()
             .await
             .map_err(io_error("audit verify"))?;
-        let report = if done.status.success() {
-            done.stdout
-        } else {
-            done.stderr
-        };
-        serde_json::from_slice(&report).map_err(|e| CliError::failed(format!("audit verify: {e}")))
+        // The report, or the error.
+        serde_json::from_slice(&done.stdout)
+            .map_err(|e| CliError::failed(format!("audit verify: {e}")))
     }
 
     async fn keep_running(&self, log: &StepLog) -> Result<(), CliError> {

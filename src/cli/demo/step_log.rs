@@ -23,7 +23,7 @@ impl StepLog {
     pub(super) fn new(output: &Output) -> Self {
         let clock = Clock::system();
         Self {
-            output: *output,
+            output: output.clone(),
             started_at: clock.now(),
             clock,
             steps: 0,

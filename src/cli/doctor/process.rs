@@ -154,7 +154,12 @@ async fn first_route(
     authorities.dedup();
     let mut response = Err("connection failed".to_owned());
     for ca in authorities {
-        let reach = ConnectOptions { ca, socket: None };
+        let reach = ConnectOptions {
+            ca,
+            socket: None,
+            // A probe without credentials.
+            allow_plain_http: true,
+        };
         let route = match Transport::new(url, &reach) {
             Ok(route) => at.map_or_else(|| route.clone(), |at| route.clone().at(at)),
             Err(error) => {

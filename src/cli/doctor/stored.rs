@@ -47,7 +47,7 @@ pub(super) fn check_journal(dir: &Path, clock: &Clock) -> (Finding, JournalSumma
             report.head
         ))),
         Err(error) => {
-            let advice = error.hint.unwrap_or_else(|| {
+            let advice = error.next_step.unwrap_or_else(|| {
                 "run 'dipylon audit verify' for details, and do not start the broker on this journal".to_owned()
             });
             children.push(Finding::fail(error.message, advice));

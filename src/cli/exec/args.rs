@@ -22,7 +22,8 @@ pub(in crate::cli) struct ExecArgs {
     /// The resource the action applies to
     #[arg(long, value_name = "TYPE::ID", value_parser = parse::target, required_unless_present_any = ["resume", "cancel"])]
     pub(super) target: Option<Target>,
-    /// A parameter of the action: name=value, or name:=JSON for sets and records
+    /// A parameter: name=value, or name:=JSON for sets and records. The command line is visible to all users of this machine:
+    /// pass a sensitive value as name=@FILE, name=@- (stdin) or name=@env:VARIABLE
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     pub(super) params: Vec<NamedParam>,
     /// The resource server that performs the action

@@ -192,7 +192,7 @@ pub(super) fn not_bearer() -> CliError {
     CliError::usage(
         "--deliver env is not supported: every token is bound to its task's key, so a command cannot use it from the environment",
     )
-    .with_hint("use --deliver proxy (the command never sees the token) or --deliver socket (a signer for one audience)")
+    .with_next_step("use --deliver proxy (the command never sees the token) or --deliver socket (a signer for one audience)")
 }
 
 /// A `NO_PROXY` list that also names this host. `*` alone already excludes every host.

@@ -121,14 +121,13 @@ impl EventPrinter {
     pub(super) fn error(self, error: &CliError, exit: u8) {
         if self.json {
             let mut members = error.to_json();
-            if let Some(members) = members.as_object_mut() {
-                members.insert("exit".to_owned(), json!(exit));
-            }
+            members["error"]["exit"] = json!(exit);
+            members["exit"] = json!(exit);
             self.event("failed", "", members);
         } else {
-            let hint = error.hint.as_ref();
-            let hint = hint.map_or_else(String::new, |hint| format!("\n         {hint}"));
-            let line = format!("dipylon: {}{hint}", error.message);
+            let next_step = error.next_step.as_ref();
+            let next_step = next_step.map_or_else(String::new, |step| format!("\n         {step}"));
+            let line = format!("dipylon: {}{next_step}", error.message);
             let _ignored = writeln!(std::io::stderr().lock(), "{line}");
         }
     }

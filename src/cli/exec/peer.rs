@@ -30,7 +30,7 @@ pub(super) fn check_supported() -> Result<(), CliError> {
         CliError::failed(format!(
             "{first}: {error}: the proxy cannot check which user connects"
         ))
-        .with_hint("use --deliver socket, where the system identifies the peer")
+        .with_next_step("use --deliver socket, where the system identifies the peer")
     })
 }
 

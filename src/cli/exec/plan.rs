@@ -43,7 +43,7 @@ impl ExecPlan {
             (&args.action, &args.target, &args.audience)
         else {
             return Err(CliError::usage("no action given")
-                .with_hint("give one with --action, --target and --audience"));
+                .with_next_step("give one with --action, --target and --audience"));
         };
         let action = Action::new(
             action.clone(),

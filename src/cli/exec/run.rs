@@ -394,7 +394,7 @@ pub(super) async fn check_reachable(upstream: &Upstream) -> Result<(), CliError>
     let connection = upstream.connect().await.map_err(|why| {
         let message = format!("{why} at {}", escape_invisible(&upstream.base_url()));
         CliError::new(Exit::Unavailable, message)
-            .with_hint("no token was requested and no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
+            .with_next_step("no token was requested and no approval was used; start the audience, or give its address with --audience-url and --audience-ca")
     })?;
     drop(connection);
     Ok(())

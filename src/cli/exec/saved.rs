@@ -125,7 +125,7 @@ impl SavedExec {
             std::io::ErrorKind::NotFound => CliError::usage(format!(
                 "access request {id} is not saved on this machine: its command ran already, or another user or machine made it"
             ))
-            .with_hint("run 'dipylon exec --no-wait …' to make a request; it prints the command that resumes it"),
+            .with_next_step("run 'dipylon exec --no-wait …' to make a request; it prints the command that resumes it"),
             _ => io_error(path.display())(error),
         })?;
         json::parse_as(&text).map_err(|e| CliError::failed(format!("{}: {e}", path.display())))
@@ -137,7 +137,7 @@ impl SavedExec {
         common: &Common,
         evidence: &task_store::EvidenceArgs,
     ) -> Result<(TaskHandle, TokenRequest), CliError> {
-        let task = SavedTask::load(Some(self.task))?.attach(common, evidence)?;
+        let task = SavedTask::load(self.task)?.attach(common, evidence)?;
         let token_request = TokenRequest {
             action: self.action.to_action()?,
             ttl_s: self.ttl_s,
@@ -153,7 +153,7 @@ impl SavedExec {
         if let Ok(file) = file(self.access_request) {
             let _ignored = std::fs::remove_file(file);
         }
-        if let Ok(task) = SavedTask::load(Some(self.task)) {
+        if let Ok(task) = SavedTask::load(self.task) {
             task.delete();
         }
     }

@@ -52,7 +52,7 @@ impl Upstream {
     pub(super) fn new(at: UpstreamArgs<'_>) -> Result<Self, CliError> {
         let wrong = |rule: &str| {
             CliError::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
-                .with_hint("give the URL at which the audience is reached with --audience-url")
+                .with_next_step("give the URL at which the audience is reached with --audience-url")
         };
         let uri: Uri = at.url.parse().map_err(|_| wrong("is not a URL"))?;
         let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
@@ -79,11 +79,13 @@ impl Upstream {
                 "audience URL {}: over plain http anyone on the network path can read and change requests",
                 escape_invisible(at.url)
             ))
-            .with_hint("use https, or allow it with --insecure-audience"));
+            .with_next_step("use https, or allow it with --insecure-audience"));
         }
         let reach = ConnectOptions {
             ca: at.ca.map(Path::to_owned),
             socket: None,
+            // Refused above unless it is wanted.
+            allow_plain_http: true,
         };
         let route = Transport::new(&format!("{scheme}://{authority}"), &reach)
             .map_err(|error| wrong(&error.to_string()))?;

@@ -357,12 +357,12 @@ fn check_action_errors() {
     let wrong = |message: &str| ActionError::InvalidParameters(message.to_owned());
     assert_eq!(
         problem(&action("account.disable", "Account::ann", &[])),
-        wrong("end_sessions is missing")
+        wrong("`end_sessions` is missing: expected true or false")
     );
     let texts = [("end_sessions", Param::Str("s3cret".into()))];
     assert_eq!(
         problem(&action("account.disable", "Account::ann", &texts)),
-        wrong("end_sessions must be true or false")
+        wrong("`end_sessions`: expected true or false, got text")
     );
     let more = [
         ("end_sessions", Param::Bool(true)),
@@ -370,7 +370,7 @@ fn check_action_errors() {
     ];
     assert_eq!(
         problem(&action("account.disable", "Account::ann", &more)),
-        wrong("force is not a parameter of this action")
+        wrong("`force` is not a parameter of this action")
     );
 }
 

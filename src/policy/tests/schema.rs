@@ -42,14 +42,17 @@ fn nested_parameters_are_typed() {
         );
     }
     let message = |a: Action| bundle.check_action(&a).expect_err("refused").to_string();
-    assert!(message(with("tags", Param::Set(vec![Param::Int(1)]))).ends_with("tags must be text"));
-    assert!(message(with("where", record(&[]))).ends_with("where.line is missing"));
+    assert!(
+        message(with("tags", Param::Set(vec![Param::Int(1)])))
+            .ends_with("`tags`: expected text, got an integer")
+    );
+    assert!(message(with("where", record(&[]))).contains("`where.line` is missing: expected "));
     assert!(
         message(with(
             "where",
             record(&[("line", Param::Int(1)), ("x", Param::Int(1))])
         ))
-        .contains("where.x is not")
+        .contains("`where.x` is not")
     );
 }
 

@@ -11,7 +11,8 @@ use crate::model::*;
 use crate::proto::convert::{self as proto_convert, required};
 use crate::proto::v1;
 use crate::serve::authorization::{
-    CANCEL_ACCESS_REQUEST, COMPLETE_TASK, GET_ACCESS_REQUEST, KEEP_ALIVE, OPEN_TASK, REQUEST_TOKEN,
+    CANCEL_ACCESS_REQUEST, COMPLETE_TASK, GET_ACCESS_REQUEST, GET_TASK, KEEP_ALIVE, OPEN_TASK,
+    REQUEST_TOKEN,
 };
 use crate::serve::request_log::record;
 use crate::serve::services::task_service_server::TaskService;
@@ -63,6 +64,24 @@ impl TaskService for GrpcService {
                 .inspect(record_reply)
                 .map(convert::token_reply),
         )
+    }
+
+    async fn get_task(
+        &self,
+        request: Request<v1::GetTaskRequest>,
+    ) -> Result<Response<v1::GetTaskResponse>, Status> {
+        let (call, message) = self.begin_call(GET_TASK, request).await?;
+        let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        record("task", &task);
+        let found = self.broker.get_task(&call, task);
+        self.respond(found.map(|view| v1::GetTaskResponse {
+            task_id: task.to_string(),
+            agent_id: view.agent.to_string(),
+            deadline: Some(proto_convert::timestamp_to_wire(view.deadline)),
+            lease_until: view.lease_until.map(proto_convert::timestamp_to_wire),
+            end_cause: view.end_cause.map_or("", EndCause::as_str).to_owned(),
+            ended_at: view.ended_at.map(proto_convert::timestamp_to_wire),
+        }))
     }
 
     async fn get_access_request(

@@ -139,6 +139,10 @@ impl Caller<'_> {
                     .await
                     .map(drop)
             }
+            "GetTask" => tasks
+                .get_task(self.request(method, v1::GetTaskRequest { task_id }))
+                .await
+                .map(drop),
             "KeepAlive" => tasks
                 .keep_alive(self.request(method, v1::KeepAliveRequest { task_id }))
                 .await

@@ -122,6 +122,7 @@ impl TestServer {
         ConnectOptions {
             ca: Some(self.root.join("ca.pem")),
             socket: None,
+            ..ConnectOptions::default()
         }
     }
 

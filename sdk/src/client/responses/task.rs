@@ -91,6 +91,22 @@ responses! {
         risk: String = risk,
     }
 
+    /// Whether a task runs, until when, and how it ended.
+    TaskStatus from GetTaskResponse {
+        /// The task.
+        task_id: String = task_id,
+        /// The agent it belongs to.
+        agent_id: String = agent_id,
+        /// When it ends at the latest.
+        deadline: Option<Timestamp> = deadline,
+        /// When a missed heartbeat ends it; `None` without a heartbeat.
+        lease_until: Option<Timestamp> = lease_until,
+        /// Empty while it runs; then the cause of its first end, as in [`TaskEndReport::cause`].
+        end_cause: String = end_cause,
+        /// When it ended; `None` while it runs, and while its end waits to be journalled.
+        ended_at: Option<Timestamp> = ended_at,
+    }
+
     /// What the end of a task ended.
     TaskEndReport from EndReport {
         /// The task.

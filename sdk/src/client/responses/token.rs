@@ -35,6 +35,16 @@ responses! {
         uses_left: Option<u32> = uses_left,
     }
 
+    /// One use of a token.
+    TokenUse from ConsumeTokenResponse {
+        /// The token's id.
+        jti: String = jti,
+        /// Uses left after this one; `None` when its lifetime is the only limit, and nothing was consumed.
+        uses_left: Option<u32> = uses_left,
+        /// Index of the journal entry of this use; `None` when nothing was consumed.
+        position: Option<u64> = position,
+    }
+
     /// An active token.
     ActiveToken from ActiveToken {
         /// Its id.

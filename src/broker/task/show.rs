@@ -1,0 +1,51 @@
+//! Reading a task, for its agent.
+
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::model::*;
+
+/// A task as its agent sees it.
+#[derive(Debug, Clone)]
+pub struct AgentTaskView {
+    /// The agent it belongs to.
+    pub agent: AgentId,
+    /// When it ends at the latest.
+    pub deadline: Timestamp,
+    /// When a missed heartbeat ends it; `None` without a heartbeat.
+    pub lease_until: Option<Timestamp>,
+    /// The cause of its first end; `None` while it runs.
+    pub end_cause: Option<EndCause>,
+    /// When it ended; `None` while it runs, and while its end waits to be journalled.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl Broker {
+    /// Whether a task runs and how it ended. Possession is enough: an agent may learn its task's end when its evidence has
+    /// expired. Changes nothing.
+    pub fn get_task(&self, call: &CallContext, id: TaskId) -> Result<AgentTaskView, Refusal> {
+        let now = self.now();
+        let (task, _held) = self.task_possession(call, &id, None, None, now)?;
+        let lease_until = task
+            .lease
+            .map(|lease| lease.until.min(task.opened.deadline));
+        let (end_cause, ended_at) = match (task.ended, task.expired_cause(now)) {
+            (Some(end), _) => (Some(end.cause), Some(end.at)),
+            // Time ends a task before the entry that says so.
+            (None, Some(cause)) => (
+                Some(cause),
+                Some(lease_until.unwrap_or(task.opened.deadline)),
+            ),
+            (None, None) if self.is_running(&task, now) => (None, None),
+            (None, None) => (
+                self.pending_task_end(&task).or(Some(EndCause::Suspended)),
+                None,
+            ),
+        };
+        Ok(AgentTaskView {
+            agent: task.opened.agent.clone(),
+            deadline: task.opened.deadline,
+            lease_until,
+            end_cause,
+            ended_at,
+        })
+    }
+}
