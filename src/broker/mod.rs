@@ -72,7 +72,7 @@ pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use task::show::AgentTaskView;
-pub use token::introspect::{Consumed, Introspected, UseOutcome};
+pub use token::introspect::{Consumed, Introspected};
 pub use token::list::{LiveToken, TokenCursor};
 pub use token::request::{
     DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,

@@ -40,8 +40,8 @@ mod shell;
 mod task;
 mod task_store;
 mod token;
-mod unused_options;
 mod token_use;
+mod unused_options;
 mod vote;
 
 use std::ffi::{OsStr, OsString};

@@ -287,10 +287,12 @@ fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevC
     }
     match config {
         Some(config) if failures.is_empty() => Ok((config, dev_config)),
-        Some(_) | None => Err(CliError::failed(failures.join("\n")).with_next_step(format!(
-            "'dipylon config check {}' repeats these checks",
-            shell_quote(&file.to_string_lossy())
-        ))),
+        Some(_) | None => Err(
+            CliError::failed(failures.join("\n")).with_next_step(format!(
+                "'dipylon config check {}' repeats these checks",
+                shell_quote(&file.to_string_lossy())
+            )),
+        ),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::keys;
 use crate::model::text::escape_invisible;
-use crate::model::{Exit, Secret, TaskId, Timestamp};
+use crate::model::{Exit, Secret, TaskId, Timestamp, UseOutcome};
 
 /// Where the token is read from.
 #[derive(Debug, Args)]
@@ -61,7 +61,7 @@ pub(super) struct IntrospectArgs {
 pub(super) struct ConsumeArgs {
     #[command(flatten)]
     token: TokenFileArgs,
-    /// The id of this use: a repeated call with it consumes nothing more [default: a random one]
+    /// The id of this use: a repeated call with it consumes nothing, and exits with 15 [default: a random one]
     #[arg(long, value_name = "ID")]
     use_id: Option<String>,
     #[command(flatten)]
@@ -293,18 +293,34 @@ pub(super) async fn consume(
         .consume_token(&identity, token.expose_secret(), &use_id)
         .await?;
     let jti = escape_invisible(&used.jti);
+    let left = used.uses_left.unwrap_or(0);
+    let entry = used.position.unwrap_or(0);
+    let (text, exit) = match used.outcome {
+        Some(UseOutcome::Spent) => (
+            format!("one use of {jti} is spent by entry {entry}, {left} left  (use id {use_id})"),
+            Exit::Success,
+        ),
+        Some(UseOutcome::NoLimit) => (
+            format!("{jti} has no limit of uses: nothing was spent"),
+            Exit::Success,
+        ),
+        Some(UseOutcome::Repeated) => (
+            format!("use {use_id} of {jti} was spent before, by entry {entry}: do not act again"),
+            Exit::Conflict,
+        ),
+        None => (
+            "the broker's answer does not say whether the use was spent: do not act".to_owned(),
+            Exit::Failed,
+        ),
+    };
     output.print(
         || {
             json!({
-                "jti": used.jti, "use_id": use_id, "uses_left": used.uses_left, "position": used.position,
+                "jti": used.jti, "outcome": used.outcome.map(UseOutcome::as_str), "use_id": use_id,
+                "uses_left": used.uses_left, "position": used.position,
             })
         },
-        || match (used.position, used.uses_left) {
-            (Some(position), Some(left)) => {
-                format!("one use of {jti} is spent by entry {position}, {left} left  (use id {use_id})")
-            }
-            (_, _) => format!("{jti} has no limit of uses: nothing was spent"),
-        },
+        || text,
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(exit.number()))
 }

@@ -1,6 +1,5 @@
 //! Access request lifecycle: quorum, denial, expiry, and approvals that lapse before the token is minted.
 
-use dipylon::broker::UseOutcome;
 use dipylon_sdk::model::*;
 
 use crate::support::*;

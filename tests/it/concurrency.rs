@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::support::*;
-use dipylon::broker::{Refusal, RequestTokenInput, TokenReply, UseOutcome};
+use dipylon::broker::{Refusal, RequestTokenInput, TokenReply};
 use dipylon_sdk::model::*;
 use tokio::task::JoinSet;
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dipylon::broker::{RequestTokenInput, UseOutcome};
+use dipylon::broker::RequestTokenInput;
 use dipylon_sdk::client::{AgentClient, OpenTaskRequest, TokenOutcome};
 use dipylon_sdk::model::*;
 use dipylon_sdk::validator::ValidationError;

@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 #[cfg(feature = "validator")]
-use super::TokenUse;
+use super::TokenUseReport;
 use super::responses::ReadWire as _;
 use super::transport::{ConnectOptions, Connector, Transport};
 use super::{Error, EvidenceSource, Introspection, random, random_name};
@@ -220,7 +220,7 @@ impl Endpoint {
         identity: &Identity,
         token: &str,
         use_id: &str,
-    ) -> Result<TokenUse, Error> {
+    ) -> Result<TokenUseReport, Error> {
         let request = v1::ConsumeTokenRequest {
             token: token.to_owned(),
             use_id: use_id.to_owned(),

@@ -23,6 +23,7 @@ mod stream;
 pub mod text;
 mod time;
 mod url;
+mod use_outcome;
 mod vote;
 mod workload;
 
@@ -46,6 +47,7 @@ pub use status::{Code, DetailVisibility, Exit, RetryHint};
 pub use stream::{Stream, Version};
 pub use time::{Timestamp, format_seconds, parse_duration};
 pub use url::{HttpOrigin, is_same_request_uri};
+pub use use_outcome::UseOutcome;
 pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 

@@ -33,17 +33,6 @@ pub struct Consumed {
     pub index: Option<u64>,
 }
 
-/// Whether a call spent a use of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UseOutcome {
-    /// This call spent it: its caller may act.
-    Spent,
-    /// An earlier call of the same validator with the same `use_id` spent it.
-    Repeated,
-    /// The token has no limit of uses: nothing is spent.
-    NoLimit,
-}
-
 /// Attempts to spend a use: other calls about the token wait, so only its reissue or its end conflicts.
 const CONSUME_ATTEMPTS: usize = 16;
 

@@ -58,7 +58,12 @@ pub(super) async fn page(
     let user = console.broker.signed_in_user(&request.context)?;
     let page_tokens = console.broker.page_tokens();
     let after = page_tokens.read(LIST, "", query.after.as_deref().unwrap_or_default())?;
-    let revoked = query.revoked.as_deref().map(TokenId::parse).transpose().at("revoked")?;
+    let revoked = query
+        .revoked
+        .as_deref()
+        .map(TokenId::parse)
+        .transpose()
+        .at("revoked")?;
     let tokens = console
         .broker
         .live_tokens(&request.context, after, ROWS_MAX)

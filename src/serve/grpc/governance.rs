@@ -390,10 +390,13 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::GetTimelineResponse>, Status> {
         let (call, message) = self.begin_call(GET_TIMELINE, request).await?;
         let tokens = self.broker.page_tokens();
-        let parsed = TaskId::parse(&message.task_id).at("task_id").and_then(|task| {
-            let offset = tokens.read(GET_TIMELINE.name, &task.to_string(), &message.page_token)?;
-            Ok((task, offset.unwrap_or(0_usize)))
-        });
+        let parsed = TaskId::parse(&message.task_id)
+            .at("task_id")
+            .and_then(|task| {
+                let offset =
+                    tokens.read(GET_TIMELINE.name, &task.to_string(), &message.page_token)?;
+                Ok((task, offset.unwrap_or(0_usize)))
+            });
         let (task, offset) = parsed.map_err(self.malformed(&call))?;
         record("task", &task);
         let whole = self.broker.timeline(&call, task).await;

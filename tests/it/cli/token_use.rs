@@ -143,11 +143,15 @@ async fn a_use_is_spent_once() {
     let consume = |id| [&["token", "consume", "--use-id", id], &token[..]].concat();
     let first = setup.json(&consume("use-1"), 0).await;
     assert_eq!(
-        (&first["jti"], &first["uses_left"]),
-        (&issued["jti"], &json!(0))
+        (&first["jti"], &first["uses_left"], &first["outcome"]),
+        (&issued["jti"], &json!(0), &json!("spent"))
     );
-    let again = setup.json(&consume("use-1"), 0).await;
-    assert_eq!(again["position"], first["position"], "the same use");
+    let again = setup.json(&consume("use-1"), 15).await;
+    assert_eq!(
+        (&again["outcome"], &again["position"]),
+        (&json!("repeated"), &first["position"]),
+        "the same use, and a failure to a script that would act again"
+    );
     let second = setup.json(&consume("use-2"), 1).await;
     assert_eq!(second["error"]["reason"], "USES_EXHAUSTED");
     // Another validator's token, and a validator without a key.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use dipylon::audit::Checkpoint;
-use dipylon::broker::{TokenReply, UseOutcome, VoteInput};
+use dipylon::broker::{TokenReply, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 

@@ -16,7 +16,7 @@ pub use task::*;
 pub use token::*;
 
 use crate::card::AccessRequestStatus;
-use crate::model::{Action, JournalPosition, Target, Timestamp};
+use crate::model::{Action, JournalPosition, Target, Timestamp, UseOutcome};
 use crate::proto::{card, convert, v1};
 
 /// A wire value read as a plain one. Not `From`: no generated type in the public interface.
@@ -57,6 +57,17 @@ impl ReadWire<Option<Target>> for Option<v1::Target> {
 impl ReadWire<Option<AccessRequestStatus>> for i32 {
     fn read(self) -> Option<AccessRequestStatus> {
         card::status(self).ok()
+    }
+}
+
+impl ReadWire<Option<UseOutcome>> for i32 {
+    fn read(self) -> Option<UseOutcome> {
+        match v1::ConsumeOutcome::try_from(self).ok()? {
+            v1::ConsumeOutcome::Unspecified => None,
+            v1::ConsumeOutcome::Spent => Some(UseOutcome::Spent),
+            v1::ConsumeOutcome::Repeated => Some(UseOutcome::Repeated),
+            v1::ConsumeOutcome::NoLimit => Some(UseOutcome::NoLimit),
+        }
     }
 }
 

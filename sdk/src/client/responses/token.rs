@@ -1,7 +1,7 @@
 //! Responses about tokens: introspection, active tokens and revocation.
 
 use super::{ReadWire, responses};
-use crate::model::{Target, Timestamp};
+use crate::model::{Target, Timestamp, UseOutcome};
 use crate::proto::v1;
 
 responses! {
@@ -35,14 +35,16 @@ responses! {
         uses_left: Option<u32> = uses_left,
     }
 
-    /// One use of a token.
-    TokenUse from ConsumeTokenResponse {
+    /// The answer about one use of a token.
+    TokenUseReport from ConsumeTokenResponse {
         /// The token's id.
         jti: String = jti,
         /// Uses left after this one; `None` when its lifetime is the only limit, and nothing was consumed.
         uses_left: Option<u32> = uses_left,
         /// Index of the journal entry of this use; `None` when nothing was consumed.
         position: Option<u64> = position,
+        /// Whether this call spent the use; `None` when this client does not know the broker's word for it.
+        outcome: Option<UseOutcome> = outcome,
     }
 
     /// An active token.
