@@ -277,7 +277,6 @@ async fn doctor_finds_a_route_timeout_and_an_http1_upstream() {
     assert!(out.contains("gRPC does not come through"), "{out}");
 }
 
-#[ignore = "needs a broker that answers gRPC over HTTP/1.1 with 505"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_over_an_http1_upstream_is_refused_before_it_acts() {
     let Some(binary) = envoy() else { return };
