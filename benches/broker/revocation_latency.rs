@@ -69,7 +69,8 @@ async fn begin(
     validator: &Validator,
     agent: &str,
 ) -> (TaskHandle, AccessToken) {
-    let task = setup.served.task(agent).await;
+    // The returned handle ends the task; the token's own does not know of it, and goes on making proofs.
+    let (task, ending) = setup.served.task_with_second_handle(agent).await;
     let order = token_request(read_case(), &format!("r-{}", unique_number()));
     let token = match task.request_token(&order).await {
         Ok(TokenOutcome::Token(token)) => token,
@@ -79,7 +80,7 @@ async fn begin(
         check(validator, &token).await.is_ok(),
         "valid before the revocation"
     );
-    (task, token)
+    (ending, token)
 }
 
 #[expect(

@@ -13,7 +13,7 @@ use prost::Message as _;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The installed compilers; prints and returns `None` where they are not installed and not required.
-fn tools() -> Option<PathBuf> {
+pub fn tools() -> Option<PathBuf> {
     let tools = Path::new(ROOT).join("target/stub-tools");
     if tools.join("stamp").is_file() {
         return Some(tools);

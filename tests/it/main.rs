@@ -41,6 +41,7 @@ mod error_details;
 mod evidence;
 mod exec;
 mod fido2_crosscheck;
+mod foreign_client;
 mod freeze;
 mod generated_stubs;
 mod golden;

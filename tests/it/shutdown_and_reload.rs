@@ -194,8 +194,8 @@ async fn sigterm_under_load_loses_nothing() {
             Error::Unreachable { cause, .. } => {
                 let cause = cause.to_lowercase();
                 [
-                    "refused",
-                    "no such file",
+                    "nothing listens",
+                    "there is no socket",
                     "operation was canceled",
                     "not a result of an error",
                     "reset",

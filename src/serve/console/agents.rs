@@ -11,7 +11,7 @@ use super::error::ConsoleError;
 use super::format::{ago, escape};
 use super::page::Page;
 use super::response;
-use super::session_cookie::{ConsoleRequest, PageQuery};
+use super::session_cookie::{ConsoleRequest, QueryString};
 use super::state::Console;
 use crate::broker::{ActionUse, AgentView};
 use crate::model::{AgentId, ParseField as _, Timestamp};
@@ -66,7 +66,7 @@ pub(super) struct AgentsQuery {
 
 pub(super) async fn list(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<AgentsQuery>,
+    QueryString(query): QueryString<AgentsQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;

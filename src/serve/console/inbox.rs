@@ -11,7 +11,7 @@ use super::error::ConsoleError;
 use super::format::{self, DisplayTime, escape};
 use super::page::Page;
 use super::response;
-use super::session_cookie::{ConsoleRequest, PageQuery};
+use super::session_cookie::{ConsoleRequest, QueryString};
 use super::state::Console;
 use crate::broker::{InboxPage, InboxQuery, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
@@ -72,7 +72,7 @@ pub(super) struct InboxPageQuery {
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<InboxPageQuery>,
+    QueryString(query): QueryString<InboxPageQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
@@ -85,7 +85,7 @@ pub(super) async fn page(
 /// The rows alone, for the script.
 pub(super) async fn rows(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<InboxPageQuery>,
+    QueryString(query): QueryString<InboxPageQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let inbox = inbox(&console, &request, &query)?;

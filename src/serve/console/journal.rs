@@ -12,7 +12,7 @@ use super::error::ConsoleError;
 use super::format::escape;
 use super::page::Page;
 use super::response;
-use super::session_cookie::{ConsoleRequest, PageQuery};
+use super::session_cookie::{ConsoleRequest, QueryString};
 use super::state::Console;
 use super::timeline_rows::TimelineRow;
 
@@ -33,7 +33,7 @@ pub(super) struct JournalQuery {
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<JournalQuery>,
+    QueryString(query): QueryString<JournalQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;

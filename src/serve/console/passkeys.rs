@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConsoleError;
 use super::page::{self, Page};
 use super::response;
-use super::session_cookie::{self, ConsoleRequest, PageQuery};
+use super::session_cookie::{self, ConsoleRequest, QueryString};
 use super::state::Console;
 use crate::broker::{Assertion, Registration};
 use crate::model::{ParseError, Secret};
@@ -118,7 +118,7 @@ impl PasskeyAnswer {
 
 pub(super) async fn sign_in(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<SignInQuery>,
+    QueryString(query): QueryString<SignInQuery>,
     _request: ConsoleRequest,
 ) -> Response {
     let to = query.to.filter(|to| page::is_page(to));

@@ -57,9 +57,9 @@ impl FromRequestParts<Arc<Console>> for ConsoleRequest {
 }
 
 /// The query of a page; one that cannot be read is malformed.
-pub(super) struct PageQuery<T>(pub(super) T);
+pub(super) struct QueryString<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequestParts<Arc<Console>> for PageQuery<T> {
+impl<T: DeserializeOwned> FromRequestParts<Arc<Console>> for QueryString<T> {
     type Rejection = ConsoleError;
 
     async fn from_request_parts(

@@ -11,7 +11,7 @@ use super::error::ConsoleError;
 use super::format::{DisplayTime, escape};
 use super::page::{self, Page};
 use super::response;
-use super::session_cookie::{ConsoleRequest, PageQuery};
+use super::session_cookie::{ConsoleRequest, QueryString};
 use super::state::Console;
 use super::timeline_rows::TimelineRow;
 use crate::broker::{TaskFilter, TaskView};
@@ -66,7 +66,7 @@ pub(super) struct TasksQuery {
 
 pub(super) async fn list(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<TasksQuery>,
+    QueryString(query): QueryString<TasksQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;

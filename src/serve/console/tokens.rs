@@ -11,7 +11,7 @@ use super::error::ConsoleError;
 use super::format::{DisplayTime, escape};
 use super::page::Page;
 use super::response;
-use super::session_cookie::{ConsoleRequest, PageQuery};
+use super::session_cookie::{ConsoleRequest, QueryString};
 use super::state::Console;
 use crate::broker::LiveToken;
 use crate::model::{ParseField as _, Timestamp, TokenId};
@@ -52,7 +52,7 @@ pub(super) struct TokensQuery {
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    PageQuery(query): PageQuery<TokensQuery>,
+    QueryString(query): QueryString<TokensQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let user = console.broker.signed_in_user(&request.context)?;
