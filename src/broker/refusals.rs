@@ -224,7 +224,8 @@ impl Broker {
             | VerifyError::MissingProof
             | VerifyError::Proof(_)
             | VerifyError::Replayed
-            | VerifyError::ProofMismatch(_)
+            | VerifyError::ProofClaim { .. }
+            | VerifyError::SecondCredential
             | VerifyError::TaskKeyMismatch
             | VerifyError::WorkloadMismatch { .. }
             | VerifyError::NoRules

@@ -42,6 +42,7 @@ pub use people::{
 pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
 
+use crate::model::text::nearest_word;
 use crate::model::{
     Action, ActionName, AgentId, Audience, Digest, PersonId, ProfileName, RegisteredAgent,
     ServiceId, SpiffeId, Target,
@@ -77,18 +78,31 @@ pub struct PolicyBundle {
 /// Why a request for an action is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ActionError {
-    /// The catalogue has no such action.
-    #[error("the catalogue has no such action")]
-    UnknownAction,
-    /// The bundle has no such target, or the action is not for targets of its type.
-    #[error("no such target for this action")]
-    UnknownTarget,
+    /// The catalogue does not have this action; with the nearest that it has.
+    #[error("the catalogue has no action `{name}`{}", near.as_ref().map_or_else(String::new, |near| format!(": did you mean `{near}`?")))]
+    UnknownAction {
+        /// As requested.
+        name: ActionName,
+        /// The nearest known name, when one is near.
+        near: Option<String>,
+    },
+    /// The bundle does not have this target.
+    #[error("the policy bundle has no target `{0}`")]
+    UnknownTarget(Target),
+    /// The action is not for targets of this type.
+    #[error("the action is not for targets of type `{found}`: expected {}", expected.join(" or "))]
+    WrongTargetType {
+        /// As requested.
+        found: String,
+        /// The types of the catalogue.
+        expected: Vec<String>,
+    },
     /// A parameter is missing, unknown or of another type; names it, never its value.
     #[error("invalid parameters: {0}")]
     InvalidParameters(String),
     /// No registered validator has this audience.
-    #[error("no registered validator has this audience")]
-    UnknownAudience,
+    #[error("no registered validator has the audience `{0}`")]
+    UnknownAudience(Audience),
 }
 
 impl PolicyBundle {
@@ -293,19 +307,32 @@ impl PolicyBundle {
         self.evaluator.store().attributes(target)
     }
 
+    fn unknown_action(&self, name: &ActionName) -> ActionError {
+        let known = self.catalogue.actions().map(|action| action.name.as_str());
+        ActionError::UnknownAction {
+            name: name.clone(),
+            near: nearest_word(name.as_str(), known).map(str::to_owned),
+        }
+    }
+
     /// Checks that the action is in the catalogue, for a known target and audience, with the parameters of the catalogue. An
     /// action with `open_targets` may name unknown targets of its types.
     pub fn check_action(&self, action: &Action) -> Result<&CatalogueAction, ActionError> {
         let known = self
             .catalogue
             .action(&action.name)
-            .ok_or(ActionError::UnknownAction)?;
-        let exists = known.open_targets || self.evaluator.store().contains_target(&action.target);
-        if !known.target_types.contains(&action.target.kind) || !exists {
-            return Err(ActionError::UnknownTarget);
+            .ok_or_else(|| self.unknown_action(&action.name))?;
+        if !known.target_types.contains(&action.target.kind) {
+            return Err(ActionError::WrongTargetType {
+                found: action.target.kind.clone(),
+                expected: known.target_types.iter().cloned().collect(),
+            });
+        }
+        if !known.open_targets && !self.evaluator.store().contains_target(&action.target) {
+            return Err(ActionError::UnknownTarget(action.target.clone()));
         }
         if !self.is_known_audience(&action.audience) {
-            return Err(ActionError::UnknownAudience);
+            return Err(ActionError::UnknownAudience(action.audience.clone()));
         }
         known
             .check_parameters(&action.parameters)

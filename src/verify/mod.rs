@@ -57,9 +57,17 @@ pub enum VerifyError {
     /// One key has more unexpired proofs than any honest client needs.
     #[error("too many proofs by one key")]
     TooManyProofs,
-    /// The proof is for another action or other evidence than the call carries.
-    #[error("the proof is not for this {0}")]
-    ProofMismatch(&'static str),
+    /// One of our claims in the proof is missing, is not expected in this call, or is of something else.
+    #[error("proof: claim {claim}: {problem}")]
+    ProofClaim {
+        /// The claim.
+        claim: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The call carries a second credential: two could be read as two callers.
+    #[error("expected one credential in a call, got two")]
+    SecondCredential,
     /// The key is not the task's, or there is no such task.
     #[error("the key is not the task's")]
     TaskKeyMismatch,
@@ -71,8 +79,8 @@ pub enum VerifyError {
         /// The workload that opened the task.
         opened: SpiffeId,
     },
-    /// The evidence was verified too long ago. Decided after possession.
-    #[error("the evidence was verified too long ago")]
+    /// The evidence has expired, or was verified too long ago. Decided after possession.
+    #[error("the evidence has expired, or was verified too long ago")]
     Stale,
     /// No policy bundle is in force.
     #[error("no policy bundle is in force")]

@@ -48,14 +48,14 @@ impl Possession {
             .nonce()
             .and_then(|nonce| call.nonces.check(nonce, now))
             .ok_or(VerifyError::InvalidNonce)?;
-        if checked.action_digest() != call.action {
-            return Err(VerifyError::ProofMismatch("action"));
-        }
-        if checked.evidence_hash() != call.evidence {
-            return Err(VerifyError::ProofMismatch("evidence"));
-        }
+        expect_claim("adg", checked.action_digest(), call.action)?;
+        expect_claim("evh", checked.evidence_hash(), call.evidence)?;
         if checked.ath().is_some() {
-            return Err(VerifyError::ProofMismatch("token"));
+            let problem = "is for resource servers alone";
+            return Err(VerifyError::ProofClaim {
+                claim: "ath",
+                problem,
+            });
         }
         let jkt = checked.jkt();
         (call.insert_once)(jkt, checked.jti(), until)?;
@@ -86,7 +86,22 @@ impl Possession {
         if self.jkt == binding.jkt() {
             Ok(())
         } else {
-            Err(VerifyError::ProofMismatch("task"))
+            Err(VerifyError::TaskKeyMismatch)
         }
     }
+}
+
+/// Checks a claim that a proof has exactly where the call carries what it is the digest of.
+fn expect_claim(
+    claim: &'static str,
+    found: Option<Digest>,
+    expected: Option<Digest>,
+) -> Result<(), VerifyError> {
+    let problem = match (found, expected) {
+        (found, expected) if found == expected => return Ok(()),
+        (None, _) => "is missing",
+        (Some(_), None) => "is not expected in this call",
+        (Some(_), Some(_)) => "is not the digest of what the call carries",
+    };
+    Err(VerifyError::ProofClaim { claim, problem })
 }

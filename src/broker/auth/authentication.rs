@@ -107,7 +107,7 @@ impl Broker {
     ) -> Result<Possession, VerifyError> {
         // Two credentials in one call could be read as two callers.
         if call.bearer.is_some() || call.session.is_some() {
-            return Err(VerifyError::ProofMismatch("credential"));
+            return Err(VerifyError::SecondCredential);
         }
         let proof = DpopInput {
             proof: call.proof.as_ref(),
@@ -319,7 +319,7 @@ impl Broker {
             }
             // Two credentials in one call could be read as two callers.
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
-                return Err(closed(&VerifyError::ProofMismatch("credential")));
+                return Err(closed(&VerifyError::SecondCredential));
             }
             (None, _, None) => {
                 let known = |key| {

@@ -122,7 +122,7 @@ impl Broker {
             )));
         }
         if call.bearer.is_some() {
-            return Err(closed(&VerifyError::ProofMismatch("credential")));
+            return Err(closed(&VerifyError::SecondCredential));
         }
         let now = self.now();
         // The code is checked after the proof and before the proof is remembered: each try costs the caller a new proof.

@@ -99,10 +99,12 @@ impl Broker {
         problem: &ActionError,
     ) -> Refusal {
         let reason = match problem {
-            ActionError::UnknownAction => Reason::UnknownAction,
-            ActionError::UnknownTarget => Reason::UnknownTarget,
+            ActionError::UnknownAction { .. } => Reason::UnknownAction,
+            ActionError::UnknownTarget(_) | ActionError::WrongTargetType { .. } => {
+                Reason::UnknownTarget
+            }
             ActionError::InvalidParameters(_) => Reason::InvalidParameters,
-            ActionError::UnknownAudience => Reason::UnknownAudience,
+            ActionError::UnknownAudience(_) => Reason::UnknownAudience,
         };
         let all = attempt.input.action.parameters.keys().cloned().collect();
         match self

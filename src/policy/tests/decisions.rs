@@ -320,10 +320,10 @@ fn open_targets_set_target_known_false() {
         "allowed 60 [soc-acts-at-home]"
     );
     let stranger = action("case.read", "Account::ann", &[]);
-    assert_eq!(
+    assert!(matches!(
         bundle.check_action(&stranger),
-        Err(ActionError::UnknownTarget)
-    );
+        Err(ActionError::WrongTargetType { .. })
+    ));
 }
 
 #[test]
@@ -334,26 +334,41 @@ fn check_action_errors() {
         "Disable an account"
     );
     let problem = |a: &Action| bundle.check_action(a).expect_err("refused");
+    for (name, target, message) in [
+        (
+            "account.disabel",
+            "Account::ann",
+            "the catalogue has no action `account.disabel`: did you mean `account.disable`?",
+        ),
+        (
+            "write",
+            "Account::ann",
+            "the catalogue has no action `write`",
+        ),
+        (
+            "operate",
+            "Environment::prod",
+            "the catalogue has no action `operate`",
+        ),
+        (
+            "case.read",
+            "Host::web-1",
+            "the action is not for targets of type `Host`: expected Case",
+        ),
+    ] {
+        let problem = problem(&action(name, target, &[])).to_string();
+        assert_eq!(problem, message);
+    }
     assert_eq!(
-        problem(&action("account.delete", "Account::ann", &[])),
-        ActionError::UnknownAction
-    );
-    assert_eq!(
-        problem(&action("write", "Account::ann", &[])),
-        ActionError::UnknownAction
-    );
-    assert_eq!(
-        problem(&action("operate", "Environment::prod", &[])),
-        ActionError::UnknownAction
-    );
-    assert_eq!(problem(&disable("Ann")), ActionError::UnknownTarget);
-    assert_eq!(
-        problem(&action("case.read", "Host::web-1", &[])),
-        ActionError::UnknownTarget
+        problem(&disable("Ann")).to_string(),
+        "the policy bundle has no target `Account::Ann`"
     );
     let mut other = read();
     other.audience = Audience::parse("https://cases.soc.example/").expect("audience");
-    assert_eq!(problem(&other), ActionError::UnknownAudience);
+    assert_eq!(
+        problem(&other).to_string(),
+        "no registered validator has the audience `https://cases.soc.example/`"
+    );
     let wrong = |message: &str| ActionError::InvalidParameters(message.to_owned());
     assert_eq!(
         problem(&action("account.disable", "Account::ann", &[])),

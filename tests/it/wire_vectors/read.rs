@@ -212,9 +212,7 @@ fn proof_word(error: &VerifyError) -> &'static str {
     match error {
         VerifyError::InvalidNonce => "nonce",
         VerifyError::Replayed => "replay",
-        VerifyError::ProofMismatch("action") => "adg",
-        VerifyError::ProofMismatch("evidence") => "evh",
-        VerifyError::ProofMismatch("token") => "ath",
+        VerifyError::ProofClaim { claim, .. } => claim,
         VerifyError::Proof(error) => match error {
             ProofError::Malformed(JoseError::Typ) => "typ",
             ProofError::Malformed(JoseError::Alg) => "alg",
