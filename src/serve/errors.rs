@@ -117,14 +117,16 @@ pub(super) fn http_status(reason: Reason) -> StatusCode {
     StatusCode::from_u16(reason.code().http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Problem details with the members of RFC 9457 §3.1, `reason` and `correlation`.
+/// Problem details with the members of RFC 9457 §3.1, `reason` and `correlation_id`. `type` names the reason: a URN, because it
+/// identifies and leads nowhere.
 pub(super) fn problem(http: StatusCode, refusal: &Refusal) -> Response {
     let body = json!({
+        "type": format!("urn:dipylon:reason:{}", refusal.reason),
         "title": http.canonical_reason().unwrap_or("Error"),
         "status": http.as_u16(),
         "detail": escape_invisible_capped(&refusal.message, DETAIL_CHARS_MAX),
         "reason": refusal.reason.as_str(),
-        "correlation": refusal.correlation.to_string(),
+        "correlation_id": refusal.correlation.to_string(),
     });
     let kind = HeaderValue::from_static(PROBLEM);
     let response = (http, [(header::CONTENT_TYPE, kind)], body.to_string()).into_response();

@@ -15,7 +15,9 @@ fn assert_problem(answer: &Answer, status: u16, reason: Reason, what: &str) {
     let problem = answer.json();
     assert_eq!(problem["status"], status, "{what}");
     assert_eq!(problem["reason"], reason.as_str(), "{what}");
-    let correlation = problem["correlation"].as_str().expect("an id");
+    let kind = format!("urn:dipylon:reason:{reason}");
+    assert_eq!(problem["type"], kind, "{what}");
+    let correlation = problem["correlation_id"].as_str().expect("an id");
     CorrelationId::parse(correlation).expect("a correlation id");
     for member in ["title", "detail"] {
         assert_ne!(problem[member].as_str().expect("text"), "", "{what}");

@@ -72,7 +72,8 @@ fn assert_refused(answer: &Answer, status: u16, what: &str) {
     let problem: Value = serde_json::from_slice(&answer.body).expect("problem details");
     assert_eq!(problem["reason"], "NOT_GRPC", "{what}");
     assert_eq!(problem["status"], status, "{what}");
-    let correlation = problem["correlation"].as_str().expect("an id");
+    assert_eq!(problem["type"], "urn:dipylon:reason:NOT_GRPC", "{what}");
+    let correlation = problem["correlation_id"].as_str().expect("an id");
     CorrelationId::parse(correlation).expect("a correlation id");
 }
 

@@ -66,14 +66,32 @@ pub fn revocation_feed(_former: &Former) -> Value {
         (
             "silence for five seconds",
             start(vec![heartbeat(60, None)]),
-            5,
+            5_000,
             judged(41, "accepted"),
         ),
         (
-            "silence for six seconds",
+            "silence for longer",
             start(vec![heartbeat(60, None)]),
-            6,
+            5_001,
             judged(41, "unknown"),
+        ),
+        (
+            "silence for longer, after a revocation",
+            start(vec![
+                event(50, None, "tasks", tasks(&[TASK])),
+                heartbeat(60, Some(50)),
+            ]),
+            5_001,
+            judged(41, "unknown"),
+        ),
+        (
+            "a new journal, whose epoch is 0",
+            vec![
+                json!({ "resync": { "from": {} } }),
+                json!({ "heartbeat": { "position": { "index": "60" } } }),
+            ],
+            0,
+            vec![token(0, 41, "accepted"), token(1, 41, "unknown")],
         ),
         (
             "an event before the first heartbeat",
@@ -200,6 +218,15 @@ pub fn revocation_feed(_former: &Former) -> Value {
             judged(41, "unknown"),
         ),
         (
+            "an event without `previous` after a known one",
+            start(vec![
+                heartbeat(45, Some(40)),
+                event(50, None, "tasks", tasks(&[other])),
+            ]),
+            0,
+            judged(41, "unknown"),
+        ),
+        (
             "a gap before a heartbeat",
             start(vec![of_triage(), heartbeat(60, Some(55))]),
             0,
@@ -227,8 +254,38 @@ pub fn revocation_feed(_former: &Former) -> Value {
             judged(41, "accepted"),
         ),
         (
-            "another epoch in mid-stream",
+            "a heartbeat without `last_event` after a known one",
+            start(vec![heartbeat(60, Some(40)), heartbeat(61, None)]),
+            0,
+            judged(41, "unknown"),
+        ),
+        (
+            "a heartbeat without a position",
+            start(vec![heartbeat(60, None), json!({ "heartbeat": {} })]),
+            0,
+            judged(41, "unknown"),
+        ),
+        (
+            "a heartbeat of another epoch in mid-stream",
             start(vec![heartbeat(60, None), heartbeat_of(2, 61, None)]),
+            0,
+            judged(41, "unknown"),
+        ),
+        (
+            "an event of another epoch in mid-stream",
+            start(vec![
+                heartbeat(60, None),
+                event_of(2, 61, None, "tasks", tasks(&[other])),
+            ]),
+            0,
+            judged(41, "unknown"),
+        ),
+        (
+            "an event of an earlier epoch in mid-stream",
+            start(vec![
+                heartbeat(60, None),
+                event_of(0, 61, None, "tasks", tasks(&[other])),
+            ]),
             0,
             judged(41, "unknown"),
         ),
@@ -249,7 +306,10 @@ pub fn revocation_feed(_former: &Former) -> Value {
         ),
         (
             "a list with an id that is none",
-            start(vec![event(50, None, "tasks", tasks(&["task_x"]))]),
+            start(vec![
+                heartbeat(45, None),
+                event(50, None, "tasks", tasks(&[other, "task_x"])),
+            ]),
             0,
             judged(41, "unknown"),
         ),
@@ -298,18 +358,28 @@ pub fn revocation_feed(_former: &Former) -> Value {
                 token(3, 0, "unknown"),
             ],
         ),
+        (
+            "an epoch that is not read yet cannot be judged, whatever is known",
+            start(vec![
+                event(50, None, "tasks", tasks(&[TASK])),
+                heartbeat(60, Some(50)),
+            ]),
+            0,
+            vec![token(1, 41, "revoked"), token(2, 0, "unknown")],
+        ),
     ];
     let vectors: Vec<Value> = table
         .into_iter()
         .map(|(name, messages, silence, tokens)| {
-            json!({ "name": name, "messages": messages, "silence_s": silence, "tokens": tokens })
+            json!({ "name": name, "messages": messages, "silence_ms": silence, "tokens": tokens })
         })
         .collect();
     json!({
         "comment": "A resource server starts without a position, receives `messages` (dipylon.v1.WatchRevocationsResponse in \
-            ProtoJSON) at one moment, then none for `silence_s` seconds. At that moment each token (of the given claims; `action` is \
+            ProtoJSON) at one moment, then none for `silence_ms` milliseconds. At that moment each token (of the given claims; `action` is \
             that of its authorization_details) must be accepted, refused as revoked, or refused because it cannot be judged \
-            (`unknown`: out of touch). Silence is tolerated for five seconds. After a gap the server drops its position and watches \
+            (`unknown`: out of touch). 64-bit integers are texts, and a \
+            zero may be left out. Silence is tolerated for five seconds. After a gap the server drops its position and watches \
             again; further messages are of that watch.",
         "vectors": vectors,
     })

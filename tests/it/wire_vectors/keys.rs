@@ -93,9 +93,9 @@ pub fn signature(key: &SigningKey, message: &[u8], former: Option<&str>) -> Stri
     )
 }
 
-/// A compact JWS over canonical JSON.
+/// A compact JWS over canonical JSON; a fraction, which has no canonical form, stands as it is.
 pub fn jws(key: &SigningKey, header: &Value, claims: &Value, former: Option<&str>) -> String {
-    let part = |value: &Value| canonical(value).expect("canonical");
+    let part = |value: &Value| canonical(value).unwrap_or_else(|_| value.to_string());
     jws_of_texts(key, &part(header), &part(claims), former)
 }
 
@@ -109,6 +109,36 @@ pub fn jws_of_texts(key: &SigningKey, header: &str, claims: &str, former: Option
     let former = former.and_then(|former| former.strip_prefix(&format!("{signed}.")));
     let signature = signature(key, signed.as_bytes(), former);
     format!("{signed}.{signature}")
+}
+
+/// A good compact JWS in wrong forms, each with its name and the check that refuses it; `other` is another JWS of the key.
+pub fn broken_forms(good: &str, other: &str) -> Vec<(&'static str, &'static str, String)> {
+    let (signed, signature) = good.rsplit_once('.').expect("three parts");
+    let (_, other) = other.rsplit_once('.').expect("three parts");
+    let bytes = decode(signature);
+    let of = |signature: &[u8]| format!("{signed}.{}", encode(signature));
+    let longer = [&bytes[..], &[0]].concat();
+    vec![
+        (
+            "another signature of the key",
+            "signature",
+            format!("{signed}.{other}"),
+        ),
+        ("a signature in DER", "signature", of(&der(&bytes))),
+        ("a signature of 63 bytes", "signature", of(&bytes[..63])),
+        ("a signature of 65 bytes", "signature", of(&longer)),
+        ("a signature of zeros", "signature", of(&[0; 64])),
+        ("padding", "form", format!("{good}==")),
+        ("four parts", "form", format!("{good}.AA")),
+        ("two parts", "form", signed.to_owned()),
+        ("no signature", "form", format!("{signed}.")),
+    ]
+}
+
+/// The claims as JSON, with the first member of `twice` before them.
+pub fn with_member_twice(claims: &Value, twice: &str) -> String {
+    let text = claims.to_string();
+    format!("{{{twice},{}", text.get(1..).unwrap_or_default())
 }
 
 /// The DER form (RFC 3279 section 2.2.3) of a signature r ‖ s.

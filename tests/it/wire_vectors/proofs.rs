@@ -1,10 +1,10 @@
 //! Vectors of DPoP proofs, each bad one with the check that refuses it.
 
 use dipylon_sdk::jose::Nonces;
-use dipylon_sdk::model::{Digest, Timestamp};
+use dipylon_sdk::model::{Digest, Timestamp, UseId};
 use serde_json::{Value, json};
 
-use super::keys::{self, der, encode};
+use super::keys::{self, encode};
 use super::{Change, Former, NONCE_KEY, NOW, action_digest, named, remove};
 
 const BROKER: &str = "https://dipylon.soc.example";
@@ -22,6 +22,91 @@ fn nonce(key: u8, at_s: i64) -> String {
 fn proof_header() -> Value {
     json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": keys::fixed("agent").public().to_jwk() })
 }
+
+/// One change of a proof, and the check that then refuses it.
+type Row = (&'static str, Option<&'static str>, Change);
+
+/// What every receiver of a proof judges alike.
+const FORMS: [Row; 28] = [
+    ("optional members of jwk", None, |h, _| {
+        h["jwk"]["alg"] = json!("ES256");
+        h["jwk"]["use"] = json!("sig");
+        h["jwk"]["kid"] = json!("any");
+    }),
+    ("an iat with a fraction", None, |_, c| {
+        c["iat"] = json!(1_800_000_000.5)
+    }),
+    ("a jti of 128 bytes", None, |_, c| {
+        c["jti"] = json!("a".repeat(128))
+    }),
+    ("typ JWT", Some("typ"), |h, _| h["typ"] = json!("JWT")),
+    ("typ in another case", Some("typ"), |h, _| {
+        h["typ"] = json!("DPoP+JWT")
+    }),
+    ("no typ", Some("typ"), |h, _| remove(h, "typ")),
+    ("alg ES384", Some("alg"), |h, _| h["alg"] = json!("ES384")),
+    ("alg none", Some("alg"), |h, _| h["alg"] = json!("none")),
+    ("kid in the header", Some("header"), |h, _| {
+        h["kid"] = json!("k")
+    }),
+    ("crit in the header", Some("header"), |h, _| {
+        h["crit"] = json!(["exp"])
+    }),
+    ("an unknown header member", Some("header"), |h, _| {
+        h["x"] = json!(1)
+    }),
+    ("no jwk", Some("jwk"), |h, _| remove(h, "jwk")),
+    ("a private jwk", Some("jwk"), |h, _| {
+        h["jwk"]["d"] = json!("AA")
+    }),
+    ("a jwk of another curve", Some("jwk"), |h, _| {
+        h["jwk"]["crv"] = json!("P-384")
+    }),
+    ("the jwk of another key", Some("signature"), |h, _| {
+        h["jwk"] = keys::fixed("voter").public().to_jwk();
+    }),
+    ("no jti", Some("jti"), |_, c| remove(c, "jti")),
+    ("an empty jti", Some("jti"), |_, c| c["jti"] = json!("")),
+    ("a jti of 129 bytes", Some("jti"), |_, c| {
+        c["jti"] = json!("a".repeat(129))
+    }),
+    ("a jti with a space", Some("jti"), |_, c| {
+        c["jti"] = json!("a b")
+    }),
+    ("no iat", Some("iat"), |_, c| remove(c, "iat")),
+    ("iat as a text", Some("iat"), |_, c| {
+        c["iat"] = json!("1800000000")
+    }),
+    ("a negative iat", Some("iat"), |_, c| c["iat"] = json!(-1)),
+    ("an unknown claim", Some("unknown claim"), |_, c| {
+        c["aud"] = json!(BROKER)
+    }),
+    ("htm GET", Some("htm"), |_, c| c["htm"] = json!("GET")),
+    ("htm in lower case", Some("htm"), |_, c| {
+        c["htm"] = json!("post")
+    }),
+    ("no htm", Some("htm"), |_, c| remove(c, "htm")),
+    ("no htu", Some("htu"), |_, c| remove(c, "htu")),
+    ("longer than 8,192 bytes", Some("form"), |_, c| {
+        let htu = c["htu"].as_str().expect("htu");
+        c["htu"] = json!(format!("{htu}?{}", "a".repeat(6_144)));
+    }),
+];
+
+/// Spellings of the URL that the broker takes for its own.
+const SPELLINGS: [Row; 2] = [
+    ("htu in another spelling", None, |_, c| {
+        c["htu"] = json!("HTTPS://Dipylon.SOC.example:443/dipylon.v1.TaskService/CompleteTask");
+    }),
+    ("htu with a query, which is left out", None, |_, c| {
+        c["htu"] = json!(format!("{}?x=1#y", htu("TaskService/CompleteTask")));
+    }),
+];
+
+/// The same at a resource server.
+const RESOURCE_SPELLINGS: [Row; 1] = [("htu in another spelling", None, |_, c| {
+    c["htu"] = json!("HTTPS://IDP.soc.example:443/accounts/%61nn/disable");
+})];
 
 /// A call to the broker that a proof is for.
 #[derive(Clone, Copy)]
@@ -84,7 +169,7 @@ pub fn dpop_proofs(former: &Former) -> Value {
             (`evidence` and `action_digest` null: the call carries none). A client must make proofs like the good ones; the broker \
             refuses the bad ones, with USE_DPOP_NONCE where `why` is `nonce` and with NOT_AUTHENTICATED otherwise. \
             `resource_server`: for an HTTP request with the access token `check.token`; a resource server must accept the good ones \
-            at the time `check.now` and refuse the bad ones. `why` names the member or the check. `used_jtis` were accepted before.",
+            at the time `check.now` and refuse the bad ones; `use_id` names the use that the request consumes. `why` names the member or the check. `used_jtis` were accepted before.",
         "broker": broker_proofs(former),
         "resource_server": resource_proofs(former, &token),
     })
@@ -102,86 +187,12 @@ fn broker_proofs(former: &Former) -> Vec<Value> {
             |_, _| {},
         ),
         ("CompleteTask", CompleteTask, None, |_, _| {}),
-        ("optional members of jwk", CompleteTask, None, |h, _| {
-            h["jwk"]["alg"] = json!("ES256");
-            h["jwk"]["use"] = json!("sig");
-            h["jwk"]["kid"] = json!("any");
-        }),
         (
             "an old iat: the nonce proves freshness",
             CompleteTask,
             None,
             |_, c| c["iat"] = json!(1),
         ),
-        ("typ JWT", CompleteTask, Some("typ"), |h, _| {
-            h["typ"] = json!("JWT")
-        }),
-        ("typ in another case", CompleteTask, Some("typ"), |h, _| {
-            h["typ"] = json!("DPoP+JWT")
-        }),
-        ("no typ", CompleteTask, Some("typ"), |h, _| remove(h, "typ")),
-        ("alg ES384", CompleteTask, Some("alg"), |h, _| {
-            h["alg"] = json!("ES384")
-        }),
-        ("alg none", CompleteTask, Some("alg"), |h, _| {
-            h["alg"] = json!("none")
-        }),
-        ("kid in the header", CompleteTask, Some("header"), |h, _| {
-            h["kid"] = json!("k")
-        }),
-        (
-            "crit in the header",
-            CompleteTask,
-            Some("header"),
-            |h, _| h["crit"] = json!(["exp"]),
-        ),
-        (
-            "an unknown header member",
-            CompleteTask,
-            Some("header"),
-            |h, _| h["x"] = json!(1),
-        ),
-        ("no jwk", CompleteTask, Some("jwk"), |h, _| remove(h, "jwk")),
-        ("a private jwk", CompleteTask, Some("jwk"), |h, _| {
-            h["jwk"]["d"] = json!("AA")
-        }),
-        (
-            "a jwk of another curve",
-            CompleteTask,
-            Some("jwk"),
-            |h, _| h["jwk"]["crv"] = json!("P-384"),
-        ),
-        (
-            "the jwk of another key",
-            CompleteTask,
-            Some("signature"),
-            |h, _| {
-                h["jwk"] = keys::fixed("voter").public().to_jwk();
-            },
-        ),
-        ("no jti", CompleteTask, Some("jti"), |_, c| remove(c, "jti")),
-        ("an empty jti", CompleteTask, Some("jti"), |_, c| {
-            c["jti"] = json!("")
-        }),
-        ("a jti of 129 bytes", CompleteTask, Some("jti"), |_, c| {
-            c["jti"] = json!("a".repeat(129))
-        }),
-        ("no iat", CompleteTask, Some("iat"), |_, c| remove(c, "iat")),
-        ("iat as a text", CompleteTask, Some("iat"), |_, c| {
-            c["iat"] = json!("1800000000")
-        }),
-        (
-            "an unknown claim",
-            CompleteTask,
-            Some("unknown claim"),
-            |_, c| c["aud"] = json!(BROKER),
-        ),
-        ("htm GET", CompleteTask, Some("htm"), |_, c| {
-            c["htm"] = json!("GET")
-        }),
-        ("htm in lower case", CompleteTask, Some("htm"), |_, c| {
-            c["htm"] = json!("post")
-        }),
         (
             "htu of another method",
             CompleteTask,
@@ -249,49 +260,23 @@ fn broker_proofs(former: &Former) -> Vec<Value> {
         ),
     ];
     let agent = keys::fixed("agent");
-    let mut vectors: Vec<Value> = table
-        .iter()
+    let common = FORMS.iter().chain(&SPELLINGS);
+    let common = common.map(|(name, why, change)| (*name, CompleteTask, *why, *change));
+    let rows = table.iter().copied().chain(common);
+    let mut vectors: Vec<Value> = rows
         .map(|(name, call, why, change)| {
             let (mut header, mut claims) = (proof_header(), call.claims());
             change(&mut header, &mut claims);
             let kept = former.text("broker", name, "proof");
             let proof = keys::jws(&agent, &header, &claims, kept.as_deref());
-            named(json!({ "proof": proof, "check": call.check() }), name, *why)
+            named(json!({ "proof": proof, "check": call.check() }), name, why)
         })
         .collect();
     let good = vectors[3]["proof"].as_str().expect("proof").to_owned();
-    let (signed, signature) = good.rsplit_once('.').expect("three parts");
-    let open_task = vectors[0]["proof"].as_str().expect("proof");
-    let (_, other) = open_task.rsplit_once('.').expect("three parts");
-    let as_der = encode(&der(&keys::decode(signature)));
-    let header = dipylon_sdk::model::json::canonical(&proof_header()).expect("canonical");
-    let twice = format!(
-        r#"{{"jti":"a","jti":"a",{}"#,
-        CompleteTask
-            .claims()
-            .to_string()
-            .get(1..)
-            .unwrap_or_default()
-    );
+    let other = vectors[0]["proof"].as_str().expect("proof").to_owned();
     let kept = former.text("broker", "a claim twice", "proof");
-    let twice = keys::jws_of_texts(&agent, &header, &twice, kept.as_deref());
-    let made = [
-        ("a claim twice", "form", twice),
-        (
-            "the signature of another proof",
-            "signature",
-            format!("{signed}.{other}"),
-        ),
-        (
-            "a signature in DER",
-            "signature",
-            format!("{signed}.{as_der}"),
-        ),
-        ("padding", "form", format!("{good}==")),
-        ("four parts", "form", format!("{good}.AA")),
-        ("no signature", "form", format!("{signed}.")),
-    ];
-    for (name, why, proof) in made {
+    let twice = claim_twice(&CompleteTask.claims(), kept.as_deref());
+    for (name, why, proof) in keys::broken_forms(&good, &other).into_iter().chain([twice]) {
         vectors.push(named(
             json!({ "proof": proof, "check": CompleteTask.check() }),
             name,
@@ -308,6 +293,13 @@ fn broker_proofs(former: &Former) -> Vec<Value> {
     vectors
 }
 
+fn claim_twice(claims: &Value, former: Option<&str>) -> (&'static str, &'static str, String) {
+    let header = dipylon_sdk::model::json::canonical(&proof_header()).expect("canonical");
+    let twice = keys::with_member_twice(claims, r#""jti":"a""#);
+    let proof = keys::jws_of_texts(&keys::fixed("agent"), &header, &twice, former);
+    ("a claim twice", "form", proof)
+}
+
 fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
     let table: &[(&str, Option<&str>, Change)] = &[
         ("a request", None, |_, _| {}),
@@ -316,6 +308,9 @@ fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
         ("a nonce that nobody asked for", None, |_, c| {
             c["nonce"] = json!("n")
         }),
+        ("a jti with characters of no use id", None, |_, c| {
+            c["jti"] = json!("a/b")
+        }),
         ("too old", Some("iat"), |_, c| c["iat"] = json!(NOW - 61)),
         ("too far ahead", Some("iat"), |_, c| {
             c["iat"] = json!(NOW + 61)
@@ -323,9 +318,6 @@ fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
         ("no ath", Some("ath"), |_, c| remove(c, "ath")),
         ("ath of another token", Some("ath"), |_, c| {
             c["ath"] = json!(Digest::sha256(b"x"))
-        }),
-        ("another method", Some("htm"), |_, c| {
-            c["htm"] = json!("GET")
         }),
         ("another path", Some("htu"), |_, c| {
             c["htu"] = json!("https://idp.soc.example/accounts/bob/disable")
@@ -336,8 +328,12 @@ fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
         ("without TLS", Some("htu"), |_, c| {
             c["htu"] = json!("http://idp.soc.example/accounts/ann/disable")
         }),
-        ("typ JWT", Some("typ"), |h, _| h["typ"] = json!("JWT")),
-        ("no jti", Some("jti"), |_, c| remove(c, "jti")),
+        ("htu with another query, which is left out", None, |_, c| {
+            c["htu"] = json!(format!("{RESOURCE}?dry_run=true"))
+        }),
+        ("an ath in hex", Some("ath"), |_, c| {
+            c["ath"] = json!("9f".repeat(32))
+        }),
     ];
     let agent = keys::fixed("agent");
     let claims = json!({
@@ -346,16 +342,28 @@ fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
     let check = json!({
         "token": token, "method": "POST", "url": format!("{RESOURCE}?dry_run=false"), "now": NOW, "used_jtis": [],
     });
-    let mut vectors: Vec<Value> = table
-        .iter()
+    let rows = table.iter().chain(&FORMS).chain(&RESOURCE_SPELLINGS);
+    let mut vectors: Vec<Value> = rows
         .map(|(name, why, change)| {
             let (mut header, mut claims) = (proof_header(), claims.clone());
             change(&mut header, &mut claims);
             let kept = former.text("resource_server", name, "proof");
             let proof = keys::jws(&agent, &header, &claims, kept.as_deref());
-            named(json!({ "proof": proof, "check": check }), name, *why)
+            let mut vector = named(json!({ "proof": proof, "check": check }), name, *why);
+            if why.is_none() {
+                vector["use_id"] = json!(use_id(&claims));
+            }
+            vector
         })
         .collect();
+    let good = vectors[0]["proof"].as_str().expect("proof").to_owned();
+    let other = vectors[1]["proof"].as_str().expect("proof").to_owned();
+    let kept = former.text("resource_server", "a claim twice", "proof");
+    let twice = claim_twice(&claims, kept.as_deref());
+    for (name, why, proof) in keys::broken_forms(&good, &other).into_iter().chain([twice]) {
+        let vector = json!({ "proof": proof, "check": check });
+        vectors.push(named(vector, name, Some(why)));
+    }
     let voter = keys::fixed("voter");
     let mut header = proof_header();
     header["jwk"] = voter.public().to_jwk();
@@ -366,8 +374,21 @@ fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
         "another key",
         Some("cnf.jkt"),
     ));
-    let mut replayed = named(vectors[0].clone(), "used before", Some("replay"));
+    let mut replayed = named(
+        json!({ "proof": good, "check": check }),
+        "used before",
+        Some("replay"),
+    );
     replayed["check"]["used_jtis"] = json!([encode(&[2; 16])]);
     vectors.push(replayed);
     vectors
+}
+
+/// The id of a use that a request with this proof consumes.
+fn use_id(claims: &Value) -> String {
+    let jti = claims["jti"].as_str().expect("jti");
+    UseId::parse(jti).map_or_else(
+        |_| Digest::sha256(jti.as_bytes()).to_string(),
+        |id| id.to_string(),
+    )
 }

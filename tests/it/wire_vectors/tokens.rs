@@ -4,11 +4,29 @@ use dipylon_sdk::jose::Usage;
 use dipylon_sdk::model::{Digest, KeyId};
 use serde_json::{Value, json};
 
-use super::keys::{self, der, encode};
+use super::keys::{self, encode};
 use super::{Change, Former, NOW, action_digest, named, remove};
 
 const ISSUER: &str = "https://dipylon.soc.example";
 const AUDIENCE: &str = "https://idp.soc.example";
+
+/// A token whose parameters have a number, a set and a record.
+const NUMBERS: &str = "with numbers, a set and a record";
+
+/// Lengthens the parameters until the token has this many bytes.
+fn lengthen(claims: &mut Value, bytes: usize) {
+    let encoded = |bytes: usize| (bytes * 4).div_ceil(3);
+    let signed = encoded(token_header().to_string().len()) + encoded(64) + 2;
+    for length in 2_000..4_096 {
+        let (text, more) = ("a".repeat(2_000), "b".repeat(length));
+        claims["authorization_details"][0]["parameters"] = json!({ "a": text, "b": more });
+        if signed + encoded(claims.to_string().len()) >= bytes {
+            break;
+        }
+    }
+    let found = signed + encoded(claims.to_string().len());
+    assert_eq!(found, bytes, "no such length");
+}
 
 fn token_claims() -> Value {
     json!({
@@ -49,6 +67,16 @@ pub fn access_tokens(former: &Former) -> Value {
             detail["parameters"] =
                 json!({ "text": { "$commitment": "sRqubovtDPcadA3lHflZC7ldaPPBmEDSIDFbPe1vlLM" } });
             detail["digest"] = json!(Digest::sha256(b"a commitment"));
+        }),
+        (NUMBERS, None, |_, c| {
+            let detail = &mut c["authorization_details"][0];
+            detail["parameters"] =
+                json!({ "count": 1, "levels": [1, 2], "options": { "retries": 1 } });
+            detail["digest"] = json!(Digest::sha256(b"an action with numbers"));
+        }),
+        ("8,192 bytes long", None, |_, c| lengthen(c, 8_192)),
+        ("longer than 8,192 bytes", Some("form"), |_, c| {
+            lengthen(c, 8_193)
         }),
         ("a second before it expires", None, |_, c| {
             c["exp"] = json!(NOW + 1)
@@ -109,8 +137,61 @@ pub fn access_tokens(former: &Former) -> Value {
         ("valid for more than an hour", Some("claims"), |_, c| {
             c["exp"] = json!(NOW + 3_601)
         }),
+        ("exp at iat", Some("claims"), |_, c| {
+            c["iat"] = json!(NOW + 5);
+            c["exp"] = json!(NOW + 5);
+        }),
+        ("nbf at exp", Some("claims"), |_, c| {
+            c["nbf"] = json!(NOW + 5);
+            c["exp"] = json!(NOW + 5);
+        }),
         ("exp as a text", Some("claims"), |_, c| {
             c["exp"] = json!("1800000300")
+        }),
+        ("exp with a fraction", Some("claims"), |_, c| {
+            c["exp"] = json!(1_800_000_300.5)
+        }),
+        ("exp with a fraction of zero", Some("claims"), |_, c| {
+            c["exp"] = json!(1_800_000_300.0)
+        }),
+        ("iat with a fraction", Some("claims"), |_, c| {
+            c["iat"] = json!(1_799_999_999.5)
+        }),
+        ("uses with a fraction", Some("claims"), |_, c| {
+            c["uses"] = json!(1.5)
+        }),
+        ("uses with a fraction of zero", Some("claims"), |_, c| {
+            c["uses"] = json!(1.0)
+        }),
+        ("uses as a text", Some("claims"), |_, c| {
+            c["uses"] = json!("1")
+        }),
+        ("uses of true", Some("claims"), |_, c| {
+            c["uses"] = json!(true)
+        }),
+        ("uses below zero", Some("claims"), |_, c| {
+            c["uses"] = json!(-1)
+        }),
+        ("uses of null", Some("claims"), |_, c| {
+            c["uses"] = json!(null)
+        }),
+        ("no epoch", Some("claims"), |_, c| remove(c, "epoch")),
+        ("pos as a text", Some("claims"), |_, c| {
+            c["pos"] = json!("41")
+        }),
+        ("no jti", Some("claims"), |_, c| remove(c, "jti")),
+        ("a txn that is no task id", Some("claims"), |_, c| {
+            c["txn"] = json!("task_x")
+        }),
+        ("a jkt of 31 bytes", Some("claims"), |_, c| {
+            c["cnf"]["jkt"] = json!(encode(&[1; 31]))
+        }),
+        ("aud as an array", Some("claims"), |_, c| {
+            c["aud"] = json!([AUDIENCE])
+        }),
+        ("an unknown claim", Some("claims"), |_, c| c["x"] = json!(1)),
+        ("an unknown member of cnf", Some("claims"), |_, c| {
+            c["cnf"]["x"] = json!(1)
         }),
     ];
     let broker = keys::fixed("broker");
@@ -125,9 +206,7 @@ pub fn access_tokens(former: &Former) -> Value {
         })
         .collect();
     let good = tokens[0]["token"].as_str().expect("token").to_owned();
-    let (signed, signature) = good.rsplit_once('.').expect("three parts");
-    let uses = tokens[2]["token"].as_str().expect("token");
-    let (_, other) = uses.rsplit_once('.').expect("three parts");
+    let other = tokens[2]["token"].as_str().expect("token").to_owned();
     let kept = former.text("vectors", "signed by another key", "token");
     let forged = keys::jws(
         &keys::fixed("voter"),
@@ -135,23 +214,28 @@ pub fn access_tokens(former: &Former) -> Value {
         &token_claims(),
         kept.as_deref(),
     );
-    let as_der = encode(&der(&keys::decode(signature)));
-    for (name, why, token) in [
+    let texts = |name: &str, header: &str, claims: &str| {
+        let kept = former.text("vectors", name, "token");
+        keys::jws_of_texts(&broker, header, claims, kept.as_deref())
+    };
+    let (header, claims) = (token_header().to_string(), token_claims().to_string());
+    let claim_twice = keys::with_member_twice(&token_claims(), r#""exp":1"#);
+    let member_twice = keys::with_member_twice(&token_header(), r#""alg":"none""#);
+    let made = [
         ("signed by another key", "signature", forged),
         (
-            "the signature of another token",
-            "signature",
-            format!("{signed}.{other}"),
+            "a claim twice",
+            "form",
+            texts("a claim twice", &header, &claim_twice),
         ),
         (
-            "a signature in DER",
-            "signature",
-            format!("{signed}.{as_der}"),
+            "a header member twice",
+            "form",
+            texts("a header member twice", &member_twice, &claims),
         ),
-        ("no signature", "form", format!("{signed}.")),
-        ("padding", "form", format!("{good}==")),
-        ("four parts", "form", format!("{good}.AA")),
-    ] {
+    ];
+    let broken = keys::broken_forms(&good, &other);
+    for (name, why, token) in made.into_iter().chain(broken) {
         tokens.push(named(json!({ "token": token }), name, Some(why)));
     }
     let kid = KeyId::from_thumbprint(broker.thumbprint());
@@ -178,12 +262,17 @@ fn actions() -> Vec<Value> {
         "parameters": { "end_sessions": true } });
     let note = json!({ "action": "case.note", "target": { "type": "Case", "id": "INC-8841" },
         "parameters": { "text": "call her back" } });
-    let salts = json!({ "text": encode(&[1; 16]) });
     let with = |base: &Value, pointer: &str, value: Value| {
         let mut changed = base.clone();
         *changed.pointer_mut(pointer).expect("member") = value;
         changed
     };
+    let numbers = with(
+        &disable,
+        "/parameters",
+        json!({ "count": 1, "levels": [1, 2], "options": { "retries": 1 } }),
+    );
+    let salts = json!({ "text": encode(&[1; 16]) });
     let (plain, sensitive) = ("a token", "with a sensitive parameter");
     let table = [
         ("the same action", plain, disable.clone(), json!({}), None),
@@ -221,6 +310,62 @@ fn actions() -> Vec<Value> {
             with(&disable, "/parameters/end_sessions", json!("true")),
             json!({}),
             Some("parameters"),
+        ),
+        (
+            "1 for true",
+            plain,
+            with(&disable, "/parameters/end_sessions", json!(1)),
+            json!({}),
+            Some("parameters"),
+        ),
+        (
+            "the same numbers",
+            NUMBERS,
+            numbers.clone(),
+            json!({}),
+            None,
+        ),
+        (
+            "true for 1",
+            NUMBERS,
+            with(&numbers, "/parameters/count", json!(true)),
+            json!({}),
+            Some("parameters"),
+        ),
+        (
+            "a text for 1",
+            NUMBERS,
+            with(&numbers, "/parameters/count", json!("1")),
+            json!({}),
+            Some("parameters"),
+        ),
+        (
+            "true for 1 in a set",
+            NUMBERS,
+            with(&numbers, "/parameters/levels/0", json!(true)),
+            json!({}),
+            Some("parameters"),
+        ),
+        (
+            "true for 1 in a record",
+            NUMBERS,
+            with(&numbers, "/parameters/options/retries", json!(true)),
+            json!({}),
+            Some("parameters"),
+        ),
+        (
+            "a set with one element more",
+            NUMBERS,
+            with(&numbers, "/parameters/levels", json!([1, 2, 3])),
+            json!({}),
+            Some("parameters"),
+        ),
+        (
+            "a target in another case",
+            plain,
+            with(&disable, "/target/id", json!("Ann")),
+            json!({}),
+            Some("target"),
         ),
         (
             "one parameter fewer",

@@ -83,10 +83,16 @@ pub fn vote_statements(former: &Former) -> Value {
         ),
     ];
     let signature = keys::decode(vectors[0]["signature"].as_str().unwrap_or_default());
-    let mut as_der = vectors[0].clone();
-    as_der["signature"] = json!(encode(&der(&signature)));
-    let as_der = named(as_der, "a signature in DER", Some("signature"));
-    vectors.push(as_der);
+    let wrong = [
+        ("a signature in DER", der(&signature)),
+        ("a signature of 63 bytes", signature[..63].to_vec()),
+        ("a signature of zeros", vec![0; 64]),
+    ];
+    for (name, bytes) in wrong {
+        let mut vector = vectors[0].clone();
+        vector["signature"] = json!(encode(&bytes));
+        vectors.push(named(vector, name, Some("signature")));
+    }
     json!({
         "comment": "`challenge` = b64u(SHA-256(\"dipylon/vote/v1\" 0x00 statement)). `vectors`: `signature` is ES256 (r, s) by the \
             key `voter` over the 32 bytes of the challenge; a voter's program must compute the challenge and make signatures of this \

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::check::{self, PresentedToken, RequiredAction, ValidationError};
+use super::super::check::{self, Authorized, PresentedToken, RequiredAction, ValidationError};
 use super::super::replay::ProofReplayCache;
 use super::super::revocation_set::RevocationSet;
 use crate::jose::access_token::{self, AccessTokenClaims, CheckedToken, ExpectedToken, TokenError};
 use crate::jose::{JoseError, KeySet, ProofError, Usage};
-use crate::model::{ActionName, AgentId, Audience, Param, Target, TaskId, Timestamp, TokenId};
+use crate::model::{
+    ActionName, AgentId, Audience, Param, Secret, Target, TaskId, Timestamp, TokenId,
+};
 use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
 
 fn load(file: &str) -> Value {
@@ -144,12 +146,18 @@ fn proof_word(error: ValidationError) -> &'static str {
         ValidationError::ProofOfOtherKey => "cnf.jkt",
         ValidationError::ProofReplayed => "replay",
         ValidationError::Proof(error) => match error {
+            ProofError::Malformed(JoseError::Typ) => "typ",
+            ProofError::Malformed(JoseError::Alg) => "alg",
+            ProofError::Malformed(JoseError::HeaderMember(_)) => "header",
+            ProofError::Malformed(_) => "form",
+            ProofError::Key(_) => "jwk",
+            ProofError::Signature => "signature",
+            ProofError::Claim(claim) => claim.name,
+            ProofError::UnknownClaim => "unknown claim",
             ProofError::WrongMethod => "htm",
             ProofError::WrongUrl => "htu",
             ProofError::Stale => "iat",
-            ProofError::Malformed(JoseError::Typ) => "typ",
-            ProofError::Claim(claim) => claim.name,
-            other => panic!("{other}"),
+            ProofError::NonceMissing => "nonce",
         },
         other => panic!("{other}"),
     }
@@ -184,15 +192,30 @@ fn proofs_for_resource_servers() {
             seen.insert_once(&proof, now).expect("new");
         }
         let found = possession(text(vector, "proof"));
-        let found = found.and_then(|proof| seen.insert_once(&proof, now));
-        assert_eq!(found.map_err(proof_word), expected(vector), "{vector}");
+        let found = found.and_then(|proof| {
+            seen.insert_once(&proof, now)?;
+            Ok(proof)
+        });
+        let use_id = found.as_ref().ok().map(|proof| {
+            let token = server.check(token).expect("a good token");
+            let authorized = Authorized::new(token, Secret::new(String::new()), proof);
+            authorized.use_id().to_string()
+        });
+        assert_eq!(use_id.as_deref(), vector["use_id"].as_str(), "{vector}");
+        let found = found.map(drop).map_err(proof_word);
+        assert_eq!(found, expected(vector), "{vector}");
     }
 }
 
-/// A number of ProtoJSON: 64-bit integers are texts.
+/// A number of ProtoJSON: 64-bit integers are texts, and zero may be left out.
 fn number(value: &Value) -> u64 {
-    let text = value.as_str().expect("a number as text");
-    text.parse().expect("a number")
+    value.as_str().map_or_else(
+        || {
+            assert!(value.is_null(), "{value}: expected a number as text");
+            0
+        },
+        |text| text.parse().expect("a number"),
+    )
 }
 
 fn texts(value: &Value, name: &str) -> Vec<String> {
@@ -222,7 +245,7 @@ fn message(value: &Value) -> v1::WatchRevocationsResponse {
                 selector: selector(body),
             }),
             "heartbeat" => Message::Heartbeat(v1::RevocationHeartbeat {
-                position: Some(position(&body["position"])),
+                position: body.get("position").map(position),
                 last_event: body.get("last_event").map(number),
             }),
             "resync" => Message::Resync(v1::RevocationResync {
@@ -281,9 +304,9 @@ fn revocation_feeds() {
             // After a gap the set is incomplete, and the next message is of a new watch.
             let _gap = revoked.apply(message(one), start);
         }
-        let silence = vector["silence_s"].as_i64().expect("silence_s");
+        let silence = vector["silence_ms"].as_i64().expect("silence_ms");
         for token in list(vector, "tokens") {
-            let found = revoked.check(&claims_of(token), start.plus_secs(silence), SILENCE_MS);
+            let found = revoked.check(&claims_of(token), start.plus_millis(silence), SILENCE_MS);
             let found = match found {
                 Ok(()) => "accepted",
                 Err(ValidationError::Revoked) => "revoked",

@@ -26,7 +26,7 @@
     if (answer.status === 204) return null;
     const reply = await answer.json().catch(() => ({}));
     if (!answer.ok) {
-      const cause = reply.correlation ? ` (correlation id ${reply.correlation})` : '';
+      const cause = reply.correlation_id ? ` (correlation id ${reply.correlation_id})` : '';
       throw new RequestError((reply.detail || `The broker answered with status ${answer.status}. Try again.`) + cause, reply.reason);
     }
     return reply;
