@@ -60,7 +60,7 @@ for v in load("revocation_feed")["vectors"]:
     for message in v["messages"]:
         feed.read(json_format.ParseDict(message, agent.token_pb.WatchRevocationsResponse()), 1000)
     for token in v["tokens"]:
-        verdict = feed.judge(token | {"authorization_details": [{"action": token["action"]}]}, 1000 + v["silence_s"])
+        verdict = feed.judge(token | {"authorization_details": [{"action": token["action"]}]}, 1000 + v["silence_ms"] / 1000)
         check("revocation_feed", f"{v['name']}: {token}", verdict == token["expect"])
 
 for file, (good, wrong) in counts.items():

@@ -63,17 +63,26 @@ def verify(key, text, signature):
     der = utils.encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
     key.verify(der, text.rsplit(".", 1)[0].encode("ascii"), ec.ECDSA(hashes.SHA256()))
 
+CLAIMS = {"iss", "aud", "sub", "client_id", "iat", "nbf", "exp", "jti", "txn", "cnf", "authorization_details", "epoch", "pos"}
+
+def is_id(prefix, text):
+    return isinstance(text, str) and re.fullmatch(prefix + "_[A-Za-z0-9_-]{22}", text) and len(from_b64u(text.removeprefix(prefix + "_"))) == 16
+
 def check_token(text, key_of, issuer, audience, now):
     """Signature, form, issuer, audience and times (sections 6.1 and 6.2); returns the claims."""
     try:
         header, claims, signature = open_jws(text)
         require(set(header) == {"alg", "kid", "typ"} and header["alg"] == "ES256" and header["typ"] in ("at+jwt", "application/at+jwt"), "header")
         verify(key_of(header["kid"]), text, signature)
+        require(CLAIMS <= set(claims) <= CLAIMS | {"uses", "approval"}, "claims")
         require(all(type(claims[name]) is int for name in ("iat", "nbf", "exp", "epoch", "pos")), "numbers")
         require("uses" not in claims or type(claims["uses"]) is int and claims["uses"] >= 1, "uses")
         [approved] = claims["authorization_details"]
         require(approved["type"] == "urn:dipylon:action:v1" and isinstance(approved["parameters"], dict) and isinstance(approved["target"], dict), "action")
-        require(all(type(text) is str for text in (claims["jti"], claims["txn"], claims["client_id"], claims["cnf"]["jkt"], approved["action"])), "texts")
+        require(set(claims["cnf"]) == {"jkt"} and len(from_b64u(claims["cnf"]["jkt"])) == 32, "cnf")
+        require(is_id("tok", claims["jti"]) and is_id("task", claims["txn"]), "ids")
+        require(all(type(text) is str for text in (claims["sub"], claims["client_id"], approved["action"])), "texts")
+        require(max(claims["nbf"], claims["iat"]) < claims["exp"], "times")
         require(claims["iss"] == issuer and claims["aud"] == audience, "issuer or audience")
         require(now < claims["exp"] <= claims["iat"] + TOKEN_LIFE_MAX_S and max(claims["nbf"], claims["iat"]) <= now + LEEWAY_S, "times")
         return claims
@@ -85,6 +94,16 @@ def check_token(text, key_of, issuer, audience, now):
 def without_query(url):
     return re.split("[?#]", url)[0]
 
+def normalized(url):
+    """Without query, with scheme and host in lower case, no default port and no needless escape (RFC 9449 section 4.3, RFC 3986
+    section 6.2)."""
+    def plain(escape):
+        byte = chr(int(escape[1], 16))
+        return byte if re.fullmatch("[A-Za-z0-9._~-]", byte) else escape[0].upper()
+    parts = urllib.parse.urlsplit(without_query(url))
+    port = parts.port if parts.port != {"http": 80, "https": 443}.get(parts.scheme) else None
+    return parts.scheme, parts.hostname, port, re.sub("%([0-9A-Fa-f]{2})", plain, parts.path or "/")
+
 def check_proof(text, token, jkt, method, url, now, is_new):
     """The proof sent with a token (section 6.3); returns its id."""
     try:
@@ -92,8 +111,11 @@ def check_proof(text, token, jkt, method, url, now, is_new):
         require(set(header) == {"typ", "alg", "jwk"} and header["typ"] == "dpop+jwt" and header["alg"] == "ES256", "header")
         key, thumbprint = read_jwk(header["jwk"])
         verify(key, text, signature)
-        require(claims["htm"] == method and without_query(claims["htu"]) == without_query(url), "htm or htu")
-        require(type(claims["iat"]) in (int, float) and abs(now - claims["iat"]) <= 60, "iat")
+        needed = {"jti", "htm", "htu", "iat", "ath"}
+        require(needed <= set(claims) <= needed | {"nonce", "adg", "evh"}, "claims")
+        require(re.fullmatch("[!-~]{1,256}", claims.get("nonce", "none")), "nonce")
+        require(claims["htm"] == method and normalized(claims["htu"]) == normalized(url), "htm or htu")
+        require(type(claims["iat"]) in (int, float) and abs(int(now) - int(claims["iat"])) <= 60, "iat")
         require(claims["ath"] == b64u(sha256(token)), "ath")
         require(re.fullmatch("[!-~]{1,128}", claims["jti"]), "jti")
     except Exception as error:
@@ -150,6 +172,7 @@ class Feed:
             elif kind == "event":
                 at, selector = (body.epoch, body.index), body.WhichOneof("selector")
                 before, after = body.previous if body.HasField("previous") else None, body.index
+                selector = selector and self.ids_of(selector, body) and selector
                 in_order = not self.position or at[0] == self.position[0] and at[1] > self.position[1]
             if not kind or not selector or not in_order or (self.position and before != self.last):
                 self.forget_position()
@@ -161,12 +184,19 @@ class Feed:
                 self.remember(selector, body, at, now)
             return True
 
+    @staticmethod
+    def ids_of(selector, event):
+        """What the selector names; None when one of them is no id."""
+        is_name = lambda text: re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text)
+        ids, is_valid = {
+            "tasks": (event.tasks.task_ids, lambda text: is_id("task", text)), "tokens": (event.tokens.jtis, lambda text: is_id("tok", text)),
+            "agent_id": ([event.agent_id], is_name), "agents": (event.agents.agent_ids, is_name),
+            "action": ([event.action], is_name), "all": ([""], lambda _: True),
+        }[selector]
+        return ids if all(map(is_valid, ids)) else None
+
     def remember(self, selector, event, at, now):
-        ids = {
-            "tasks": lambda: event.tasks.task_ids, "tokens": lambda: event.tokens.jtis, "agent_id": lambda: [event.agent_id],
-            "agents": lambda: event.agents.agent_ids, "action": lambda: [event.action], "all": lambda: [""],
-        }[selector]()
-        for one in ids:
+        for one in self.ids_of(selector, event):
             self.revoked["agent_id" if selector == "agents" else selector, one] = (at, now)
         for key in [key for key, (_, since) in self.revoked.items() if key[0] != "all" and now - since > self.KEPT_S]:
             del self.revoked[key]
