@@ -68,6 +68,7 @@ pub use query::timeline::{
     QUERY_BYTES_MAX, SEARCH_PAGE_MAX, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
 };
 pub use readiness::NotReady;
+pub(crate) use start::changed_kid;
 pub use start::{BrokerOpenError, BrokerOptions};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};

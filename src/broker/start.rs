@@ -235,7 +235,7 @@ impl Broker {
             .as_ref()
             .and_then(|k| k.value.bundle)
             .and_then(|hash| self.journal.blob(&hash).ok().flatten())
-            && let Some(kid) = changed_under_its_name(&before, blob.text())
+            && let Some(kid) = changed_kid(&before, blob.text())
         {
             return Err(BrokerOpenError::KeyChanged { domain, kid });
         }
@@ -284,8 +284,8 @@ impl Broker {
 /// A trust bundle without keys.
 const NO_KEYS: &str = "{\"keys\":[]}";
 
-/// The `kid` of a key that is in both trust bundles with different material.
-fn changed_under_its_name(before: &str, after: &str) -> Option<String> {
+/// The `kid` of a key that is in both trust bundles with different material: the broker does not start with the second.
+pub(crate) fn changed_kid(before: &str, after: &str) -> Option<String> {
     let keys = |text: &str| {
         let set = crate::model::json::parse(text.as_bytes()).ok();
         set.and_then(|set| set.get("keys").and_then(|keys| keys.as_array().cloned()))

@@ -39,6 +39,7 @@ pub(super) fn run(
             let mut findings = vec![finding];
             if let Some(config) = &config {
                 findings.extend(config_checks::check_start(config, Clock::system().now()));
+                findings.push(config_checks::check_journal(config));
             }
             Ok(print_findings(output, findings))
         }

@@ -1,18 +1,18 @@
 //! Offline checks of a broker's configuration, files, trust domains, certificate and policy bundle.
 
-use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use super::finding::Finding;
 use super::policy_dir;
+use crate::broker::{BrokerOpenError, changed_kid};
 use crate::config::{AdminAddress, Config, ConfigError, ConfigOverrides};
 use crate::jose::{KeySet, Usage};
 use crate::journal::{JournalReader, OpenError};
-use crate::keys::{self, ownership};
-use crate::model::{Entry, Event, Timestamp};
+use crate::keys::{self, FileError};
+use crate::model::{Entry, Event, Realm, Timestamp, TrustDomain};
 use crate::policy::{PolicyBundle, Remedy, StepUpProfile};
 use crate::serve::tls::Tls;
 
@@ -24,7 +24,6 @@ pub(super) fn check_configuration(
 ) -> (Finding, Option<Config>) {
     let path = file.display();
     let mut children = Vec::new();
-    children.extend(check_ownership(file));
     let config = match Config::read_with(file, overrides) {
         Ok(config) => {
             children.push(Finding::ok("every key is valid"));
@@ -44,11 +43,9 @@ pub(super) fn check_configuration(
             }));
             None
         }
-        Err(error @ ConfigError::Io { .. }) => {
-            children.push(Finding::fail(
-                error.to_string(),
-                "give the path of the file that the broker is started with",
-            ));
+        Err(ConfigError::File(error)) => {
+            let advice = "give the path of the file that the broker is started with";
+            children.push(file_failure(&error, advice));
             None
         }
     };
@@ -58,7 +55,7 @@ pub(super) fn check_configuration(
     )
 }
 
-/// Every check that decides whether a broker starts with a valid configuration. `serve` starts only where none fails.
+/// Every check of a valid configuration that needs no journal. `serve` starts only where none fails, but for those that allow it.
 pub(super) fn check_start(config: &Config, now: Timestamp) -> Vec<Finding> {
     let mut findings = vec![
         check_files(config),
@@ -71,13 +68,18 @@ pub(super) fn check_start(config: &Config, now: Timestamp) -> Vec<Finding> {
     findings
 }
 
-/// A failure for a file or directory that other users could change or replace.
-fn check_ownership(path: &Path) -> Option<Finding> {
-    let error = ownership::check_with_parents(path).err()?;
-    Some(Finding::fail(
-        error.to_string(),
-        "only root and the broker's user may change what the broker trusts",
-    ))
+/// The failure of a file the broker reads; `advice` is for one that no other user could have changed.
+fn file_failure(error: &FileError, advice: &str) -> Finding {
+    let advice = match error {
+        FileError::Ownership(_) => OWNERSHIP_ADVICE,
+        FileError::Io { .. }
+        | FileError::TooPermissive { .. }
+        | FileError::NotAFile(_)
+        | FileError::NotADirectory(_)
+        | FileError::TooLong { .. }
+        | FileError::NotText(_) => advice,
+    };
+    Finding::fail(error.to_string(), advice)
 }
 
 /// Checks the locations and modes of the data directory, the key directory and the signing key.
@@ -125,10 +127,9 @@ pub(super) fn check_trust_domains(config: &Config) -> Finding {
     let mut children = Vec::new();
     for (domain, file) in &config.trust_domains {
         let path = file.display();
-        children.extend(check_ownership(file));
         children.push(match read_trust_bundle(file) {
-            Err(error) => Finding::fail(
-                format!("{domain}: {path}: {error}"),
+            Err(error) => file_failure(
+                &error,
                 "export the bundle from the trust domain's SPIFFE server: 'spire-server bundle show -format spiffe'",
             ),
             Ok(text) => match KeySet::parse(text.as_bytes(), Usage::JwtSvid) {
@@ -147,17 +148,9 @@ pub(super) fn check_trust_domains(config: &Config) -> Finding {
     Finding::group("trust domains", children)
 }
 
-/// Reads a trust bundle.
-pub(super) fn read_trust_bundle(file: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(file)?;
-    let length = file.take(TRUST_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if u64::try_from(length).unwrap_or(u64::MAX) > TRUST_BYTES_MAX {
-        return Err(std::io::Error::other(format!(
-            "expected at most {TRUST_BYTES_MAX} bytes, got more"
-        )));
-    }
-    Ok(text)
+/// Reads a trust bundle that no other user could have changed.
+pub(super) fn read_trust_bundle(file: &Path) -> Result<String, FileError> {
+    keys::read_trusted_text(file, TRUST_BYTES_MAX)
 }
 
 /// How connections to the broker are protected. Combinations that are not were refused with the configuration.
@@ -242,8 +235,9 @@ pub(super) fn check_certificate(config: &Config, now: Timestamp) -> Option<Findi
             if days < 0 {
                 Finding::fail(
                     message,
-                    "the certificate has expired and clients reject it: replace the file",
+                    "the certificate has expired and clients reject it: replace the file, or correct this host's clock; a broker that is started nevertheless is reached over `unix_socket` alone",
                 )
+                .allowing_start()
             } else if days < CERTIFICATE_DAYS_WARN {
                 Finding::warn(
                     message,
@@ -283,56 +277,26 @@ fn has_policy(data_dir: &Path) -> bool {
 /// Checks a policy directory.
 fn check_policy_directory(dir: &Path) -> Finding {
     let message = format!("policy directory {}", dir.display());
-    let mut owners: Vec<_> = check_ownership(dir).into_iter().collect();
-    for file in policy_files(dir) {
-        let checked = std::fs::metadata(&file).map(|found| ownership::check(&file, &found));
-        owners.extend(checked.ok().and_then(Result::err).map(|error| {
-            Finding::fail(
-                error.to_string(),
-                "only root and the broker's user may change what the broker trusts",
-            )
-        }));
-    }
-    match policy_dir::load(dir) {
+    match policy_dir::load_trusted(dir) {
         Err(error) => {
-            owners.push(Finding::fail(
+            let failed = Finding::fail(
                 error.message.replace('\n', "; "),
-                "'dipylon policy check DIR' lists the problems line by line",
-            ));
-            Finding::group(message, owners)
+                "'dipylon policy check DIR' lists the problems of its files line by line; only root and the broker's user may change it",
+            );
+            Finding::group(message, vec![failed])
         }
-        Ok((_, bundle)) => check_policy_with(message, &bundle, owners),
+        Ok((_, bundle)) => check_policy(message, &bundle),
     }
-}
-
-/// The files of a policy directory, and the directory of its rules.
-fn policy_files(dir: &Path) -> Vec<PathBuf> {
-    let mut files = vec![dir.join("rules")];
-    for folder in [dir.to_owned(), dir.join("rules")] {
-        let found = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        files.extend(found.map(|found| found.path()));
-    }
-    files.sort();
-    files.dedup();
-    files
 }
 
 /// Checks that a policy bundle has an operator, and enough eligible approvers for every profile in use.
 pub(super) fn check_policy(message: String, bundle: &PolicyBundle) -> Finding {
-    check_policy_with(message, bundle, Vec::new())
-}
-
-fn check_policy_with(
-    message: String,
-    bundle: &PolicyBundle,
-    mut children: Vec<Finding>,
-) -> Finding {
-    children.push(Finding::ok(format!(
+    let mut children = vec![Finding::ok(format!(
         "{} rules, {} agents, version {}",
         bundle.rules().count(),
         bundle.agents().count(),
         bundle.version()
-    )));
+    ))];
     if let Err(why) = bundle.check_has_operator() {
         children.push(Finding::fail(
             why,
@@ -411,6 +375,80 @@ pub(super) fn unreachable_quorums(bundle: &PolicyBundle) -> Vec<String> {
     bundle.profiles().filter_map(warning).collect()
 }
 
+/// Checks what a configuration changed since the last start against the journal, as the start does.
+pub(super) fn check_journal(config: &Config) -> Finding {
+    let message = format!("journal {}", config.data_dir.display());
+    if !JournalReader::exists(&config.data_dir) {
+        return Finding::ok(format!("{message}: none yet: the first start creates it"));
+    }
+    let mut children = Vec::new();
+    match read_journal_settings(&config.data_dir) {
+        Err(error) => children.push(Finding::fail(
+            error.to_string(),
+            "run this command as the broker's user",
+        )),
+        Ok((realm, bundles)) => {
+            children.extend(check_realm(config, realm));
+            children.extend(check_changed_keys(config, &bundles));
+        }
+    }
+    if children.is_empty() {
+        children.push(Finding::ok("belongs to this configuration"));
+    }
+    Finding::group(message, children)
+}
+
+/// The realm of a journal, and the trust bundle in force of each trust domain.
+type JournalSettings = (Option<Realm>, BTreeMap<TrustDomain, String>);
+
+fn read_journal_settings(data_dir: &Path) -> Result<JournalSettings, OpenError> {
+    let journal = JournalReader::open(data_dir)?;
+    let (mut realm, mut hashes) = (None, BTreeMap::new());
+    journal.read_all(|stored| {
+        match Entry::parse(&stored.text).map_err(OpenError::Entry)?.event {
+            Event::EpochStarted(started) => realm = Some(started.realm),
+            Event::TrustBundleChanged(changed) => {
+                hashes.insert(changed.domain, changed.bundle);
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let mut bundles = BTreeMap::new();
+    for (domain, hash) in hashes {
+        if let Some(text) = journal.blob(&hash)? {
+            bundles.insert(domain, text.to_string());
+        }
+    }
+    Ok((realm, bundles))
+}
+
+/// A failure where the journal belongs to another realm.
+pub(super) fn check_realm(config: &Config, found: Option<Realm>) -> Option<Finding> {
+    let expected = config.settings.realm.clone();
+    let found = found.filter(|found| *found != expected)?;
+    Some(Finding::fail(
+        OpenError::RealmMismatch { expected, found }.to_string(),
+        "a realm is for life: restore `realm`, or give the new realm a `data_dir` of its own",
+    ))
+}
+
+/// A failure for each trust bundle that has another key under a known name.
+fn check_changed_keys(config: &Config, in_force: &BTreeMap<TrustDomain, String>) -> Vec<Finding> {
+    let changed = |(domain, file): &(TrustDomain, PathBuf)| {
+        let text = read_trust_bundle(file).ok()?;
+        let kid = changed_kid(in_force.get(domain)?, &text)?;
+        let domain = domain.clone();
+        Some(Finding::fail(
+            BrokerOpenError::KeyChanged { domain, kid }.to_string(),
+            "the broker cannot start: evidence of the old key could not be told from evidence of the new key",
+        ))
+    };
+    config.trust_domains.iter().filter_map(changed).collect()
+}
+
+/// Advice for a file that another user could change or replace.
+const OWNERSHIP_ADVICE: &str = "only root and the broker's user may change what the broker trusts";
 /// Most agents that one warning names.
 const AGENTS_NAMED_MAX: usize = 10;
 /// Days before a certificate expires at which it should be replaced.

@@ -150,6 +150,12 @@ impl From<crate::keys::KeyFileError> for CliError {
     }
 }
 
+impl From<crate::keys::FileError> for CliError {
+    fn from(error: crate::keys::FileError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
 impl From<crate::config::ConfigError> for CliError {
     fn from(error: crate::config::ConfigError) -> Self {
         Self::failed(error.to_string())

@@ -33,6 +33,8 @@ pub(super) struct Finding {
     message: String,
     advice: Option<String>,
     children: Vec<Finding>,
+    /// A failure with which the broker starts nevertheless.
+    allows_start: bool,
 }
 
 impl Finding {
@@ -42,6 +44,7 @@ impl Finding {
             message: message.into(),
             advice: None,
             children: Vec::new(),
+            allows_start: false,
         }
     }
 
@@ -79,17 +82,38 @@ impl Finding {
         }
     }
 
-    /// The failures, each on one line with the group it belongs to and the advice.
-    pub(super) fn failures(&self) -> Vec<String> {
+    /// A failure with which the broker starts nevertheless: what it can still do is worth more than its absence.
+    pub(super) fn allowing_start(self) -> Self {
+        Self {
+            allows_start: true,
+            ..self
+        }
+    }
+
+    /// The failures that keep the broker from starting, each on one line with the group it belongs to and the advice.
+    pub(super) fn start_failures(&self) -> Vec<String> {
+        self.failures(false)
+    }
+
+    /// The failures with which the broker starts nevertheless, in the same form.
+    pub(super) fn start_warnings(&self) -> Vec<String> {
+        self.failures(true)
+    }
+
+    fn failures(&self, allows_start: bool) -> Vec<String> {
         if !self.is_failure() {
             return Vec::new();
         }
         if self.children.is_empty() {
+            if self.allows_start != allows_start {
+                return Vec::new();
+            }
             let advice = self.advice.as_deref();
             let advice = advice.map_or(String::new(), |advice| format!("; {advice}"));
             return vec![format!("{}{advice}", self.message)];
         }
-        let failures = self.children.iter().flat_map(Self::failures);
+        let failures = self.children.iter();
+        let failures = failures.flat_map(|part| part.failures(allows_start));
         failures
             .map(|failure| format!("{}: {failure}", self.message))
             .collect()

@@ -56,7 +56,7 @@ pub(super) async fn run(
     output: &Output,
     args: ServeArgs,
 ) -> Result<ExitCode, CliError> {
-    let (config, dev_config) = load_config(common, &args)?;
+    let (config, dev_config, warnings) = load_config(common, &args)?;
     disable_core_dumps();
     let _log_guard = logs::start(&logs::LogSettings {
         format: config.log,
@@ -68,6 +68,9 @@ pub(super) async fn run(
         otlp_endpoint: config.otlp_endpoint.clone(),
     })
     .map_err(|e| CliError::failed(e.to_string()))?;
+    for warning in warnings {
+        tracing::error!("started nevertheless: {warning}");
+    }
     if config.dev {
         output.note(&dev_warning(&config));
     }
@@ -90,10 +93,7 @@ pub(super) async fn run(
     let no_seed = seed.is_none() && config.policy.is_none();
     let mut trust = Vec::new();
     for (domain, file) in &config.trust_domains {
-        trust.push((
-            domain.clone(),
-            config_checks::read_trust_bundle(file).map_err(io_error(file.display()))?,
-        ));
+        trust.push((domain.clone(), config_checks::read_trust_bundle(file)?));
     }
     let options = BrokerOptions {
         settings: config.settings.clone(),
@@ -258,8 +258,12 @@ async fn bind_admin_listener(
     listener.map(Some).map_err(io_error("admin_listen"))
 }
 
-/// Reads the configuration and checks everything that decides whether the broker starts, as `config check` does.
-fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevConfig>), CliError> {
+/// Reads the configuration and checks everything that decides whether the broker starts, as `config check` does. Returns the
+/// failures with which it starts nevertheless too.
+fn load_config(
+    common: &Common,
+    args: &ServeArgs,
+) -> Result<(Config, Option<DevConfig>, Vec<String>), CliError> {
     let (file, overrides, dev_config) = match &args.config {
         Some(file) => {
             let overrides = ConfigOverrides {
@@ -280,13 +284,14 @@ fn load_config(common: &Common, args: &ServeArgs) -> Result<(Config, Option<DevC
         }
     };
     let (finding, config) = config_checks::check_configuration(&file, &overrides);
-    let mut failures = finding.failures();
+    let (mut failures, mut warnings) = (finding.start_failures(), Vec::new());
     if let Some(config) = &config {
         let checked = config_checks::check_start(config, Clock::system().now());
-        failures.extend(checked.iter().flat_map(Finding::failures));
+        failures.extend(checked.iter().flat_map(Finding::start_failures));
+        warnings.extend(checked.iter().flat_map(Finding::start_warnings));
     }
     match config {
-        Some(config) if failures.is_empty() => Ok((config, dev_config)),
+        Some(config) if failures.is_empty() => Ok((config, dev_config, warnings)),
         Some(_) | None => Err(
             CliError::failed(failures.join("\n")).with_next_step(format!(
                 "'dipylon config check {}' repeats these checks",
@@ -323,7 +328,7 @@ fn load_dev_config(common: &Common, args: &ServeArgs) -> Result<DevConfig, CliEr
 /// The files that seed an empty journal. With an existing journal, a policy directory that cannot be read is only logged:
 /// an unfinished edit must not prevent a restart.
 fn seed_policy(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, CliError> {
-    let files = policy_dir::read(dir).and_then(|files| {
+    let files = policy_dir::read_trusted(dir).and_then(|files| {
         BundleFiles::new(files)
             .map_err(|e| CliError::failed(format!("policy bundle {}:\n{e}", dir.display())))
     });

@@ -77,6 +77,13 @@ pub(super) fn refuse(command: &mut Command, matches: &ArgMatches) -> Result<(), 
         Uses::DevDir if ["serve", "dev svid"].contains(&verb.as_str()) && given("data_dir") => {
             given(DEV_DIR).then(|| refused(DEV_DIR, " with --data-dir"))
         }
+        Uses::DevDir if verb == "audit verify" => ["config", "data_dir"]
+            .into_iter()
+            .find(|id| given(id) && given(DEV_DIR))
+            .map(|id| refused(DEV_DIR, &format!(" with --{}", id.replace('_', "-")))),
+        Uses::DevDir if verb == "config show" && given("file") => {
+            given(DEV_DIR).then(|| refused(DEV_DIR, " with a FILE"))
+        }
         Uses::DevDir => None,
         Uses::Nothing => given(DEV_DIR).then(|| refused(DEV_DIR, "")),
     };

@@ -7,7 +7,8 @@ use toml::Value;
 
 use super::document::{Document, matches};
 use super::file::KNOWN_KEYS;
-use super::{AdminAddress, Config, ConfigError, ConfigOverrides, read_text};
+use super::{AdminAddress, Config, ConfigError, ConfigOverrides, FILE_BYTES_MAX};
+use crate::keys;
 
 /// A key of the effective configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +51,7 @@ impl Config {
     /// Reads a file, and returns every known key with its effective value. No value is a secret: reading refuses those.
     /// Paths are absolute, so that the result means the same in another directory.
     pub fn read_effective(path: &Path) -> Result<(Self, Vec<EffectiveSetting>), ConfigError> {
-        let text = read_text(path)?;
+        let text = keys::read_trusted_text(path, FILE_BYTES_MAX)?;
         let config = Self::parse(&text, path, &ConfigOverrides::default())?;
         let keys = Document::parse(&text, KNOWN_KEYS)
             .map_or_else(|_| Vec::new(), |document| document.keys());

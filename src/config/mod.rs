@@ -9,12 +9,12 @@ mod effective;
 mod file;
 mod reader;
 
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::broker::BrokerSettings;
+use crate::keys::{self, FileError};
 use crate::model::TrustDomain;
 use crate::telemetry::logs::LogFormat;
 use document::{Document, in_order};
@@ -116,14 +116,9 @@ impl Default for ConnectionLimits {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's error.
-        source: std::io::Error,
-    },
+    /// The file cannot be read, or another user could have changed it.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file's content, each problem on a line of its own.
     #[error("{}", problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect::<Vec<_>>().join("\n"))]
     Invalid {
@@ -135,14 +130,18 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a configuration file.
+    /// Reads a configuration file that no other user could have changed.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         Self::read_with(path, &ConfigOverrides::default())
     }
 
     /// Reads a configuration file, with values of the command line in place of the file's.
     pub fn read_with(path: &Path, overrides: &ConfigOverrides) -> Result<Self, ConfigError> {
-        Self::parse(&read_text(path)?, path, overrides)
+        Self::parse(
+            &keys::read_trusted_text(path, FILE_BYTES_MAX)?,
+            path,
+            overrides,
+        )
     }
 
     fn parse(text: &str, path: &Path, overrides: &ConfigOverrides) -> Result<Self, ConfigError> {
@@ -156,22 +155,6 @@ impl Config {
                 problems: in_order(problems),
             })
     }
-}
-
-fn read_text(path: &Path) -> Result<String, ConfigError> {
-    let io = |source| ConfigError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(io)?;
-    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
-    if read.map_err(io)? as u64 > FILE_BYTES_MAX {
-        return Err(io(std::io::Error::other(format!(
-            "longer than {FILE_BYTES_MAX} bytes"
-        ))));
-    }
-    Ok(text)
 }
 
 /// Longest configuration file, in bytes.

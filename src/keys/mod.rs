@@ -1,48 +1,29 @@
-//! Keys at rest: private keys in files that only their owner may read.
+//! Keys at rest: private keys in files that only their owner may read; and the files the broker trusts.
 //!
 //! In: a path. Out: a key, or an error. Trusts root and the user of this process. Refuses modes that let others read, files
-//! of other users, directories in which others may replace files, and a signing key inside the data directory. Never logs or
-//! prints a key.
+//! of other users, directories and symbolic links through which others may replace files, and a signing key inside the data
+//! directory. Never logs or prints a key.
 
-pub mod ownership;
+mod ownership;
+mod trusted_file;
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use zeroize::Zeroizing;
-
 use crate::jose::{KeyError, SigningKey};
-use ownership::OwnershipError;
+pub use ownership::OwnershipError;
+pub use trusted_file::{
+    FileAccess, FileError, check_trusted, list_trusted_dir, read_trusted_file, read_trusted_text,
+};
 
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// The file or its directory cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The operating system's error.
-        source: std::io::Error,
-    },
-    /// Other users may read or write it.
-    #[error("{}: mode {mode:03o} gives other users access, expected {wanted:03o} (chmod {wanted:o})", path.display())]
-    TooPermissive {
-        /// The file or directory.
-        path: PathBuf,
-        /// The mode found.
-        mode: u32,
-        /// The mode expected.
-        wanted: u32,
-    },
-    /// Another user could change or replace it.
+    /// The file or its directory cannot be used.
     #[error(transparent)]
-    Ownership(#[from] OwnershipError),
-    /// Not a directory.
-    #[error("{}: expected a directory, got another kind of file; check the path", .0.display())]
-    NotADirectory(PathBuf),
+    File(#[from] FileError),
     /// The key directory is inside the data directory, and so the key would be in every backup of the data.
     #[error("key directory {} must not be inside the data directory {}", keys.display(), data.display())]
     InsideDataDir {
@@ -69,18 +50,14 @@ pub const SIGNING_KEY_FILE: &str = "token-signing.pem";
 /// The token-signing key: created at the first start, read at every later one. The directory must be 0700, the file 0600,
 /// and neither may be inside the data directory.
 pub fn signing_key(key_dir: &Path, data_dir: &Path) -> Result<SigningKey, KeyFileError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| KeyFileError::Io { path, source }
-    };
-    ownership::check_with_parents(key_dir)?;
-    ownership::check_with_parents(data_dir)?;
+    check_trusted(key_dir)?;
+    check_trusted(data_dir)?;
     make_private_dir(key_dir)?;
     // The journal's blobs hold the texts that its entries only commit to.
     make_private_dir(data_dir)?;
     let (keys, data) = (
-        key_dir.canonicalize().map_err(io(key_dir))?,
-        data_dir.canonicalize().map_err(io(data_dir))?,
+        key_dir.canonicalize().map_err(io_error(key_dir))?,
+        data_dir.canonicalize().map_err(io_error(data_dir))?,
     );
     if keys.starts_with(&data) {
         return Err(KeyFileError::InsideDataDir { keys, data });
@@ -106,22 +83,8 @@ pub struct KeyFileReport {
 pub fn inspect(key_dir: &Path, data_dir: &Path) -> KeyFileReport {
     let mut report = KeyFileReport::default();
     for dir in [key_dir, data_dir] {
-        report
-            .problems
-            .extend(ownership::check_with_parents(dir).err().map(Into::into));
-        match std::fs::metadata(dir) {
-            Ok(found) if !found.is_dir() => report
-                .problems
-                .push(KeyFileError::NotADirectory(dir.to_owned())),
-            Ok(found) => report
-                .problems
-                .extend(check_mode(dir, found.mode(), 0o700).err()),
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => report.problems.push(KeyFileError::Io {
-                path: dir.to_owned(),
-                source,
-            }),
-        }
+        let checked = check_trusted(dir).and_then(|()| trusted_file::check_private_dir(dir));
+        report.problems.extend(checked.err().map(Into::into));
     }
     let absolute = |dir: &Path| {
         dir.canonicalize()
@@ -146,20 +109,10 @@ pub fn inspect(key_dir: &Path, data_dir: &Path) -> KeyFileReport {
 
 /// Reads a private key (PEM, PKCS#8) that only its owner may read.
 pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
-    let io = |source| KeyFileError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let file = File::open(path).map_err(io)?;
-    // Owner and mode of the open file, so that the file checked is the file read.
-    let found = file.metadata().map_err(io)?;
-    ownership::check_owner(path, &found)?;
-    check_mode(path, found.mode(), 0o600)?;
-    let mut pem = Zeroizing::new(String::new());
-    file.take(FILE_BYTES_MAX)
-        .read_to_string(&mut pem)
-        .map_err(io)?;
-    SigningKey::from_pem(&pem).map_err(|source| KeyFileError::Key {
+    let access = FileAccess::PrivateOrPipe;
+    let bytes = read_trusted_file(path, access, FILE_BYTES_MAX)?;
+    let pem = std::str::from_utf8(&bytes).map_err(|_| FileError::NotText(path.to_owned()))?;
+    SigningKey::from_pem(pem).map_err(|source| KeyFileError::Key {
         path: path.to_owned(),
         source,
     })
@@ -167,10 +120,7 @@ pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
 
 /// Creates a key and its file, mode 0600. Never replaces a file.
 pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
-    let io = |source| KeyFileError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = io_error(path);
     let (key, pkcs8) = SigningKey::generate().map_err(|source| KeyFileError::Key {
         path: path.to_owned(),
         source,
@@ -194,31 +144,23 @@ pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
     Ok(key)
 }
 
-/// Creates a directory with mode 0700, or checks owner and mode of an existing one.
+/// Creates a directory with mode 0700, or checks owner and mode of an existing one; and each step to it, since another user may
+/// have created it first.
 pub fn make_private_dir(path: &Path) -> Result<(), KeyFileError> {
-    let io = |source| KeyFileError::Io {
-        path: path.to_owned(),
-        source,
-    };
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(io)?;
-    let found = std::fs::metadata(path).map_err(io)?;
-    ownership::check_owner(path, &found)?;
-    check_mode(path, found.mode(), 0o700)
+        .map_err(io_error(path))?;
+    check_trusted(path)?;
+    Ok(trusted_file::check_private_dir(path)?)
 }
 
-fn check_mode(path: &Path, mode: u32, wanted: u32) -> Result<(), KeyFileError> {
-    let mode = mode & 0o777;
-    if mode & !wanted == 0 {
-        Ok(())
-    } else {
-        Err(KeyFileError::TooPermissive {
+fn io_error(path: &Path) -> impl Fn(std::io::Error) -> KeyFileError + Copy + '_ {
+    |source| {
+        KeyFileError::File(FileError::Io {
             path: path.to_owned(),
-            mode,
-            wanted,
+            source,
         })
     }
 }
@@ -226,7 +168,7 @@ fn check_mode(path: &Path, mode: u32, wanted: u32) -> Result<(), KeyFileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     #[test]
     fn key_file_is_created_0600_once() {
@@ -241,7 +183,7 @@ mod tests {
             0o600
         );
         assert!(
-            matches!(create(&file), Err(KeyFileError::Io { .. })),
+            matches!(create(&file), Err(KeyFileError::File(FileError::Io { .. }))),
             "never replaced"
         );
         for mode in [0o640, 0o604, 0o660] {
@@ -249,7 +191,7 @@ mod tests {
             assert!(
                 matches!(
                     signing_key(&keys, &data),
-                    Err(KeyFileError::TooPermissive { .. })
+                    Err(KeyFileError::File(FileError::TooPermissive { .. }))
                 ),
                 "{mode:o}"
             );
@@ -258,7 +200,7 @@ mod tests {
         std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o755)).expect("chmod");
         assert!(matches!(
             signing_key(&keys, &data),
-            Err(KeyFileError::TooPermissive { .. })
+            Err(KeyFileError::File(FileError::TooPermissive { .. }))
         ));
         assert!(matches!(
             signing_key(&data.join("keys"), &data),

@@ -1,18 +1,18 @@
 //! Owners and modes of files: whether another user of this host could change or replace one.
 //!
-//! In: a path. Out: nothing, or the first file on the way whose owner or mode lets another user change it. Root and the
-//! user of this process are trusted; a group is trusted where it is root's or, by the convention of private groups, has the
-//! number of the owner.
+//! In: the owner and mode of each step to a file. Out: nothing, or the first step whose owner or mode lets another user change
+//! the file. Root and the user of this process are trusted; a group is trusted where it is root's or, by the convention of
+//! private groups, has the number of the owner.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt as _;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Why a file cannot be trusted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum OwnershipError {
     /// Another user owns it, and so can change it and its mode.
-    #[error("{}: expected root or user {user} (who runs this program) as the owner, got user {owner}, who can change it; run chown {user}", path.display())]
+    #[error("{}: expected {} as the owner, got {}, who can change it; {}", path.display(), Expected(*user), Owner(*owner), Advice { owner: *owner, user: *user })]
     Owner {
         /// The file or directory.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum OwnershipError {
         /// Its mode.
         mode: u32,
     },
-    /// A directory above has a mode that lets other users replace what is in it.
+    /// A directory on the way has a mode that lets other users replace what is in it.
     #[error("{}: mode {mode:03o} lets other users replace {}; run chmod go-w", dir.display(), path.display())]
     ReplaceableIn {
         /// The directory.
@@ -39,8 +39,8 @@ pub enum OwnershipError {
         /// The file in question.
         path: PathBuf,
     },
-    /// A directory above belongs to another user, who can replace what is in it.
-    #[error("{}: expected root or user {user} (who runs this program) as the owner, got user {owner}, who can replace {}", dir.display(), path.display())]
+    /// A directory on the way belongs to another user, who can replace what is in it.
+    #[error("{}: expected {} as the owner, got {}, who can replace {}; {}", dir.display(), Expected(*user), Owner(*owner), path.display(), Advice { owner: *owner, user: *user })]
     ReplaceableBy {
         /// The directory.
         dir: PathBuf,
@@ -51,51 +51,113 @@ pub enum OwnershipError {
         /// The file in question.
         path: PathBuf,
     },
+    /// A symbolic link on the way belongs to another user, who chose where it leads.
+    #[error("{}: expected {} as the owner of this symbolic link, got {}, who decides which file {} is; {}", link.display(), Expected(*user), Owner(*owner), path.display(), Advice { owner: *owner, user: *user })]
+    Link {
+        /// The symbolic link.
+        link: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// The user of this process.
+        user: u32,
+        /// The file in question.
+        path: PathBuf,
+    },
 }
 
-/// Checks a file or directory and every directory above it, as the path is written and as its links lead. What does not exist
-/// is no problem: only a trusted user can create it, if the directories above are trusted.
-pub fn check_with_parents(path: &Path) -> Result<(), OwnershipError> {
-    let user = rustix::process::geteuid().as_raw();
-    if let Ok(found) = std::fs::metadata(path) {
-        check_own(path, Facts::of(&found), user)?;
-    }
-    let written = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut ways = vec![written.clone()];
-    ways.extend(written.canonicalize());
-    for way in ways {
-        for dir in way.ancestors().skip(1) {
-            if let Ok(found) = std::fs::metadata(dir) {
-                check_parent(dir, path, Facts::of(&found), user)?;
-            }
+/// The users who may own a file.
+struct Expected(u32);
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ROOT => f.write_str("root (who runs this program)"),
+            user => write!(f, "root or user {user} (who runs this program)"),
         }
     }
-    Ok(())
 }
 
-/// Checks a file or directory alone.
-pub fn check(path: &Path, found: &Metadata) -> Result<(), OwnershipError> {
-    check_own(path, Facts::of(found), rustix::process::geteuid().as_raw())
+/// The user who owns a file.
+struct Owner(u32);
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if is_unmapped(self.0) {
+            write!(
+                f,
+                "a user that this user namespace does not map (shown as {})",
+                self.0
+            )
+        } else {
+            write!(f, "user {}", self.0)
+        }
+    }
 }
 
-/// Checks the owner of a file or directory alone.
-pub fn check_owner(path: &Path, found: &Metadata) -> Result<(), OwnershipError> {
-    owner_is_trusted(path, Facts::of(found), rustix::process::geteuid().as_raw())
-}
-
-#[derive(Clone, Copy)]
-struct Facts {
+/// What to do about a file of another user. Only one of the two is right: a broker's files that are given to the user who
+/// checks them are lost to the broker.
+struct Advice {
     owner: u32,
-    group: u32,
-    mode: u32,
+    user: u32,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, user } = self;
+        if is_unmapped(*owner) {
+            return f.write_str("run this outside the user namespace, or map the owner into it");
+        }
+        write!(
+            f,
+            "if user {owner} is the broker's user, run this as the broker's user, else run chown "
+        )?;
+        match *user {
+            ROOT => f.write_str("root"),
+            user => write!(f, "{user}"),
+        }
+    }
+}
+
+/// Whether a user id is the one that stands for every user outside this process's user namespace.
+fn is_unmapped(user: u32) -> bool {
+    static UNMAPPED: OnceLock<Option<u32>> = OnceLock::new();
+    let unmapped = UNMAPPED.get_or_init(|| {
+        let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?;
+        let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+        unmapped_user(&overflow, &map)
+    });
+    *unmapped == Some(user)
+}
+
+/// The overflow user id, where the namespace does not map it to a user of its own (user_namespaces(7)).
+fn unmapped_user(overflow: &str, map: &str) -> Option<u32> {
+    let overflow: u32 = overflow.trim().parse().ok()?;
+    let is_mapped = map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        (first..first.saturating_add(count)).contains(&u64::from(overflow))
+    });
+    (!is_mapped).then_some(overflow)
+}
+
+/// The owner, group and mode of an open file.
+#[derive(Clone, Copy)]
+pub(super) struct Facts {
+    pub(super) owner: u32,
+    pub(super) group: u32,
+    pub(super) mode: u32,
 }
 
 impl Facts {
-    fn of(found: &Metadata) -> Self {
+    pub(super) const fn of(found: &rustix::fs::Stat) -> Self {
         Self {
-            owner: found.uid(),
-            group: found.gid(),
-            mode: found.mode() & 0o7777,
+            owner: found.st_uid,
+            group: found.st_gid,
+            mode: found.st_mode & 0o7777,
         }
     }
 
@@ -111,8 +173,9 @@ impl Facts {
     }
 }
 
-fn owner_is_trusted(path: &Path, facts: Facts, user: u32) -> Result<(), OwnershipError> {
-    if facts.owner == 0 || facts.owner == user {
+/// Checks the owner of a file or directory.
+pub(super) fn check_owner(path: &Path, facts: Facts, user: u32) -> Result<(), OwnershipError> {
+    if facts.owner == ROOT || facts.owner == user {
         return Ok(());
     }
     Err(OwnershipError::Owner {
@@ -122,8 +185,9 @@ fn owner_is_trusted(path: &Path, facts: Facts, user: u32) -> Result<(), Ownershi
     })
 }
 
-fn check_own(path: &Path, facts: Facts, user: u32) -> Result<(), OwnershipError> {
-    owner_is_trusted(path, facts, user)?;
+/// Checks the owner of a file or directory, and that no other user may write it.
+pub(super) fn check_own(path: &Path, facts: Facts, user: u32) -> Result<(), OwnershipError> {
+    check_owner(path, facts, user)?;
     if facts.is_writable() {
         return Err(OwnershipError::Writable {
             path: path.to_owned(),
@@ -133,8 +197,14 @@ fn check_own(path: &Path, facts: Facts, user: u32) -> Result<(), OwnershipError>
     Ok(())
 }
 
-fn check_parent(dir: &Path, path: &Path, facts: Facts, user: u32) -> Result<(), OwnershipError> {
-    if facts.owner != 0 && facts.owner != user {
+/// Checks a directory on the way to `path`.
+pub(super) fn check_parent(
+    dir: &Path,
+    path: &Path,
+    facts: Facts,
+    user: u32,
+) -> Result<(), OwnershipError> {
+    if facts.owner != ROOT && facts.owner != user {
         return Err(OwnershipError::ReplaceableBy {
             dir: dir.to_owned(),
             owner: facts.owner,
@@ -151,6 +221,26 @@ fn check_parent(dir: &Path, path: &Path, facts: Facts, user: u32) -> Result<(), 
     }
     Ok(())
 }
+
+/// Checks a symbolic link on the way to `path`. Its mode has no meaning.
+pub(super) fn check_link(
+    link: &Path,
+    path: &Path,
+    facts: Facts,
+    user: u32,
+) -> Result<(), OwnershipError> {
+    if facts.owner == ROOT || facts.owner == user {
+        return Ok(());
+    }
+    Err(OwnershipError::Link {
+        link: link.to_owned(),
+        owner: facts.owner,
+        user,
+        path: path.to_owned(),
+    })
+}
+
+const ROOT: u32 = 0;
 
 #[cfg(test)]
 mod tests {
@@ -195,6 +285,33 @@ mod tests {
         assert!(
             text.contains("got user 7") && text.contains("chown 1000"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn unmapped_users() {
+        let whole = "         0          0 4294967295\n";
+        assert_eq!(unmapped_user("65534\n", whole), None);
+        assert_eq!(unmapped_user("65534\n", "0 0 1\n"), Some(65_534));
+        assert_eq!(unmapped_user("65534\n", "0 1000 1\n1 100000 65536\n"), None);
+        assert_eq!(
+            unmapped_user("65534\n", "0 1000 1\n1 100000 65533\n"),
+            Some(65_534)
+        );
+        assert_eq!(unmapped_user("", whole), None);
+    }
+
+    #[test]
+    fn advice_for_root_is_to_run_as_the_owner() {
+        let error = OwnershipError::Owner {
+            path: "/k".into(),
+            owner: 7,
+            user: ROOT,
+        };
+        assert_eq!(
+            error.to_string(),
+            "/k: expected root (who runs this program) as the owner, got user 7, who can change it; \
+             if user 7 is the broker's user, run this as the broker's user, else run chown root"
         );
     }
 }

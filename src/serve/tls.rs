@@ -1,19 +1,16 @@
 //! TLS termination: a certificate and a key from files, reloaded when they change.
 //!
 //! In: two PEM files. Out: handshakes, and the status of the certificate in force. Only TLS 1.3; no tickets, no resumption,
-//! no early data: every handshake proves that the server holds the current key. Refuses a key that other users own or may
-//! read, and files that are not regular. A new pair that cannot be used leaves the previous one in force, is logged once, and
+//! no early data: every handshake proves that the server holds the current key. Refuses a key that other users may read, files
+//! that other users could change or replace, and files that are not regular, at each reload too. A new pair that cannot be used leaves the previous one in force, is logged once, and
 //! is reported in [`Tls::status`].
 
-use std::fs::OpenOptions;
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustix::fs::OFlags;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -24,43 +21,15 @@ use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
 use super::certificate_expiry;
+use crate::keys::{self, FileAccess, FileError};
 use crate::model::{Digest, Timestamp};
 
 /// Why a certificate and its key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The file is longer than 256 KiB.
-    #[error("{}: expected at most {FILE_BYTES_MAX} bytes, got more; check the path", .0.display())]
-    TooLong(PathBuf),
-    /// Other users may read the key's file.
-    #[error("{}: expected mode 600, got {mode:03o}, which lets other users read the key; run chmod 600", path.display())]
-    KeyModeTooOpen {
-        /// The key's file.
-        path: PathBuf,
-        /// The file's mode.
-        mode: u32,
-    },
-    /// Another user owns the key's file and could replace it.
-    #[error("{}: expected user {user} (who runs the broker) or root as the owner of the key, got user {owner}; change the owner", path.display())]
-    KeyOwner {
-        /// The key's file.
-        path: PathBuf,
-        /// The file's owner.
-        owner: u32,
-        /// This broker's user.
-        user: u32,
-    },
-    /// Not a regular file: a directory, a pipe or a device.
-    #[error("{}: is not a regular file; check the path", .0.display())]
-    NotAFile(PathBuf),
+    /// A file cannot be read, or another user could read the key, or change or replace a file.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Not a PEM file of certificates.
     #[error("{}: expected PEM certificates, found none that can be parsed", .0.display())]
     Certificate(PathBuf),
@@ -215,18 +184,19 @@ impl std::fmt::Debug for Tls {
 
 /// The content of the two files.
 struct Files<'a> {
-    certificate: (&'a Path, Vec<u8>),
+    certificate: (&'a Path, Zeroizing<Vec<u8>>),
     key: (&'a Path, Zeroizing<Vec<u8>>),
 }
 
 impl<'a> Files<'a> {
     fn read(certificate: &'a Path, key: &'a Path) -> Result<Self, TlsError> {
-        let (_, chain) = read(certificate)?;
-        let (file, private) = read(key)?;
-        file.check_private(key, rustix::process::geteuid().as_raw())?;
+        let read = keys::read_trusted_file;
         Ok(Self {
-            certificate: (certificate, chain.to_vec()),
-            key: (key, private),
+            certificate: (
+                certificate,
+                read(certificate, FileAccess::Public, FILE_BYTES_MAX)?,
+            ),
+            key: (key, read(key, FileAccess::Private, FILE_BYTES_MAX)?),
         })
     }
 
@@ -266,66 +236,6 @@ impl<'a> Files<'a> {
     }
 }
 
-/// The owner and mode of a key file.
-struct KeyFile {
-    owner: u32,
-    mode: u32,
-}
-
-impl KeyFile {
-    /// Checks that only `user`, who runs this broker, or root can read and replace the file.
-    fn check_private(&self, key: &Path, user: u32) -> Result<(), TlsError> {
-        let path = || key.to_owned();
-        if self.owner != user && self.owner != ROOT {
-            return Err(TlsError::KeyOwner {
-                path: path(),
-                owner: self.owner,
-                user,
-            });
-        }
-        if self.mode & 0o077 != 0 {
-            return Err(TlsError::KeyModeTooOpen {
-                path: path(),
-                mode: self.mode,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// Reads a file with its owner and mode: those of the open file, so that the checked file is the file that is read.
-fn read(path: &Path) -> Result<(KeyFile, Zeroizing<Vec<u8>>), TlsError> {
-    let io = |source| TlsError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    // A pipe without a writer would never open, and the reload would wait for it.
-    let flags = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits();
-    let handle = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.cast_signed())
-        .open(path)
-        .map_err(io)?;
-    let metadata = handle.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(TlsError::NotAFile(path.to_owned()));
-    }
-    let mut bytes = Zeroizing::new(Vec::new());
-    handle
-        .take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(io)?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > FILE_BYTES_MAX {
-        return Err(TlsError::TooLong(path.to_owned()));
-    }
-    let file = KeyFile {
-        owner: metadata.uid(),
-        mode: metadata.mode() & 0o777,
-    };
-    Ok((file, bytes))
-}
-
-const ROOT: u32 = 0;
 /// Longest certificate or key file, in bytes: a chain has a few KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// How often the files are checked without a signal.
@@ -345,41 +255,6 @@ mod tests {
     fn put(path: &Path, text: &str, mode: u32) {
         std::fs::write(path, text).expect("written");
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("mode");
-    }
-
-    #[test]
-    fn key_file_ownership() {
-        let key = Path::new("tls.key");
-        let file = |owner, mode| KeyFile { owner, mode };
-        assert!(file(7, 0o600).check_private(key, 7).is_ok());
-        assert!(file(0, 0o400).check_private(key, 7).is_ok());
-        assert!(matches!(
-            file(8, 0o600).check_private(key, 7),
-            Err(TlsError::KeyOwner {
-                owner: 8,
-                user: 7,
-                ..
-            })
-        ));
-        for owner in [0, 7] {
-            assert!(matches!(
-                file(owner, 0o640).check_private(key, 7),
-                Err(TlsError::KeyModeTooOpen { mode: 0o640, .. })
-            ));
-        }
-        // The owner is the one of the file that was read.
-        let dir = tempfile::tempdir().expect("dir");
-        let path = dir.path().join("tls.key");
-        put(&path, "", 0o600);
-        let own = rustix::process::geteuid().as_raw();
-        assert_eq!(read(&path).expect("read").0.owner, own);
-        if own == ROOT {
-            std::os::unix::fs::chown(&path, Some(8), None).expect("given away");
-            assert!(matches!(
-                Files::read(&path, &path),
-                Err(TlsError::KeyOwner { owner: 8, .. })
-            ));
-        }
     }
 
     #[test]
@@ -419,7 +294,7 @@ mod tests {
         }
         assert!(matches!(
             Tls::read(dir.path(), &key),
-            Err(TlsError::NotAFile(_))
+            Err(TlsError::File(FileError::NotAFile(_)))
         ));
     }
 
@@ -432,7 +307,7 @@ mod tests {
         put(&key, &first.1, 0o640);
         assert!(matches!(
             Tls::read(&certificate, &key),
-            Err(TlsError::KeyModeTooOpen { mode: 0o640, .. })
+            Err(TlsError::File(FileError::TooPermissive { mode: 0o640, .. }))
         ));
         put(&key, &first.1, 0o600);
         let tls = Tls::read(&certificate, &key).expect("read");
@@ -474,7 +349,7 @@ mod tests {
         put(&certificate, &"x".repeat(300_000), 0o644);
         assert!(matches!(
             Tls::read(&certificate, &key),
-            Err(TlsError::TooLong(_))
+            Err(TlsError::File(FileError::TooLong { .. }))
         ));
     }
 }

@@ -30,7 +30,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("journal", &["model", "audit", "clock"]),
     (
         "config",
-        &["model", "jose", "rate_limit", "telemetry", "broker"],
+        &["model", "jose", "rate_limit", "telemetry", "keys", "broker"],
     ),
     (
         "broker",
@@ -59,6 +59,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "proto",
             "policy",
             "state",
+            "keys",
             "config",
             "rate_limit",
             "telemetry",

@@ -71,6 +71,7 @@ async fn check_local(
         stored::check_disk(config),
         stored::check_signing_key(config, &read, clock.now()),
     ];
+    findings.extend(Some(config_checks::check_journal(config)).filter(Finding::is_failure));
     findings.extend(stored::check_trust_in_force(config, &read));
     findings.extend(stored::check_active_policy(config, &read));
     findings.push(config_checks::check_transport(config));

@@ -61,7 +61,7 @@ pub(in crate::cli) struct ExecArgs {
     /// Cancel the access request of an earlier --wait or --no-wait and end its task; no command runs
     #[arg(
         long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
-        conflicts_with_all = ["resume", "action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "wait", "no_wait", "task_key", "idempotency_key", "command"]
+        conflicts_with_all = ["resume", "action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "wait", "no_wait", "task_key", "idempotency_key", "command", "end_signal", "deliver", "audience_url", "audience_ca", "insecure_audience", "forward_headers"]
     )]
     pub(super) cancel: Option<AccessRequestId>,
     /// Idempotency key of the token; with --task-key also of the task, so that a repeated command gets the same task and token
