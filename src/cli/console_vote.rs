@@ -120,12 +120,11 @@ fn open_browser(page: &str) {
 }
 
 /// Waits for the rest of the minimum reading time that the broker requires.
-pub(super) async fn wait_for_dwell(card: &Card, viewed_at: crate::model::Timestamp) {
-    let read = viewed_at.plus_secs(card.dwell_s.into());
-    let left = read.since(Clock::system().now());
-    if let Ok(left) = u64::try_from(left) {
-        tokio::time::sleep(Duration::from_millis(left)).await;
-    }
+/// `viewed_at` is the uptime at which the card was shown.
+pub(super) async fn wait_for_dwell(card: &Card, clock: &Clock, viewed_at: Duration) {
+    let dwell = Duration::from_secs(card.dwell_s.into());
+    let viewed = clock.uptime().saturating_sub(viewed_at);
+    tokio::time::sleep(dwell.saturating_sub(viewed)).await;
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{CliError, io_error};
+use crate::client::random_name;
+use crate::keys;
 
 /// Writes a file with mode 0600 atomically.
 pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
@@ -28,6 +30,24 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
         let _ignored = std::fs::remove_file(&temporary);
         io_error(path.display())(error)
     })
+}
+
+/// Removes a file; one that is not there is no error.
+pub(super) fn remove(path: &Path) -> Result<(), CliError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error(path.display())(error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Refuses when no file can be written in a private directory, which is made if it is not there.
+pub(super) fn require_writable(dir: &Path) -> Result<(), CliError> {
+    keys::make_private_dir(dir)?;
+    let probe = dir.join(format!("{PROBE}{}", random_name()?));
+    write_private(&probe, "written to see whether it can be")?;
+    remove(&probe)
 }
 
 /// Reads text without the blanks at its end from a file, or from stdin if the path is `-`.
@@ -67,6 +87,8 @@ pub(super) fn read_exact_text(path: &Path) -> Result<String, CliError> {
     }
 }
 
+/// How the name of a file begins that was written only to see whether it can be.
+pub(super) const PROBE: &str = "probe-";
 static STDIN_IS_READ: AtomicBool = AtomicBool::new(false);
 /// Longest token, evidence or value read, in bytes.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;

@@ -7,6 +7,7 @@
 //! invisible characters escaped.
 
 mod agent;
+mod approval_wait;
 mod approver;
 mod audit;
 mod card;
@@ -37,6 +38,7 @@ mod request;
 mod sd_notify;
 mod serve;
 mod shell;
+mod state_sweep;
 mod task;
 mod task_store;
 mod token;

@@ -91,6 +91,29 @@ impl Output {
         })
     }
 
+    /// Refuses, before the deed, when a text that a person must read first could not be written. With `on_terminal`, a person
+    /// is about to answer: the text is then also written to the stream of the prompt, unless stdout is a terminal itself.
+    pub(super) fn require_read(&self, text: &str, on_terminal: bool) -> Result<(), CliError> {
+        self.text(text);
+        let unwritten = |stream: &str, error: &io::Error| {
+            CliError::failed(format!(
+                "{stream} cannot be written: {}",
+                system_text(error)
+            ))
+            .with_next_step("nothing was done: the text to read first was not shown")
+        };
+        if let Some(error) = self.failure.get() {
+            return Err(unwritten("stdout", error));
+        }
+        if on_terminal && !io::stdout().is_terminal() {
+            let mut err = io::stderr().lock();
+            writeln!(err, "{}", text.trim_end_matches('\n'))
+                .and_then(|()| err.flush())
+                .map_err(|error| unwritten("stderr", &error))?;
+        }
+        Ok(())
+    }
+
     /// The exit code, or that of a failure to write the result. A closed pipe (`| head`) is not a failure.
     pub(super) fn finish(&self, code: ExitCode) -> ExitCode {
         match self.failure.get() {
@@ -175,9 +198,9 @@ impl Output {
             .map_err(io_error("stdin"))
     }
 
-    /// Whether the user can be prompted.
+    /// Whether the user can be prompted: the prompt goes to stderr, the answer comes from stdin.
     pub(super) fn can_prompt(&self) -> bool {
-        !self.json && std::io::stdin().is_terminal()
+        !self.json && io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 }
 

@@ -162,7 +162,7 @@ async fn one_time_code(
         (Some(_), None) => {
             if !output.can_prompt() {
                 return Err(CliError::usage(
-                    "cannot prompt for the one-time code: stdin is not a terminal",
+                    "cannot prompt for the one-time code: stdin or stderr is not a terminal",
                 )
                 .with_next_step("use --code-file FILE to read it from a file"));
             }

@@ -10,7 +10,7 @@ use super::connect::{self, KeyArgs};
 use super::error::CliError;
 use super::output::{FieldList, table};
 use super::task_store::{self, EvidenceArgs, SavedTask};
-use super::{Common, Output, parse, render};
+use super::{Common, Output, parse, render, state_sweep};
 use crate::client::{self, OpenTaskRequest};
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
@@ -82,7 +82,7 @@ pub(super) struct OpenTaskArgs {
 #[derive(Debug, Args)]
 pub(super) struct TaskSelector {
     /// The task [default: the one its agent opened last in this directory; refused if several agents did]
-    #[arg(long, value_name = "TASK", env = "DIPYLON_TASK", value_parser = TaskId::parse)]
+    #[arg(long, value_name = "TASK", env = task_store::TASK_SELECTOR, value_parser = TaskId::parse)]
     task: Option<TaskId>,
     /// The task's private key, if it is not saved on this machine
     #[arg(long, value_name = "FILE", requires = "task")]
@@ -288,7 +288,10 @@ fn list(output: &Output, tasks: &[client::TaskInfo]) {
 }
 
 async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<(), CliError> {
-    SavedTask::delete_old(Clock::system().now());
+    // All that can fail comes before the task is opened: a task whose id is lost runs until its deadline.
+    let directory = task_store::current_dir()?;
+    task_store::require_writable_state()?;
+    state_sweep::run(common, &Clock::system()).await;
     let endpoint = connect::endpoint(common)?;
     let url = endpoint.url().to_owned();
     let (source, saved) = args.evidence.source(common)?;
@@ -307,8 +310,14 @@ async fn open(common: &Common, output: &Output, args: OpenTaskArgs) -> Result<()
             return Err(error.into());
         }
     };
-    let saved = SavedTask::new(&task, &url, key_file, &args.purpose, saved)?
-        .save(args.task_key.is_some())?;
+    let mut saved = SavedTask::new(&task, &url, key_file, &args.purpose, saved)?;
+    if let Err(mut error) = saved.save(args.task_key.is_some(), directory) {
+        let (id, key) = (task.id(), saved.key.display());
+        error.message = format!("{id} was opened, but could not be saved: {}", error.message);
+        return Err(error.with_next_step(format!(
+            "use it, or end it, with --task {id} --task-key {key}"
+        )));
+    }
     let now = Clock::system().now();
     let verification = task.verification().cloned().unwrap_or_default();
     output.print(
@@ -430,7 +439,12 @@ async fn with_states(common: &Common, tasks: Vec<SavedTask>) -> Vec<(SavedTask, 
         .map(|saved| {
             let common = common.clone();
             tokio::spawn(async move {
+                let mut saved = saved;
                 let state = state(&common, &saved).await;
+                if let TaskState::Ended { at, .. } = &state {
+                    // Not known next time, then: the broker is asked again.
+                    let _ignored = saved.mark_ended(at.unwrap_or_else(|| Clock::system().now()));
+                }
                 (saved, state)
             })
         })

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::dev::DevConfig;
 use super::error::{CliError, io_error};
+use super::exec::EXECS;
 use super::{Common, connect, files};
-use crate::client::{Endpoint, EvidenceSource, TaskHandle, TaskStatus, WorkloadApi};
+use crate::client::{Endpoint, EvidenceSource, TaskHandle, TaskStatus, WorkloadApi, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::keys;
@@ -75,8 +76,15 @@ pub(super) struct SavedTask {
 const DEV_SVID_TTL_S: u32 = 300;
 /// How long an ended task stays saved, in seconds.
 const KEEP_ENDED_S: i64 = 3_600;
+/// How long after its deadline a task stays saved whose broker does not say that it ended, in seconds: longer than a clock is
+/// wrong by accident.
+const KEEP_UNKNOWN_S: i64 = 7 * 86_400;
+/// How the name of a key file begins whose task is being opened.
+pub(super) const OPENING: &str = "opening-";
 /// The variable with the address of this machine's SPIFFE agent (SPIFFE Workload Endpoint §4).
 pub(super) const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
+/// The variable that selects a task, as `--task` does.
+pub(super) const TASK_SELECTOR: &str = "DIPYLON_TASK";
 
 impl EvidenceArgs {
     /// Whether a source was given.
@@ -160,8 +168,11 @@ fn development(dev_config: DevConfig, agent: &AgentId) -> Result<EvidenceSource,
 
 /// `$XDG_STATE_HOME/dipylon/tasks`, or the same below `~/.local/state`.
 fn dir() -> Result<PathBuf, CliError> {
-    Ok(state_dir()?.join("tasks"))
+    Ok(state_dir()?.join(TASKS))
 }
+
+/// Name of the directory below the state directory.
+const TASKS: &str = "tasks";
 
 /// The directory of state kept between commands: `$XDG_STATE_HOME/dipylon`, or the same below `~/.local/state`.
 pub(super) fn state_dir() -> Result<PathBuf, CliError> {
@@ -178,8 +189,65 @@ pub(super) fn state_dir() -> Result<PathBuf, CliError> {
     Ok(state.join("dipylon"))
 }
 
-fn current_dir() -> Result<PathBuf, CliError> {
+/// The directory whose current task a command means.
+pub(super) fn current_dir() -> Result<PathBuf, CliError> {
     std::env::current_dir().map_err(io_error("current directory"))
+}
+
+/// The directories of saved state.
+pub(super) fn directories() -> Vec<PathBuf> {
+    let state = state_dir().ok();
+    let below = |state: PathBuf| [TASKS, EXECS].map(|name| state.join(name));
+    state.into_iter().flat_map(below).collect()
+}
+
+/// Refuses when a task could not be saved: before it is opened, which cannot be taken back.
+pub(super) fn require_writable_state() -> Result<(), CliError> {
+    files::require_writable(&dir()?)
+}
+
+/// Whether the task is saved, readable or not.
+pub(super) fn is_saved(task: TaskId) -> bool {
+    // A directory that cannot be read says nothing.
+    dir().is_ok_and(|dir| {
+        dir.join(format!("{task}.json"))
+            .try_exists()
+            .unwrap_or(true)
+    })
+}
+
+/// Deletes a saved task and, if it was created here, its key.
+pub(super) fn delete(task: TaskId) -> Result<(), CliError> {
+    let dir = dir()?;
+    files::remove(&dir.join(format!("{task}.pem")))?;
+    files::remove(&dir.join(format!("{task}.json")))
+}
+
+/// The ids of all saved tasks, in their order.
+fn saved_ids() -> Result<Vec<TaskId>, CliError> {
+    let dir = dir()?;
+    let found = match std::fs::read_dir(&dir) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error(dir.display())(error)),
+    };
+    let mut ids: Vec<TaskId> = found
+        .flatten()
+        .filter_map(|f| {
+            f.file_name()
+                .to_str()
+                .and_then(|n| n.strip_suffix(".json"))
+                .and_then(|n| TaskId::parse(n).ok())
+        })
+        .collect();
+    ids.sort();
+    Ok(ids)
+}
+
+/// The saved tasks that can be read.
+pub(super) fn load_readable() -> Vec<SavedTask> {
+    let ids = saved_ids().unwrap_or_default().into_iter();
+    ids.filter_map(|id| SavedTask::load(id).ok()).collect()
 }
 
 /// `task_… (agent triage, /home/a)`, for a message.
@@ -218,7 +286,7 @@ pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf)
         None => {
             let dir = dir()?;
             keys::make_private_dir(&dir)?;
-            dir.join(format!("opening-{}.pem", std::process::id()))
+            dir.join(format!("{OPENING}{}.pem", random_name()?))
         }
     };
     let key = keys::create(&path)?;
@@ -262,17 +330,15 @@ impl SavedTask {
     }
 
     /// Saves the task as its agent's current one in this directory. A key that was created for it is renamed after the task.
-    pub(super) fn save(mut self, key_given: bool) -> Result<Self, CliError> {
+    pub(super) fn save(&mut self, key_given: bool, directory: PathBuf) -> Result<(), CliError> {
         let dir = dir()?;
-        keys::make_private_dir(&dir)?;
         if !key_given {
             let named = dir.join(format!("{}.pem", self.task));
             std::fs::rename(&self.key, &named).map_err(io_error(named.display()))?;
             self.key = named;
         }
-        self.directory = Some(current_dir()?);
-        self.save_without_current()?;
-        Ok(self)
+        self.directory = Some(directory);
+        self.save_without_current()
     }
 
     /// Saves the task without making it a current one; its key must be saved already.
@@ -301,8 +367,8 @@ impl SavedTask {
         })
     }
 
-    /// The current task of this directory: the one that its agent opened last here, whether it runs or has ended. With several
-    /// agents (or brokers) there is none: a command must not act in the task of another agent.
+    /// The current task of this directory: the one that its agent opened last here, whether it runs or has ended. With running
+    /// tasks of several agents (or brokers) there is none: a command must not act in the task of another agent.
     pub(super) fn current(common: &Common, agent: Option<&AgentId>) -> Result<Self, CliError> {
         let directory = current_dir()?;
         let is_meant = |saved: &Self| {
@@ -318,7 +384,16 @@ impl SavedTask {
             .filter(is_meant)
             .partition(|saved| saved.directory.as_ref() == Some(&directory));
         here.sort_by_key(|saved| (saved.opened_at, saved.task));
-        let Some(newest) = here.pop() else {
+        let is_of = |one: &Self, other: &Self| {
+            one.agent == other.agent && connect::is_same_url(&one.url, &other.url)
+        };
+        // A task that has ended is not in the way of another agent's.
+        let running = |saved: &&Self| saved.ended_at.is_none();
+        let newest = match here.iter().rfind(running) {
+            Some(running) => here.iter().rfind(|saved| is_of(saved, running)).cloned(),
+            None => here.last().cloned(),
+        };
+        let Some(newest) = newest else {
             let error = CliError::usage(format!("no task was opened in {}", directory.display()));
             return Err(error.with_next_step(match elsewhere.as_slice() {
                 [] => "open one with 'dipylon task open', or give one with --task and --task-key"
@@ -326,13 +401,10 @@ impl SavedTask {
                 others => format!("give one with --task or DIPYLON_TASK: {}", list(others)),
             }));
         };
-        let is_own = |saved: &Self| {
-            saved.agent == newest.agent && connect::is_same_url(&saved.url, &newest.url)
-        };
-        if here.iter().all(is_own) {
+        here.retain(|saved| saved.ended_at.is_none());
+        if here.iter().all(|saved| is_of(saved, &newest)) {
             return Ok(newest);
         }
-        here.push(newest);
         Err(CliError::usage(format!(
             "several agents opened tasks in {}: it is not clear which one is meant",
             directory.display()
@@ -345,39 +417,38 @@ impl SavedTask {
 
     /// All saved tasks, ordered by id.
     pub(super) fn load_all() -> Result<Vec<Self>, CliError> {
-        let dir = dir()?;
-        let found = match std::fs::read_dir(&dir) {
-            Ok(found) => found,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(io_error(dir.display())(error)),
-        };
-        let mut ids: Vec<TaskId> = found
-            .flatten()
-            .filter_map(|f| {
-                f.file_name()
-                    .to_str()
-                    .and_then(|n| n.strip_suffix(".json"))
-                    .and_then(|n| TaskId::parse(n).ok())
-            })
-            .collect();
-        ids.sort();
-        ids.into_iter().map(Self::load).collect()
+        saved_ids()?.into_iter().map(Self::load).collect()
     }
 
-    /// Deletes tasks that ended a while ago.
-    pub(super) fn delete_old(now: Timestamp) {
-        let all = Self::load_all().unwrap_or_default();
-        let is_old = |saved: &&Self| {
-            now >= saved
-                .ended_at
-                .unwrap_or(saved.deadline)
-                .plus_secs(KEEP_ENDED_S)
-        };
-        all.iter().filter(is_old).for_each(Self::delete);
+    /// Whether the task is known to have ended, so long ago that no command is repeated for it.
+    pub(super) fn is_expired_by(&self, now: Timestamp) -> bool {
+        // A request of `exec` is not repeated once its task has ended.
+        let keep_s = self.directory.as_ref().map_or(0, |_| KEEP_ENDED_S);
+        self.ended_at
+            .is_some_and(|ended_at| now >= ended_at.plus_secs(keep_s))
+    }
+
+    /// Whether its deadline is so long ago that no clock is wrong by that much.
+    pub(super) fn is_abandoned_by(&self, now: Timestamp) -> bool {
+        now >= self.deadline.plus_secs(KEEP_UNKNOWN_S)
+    }
+
+    /// Whether the broker is to be asked for its end: after its deadline, or always for a request of `exec`.
+    pub(super) fn may_have_ended_by(&self, now: Timestamp, is_exec: bool) -> bool {
+        self.ended_at.is_none() && (is_exec || now >= self.deadline)
+    }
+
+    /// Whether the broker says that the task has ended, and when.
+    pub(super) async fn has_ended(&self, common: &Common) -> Option<Option<Timestamp>> {
+        let status = self.status(common).await.ok()?;
+        (!status.end_cause.is_empty()).then_some(status.ended_at)
     }
 
     /// Notes that the task has ended.
     pub(super) fn mark_ended(&mut self, at: Timestamp) -> Result<(), CliError> {
+        if self.ended_at.is_some() {
+            return Ok(());
+        }
         self.ended_at = Some(at);
         self.save_without_current()
     }
@@ -415,14 +486,6 @@ impl SavedTask {
             self.task,
             key,
         ))
-    }
-
-    /// Deletes the saved task and, if it was created here, its key.
-    pub(super) fn delete(&self) {
-        let Ok(dir) = dir() else { return };
-        let _ignored = std::fs::remove_file(dir.join(format!("{}.json", self.task)));
-        let named = dir.join(format!("{}.pem", self.task));
-        let _ignored = std::fs::remove_file(named);
     }
 }
 

@@ -12,7 +12,7 @@ use super::parse::{self, NamedParam, Wait};
 use super::task::TaskSelector;
 use super::task_store::EvidenceArgs;
 use super::token_use::{self, ConsumeArgs, IntrospectArgs, ProofArgs};
-use super::{Common, Output, render};
+use super::{Common, Output, approval_wait, render};
 use crate::client::{self, AccessToken, Denial, PendingApproval, TokenOutcome, TokenRequest};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
@@ -186,18 +186,21 @@ async fn request(
     if let TokenOutcome::Pending(pending) = &outcome
         && let Some(wait) = args.wait
     {
-        let until = match wait {
-            Wait::Seconds(seconds) => began.plus_secs(i64::from(seconds)),
-            // A little longer: then the broker says that it expired.
-            Wait::Deadline => pending.expires_at().plus_secs(EXPIRY_ANSWER_S),
+        let give_up = match wait {
+            Wait::Seconds(seconds) => Some(began.plus_secs(i64::from(seconds))),
+            Wait::Deadline => None,
         };
+        let until = give_up.unwrap_or(pending.expires_at());
         let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
         output.note(&format!(
             "waiting until {until} for approval of {}: {needs}",
             pending.access_request_id()
         ));
         order.idempotency_key = Some(pending.idempotency_key().to_string());
-        outcome = task.wait_for_token(&order, until).await?;
+        outcome = match give_up {
+            Some(give_up) => task.wait_for_token(&order, give_up).await?,
+            None => approval_wait::until_decided(&task, &order, pending, &clock).await?,
+        };
     }
     let now = clock.now();
     Ok(match outcome {
@@ -220,9 +223,6 @@ async fn request(
         }
     })
 }
-
-/// Time for the broker's own answer after an access request has expired, in seconds.
-const EXPIRY_ANSWER_S: i64 = 5;
 
 fn action_text(action: &Action) -> String {
     escape_invisible(&format!(

@@ -15,7 +15,7 @@ use super::error::CliError;
 use super::output::FieldList;
 use super::task_store::SavedTask;
 use super::{Common, Output, files, render};
-use crate::client::{EvidenceSource, Identity, Transport, random_name};
+use crate::client::{self, EvidenceSource, Identity, Transport, random_name};
 use crate::clock::Clock;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::keys;
@@ -216,18 +216,17 @@ fn check_request(common: &Common, method: &str, url: &str) -> Result<(), CliErro
             escape_invisible(url)
         )));
     };
-    // The same rule for the token as for evidence: not over plain http to another host.
+    // The same rule for the token as for evidence: not over plain http to another host. How the broker is reached does not
+    // matter: the request goes elsewhere.
     let origin = format!("{scheme}://{authority}");
-    Transport::new(&origin, &connect::connect_options(common))
-        .map_err(|error| CliError {
-            message: format!(
-                "request URL: {}",
-                error.to_string().trim_start_matches("broker URL: ")
-            ),
-            next_step: Some("--allow-plain-http allows it in a network that you trust".to_owned()),
-            ..CliError::usage("")
-        })
-        .map(drop)
+    Transport::check_url(&origin, common.allow_plain_http).map_err(|error| CliError {
+        message: format!(
+            "request URL: {}",
+            error.to_string().trim_start_matches("broker URL: ")
+        ),
+        next_step: Some("--allow-plain-http allows it in a network that you trust".to_owned()),
+        ..CliError::usage("")
+    })
 }
 
 pub(super) async fn introspect(
@@ -285,13 +284,21 @@ pub(super) async fn consume(
     let endpoint = connect::endpoint(common)?;
     let identity = args.validator.identity(common)?;
     let token = args.token.read()?;
+    // The answer says whether the validator may act: it is the only copy.
+    output.require_writable()?;
+    let is_own_id = args.use_id.is_none();
     let use_id = match args.use_id {
         Some(use_id) => use_id,
         None => random_name()?,
     };
-    let used = endpoint
+    let mut used = endpoint
         .consume_token(&identity, token.expose_secret(), &use_id)
-        .await?;
+        .await
+        .map_err(|error| with_use_id(error, &use_id))?;
+    // No other call had this id: the call was repeated after its first answer was lost.
+    if is_own_id && used.outcome == Some(UseOutcome::Repeated) {
+        used.outcome = Some(UseOutcome::Spent);
+    }
     let jti = escape_invisible(&used.jti);
     let left = used.uses_left.unwrap_or(0);
     let entry = used.position.unwrap_or(0);
@@ -309,7 +316,9 @@ pub(super) async fn consume(
             Exit::Conflict,
         ),
         None => (
-            "the broker's answer does not say whether the use was spent: do not act".to_owned(),
+            format!(
+                "the broker's answer does not say whether the use was spent: do not act  (use id {use_id})"
+            ),
             Exit::Failed,
         ),
     };
@@ -322,5 +331,25 @@ pub(super) async fn consume(
         },
         || text,
     );
+    if output.is_closed() {
+        output.warn(&format!(
+            "dipylon: the answer for use id {} could not be written: ask again with --use-id",
+            escape_invisible(&use_id)
+        ));
+    }
     Ok(ExitCode::from(exit.number()))
+}
+
+/// The error of a use. Where the broker did not refuse it, the use may be spent: its id is how to find out.
+fn with_use_id(error: client::Error, use_id: &str) -> CliError {
+    let is_refused = error.reason().is_some() && !error.is_retryable();
+    let mut error = CliError::from(error);
+    let id = escape_invisible(use_id);
+    error.message = format!("{} (use id {id})", error.message);
+    if !is_refused {
+        error.next_step = Some(format!(
+            "the use may be spent: repeat with --use-id {id}, which spends no second one; exit code 15 then means that this call spent it"
+        ));
+    }
+    error
 }

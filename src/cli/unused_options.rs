@@ -22,10 +22,11 @@ enum Uses {
 }
 
 /// The commands that call no broker; every other one does.
-const OFFLINE: [(&str, Uses); 13] = [
+const OFFLINE: [(&str, Uses); 14] = [
     ("serve", Uses::DevDir),
     ("demo", Uses::Nothing),
     ("policy check", Uses::Nothing),
+    (PROOF, Uses::Nothing),
     ("config check", Uses::Nothing),
     ("config show", Uses::DevDir),
     ("audit verify", Uses::DevDir),
@@ -37,6 +38,9 @@ const OFFLINE: [(&str, Uses); 13] = [
     ("demo-approver", Uses::Nothing),
     ("demo-resource", Uses::Nothing),
 ];
+
+/// The command with a `--url` of its own, that of a request.
+const PROOF: &str = "token proof";
 
 fn uses(verb: &str) -> Uses {
     OFFLINE
@@ -90,6 +94,7 @@ pub(super) fn refuse(command: &mut Command, matches: &ArgMatches) -> Result<(), 
     let offline = uses(&verb) != Uses::Broker;
     let broker = BROKER
         .into_iter()
+        .filter(|id| !(verb == PROOF && *id == "url"))
         .find(|id| offline && given(id))
         .map(|id| refused(id, ", which calls no broker"));
     match broker.or(problem) {

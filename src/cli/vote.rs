@@ -58,10 +58,16 @@ pub(super) async fn run(
             "correct --realm or DIPYLON_REALM; if it is right, this is not the broker you mean to vote at",
         ));
     }
-    let viewed_at = Clock::system().now();
-    if !output.is_json() {
-        output.text(&card::text(&card, viewed_at));
+    let must_confirm = verdict == Verdict::Approve && !args.yes;
+    let clock = Clock::system();
+    // Nothing is signed before the card is where the approver, or the reader of stdout, gets it.
+    if output.is_json() {
+        output.require_writable()?;
+    } else {
+        let text = card::text(&card, clock.now());
+        output.require_read(&text, must_confirm && output.can_prompt())?;
     }
+    let viewed_at = clock.uptime();
     let profile = profile(args.profile, &card)?;
     let need = card.needs.iter().find(|n| n.profile.name == profile);
     if need.is_some_and(|need| need.passkey) {
@@ -74,13 +80,12 @@ pub(super) async fn run(
         }
         return console_vote::wait_for_console_vote(output, &approver, card, verdict).await;
     }
-    let must_confirm = verdict == Verdict::Approve && !args.yes;
-    // Nothing is signed before the approver has confirmed the printed card.
+    // Nor before the approver has confirmed the printed card.
     if must_confirm && !confirmed(output).await? {
         return Err(CliError::new(Exit::Failed, "no vote was cast"));
     }
     if verdict == Verdict::Approve {
-        console_vote::wait_for_dwell(&card, viewed_at).await;
+        console_vote::wait_for_dwell(&card, &clock, viewed_at).await;
     }
     let narrowing = Narrowing {
         max_ttl: args.ttl.map(i64::from),
@@ -161,10 +166,10 @@ fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, CliEr
 /// Prompts for confirmation at the terminal.
 async fn confirmed(output: &Output) -> Result<bool, CliError> {
     if !output.can_prompt() {
-        return Err(
-            CliError::usage("cannot prompt for confirmation: stdin is not a terminal")
-                .with_next_step("use --yes to vote without confirmation"),
-        );
+        return Err(CliError::usage(
+            "cannot prompt for confirmation: stdin or stderr is not a terminal",
+        )
+        .with_next_step("use --yes to vote without confirmation"));
     }
     let line = output
         .prompt("\nType yes to approve exactly this: ")

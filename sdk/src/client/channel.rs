@@ -1,5 +1,6 @@
 //! Connection to a broker: calls with a proof or evidence of the caller, nonces and retries.
 
+use std::collections::BTreeMap;
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +33,9 @@ pub struct Endpoint {
     transport: Transport,
     channel: Channel,
     keep_alive_ms: u32,
+    /// The connections for tasks with a short heartbeat, by their keep-alive: tasks share them, since a broker limits the
+    /// connections of one address.
+    heartbeat_channels: Arc<Mutex<BTreeMap<u32, Channel>>>,
     nonce: Arc<Mutex<Option<String>>>,
     clock: Clock,
     retry_ms: u32,
@@ -168,6 +172,7 @@ impl Endpoint {
             url: url.into(),
             channel: channel(&transport, KEEP_ALIVE_MS),
             keep_alive_ms: KEEP_ALIVE_MS,
+            heartbeat_channels: Arc::default(),
             transport,
             nonce: Arc::default(),
             clock: Clock::system(),
@@ -192,13 +197,20 @@ impl Endpoint {
     }
 
     /// The same for a task that ends without a heartbeat of this many seconds: a dead connection is replaced within a third of
-    /// that, so that heartbeats still arrive.
-    pub(super) fn for_heartbeat(self, heartbeat_s: u32) -> Self {
-        let third = heartbeat_s.saturating_mul(1_000) / 3;
-        match third < self.keep_alive_ms {
-            true => self.with_keep_alive_ms(third),
-            false => self,
+    /// that, so that heartbeats still arrive. All tasks of this endpoint with the same third share one connection.
+    pub(super) fn for_heartbeat(mut self, heartbeat_s: u32) -> Self {
+        let third = (heartbeat_s.saturating_mul(1_000) / 3).max(KEEP_ALIVE_MS_MIN);
+        if third < self.keep_alive_ms {
+            self.keep_alive_ms = third;
+            self.channel = self
+                .heartbeat_channels
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(third)
+                .or_insert_with(|| channel(&self.transport, third))
+                .clone();
         }
+        self
     }
 
     /// The clock for the `iat` of proofs; the machine's by default.

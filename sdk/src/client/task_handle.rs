@@ -410,16 +410,20 @@ impl TaskHandle {
         Ok(required("access_request", answer.access_request)?.read())
     }
 
-    /// Asks the broker whether the task runs, until when, and how it ended. Changes nothing.
+    /// Asks the broker whether the task runs, until when, and how it ended. Changes nothing. The tokens of a task that has ended
+    /// make no more headers.
     pub async fn status(&self) -> Result<TaskStatus, Error> {
         let request = v1::GetTaskRequest {
             task_id: self.id.to_string(),
         };
         let answer = self
-            .endpoint
-            .call::<methods::GetTask>(CallOptions::by(&self.identity), &[request])
+            .call::<methods::GetTask>(CallOptions::by(&self.identity), request)
             .await?;
-        Ok(answer.read())
+        let status: TaskStatus = answer.read();
+        if !status.end_cause.is_empty() {
+            self.end.set(&status.end_cause);
+        }
+        Ok(status)
     }
 
     /// Ends the task, its tokens and its access requests. Idempotent: the report of a task that had ended already has the cause

@@ -77,9 +77,17 @@ enum ConnectTarget {
     Unix(Arc<Path>),
 }
 
-impl Transport {
-    /// Accepts `http://host` and `https://host`, each with or without a port, and no more.
-    pub fn new(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
+/// Scheme and host of a URL.
+struct Origin {
+    uri: Uri,
+    tls: bool,
+    /// Without the brackets of an IPv6 address.
+    host: Arc<str>,
+    port: Option<u16>,
+}
+
+impl Origin {
+    fn parse(url: &str, allow_plain_http: bool) -> Result<Self, Error> {
         let (tls, authority) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(authority), _) => (true, authority),
             (None, Some(authority)) => (false, authority),
@@ -94,11 +102,31 @@ impl Transport {
         let host = uri.host().unwrap_or_default();
         let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
         let port = uri.port_u16();
-        if !tls && options.socket.is_none() && !options.allow_plain_http && !is_loopback(&host) {
+        if !tls && !allow_plain_http && !is_loopback(&host) {
             return Err(Error::Url(
                 "must begin with https:// for a host other than loopback: over plain http, evidence and tokens would cross the network unencrypted",
             ));
         }
+        Ok(Self {
+            uri,
+            tls,
+            host,
+            port,
+        })
+    }
+}
+
+impl Transport {
+    /// Accepts `http://host` and `https://host`, each with or without a port, and no more.
+    pub fn new(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
+        // Nothing crosses the network to a Unix socket.
+        let plain_http = options.allow_plain_http || options.socket.is_some();
+        let Origin {
+            uri,
+            tls,
+            host,
+            port,
+        } = Origin::parse(url, plain_http)?;
         let target = match (&options.socket, tls) {
             (Some(path), _) => ConnectTarget::Unix(path.as_path().into()),
             (None, false) => ConnectTarget::Tcp {
@@ -119,6 +147,12 @@ impl Transport {
             target,
             other_protocol: Arc::default(),
         })
+    }
+
+    /// Checks scheme and host of such a URL, and makes no connection: the same rule for every secret that is sent there.
+    #[cfg(feature = "internals")]
+    pub fn check_url(url: &str, allow_plain_http: bool) -> Result<(), Error> {
+        Origin::parse(url, allow_plain_http).map(drop)
     }
 
     /// The same broker at an address of this host; the server name stays the URL's, and a Unix socket is kept.

@@ -126,11 +126,11 @@ How the command uses the token (--deliver):
           cannot be used without its key: the signer makes the proofs.
   env     refused: only a bearer token could be used from an environment variable, and every
           token is bound to a key.
-DIPYLON_TASK is the task's id; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
+DIPYLON_EXEC_TASK is the task's id; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
 
 A command that can get the agent's evidence itself can act as the agent and request every
-action the agent may. Removing SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY from its environment does
-not prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
+action the agent may. Removing SPIFFE_ENDPOINT_SOCKET, DIPYLON_KEY and DIPYLON_TASK from its
+environment does not prevent that. These do: evidence that another user fetches and passes on stdin (--evidence -),
 a SPIFFE agent that attests this program and not only its user, or a pinned key (jkt in
 agents.toml) that the command cannot read: --task-key may be a pipe, such as
 <(sudo -u keeper cat key.pem).
@@ -143,7 +143,9 @@ its deadline. A broker that restarts does not end the command.
 When the task or its token is ended while the command runs (by an operator, a freeze, a change
 of the rules, the task's deadline), requests in flight are broken off, new ones get 403 with the
 reason TOKEN_ENDED, the command gets --end-signal, and the exit code is 117. A token that only
-expires ends nothing early: new requests get 403 TOKEN_EXPIRED, and the command goes on.
+expires ends nothing early: new requests get 403 TOKEN_EXPIRED, and the command goes on. While
+the broker has not answered for the length of the heartbeat, the task may have ended unheard: new
+requests get 503 TASK_UNCONFIRMED until it answers.
 
 The command runs in its own process group and receives INT, TERM, HUP, QUIT, USR1, USR2, WINCH,
 TSTP and CONT when this program does; in the foreground of a terminal it stays in the terminal's
@@ -191,6 +193,9 @@ impl ExecArgs {
             "--resume".to_owned(),
             id.to_string(),
         ];
+        if common.allow_plain_http {
+            words.push("--allow-plain-http".to_owned());
+        }
         let mut option = |name: &str, value: Option<String>| {
             if let Some(value) = value {
                 words.extend([name.to_owned(), shell::shell_quote(&value)]);

@@ -20,7 +20,7 @@ use super::signer;
 use super::token_holder::TokenHolder;
 use crate::cli::error::{CliError, io_error};
 use crate::cli::files;
-use crate::cli::task_store::SPIFFE_SOCKET;
+use crate::cli::task_store::{SPIFFE_SOCKET, TASK_SELECTOR};
 use crate::client::random_name;
 use crate::model::Secret;
 
@@ -48,15 +48,16 @@ pub(super) struct Delivery {
     _dir: Option<PrivateDir>,
 }
 
-/// Variables removed from the command's environment: those of an outer `exec`, the caller's own key, and the address of the
-/// SPIFFE agent, whose evidence would let the command act as the agent.
-pub(super) const RESERVED_ENV: [&str; 8] = [
+/// Variables removed from the command's environment: those of an outer `exec`, the caller's own task and key, and the address of
+/// the SPIFFE agent, whose evidence would let the command act as the agent.
+pub(super) const RESERVED_ENV: [&str; 9] = [
     PROXY_URL,
     SIGNER_SOCKET,
     TOKEN_FD,
     TOKEN_FILE,
     OPENINGS_FILE,
     TASK,
+    TASK_SELECTOR,
     "DIPYLON_KEY",
     SPIFFE_SOCKET,
 ];
@@ -66,7 +67,8 @@ const TOKEN_FD: &str = "DIPYLON_TOKEN_FD";
 const TOKEN_FILE: &str = "DIPYLON_TOKEN_FILE";
 /// The salts of sensitive parameters: the resource server needs them to check the values.
 const OPENINGS_FILE: &str = "DIPYLON_OPENINGS_FILE";
-const TASK: &str = "DIPYLON_TASK";
+/// Not the variable that selects the caller's task for other commands: they would act in this one.
+const TASK: &str = "DIPYLON_EXEC_TASK";
 /// Hosts that are reached without the proxy of the environment: programs read one or the other.
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 const LOOPBACK: [&str; 3] = ["127.0.0.1", "localhost", "::1"];

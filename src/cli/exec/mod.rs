@@ -13,6 +13,7 @@ mod delivery_options;
 mod events;
 mod exit_code;
 mod headers;
+mod lease;
 mod monitor;
 mod peer;
 mod plan;
@@ -29,8 +30,9 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::Common;
 use super::error::CliError;
+use super::{Common, state_sweep, task_store};
+use crate::clock::Clock;
 use crate::model::TaskOutcome;
 use crate::model::text::escape_invisible;
 pub(super) use args::ExecArgs;
@@ -40,6 +42,7 @@ use monitor::TaskMonitor;
 use plan::ExecPlan;
 use program::Signals;
 use run::{RunEnd, TokenResult, check_reachable};
+pub(super) use saved::{EXECS, SavedExec};
 
 /// Opens or resumes the task, requests the token, runs the command, ends the task. Exits with the command's code, or one of
 /// `exec` itself.
@@ -100,16 +103,20 @@ async fn run_command(
     let opening = async {
         // Any request may issue the token, or ask people: its audience must be reachable first.
         check_reachable(&upstream).await?;
+        if args.may_be_resumed() {
+            // Before people are asked for a request that could not be saved.
+            task_store::require_writable_state()?;
+            SavedExec::require_writable()?;
+        }
+        state_sweep::run(common, &Clock::system()).await;
         plan.open(events).await
     };
-    let run = tokio::select! {
+    let mut run = tokio::select! {
         run = opening => run?,
         signal = signals.next() => return Ok(program::signal_code(signal.as_raw())),
     };
-    let monitor = TaskMonitor::start(run.task.clone(), run.heartbeat_s);
-    let requested = run
-        .request_token(args.wait_s(), &program, &mut signals)
-        .await;
+    let monitor = TaskMonitor::start(run.task.clone(), run.lease.clone());
+    let requested = run.request_token(&args, &mut signals).await;
     let (outcome, end) = match requested {
         Ok(TokenResult::Token(token)) => {
             run.run(&args, *token, upstream, &monitor, &mut signals)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::lease::Lease;
 use crate::client::{AccessToken, TaskHandle};
 use crate::model::Reason;
 
@@ -23,25 +24,30 @@ impl Drop for TaskMonitor {
 impl TaskMonitor {
     /// Starts sending heartbeats, if the task has them. A broker that is away is retried until it answers: only its answer
     /// ends the task.
-    pub(super) fn start(task: TaskHandle, heartbeat_s: Option<u32>) -> Self {
+    pub(super) fn start(task: TaskHandle, lease: Option<Lease>) -> Self {
         let (ended, end_cause) = watch::channel(None);
         let sender = tokio::spawn(async move {
             // Kept, so that a task without heartbeats does not look ended.
             let ended = ended;
-            let Some(heartbeat_s) = heartbeat_s else {
+            let Some(lease) = lease else {
                 return std::future::pending().await;
             };
-            let interval_ms = u64::from(heartbeat_s).saturating_mul(1_000) / HEARTBEATS_PER_LEASE;
+            let interval = lease.length() / HEARTBEATS_PER_LEASE;
             loop {
-                tokio::time::sleep(Duration::from_millis(interval_ms)).await;
-                let mut pause_ms = RETRY_MS_MIN;
-                while let Err(error) = task.keep_alive().await {
+                tokio::time::sleep(interval).await;
+                let mut pause = RETRY_MIN;
+                loop {
+                    let sent_at = lease.now();
+                    let Err(error) = task.keep_alive().await else {
+                        lease.extend(sent_at);
+                        break;
+                    };
                     if let Some(Reason::TaskEnded | Reason::NotFound) = error.reason() {
                         ended.send_replace(Some(error.to_string()));
                         return;
                     }
-                    tokio::time::sleep(Duration::from_millis(pause_ms.min(interval_ms))).await;
-                    pause_ms = pause_ms.saturating_mul(2);
+                    tokio::time::sleep(pause.min(interval)).await;
+                    pause = pause.saturating_mul(2);
                 }
             }
         });
@@ -83,7 +89,7 @@ impl TaskMonitor {
 /// The cause of a token that lived its lifetime: announced when it was issued, no end by anybody.
 const EXPIRED: &str = "expired";
 /// Heartbeats in a lease, so that one may be lost.
-const HEARTBEATS_PER_LEASE: u64 = 3;
+const HEARTBEATS_PER_LEASE: u32 = 3;
 /// First pause before a heartbeat is repeated; it doubles up to the interval.
-const RETRY_MS_MIN: u64 = 250;
+const RETRY_MIN: Duration = Duration::from_millis(250);
 const WATCH_RETRY_MS: u64 = 1_000;

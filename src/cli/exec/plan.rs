@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::ExecArgs;
 use super::events::EventPrinter;
+use super::lease::Lease;
 use super::run::ExecRun;
 use super::saved::{ResumeData, SavedExec, TaskKeySource};
 use crate::cli::Common;
@@ -132,7 +133,9 @@ impl ExecPlan {
                 token_request,
                 resume_data,
             } => {
+                let sent_at = clock.uptime();
                 let task = agent.open_task(&opening).await?;
+                let lease = |heartbeat_s| Lease::new(clock.clone(), heartbeat_s, sent_at);
                 let verification = task.verification().cloned().unwrap_or_default();
                 events.event(
                     "verified",
@@ -146,11 +149,11 @@ impl ExecPlan {
                 );
                 Ok(ExecRun {
                     events,
+                    lease: opening.heartbeat_s.map(lease),
                     clock,
                     task,
                     token_request,
                     resume_data: Some(resume_data),
-                    heartbeat_s: opening.heartbeat_s,
                     saved: None,
                 })
             }
@@ -164,7 +167,7 @@ impl ExecPlan {
                 task: *task,
                 token_request,
                 resume_data: None,
-                heartbeat_s: None,
+                lease: None,
                 saved: Some(saved),
             }),
         }

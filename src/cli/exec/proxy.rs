@@ -4,8 +4,8 @@
 //! the audience only, each with the token and its own proof; the audience's responses, streamed.
 //! Trusts: the audience for its responses.
 //! Refuses: other users' processes, where the system identifies them; requests without the secret path; targets other than a
-//! path; CONNECT, TRACE and upgrades; paths with dot segments; all requests once the token expired or ended, and requests in
-//! flight when it is ended.
+//! path; CONNECT, TRACE and upgrades; paths with dot segments; all requests once the token expired or ended, or while the task
+//! may have ended unheard; requests in flight when it is ended.
 //! Never: follows a redirect, passes on an identity header of the command or a cookie of the audience, or shows the token to
 //! the command.
 
@@ -355,9 +355,13 @@ impl ProxyProblem {
         }
     }
 
-    /// The token is no longer presented. 403: a new attempt with this proxy cannot succeed.
+    /// The token is not presented. 403: a new attempt with this proxy cannot succeed; 503: it may.
     fn unavailable(error: &TokenUnavailable) -> Self {
-        Self::new(StatusCode::FORBIDDEN, error.reason(), &error.to_string())
+        let status = match error {
+            TokenUnavailable::Expired(_) | TokenUnavailable::Ended(_) => StatusCode::FORBIDDEN,
+            TokenUnavailable::Unconfirmed => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.reason(), &error.to_string())
     }
 }
 

@@ -11,6 +11,7 @@ use super::delivery::{Delivery, RESERVED_ENV};
 use super::delivery_options::DeliveryOptions;
 use super::events::EventPrinter;
 use super::exit_code;
+use super::lease::Lease;
 use super::monitor::TaskMonitor;
 use super::program::{self, Signals, Spawn};
 use super::saved::{ResumeData, SavedExec, TaskKeySource};
@@ -18,7 +19,7 @@ use super::token_holder::TokenHolder;
 use super::upstream::Upstream;
 use crate::cli::error::CliError;
 use crate::cli::task_store::{self, SavedTask};
-use crate::cli::{Common, render};
+use crate::cli::{Common, approval_wait, render};
 use crate::client::{AccessToken, Error, PendingApproval, TaskHandle, TokenOutcome, TokenRequest};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
@@ -29,8 +30,6 @@ const END_MS: i64 = 15_000;
 const END_PAUSE_MS: u64 = 500;
 /// How long a broker is waited for that cannot be reached when the request is made, in seconds, unless --wait says otherwise.
 const UNREACHABLE_S: i64 = 900;
-/// The broker's clock decides when an access request expires: the answer is awaited this much longer, in seconds.
-const EXPIRY_GRACE_S: i64 = 10;
 
 /// An open task and its command.
 pub(super) struct ExecRun {
@@ -39,9 +38,9 @@ pub(super) struct ExecRun {
     pub(super) task: TaskHandle,
     pub(super) token_request: TokenRequest,
     pub(super) resume_data: Option<ResumeData>,
-    /// The task ends after this long without a keep-alive, in seconds; `None`: at its deadline.
-    pub(super) heartbeat_s: Option<u32>,
-    /// The state an earlier process saved.
+    /// The lease of a task with a heartbeat; `None`: the task ends at its deadline.
+    pub(super) lease: Option<Lease>,
+    /// The state that another process can resume: saved by an earlier process, or by this one while approvers are awaited.
     pub(super) saved: Option<SavedExec>,
 }
 
@@ -66,13 +65,13 @@ pub(super) struct RunEnd {
 }
 
 impl ExecRun {
-    /// Requests the token and waits for approvers: `wait_s` seconds, or until the access request expires.
+    /// Requests the token and waits for approvers: as long as the arguments say, or until the access request expires.
     pub(super) async fn request_token(
-        &self,
-        wait_s: Option<u32>,
-        program: &str,
+        &mut self,
+        args: &ExecArgs,
         signals: &mut Signals,
     ) -> Result<TokenResult, Error> {
+        let (wait_s, program) = (args.wait_s(), args.program());
         let started_at = self.clock.now();
         let give_up = wait_s.map(|wait_s| started_at.plus_secs(i64::from(wait_s)));
         let first = tokio::select! {
@@ -81,9 +80,24 @@ impl ExecRun {
         };
         let pending = match first {
             TokenOutcome::Pending(pending) => pending,
-            decided => return Ok(self.decided(decided, self.saved.is_some(), program)),
+            decided => return Ok(self.decided(decided, self.saved.is_some(), &program)),
         };
         self.events.step_up(&pending);
+        // Before the wait: a process that is killed leaves a request that can be resumed or cancelled.
+        if args.may_be_resumed()
+            && let Some(data) = self.resume_data.take()
+        {
+            match self.save(data, &pending, &args.delivery) {
+                Ok(saved) => self.saved = Some(saved),
+                Err(error) => {
+                    // The task ends: its key is of no use.
+                    let _ignored = task_store::delete(self.task.id());
+                    let code = exit_code::of_error(&error);
+                    self.events.error(&error, code);
+                    return Ok(TokenResult::NotRun(code));
+                }
+            }
+        }
         let now = self.clock.now();
         if give_up.is_some_and(|give_up| give_up <= now) {
             return Ok(TokenResult::Pending(Box::new(pending)));
@@ -92,29 +106,31 @@ impl ExecRun {
         let until = give_up.map_or(expires_at, |give_up| give_up.min(expires_at));
         let text = format!(
             "until {until} ({})",
-            format_seconds(until.since(now) / 1_000)
+            format_seconds(until.since(now).max(0) / 1_000)
         );
         self.events
             .event("waiting", &text, json!({ "until": until.to_string() }));
-        let limit = match until == expires_at {
-            true => until.plus_secs(EXPIRY_GRACE_S),
-            false => until,
+        let waiting = async {
+            match give_up {
+                Some(give_up) => self.task.wait_for_token(&self.token_request, give_up).await,
+                None => {
+                    let (task, request) = (&self.task, &self.token_request);
+                    approval_wait::until_decided(task, request, &pending, &self.clock).await
+                }
+            }
         };
         let outcome = tokio::select! {
-            outcome = self.task.wait_for_token(&self.token_request, limit) => outcome,
+            outcome = waiting => outcome,
             signal = signals.next() => {
                 return Ok(self.stopped(signal, Some(pending.access_request_id())).await);
             }
         };
         match outcome {
-            Ok(TokenOutcome::Pending(pending)) if give_up.is_some() => {
-                Ok(TokenResult::Pending(Box::new(pending)))
-            }
             // The broker is away: the access request may be decided meanwhile.
             Err(error) if give_up.is_some() && error.is_retryable() => {
                 Ok(TokenResult::Pending(Box::new(pending)))
             }
-            outcome => Ok(self.decided(outcome?, true, program)),
+            outcome => Ok(self.decided(outcome?, true, &program)),
         }
     }
 
@@ -146,15 +162,7 @@ impl ExecRun {
                 let exit = denied.reason().map_or(Exit::Denied, DeniedReason::exit);
                 TokenResult::NotRun(exit_code::of_outcome(exit))
             }
-            TokenOutcome::Pending(pending) => {
-                let id = pending.access_request_id();
-                self.events.event(
-                    "expired",
-                    &format!("approval of {id} timed out; no token was issued"),
-                    json!({ "access_request": id }),
-                );
-                TokenResult::NotRun(exit_code::of_outcome(Exit::ApprovalTimeout))
-            }
+            TokenOutcome::Pending(pending) => TokenResult::Pending(Box::new(pending)),
         }
     }
 
@@ -180,15 +188,24 @@ impl ExecRun {
 
     /// Runs the command with the token; gives the task's outcome and how the run ended.
     pub(super) async fn run(
-        &self,
+        &mut self,
         args: &ExecArgs,
         token: AccessToken,
         upstream: Upstream,
         monitor: &TaskMonitor,
         signals: &mut Signals,
     ) -> (TaskOutcome, RunEnd) {
+        // The command runs as the same user: it must find no key of its task. This process has it in memory.
+        if let Some(saved) = self.saved.take()
+            && let Err(error) = saved.delete()
+        {
+            let code = exit_code::of_error(&error);
+            self.events.error(&error, code);
+            return (TaskOutcome::Abandoned, RunEnd::of(code));
+        }
         let token_ended = monitor.token_ended(&token);
-        let holder = Arc::new(TokenHolder::new(token, upstream, self.clock.clone()));
+        let holder = TokenHolder::new(token, upstream, self.clock.clone(), self.lease.clone());
+        let holder = Arc::new(holder);
         let ready = match args.delivery.forwarded() {
             Ok(forward) => {
                 let task = self.task.id().to_string();
@@ -277,8 +294,10 @@ impl ExecRun {
                 return end.exit;
             }
         };
-        if let Some(saved) = &self.saved {
-            saved.delete();
+        if let Some(saved) = &self.saved
+            && let Err(error) = saved.delete()
+        {
+            self.events.error(&error, exit_code::of_error(&error));
         }
         let end_cause = match report.cause.as_str() {
             COMPLETED => end.end_cause,
@@ -314,17 +333,11 @@ impl ExecRun {
 
     /// Leaves the task open for another process and prints the command that resumes it.
     pub(super) async fn save_for_resume(
-        mut self,
+        self,
         common: &Common,
         args: &ExecArgs,
         pending: &PendingApproval,
     ) -> Result<u8, CliError> {
-        if let Some(data) = self.resume_data.take()
-            && let Err(error) = self.save(data, pending, &args.delivery)
-        {
-            self.end(TaskOutcome::Abandoned, RunEnd::default()).await;
-            return Err(error);
-        }
         if let Some(saved) = &self.saved {
             saved.save()?;
         }
@@ -343,14 +356,16 @@ impl ExecRun {
         data: ResumeData,
         pending: &PendingApproval,
         delivery: &DeliveryOptions,
-    ) -> Result<(), CliError> {
+    ) -> Result<SavedExec, CliError> {
         let key = match data.key {
             TaskKeySource::Generated(pkcs8) => task_store::save_key(self.task.id(), &pkcs8)?,
             TaskKeySource::File(path) => path,
         };
         SavedTask::new(&self.task, &data.url, key, &data.purpose, data.evidence)?
             .save_without_current()?;
-        SavedExec::new(pending, &self.task, &self.token_request, delivery.clone()).save()
+        let saved = SavedExec::new(pending, &self.task, &self.token_request, delivery.clone());
+        saved.save()?;
+        Ok(saved)
     }
 }
 
@@ -379,7 +394,7 @@ pub(super) async fn cancel(
         cancelled => drop(cancelled?),
     }
     let report = task.complete(TaskOutcome::Abandoned).await?;
-    saved.delete();
+    saved.delete()?;
     let text = format!("{id}, {} has ended", task.id());
     let mut members = render::end_report_json(&report);
     if let Some(members) = members.as_object_mut() {

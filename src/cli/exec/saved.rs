@@ -21,7 +21,7 @@ use crate::model::{
 /// A pending access request and how to repeat its token request.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct SavedExec {
+pub(in crate::cli) struct SavedExec {
     access_request: AccessRequestId,
     task: TaskId,
     idempotency_key: String,
@@ -148,14 +148,33 @@ impl SavedExec {
         Ok((task, token_request))
     }
 
-    /// Deletes the state and the task's key: the task has ended, or is about to.
-    pub(super) fn delete(&self) {
-        if let Ok(file) = file(self.access_request) {
-            let _ignored = std::fs::remove_file(file);
-        }
-        if let Ok(task) = SavedTask::load(self.task) {
-            task.delete();
-        }
+    /// Deletes the state and the task's key, unless that is the caller's own: no other process will resume the request.
+    pub(in crate::cli) fn delete(&self) -> Result<(), CliError> {
+        files::remove(&file(self.access_request)?)?;
+        task_store::delete(self.task)
+    }
+
+    /// Refuses when a state could not be saved.
+    pub(super) fn require_writable() -> Result<(), CliError> {
+        files::require_writable(&dir()?)
+    }
+
+    /// The task of the access request.
+    pub(in crate::cli) const fn task(&self) -> TaskId {
+        self.task
+    }
+
+    /// All saved states that can be read.
+    pub(in crate::cli) fn load_all() -> Vec<Self> {
+        let found = dir().ok().and_then(|dir| std::fs::read_dir(dir).ok());
+        let names = found.into_iter().flatten().flatten();
+        names
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let id = name.to_str()?.strip_suffix(".json")?;
+                Self::load(AccessRequestId::parse(id).ok()?).ok()
+            })
+            .collect()
     }
 }
 
@@ -175,9 +194,13 @@ impl SavedAction {
     }
 }
 
+/// The directory of the saved states.
 fn dir() -> Result<PathBuf, CliError> {
-    Ok(task_store::state_dir()?.join("execs"))
+    Ok(task_store::state_dir()?.join(EXECS))
 }
+
+/// Name of the directory below the state directory.
+pub(in crate::cli) const EXECS: &str = "execs";
 
 fn file(id: AccessRequestId) -> Result<PathBuf, CliError> {
     Ok(dir()?.join(format!("{id}.json")))

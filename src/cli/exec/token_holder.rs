@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use super::lease::Lease;
 use super::upstream::Upstream;
 use crate::client::{AccessToken, DpopHeaders, Error};
 use crate::clock::Clock;
@@ -14,6 +15,8 @@ pub(super) struct TokenHolder {
     pub(super) token: AccessToken,
     pub(super) upstream: Upstream,
     clock: Clock,
+    /// The lease of the task, if it has one.
+    lease: Option<Lease>,
     /// The resource server's newest nonce (RFC 9449 §9).
     nonce: Mutex<Option<String>>,
     /// Why the token or its task ended, once it has.
@@ -27,6 +30,10 @@ pub(super) enum TokenUnavailable {
     Expired(Timestamp),
     #[error("the token has ended: {0}")]
     Ended(String),
+    #[error(
+        "the broker has not answered for the length of the task's heartbeat, so the task may have ended: retry once it can be reached"
+    )]
+    Unconfirmed,
 }
 
 impl TokenUnavailable {
@@ -35,31 +42,40 @@ impl TokenUnavailable {
         match self {
             Self::Expired(_) => "TOKEN_EXPIRED",
             Self::Ended(_) => "TOKEN_ENDED",
+            Self::Unconfirmed => "TASK_UNCONFIRMED",
         }
     }
 }
 
 impl TokenHolder {
-    pub(super) fn new(token: AccessToken, upstream: Upstream, clock: Clock) -> Self {
+    pub(super) fn new(
+        token: AccessToken,
+        upstream: Upstream,
+        clock: Clock,
+        lease: Option<Lease>,
+    ) -> Self {
         Self {
             token,
             upstream,
             clock,
+            lease,
             nonce: Mutex::default(),
             end_cause: watch::Sender::new(None),
         }
     }
 
-    /// Fails once the token expired or ended. The audience checks for itself on every request.
+    /// Fails once the token expired or ended, and while its task may have ended unheard. The audience checks for itself on every request.
     pub(super) fn check_available(&self) -> Result<(), TokenUnavailable> {
         if let Some(cause) = self.end_cause.borrow().as_ref() {
             return Err(TokenUnavailable::Ended(cause.clone()));
         }
         let expires_at = self.token.expires_at();
-        if self.clock.now() < expires_at {
-            Ok(())
-        } else {
-            Err(TokenUnavailable::Expired(expires_at))
+        if self.clock.now() >= expires_at {
+            return Err(TokenUnavailable::Expired(expires_at));
+        }
+        match &self.lease {
+            Some(lease) if !lease.is_current() => Err(TokenUnavailable::Unconfirmed),
+            Some(_) | None => Ok(()),
         }
     }
 

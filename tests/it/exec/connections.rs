@@ -134,7 +134,7 @@ async fn silent_connection_is_replaced_before_the_lease_ends() {
         ],
     ]
     .concat();
-    let script = "echo $DIPYLON_TASK; read -r go";
+    let script = "echo $DIPYLON_EXEC_TASK; read -r go";
     let mut program = setup.exec(&options, &["bash", "-c", script]);
     program.stdin(std::process::Stdio::piped());
     let mut running = RunningCommand::start(program);

@@ -21,8 +21,7 @@ use crate::support::wait::in_time;
 const SLOW: [&str; 2] = ["--heartbeat", "1h"];
 
 /// A command that runs until it is told, and then tries the proxy once more.
-const UNTIL_TOLD: &str =
-    "trap 'ask GET /cases/INC-8841; exit 0' TERM; echo $DIPYLON_TASK; while :; do sleep 0.02; done";
+const UNTIL_TOLD: &str = "trap 'ask GET /cases/INC-8841; exit 0' TERM; echo $DIPYLON_EXEC_TASK; while :; do sleep 0.02; done";
 
 /// The task of a running command, as its first line of output says.
 async fn task_of(running: &mut RunningCommand) -> TaskId {
@@ -105,7 +104,8 @@ async fn end_signal_is_the_callers_choice() {
     let olga = setup.served.operator("olga");
     // Without a signal the command goes on, and learns it from the proxy; its own exit code is still visible.
     let options = [&READ[..], &SLOW, &["--end-signal", "none"]].concat();
-    let script = format!("{SH}\necho $DIPYLON_TASK; read -r go; ask GET /cases/INC-8841; exit 3");
+    let script =
+        format!("{SH}\necho $DIPYLON_EXEC_TASK; read -r go; ask GET /cases/INC-8841; exit 3");
     let mut program = setup.exec(&options, &["bash", "-c", &script]);
     program.stdin(Stdio::piped());
     let mut running = RunningCommand::start(program);
@@ -124,7 +124,7 @@ async fn end_signal_is_the_callers_choice() {
         .stderr_contains("(ended before: operator)");
     // A command that ignores TERM.
     let options = [&READ[..], &SLOW, &["--end-signal", "kill"]].concat();
-    let script = "trap '' TERM; echo $DIPYLON_TASK; while :; do sleep 0.02; done";
+    let script = "trap '' TERM; echo $DIPYLON_EXEC_TASK; while :; do sleep 0.02; done";
     let mut running = RunningCommand::start(setup.exec(&options, &["bash", "-c", script]));
     let task = task_of(&mut running).await;
     olga.end_task(task).await.expect("ends");
@@ -174,7 +174,7 @@ async fn requests_in_flight_are_broken_off() {
             r#"raw "POST $base/slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9000000\r\n\r\nhalf""#,
         ),
     ] {
-        let script = format!("{SH}\necho $DIPYLON_TASK; {request}; echo over");
+        let script = format!("{SH}\necho $DIPYLON_EXEC_TASK; {request}; echo over");
         let mut running = RunningCommand::start(setup.exec(&options, &["bash", "-c", &script]));
         let task = task_of(&mut running).await;
         let mut stream = in_time("a request", next_request(&audience)).await;
@@ -214,7 +214,7 @@ async fn command_survives_a_broker_restart_and_hears_its_end() {
     let audience = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let audience_url = format!("http://{}", audience.local_addr().expect("address"));
     let mut program = Command::new(env!("CARGO_BIN_EXE_dipylon"));
-    let script = "trap 'exit 5' TERM; echo $DIPYLON_TASK; while :; do sleep 0.02; done";
+    let script = "trap 'exit 5' TERM; echo $DIPYLON_EXEC_TASK; while :; do sleep 0.02; done";
     program
         .args(["--url", &realm.url, "exec", "--evidence"])
         .arg(temp.path().join("svid"))

@@ -100,7 +100,7 @@ async fn evidence_from_workload_api() {
         .args(READ)
         .args(["--", "env"]);
     let output = run(program).await;
-    output.exit_code(0).stdout_contains("DIPYLON_TASK=");
+    output.exit_code(0).stdout_contains("DIPYLON_EXEC_TASK=");
     assert!(!output.out.contains("SPIFFE"), "{}", output.out);
     run(with(&["--workload-api", &address])).await.exit_code(0);
     let reporter = "spiffe://soc.example/agent/reporter";

@@ -38,7 +38,7 @@ async fn token_ends_with_the_command() {
     output.exit_code(3)
         .stdout_contains("HTTP/1.1 200 OK")
         .stdout_contains("done by the resource server")
-        .stdout_contains("DIPYLON_TASK=task_")
+        .stdout_contains("DIPYLON_EXEC_TASK=task_")
         .stderr_contains("dipylon: verified  spiffe://soc.example/agent/triage by jwt-svid, task_")
         .stderr_contains("dipylon: allowed   case.read on Case::INC-8841 by rule \"soc-acts-at-home\", ttl 5m  -> running bash")
         .stderr_contains("dipylon: done      exit 3, 1 token revoked, task_");
