@@ -34,7 +34,7 @@ pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
 pub use crate::journal::JournalHead;
-use crate::journal::{Journal, ServingMark};
+use crate::journal::{Journal, StopMark};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{ActivePolicy, PolicyBundle};
@@ -149,8 +149,8 @@ pub struct Broker {
     /// The latest time any call or entry was handled at, in milliseconds.
     latest_seen: Arc<AtomicI64>,
     journal: Journal,
-    /// Until when this broker may answer, on disk before it answers.
-    serving_mark: Arc<ServingMark>,
+    /// Until when the last broker served, if it stopped cleanly.
+    stop_mark: StopMark,
     /// Time of the last entry of earlier processes.
     last_entry_before_start: Timestamp,
     state: Arc<State>,
@@ -292,13 +292,7 @@ impl Broker {
     /// The present, never before a time already acted on: a wall clock that steps back revives nothing.
     pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
-        let now =
-            Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now));
-        // INVARIANT (no answer beyond the mark): what is decided at a moment is decided after the mark covers the moment.
-        if !self.serving_mark.covers(now) {
-            self.move_serving_mark(now);
-        }
-        now
+        Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
     /// Whether the wall clock runs steadily, and how many milliseconds it is behind the latest time seen.

@@ -132,7 +132,8 @@ impl Broker {
         reason: Reason,
         detail: impl Into<String>,
     ) -> Refusal {
-        lock(&self.refusal_tally).add(method, reason, self.now());
+        let now = self.now();
+        lock(&self.refusal_tally).add(method, reason, now);
         self.refuse_as(false, method, reason, detail.into())
     }
 

@@ -6,8 +6,8 @@
 
 mod health;
 mod occ;
-mod serving_mark;
 mod sqlite;
+mod stop_mark;
 mod writer;
 
 use std::path::Path;
@@ -23,8 +23,8 @@ use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
 use health::Health;
 pub use health::JournalFault;
-pub use serving_mark::ServingMark;
 pub use sqlite::{JournalReader, StoredEntry};
+pub use stop_mark::StopMark;
 pub use writer::CrashPoint;
 
 /// One event and the streams it advances, each with its expected version.
