@@ -263,7 +263,7 @@ impl Broker {
         let reason = match error {
             AppendError::TooLarge | AppendError::NotCanonical => Reason::Malformed,
             AppendError::Conflict(_) | AppendError::TooLate => Reason::Conflict,
-            AppendError::QueueFull => Reason::Overloaded,
+            AppendError::Busy | AppendError::QueueFull => Reason::Overloaded,
             AppendError::DiskFull | AppendError::WriteFailed | AppendError::Closed => {
                 Reason::JournalUnavailable
             }
