@@ -83,7 +83,7 @@ pub use token::watch::{TokenEndCause, TokenEvent, TokenWatch};
 use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
-use governance::pending_revocation::{PendingRevocation, RevocationTarget};
+use governance::pending_revocation::{PendingRevocations, RevocationTarget};
 use keyed_mutex::KeyedMutex;
 use projections::Projections;
 use refusals::{RecentRefusals, RefusalTally};
@@ -178,8 +178,8 @@ pub struct Broker {
     card_views: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Heartbeats that wait to be journalled together.
     pending_heartbeats: Mutex<Vec<task::keep_alive::PendingHeartbeat>>,
-    /// Revocations that could not be journalled: enforced here at once, retried by the maintenance loop.
-    pending_revocations: Mutex<HashMap<RevocationTarget, PendingRevocation>>,
+    /// Revocations that are not journalled yet: enforced here at once, retried by the maintenance loop.
+    pending_revocations: PendingRevocations,
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.

@@ -160,7 +160,7 @@ impl Broker {
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
             pending_heartbeats: Mutex::default(),
-            pending_revocations: Mutex::default(),
+            pending_revocations: super::PendingRevocations::default(),
             policy_lock: tokio::sync::Mutex::default(),
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
