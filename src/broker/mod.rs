@@ -166,8 +166,9 @@ pub struct Broker {
     attestations: ArcMap<TaskId, Attested>,
     /// Idempotency keys attached to an access request that was opened under another key.
     attached: Mutex<HashMap<TaskId, HashMap<IdempotencyKey, AccessRequestId>>>,
-    /// Digest of the last denial journalled for an idempotency key: an unchanged answer writes nothing.
-    last_denials: ArcMap<(TaskId, IdempotencyKey), Digest>,
+    /// Digest of the last denial of an idempotency key, and the version of its stream before the entry: an unchanged answer
+    /// writes nothing once the stream has moved.
+    last_denials: ArcMap<(TaskId, IdempotencyKey), (Digest, Version)>,
     /// Refusal entries of each task in the current minute.
     refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Vote statements handed out for signature.

@@ -313,6 +313,7 @@ async fn an_outage_leaves_everything_else_as_it_was() {
     b.complete_task(&agent, ended).await.expect("ends");
     let without_heartbeat = b.open_task(&agent).await;
     let (feed, last) = b.broker.state().feed_after(None, usize::MAX);
+    b.broker.stop_serving().await;
     b.manual_clock.advance_millis(45_000);
     let b = restart(b).await;
 
