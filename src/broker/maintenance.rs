@@ -35,7 +35,6 @@ impl Broker {
     /// One tick: due expirations, pending revocations, caches.
     pub async fn maintenance_tick(&self) -> Result<(), AppendError> {
         let now = self.now();
-        self.renew_serving_mark(now).await;
         // Checked at each tick, so that a clock jump is noticed while no calls come.
         let _status = self.clock_status();
         self.probe_journal().await;

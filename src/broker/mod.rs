@@ -34,7 +34,7 @@ pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
 pub use crate::journal::JournalHead;
-use crate::journal::{Journal, ServingMark};
+use crate::journal::{Journal, StopMark};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{ActivePolicy, PolicyBundle};
@@ -84,7 +84,7 @@ pub use token::watch::{TokenEndCause, TokenEvent, TokenWatch};
 use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
-use governance::pending_revocation::{PendingRevocation, RevocationTarget};
+use governance::pending_revocation::{PendingRevocations, RevocationTarget};
 use keyed_mutex::KeyedMutex;
 use projections::Projections;
 use refusals::{RecentRefusals, RefusalTally};
@@ -150,8 +150,8 @@ pub struct Broker {
     /// The latest time any call or entry was handled at, in milliseconds.
     latest_seen: Arc<AtomicI64>,
     journal: Journal,
-    /// Until when this broker may answer, on disk before it answers.
-    serving_mark: Arc<ServingMark>,
+    /// Until when the last broker served, if it stopped cleanly.
+    stop_mark: StopMark,
     /// Time of the last entry of earlier processes.
     last_entry_before_start: Timestamp,
     state: Arc<State>,
@@ -167,8 +167,9 @@ pub struct Broker {
     attestations: ArcMap<TaskId, Attested>,
     /// Idempotency keys attached to an access request that was opened under another key.
     attached: Mutex<HashMap<TaskId, HashMap<IdempotencyKey, AccessRequestId>>>,
-    /// Digest of the last denial journalled for an idempotency key: an unchanged answer writes nothing.
-    last_denials: ArcMap<(TaskId, IdempotencyKey), Digest>,
+    /// Digest of the last denial of an idempotency key, and the version of its stream before the entry: an unchanged answer
+    /// writes nothing once the stream has moved.
+    last_denials: ArcMap<(TaskId, IdempotencyKey), (Digest, Version)>,
     /// Refusal entries of each task in the current minute.
     refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Vote statements handed out for signature.
@@ -179,8 +180,8 @@ pub struct Broker {
     card_views: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Heartbeats that wait to be journalled together.
     pending_heartbeats: Mutex<Vec<task::keep_alive::PendingHeartbeat>>,
-    /// Revocations that could not be journalled: enforced here at once, retried by the maintenance loop.
-    pending_revocations: Mutex<HashMap<RevocationTarget, PendingRevocation>>,
+    /// Revocations that are not journalled yet: enforced here at once, retried by the maintenance loop.
+    pending_revocations: PendingRevocations,
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
@@ -293,13 +294,7 @@ impl Broker {
     /// The present, never before a time already acted on: a wall clock that steps back revives nothing.
     pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
-        let now =
-            Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now));
-        // INVARIANT (no answer beyond the mark): what is decided at a moment is decided after the mark covers the moment.
-        if !self.serving_mark.covers(now) {
-            self.move_serving_mark(now);
-        }
-        now
+        Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
     /// Whether the wall clock runs steadily, and how many milliseconds it is behind the latest time seen.

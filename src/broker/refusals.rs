@@ -132,7 +132,8 @@ impl Broker {
         reason: Reason,
         detail: impl Into<String>,
     ) -> Refusal {
-        lock(&self.refusal_tally).add(method, reason, self.now());
+        let now = self.now();
+        lock(&self.refusal_tally).add(method, reason, now);
         self.refuse_as(false, method, reason, detail.into())
     }
 
@@ -263,7 +264,7 @@ impl Broker {
         let reason = match error {
             AppendError::TooLarge | AppendError::NotCanonical => Reason::Malformed,
             AppendError::Conflict(_) | AppendError::TooLate => Reason::Conflict,
-            AppendError::QueueFull => Reason::Overloaded,
+            AppendError::Busy | AppendError::QueueFull => Reason::Overloaded,
             AppendError::DiskFull | AppendError::WriteFailed | AppendError::Closed => {
                 Reason::JournalUnavailable
             }

@@ -17,7 +17,7 @@ use crate::approve::DecisionLimits;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{
-    Append, AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError, ServingMark,
+    Append, AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError, StopMark,
 };
 use crate::mint::TokenIssuer;
 use crate::model::*;
@@ -83,6 +83,11 @@ pub enum BrokerOpenError {
     /// The policy bundle lists no operator.
     #[error("policy bundle: {0}")]
     Ungovernable(&'static str),
+    /// The time of the last stop could not be removed: heartbeats that this broker reports missed could be revived later.
+    #[error(
+        "the file `served-until` cannot be removed from the data directory; check its disk and permissions: {0}"
+    )]
+    StopMark(std::io::Error),
     /// A first entry could not be appended.
     #[error("journal: {0}")]
     Append(#[from] AppendError),
@@ -138,7 +143,7 @@ impl Broker {
             clock_watch: Mutex::default(),
             latest_seen,
             journal,
-            serving_mark: Arc::new(ServingMark::new(&options.data_dir)),
+            stop_mark: StopMark::new(&options.data_dir),
             last_entry_before_start,
             state,
             projections,
@@ -155,7 +160,7 @@ impl Broker {
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
             pending_heartbeats: Mutex::default(),
-            pending_revocations: Mutex::default(),
+            pending_revocations: super::PendingRevocations::default(),
             policy_lock: tokio::sync::Mutex::default(),
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
@@ -203,12 +208,17 @@ impl Broker {
                 .map_err(BrokerOpenError::Ungovernable)?;
             broker.record_bundle(bundle, &files, 0, None).await?;
         }
-        if let Err(error) = broker.extend_leases_after_outage().await {
-            tracing::warn!(%error, "missed heartbeats count: no task can get another one");
+        match broker.extend_leases_after_outage().await {
+            Ok(()) => {}
+            // It may become durable later, after this broker has said that a heartbeat was missed.
+            Err(AppendError::OutcomeUnknown) => return Err(AppendError::OutcomeUnknown.into()),
+            Err(error) => {
+                tracing::warn!(%error, "missed heartbeats count: no task can get another one");
+            }
         }
         // After it: a task that got another heartbeat may be one that the rules no longer allow.
         broker.revoke_disallowed().await?;
-        broker.start_serving();
+        broker.start_serving().map_err(BrokerOpenError::StopMark)?;
         Ok(broker)
     }
 

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
+use super::keyed_mutex::KeyedMutexGuard;
 use super::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -14,6 +17,8 @@ pub(super) struct Transaction<'a> {
     broker: &'a Broker,
     method: &'static str,
     number: usize,
+    /// The latest answer of the journal.
+    deadline: Instant,
 }
 
 /// Why an attempt ended without an answer.
@@ -34,6 +39,9 @@ impl Broker {
     /// Runs [`Broker::transaction`] when no other call is in one for this stream: a repetition of a call waits for the first
     /// one and finds what it made, instead of racing it to a conflict.
     ///
+    /// The wait for the turn counts into the time that the journal has to answer: however many calls wait for one stream while
+    /// the disk hangs, each is answered within [`crate::journal::APPEND_TIME_MAX`].
+    ///
     /// A call whose client is gone passes its turn on. Its append may still be under way: then the next call conflicts with
     /// it once or twice, and finds what it made.
     pub(super) async fn transaction_on<'a, T, Answer>(
@@ -47,8 +55,22 @@ impl Broker {
     where
         Answer: Future<Output = Result<T, TransactionError>>,
     {
-        let _turn = self.turns.lock(stream).await;
-        self.transaction(method, attempts, conflict, decide).await
+        let deadline = self.journal.append_deadline();
+        let _turn = self.take_turn(stream, method, deadline).await?;
+        self.transaction_until(deadline, method, attempts, conflict, decide)
+            .await
+    }
+
+    /// Waits for the turn of a call for a stream; after the deadline the call is refused, and nothing was done.
+    pub(super) async fn take_turn(
+        &self,
+        stream: Stream,
+        method: &'static str,
+        deadline: Instant,
+    ) -> Result<KeyedMutexGuard<'_, Stream>, Refusal> {
+        let turn = tokio::time::timeout_at(deadline, self.turns.lock(stream));
+        turn.await
+            .map_err(|_elapsed| self.refuse_append(method, &AppendError::Busy))
     }
 
     /// Runs `decide` until it answers, at most `attempts` times; then refuses with [`Reason::Conflict`] and `conflict`.
@@ -58,6 +80,23 @@ impl Broker {
     /// answer, and the same call again finds what the entry made.
     pub(super) async fn transaction<'a, T, Answer>(
         &'a self,
+        method: &'static str,
+        attempts: usize,
+        conflict: &'static str,
+        decide: impl FnMut(Transaction<'a>) -> Answer,
+    ) -> Result<T, Refusal>
+    where
+        Answer: Future<Output = Result<T, TransactionError>>,
+    {
+        let deadline = self.journal.append_deadline();
+        self.transaction_until(deadline, method, attempts, conflict, decide)
+            .await
+    }
+
+    /// The same for a call that began earlier: the journal answers all its attempts before the deadline.
+    pub(super) async fn transaction_until<'a, T, Answer>(
+        &'a self,
+        deadline: Instant,
         method: &'static str,
         attempts: usize,
         conflict: &'static str,
@@ -71,6 +110,7 @@ impl Broker {
                 broker: self,
                 method,
                 number,
+                deadline,
             };
             match decide(attempt).await {
                 Ok(answer) => return Ok(answer),
@@ -101,7 +141,8 @@ impl Transaction<'_> {
         append: Append,
         refuse: impl FnOnce(&AppendError) -> Refusal,
     ) -> Result<Arc<Entry>, TransactionError> {
-        match self.broker.journal.append(append).await {
+        let journal = &self.broker.journal;
+        match journal.append_until(append, self.deadline).await {
             Ok(entry) => Ok(entry),
             Err(AppendError::Conflict(_) | AppendError::TooLate) => Err(TransactionError::Retry),
             Err(error) => Err(refuse(&error).into()),

@@ -6,8 +6,8 @@
 
 mod health;
 mod occ;
-mod serving_mark;
 mod sqlite;
+mod stop_mark;
 mod writer;
 
 use std::path::Path;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::audit::{AuditError, Checkpoint};
 use crate::clock::Clock;
@@ -23,8 +24,8 @@ use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
 use health::Health;
 pub use health::JournalFault;
-pub use serving_mark::ServingMark;
 pub use sqlite::{JournalReader, StoredEntry};
+pub use stop_mark::StopMark;
 pub use writer::CrashPoint;
 
 /// One event and the streams it advances, each with its expected version.
@@ -132,6 +133,9 @@ pub enum AppendError {
     /// No space is left; nothing of the batch was written.
     #[error("no space left on the journal's disk")]
     DiskFull,
+    /// Earlier calls took the time of this one.
+    #[error("earlier calls wait for the journal")]
+    Busy,
     /// The writer's queue is full (4,096 appends).
     #[error("the journal's queue is full")]
     QueueFull,
@@ -324,15 +328,32 @@ impl Journal {
     ///
     /// Not cancel-safe: after the future is dropped the append may still be committed.
     pub async fn append(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
+        self.append_until(append, self.append_deadline()).await
+    }
+
+    /// The latest answer to an append of a call that begins now.
+    pub fn append_deadline(&self) -> Instant {
+        Instant::now() + self.append_time_max
+    }
+
+    /// The same within the time that is left to a call; when none is left, nothing is appended.
+    pub async fn append_until(
+        &self,
+        append: Append,
+        deadline: Instant,
+    ) -> Result<Arc<Entry>, AppendError> {
+        if Instant::now() >= deadline {
+            return Err(AppendError::Busy);
+        }
         let began = self.clock.uptime();
-        let answer = self.enqueue(append).await;
+        let answer = self.enqueue(append, deadline).await;
         if let Some(observe) = &self.observe {
             observe(self.clock.uptime().saturating_sub(began));
         }
         answer
     }
 
-    async fn enqueue(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
+    async fn enqueue(&self, append: Append, deadline: Instant) -> Result<Arc<Entry>, AppendError> {
         let (reply, answer) = oneshot::channel();
         self.requests
             .try_send(WriterRequest::Append(AppendRequest { append, reply }))
@@ -342,7 +363,7 @@ impl Journal {
             })?;
         // The writer answers every request it has not begun. Without an answer it died on this one, before or after the commit,
         // or its disk hangs.
-        match tokio::time::timeout(self.append_time_max, answer).await {
+        match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err(AppendError::OutcomeUnknown),
         }
@@ -361,12 +382,13 @@ impl Journal {
         self.health.last_commit()
     }
 
-    /// Writes to the disk without leaving anything; [`Journal::health`] has the outcome.
+    /// Writes to the disk without leaving anything; [`Journal::health`] has the outcome. Waits as long as an append at most.
     pub async fn probe(&self) {
         let (reply, answer) = oneshot::channel();
         // A full queue means that appends tell soon; a closed one is a fault already.
         if self.requests.try_send(WriterRequest::Probe(reply)).is_ok() {
-            let _written_or_stopped = answer.await.is_ok();
+            let answer = tokio::time::timeout(self.append_time_max, answer);
+            let _written_or_stopped_or_hung = answer.await.is_ok();
         }
     }
 

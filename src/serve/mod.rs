@@ -210,6 +210,8 @@ pub async fn serve(
         let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
     };
     tokio::pin!(stop, journal_stopped);
+    // False while a call may still be answered.
+    let mut all_answered = false;
     let outcome = tokio::select! {
         _ended = loops.join_next() => Err(ServeError::Listener),
         () = &mut stop => {
@@ -225,7 +227,8 @@ pub async fn serve(
                     }
                 }
             });
-            if drained.await.is_err() {
+            all_answered = drained.await.is_ok();
+            if !all_answered {
                 tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "connections closed after drain timeout");
             }
             Ok(())
@@ -235,7 +238,9 @@ pub async fn serve(
     upkeep.abort();
     readiness.abort();
     broker.record_final_counts().await;
-    broker.stop_serving();
+    if all_answered {
+        broker.stop_serving().await;
+    }
     if let Some(certificate_reload) = certificate_reload {
         certificate_reload.abort();
     }

@@ -95,7 +95,14 @@ impl State {
                     Selector::Tasks(f.tasks.clone()),
                 );
             }
-            Event::RequestDenied(f) => self.decisions.insert(f.id, entry.index),
+            Event::RequestDenied(f) => {
+                self.decisions.insert(f.id, entry.index);
+                let key = (f.task, f.idempotency_key.clone());
+                // The key stays undecided: it may be allowed later.
+                let before = self.idempotency_keys.get(&key).unwrap_or_default();
+                self.idempotency_keys
+                    .insert(key, Versioned { version, ..before });
+            }
             Event::AccessRequestOpened(f) => {
                 self.apply_access_request_opened(f, committed, version)
             }

@@ -43,6 +43,11 @@ impl<K: Eq + Hash + Clone, V> ArcMap<K, V> {
         update(Arc::make_mut(&mut self.0.entry(key).or_default()));
     }
 
+    /// Removes the value under the key.
+    pub fn remove(&self, key: &K) {
+        self.0.remove(key);
+    }
+
     /// Inserts a shared value, replacing any other.
     pub fn insert_arc(&self, key: K, value: Arc<V>) {
         self.0.insert(key, value);

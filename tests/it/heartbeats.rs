@@ -205,3 +205,29 @@ async fn step_up_after_missed_heartbeat_is_not_granted() {
     let found = invariants::check(&b.dir);
     assert!(found.tokens.is_empty());
 }
+
+#[tokio::test]
+async fn a_task_ended_when_its_refusals_say_it_did() {
+    let b = TestBroker::start().await;
+    let agent = b.agent("triage");
+    let opened = b.open_task_with(&agent, "work", "r", Some(10)).await;
+    let task = opened.expect("opens").task.task;
+    let lapse = b.now().plus_secs(10);
+    b.manual_clock.advance_millis(12_000);
+    // Before the entry of the end, and after it.
+    for _ in 0..2 {
+        let call = b.call("dipylon.v1.TaskService/GetTask", &agent.key, None, None);
+        let view = b.broker.get_task(&call, task).expect("its own task");
+        assert_eq!(
+            (view.end_cause, view.ended_at),
+            (Some(EndCause::Lease), Some(lapse))
+        );
+        let refusal = b.keep_alive(&agent, task).await.expect_err("ended");
+        assert_eq!(
+            refusal.message,
+            format!("the task ended at {lapse}: a heartbeat was missed")
+        );
+        b.broker.maintenance_tick().await.expect("upkeep");
+    }
+    assert!(b.broker.state().task(&task).expect("known").ended.is_some());
+}

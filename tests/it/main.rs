@@ -47,6 +47,7 @@ mod generated_stubs;
 mod golden;
 mod heartbeats;
 mod http_endpoints;
+mod hung_disk;
 mod inbox;
 mod live_tokens;
 mod metrics;

@@ -1,9 +1,12 @@
-//! Outages: a broker that was away does not end tasks whose heartbeat it could not have heard, and one that has said that a
-//! heartbeat was missed never takes it back.
+//! Outages: a broker that was stopped does not end tasks whose heartbeat it could not have heard, and one that has said that a
+//! heartbeat was missed never takes it back: a crash leaves no mark, whatever the disk did before.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use dipylon::journal::FaultInjection;
+use dipylon::broker::BrokerOpenError;
+use dipylon::journal::{AppendError, CrashPoint, FaultInjection};
 use dipylon_sdk::client::{AgentClient, OpenTaskRequest, TokenOutcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::SigningKey;
@@ -12,9 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::served_broker::token_request;
+use crate::support::wait::in_time;
 use crate::support::*;
 
-/// Name of the file with the time until which a broker may have answered.
+/// Name of the file with the time until which the last broker served.
 const MARK: &str = "served-until";
 
 fn extensions(b: &TestBroker) -> Vec<LeasesExtended> {
@@ -46,11 +50,11 @@ async fn restart(b: TestBroker) -> TestBroker {
 /// How the broker went away, and what is left of its mark.
 #[derive(Clone, Copy, Debug)]
 enum Away {
-    /// It crashed: the mark is up to two seconds ahead.
+    /// It crashed: there is no mark.
     Crash,
-    /// It stopped: the mark is exact.
+    /// It stopped.
     Stop,
-    /// The mark was lost, or holds this.
+    /// It stopped, and its mark was lost, or holds this.
     Mark(Option<&'static str>),
 }
 
@@ -58,69 +62,64 @@ enum Away {
 #[tokio::test]
 async fn heartbeats_that_no_broker_could_hear_do_not_count() {
     use Away::{Crash, Mark, Stop};
+    let mark_of = |text| Mark(Some(text));
     for (away, heartbeat_s, away_ms, runs, why) in [
-        (Crash, 30, 31_000, true, "it ran out while no broker served"),
-        (Crash, 2, 2_000, true, "it ran out exactly at the mark"),
-        (Crash, 2, 302_000, true, "five minutes after the mark"),
-        (Crash, 2, 302_001, false, "longer than five minutes"),
-        (Stop, 2, 300_001, true, "five minutes after the exact mark"),
-        (Stop, 2, 300_002, false, "longer than five minutes"),
+        (Crash, 30, 31_000, false, "a crash"),
+        (Crash, 2, 2_000, false, "a short crash"),
         (Stop, 2, 2_000, true, "a short stop"),
+        (Stop, 30, 31_000, true, "it ran out while stopped"),
+        (Stop, 2, 300_001, true, "five minutes after the mark"),
+        (Stop, 2, 300_002, false, "longer than five minutes"),
         (Mark(None), 30, 31_000, false, "no mark"),
-        (Mark(Some("")), 30, 31_000, false, "an empty mark"),
-        (Mark(Some("soon\n")), 30, 31_000, false, "no number"),
+        (mark_of(""), 30, 31_000, false, "an empty mark"),
+        (mark_of("soon\n"), 30, 31_000, false, "no number"),
+        (mark_of("1800000000000"), 30, 31_000, false, "half a mark"),
         (
-            Mark(Some("1800000000000")),
-            30,
-            31_000,
-            false,
-            "half a mark",
-        ),
-        (
-            Mark(Some("1800000000000\n")),
+            mark_of("1800000000000\n"),
             30,
             31_000,
             true,
-            "a mark at the last entry",
+            "at the last entry",
         ),
         (
-            Mark(Some("1799999999999\n")),
+            mark_of("1799999999999\n"),
             30,
             31_000,
             false,
-            "a mark before the last entry",
+            "before the last entry",
         ),
         (
-            Mark(Some("1800000033000\n")),
-            30,
-            31_000,
-            false,
-            "it ran out before the mark",
-        ),
-        (
-            Mark(Some("1800000029000\n")),
+            mark_of("1800000029000\n"),
             30,
             31_000,
             true,
             "it ran out after the mark",
         ),
         (
-            Mark(Some("1800000900000\n")),
+            mark_of("1800000030001\n"),
             30,
             31_000,
             false,
-            "a mark far in the future",
+            "it ran out before the mark",
+        ),
+        (
+            mark_of("1800000031001\n"),
+            30,
+            31_000,
+            false,
+            "a mark in the future",
         ),
     ] {
         let b = TestBroker::start().await;
         let agent = b.agent("triage");
         let task = open(&b, &agent, "open", heartbeat_s).await;
+        assert_eq!(mark(&b.dir), None, "none while a broker serves");
+        if !matches!(away, Crash) {
+            b.broker.stop_serving().await;
+            assert_eq!(mark(&b.dir), Some(START.millis() + 1));
+        }
         match away {
-            Crash => assert_eq!(mark(&b.dir), Some(START.plus_secs(2).millis())),
-            Stop => {
-                b.broker.stop_serving();
-                assert_eq!(mark(&b.dir), Some(START.millis() + 1));
-            }
+            Crash | Stop => {}
             Mark(None) => std::fs::remove_file(b.dir.join(MARK)).expect("removed"),
             Mark(Some(text)) => std::fs::write(b.dir.join(MARK), text).expect("written"),
         }
@@ -133,6 +132,10 @@ async fn heartbeats_that_no_broker_could_hear_do_not_count() {
             .until;
         b.manual_clock.advance_millis(away_ms);
         let b = restart(b).await;
+        assert!(
+            !b.dir.join(MARK).exists(),
+            "{why}: none while a broker serves"
+        );
         b.broker.maintenance_tick().await.expect("upkeep");
         let record = b.broker.state().task(&task).expect("known");
         assert_eq!(record.is_running(b.now()), runs, "{why}");
@@ -169,49 +172,124 @@ async fn heartbeats_that_no_broker_could_hear_do_not_count() {
     }
 }
 
+/// A broker says that a heartbeat was missed, before an entry says it, and goes away with or without a stop.
 #[tokio::test]
 async fn a_broker_that_said_missed_does_not_take_it_back() {
+    for stops in [true, false] {
+        let b = TestBroker::start().await;
+        let agent = b.agent("triage");
+        let (answered, unheard) = (
+            open(&b, &agent, "a", 30).await,
+            open(&b, &agent, "b", 60).await,
+        );
+        let token = b
+            .request_token(&agent, answered, &read_case(), 600, "r")
+            .await
+            .token()
+            .token;
+        b.manual_clock.advance_millis(30_000);
+        // Said to a validator and to the agent.
+        assert!(!b.introspect("cases", &token));
+        assert_eq!(
+            refused(b.keep_alive(&agent, answered).await),
+            Reason::TaskEnded
+        );
+        let record = b.broker.state().task(&answered).expect("known");
+        assert!(record.ended.is_none(), "no entry says it");
+        if stops {
+            b.broker.stop_serving().await;
+        }
+        b.manual_clock.advance_millis(60_000);
+        let b = restart(b).await;
+        assert!(
+            !b.introspect("cases", &token),
+            "a broker that has said inactive never says active again"
+        );
+        assert_eq!(
+            refused(b.keep_alive(&agent, answered).await),
+            Reason::TaskEnded
+        );
+        // No broker could hear its heartbeat, but only a stop tells so.
+        assert_eq!(b.keep_alive(&agent, unheard).await.is_ok(), stops);
+        assert_eq!(
+            extensions(&b).len(),
+            usize::from(stops),
+            "at most one entry"
+        );
+        b.check_invariants();
+    }
+}
+
+/// The disk hangs at the mark: a broker that serves does not touch it, and one that stops does not wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_serves_and_stops_while_the_disk_of_the_mark_hangs() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let (answered, unheard) = (
-        open(&b, &agent, "a", 30).await,
-        open(&b, &agent, "b", 60).await,
-    );
+    let task = open(&b, &agent, "open", 30).await;
     let token = b
-        .request_token(&agent, answered, &read_case(), 600, "r")
+        .request_token(&agent, task, &read_case(), 600, "r")
         .await
         .token()
         .token;
-    b.manual_clock.advance_millis(30_000);
-    // Said to a validator and to the agent; no entry says it.
-    assert!(!b.introspect("cases", &token));
-    assert_eq!(
-        refused(b.keep_alive(&agent, answered).await),
-        Reason::TaskEnded
-    );
+    block_writes_of_the_mark(&b.dir);
+    b.manual_clock.advance_millis(29_000);
+    b.broker.maintenance_tick().await.expect("upkeep");
+    assert!(b.introspect("cases", &token));
+    b.manual_clock.advance_millis(1_000);
+    assert!(!b.introspect("cases", &token), "its heartbeat was missed");
+    b.freeze("all").await.expect("the brake works");
+    assert_eq!(b.broker.readiness(), Ok(()));
+    in_time("the stop", b.broker.stop_serving()).await;
+    assert_eq!(mark(&b.dir), None);
+}
+
+/// Writing the mark opens this pipe, which waits for a reader that never comes.
+fn block_writes_of_the_mark(dir: &Path) {
+    let pipe = dir.join(format!("{MARK}.new"));
+    let made = std::process::Command::new("mkfifo").arg(pipe).status();
+    assert!(made.expect("mkfifo").success());
+}
+
+/// An extension that may become durable after this broker has said that a heartbeat was missed would take it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_extension_of_unknown_outcome_fails_the_start() {
+    let (hangs, answers) = std::sync::mpsc::channel::<()>();
+    let answers = Mutex::new(answers);
+    let b = TestBroker::start().await;
+    let agent = b.agent("triage");
+    open(&b, &agent, "open", 30).await;
+    b.broker.stop_serving().await;
+    b.manual_clock.advance_millis(31_000);
+    let faults = FaultInjection {
+        append_time_max: Some(Duration::from_millis(50)),
+        crash_hook: Some(Arc::new(move |at| {
+            if at == CrashPoint::Written {
+                // Until the test drops the other end.
+                let _dropped = answers.lock().expect("one writer").recv().is_ok();
+            }
+            false
+        })),
+        ..FaultInjection::default()
+    };
+    let error = b.try_restart(faults).await.err().expect("must not serve");
     assert!(
-        b.broker
-            .state()
-            .task(&answered)
-            .expect("known")
-            .ended
-            .is_none()
+        matches!(error, BrokerOpenError::Append(AppendError::OutcomeUnknown)),
+        "{error}"
     );
-    b.manual_clock.advance_millis(60_000);
-    let b = restart(b).await;
+    drop(hangs);
+}
+
+/// A mark that stays would revive, at a later start, what this broker reports ended.
+#[tokio::test]
+async fn a_mark_that_cannot_be_removed_fails_the_start() {
+    let b = TestBroker::start().await;
+    std::fs::create_dir(b.dir.join(MARK)).expect("a directory in its place");
+    let started = b.try_restart(FaultInjection::default()).await;
+    let error = started.err().expect("must not serve").to_string();
     assert!(
-        !b.introspect("cases", &token),
-        "who has said inactive never says active again"
+        error.starts_with("the file `served-until` cannot be removed"),
+        "{error}"
     );
-    assert_eq!(
-        refused(b.keep_alive(&agent, answered).await),
-        Reason::TaskEnded
-    );
-    b.keep_alive(&agent, unheard)
-        .await
-        .expect("no broker could hear its heartbeat");
-    assert_eq!(extensions(&b).len(), 1, "one entry");
-    b.check_invariants();
 }
 
 #[tokio::test]
@@ -235,6 +313,7 @@ async fn an_outage_leaves_everything_else_as_it_was() {
     b.complete_task(&agent, ended).await.expect("ends");
     let without_heartbeat = b.open_task(&agent).await;
     let (feed, last) = b.broker.state().feed_after(None, usize::MAX);
+    b.broker.stop_serving().await;
     b.manual_clock.advance_millis(45_000);
     let b = restart(b).await;
 
@@ -303,7 +382,7 @@ async fn a_heartbeat_that_is_about_to_run_out_is_extended_too() {
     let agent = b.agent("triage");
     let soon = open(&b, &agent, "soon", 60).await;
     let later = open(&b, &agent, "later", 120).await;
-    b.broker.stop_serving();
+    b.broker.stop_serving().await;
     b.manual_clock.advance_millis(50_000);
     let b = restart(b).await;
     let until = |task| {
@@ -326,7 +405,7 @@ async fn a_deadline_that_passed_meanwhile_ends_the_task() {
     let task = open(&b, &agent, "open", 3_500).await;
     b.manual_clock.advance_millis(3_400_000);
     b.keep_alive(&agent, task).await.expect("alive");
-    b.broker.stop_serving();
+    b.broker.stop_serving().await;
     b.manual_clock.advance_millis(250_000);
     let b = restart(b).await;
     let refusal = b
@@ -341,25 +420,9 @@ async fn a_deadline_that_passed_meanwhile_ends_the_task() {
     b.check_invariants();
 }
 
-/// The maintenance writes the mark ahead, so that calls need not.
-#[tokio::test]
-async fn the_mark_is_renewed_ahead_of_the_clock() {
-    let b = TestBroker::start().await;
-    for _ in 0..20 {
-        b.manual_clock.advance_millis(250);
-        b.broker.maintenance_tick().await.expect("upkeep");
-        let ahead = mark(&b.dir).expect("a mark") - b.now().millis();
-        assert!((1_000..=2_000).contains(&ahead), "{ahead} ms");
-    }
-    // Without maintenance, the first call of a later moment writes it before its answer.
-    b.manual_clock.advance_millis(600_000);
-    let _nonce = b.broker.nonce();
-    assert_eq!(mark(&b.dir), Some(b.now().plus_secs(2).millis()));
-}
-
-/// The real process is killed; the next broker of its directory starts two minutes later by a manual clock.
+/// The real process stops; the next broker of its directory starts two minutes later by a manual clock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tasks_survive_a_kill_and_a_restart_two_minutes_later() {
+async fn tasks_survive_a_stop_and_a_start_two_minutes_later() {
     let temp = tempfile::tempdir().expect("dir");
     let d = BrokerDeployment::new(temp.path());
     let mut process = d.broker().await;
@@ -379,21 +442,18 @@ async fn tasks_survive_a_kill_and_a_restart_two_minutes_later() {
     };
     process.kill().await.expect("killed");
     let data = d.root.join("data");
-    let killed = Clock::system().now();
-    let ahead = mark(&data).expect("a mark") - killed.millis();
-    assert!(ahead <= 2_000, "{ahead} ms");
+    assert_eq!(mark(&data), None, "a crash leaves none");
 
-    // A clean stop leaves an exact mark.
     let mut process = d.broker().await;
     let id = process.id().expect("it runs");
     let pid = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("a pid");
     kill_process(pid, Signal::TERM).expect("SIGTERM");
     assert!(process.wait().await.expect("stopped").success());
-    let killed = Clock::system().now();
-    assert!(mark(&data).expect("a mark") <= killed.millis() + 1);
+    let stopped = Clock::system().now();
+    assert!(mark(&data).expect("a mark") <= stopped.millis() + 1);
 
     let key = SigningKey::generate().expect("key").1;
-    let at = |s: i64| Clock::manual(killed.plus_secs(s)).0;
+    let at = |s: i64| Clock::manual(stopped.plus_secs(s)).0;
     for (start_after_s, runs) in [(130, true), (500, false)] {
         let copy = d.root.join(format!("copy-{start_after_s}"));
         std::fs::create_dir(&copy).expect("dir");

@@ -200,7 +200,9 @@ impl Broker {
     ) -> Result<VoteOutcome, Refusal> {
         let voter = self.authenticate_person(call)?;
         // Votes on one request take turns: a repetition of this call waits for the first one.
-        let _turn = self.turns.lock(Stream::AccessRequest(id)).await;
+        let deadline = self.journal.append_deadline();
+        let stream = Stream::AccessRequest(id);
+        let _turn = self.take_turn(stream, call.method, deadline).await?;
         if let Some(recorded) = self.recorded_vote(call, &id, &voter.id, text)? {
             return Ok(recorded);
         }
@@ -223,7 +225,9 @@ impl Broker {
                 "no unsigned statement of yours matches: begin the vote again",
             ));
         };
-        let outcome = self.cast_pending(call, id, &voter, pending, proof).await;
+        let outcome = self
+            .cast_pending(call, id, &voter, (pending, deadline), proof)
+            .await;
         // After the answer: the voter can repeat a call whose connection was lost before it.
         self.lock(&self.statements).remove(&nonce);
         outcome
@@ -257,7 +261,7 @@ impl Broker {
         call: &CallContext,
         id: AccessRequestId,
         voter: &PersonCaller,
-        pending: PendingStatement,
+        (pending, deadline): (PendingStatement, tokio::time::Instant),
         proof: VoteProof,
     ) -> Result<VoteOutcome, Refusal> {
         let PendingStatement {
@@ -285,7 +289,8 @@ impl Broker {
         });
         let (text, statement, proof) = (text.as_str(), &statement, &proof);
         let (evidence, signature) = (&evidence, &signature);
-        self.transaction(
+        self.transaction_until(
+            deadline,
             call.method,
             VOTE_ATTEMPTS,
             "others keep voting",

@@ -4,7 +4,7 @@ use crate::broker::governance::freeze::LiftOrder;
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::{Append, AppendError, Blob};
+use crate::journal::{Append, Blob};
 use crate::model::*;
 
 impl Broker {
@@ -18,7 +18,8 @@ impl Broker {
     ) -> Result<(usize, u64), Refusal> {
         let operator = self.authenticate_person(call)?;
         self.require_known_agent(call, &agent)?;
-        let (operator, agent, reason) = (&operator, &agent, &reason);
+        let hold = self.hold_revocation(call.method, RevocationTarget::Agent(agent.clone()));
+        let (operator, agent, reason, hold) = (&operator, &agent, &reason, &hold);
         self.transaction(
             call.method,
             UNTIL_DONE,
@@ -44,19 +45,8 @@ impl Broker {
                     blobs: blob.into_iter().collect(),
                     ..Append::one(event, vec![(Stream::Agent(agent.clone()), status.version)])
                 };
-                // Enforced here from now on; recorded when the journal takes entries again.
-                let refuse = |error: &AppendError| {
-                    let revocation =
-                        PendingRevocation::new(operator.id.clone(), EndCause::Suspended);
-                    self.defer_revocation(
-                        call.method,
-                        RevocationTarget::Agent(agent.clone()),
-                        revocation,
-                        error,
-                    )
-                };
-                let entry = attempt.append_or(append, refuse).await?;
-                self.clear_pending(&RevocationTarget::Agent(agent.clone()));
+                let revocation = PendingRevocation::new(operator.id.clone(), EndCause::Suspended);
+                let entry = hold.append(attempt, append, revocation).await?;
                 Ok((tasks, entry.index))
             },
         )

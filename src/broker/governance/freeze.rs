@@ -6,7 +6,7 @@ use crate::approve::ActionFreezeStatus;
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
-use crate::journal::{Append, AppendError, Blob, NewEvent};
+use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::ActivePolicy;
 use crate::state::FreezeMarker;
@@ -46,7 +46,8 @@ impl Broker {
     ) -> Result<FreezeSummary, Refusal> {
         let operator = self.authenticate_person(call)?;
         self.require_known_scope(call, &scope)?;
-        let (operator, scope, reason) = (&operator, &scope, &reason);
+        let hold = self.hold_revocation(call.method, RevocationTarget::Freeze(scope.clone()));
+        let (operator, scope, reason, hold) = (&operator, &scope, &reason, &hold);
         self.transaction(
             call.method,
             UNTIL_DONE,
@@ -66,14 +67,9 @@ impl Broker {
                     .map(|prose| Blob::new(prose.blob(self.random_bytes())));
                 let append =
                     self.freeze_append(scope, operator.id.clone(), blob, &rules, freeze.version);
-                let refuse = |error: &AppendError| {
-                    let revocation = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
-                    let target = RevocationTarget::Freeze(scope.clone());
-                    self.defer_revocation(call.method, target, revocation, error)
-                };
-                let entry = attempt.append_or(append, refuse).await?;
+                let revocation = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
+                let entry = hold.append(attempt, append, revocation).await?;
                 let last = self.state.freeze(scope).value.last;
-                self.clear_pending(&RevocationTarget::Freeze(scope.clone()));
                 Ok(FreezeSummary {
                     index: last.unwrap_or(entry.index),
                     ..hit

@@ -1,5 +1,12 @@
-//! Pending revocations: ends the journal could not record yet, enforced in memory and written when it recovers.
+//! Pending revocations: ends that are ordered and not yet recorded, enforced in memory from before their append, and written
+//! by maintenance when the journal could not take it.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -18,7 +25,7 @@ pub(in crate::broker) enum RevocationTarget {
     Freeze(FreezeScope),
 }
 
-/// A revocation that is enforced here and not yet recorded.
+/// What a revocation records.
 #[derive(Debug, Clone)]
 pub(in crate::broker) struct PendingRevocation {
     pub(in crate::broker) by: Option<PersonId>,
@@ -36,44 +43,158 @@ impl PendingRevocation {
     }
 }
 
+/// The revocations that are enforced here and not yet recorded.
+#[derive(Debug, Default)]
+pub(in crate::broker) struct PendingRevocations {
+    by_target: Mutex<HashMap<RevocationTarget, HeldRevocation>>,
+    /// Changes when one is added.
+    added: watch::Sender<()>,
+}
+
+/// A revocation that is enforced here, and the calls that record it now.
+#[derive(Debug)]
+struct HeldRevocation {
+    revocation: PendingRevocation,
+    calls: Vec<HoldingCall>,
+    /// Maintenance records it once no call does: a call could not, or was dropped.
+    is_deferred: bool,
+}
+
+#[derive(Debug)]
+struct HoldingCall {
+    id: Arc<()>,
+    /// Whether its append is under way, so that its outcome is open.
+    is_appending: bool,
+}
+
+impl PendingRevocations {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RevocationTarget, HeldRevocation>> {
+        self.by_target
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes when a revocation is enforced.
+    pub(in crate::broker) fn subscribe(&self) -> watch::Receiver<()> {
+        self.added.subscribe()
+    }
+}
+
+/// One call's recording of a revocation, from [`Broker::hold_revocation`]. What it orders is enforced here from before its
+/// first append, and until an append is applied or the call is refused with nothing appended. A call that is dropped during
+/// its append leaves the revocation to maintenance.
+pub(in crate::broker) struct RevocationHold<'a> {
+    broker: &'a Broker,
+    method: &'static str,
+    target: RevocationTarget,
+    id: Arc<()>,
+}
+
+impl RevocationHold<'_> {
+    /// Enforces the revocation here, then appends it. When the journal does not take it, it stays enforced and is recorded
+    /// later, and the caller is told so.
+    pub(in crate::broker) async fn append(
+        &self,
+        attempt: Transaction<'_>,
+        append: Append,
+        revocation: PendingRevocation,
+    ) -> Result<Arc<Entry>, TransactionError> {
+        self.begin(revocation);
+        let refuse = |error: &AppendError| {
+            let refusal = self.broker.refuse_append(self.method, error);
+            match error {
+                // Enforced here as well, but whether it is in the journal only the disk or the next start can tell.
+                AppendError::OutcomeUnknown => refusal,
+                _ => Refusal {
+                    message: PENDING_MESSAGE.to_owned(),
+                    ..refusal
+                },
+            }
+        };
+        let outcome = attempt.append_or(append, refuse).await;
+        match &outcome {
+            Ok(_) => self.broker.clear_pending(&self.target),
+            Err(TransactionError::Retry) => {
+                let mut pending = self.broker.pending_revocations.lock();
+                let held = pending.get_mut(&self.target);
+                let mut calls = held.into_iter().flat_map(|held| &mut held.calls);
+                if let Some(call) = calls.find(|call| Arc::ptr_eq(&call.id, &self.id)) {
+                    call.is_appending = false;
+                }
+            }
+            // As for a call that is dropped during its append.
+            Err(TransactionError::Refused(_)) => {}
+        }
+        outcome
+    }
+
+    fn begin(&self, revocation: PendingRevocation) {
+        let mut pending = self.broker.pending_revocations.lock();
+        let held = pending
+            .entry(self.target.clone())
+            .or_insert_with(|| HeldRevocation {
+                revocation,
+                calls: Vec::new(),
+                is_deferred: false,
+            });
+        held.calls.retain(|call| !Arc::ptr_eq(&call.id, &self.id));
+        held.calls.push(HoldingCall {
+            id: self.id.clone(),
+            is_appending: true,
+        });
+        drop(pending);
+        self.broker.pending_revocations.added.send_replace(());
+    }
+}
+
+impl Drop for RevocationHold<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.broker.pending_revocations.lock();
+        let Some(held) = pending.get_mut(&self.target) else {
+            return;
+        };
+        let is_own = |call: &HoldingCall| Arc::ptr_eq(&call.id, &self.id);
+        let Some(own) = held.calls.iter().position(is_own) else {
+            return;
+        };
+        held.is_deferred |= held.calls.swap_remove(own).is_appending;
+        if !held.is_deferred && held.calls.is_empty() {
+            pending.remove(&self.target);
+        }
+    }
+}
+
 impl Broker {
-    /// Enforces a revocation on this broker until it is recorded; returns the refusal for the operator.
-    pub(in crate::broker) fn defer_revocation(
+    /// Prepares the recording of a revocation; nothing is enforced before its first append.
+    pub(in crate::broker) fn hold_revocation(
         &self,
         method: &'static str,
         target: RevocationTarget,
-        revocation: PendingRevocation,
-        error: &AppendError,
-    ) -> Refusal {
-        self.lock(&self.pending_revocations)
-            .insert(target, revocation);
-        let refusal = self.refuse_append(method, error);
-        match error {
-            // Enforced here as well, but whether it is in the journal only the disk or the next start can tell.
-            AppendError::OutcomeUnknown => refusal,
-            _ => Refusal {
-                message: PENDING_MESSAGE.to_owned(),
-                ..refusal
-            },
+    ) -> RevocationHold<'_> {
+        RevocationHold {
+            broker: self,
+            method,
+            target,
+            id: Arc::default(),
         }
     }
 
-    pub(in crate::broker) fn clear_pending(&self, target: &RevocationTarget) {
-        self.lock(&self.pending_revocations).remove(target);
+    fn clear_pending(&self, target: &RevocationTarget) {
+        self.pending_revocations.lock().remove(target);
     }
 
     pub(in crate::broker) fn is_revocation_pending(&self, target: &RevocationTarget) -> bool {
-        self.lock(&self.pending_revocations).contains_key(target)
+        self.pending_revocations.lock().contains_key(target)
     }
 
     /// Number of revocations not yet recorded.
     pub fn pending_revocations(&self) -> usize {
-        self.lock(&self.pending_revocations).len()
+        self.pending_revocations.lock().len()
     }
 
     /// The cause of a task's pending end, if one is not yet recorded.
     pub(in crate::broker) fn pending_task_end(&self, task: &TaskRecord) -> Option<EndCause> {
-        let pending_revocations = self.lock(&self.pending_revocations);
+        let pending_revocations = self.pending_revocations.lock();
         // Nearly always empty.
         if pending_revocations.is_empty() {
             return None;
@@ -96,13 +217,13 @@ impl Broker {
         .find_map(|target| {
             pending_revocations
                 .get(&target)
-                .map(|revocation| revocation.cause)
+                .map(|held| held.revocation.cause)
         })
     }
 
     /// The cause of a grant's pending end, if one is not yet recorded.
     pub(in crate::broker) fn pending_grant_end(&self, grant: &Grant) -> Option<EndCause> {
-        if self.lock(&self.pending_revocations).is_empty() {
+        if self.pending_revocations.lock().is_empty() {
             return None;
         }
         let action = FreezeScope::Action(grant.issued.action.action.clone());
@@ -111,9 +232,10 @@ impl Broker {
             RevocationTarget::Freeze(action),
         ];
         let own_end = targets.iter().find_map(|target| {
-            self.lock(&self.pending_revocations)
+            let pending_revocations = self.pending_revocations.lock();
+            pending_revocations
                 .get(target)
-                .map(|revocation| revocation.cause)
+                .map(|held| held.revocation.cause)
         });
         own_end.or_else(|| {
             let task = self.state.task(&grant.issued.task)?;
@@ -121,12 +243,14 @@ impl Broker {
         })
     }
 
-    /// Records the pending revocations that the journal takes by now.
+    /// Records the pending revocations that the journal takes by now, and that no call records.
     pub(in crate::broker) async fn flush_pending_revocations(&self) -> Result<(), AppendError> {
         let waiting: Vec<(RevocationTarget, PendingRevocation)> = self
-            .lock(&self.pending_revocations)
-            .clone()
-            .into_iter()
+            .pending_revocations
+            .lock()
+            .iter()
+            .filter(|(_, held)| held.calls.is_empty())
+            .map(|(target, held)| (target.clone(), held.revocation.clone()))
             .collect();
         for (target, revocation) in waiting {
             // Cleared while an earlier one was written.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::model::*;
 use crate::state::{AccessRequest, Grant, StoredStatus, TaskRecord};
 
@@ -140,8 +140,8 @@ impl Broker {
 
     /// Ends a task by one entry; a task that has ended answers with its first end.
     ///
-    /// A crash before the append leaves the task running and the caller without an answer. An append that fails leaves it
-    /// pending revocation: enforced here from now on, and journalled as soon as the journal takes entries again.
+    /// A crash before the append leaves the task running and the caller without an answer. The end is enforced here from before
+    /// the append; one that fails is journalled as soon as the journal takes entries again.
     pub(in crate::broker) async fn end_task(
         &self,
         method: &'static str,
@@ -151,7 +151,8 @@ impl Broker {
         by: Option<PersonId>,
         read_set: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
-        let (outcome, by, read_set) = (&outcome, &by, &read_set);
+        let hold = self.hold_revocation(method, RevocationTarget::Task(*id));
+        let (outcome, by, read_set, hold) = (&outcome, &by, &read_set, &hold);
         self.transaction(
             method,
             END_ATTEMPTS,
@@ -182,12 +183,8 @@ impl Broker {
                     read_set: read_set.iter().cloned().chain(task_reads).collect(),
                     ..Append::one(event, vec![(Stream::Task(*id), task.version)])
                 };
-                let refuse = |error: &AppendError| {
-                    let revocation = PendingRevocation { by, cause, outcome };
-                    self.defer_revocation(method, RevocationTarget::Task(*id), revocation, error)
-                };
-                attempt.append_or(append, refuse).await?;
-                self.clear_pending(&RevocationTarget::Task(*id));
+                let revocation = PendingRevocation { by, cause, outcome };
+                hold.append(attempt, append, revocation).await?;
                 let task = self.state.task(id).unwrap_or(task);
                 Ok(self.end_report(&task, now))
             },
@@ -227,7 +224,11 @@ impl Broker {
 
     /// Why a task ended, and when; the same before and after the entry of an end by time. Without a time where no entry says
     /// it yet.
-    fn task_end(&self, task: &TaskRecord, now: Timestamp) -> Option<(EndCause, Option<Timestamp>)> {
+    pub(in crate::broker) fn task_end(
+        &self,
+        task: &TaskRecord,
+        now: Timestamp,
+    ) -> Option<(EndCause, Option<Timestamp>)> {
         let cause = task
             .ended
             .map(|ended| ended.cause)

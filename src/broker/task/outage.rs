@@ -1,6 +1,7 @@
-//! Outage: a broker that was away does not end tasks whose heartbeat it could not have heard.
+//! Outage: a broker that was stopped does not end tasks whose heartbeat it could not have heard.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::broker::{Broker, TASKS_PER_ENTRY_MAX};
 use crate::journal::{Append, AppendError, NewEvent};
@@ -9,28 +10,28 @@ use crate::state::TaskRecord;
 
 /// Longest outage after which tasks get another heartbeat, in milliseconds.
 const OUTAGE_MAX_MS: i64 = 300_000;
-/// How far the mark of the last broker may lie ahead of the clock, in milliseconds: it is written two seconds ahead.
-const MARK_AHEAD_MAX_MS: i64 = 2_000;
+/// Longest wait for the disk when the broker stops.
+const STOP_MARK_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Broker {
     /// Gives the tasks whose heartbeat ran out while no broker served one more heartbeat, and those that have less of it left
     /// than the outage took. At a start, before any call is answered.
     ///
-    /// INVARIANT (a missed heartbeat that was answered is final): a lease that ended before the mark of the last broker stays
-    /// ended, because that broker may have said so. Without a mark, with one that the journal or the clock contradicts, and
-    /// after more than five minutes nothing is extended. Deadlines never move.
+    /// INVARIANT (a missed heartbeat that was answered is final): only a clean stop leaves a mark, made after the last answer,
+    /// and a lease that ended before it stays ended. Without a mark, as after a crash, with one that the journal or the clock
+    /// contradicts, and after more than five minutes nothing is extended. Deadlines never move.
     ///
     /// A crash before the append leaves the mark, so that the next start decides anew; after it, leases that this start's
-    /// successor finds extended.
+    /// successor finds extended. An append whose outcome is unknown fails the start.
     pub(in crate::broker) async fn extend_leases_after_outage(&self) -> Result<(), AppendError> {
         let now = self.now();
-        let Some(served_until) = self.serving_mark.last() else {
+        let Some(served_until) = self.stop_mark.read() else {
             return Ok(());
         };
         let outage = now.since(served_until);
         // The journal was written later than the mark says that a broker served.
         let is_contradicted = served_until < self.last_entry_before_start;
-        if is_contradicted || !(-MARK_AHEAD_MAX_MS..=OUTAGE_MAX_MS).contains(&outage) {
+        if is_contradicted || !(0..=OUTAGE_MAX_MS).contains(&outage) {
             tracing::info!(%served_until, "missed heartbeats count: the last broker's mark is not usable");
             return Ok(());
         }
@@ -76,42 +77,28 @@ impl Broker {
         Ok(())
     }
 
-    /// Writes the first mark: this broker answers calls from now on.
-    pub(in crate::broker) fn start_serving(&self) {
-        if let Err(error) = self.serving_mark.start(self.now()) {
-            warn_unwritten(&error);
-        }
+    /// Removes the mark of the last stop: this broker answers calls from now on.
+    pub(in crate::broker) fn start_serving(&self) -> std::io::Result<()> {
+        self.stop_mark.remove()
     }
 
-    /// Writes the mark ahead of a moment that it does not cover yet.
-    #[cold]
-    pub(in crate::broker) fn move_serving_mark(&self, now: Timestamp) {
-        if let Err(error) = self.serving_mark.ensure_covers(now) {
-            warn_unwritten(&error);
+    /// Records that this broker has answered its last call: then the heartbeats that run out from now on are not held against
+    /// their tasks, if a broker serves again within five minutes. A disk that does not answer within a second is not waited
+    /// for.
+    pub async fn stop_serving(&self) {
+        let (mark, until) = (self.stop_mark.clone(), self.now().plus_millis(1));
+        let (written, outcome) = tokio::sync::oneshot::channel();
+        // A thread of its own: the runtime would wait for a blocking task when the process ends.
+        let writer = std::thread::Builder::new().name("stop mark".to_owned());
+        let outcome = match writer.spawn(move || written.send(mark.write(until))) {
+            Err(error) => Err(error),
+            Ok(_detached) => match tokio::time::timeout(STOP_MARK_TIMEOUT, outcome).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) | Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+            },
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the time of this stop cannot be written: heartbeats missed from now on count");
         }
     }
-
-    /// Renews the mark, off the threads that answer calls.
-    pub(in crate::broker) async fn renew_serving_mark(&self, now: Timestamp) {
-        if !self.serving_mark.is_due(now) {
-            return;
-        }
-        let mark = self.serving_mark.clone();
-        match tokio::task::spawn_blocking(move || mark.renew(now)).await {
-            Ok(Ok(())) | Err(_) => {}
-            Ok(Err(error)) => warn_unwritten(&error),
-        }
-    }
-
-    /// Records that this broker answers no more calls: then the heartbeats that run out from now on are not held against their
-    /// tasks, if a broker serves again within five minutes.
-    pub fn stop_serving(&self) {
-        if let Err(error) = self.serving_mark.stop(self.now()) {
-            warn_unwritten(&error);
-        }
-    }
-}
-
-fn warn_unwritten(error: &std::io::Error) {
-    tracing::warn!(%error, "the time until which this broker serves cannot be written: after a crash, missed heartbeats count");
 }

@@ -14,7 +14,7 @@ pub struct AgentTaskView {
     pub lease_until: Option<Timestamp>,
     /// The cause of its first end; `None` while it runs.
     pub end_cause: Option<EndCause>,
-    /// When it ended; `None` while it runs, and while its end waits to be journalled.
+    /// When it ended, as a refusal with `TASK_ENDED` says it; `None` while it runs, and while its end waits to be journalled.
     pub ended_at: Option<Timestamp>,
 }
 
@@ -27,25 +27,13 @@ impl Broker {
         let lease_until = task
             .lease
             .map(|lease| lease.until.min(task.opened.deadline));
-        let (end_cause, ended_at) = match (task.ended, task.expired_cause(now)) {
-            (Some(end), _) => (Some(end.cause), Some(end.at)),
-            // Time ends a task before the entry that says so.
-            (None, Some(cause)) => (
-                Some(cause),
-                Some(lease_until.unwrap_or(task.opened.deadline)),
-            ),
-            (None, None) if self.is_running(&task, now) => (None, None),
-            (None, None) => (
-                self.pending_task_end(&task).or(Some(EndCause::Suspended)),
-                None,
-            ),
-        };
+        let end = self.task_end(&task, now);
         Ok(AgentTaskView {
             agent: task.opened.agent.clone(),
             deadline: task.opened.deadline,
             lease_until,
-            end_cause,
-            ended_at,
+            end_cause: end.map(|(cause, _)| cause),
+            ended_at: end.and_then(|(_, at)| at),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::approve::DeniedDecision;
 use crate::broker::token::request::{DeniedReply, TokenAttempt, TokenReply};
+use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
@@ -60,7 +61,8 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         denied: DeniedDecision,
-    ) -> Result<TokenReply, Refusal> {
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
         let TokenAttempt {
             input,
             rules,
@@ -74,14 +76,16 @@ impl Broker {
             .map(|a| a.sensitive())
             .unwrap_or_default();
         let id = denied.decision.id;
-        self.count_decision("denied", &denied.decision.rules);
+        let counted = denied.decision.rules.clone();
         self.record_denial(
             attempt,
             denied.why.as_str(),
             Some(denied.decision),
             &sensitive,
+            transaction,
         )
         .await?;
+        self.count_decision("denied", &counted);
         Ok(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
@@ -97,7 +101,8 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         problem: &ActionError,
-    ) -> Refusal {
+        transaction: Transaction<'_>,
+    ) -> TransactionError {
         let reason = match problem {
             ActionError::UnknownAction { .. } => Reason::UnknownAction,
             ActionError::UnknownTarget(_) | ActionError::WrongTargetType { .. } => {
@@ -108,11 +113,13 @@ impl Broker {
         };
         let all = attempt.input.action.parameters.keys().cloned().collect();
         match self
-            .record_denial(attempt, reason.as_str(), None, &all)
+            .record_denial(attempt, reason.as_str(), None, &all, transaction)
             .await
         {
-            Ok(()) => self.refuse(attempt.call.method, reason, problem.to_string()),
-            Err(refusal) => refusal,
+            Ok(()) => self
+                .refuse(attempt.call.method, reason, problem.to_string())
+                .into(),
+            Err(error) => error,
         }
     }
 
@@ -122,7 +129,8 @@ impl Broker {
         reason: &str,
         decision: Option<DecisionRecord>,
         sensitive: &BTreeSet<String>,
-    ) -> Result<(), Refusal> {
+        transaction: Transaction<'_>,
+    ) -> Result<(), TransactionError> {
         let TokenAttempt {
             call,
             input,
@@ -138,10 +146,14 @@ impl Broker {
             input.action.digest().as_bytes(),
         ]);
         let key = (input.task, input.idempotency_key.clone());
+        let version = attempt.request_version;
+        // An entry whose outcome was unknown counts once it has moved the stream.
+        let is_recorded = |(last, before): &(Digest, Version)| *last == answer && *before < version;
         if self
             .last_denials
             .get(&key)
-            .is_some_and(|last| *last == answer)
+            .as_deref()
+            .is_some_and(is_recorded)
         {
             return Ok(());
         }
@@ -168,13 +180,26 @@ impl Broker {
         };
         let append = Append {
             blobs: secret.into_iter().collect(),
-            ..Append::one(Event::RequestDenied(event), Vec::new())
+            // INVARIANT (one entry for one answer): of repetitions that read the same version one conflicts.
+            ..Append::one(
+                Event::RequestDenied(event),
+                vec![(Stream::TokenRequest(key.0, key.1.clone()), version)],
+            )
         };
-        self.journal
-            .append(append)
-            .await
-            .map_err(|e| self.refuse_append(call.method, &e))?;
-        self.last_denials.insert(key, answer);
-        Ok(())
+        // Before the append, whose answer may be lost.
+        self.last_denials.insert(key.clone(), (answer, version));
+        match transaction.append(append).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let may_count = match &error {
+                    TransactionError::Retry => true,
+                    TransactionError::Refused(refusal) => refusal.reason == Reason::OutcomeUnknown,
+                };
+                if !may_count {
+                    self.last_denials.remove(&key);
+                }
+                Err(error)
+            }
+        }
     }
 }

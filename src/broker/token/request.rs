@@ -315,7 +315,7 @@ impl Broker {
         }
         self.require_reliable_clock(call.method)?;
         if let Err(problem) = rules.bundle.check_action(&input.action) {
-            return Err(self.refuse_action(&attempt, &problem).await.into());
+            return Err(self.refuse_action(&attempt, &problem, transaction).await);
         }
         // Read before the search for a pending one: an opening after this line makes ours conflict.
         let history = self.state.access_request_history(&task.opened.agent);
@@ -350,7 +350,7 @@ impl Broker {
                         .await
                 }
             },
-            Ok(GateDecision::Denied(denied)) => Ok(self.deny(&attempt, *denied).await?),
+            Ok(GateDecision::Denied(denied)) => self.deny(&attempt, *denied, transaction).await,
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale).into()),
             Err(ApproveError::NoTime(_)) => Err(self
                 .refuse(

@@ -3,7 +3,7 @@
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::model::*;
 
 /// A token after its revocation.
@@ -26,7 +26,8 @@ impl Broker {
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.authenticate_person(call)?;
-        let operator = &operator;
+        let hold = self.hold_revocation(call.method, RevocationTarget::Token(jti));
+        let (operator, hold) = (&operator, &hold);
         self.transaction(
             call.method,
             UNTIL_DONE,
@@ -55,18 +56,8 @@ impl Broker {
                     read_set: vec![(Stream::Policy, rules.version)],
                     ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
                 };
-                let refuse = |error: &AppendError| {
-                    let revocation =
-                        PendingRevocation::new(operator.id.clone(), EndCause::Operator);
-                    self.defer_revocation(
-                        call.method,
-                        RevocationTarget::Token(jti),
-                        revocation,
-                        error,
-                    )
-                };
-                let entry = attempt.append_or(append, refuse).await?;
-                self.clear_pending(&RevocationTarget::Token(jti));
+                let revocation = PendingRevocation::new(operator.id.clone(), EndCause::Operator);
+                let entry = hold.append(attempt, append, revocation).await?;
                 Ok(TokenRevoked {
                     changed: true,
                     cause: EndCause::Operator,

@@ -109,19 +109,27 @@ impl TokenWatch {
         }
         let quiet = tokio::time::sleep(HEARTBEAT);
         let mut stopping = broker.stopping.subscribe();
+        // Ends that this broker enforces before they are in the journal.
+        let mut enforced = broker.pending_revocations.subscribe();
+        let mut is_due = !std::mem::replace(&mut self.started, true);
         tokio::pin!(quiet);
         loop {
             // Before the state is read: later changes wake this watch again.
             if self.head.borrow_and_update().failed {
                 return None;
             }
-            let revocations = broker.state.feed_last();
+            enforced.mark_unchanged();
+            let ends_by = || {
+                let rules = broker.projections.rules().map(|rules| rules.version);
+                (broker.state.feed_last(), rules)
+            };
+            let seen = ends_by();
             let now = broker.now();
             if let Some(cause) = broker.token_end(&self.jti, now) {
                 self.ended = true;
                 return Some(TokenEvent::Ended(cause));
             }
-            if !std::mem::replace(&mut self.started, true) {
+            if is_due {
                 return Some(TokenEvent::Active);
             }
             let due = broker
@@ -131,14 +139,22 @@ impl TokenWatch {
             tokio::pin!(due);
             loop {
                 tokio::select! {
-                    () = &mut quiet => return Some(TokenEvent::Active),
+                    // Said only after another look.
+                    () = &mut quiet => {
+                        is_due = true;
+                        break;
+                    }
                     () = &mut due => break,
                     changed = self.head.changed() => {
                         changed.ok()?;
-                        // Most entries revoke nothing.
-                        if self.head.borrow_and_update().failed || broker.state.feed_last() != revocations {
+                        // Most entries revoke nothing and change no rules.
+                        if self.head.borrow_and_update().failed || ends_by() != seen {
                             break;
                         }
+                    }
+                    changed = enforced.changed() => {
+                        changed.ok()?;
+                        break;
                     }
                     _ = stopping.wait_for(|stopping| *stopping) => return None,
                 }

@@ -83,6 +83,11 @@ impl TestBroker {
 
     /// Drops the broker and opens its directory again, like a restart.
     pub async fn restart(self, faults: FaultInjection) -> Self {
+        self.try_restart(faults).await.expect("restarts")
+    }
+
+    /// The same for a start that may fail.
+    pub async fn try_restart(self, faults: FaultInjection) -> Result<Self, BrokerOpenError> {
         let Self {
             env,
             broker,
@@ -93,10 +98,8 @@ impl TestBroker {
             _temp,
         } = self;
         drop(broker);
-        let broker = open(&env, &dir, &clock, &signing_pkcs8, faults)
-            .await
-            .expect("restarts");
-        Self {
+        let broker = open(&env, &dir, &clock, &signing_pkcs8, faults).await?;
+        Ok(Self {
             env,
             broker,
             manual_clock,
@@ -104,7 +107,7 @@ impl TestBroker {
             dir,
             signing_pkcs8,
             _temp,
-        }
+        })
     }
 
     /// The same with other trust domains and another clock.
