@@ -67,6 +67,7 @@ pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
 pub use query::timeline::{
     QUERY_BYTES_MAX, SEARCH_PAGE_MAX, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
 };
+pub use query::timeline_page::TimelineCursor;
 pub use readiness::NotReady;
 pub(crate) use start::changed_kid;
 pub use start::{BrokerOpenError, BrokerOptions};

@@ -6,8 +6,8 @@ use std::fmt;
 use super::ParseError;
 
 /// The origin of an HTTP service: scheme, host and, where it is not the scheme's own, port (RFC 6454 §4). Spellings that RFC
-/// 3986 (§6.2.2.1, §6.2.3) and RFC 5952 call equal become one: scheme and host in lower case, no default or empty port, no
-/// path. Every other spelling is refused.
+/// 3986 (§6.2.2.1, §6.2.3) and RFC 5952 call equal become one, the one that browsers write: scheme and host in lower case, no
+/// default or empty port, no path. Every other spelling is refused.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HttpOrigin {
     text: String,
@@ -233,13 +233,26 @@ fn port_number(digits: &str) -> Result<u16, PortError> {
     }
 }
 
+/// An IPv6 address as browsers write it (WHATWG URL, "IPv6 serializer"): RFC 5952 without its form for addresses that hold an
+/// IPv4 address, whose last 32 bits are hexadecimal here too.
+fn v6_text(address: Ipv6Addr) -> String {
+    match address.to_ipv4_mapped() {
+        Some(v4) => {
+            let [a, b, c, d] = v4.octets();
+            let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            format!("::ffff:{high:x}:{low:x}")
+        }
+        None => address.to_string(),
+    }
+}
+
 fn normal_host(host: &str) -> Result<String, String> {
     if let Some(v6) = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
     {
         return match v6.parse::<Ipv6Addr>() {
-            Ok(address) => Ok(format!("[{address}]")),
+            Ok(address) => Ok(format!("[{}]", v6_text(address))),
             Err(_) => Err("must have an IPv6 address between its brackets".to_owned()),
         };
     }
@@ -295,6 +308,14 @@ mod tests {
             ("http://[::1]:7700", "http://[::1]:7700"),
             ("https://[0:0:0:0:0:0:0:1]:443", "https://[::1]"),
             ("https://[FE80::A]", "https://[fe80::a]"),
+            ("http://[::ffff:127.0.0.1]", "http://[::ffff:7f00:1]"),
+            ("http://[::FFFF:7F00:1]:80", "http://[::ffff:7f00:1]"),
+            ("http://[::ffff:0.0.0.0]", "http://[::ffff:0:0]"),
+            ("http://[::ffff:0.1.0.0]", "http://[::ffff:1:0]"),
+            ("http://[::192.0.2.1]", "http://[::c000:201]"),
+            ("http://[64:ff9b::192.0.2.1]", "http://[64:ff9b::c000:201]"),
+            ("http://[2001:0:0:1:0:0:0:1]", "http://[2001:0:0:1::1]"),
+            ("http://[1:0:2:3:4:5:6:7]", "http://[1:0:2:3:4:5:6:7]"),
             ("http://127.0.0.1:7700", "http://127.0.0.1:7700"),
             ("https://a_b.example", "https://a_b.example"),
         ] {

@@ -6,3 +6,4 @@ pub(in crate::broker) mod page_token;
 pub(in crate::broker) mod revocation_feed;
 pub(in crate::broker) mod stats;
 pub(in crate::broker) mod timeline;
+pub(in crate::broker) mod timeline_page;

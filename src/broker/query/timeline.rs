@@ -99,7 +99,7 @@ impl Broker {
         );
         let grants = self.state.grants_of_task(&id);
         events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
-        events.sort_by_key(|event| (event.at, event.index));
+        events.sort_by_key(TimelineEvent::place);
         Ok(TaskTimeline {
             task: id,
             agent: task.opened.agent.clone(),

@@ -7,7 +7,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::page::{fit_page, fit_texts};
 use super::service::GrpcService;
-use crate::broker::{EndTaskInput, FirstOperator, LiveToken, PersonCaller, TaskFilter, TaskView};
+use crate::broker::{
+    EndTaskInput, FirstOperator, LiveToken, PersonCaller, TaskFilter, TaskView, TimelineCursor,
+};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
@@ -393,17 +395,17 @@ impl GovernanceService for GrpcService {
         let parsed = TaskId::parse(&message.task_id)
             .at("task_id")
             .and_then(|task| {
-                let offset =
+                let after: Option<TimelineCursor> =
                     tokens.read(GET_TIMELINE.name, &task.to_string(), &message.page_token)?;
-                Ok((task, offset.unwrap_or(0_usize)))
+                Ok((task, after))
             });
-        let (task, offset) = parsed.map_err(self.malformed(&call))?;
+        let (task, after) = parsed.map_err(self.malformed(&call))?;
         record("task", &task);
         let whole = self.broker.timeline(&call, task).await;
         self.respond(whole.map(|whole| {
-            let page = whole.events.iter().skip(offset);
-            let moments = fit_page(page.map(convert::timeline_event));
-            let next = offset.saturating_add(moments.len());
+            let rows = whole.events_after(after);
+            let moments = fit_page(rows.iter().map(convert::timeline_event));
+            let rest = rows.get(moments.len()..).unwrap_or_default();
             v1::GetTimelineResponse {
                 task_id: whole.task.to_string(),
                 agent_id: whole.agent.to_string(),
@@ -415,9 +417,9 @@ impl GovernanceService for GrpcService {
                     .to_owned(),
                 events: moments,
                 left_out: whole.left_out,
-                next_page_token: match next < whole.events.len() {
-                    true => tokens.issue(GET_TIMELINE.name, &task.to_string(), &next),
-                    false => String::new(),
+                next_page_token: match whole.cursor_before(rest) {
+                    Some(last) => tokens.issue(GET_TIMELINE.name, &task.to_string(), &last),
+                    None => String::new(),
                 },
             }
         }))
