@@ -314,3 +314,163 @@ fn io_error(path: &Path) -> impl Fn(Errno) -> FileError + Copy + '_ {
 const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Most symbolic links on a way: Linux's own limit (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
+
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+
+    fn put(path: &Path, bytes: &[u8], mode: u32) {
+        std::fs::write(path, bytes).expect("written");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+
+    fn text(path: &Path) -> Result<String, String> {
+        read_trusted_text(path, 8).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn links_lead_to_trusted_files() {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("a/b")).expect("dirs");
+        put(&at("a/file"), b"x", 0o644);
+        for (link, to) in [
+            ("relative", "a/file"),
+            ("up", "a/b/../file"),
+            ("twice", "./relative"),
+            ("a/b/above", "../../twice"),
+            ("dir", "a/b"),
+            ("loop", "loop"),
+            ("nothing", "none"),
+        ] {
+            symlink(to, at(link)).expect("link");
+        }
+        symlink(at("a"), at("absolute")).expect("link");
+        for name in [
+            "relative",
+            "up",
+            "twice",
+            "a/b/above",
+            "dir/above",
+            "dir/../file",
+            "absolute/file",
+            "a/./b/../../a/file",
+        ] {
+            assert_eq!(text(&at(name)), Ok("x".to_owned()), "{name}");
+        }
+        for (name, part) in [
+            ("loop", "symbolic links"),
+            ("nothing", "No such file"),
+            ("none/x", "No such file"),
+            ("a/file/x", "Not a directory"),
+            ("dir", "not a regular file"),
+            ("a/b/..", "not a regular file"),
+        ] {
+            let error = text(&at(name)).expect_err(name);
+            assert!(error.contains(part), "{name}: {error}");
+        }
+        assert!(check_trusted(&at("none/x")).is_ok());
+        assert!(check_trusted(Path::new("/")).is_ok());
+        assert_eq!(
+            list_trusted_dir(&at("absolute")).expect("listed"),
+            ["b", "file"]
+        );
+        assert!(matches!(
+            list_trusted_dir(&at("relative")),
+            Err(FileError::NotADirectory(_))
+        ));
+    }
+
+    #[test]
+    fn each_step_belongs_to_root_or_this_user() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give files away");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        for name in ["theirs", "shared", "ours"] {
+            std::fs::create_dir(at(name)).expect("dir");
+        }
+        put(&at("ours/file"), b"x", 0o644);
+        put(&at("theirs/file"), b"x", 0o644);
+        symlink("theirs/file", at("into")).expect("link");
+        symlink("theirs/back", at("through")).expect("link");
+        symlink(at("ours/file"), at("theirs/back")).expect("link");
+        symlink(at("ours"), at("shared/dir")).expect("link");
+        symlink(at("ours"), at("shared/ours")).expect("link");
+        chown(at("theirs"), Some(NOBODY), None).expect("given");
+        lchown(at("shared/dir"), Some(NOBODY), None).expect("given");
+        let shared = std::fs::Permissions::from_mode(0o1777);
+        std::fs::set_permissions(at("shared"), shared).expect("chmod");
+        for name in ["into", "through", "theirs/../ours/file"] {
+            let found = read_trusted_text(&at(name), 8);
+            let is_dir = |error: &FileError| matches!(error, FileError::Ownership(OwnershipError::ReplaceableBy { dir, owner: NOBODY, .. }) if dir.ends_with("theirs"));
+            assert!(found.as_ref().is_err_and(is_dir), "{name}: {found:?}");
+        }
+        let found = read_trusted_text(&at("shared/dir/file"), 8);
+        assert!(
+            matches!(&found, Err(FileError::Ownership(OwnershipError::Link { link, owner: NOBODY, .. })) if *link == at("shared/dir")),
+            "{found:?}"
+        );
+        assert_eq!(text(&at("shared/ours/file")), Ok("x".to_owned()));
+    }
+
+    #[test]
+    fn kinds_modes_and_lengths() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("file");
+        let read = |access, bytes_max| read_trusted_file(&file, access, bytes_max);
+        put(&file, b"12345678", 0o600);
+        assert_eq!(read(FileAccess::Private, 8).expect("read").len(), 8);
+        assert!(matches!(
+            read(FileAccess::Private, 7),
+            Err(FileError::TooLong { bytes_max: 7, .. })
+        ));
+        put(&file, b"\xff", 0o644);
+        assert!(matches!(
+            read_trusted_text(&file, 8),
+            Err(FileError::NotText(_))
+        ));
+        assert!(read(FileAccess::Public, 8).is_ok());
+        assert!(matches!(
+            read(FileAccess::Private, 8),
+            Err(FileError::TooPermissive { mode: 0o644, .. })
+        ));
+        put(&file, b"", 0o602);
+        assert!(matches!(
+            read(FileAccess::Public, 8),
+            Err(FileError::Ownership(OwnershipError::Writable { .. }))
+        ));
+    }
+
+    #[test]
+    fn only_inherited_pipes_are_read() {
+        let (reader, mut writer) = std::io::pipe().expect("pipe");
+        let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
+        writer.write_all(b"key").expect("written");
+        drop(writer);
+        for access in [FileAccess::Public, FileAccess::Private] {
+            assert!(matches!(
+                read_trusted_file(&path, access, 8),
+                Err(FileError::NotAFile(_))
+            ));
+        }
+        let read = read_trusted_file(&path, FileAccess::PrivateOrPipe, 8).expect("read");
+        assert_eq!(read.as_slice(), b"key");
+        let dir = tempfile::tempdir().expect("dir");
+        let fifo = dir.path().join("fifo");
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).expect("a pipe");
+        assert!(matches!(
+            read_trusted_file(&fifo, FileAccess::PrivateOrPipe, 8),
+            Err(FileError::NotAFile(_))
+        ));
+    }
+}

@@ -299,6 +299,32 @@ mod tests {
     }
 
     #[test]
+    fn reload_refuses_a_link_into_a_directory_of_another_user() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give directories away");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        let (first, second) = (pair(), pair());
+        put(&at("tls.crt"), &first.0, 0o644);
+        put(&at("tls.key"), &first.1, 0o600);
+        let tls = Tls::read(&at("tls.crt"), &at("tls.key")).expect("read");
+        std::fs::create_dir(at("theirs")).expect("dir");
+        put(&at("theirs/tls.crt"), &second.0, 0o644);
+        put(&at("theirs/tls.key"), &second.1, 0o600);
+        std::os::unix::fs::chown(at("theirs"), Some(65_534), None).expect("given away");
+        for name in ["tls.crt", "tls.key"] {
+            std::fs::remove_file(at(name)).expect("removed");
+            std::os::unix::fs::symlink(at("theirs").join(name), at(name)).expect("link");
+            tls.reload();
+            let error = tls.status().last_error.expect("an error");
+            assert!(error.contains("got user 65534, who can replace"), "{error}");
+        }
+        assert_eq!(tls.status().reloads, 0);
+    }
+
+    #[test]
     fn bad_certificate_keeps_the_old_one() {
         let dir = tempfile::tempdir().expect("dir");
         let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));

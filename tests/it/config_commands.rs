@@ -73,6 +73,56 @@ fn config_check_reports_every_problem() {
 }
 
 #[test]
+fn config_check_compares_with_the_journal_as_the_start_does() {
+    let site = CliDeployment::new();
+    let start = || site.run(&["serve", "--config", "dipylon.toml", "--stop-with-stdin"]);
+    let check = || site.run(&["config", "check", "dipylon.toml"]);
+    assert_eq!(start().0, 0);
+    let (code, out, _) = check();
+    assert!(
+        code == 0 && out.contains("belongs to this configuration"),
+        "{out}"
+    );
+    let bundle = site.env.trust_bundle();
+    let other = crate::support::TestEnvironment::new().trust_bundle();
+    let kid = |text: &str| {
+        let set: serde_json::Value = serde_json::from_str(text).expect("json");
+        set["keys"][0]["kid"].as_str().expect("kid").to_owned()
+    };
+    let changed_key = other.replace(&kid(&other), &kid(&bundle));
+    let config = site.config();
+    let cases = [
+        (
+            config.replace("realm = \"test\"", "realm = \"other\""),
+            &bundle,
+            "expected a journal of realm `other`, got realm `test`",
+        ),
+        (
+            config.clone(),
+            &changed_key,
+            "publish the new key under a new `kid`",
+        ),
+        (config.clone(), &other, ""),
+    ];
+    for (config, bundle, part) in cases {
+        site.write("dipylon.toml", &config);
+        site.write("trust.json", bundle);
+        let (checked, out, _) = check();
+        let (_, doctor, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
+        let (started, _, error) = start();
+        if part.is_empty() {
+            assert_eq!((checked, started), (0, 0), "{out}{error}");
+            continue;
+        }
+        assert_eq!((checked, started), (1, 1), "{part}: {out}{error}");
+        assert!(
+            out.contains(part) && doctor.contains(part) && error.contains(part),
+            "{part}: {out}{doctor}{error}"
+        );
+    }
+}
+
+#[test]
 fn config_show_roundtrip() {
     let site = CliDeployment::new();
     let (code, shown, stderr) = site.run(&["config", "show", "dipylon.toml"]);

@@ -1,5 +1,7 @@
 //! `dipylon doctor`: the checks of a deployment, online and offline.
 
+use std::io::{Read as _, Write as _};
+
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::SigningKey;
 
@@ -226,11 +228,30 @@ fn doctor_checks_tls_certificate() {
         let (found, out, _) = check();
         assert_eq!((found, out.contains(mark)), (code, true), "{days}: {out}");
     }
+    // An expired certificate, or a clock ahead of it, must not take the Unix socket away too.
+    let config = std::fs::read_to_string(site.path("dipylon.toml")).expect("read");
+    site.write("dipylon.toml", &format!("unix_socket = \"s\"\n{config}"));
+    {
+        let running = site.serve();
+        assert!(
+            running.stderr().contains("the certificate has expired"),
+            "{}",
+            running.stderr()
+        );
+        let mut socket = std::os::unix::net::UnixStream::connect(site.path("s")).expect("connects");
+        socket
+            .write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .expect("sent");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    site.write("dipylon.toml", &config);
     put(90);
     site.mode("tls.key", 0o640);
     let (code, out, _) = check();
     assert_eq!(
-        (code, out.contains("lets other users read the key")),
+        (code, out.contains("mode 640 gives other users access")),
         (1, true),
         "{out}"
     );

@@ -76,6 +76,7 @@ mod timeline_and_search;
 mod tls;
 mod token_lifecycle;
 mod transport;
+mod trusted_files;
 mod unforgeable_types;
 mod unknown_outcome;
 mod vectors;

@@ -327,6 +327,51 @@ fn options_without_effect_are_refused_and_variables_are_not() {
 }
 
 #[test]
+fn options_that_another_one_overrides_are_refused() {
+    let site = CliDeployment::new();
+    let cancel = ["exec", "--cancel", "areq_AAAAAAAAAAAAAAAAAAAAAA"];
+    let dev_dir = ["--dev-dir", "dev"];
+    for (verb, more, part) in [
+        (
+            &["audit", "verify", "--config", "dipylon.toml"][..],
+            &dev_dir[..],
+            "--dev-dir has no effect on 'dipylon audit verify' with --config",
+        ),
+        (
+            &["audit", "verify", "--data-dir", "data"],
+            &dev_dir,
+            "--dev-dir has no effect on 'dipylon audit verify' with --data-dir",
+        ),
+        (
+            &["config", "show", "dipylon.toml"],
+            &dev_dir,
+            "--dev-dir has no effect on 'dipylon config show' with a FILE",
+        ),
+        (&cancel, &["--deliver", "fd"], "--deliver"),
+        (&cancel, &["--audience-url", "http://x"], "--audience-url"),
+        (&cancel, &["--audience-ca", "x"], "--audience-ca"),
+        (&cancel, &["--insecure-audience"], "--insecure-audience"),
+        (&cancel, &["--forward-header", "x"], "--forward-header"),
+        (&cancel, &["--end-signal", "int"], "--end-signal"),
+    ] {
+        let (code, _, error) = site.run(&[verb, more].concat());
+        assert!(
+            code != 0 && error.contains(part),
+            "{verb:?} {more:?}: {code} {error}"
+        );
+        // The same in the environment is there for other commands.
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args(verb)
+            .current_dir(site.root.path())
+            .env("DIPYLON_DEV", "dev")
+            .output()
+            .expect("runs");
+        let error = String::from_utf8_lossy(&out.stderr);
+        assert!(!error.contains(part), "{verb:?}: {error}");
+    }
+}
+
+#[test]
 fn an_empty_variable_is_an_unset_one() {
     let site = CliDeployment::new();
     let out = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))

@@ -103,11 +103,6 @@ const SPELLINGS: [Row; 2] = [
     }),
 ];
 
-/// The same at a resource server.
-const RESOURCE_SPELLINGS: [Row; 1] = [("htu in another spelling", None, |_, c| {
-    c["htu"] = json!("HTTPS://IDP.soc.example:443/accounts/%61nn/disable");
-})];
-
 /// A call to the broker that a proof is for.
 #[derive(Clone, Copy)]
 enum Call {
@@ -166,8 +161,8 @@ pub fn dpop_proofs(former: &Former) -> Value {
     let token = super::good_token();
     json!({
         "comment": "Proofs by the key `agent` of keys.json. `broker`: for calls to the broker; `check` is what the call is \
-            (`evidence` and `action_digest` null: the call carries none). A client must make proofs like the good ones; the broker \
-            refuses the bad ones, with USE_DPOP_NONCE where `why` is `nonce` and with NOT_AUTHENTICATED otherwise. \
+            (`evidence` and `action_digest` null: the call carries none). The broker accepts the good ones (a \
+            client makes proofs like the first four) and refuses the bad ones, with USE_DPOP_NONCE where `why` is `nonce` and with NOT_AUTHENTICATED otherwise. \
             `resource_server`: for an HTTP request with the access token `check.token`; a resource server must accept the good ones \
             at the time `check.now` and refuse the bad ones; `use_id` names the use that the request consumes. `why` names the member or the check. `used_jtis` were accepted before.",
         "broker": broker_proofs(former),
@@ -342,7 +337,7 @@ fn resource_proofs(former: &Former, token: &str) -> Vec<Value> {
     let check = json!({
         "token": token, "method": "POST", "url": format!("{RESOURCE}?dry_run=false"), "now": NOW, "used_jtis": [],
     });
-    let rows = table.iter().chain(&FORMS).chain(&RESOURCE_SPELLINGS);
+    let rows = table.iter().chain(&FORMS);
     let mut vectors: Vec<Value> = rows
         .map(|(name, why, change)| {
             let (mut header, mut claims) = (proof_header(), claims.clone());
