@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -35,6 +36,10 @@ struct FakeBroker {
     /// How often a call came without a good nonce.
     nonce_refusals: Arc<Mutex<u32>>,
     requests: Arc<Mutex<Vec<v1::RequestTokenRequest>>>,
+    /// Why the task has ended, as its status says.
+    end_cause: Arc<Mutex<String>>,
+    /// How many connections it accepted.
+    connections: Arc<Mutex<usize>>,
 }
 
 fn refusal(code: Code, reason: Reason) -> Status {
@@ -55,13 +60,20 @@ impl FakeBroker {
             proofs: Arc::default(),
             nonce_refusals: Arc::default(),
             requests: Arc::default(),
+            end_cause: Arc::default(),
+            connections: Arc::default(),
         };
         let server = tonic::transport::Server::builder()
             .add_service(task::TaskServiceServer::new(broker.clone()))
             .add_service(
                 servers::governance_service_server::GovernanceServiceServer::new(broker.clone()),
             );
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let connections = broker.connections.clone();
+        let incoming = TcpListenerStream::new(listener).map(move |accepted| {
+            *connections.lock().expect("count") += 1;
+            accepted
+        });
+        tokio::spawn(server.serve_with_incoming(incoming));
         broker
     }
 
@@ -230,8 +242,13 @@ impl task::TaskService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
-    async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Answer<v1::GetTaskResponse> {
-        Err(Status::unimplemented(""))
+    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Answer<v1::GetTaskResponse> {
+        let nonce = self.admit("TaskService/GetTask", &request)?;
+        let status = v1::GetTaskResponse {
+            end_cause: self.end_cause.lock().expect("cause").clone(),
+            ..v1::GetTaskResponse::default()
+        };
+        Self::answer(&nonce, status)
     }
 
     async fn keep_alive(
@@ -384,6 +401,25 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
     async fn explain(&self, _: Request<v1::ExplainRequest>) -> Answer<v1::ExplainResponse> {
         Err(Status::unimplemented(""))
     }
+}
+
+/// A broker limits the connections of one address.
+#[tokio::test]
+async fn tasks_with_short_heartbeats_share_connections() {
+    let broker = FakeBroker::start().await;
+    let agent = broker.agent();
+    let mut tasks = Vec::new();
+    for heartbeat_s in [3, 3, 3, 6, 6, 30, 60] {
+        let opening = OpenTaskRequest {
+            heartbeat_s: Some(heartbeat_s),
+            ..open()
+        };
+        let task = agent.open_task(&opening).await.expect("opens");
+        task.keep_alive().await.expect("alive");
+        tasks.push(task);
+    }
+    // Its own, one for each keep-alive that is shorter.
+    assert_eq!(*broker.connections.lock().expect("count"), 3);
 }
 
 fn open() -> OpenTaskRequest {

@@ -1,6 +1,7 @@
 //! The token holder: keeps the token and its key, and makes the headers of one request at a time.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -15,6 +16,8 @@ pub(super) struct TokenHolder {
     pub(super) token: AccessToken,
     pub(super) upstream: Upstream,
     clock: Clock,
+    /// The uptime from which the token is not sent, if the broker gave its lifetime: the wall clock may be wrong.
+    usable_until: Option<Duration>,
     /// The lease of the task, if it has one.
     lease: Option<Lease>,
     /// The resource server's newest nonce (RFC 9449 §9).
@@ -54,7 +57,11 @@ impl TokenHolder {
         clock: Clock,
         lease: Option<Lease>,
     ) -> Self {
+        let granted = token.ttl().and_then(|ttl| ttl.granted);
+        let granted = granted.and_then(|seconds| u64::try_from(seconds).ok());
+        let lives = |seconds| clock.uptime().saturating_add(Duration::from_secs(seconds));
         Self {
+            usable_until: granted.map(lives),
             token,
             upstream,
             clock,
@@ -70,7 +77,11 @@ impl TokenHolder {
             return Err(TokenUnavailable::Ended(cause.clone()));
         }
         let expires_at = self.token.expires_at();
-        if self.clock.now() >= expires_at {
+        let has_expired = match self.usable_until {
+            Some(until) => self.clock.uptime() >= until,
+            None => self.clock.now() >= expires_at,
+        };
+        if has_expired {
             return Err(TokenUnavailable::Expired(expires_at));
         }
         match &self.lease {

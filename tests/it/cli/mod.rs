@@ -6,5 +6,6 @@ mod parameters;
 mod setup;
 mod tasks;
 mod token_use;
+mod unseen_card;
 mod unwritable_output;
 mod waiting;

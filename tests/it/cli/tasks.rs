@@ -122,6 +122,14 @@ async fn the_current_task_is_never_that_of_another_agent() {
     by_variable.env("DIPYLON_TASK", &newer);
     finish(by_variable).await.code(0);
 
+    // A task that has ended is not in the way.
+    let complete = ["task", "complete", "--task", &reporters];
+    setup.run(&complete).await.code(0);
+    let token = setup.json(&request, 0).await;
+    let timeline = ["task", "timeline", &newer, "--key", "olga.pem"];
+    let timeline = setup.json(&timeline, 0).await.to_string();
+    assert!(timeline.contains(&text(&token["jti"])), "triage's newer");
+
     // Another directory has none of these, and its own current task.
     let elsewhere = setup.path("elsewhere");
     std::fs::create_dir(&elsewhere).expect("dir");
@@ -139,4 +147,64 @@ async fn the_current_task_is_never_that_of_another_agent() {
     let open = ["task", "open", "--purpose", "p", "--evidence", &evidence];
     finish(in_elsewhere(&open)).await.code(0);
     finish(in_elsewhere(&request)).await.code(0);
+}
+
+/// The broker would have a task whose id is nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_could_not_be_saved_is_not_opened() {
+    let setup = CliSetup::start().await;
+    let removed = setup.path("removed");
+    let evidence = setup.path("triage").display().to_string();
+    let open = ["task", "open", "--purpose", "p", "--evidence", &evidence];
+    let mut gone = tokio::process::Command::new("bash");
+    gone.args([
+        "-c",
+        "mkdir removed; cd removed; rmdir ../removed; exec \"$@\"",
+        "bash",
+    ]);
+    let program = setup.program(&open);
+    gone.arg(program.as_std().get_program());
+    gone.args(program.as_std().get_args());
+    gone.env_clear().current_dir(setup.home.path());
+    for (name, value) in program.as_std().get_envs() {
+        gone.env(name, value.unwrap_or_default());
+    }
+    let mut unwritable = setup.program(&open);
+    unwritable.env("XDG_STATE_HOME", &evidence);
+    for (program, why) in [(gone, "current directory"), (unwritable, "not a directory")] {
+        finish(program).await.code(1).err_contains(why);
+    }
+    assert!(!removed.exists());
+    let tasks = setup.json(&["task", "list", "--key", "olga.pem"], 0).await;
+    assert_eq!(tasks, json!([]));
+}
+
+/// Only the broker says that a task has ended: this machine's clock may be wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_runs_keeps_its_key() {
+    let setup = CliSetup::start().await;
+    let task = setup.open_task("triage").await;
+    let file = |end: &str| setup.path(&format!(".local/state/dipylon/tasks/{task}.{end}"));
+    let change = |by_ms: i64| {
+        let saved = std::fs::read_to_string(file("json")).expect("saved");
+        let mut saved: serde_json::Value = serde_json::from_str(&saved).expect("JSON");
+        for moment in ["deadline", "ended_at"] {
+            if let Some(at) = saved[moment].as_i64() {
+                saved[moment] = (at - by_ms).into();
+            }
+        }
+        std::fs::write(file("json"), saved.to_string()).expect("file");
+    };
+    change(86_400_000);
+    setup.open_task("triage").await;
+    assert!(file("pem").exists(), "a day ahead");
+    setup
+        .run(&["task", "end", &task, "--key", "olga.pem"])
+        .await
+        .code(0);
+    setup.open_task("triage").await;
+    assert!(file("pem").exists(), "it ended just now");
+    change(3_600_000);
+    setup.open_task("triage").await;
+    assert!(!file("pem").exists() && !file("json").exists());
 }

@@ -1,10 +1,12 @@
 //! A token in a file: headers for curl, introspection, and spending a use.
 
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::process::Command;
 
 use super::setup::{CliSetup, DISABLE, READ, finish, program_in, text};
+use super::unwritable_output::{run_closed, run_full};
 use crate::sdk_examples::resource_server;
 use crate::support::served_broker::ServedBroker;
 
@@ -92,16 +94,39 @@ async fn a_proof_is_refused_where_it_would_not_help() {
             &["--token", "token", "--url", "http://cases.example/1"],
             "must begin with https://",
         ),
+        // How the broker is reached says nothing about the request.
+        (
+            &["--token", "token", "--url", "http://10.0.0.1/"],
+            "must begin with https://",
+        ),
+        (
+            &["--token", "token", "--url", here, "--socket", "x"],
+            "--socket has no effect on",
+        ),
         (
             &["--token", "token", "--url", here, "--task-key", "maria.pem"],
             "bound to another key",
         ),
         (&["--token", "token"], "--url <URL>"),
     ] {
-        let refused = setup.run(&[&["token", "proof"], args].concat()).await;
+        let mut proof = setup.program(&[&["token", "proof"], args].concat());
+        proof.env("DIPYLON_SOCKET", "/nowhere");
+        let refused = finish(proof).await;
         refused.code(2).err_contains(message);
         assert_eq!(refused.out(), "", "{args:?}");
     }
+    // Nothing connects, so nothing is trusted.
+    let https = [
+        "token",
+        "proof",
+        "--token",
+        "token",
+        "--url",
+        "https://cases.example/",
+    ];
+    let mut proof = setup.program(&https);
+    proof.env("DIPYLON_CA", "/nowhere");
+    finish(proof).await.code(0);
     // Where another user opened the task, its key is not here.
     let elsewhere = tempfile::tempdir().expect("dir");
     let token = setup.path("token").display().to_string();
@@ -140,6 +165,14 @@ async fn a_use_is_spent_once() {
         (&shown["active"], &shown["uses_left"]),
         (&json!(true), &json!(1))
     );
+    // The answer is the only copy: nothing is spent when it cannot be written.
+    let unnamed = [&["token", "consume"], &token[..]].concat();
+    for finished in [
+        run_full(&setup, &unnamed).await,
+        run_closed(&setup, &unnamed).await,
+    ] {
+        finished.code(1).err_contains("stdout cannot be written");
+    }
     let consume = |id| [&["token", "consume", "--use-id", id], &token[..]].concat();
     let first = setup.json(&consume("use-1"), 0).await;
     assert_eq!(
@@ -154,6 +187,14 @@ async fn a_use_is_spent_once() {
     );
     let second = setup.json(&consume("use-2"), 1).await;
     assert_eq!(second["error"]["reason"], "USES_EXHAUSTED");
+    assert!(text(&second["error"]["message"]).contains("(use id use-2)"));
+    // The id of a use that may be spent is how to find out.
+    let mut away = setup.program(&unnamed);
+    away.env("DIPYLON_URL", "http://127.0.0.1:1");
+    finish(away)
+        .await
+        .code(14)
+        .err_contains("the use may be spent: repeat with --use-id r");
     // Another validator's token, and a validator without a key.
     let cases = ["token", "consume", "--token", "token", "--key", "cases.pem"];
     setup
@@ -166,4 +207,69 @@ async fn a_use_is_spent_once() {
         .await
         .code(2)
         .err_contains("no key given");
+}
+
+/// A relay that breaks its first connection off instead of passing on the answer to a call that was journalled.
+async fn relay_without_first_answer(setup: &CliSetup) -> std::path::PathBuf {
+    let socket = setup.path("relay.sock");
+    let listener = UnixListener::bind(&socket).expect("listens");
+    let address = setup.served.url.trim_start_matches("http://").to_owned();
+    let broker = setup.served.broker.clone();
+    let before = broker.state().position();
+    tokio::spawn(async move {
+        let mut is_first = true;
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = TcpStream::connect(&address).await.expect("the broker");
+            if !std::mem::take(&mut is_first) {
+                tokio::spawn(
+                    async move { tokio::io::copy_bidirectional(&mut near, &mut far).await },
+                );
+                continue;
+            }
+            let (mut near_read, mut near_write) = near.into_split();
+            let (mut far_read, mut far_write) = far.into_split();
+            let asking =
+                tokio::spawn(async move { tokio::io::copy(&mut near_read, &mut far_write).await });
+            let mut buffer = vec![0; 16 * 1024];
+            while let Ok(read @ 1..) = far_read.read(&mut buffer).await {
+                if broker.state().position() != before {
+                    break;
+                }
+                near_write.write_all(&buffer[..read]).await.expect("passed");
+            }
+            asking.abort();
+        }
+    });
+    socket
+}
+
+/// The client repeats a call whose answer was lost: the use is its own all the same, if it made the id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_use_whose_first_answer_was_lost_is_spent() {
+    for (use_id, code, outcome) in [(None, 0, "spent"), (Some("use-1"), 15, "repeated")] {
+        let setup = CliSetup::start().await;
+        setup.open_task("triage").await;
+        let request = [&["token", "request"], &DISABLE[..]].concat();
+        let pending = setup.json(&request, 11).await;
+        let id = text(&pending["access_request"]);
+        let approve = [
+            "approve",
+            &id,
+            "--yes",
+            "--realm",
+            "test",
+            "--key",
+            "maria.pem",
+        ];
+        setup.run(&approve).await.code(0);
+        let issued = setup.json(&request, 0).await;
+        std::fs::write(setup.path("token"), text(&issued["token"])).expect("file");
+        let socket = relay_without_first_answer(&setup).await;
+        let socket = socket.to_str().expect("text");
+        let mut consume = vec!["token", "consume", "--token", "token", "--key", "idp.pem"];
+        consume.extend(["--socket", socket]);
+        consume.extend(use_id.iter().flat_map(|id| ["--use-id", *id]));
+        let used = setup.json(&consume, code).await;
+        assert_eq!(used["outcome"], outcome);
+    }
 }

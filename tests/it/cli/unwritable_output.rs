@@ -6,7 +6,7 @@ use std::process::Stdio;
 use super::setup::{CliSetup, DISABLE, Finished, READ};
 
 /// Runs a command with its stdout on a device that takes nothing.
-async fn run_full(setup: &CliSetup, args: &[&str]) -> Finished {
+pub async fn run_full(setup: &CliSetup, args: &[&str]) -> Finished {
     let full = File::options().write(true).open("/dev/full");
     let mut program = setup.program(args);
     let child = program
@@ -18,7 +18,7 @@ async fn run_full(setup: &CliSetup, args: &[&str]) -> Finished {
 }
 
 /// Runs a command with its stdout on a pipe that nobody reads.
-async fn run_closed(setup: &CliSetup, args: &[&str]) -> Finished {
+pub async fn run_closed(setup: &CliSetup, args: &[&str]) -> Finished {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let mut program = setup.program(args);

@@ -244,3 +244,52 @@ async fn command_survives_a_broker_restart_and_hears_its_end() {
         .stderr_contains("the command's was 5");
     broker.kill().await.expect("SIGKILL");
 }
+
+/// A heartbeat that no broker answers may have been missed: requests wait for its word, and go on after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lapsed_lease_holds_requests_until_the_broker_answers() {
+    let temp = tempfile::tempdir().expect("dir");
+    let realm = BrokerDeployment::new(temp.path());
+    let mut broker = realm.broker_with_log(Stdio::null(), "error").await;
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let evidence = realm
+        .env
+        .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
+    std::fs::write(temp.path().join("svid"), evidence.expose_secret()).expect("evidence");
+    let audience = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let audience_url = format!("http://{}", audience.local_addr().expect("address"));
+    let served = axum::Router::new().fallback(|| async { "served" });
+    tokio::spawn(async move { axum::serve(audience, served).await });
+    let script = format!("{SH}\nwhile read -r go; do ask GET /cases/INC-8841 | tail -1; done");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_dipylon"));
+    program
+        .args(["--url", &realm.url, "exec", "--evidence"])
+        .arg(temp.path().join("svid"))
+        .args(["--audience-url", &audience_url])
+        .args(READ)
+        .args(["--heartbeat", "2s", "--", "bash", "-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut running = RunningCommand::start(program);
+    let mut go = running.child.stdin.take().expect("stdin");
+    let mut until_answered = async |what: &str| loop {
+        go.write_all(b"\n").await.expect("runs");
+        let line = running.stdout_line().await;
+        if line.contains(what) {
+            break line;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    in_time("an answer", until_answered("served")).await;
+    broker.kill().await.expect("SIGKILL");
+    let held = in_time("a lapse", until_answered("TASK_UNCONFIRMED")).await;
+    assert!(held.contains("\"status\":503"), "{held}");
+    // The broker does not end tasks whose heartbeat it could not have heard.
+    let mut broker = realm.broker_with_log(Stdio::null(), "error").await;
+    in_time("an answer", until_answered("served")).await;
+    drop(go);
+    running.end().await.exit_code(0);
+    broker.kill().await.expect("SIGKILL");
+}

@@ -207,7 +207,7 @@ impl ExecSetup {
         Self::start_at(served.await, None).await
     }
 
-    async fn start_at(served: ServedBroker, nonce: Option<&'static str>) -> Self {
+    pub async fn start_at(served: ServedBroker, nonce: Option<&'static str>) -> Self {
         let resource = ResourceServer::start(&served, nonce).await;
         let setup = Self {
             served,

@@ -27,6 +27,7 @@ pub struct ServedBroker {
     pub url: String,
     pub dir: PathBuf,
     key: Vec<u8>,
+    clock: Clock,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
     _temp: Arc<tempfile::TempDir>,
@@ -53,6 +54,15 @@ impl ServedBroker {
     }
 
     pub async fn start_as(env: TestEnvironment, rates: RateLimitConfig) -> Self {
+        Self::start_with_clock(env, rates, Clock::system()).await
+    }
+
+    /// With a clock of its own.
+    pub async fn start_with_clock(
+        env: TestEnvironment,
+        rates: RateLimitConfig,
+        clock: Clock,
+    ) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");
@@ -62,6 +72,7 @@ impl ServedBroker {
             key,
             "127.0.0.1:0".to_owned(),
             rates,
+            clock,
             temp,
         )
         .await
@@ -73,6 +84,7 @@ impl ServedBroker {
         key: Vec<u8>,
         address: String,
         rates: RateLimitConfig,
+        clock: Clock,
         temp: Arc<tempfile::TempDir>,
     ) -> Self {
         let listener = serve::listen(address.parse().expect("address"))
@@ -91,7 +103,7 @@ impl ServedBroker {
             settings,
             &env,
             &dir,
-            &Clock::system(),
+            &clock,
             &key,
             FaultInjection::default(),
         )
@@ -108,6 +120,7 @@ impl ServedBroker {
             url,
             dir,
             key,
+            clock,
             stop: Some(stop),
             server: Some(server),
             _temp: temp,
@@ -123,13 +136,14 @@ impl ServedBroker {
             env,
             dir,
             key,
+            clock,
             _temp,
             broker,
             ..
         } = self;
         let rates = broker.settings().rate_limits;
         drop(broker);
-        Self::listen(env, dir, key, address, rates, _temp).await
+        Self::listen(env, dir, key, address, rates, clock, _temp).await
     }
 
     pub fn endpoint(&self) -> Endpoint {
@@ -138,10 +152,7 @@ impl ServedBroker {
 
     pub fn evidence(&self, agent: &str) -> EvidenceSource {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
-        EvidenceSource::Fixed(
-            self.env
-                .svid_for(&self.url, &id, Clock::system().now(), 3_600),
-        )
+        EvidenceSource::Fixed(self.env.svid_for(&self.url, &id, self.clock.now(), 3_600))
     }
 
     pub async fn task(&self, agent: &str) -> TaskHandle {

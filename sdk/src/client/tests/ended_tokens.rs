@@ -37,6 +37,20 @@ async fn headers_are_refused_once_the_token_has_ended() {
         .await
         .expect("completed");
     refused(&token, "");
+    // The task's status, once it says so.
+    let broker = FakeBroker::start().await;
+    let (task, token) = issued_token(&broker).await;
+    task.status().await.expect("runs");
+    token.headers("GET", url).expect("still active");
+    "lease".clone_into(&mut broker.end_cause.lock().expect("cause"));
+    task.status().await.expect("ended");
+    refused(&token, "lease");
+    // Its refusal.
+    let broker = FakeBroker::start().await;
+    let (task, token) = issued_token(&broker).await;
+    broker.refuse([refusal(Code::FailedPrecondition, Reason::TaskEnded)]);
+    let refusal_text = task.status().await.expect_err("ended").to_string();
+    refused(&token, &refusal_text);
     // A watch of the token alone, over a broken stream: the task goes on.
     let broker = FakeBroker::start().await;
     let (task, token) = issued_token(&broker).await;
