@@ -406,6 +406,11 @@ fn streams() -> Vec<Stream> {
         ),
         Stream::TokenRequest(task, word("r-1", IdempotencyKey::parse)),
         Stream::AccessRequest(id(9, AccessRequestId::from_random)),
+        Stream::refused_vote(
+            id(9, AccessRequestId::from_random),
+            word("dana", PersonId::parse),
+            "not an approver",
+        ),
         Stream::AgentRequests(agent.clone()),
         Stream::OwnerRequests(word("dana", PersonId::parse)),
         Stream::Token(id(4, TokenId::from_random)),

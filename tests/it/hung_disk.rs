@@ -209,6 +209,35 @@ async fn a_repeated_denial_leaves_one_entry() {
     b.check_invariants();
 }
 
+/// The same for a vote that does not count.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_refused_vote_leaves_one_entry() {
+    let b = TestBroker::start().await;
+    let mut triage = AgentInTask::new(&b, "triage").await;
+    let id = triage.pending(&b, &disable("ann")).await;
+    let (disk, faults) = HungDisk::new(Some(Duration::from_millis(50)));
+    let b = b.restart(faults).await;
+    // The owner of the agent.
+    let vote = async || {
+        let begun = b.begin_vote("dana", id, "one-security", Verdict::Approve);
+        refused(begun.await)
+    };
+    disk.hang();
+    for _ in 0..3 {
+        assert_eq!(vote().await, Reason::OutcomeUnknown);
+    }
+    drop(disk);
+    until("an entry", || entries_of(&b, "VoteRefused") > 0).await;
+    let b = b.restart(FaultInjection::default()).await;
+    assert_eq!(entries_of(&b, "VoteRefused"), 1);
+    let begun = b
+        .begin_vote("dana", id, "one-security", Verdict::Approve)
+        .await;
+    assert_eq!(refused(begun), Reason::NotEligible);
+    assert_eq!(entries_of(&b, "VoteRefused"), 1);
+    b.check_invariants();
+}
+
 /// One after the other, these calls would take longer than the test may.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_for_a_turn_counts_into_the_time_of_a_call() {

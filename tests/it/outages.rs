@@ -445,9 +445,7 @@ async fn tasks_survive_a_stop_and_a_start_two_minutes_later() {
     assert_eq!(mark(&data), None, "a crash leaves none");
 
     let mut process = d.broker().await;
-    let id = process.id().expect("it runs");
-    let pid = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("a pid");
-    kill_process(pid, Signal::TERM).expect("SIGTERM");
+    terminate(&process);
     assert!(process.wait().await.expect("stopped").success());
     let stopped = Clock::system().now();
     assert!(mark(&data).expect("a mark") <= stopped.millis() + 1);
@@ -482,4 +480,19 @@ async fn tasks_survive_a_stop_and_a_start_two_minutes_later() {
         let request = broker.state().access_request(&pending.access_request_id());
         assert!(request.expect("known").is_pending(clock.now()));
     }
+
+    // A disk that hangs does not keep the process from ending, and leaves no mark.
+    let mut process = d.broker().await;
+    assert_eq!(mark(&data), None, "none while a broker serves");
+    block_writes_of_the_mark(&data);
+    terminate(&process);
+    let status = in_time("the exit", process.wait()).await;
+    assert!(status.expect("stopped").success());
+    assert_eq!(mark(&data), None);
+}
+
+fn terminate(process: &tokio::process::Child) {
+    let id = process.id().expect("it runs");
+    let pid = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("a pid");
+    kill_process(pid, Signal::TERM).expect("SIGTERM");
 }

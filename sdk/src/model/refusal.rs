@@ -282,8 +282,8 @@ denials! {
         "approval timed out",
         "request again with a new --idempotency-key when an approver is available";
     ApprovalExpired = "APPROVAL_EXPIRED" ApprovalTimeout,
-        "an approver approved it, and the approval expired before a token was issued",
-        "request again with a new --idempotency-key, and wait for the answer: --wait";
+        "an approver approved it, and the access request expired before a token was issued",
+        "request again with a new --idempotency-key when every approver it needs is available, and wait for the answer: --wait";
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" QuorumUnreachable,
         "quorum cannot be reached: too few people could approve",
         "the security team has to add approvers, or invite them to enrol passkeys: the agent's owner never counts";

@@ -26,6 +26,8 @@ pub enum Stream {
     TokenRequest(TaskId, IdempotencyKey),
     /// An access request: opened, voted on, consumed, closed.
     AccessRequest(AccessRequestId),
+    /// A refused vote: one entry for an access request, a voter and the digest of the reason.
+    RefusedVote(Box<(AccessRequestId, PersonId, Digest)>),
     /// All openings of access requests by an agent, which its limits count and which attach to an open one.
     AgentRequests(AgentId),
     /// All openings of access requests by the agents of an owner, which the owner's limits count.
@@ -57,6 +59,10 @@ impl fmt::Display for Stream {
             }
             Self::TokenRequest(task, request) => write!(f, "token-request:{task}/{request}"),
             Self::AccessRequest(id) => write!(f, "access-request:{id}"),
+            Self::RefusedVote(vote) => {
+                let (request, voter, reason) = &**vote;
+                write!(f, "refused-vote:{request}/{voter}/{reason}")
+            }
             Self::AgentRequests(agent) => write!(f, "agent-requests:{agent}"),
             Self::OwnerRequests(owner) => write!(f, "owner-requests:{owner}"),
             Self::Token(id) => write!(f, "token:{id}"),
@@ -80,6 +86,15 @@ impl Stream {
     /// The stream of opening a task.
     pub fn open_task(agent: AgentId, key: Thumbprint, request: IdempotencyKey) -> Self {
         Self::OpenTask(Box::new((agent, key, request)))
+    }
+
+    /// The stream of a refused vote.
+    pub fn refused_vote(request: AccessRequestId, voter: PersonId, reason: &str) -> Self {
+        Self::RefusedVote(Box::new((
+            request,
+            voter,
+            Digest::sha256(reason.as_bytes()),
+        )))
     }
 
     /// Parses the written form.
@@ -107,6 +122,15 @@ impl Stream {
                 Self::TokenRequest(TaskId::parse(task)?, IdempotencyKey::parse(request)?)
             }
             "access-request" => Self::AccessRequest(AccessRequestId::parse(rest)?),
+            "refused-vote" => {
+                let (request, rest) = pair()?;
+                let (voter, reason) = rest.split_once('/').ok_or_else(unknown)?;
+                Self::RefusedVote(Box::new((
+                    AccessRequestId::parse(request)?,
+                    PersonId::parse(voter)?,
+                    Digest::parse(reason)?,
+                )))
+            }
             "agent-requests" => Self::AgentRequests(AgentId::parse(rest)?),
             "owner-requests" => Self::OwnerRequests(PersonId::parse(rest)?),
             "token" => Self::Token(TokenId::parse(rest)?),

@@ -9,7 +9,7 @@ use crate::approve::vote_proof::{self, VoteProofError};
 use crate::approve::votes::{self, Ineligible};
 use crate::broker::{AccessView, Broker, CallContext, PersonCaller, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
-use crate::journal::{Append, Blob, NewEvent};
+use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{ActivePolicy, StepUpProfile};
 use crate::state::{AccessRequest, AccessRequestHistory, VoteRecord};
@@ -517,7 +517,7 @@ impl Broker {
         }
     }
 
-    /// Records an ineligible vote; it changes nothing.
+    /// Records an ineligible vote, once for its voter and reason; it changes nothing.
     async fn refuse_vote(
         &self,
         call: &CallContext,
@@ -528,13 +528,20 @@ impl Broker {
         if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
             return refusal;
         }
+        let (id, reason) = (request.opened.access_request, why.to_string());
+        let stream = Stream::refused_vote(id, voter.clone(), &reason);
         let event = Event::VoteRefused(VoteRefused {
-            access_request: request.opened.access_request,
+            access_request: id,
             voter: voter.clone(),
-            reason: why.to_string(),
+            reason,
         });
-        match self.journal.append(Append::one(event, Vec::new())).await {
-            Ok(_) => self.refuse(
+        match self
+            .journal
+            .append(Append::one(event, vec![(stream, 0)]))
+            .await
+        {
+            // A conflict: an earlier call recorded it.
+            Ok(_) | Err(AppendError::Conflict(_)) => self.refuse(
                 call.method,
                 Reason::NotEligible,
                 format!("your vote would not count: {why}"),

@@ -193,7 +193,7 @@ const fn status_message(status: AccessRequestStatus) -> &'static str {
             "Expired without a decision, which counts as denied. A vote has no effect now."
         }
         AccessRequestStatus::ApprovalExpired => {
-            "Expired: the agent did not get its token before the approval expired. A vote has no effect now."
+            "Expired after an approval: the agent did not get its token in time. A vote has no effect now."
         }
         AccessRequestStatus::Ended => {
             "Closed because its task ended or the policy no longer requires it. A vote has no effect now."
