@@ -16,28 +16,59 @@ use crate::state::{Deadline, StoredStatus};
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
 /// Deadlines handled in one tick.
 const DUE_PER_TICK_MAX: usize = 512;
+
 impl Broker {
     /// Runs until the journal stops.
     pub async fn run_maintenance(self: Arc<Self>) {
         let tail = self.journal.head();
+        let mut is_failing = false;
         loop {
             tokio::time::sleep(MAINTENANCE_INTERVAL).await;
             if tail.borrow().failed {
                 self.notifier.notify_all();
                 return;
             }
-            if let Err(error) = self.maintenance_tick().await {
-                tracing::warn!(%error, "maintenance failed; will retry");
+            // One line for an outage, not one for each tick of it.
+            let outcome = self.maintenance_tick().await;
+            let was_failing = std::mem::replace(&mut is_failing, outcome.is_err());
+            match outcome {
+                Err(error) if !was_failing => {
+                    tracing::warn!(%error, "maintenance failed; will retry at each tick");
+                }
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, "maintenance failed"),
             }
         }
     }
 
-    /// One tick: due expirations, pending revocations, caches.
+    /// One tick: caches, due expirations, pending revocations, the policy in force, the count of refusals. A step that fails
+    /// keeps none of the others from running; the error is the first one's.
     pub async fn maintenance_tick(&self) -> Result<(), AppendError> {
         let now = self.now();
+        self.prune_caches(now);
         // Checked at each tick, so that a clock jump is noticed while no calls come.
         let _status = self.clock_status();
         self.probe_journal().await;
+        let expired = self.expire_due(now).await;
+        let flushed = self.flush_pending_revocations().await;
+        let enforced = self.enforce_changed_policy().await;
+        let counted = self.journal_refusal_count(now).await;
+        expired.and(flushed).and(enforced).and(counted)
+    }
+
+    /// Revokes what the policy in force no longer allows, once after each change of it.
+    async fn enforce_changed_policy(&self) -> Result<(), AppendError> {
+        if self.projections.rules().is_some_and(|rules| {
+            rules.version != self.enforced_policy_version.load(Ordering::SeqCst)
+        }) && let Ok(_alone) = self.policy_lock.try_lock()
+        {
+            self.revoke_disallowed().await?;
+        }
+        Ok(())
+    }
+
+    /// Journals the expirations that are due.
+    async fn expire_due(&self, now: Timestamp) -> Result<(), AppendError> {
         let mut expired: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
         for due in self.state.deadlines_by(now, DUE_PER_TICK_MAX) {
             match due {
@@ -89,15 +120,6 @@ impl Broker {
                 }
             }
         }
-        self.flush_pending_revocations().await?;
-        if self.projections.rules().is_some_and(|rules| {
-            rules.version != self.enforced_policy_version.load(Ordering::SeqCst)
-        }) && let Ok(_alone) = self.policy_lock.try_lock()
-        {
-            self.revoke_disallowed().await?;
-        }
-        self.journal_refusal_count(now).await?;
-        self.prune_caches(now);
         Ok(())
     }
 

@@ -160,7 +160,8 @@ impl Broker {
             message: "rate limit exceeded; nothing was done, try again after the given delay"
                 .to_owned(),
             correlation: CorrelationId::from_random(self.random_bytes()),
-            authenticated: true,
+            gives_nonce: true,
+            is_logged: true,
             retry_after: Some(after),
         })
     }

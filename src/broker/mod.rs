@@ -133,8 +133,11 @@ pub struct Refusal {
     pub message: String,
     /// The id `explain` finds the refusal by.
     pub correlation: CorrelationId,
-    /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce.
-    pub authenticated: bool,
+    /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce. Any key does: it need not be
+    /// registered.
+    pub gives_nonce: bool,
+    /// Whether the log has a line for it: of refusals before authentication only a few a second have.
+    pub is_logged: bool,
     /// When to try again, where more is known than the reason's default.
     pub retry_after: Option<std::time::Duration>,
 }

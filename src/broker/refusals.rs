@@ -1,7 +1,9 @@
 //! Refused calls: the part the caller may know, the record that `explain` finds, the log line, and the count in the journal.
 //!
 //! Refusals before authentication cost a caller nothing, so a flood of them must cost the broker little: they are remembered
-//! apart from the others, logged a few times a second, and journalled as one count per minute.
+//! apart from the others, logged a few times a second, and journalled as one count per minute. A caller is authenticated by a
+//! registered key, session or identity, by the key of the task that the call names, or by an open one-time code; a key that
+//! the caller made itself proves nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,6 +62,8 @@ impl RecentRefusals {
 #[derive(Debug, Clone, Default)]
 pub(in crate::broker) struct RefusalTally {
     since: Option<Timestamp>,
+    /// No entry is tried before: the last one failed.
+    not_before: Option<Timestamp>,
     /// Bounded by the program: methods and reasons are names in its text.
     counts: BTreeMap<(&'static str, Reason), u64>,
 }
@@ -71,15 +75,21 @@ impl RefusalTally {
         *count = count.saturating_add(1);
     }
 
-    /// Takes out what an entry has counted; later refusals stay.
-    fn subtract(&mut self, counted: &Self, now: Timestamp) {
-        for (key, count) in &counted.counts {
-            if let Some(left) = self.counts.get_mut(key) {
-                *left = left.saturating_sub(*count);
-            }
+    /// Whether an entry is due: a minute after the first refusal, or after an entry that failed.
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.since
+            .is_some_and(|since| now.since(since) >= REFUSAL_COUNT_INTERVAL_MS)
+            && self.not_before.is_none_or(|at| now >= at)
+    }
+
+    /// Puts back what no entry has counted.
+    fn restore(&mut self, uncounted: Self, now: Timestamp) {
+        for (key, count) in uncounted.counts {
+            let sum = self.counts.entry(key).or_default();
+            *sum = sum.saturating_add(count);
         }
-        self.counts.retain(|_, count| *count > 0);
-        self.since = (!self.counts.is_empty()).then_some(now);
+        self.since = uncounted.since.or(self.since);
+        self.not_before = Some(now.plus_millis(REFUSAL_COUNT_INTERVAL_MS));
     }
 
     /// The entry that counts them: the most frequent rows, and the total. `None` when there is nothing to count.
@@ -137,6 +147,12 @@ impl Broker {
         self.refuse_as(false, method, reason, detail.into())
     }
 
+    /// Refuses a call whose handler was cut short: whether its caller was authenticated is unknown. It is remembered with the
+    /// refusals before authentication, because a stranger can cause it, and not counted as one.
+    pub fn refuse_interrupted(&self, method: &'static str, reason: Reason) -> Refusal {
+        self.refuse_as(false, method, reason, reason.text().to_owned())
+    }
+
     /// A refusal that has a correlation id in the log but is not kept for `explain`: what comes too often must not displace
     /// the refusals that an operator looks for.
     pub fn refuse_unrecorded(&self, reason: Reason, retry_after: Option<Duration>) -> Refusal {
@@ -146,7 +162,8 @@ impl Broker {
             reason,
             message: reason.text().to_owned(),
             correlation,
-            authenticated: false,
+            gives_nonce: false,
+            is_logged: true,
             retry_after,
         }
     }
@@ -162,14 +179,18 @@ impl Broker {
         let correlation = CorrelationId::from_random(self.random_bytes());
         let at = self.now();
         let printable = text::escape_invisible_capped(&detail, LOGGED_CHARS_MAX);
+        let mut is_logged = true;
         if reason == Reason::UseDpopNonce {
             // The first call of every client.
             tracing::debug!(%correlation, method, %reason, detail = printable, "refused");
+            is_logged = false;
         } else if is_authenticated {
             tracing::info!(%correlation, method, %reason, detail = printable, "refused");
         } else if let Some(count) = self.refusal_log_throttle.poll(self.uptime()) {
             let not_logged = count.saturating_sub(1);
             tracing::info!(%correlation, method, %reason, detail = printable, not_logged, "refused");
+        } else {
+            is_logged = false;
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let message = match reason.detail() {
@@ -195,7 +216,8 @@ impl Broker {
             reason,
             message,
             correlation,
-            authenticated: is_authenticated,
+            gives_nonce: is_authenticated,
+            is_logged,
             retry_after: None,
         }
     }
@@ -211,7 +233,7 @@ impl Broker {
         method: &'static str,
         error: &VerifyError,
     ) -> Refusal {
-        let (reason, is_authenticated) = match error {
+        let (reason, gives_nonce) = match error {
             VerifyError::InvalidNonce => (Reason::UseDpopNonce, true),
             VerifyError::Stale => (Reason::EvidenceStale, true),
             VerifyError::TooManyProofs => (Reason::Overloaded, true),
@@ -244,10 +266,11 @@ impl Broker {
         };
         self.metrics
             .authentication_failed(metrics::failure_label(error));
-        if is_authenticated {
-            // Any key makes a proof, so these are remembered with the refusals before authentication.
+        if gives_nonce {
+            // Any key makes a proof, so these are remembered with the refusals before authentication. They are steps of an
+            // honest client too, and not counted.
             Refusal {
-                authenticated: true,
+                gives_nonce,
                 ..self.refuse_as(false, method, reason, error.to_string())
             }
         } else {
@@ -278,13 +301,10 @@ impl Broker {
         &self,
         now: Timestamp,
     ) -> Result<(), AppendError> {
-        let since = lock(&self.refusal_tally).since;
-        match since {
-            Some(since) if now.since(since) >= REFUSAL_COUNT_INTERVAL_MS => {
-                self.append_refusal_count(now).await
-            }
-            Some(_) | None => Ok(()),
+        if lock(&self.refusal_tally).is_due(now) {
+            return self.append_refusal_count(now).await;
         }
+        Ok(())
     }
 
     /// Journals what is still uncounted when the broker stops. A crash before loses at most the count of a minute.
@@ -299,14 +319,22 @@ impl Broker {
     }
 
     async fn append_refusal_count(&self, now: Timestamp) -> Result<(), AppendError> {
-        let tally = lock(&self.refusal_tally).clone();
-        if let Some(counted) = tally.to_event() {
-            self.journal
-                .append(Append::one(Event::RefusalsCounted(counted), Vec::new()))
-                .await?;
-            lock(&self.refusal_tally).subtract(&tally, now);
+        // Taken out before the append: a future that is dropped while it waits has handed the entry to the journal's writer,
+        // and a later entry must not count the same refusals again.
+        let tally = std::mem::take(&mut *lock(&self.refusal_tally));
+        let Some(counted) = tally.to_event() else {
+            return Ok(());
+        };
+        let append = Append::one(Event::RefusalsCounted(counted), Vec::new());
+        match self.journal.append(append).await {
+            Ok(_entry) => Ok(()),
+            // The entry may be in the journal.
+            Err(AppendError::OutcomeUnknown) => Err(AppendError::OutcomeUnknown),
+            Err(error) => {
+                lock(&self.refusal_tally).restore(tally, now);
+                Err(error)
+            }
         }
-        Ok(())
     }
 }
 
@@ -339,7 +367,7 @@ mod tests {
             tally.add("a", Reason::Malformed, T0);
         }
         tally.add("b", Reason::NotAuthenticated, T0.plus_secs(1));
-        let counted = tally.clone();
+        let counted = std::mem::take(&mut tally);
         let event = counted.to_event().expect("some");
         assert_eq!((event.since, event.count), (T0, 4));
         let rows: Vec<_> = event
@@ -354,11 +382,18 @@ mod tests {
                 ("b", Reason::NotAuthenticated, 1)
             ]
         );
-        // A refusal while the entry is written stays for the next one.
+        // A refusal while the entry is written is for the next one; and if that entry fails, both are.
         tally.add("a", Reason::Malformed, T0.plus_secs(2));
-        tally.subtract(&counted, T0.plus_secs(3));
         let event = tally.to_event().expect("some");
-        assert_eq!((event.since, event.count), (T0.plus_secs(3), 1));
+        assert_eq!((event.since, event.count), (T0.plus_secs(2), 1));
+        assert!(!tally.is_due(T0.plus_secs(61)) && tally.is_due(T0.plus_secs(62)));
+        tally.restore(counted, T0.plus_secs(70));
+        let event = tally.to_event().expect("some");
+        assert_eq!((event.since, event.count), (T0, 5));
+        assert!(
+            !tally.is_due(T0.plus_secs(129)) && tally.is_due(T0.plus_secs(130)),
+            "not again at once"
+        );
     }
 
     #[test]

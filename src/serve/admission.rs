@@ -17,6 +17,7 @@ use super::peer::{Peer, PeerSource};
 use super::request_log::route_label;
 use super::routes;
 use super::status::status;
+use super::timeouts::HEALTH_WATCH;
 use crate::broker::{Broker, Refusal};
 use crate::model::{AgentId, PersonId, Reason, ServiceId};
 use crate::rate_limit::{
@@ -36,6 +37,8 @@ pub(super) struct AdmissionControl {
     /// Apart from the streams of access requests: those must not keep a running command from hearing that its token ended.
     agent_token_streams: Arc<PerKeyLimit<AgentId>>,
     person_streams: Arc<PerKeyLimit<PersonId>>,
+    /// Health watches, which need no credentials.
+    health_streams: Arc<PerKeyLimit<PeerSource>>,
     log_throttle: LogThrottle,
 }
 
@@ -47,6 +50,8 @@ const STREAMS_PER_AGENT_MAX: usize = 64;
 const TOKEN_STREAMS_PER_AGENT_MAX: usize = 256;
 /// Inboxes one person may watch at once: a few windows.
 const STREAMS_PER_PERSON_MAX: usize = 16;
+/// Health watches of one source at once: a proxy may have a few for each of its connections.
+const HEALTH_STREAMS_PER_SOURCE_MAX: usize = 32;
 
 /// `Retry-After` where no rate limit computes one.
 const OVERLOAD_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -64,6 +69,7 @@ impl AdmissionControl {
             agent_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_AGENT_MAX)),
             agent_token_streams: Arc::new(PerKeyLimit::new(TOKEN_STREAMS_PER_AGENT_MAX)),
             person_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
+            health_streams: Arc::new(PerKeyLimit::new(HEALTH_STREAMS_PER_SOURCE_MAX)),
             log_throttle: LogThrottle::default(),
             broker,
         }
@@ -126,6 +132,16 @@ impl AdmissionControl {
         Ok(StreamPermit::new(slot, gauge))
     }
 
+    /// Counts one more health watch of a source, until the permit is dropped.
+    fn health_stream(&self, source: &PeerSource) -> Option<HealthStreamPermit> {
+        let Some(slot) = self.health_streams.acquire(source) else {
+            self.record_shed(Class::Reserved, LimitKind::Streams);
+            return None;
+        };
+        let gauge = self.broker.metrics().stream_opened("health");
+        Some(HealthStreamPermit(Arc::new(StreamPermit::new(slot, gauge))))
+    }
+
     fn stream_slot<K: Hash + Eq + Clone>(
         &self,
         streams: &Arc<PerKeyLimit<K>>,
@@ -177,6 +193,12 @@ impl<K: Hash + Eq> StreamPermit<K> {
     }
 }
 
+/// The permit of a health watch: an extension of its request.
+#[derive(Clone)]
+pub(super) struct HealthStreamPermit(
+    #[expect(dead_code, reason = "held")] Arc<StreamPermit<PeerSource>>,
+);
+
 /// The rate class of a path: methods and console routes by their tables; probes and keys are answered while calls are shed.
 fn rate_class(path: &str) -> Class {
     match route_label(path) {
@@ -191,7 +213,7 @@ fn rate_class(path: &str) -> Class {
 /// Refuses at once what one source sends beyond its rate: before the method, the message or any key is looked at.
 pub(super) async fn check_source_rate(
     State(admission): State<Arc<AdmissionControl>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let Some(peer) = request.extensions().get::<Peer>() else {
@@ -200,18 +222,23 @@ pub(super) async fn check_source_rate(
     };
     let source = peer.source.rate_limit_key();
     let class = rate_class(request.uri().path());
-    match admission
-        .sources
-        .check(class, &source, admission.broker.uptime())
-    {
-        Ok(()) => next.run(request).await,
-        Err(after) => {
-            admission.record_shed(class, LimitKind::Source);
-            let http = errors::http_status(Reason::RateLimited);
-            let form = ErrorForm::of(&request);
-            errors::respond(&admission.broker, form, http, &admission.shed(after))
-        }
+    let shed = |request: &Request, after| {
+        let http = errors::http_status(Reason::RateLimited);
+        let form = ErrorForm::of(request);
+        errors::respond(&admission.broker, form, http, &admission.shed(after))
+    };
+    let now = admission.broker.uptime();
+    if let Err(after) = admission.sources.check(class, &source, now) {
+        admission.record_shed(class, LimitKind::Source);
+        return shed(&request, after);
     }
+    if request.uri().path() == HEALTH_WATCH {
+        let Some(permit) = admission.health_stream(&source) else {
+            return shed(&request, OVERLOAD_RETRY_AFTER);
+        };
+        request.extensions_mut().insert(permit);
+    }
+    next.run(request).await
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 use super::limits::MESSAGE_BYTES_MAX;
 use super::request_log::route_label;
 use super::routes;
-use super::status::{self, status};
+use super::status::{self, UnloggedRefusal, status};
 use crate::broker::{Broker, Refusal};
 use crate::model::Reason;
 use crate::model::text::escape_invisible_capped;
@@ -150,15 +150,30 @@ fn page(http: StatusCode, refusal: &Refusal) -> Response {
 }
 
 pub(super) fn with_error_headers(mut response: Response, refusal: &Refusal) -> Response {
+    let retry_delay = match response.status() {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            status::retry_delay(refusal)
+        }
+        _ => refusal.retry_after,
+    };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(after) = refusal.retry_after {
-        let seconds = HeaderValue::from(after.as_secs().saturating_add(1));
-        headers.insert(header::RETRY_AFTER, seconds);
+    if let Some(after) = retry_delay {
+        // Whole seconds, upward: not too early (RFC 9110 §10.2.3).
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
     response
         .extensions_mut()
         .insert(ErrorReason(refusal.reason));
+    mark_unlogged(response, refusal)
+}
+
+/// Tells the request log of a refusal without a log line.
+pub(super) fn mark_unlogged(mut response: Response, refusal: &Refusal) -> Response {
+    if !refusal.is_logged {
+        response.extensions_mut().insert(UnloggedRefusal);
+    }
     response
 }
 
@@ -173,10 +188,28 @@ pub(super) async fn complete_errors(
     let is_head = request.method() == Method::HEAD;
     let response = complete(&broker, form, method, next.run(request).await);
     if is_head {
-        // Over HTTP/2 a response to HEAD with content is a protocol error (RFC 9110 §9.3.2, RFC 9113 §8.1.1).
-        return response.map(|_| Body::empty());
+        return without_content(response);
     }
     response
+}
+
+/// The response to HEAD: with the length of the content that GET would get (RFC 9110 §8.6), and without that content, which
+/// over HTTP/2 would be a protocol error (RFC 9110 §9.3.2, RFC 9113 §8.1.1).
+fn without_content(response: Response) -> Response {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| Body::empty());
+    if let Some(length) = length.filter(|_| has_content_length(response.status())) {
+        response
+            .headers_mut()
+            .entry(header::CONTENT_LENGTH)
+            .or_insert(HeaderValue::from(length));
+    }
+    response
+}
+
+/// Whether the length of an empty body is the length of the content: a 204 has none, a 304 has that of the 200.
+fn has_content_length(http: StatusCode) -> bool {
+    !matches!(http, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 fn complete(
@@ -196,7 +229,7 @@ fn complete(
             }
             None => response,
         }
-    } else if failed && !is_complete(&response) {
+    } else if failed && response.extensions().get::<ErrorReason>().is_none() {
         let (reason, detail) = reason_of_http(response.status(), form);
         let refusal = broker.refuse_unauthenticated(method, reason, detail);
         let mut completed = respond(broker, form, response.status(), &refusal);
@@ -209,12 +242,6 @@ fn complete(
     } else {
         response
     }
-}
-
-fn is_complete(response: &Response) -> bool {
-    let kind = response.headers().get(header::CONTENT_TYPE);
-    response.extensions().get::<ErrorReason>().is_some()
-        || kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"))
 }
 
 /// The status with a reason and a correlation id, if it lacks one of them.
@@ -234,7 +261,8 @@ fn complete_status(broker: &Broker, method: &'static str, found: &Status) -> Opt
     Some(status(&refusal, broker).into_http::<Body>())
 }
 
-/// The reason of a status that tonic made: about the frame of a message, before the message is decoded.
+/// The reason of a status that tonic made, with the code it has: about the frame of a message, before the message is decoded,
+/// or by health checking and reflection.
 fn reason_of_status(found: &Status) -> (Reason, String) {
     let text = found.message();
     match found.code() {
@@ -252,15 +280,14 @@ fn reason_of_status(found: &Status) -> (Reason, String) {
                 .to_owned(),
         ),
         Code::Unavailable => (Reason::ConnectionClosing, text.to_owned()),
-        Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::DataLoss
-        | Code::Unauthenticated => (Reason::InternalError, text.to_owned()),
+        Code::NotFound => (Reason::NotFound, text.to_owned()),
+        Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists => {
+            (Reason::Malformed, text.to_owned())
+        }
+        Code::PermissionDenied => (Reason::NotPermitted, text.to_owned()),
+        Code::Unauthenticated => (Reason::NotAuthenticated, text.to_owned()),
+        Code::Aborted => (Reason::Conflict, text.to_owned()),
+        Code::Ok | Code::DataLoss => (Reason::InternalError, text.to_owned()),
     }
 }
 

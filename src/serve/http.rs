@@ -47,7 +47,9 @@ async fn jwks(State(broker): State<Arc<Broker>>, request_headers: HeaderMap) -> 
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),
     ];
     if known {
-        return (StatusCode::NOT_MODIFIED, headers).into_response();
+        // The length that 200 would have, not that of no content (RFC 9110 §8.6).
+        let length = [(header::CONTENT_LENGTH, body.len().to_string())];
+        return (StatusCode::NOT_MODIFIED, headers, length).into_response();
     }
     let kind = [(header::CONTENT_TYPE, "application/jwk-set+json")];
     (headers, kind, body).into_response()

@@ -1,5 +1,6 @@
 //! Request logging: one tracing span per call and, when it ends for any reason, one log line and one metric.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tracing::{Instrument as _, Span};
 use super::authorization;
 use super::errors::ErrorReason;
 use super::routes;
+use super::status::UnloggedRefusal;
 use super::timeouts::is_grpc_response;
 use crate::broker::Broker;
 use crate::model::Reason;
@@ -101,6 +103,8 @@ struct RequestLog {
 struct ResponseOutcome {
     code: &'static str,
     reason: Option<Reason>,
+    /// Whether it is a refusal that has no line in the log, so that the call has none either: one throttle for both.
+    is_unlogged: bool,
 }
 
 impl ResponseOutcome {
@@ -110,6 +114,9 @@ impl ResponseOutcome {
             return Self {
                 code: code_name(status.code()),
                 reason: info.and_then(|info| Reason::parse(&info.reason)),
+                is_unlogged: status
+                    .source()
+                    .is_some_and(|source| source.is::<UnloggedRefusal>()),
             };
         }
         let headers = response.headers();
@@ -125,7 +132,11 @@ impl ResponseOutcome {
         } else {
             "HTTP_5XX"
         };
-        Self { code, reason }
+        Self {
+            code,
+            reason,
+            is_unlogged: response.extensions().get::<UnloggedRefusal>().is_some(),
+        }
     }
 }
 
@@ -133,9 +144,14 @@ impl ResponseOutcome {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let took = self.broker.uptime().saturating_sub(self.began);
-        let ResponseOutcome { code, reason } = self.outcome.unwrap_or(ResponseOutcome {
+        let ResponseOutcome {
+            code,
+            reason,
+            is_unlogged,
+        } = self.outcome.unwrap_or(ResponseOutcome {
             code: code_name(Code::Cancelled),
             reason: None,
+            is_unlogged: false,
         });
         self.broker
             .metrics()
@@ -145,8 +161,9 @@ impl Drop for RequestLog {
         }
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let reason_word = reason.map_or("", Reason::as_str);
-        // Probes and shed calls are too frequent for a line each.
-        let is_frequent = !self.method.contains('/') || reason == Some(Reason::RateLimited);
+        // Probes, shed calls and refusals before authentication are too frequent for a line each.
+        let is_frequent =
+            !self.method.contains('/') || reason == Some(Reason::RateLimited) || is_unlogged;
         self.span.in_scope(|| {
             let ended = if self.outcome.is_some() {
                 "request completed"

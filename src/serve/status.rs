@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -38,20 +39,34 @@ pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
     let metadata = HashMap::from([(CORRELATION.to_owned(), refusal.correlation.to_string())]);
     let mut details =
         ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
-    let retry = match refusal.reason.retry() {
-        RetryHint::AfterMs(ms @ 1..) => Some(Duration::from_millis(u64::from(ms))),
-        RetryHint::AfterMs(0) | RetryHint::Never => None,
-    };
-    if let Some(after) = refusal.retry_after.or(retry) {
+    if let Some(after) = retry_delay(refusal) {
         details.set_retry_info(Some(after));
     }
     let code = code(refusal.reason.code());
     let mut status = Status::with_error_details(code, shorten(&refusal.message), details);
-    if refusal.authenticated {
+    if refusal.gives_nonce {
         put_nonce(status.metadata_mut(), broker);
+    }
+    if !refusal.is_logged {
+        status.set_source(Arc::new(UnloggedRefusal));
     }
     status
 }
+
+/// When to try again: what the refusal says, else its reason.
+pub fn retry_delay(refusal: &Refusal) -> Option<Duration> {
+    let hint = match refusal.reason.retry() {
+        RetryHint::AfterMs(ms @ 1..) => Some(Duration::from_millis(u64::from(ms))),
+        RetryHint::AfterMs(0) | RetryHint::Never => None,
+    };
+    refusal.retry_after.or(hint)
+}
+
+/// Marks the response to a refusal without a log line, for the request log: the source of a status, an extension of an HTTP
+/// response.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the refusal has no log line")]
+pub struct UnloggedRefusal;
 
 /// Longest message of a status, in bytes as sent: percent-encoded in `grpc-message`, and once more in the base64 of
 /// `grpc-status-details-bin`. gRPC's own libraries accept 8 KiB of metadata by default, and a client that accepts less than it

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 use tonic::Status;
 
+use super::admission::HealthStreamPermit;
 use super::authorization::{MethodPolicy, StreamingSide, method_policy};
 use super::errors::{self, ErrorForm};
 use super::request_log::route_label;
@@ -79,6 +80,8 @@ pub(super) async fn enforce_timeouts(
         return timeout_response(&broker, form, method);
     }
     let closing = request.extensions().get::<ConnectionClosing>().cloned();
+    let health_permit = request.extensions().get::<HealthStreamPermit>().cloned();
+    let life = (path == HEALTH_WATCH).then_some(HEALTH_WATCH_MAX);
     let request = request.map(|body| {
         Body::new(BodyTimeout {
             body,
@@ -95,25 +98,11 @@ pub(super) async fn enforce_timeouts(
         return response;
     }
     let ending: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(async move {
-        let over = async {
-            match client_timeout {
-                Some(timeout) => tokio::time::sleep(timeout).await,
-                None => std::future::pending().await,
-            }
-        };
-        let closes = async {
-            match closing {
-                Some(ConnectionClosing(mut closing)) => {
-                    let _closes_or_gone = closing.wait_for(|closing| *closing).await.is_ok();
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let reason = tokio::select! {
-            () = over => Reason::DeadlineExceeded,
-            () = closes => Reason::ConnectionClosing,
-        };
-        status(&broker.refuse_unrecorded(reason, None), &broker)
+        let _until_the_stream_ends = health_permit;
+        match stream_end(client_timeout, life, closing).await {
+            Some(reason) => status(&broker.refuse_unrecorded(reason, None), &broker),
+            None => Status::ok(""),
+        }
     });
     response.map(|body| {
         Body::new(StreamTimeout {
@@ -123,9 +112,34 @@ pub(super) async fn enforce_timeouts(
     })
 }
 
+/// Waits until a stream has to end: the reason, or `None` at the end of its life, when the client calls again.
+async fn stream_end(
+    client_timeout: Option<Duration>,
+    life: Option<Duration>,
+    closing: Option<ConnectionClosing>,
+) -> Option<Reason> {
+    let after = async |time: Option<Duration>| match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    };
+    let closes = async {
+        match closing {
+            Some(ConnectionClosing(mut closing)) => {
+                let _closes_or_gone = closing.wait_for(|closing| *closing).await.is_ok();
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = after(client_timeout) => Some(Reason::DeadlineExceeded),
+        () = closes => Some(Reason::ConnectionClosing),
+        () = after(life) => None,
+    }
+}
+
 fn timeout_response(broker: &Broker, form: ErrorForm, method: &'static str) -> Response {
     let reason = Reason::DeadlineExceeded;
-    let refusal = broker.refuse_unauthenticated(method, reason, reason.text());
+    let refusal = broker.refuse_interrupted(method, reason);
     errors::respond(broker, form, errors::http_status(reason), &refusal)
 }
 
@@ -224,6 +238,8 @@ impl HttpBody for StreamTimeout {
 
 /// Until a call's response begins: the longest wait for approval is 60 s.
 const CALL_MAX: Duration = Duration::from_secs(75);
+/// Longest life of a health watch, as of every other stream, which the broker ends by itself.
+const HEALTH_WATCH_MAX: Duration = Duration::from_secs(300);
 /// Until a call's message has arrived whole.
 const MESSAGE_MAX: Duration = Duration::from_secs(10);
 /// The same for an upload of many messages: a policy bundle.
@@ -252,6 +268,24 @@ mod tests {
         ] {
             assert_eq!(grpc_timeout_ms(text), ms, "{text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_end_at_the_first_of_deadline_life_and_closing() {
+        let seconds = Duration::from_secs;
+        let began = tokio::time::Instant::now();
+        assert_eq!(stream_end(None, Some(HEALTH_WATCH_MAX), None).await, None);
+        assert_eq!(began.elapsed(), seconds(300));
+        let (life, early) = (Some(HEALTH_WATCH_MAX), Some(seconds(2)));
+        let deadline = Some(Reason::DeadlineExceeded);
+        assert_eq!(stream_end(early, life, None).await, deadline);
+        assert_eq!(began.elapsed(), seconds(302));
+        let (close, closing) = watch::channel(false);
+        close.send_replace(true);
+        let closing = Some(ConnectionClosing(closing));
+        let closed = Some(Reason::ConnectionClosing);
+        assert_eq!(stream_end(None, None, closing).await, closed);
+        assert_eq!(began.elapsed(), seconds(302));
     }
 
     #[test]

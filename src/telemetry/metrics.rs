@@ -180,7 +180,7 @@ impl Default for Metrics {
                 );
             }
         }
-        for kind in ["access_request", "inbox"] {
+        for kind in ["access_request", "health", "inbox", "token"] {
             drop(metrics.open_streams.get_or_create(&StreamLabel { kind }));
         }
         for outcome in ["approved", "denied", "expired"] {

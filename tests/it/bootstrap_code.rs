@@ -137,7 +137,7 @@ fn assert_not_authenticated<T: std::fmt::Debug>(result: Result<T, Refusal>) {
     let refusal = result.expect_err("closed");
     assert_eq!(refusal.reason, Reason::NotAuthenticated);
     assert_eq!(refusal.message, Reason::NotAuthenticated.text());
-    assert!(!refusal.authenticated);
+    assert!(!refusal.gives_nonce);
 }
 
 #[tokio::test]

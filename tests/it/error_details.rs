@@ -9,6 +9,7 @@ use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 use prost::Message as _;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
 use tonic_types::StatusExt as _;
 
 use crate::support::raw_http::Http2;
@@ -214,6 +215,18 @@ async fn every_error_has_a_reason_and_a_correlation_id() {
             "",
         ),
     ];
+    let service = HealthCheckRequest {
+        service: "unknown".to_owned(),
+    };
+    let service = frame(&service.encode_to_vec());
+    let health = |method| format!("/grpc.health.v1.Health/{method}");
+    let (check, watch) = (health("Check"), health("Watch"));
+    let cases = cases.into_iter().chain([&check, &watch].map(|path| {
+        let what = "the health of an unknown service";
+        let body = service.clone();
+        let (code, reason) = (Code::NotFound, Reason::NotFound);
+        (what, path.as_str(), vec![], body, code, reason, "")
+    }));
     let mut correlations = Vec::new();
     for (what, path, extra, body, code, expected, text) in cases {
         let mut headers = vec![("content-type", "application/grpc"), ("te", "trailers")];

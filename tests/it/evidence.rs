@@ -120,7 +120,7 @@ async fn malformed_evidence_is_rejected() {
             .await
             .expect_err(why);
         assert_eq!(
-            (refusal.reason, refusal.authenticated),
+            (refusal.reason, refusal.gives_nonce),
             (Reason::NotAuthenticated, false),
             "{why}"
         );

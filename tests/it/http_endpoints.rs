@@ -1,5 +1,6 @@
 //! Plain HTTP: the key set and its caching, errors as problem details, hosts, and connections that the broker closes.
 
+use bytes::Bytes;
 use dipylon_sdk::model::{CorrelationId, Reason};
 
 use crate::support::raw_http::{Answer, Http2, http1, raw_http1};
@@ -60,6 +61,38 @@ async fn key_set_is_cacheable_and_public() {
     let post = send("POST", &[]).await;
     assert_problem(&post, 405, Reason::Malformed, "POST");
     assert!(post.header("allow").expect("Allow").contains("GET"));
+}
+
+/// RFC 9110 §8.6: a length that a response to HEAD, or a 304, states is the one of the content that GET gets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lengths_without_content_are_true() {
+    let s = ServedBroker::start().await;
+    let mut http2 = Http2::connect(&s.url).await;
+    for (path, status) in [("/livez", 200), ("/readyz", 200), (JWKS, 200), ("/x", 404)] {
+        let got = http1(&s.url, "GET", path, &[], &[]).await;
+        assert_eq!(got.status, status, "{path}");
+        let length = got.body.len().to_string();
+        let mut answers = vec![
+            http1(&s.url, "HEAD", path, &[], &[]).await,
+            http2.send("HEAD", path, &[], Bytes::new()).await,
+        ];
+        if let Some(etag) = got.header("etag") {
+            let known = [("if-none-match", etag)];
+            answers.push(http1(&s.url, "GET", path, &known, &[]).await);
+            answers.push(http1(&s.url, "HEAD", path, &known, &[]).await);
+            answers.push(http2.send("GET", path, &known, Bytes::new()).await);
+        }
+        for answer in answers {
+            assert!(answer.body.is_empty(), "{path}");
+            let stated = answer.header("content-length");
+            let may_be_left_out = answer.status == 304;
+            assert!(
+                stated == Some(length.as_str()) || may_be_left_out && stated.is_none(),
+                "{path} {}: {stated:?}",
+                answer.status
+            );
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,8 +5,11 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use dipylon_sdk::client::{ConnectOptions, Endpoint};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::support::certificate_authority::{Authority, replace_file};
 use crate::support::raw_http::{http1, raw_http1};
@@ -139,6 +142,87 @@ async fn auth_request_at_a_method_lets_nothing_through() {
     }
 }
 
+/// The example's configuration with replacements, each of which must be of something in it.
+fn example(replaced: &[(&str, String)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nginx/nginx.conf");
+    let text = std::fs::read_to_string(path).expect("readable");
+    replaced.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    })
+}
+
+/// Answers each request with a status and content, and notes its head.
+async fn respond_to_all(answer: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("address");
+    let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let noted = heads.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.expect("a head"));
+            }
+            let head = String::from_utf8(head).expect("text");
+            noted.lock().expect("whole").push(head);
+            let answer = format!("HTTP/1.1 {answer}");
+            stream.write_all(answer.as_bytes()).await.expect("written");
+        }
+    });
+    (address, heads)
+}
+
+/// The URL that a proof must be for is the configuration's, whatever `Host` the client sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_does_not_choose_the_url_of_its_proof() {
+    if is_skipped() {
+        return;
+    }
+    let (authorizer, asked) = respond_to_all("204 No Content\r\n\r\n").await;
+    let (service, served) = respond_to_all("200 OK\r\ncontent-length: 4\r\n\r\ncase").await;
+    let (broker, cases) = (free_address(), free_address());
+    let dir = tempfile::tempdir().expect("dir");
+    let (certificate, key) = Authority::new().certify();
+    replace_file(&dir.path().join("tls.crt"), &certificate, 0o644);
+    replace_file(&dir.path().join("tls.key"), &key, 0o600);
+    let configuration = example(&[
+        ("listen              443 ", format!("listen {broker} ")),
+        // Without TLS: only the hosts matter here.
+        ("listen              8443 ssl", format!("listen {cases}")),
+        ("/etc/dipylon/", "DIR/".to_owned()),
+        ("127.0.0.1:8081", service.to_string()),
+        ("127.0.0.1:8082", authorizer.to_string()),
+    ]);
+    let _nginx = Nginx::start(dir, &configuration, cases).await;
+    let send = async |target: &str, host: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        raw_http1(&cases.to_string(), head.as_bytes()).await
+    };
+    for (target, host) in [
+        ("/case/1", "evil.example"),
+        ("/case/1", "evil.example:443"),
+        ("/case/1", "cases.soc.example.evil.example"),
+        ("http://evil.example/case/1", "cases.soc.example"),
+    ] {
+        let answer = send(target, host).await;
+        assert_eq!(answer.status, 421, "{target} {host}");
+    }
+    let seen = |heads: &Mutex<Vec<String>>| heads.lock().expect("whole").concat();
+    assert_eq!((seen(&asked), seen(&served)), Default::default());
+    for (target, host) in [
+        ("/case/1?x=1", "cases.soc.example"),
+        ("/case/1?x=1", "CASES.soc.example:1"),
+        ("http://cases.soc.example:99/case/1?x=1", "evil.example"),
+    ] {
+        let answer = send(target, host).await;
+        assert_eq!(answer.status, 200, "{target} {host}");
+        let head = asked.lock().expect("whole").pop().expect("asked");
+        let url = "X-Original-Url: https://cases.soc.example/case/1?x=1\r\n";
+        assert!(head.contains(url), "{target} {host}: {head}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn example_configuration_carries_grpc() {
     if is_skipped() {
@@ -153,21 +237,17 @@ async fn example_configuration_carries_grpc() {
     replace_file(&dir.path().join("ca.pem"), &authority.pem, 0o644);
     replace_file(&dir.path().join("tls.crt"), &certificate, 0o644);
     replace_file(&dir.path().join("tls.key"), &key, 0o600);
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nginx/nginx.conf");
-    let example = std::fs::read_to_string(example).expect("readable");
-    let replaced = [
+    let configuration = example(&[
         ("listen              443 ", format!("listen {address} ")),
         ("listen              8443 ", format!("listen {other} ")),
+        // The tests reach the broker by its address.
+        ("broker.soc.example;", format!("{};", address.ip())),
         ("/etc/dipylon/", "DIR/".to_owned()),
         (
             "127.0.0.1:7700",
             s.url.trim_start_matches("http://").to_owned(),
         ),
-    ];
-    let configuration = replaced.iter().fold(example, |text, (from, to)| {
-        assert!(text.contains(from), "{from}");
-        text.replace(from, to)
-    });
+    ]);
     let reach = ConnectOptions {
         ca: Some(dir.path().join("ca.pem")),
         socket: None,
@@ -177,7 +257,7 @@ async fn example_configuration_carries_grpc() {
     // The refusal of the broker, with its details, has come through.
     let endpoint = Endpoint::connect_with(&format!("https://{address}"), &reach);
     let endpoint = endpoint.expect("endpoint").with_retry_ms(0);
-    let key = std::sync::Arc::new(s.env.key_of("maria"));
+    let key = Arc::new(s.env.key_of("maria"));
     let approver = dipylon_sdk::client::ApproverClient::new(endpoint, key);
     let refused = approver.access_requests().await.expect_err("another URL");
     assert!(refused.correlation().is_some(), "{refused:?}");

@@ -75,6 +75,7 @@ async fn a_full_disk_is_not_ready_but_alive() {
     assert_eq!(refused(opened), Reason::JournalUnavailable);
     let ready = get("/readyz").await;
     assert_eq!(ready.status, 503);
+    assert_eq!(ready.header("retry-after"), Some("1"), "the reason's delay");
     let problem = ready.json();
     assert_eq!(problem["reason"], "JOURNAL_UNAVAILABLE");
     let detail = problem["detail"].as_str().expect("a detail");

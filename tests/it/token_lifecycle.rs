@@ -106,7 +106,7 @@ async fn gate_1_errors_are_indistinguishable() {
         .await
         .expect_err("not registered");
     assert_eq!(
-        (refusal.reason, refusal.authenticated),
+        (refusal.reason, refusal.gives_nonce),
         (Reason::NotAuthenticated, false)
     );
     let triage = b.agent("triage");

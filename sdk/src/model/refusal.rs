@@ -161,8 +161,8 @@ refusals! {
         "no registered validator has this audience",
         "audiences are in people.toml of the policy bundle, with their validators";
     InvalidTtl = "INVALID_TTL" InvalidArgument UsageError Caller Never,
-        "the requested lifetime is zero, negative, or above the maximum",
-        "request at least one second and at most the maximum in the message";
+        "a duration of the request is outside its bounds",
+        "request a duration within the bounds that the message gives";
     InvalidPolicyBundle = "INVALID_POLICY_BUNDLE" InvalidArgument Failed Caller Never,
         "the policy bundle is invalid",
         "'dipylon policy check DIR' lists every problem with file and line";
@@ -228,7 +228,7 @@ refusals! {
         "wait until approvers have decided, or cancel requests that are not needed";
     DenialBackoff = "DENIAL_BACKOFF" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
         "approvers denied requests of this agent recently; new ones have to wait",
-        "wait for the time that the message or RetryInfo gives, and request something else";
+        "wait for the time that the message and RetryInfo give, up to half an hour, and request something else";
     TooManyTasks = "TOO_MANY_TASKS" ResourceExhausted LimitExceeded Caller AfterMs(MINUTE_MS),
         "the agent has too many running tasks",
         "complete finished tasks: 'dipylon task complete'";

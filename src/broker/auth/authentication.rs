@@ -164,11 +164,15 @@ impl Broker {
                 self.check_rate_limit(call, CallerId::Agent(task.opened.agent.clone()))?;
                 Ok((Arc::clone(task), possession))
             }
-            (Ok(_), None) | (Err(VerifyError::TaskKeyMismatch), _) => Err(self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no task {id} bound to this key"),
-            )),
+            // Any key makes a proof: this one belongs to no task the call may name.
+            (Ok(_), None) | (Err(VerifyError::TaskKeyMismatch), _) => Err(Refusal {
+                gives_nonce: true,
+                ..self.refuse_unauthenticated(
+                    call.method,
+                    Reason::NotFound,
+                    format!("no task {id} bound to this key"),
+                )
+            }),
             (Err(error), _) => Err(self.refuse_gate_1(call.method, &error)),
         }
     }
@@ -177,7 +181,7 @@ impl Broker {
         if call.allowed_roles.contains(&CallerRole::Agent) {
             return Ok(());
         }
-        Err(self.refuse(
+        Err(self.refuse_unauthenticated(
             call.method,
             Reason::NotPermitted,
             "the method does not allow agents",

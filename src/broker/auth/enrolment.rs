@@ -195,7 +195,7 @@ impl Broker {
     ) -> Result<PersonId, Refusal> {
         let label = label.trim();
         if let Err(e) = check_visible("label", label, LABEL_BYTES_MAX) {
-            return Err(self.refuse(method, Reason::Malformed, e.to_string()));
+            return Err(self.malformed(method, &e));
         }
         self.transaction(
             method,
@@ -419,10 +419,7 @@ impl Broker {
     }
 
     fn unknown_invitation(&self, method: &'static str, why: &str) -> Refusal {
-        Refusal {
-            authenticated: false,
-            ..self.refuse(method, Reason::InvalidInvitation, why)
-        }
+        self.refuse_unauthenticated(method, Reason::InvalidInvitation, why)
     }
 }
 

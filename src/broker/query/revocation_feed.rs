@@ -107,11 +107,14 @@ impl Broker {
         )
     }
 
-    /// Whether a validator of this id is still registered: a watch ends when its caller leaves the policy bundle.
-    pub fn is_registered(&self, id: &ServiceId) -> bool {
+    /// Requires that a validator is still registered: a watch ends when its caller leaves the policy bundle.
+    pub fn require_registered(&self, method: &'static str, id: &ServiceId) -> Result<(), Refusal> {
         let validator = |service: &RegisteredService| service.kind == ServiceKind::Validator;
-        self.projections
-            .rules()
-            .is_some_and(|rules| rules.bundle.service(id).is_some_and(validator))
+        let rules = self.projections.rules();
+        if rules.is_some_and(|rules| rules.bundle.service(id).is_some_and(validator)) {
+            return Ok(());
+        }
+        let message = "no longer a registered validator; ask an operator";
+        Err(self.refuse(method, Reason::NotPermitted, message))
     }
 }

@@ -121,8 +121,11 @@ impl EventPrinter {
     pub(super) fn error(self, error: &CliError, exit: u8) {
         if self.json {
             let mut members = error.to_json();
-            members["error"]["exit"] = json!(exit);
-            members["exit"] = json!(exit);
+            for object in ["", "/error"] {
+                if let Some(members) = members.pointer_mut(object).and_then(|m| m.as_object_mut()) {
+                    members.insert("exit".to_owned(), json!(exit));
+                }
+            }
             self.event("failed", "", members);
         } else {
             let next_step = error.next_step.as_ref();

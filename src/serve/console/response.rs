@@ -15,6 +15,7 @@ use crate::broker::Refusal;
 use crate::model::text::escape_invisible_capped;
 use crate::model::{Code, ParseError, Reason};
 use crate::serve::errors::{self, ErrorForm};
+use crate::serve::request_log::route_label;
 use crate::serve::routes::{Route, RouteKind};
 
 /// Longest message shown of a refusal, in characters.
@@ -27,7 +28,7 @@ struct ErrorPage {
     title: &'static str,
     message: String,
     advice: &'static str,
-    correlation: Option<String>,
+    correlation: String,
     link: (&'static str, &'static str),
 }
 
@@ -125,7 +126,8 @@ pub(super) fn render_error(
 fn render_refusal(console: &Console, route: &Route, path: &str, refusal: &Refusal) -> Response {
     if refusal.reason.code() == Code::Unauthenticated && route.kind == RouteKind::Page {
         // Without a session, or after its end: to the sign-in page, and back here after it.
-        return Redirect::to(&page::sign_in_url(path)).into_response();
+        let redirect = Redirect::to(&page::sign_in_url(path)).into_response();
+        return errors::mark_unlogged(redirect, refusal);
     }
     error_response(console, route, errors::http_status(refusal.reason), refusal)
 }
@@ -137,25 +139,28 @@ fn error_response(
     refusal: &Refusal,
 ) -> Response {
     match route.kind {
-        RouteKind::Page | RouteKind::Form => {
-            let (title, advice) = title_and_advice(refusal.reason.code());
-            let page = ErrorPage {
-                page: Page::signed_out(console, title),
-                title,
-                message: escape_invisible_capped(&refusal.message, MESSAGE_CHARS_MAX),
-                advice,
-                correlation: Some(refusal.correlation.to_string()),
-                link: match refusal.reason.code() {
-                    Code::Unauthenticated => ("/console/sign-in", "Sign in"),
-                    _ => TO_INBOX,
-                },
-            };
-            errors::with_error_headers(with_status(status, &page), refusal)
-        }
+        RouteKind::Page | RouteKind::Form => error_page(console, status, refusal),
         RouteKind::Json | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
             errors::problem(status, refusal)
         }
     }
+}
+
+fn error_page(console: &Console, status: StatusCode, refusal: &Refusal) -> Response {
+    let code = refusal.reason.code();
+    let (title, advice) = title_and_advice(code);
+    let page = ErrorPage {
+        page: Page::signed_out(console, title),
+        title,
+        message: escape_invisible_capped(&refusal.message, MESSAGE_CHARS_MAX),
+        advice,
+        correlation: refusal.correlation.to_string(),
+        link: match code {
+            Code::Unauthenticated => ("/console/sign-in", "Sign in"),
+            _ => TO_INBOX,
+        },
+    };
+    errors::with_error_headers(with_status(status, &page), refusal)
 }
 
 const TO_INBOX: (&str, &str) = ("/console", "Back to the inbox");
@@ -184,27 +189,30 @@ const fn title_and_advice(code: Code) -> (&'static str, &'static str) {
 }
 
 /// The page for a path without a route.
-pub(super) fn not_found(console: &Console) -> Response {
-    let (title, advice) = title_and_advice(Code::NotFound);
-    let page = ErrorPage {
-        page: Page::signed_out(console, title),
-        title,
+pub(super) fn not_found(console: &Console, path: &str) -> Response {
+    let refusal = Refusal {
         message: "The console has no such page.".to_owned(),
-        advice,
-        correlation: None,
-        link: TO_INBOX,
+        ..console.broker.refuse_unauthenticated(
+            route_label(path),
+            Reason::NotFound,
+            "the console has no page with this path",
+        )
     };
-    with_status(StatusCode::NOT_FOUND, &page)
+    error_page(console, StatusCode::NOT_FOUND, &refusal)
 }
 
 /// The response to a request for another host.
-pub(super) fn misdirected(console: &Console, form: ErrorForm) -> Response {
+pub(super) fn misdirected(console: &Console, route: &Route, form: ErrorForm) -> Response {
     let refusal = Refusal {
         message: format!(
             "this host name is not the console's: open {}/console",
             console.origin
         ),
-        ..console.broker.refuse_unrecorded(Reason::NotPermitted, None)
+        ..console.broker.refuse_unauthenticated(
+            route.name,
+            Reason::NotPermitted,
+            "the host of the request is not the console's",
+        )
     };
     errors::respond(
         &console.broker,
@@ -215,11 +223,6 @@ pub(super) fn misdirected(console: &Console, form: ErrorForm) -> Response {
 }
 
 /// The response to a change that another site requested, or to a page that it would not show.
-pub(super) fn cross_site(console: &Console, route: &Route) -> Response {
-    let refusal = Refusal {
-        message: "The request did not come from a page of this console. Nothing was done."
-            .to_owned(),
-        ..console.broker.refuse_unrecorded(Reason::NotPermitted, None)
-    };
-    error_response(console, route, StatusCode::FORBIDDEN, &refusal)
+pub(super) fn cross_site(console: &Console, route: &Route, refusal: &Refusal) -> Response {
+    error_response(console, route, StatusCode::FORBIDDEN, refusal)
 }

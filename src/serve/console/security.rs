@@ -70,24 +70,24 @@ pub(super) async fn guard(
     }
     let Some(route) = route else {
         return match form {
-            ErrorForm::Page => response::not_found(&console),
+            ErrorForm::Page => response::not_found(&console, request.uri().path()),
             ErrorForm::Problem | ErrorForm::Grpc => StatusCode::NOT_FOUND.into_response(),
         };
     };
     if !host_matches(&console.origin, &request) {
         // A foreign name may resolve to this address (DNS rebinding).
-        return response::misdirected(&console, form);
+        return response::misdirected(&console, route, form);
     }
     if route.is_mutation() && !is_same_origin(&console.origin, request.headers()) {
-        console.record_cross_site("origin", route);
-        return response::cross_site(&console, route);
+        let why = "cross-site request: a page of another site sent it";
+        return response::cross_site(&console, route, &console.refuse_cross_site(why, route));
     }
     if !route.is_mutation()
         && route.kind != RouteKind::Asset
         && !is_user_navigation(request.headers())
     {
-        console.record_cross_site("unseen", route);
-        return response::cross_site(&console, route);
+        let why = "cross-site request: no person would see the page";
+        return response::cross_site(&console, route, &console.refuse_cross_site(why, route));
     }
     if route.is_mutation() {
         request = match buffer_body(request).await {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::broker::Broker;
-use crate::model::{HttpOrigin, PersonId};
+use crate::broker::{Broker, Refusal};
+use crate::model::{HttpOrigin, PersonId, Reason};
 use crate::rate_limit::PerKeyLimit;
 use crate::serve::admission::AdmissionControl;
 use crate::serve::routes::Route;
@@ -41,9 +41,15 @@ impl Console {
         }
     }
 
-    /// Counts and logs a cross-site request, refused before its handler.
-    pub(super) fn record_cross_site(&self, by: &'static str, route: &'static Route) {
+    /// Counts and refuses a cross-site request before its handler.
+    pub(super) fn refuse_cross_site(&self, why: &'static str, route: &Route) -> Refusal {
         self.broker.metrics().refused(CROSS_SITE);
-        tracing::info!(method = route.name, by, "cross-site request rejected");
+        Refusal {
+            message: "The request did not come from a page of this console. Nothing was done."
+                .to_owned(),
+            ..self
+                .broker
+                .refuse_unauthenticated(route.name, Reason::NotPermitted, why)
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::convert;
 use super::service::GrpcService;
 use super::streams::{Messages, StreamSender};
 use crate::broker::{Broker, FeedStart};
-use crate::model::{ParseField as _, Reason, Secret, Timestamp, TokenId, UseId, UseOutcome};
+use crate::model::{ParseField as _, Secret, Timestamp, TokenId, UseId, UseOutcome};
 use crate::proto::convert::{position, position_to_wire, timestamp_to_wire};
 use crate::proto::v1;
 use crate::proto::v1::watch_revocations_response::Message;
@@ -139,13 +139,7 @@ async fn watch(
     }
     loop {
         tail.borrow_and_update();
-        if !broker.is_registered(&start.caller) {
-            let message = "no longer a registered validator; ask an operator";
-            let refusal = broker.refuse_unauthenticated(
-                WATCH_REVOCATIONS.name,
-                Reason::NotPermitted,
-                message,
-            );
+        if let Err(refusal) = broker.require_registered(WATCH_REVOCATIONS.name, &start.caller) {
             return sender.end(status(&refusal, &broker)).await;
         }
         let (events, read_through, last_event) = broker.feed_after(after);

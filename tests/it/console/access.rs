@@ -83,6 +83,18 @@ async fn anonymous_console_access() {
         let answer = browser.get(path).await;
         assert_eq!(answer.status, 404, "{path}");
         assert_security_headers(&answer, path);
+        // The page for people has the correlation id too, and an operator finds it.
+        let page = browser.send("GET", path, &[("accept", "text/html")], "");
+        let page = page.await;
+        assert_eq!(page.status, 404, "{path}");
+        assert!(
+            page.header("content-type")
+                .is_some_and(|kind| kind.starts_with("text/html"))
+        );
+        let (_, id) = page.body.split_once("cor_").expect("a correlation id");
+        let id = format!("cor_{}", id.split('<').next().expect("an id"));
+        let explained = s.operator("olga").explain(&id).await.expect("remembered");
+        assert!(explained.headline.contains("NOT_FOUND"), "{explained:?}");
     }
 }
 
