@@ -121,8 +121,13 @@ impl EventPrinter {
     pub(super) fn error(self, error: &CliError, exit: u8) {
         if self.json {
             let mut members = error.to_json();
-            members["error"]["exit"] = json!(exit);
-            members["exit"] = json!(exit);
+            let inner = members.get_mut("error").and_then(Value::as_object_mut);
+            if let Some(inner) = inner {
+                inner.insert("exit".to_owned(), json!(exit));
+            }
+            if let Some(members) = members.as_object_mut() {
+                members.insert("exit".to_owned(), json!(exit));
+            }
             self.event("failed", "", members);
         } else {
             let next_step = error.next_step.as_ref();
