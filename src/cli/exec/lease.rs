@@ -9,14 +9,14 @@ use crate::clock::Clock;
 /// How long the task runs for certain: a heartbeat's length after the broker was last asked to extend it and did. Clones share
 /// it. A broker that was away may extend the task later; until it answers, the task may have ended.
 #[derive(Clone)]
-pub(super) struct Lease {
+pub(super) struct TaskLease {
     clock: Clock,
     length: Duration,
     /// In milliseconds of uptime.
     until_ms: Arc<AtomicU64>,
 }
 
-impl Lease {
+impl TaskLease {
     /// A lease that the broker granted to a call sent at `sent_at`, in uptime.
     pub(super) fn new(clock: Clock, heartbeat_s: u32, sent_at: Duration) -> Self {
         let lease = Self {
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn a_lease_lapses_a_heartbeat_after_the_call_that_extended_it() {
         let (clock, manual) = Clock::manual(Timestamp::from_secs(1));
-        let lease = Lease::new(clock.clone(), 2, clock.uptime());
+        let lease = TaskLease::new(clock.clone(), 2, clock.uptime());
         manual.advance_millis(1_999);
         assert!(lease.is_current());
         let sent_at = lease.now();

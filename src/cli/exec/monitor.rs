@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::lease::Lease;
+use super::lease::TaskLease;
 use crate::client::{AccessToken, TaskHandle};
 use crate::model::Reason;
 
@@ -24,7 +24,7 @@ impl Drop for TaskMonitor {
 impl TaskMonitor {
     /// Starts sending heartbeats, if the task has them. A broker that is away is retried until it answers: only its answer
     /// ends the task.
-    pub(super) fn start(task: TaskHandle, lease: Option<Lease>) -> Self {
+    pub(super) fn start(task: TaskHandle, lease: Option<TaskLease>) -> Self {
         let (ended, end_cause) = watch::channel(None);
         let sender = tokio::spawn(async move {
             // Kept, so that a task without heartbeats does not look ended.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::ExecArgs;
 use super::events::EventPrinter;
-use super::lease::Lease;
+use super::lease::TaskLease;
 use super::run::ExecRun;
 use super::saved::{ResumeData, SavedExec, TaskKeySource};
 use crate::cli::Common;
@@ -135,7 +135,7 @@ impl ExecPlan {
             } => {
                 let sent_at = clock.uptime();
                 let task = agent.open_task(&opening).await?;
-                let lease = |heartbeat_s| Lease::new(clock.clone(), heartbeat_s, sent_at);
+                let lease = |heartbeat_s| TaskLease::new(clock.clone(), heartbeat_s, sent_at);
                 let verification = task.verification().cloned().unwrap_or_default();
                 events.event(
                     "verified",

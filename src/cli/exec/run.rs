@@ -11,7 +11,7 @@ use super::delivery::{Delivery, RESERVED_ENV};
 use super::delivery_options::DeliveryOptions;
 use super::events::EventPrinter;
 use super::exit_code;
-use super::lease::Lease;
+use super::lease::TaskLease;
 use super::monitor::TaskMonitor;
 use super::program::{self, Signals, Spawn};
 use super::saved::{ResumeData, SavedExec, TaskKeySource};
@@ -39,7 +39,7 @@ pub(super) struct ExecRun {
     pub(super) token_request: TokenRequest,
     pub(super) resume_data: Option<ResumeData>,
     /// The lease of a task with a heartbeat; `None`: the task ends at its deadline.
-    pub(super) lease: Option<Lease>,
+    pub(super) lease: Option<TaskLease>,
     /// The state that another process can resume: saved by an earlier process, or by this one while approvers are awaited.
     pub(super) saved: Option<SavedExec>,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::lease::Lease;
+use super::lease::TaskLease;
 use super::upstream::Upstream;
 use crate::client::{AccessToken, DpopHeaders, Error};
 use crate::clock::Clock;
@@ -19,7 +19,7 @@ pub(super) struct TokenHolder {
     /// The uptime from which the token is not sent, if the broker gave its lifetime: the wall clock may be wrong.
     usable_until: Option<Duration>,
     /// The lease of the task, if it has one.
-    lease: Option<Lease>,
+    lease: Option<TaskLease>,
     /// The resource server's newest nonce (RFC 9449 §9).
     nonce: Mutex<Option<String>>,
     /// Why the token or its task ended, once it has.
@@ -55,7 +55,7 @@ impl TokenHolder {
         token: AccessToken,
         upstream: Upstream,
         clock: Clock,
-        lease: Option<Lease>,
+        lease: Option<TaskLease>,
     ) -> Self {
         let granted = token.ttl().and_then(|ttl| ttl.granted);
         let granted = granted.and_then(|seconds| u64::try_from(seconds).ok());

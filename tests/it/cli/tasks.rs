@@ -171,7 +171,7 @@ async fn a_task_that_could_not_be_saved_is_not_opened() {
     }
     let mut unwritable = setup.program(&open);
     unwritable.env("XDG_STATE_HOME", &evidence);
-    for (program, why) in [(gone, "current directory"), (unwritable, "not a directory")] {
+    for (program, why) in [(gone, "current directory"), (unwritable, "Not a directory")] {
         finish(program).await.code(1).err_contains(why);
     }
     assert!(!removed.exists());
