@@ -494,7 +494,7 @@ async fn tasks_survive_a_stop_and_a_start_two_minutes_later() {
     assert_eq!(mark(&data), None);
 }
 
-fn terminate(process: &tokio::process::Child) {
+pub fn terminate(process: &tokio::process::Child) {
     let id = process.id().expect("it runs");
     let pid = Pid::from_raw(i32::try_from(id).expect("a pid")).expect("a pid");
     kill_process(pid, Signal::TERM).expect("SIGTERM");

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 use super::setup::{ExecSetup, READ, RunningCommand, SH};
+use crate::outages::terminate;
 use crate::support::DOMAIN;
 use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::wait::in_time;
@@ -283,10 +284,12 @@ async fn a_lapsed_lease_holds_requests_until_the_broker_answers() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };
     in_time("an answer", until_answered("served")).await;
-    broker.kill().await.expect("SIGKILL");
+    // A clean stop: only after one does the next start excuse heartbeats.
+    terminate(&broker);
+    let stopped = in_time("the stop", broker.wait()).await.expect("waited");
+    assert!(stopped.success(), "{stopped}");
     let held = in_time("a lapse", until_answered("TASK_UNCONFIRMED")).await;
     assert!(held.contains("\"status\":503"), "{held}");
-    // The broker does not end tasks whose heartbeat it could not have heard.
     let mut broker = realm.broker_with_log(Stdio::null(), "error").await;
     in_time("an answer", until_answered("served")).await;
     drop(go);
