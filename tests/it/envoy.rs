@@ -19,29 +19,19 @@ use dipylon_sdk::model::TaskOutcome;
 
 use crate::support::certificate_authority::Authority;
 use crate::support::cli_deployment::{CliDeployment, RunningBroker};
+use crate::support::requirement::skip_without;
 use crate::support::served_broker::token_request;
 use crate::support::wait::in_time;
 use crate::support::{CASES, DOMAIN, disable, read_case};
 
-/// The binary; `None`, said aloud, where there is none.
+/// The binary; `None` where it is not installed, and the test is skipped.
 fn envoy() -> Option<PathBuf> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/envoy");
     if file.exists() {
         return Some(file);
     }
-    let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|what| what == "envoy"),
-        "{} is required here: run .ci/envoy-tools",
-        file.display()
-    );
-    // Not by `eprintln!`, which a passing test captures.
-    let said = writeln!(
-        std::io::stderr(),
-        "SKIPPED: no {}: .ci/envoy-tools installs it",
-        file.display()
-    );
-    said.expect("stderr");
+    let missing = format!("no {}: .ci/envoy-tools installs it", file.display());
+    skip_without("envoy", missing);
     None
 }
 

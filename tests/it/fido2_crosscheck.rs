@@ -11,6 +11,7 @@ use ciborium::value::Value as Cbor;
 use dipylon::webauthn::{self, Assertion, Registration, RelyingParty, WebauthnError};
 use serde_json::{Value, json};
 
+use crate::support::requirement::skip_without;
 use crate::support::software_authenticator::{
     KeyKind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded,
 };
@@ -38,19 +39,7 @@ impl Fido2Process {
             .status()
             .is_ok_and(|status| status.success());
         if !has {
-            let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
-            assert!(
-                !required.split(',').any(|what| what == "python"),
-                "{} has no fido2, which is required here",
-                python.display()
-            );
-            // Not by `eprintln!`, which a passing test captures.
-            writeln!(
-                std::io::stderr(),
-                "SKIPPED: passkeys are not compared with a second library: {} has no fido2",
-                python.display()
-            )
-            .expect("stderr");
+            skip_without("python", format_args!("{} has no fido2", python.display()));
             return None;
         }
         let mut child = Command::new(&python)

@@ -1,7 +1,6 @@
 //! A real nginx in front of the broker: the example's configuration carries gRPC, and `auth_request` pointed at a gRPC method
 //! lets nothing through. Without nginx the tests print that they are skipped; with `DIPYLON_REQUIRE=nginx` they fail.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,6 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::support::certificate_authority::{Authority, replace_file};
 use crate::support::raw_http::{http1, raw_http1};
+use crate::support::requirement::skip_without;
 use crate::support::served_broker::ServedBroker;
 use crate::support::wait::until;
 
@@ -23,14 +23,7 @@ fn is_skipped() -> bool {
     if Path::new(NGINX).exists() {
         return false;
     }
-    let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|r| r == "nginx"),
-        "required but not installed: {NGINX}"
-    );
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    let _written = writeln!(std::io::stderr(), "SKIPPED {test}: there is no {NGINX}");
+    skip_without("nginx", format_args!("there is no {NGINX}"));
     true
 }
 

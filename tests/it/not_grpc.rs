@@ -1,7 +1,6 @@
 //! Requests to gRPC paths that are not gRPC: never a 2xx status, never an effect; and gRPC calls to paths without a method.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::process::Command;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::DOMAIN;
 use crate::support::raw_http::{Answer, Http2};
+use crate::support::requirement::skip_without;
 use crate::support::served_broker::ServedBroker;
 use crate::support::transport_server::{TestServer, TransportSetup};
 
@@ -194,19 +194,12 @@ async fn paths_without_a_method() {
     }
 }
 
-/// Whether curl is not installed, so that the test is skipped (and prints so); with `DIPYLON_REQUIRE=curl` it fails instead.
+/// Whether curl is not installed, so that the test is skipped.
 fn is_curl_missing() -> bool {
     if Command::new("curl").arg("--version").output().is_ok() {
         return false;
     }
-    let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|r| r == "curl"),
-        "required but not installed: curl"
-    );
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    let _written = writeln!(std::io::stderr(), "SKIPPED {test}: there is no curl");
+    skip_without("curl", "there is no curl");
     true
 }
 

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::support::requirement::skip_without;
+
 /// Limit for conditions that must hold eventually.
 const GENEROUS: Duration = Duration::from_secs(30);
 /// Limit for a browser to close by itself.
@@ -117,8 +119,7 @@ fn installed(name: &str) -> bool {
     Path::new("/usr/bin").join(name).exists()
 }
 
-/// Whether no browser is installed, so that the test is skipped (and prints so). With
-/// `DIPYLON_REQUIRE=chromium` it fails instead.
+/// Whether no browser is installed, so that the test is skipped.
 pub fn is_skipped() -> bool {
     let missing: Vec<&str> = ["chromium", "chromedriver"]
         .into_iter()
@@ -127,18 +128,7 @@ pub fn is_skipped() -> bool {
     if missing.is_empty() {
         return false;
     }
-    let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|r| r == "chromium"),
-        "required but not installed: {missing:?}"
-    );
-    // The test harness names the thread after the test, and captures `println!` unless the test fails.
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    let _written = writeln!(
-        std::io::stderr(),
-        "SKIPPED {test}: /usr/bin has no {missing:?}"
-    );
+    skip_without("chromium", format_args!("/usr/bin has no {missing:?}"));
     true
 }
 

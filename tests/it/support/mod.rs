@@ -11,6 +11,7 @@ pub mod invariants;
 pub mod jwt_crosscheck;
 pub mod passkey_votes;
 pub mod raw_http;
+pub mod requirement;
 pub mod served_broker;
 pub mod software_authenticator;
 pub mod stats_recount;
