@@ -17,36 +17,37 @@ mod benchmarks;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
-use benchmarks::{Counts, ReplayMemory};
+use benchmarks::{Counts, PARTS, ReplayMemory};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args.as_slice() {
-        // A child of the run below: measures a replay in a process that holds nothing else.
-        ["--replay", dir, what] => {
-            println!(
-                "{}",
-                benchmarks::scale::replay(dir.as_ref(), *what == "state")
-            )
-        }
-        // cargo adds `--bench`.
-        ["--bench"] | [] => benchmarks::run(&Counts::full(), ReplayMemory::ChildProcess, &[]),
-        ["--quick", "--bench"] | ["--quick"] => {
-            benchmarks::run(&Counts::quick(), ReplayMemory::ChildProcess, &[])
-        }
-        ["--only", names, "--bench"] | ["--only", names] => {
-            benchmarks::run(
-                &Counts::full(),
-                ReplayMemory::ChildProcess,
-                &names.split(',').collect::<Vec<_>>(),
-            );
-        }
-        other => {
-            eprintln!(
-                "cargo bench [-- --quick | -- --only calls,offline,revocations,scale,approvals]; not {other:?}"
-            );
-            std::process::exit(2);
-        }
+    // cargo adds `--bench`.
+    let args: Vec<&str> = args
+        .iter()
+        .map(String::as_str)
+        .filter(|arg| *arg != "--bench")
+        .collect();
+    // A child of the run below: measures a replay in a process that holds nothing else.
+    if let ["--replay", dir] = args.as_slice() {
+        return println!("{}", benchmarks::scale::replay(dir.as_ref()));
     }
+    let (counts, rest) = match args.as_slice() {
+        ["--quick", rest @ ..] => (Counts::quick(), rest),
+        rest => (Counts::full(), rest),
+    };
+    let only: Vec<&str> = match rest {
+        [] => Vec::new(),
+        ["--only", names] => names.split(',').collect(),
+        _ => usage(rest),
+    };
+    if only.iter().any(|name| !PARTS.contains(name)) {
+        usage(&only);
+    }
+    benchmarks::run(&counts, ReplayMemory::ChildProcess, &only);
+}
+
+fn usage(got: &[&str]) -> ! {
+    let parts = PARTS.join(",");
+    eprintln!("expected cargo bench [-- [--quick] [--only {parts}]], got {got:?}");
+    std::process::exit(2);
 }

@@ -13,9 +13,11 @@ use tokio::sync::mpsc;
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, unique_number};
+use super::setup::{
+    BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, environment, unique_number,
+};
+use crate::support::disable;
 use crate::support::served_broker::token_request;
-use crate::support::{IDP, TestEnvironment, action};
 
 /// Agents that the access requests are spread over, half of them of each of two owners.
 const AGENTS: usize = 20;
@@ -26,10 +28,10 @@ const PER_CONNECTION: usize = 50;
 
 pub fn run(counts: &Counts, report: &mut Report) {
     report.part(&format!("{} pending access requests", counts.pending));
-    let setup = BenchSetup::start_in(env(counts.pending));
+    let setup = BenchSetup::start_in(environment(AGENTS, counts.pending.div_ceil(AGENTS * TASKS)));
     let requests = ask(&setup, counts.pending);
     assert_eq!(
-        setup.served.broker.state().unclosed_requests().len(),
+        setup.served.broker.show().unclosed_requests().len(),
         counts.pending
     );
     setup.load.block_on(async {
@@ -65,45 +67,6 @@ fn summary(took: &[u64], goal: &str) -> String {
     )
 }
 
-/// Enough accounts, agents that request actions on them, and limits that the benchmark never reaches.
-fn env(pending: usize) -> TestEnvironment {
-    let mut env = TestEnvironment::new();
-    let people = env.policy.get_mut("people.toml").expect("people");
-    *people = people.replace("wait = \"15m\"", "wait = \"1h\"").replace(
-        "asks_per_minute = 100000",
-        "asks_per_minute = 100000\npending_per_agent = 10000\npending_per_owner = 100000",
-    );
-    let agents = env.policy.get_mut("agents.toml").expect("agents");
-    for n in 0..AGENTS {
-        let owner = ["dana", "maria"][n % 2];
-        agents.push_str(&format!(
-            "\n[[agent]]\nid = \"a-{n}\"\nspiffe_id = \"spiffe://soc.example/agent/a-{n}\"\nowner = \"{owner}\"\nenvironment = \"prod\"\n\
-             model = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"account.disable\"]\n"
-        ));
-    }
-    let entities = env.policy.get_mut("entities.json").expect("entities");
-    let accounts: String = (0..pending.div_ceil(AGENTS * TASKS))
-        .map(|n| format!(
-            ", {{ \"uid\": {{ \"type\": \"Account\", \"id\": \"u-{n}\" }}, \"parents\": [], \"attrs\": {{ \"name\": \"U {n}\", \
-             \"environment\": {{ \"type\": \"Environment\", \"id\": \"prod\" }}, \"protected\": false }} }}"
-        ))
-        .collect();
-    let end = entities.rfind(']').expect("a list");
-    entities.insert_str(end, &accounts);
-    env
-}
-
-fn disable(n: usize) -> Action {
-    let sessions = [("end_sessions", Param::Bool(true))];
-    action(
-        "account.disable",
-        "Account",
-        &format!("u-{n}"),
-        IDP,
-        &sessions,
-    )
-}
-
 /// One access request and the task that opened it.
 struct PendingRequest {
     agent: String,
@@ -127,7 +90,7 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
         let mut requests = Vec::new();
         for n in 0..count {
             let (agent, holder) = &holders[n % holders.len()];
-            let action = disable(n / holders.len());
+            let action = disable(&format!("u-{}", n / holders.len()));
             let idempotency_key = format!("r-{}", unique_number());
             let ask = RequestTokenInput {
                 task: holder.task,
@@ -259,23 +222,28 @@ async fn vote_and_hear(
     // Spread over all, not only the first.
     let step = (requests.len() / votes.max(1)).max(1);
     for n in (0..requests.len()).step_by(step).take(votes) {
-        let card = lee.card(requests[n].id).await.expect("card");
-        let profile = ProfileName::parse("one-security").expect("profile");
-        let seen = ReviewedCard {
-            card: &card,
-            realm: &Realm::parse("test").expect("realm"),
-            profile: &profile,
-            verdict: Verdict::Approve,
-            narrowing: Narrowing::default(),
-            comment: None,
-        };
-        lee.vote(&seen).await.expect("the vote counts");
+        approve(&lee, requests[n].id).await;
         let answered = Instant::now();
         let (heard, at) = hears.recv().await.expect("heard");
         assert_eq!(heard, n, "only the watcher of this request is woken");
         took.push(nanos(at.saturating_duration_since(answered)));
     }
     took
+}
+
+/// Reads the card and approves the request.
+pub async fn approve(approver: &ApproverClient, id: AccessRequestId) {
+    let card = approver.card(id).await.expect("card");
+    let profile = ProfileName::parse("one-security").expect("profile");
+    let seen = ReviewedCard {
+        card: &card,
+        realm: &Realm::parse("test").expect("realm"),
+        profile: &profile,
+        verdict: Verdict::Approve,
+        narrowing: Narrowing::default(),
+        comment: None,
+    };
+    approver.vote(&seen).await.expect("the vote counts");
 }
 
 /// The tasks, spread over connections of [`PER_CONNECTION`] each.

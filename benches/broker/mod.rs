@@ -5,6 +5,7 @@
 mod approvals;
 mod calls;
 mod closed_loop;
+mod conflicts;
 mod fsync_probe;
 mod offline_validation;
 mod report;
@@ -39,6 +40,8 @@ pub struct Counts {
     pub watches: usize,
     /// Votes on the requests they wait for.
     pub votes: usize,
+    /// Times that sixteen tasks are opened at once, and sixteen access requests in them; at most 900.
+    pub bursts: usize,
 }
 
 impl Counts {
@@ -57,6 +60,7 @@ impl Counts {
             inboxes: 300,
             watches: 1_000,
             votes: 300,
+            bursts: 96,
         }
     }
 
@@ -75,6 +79,7 @@ impl Counts {
             inboxes: 30,
             watches: 50,
             votes: 20,
+            bursts: 8,
         }
     }
 
@@ -93,6 +98,7 @@ impl Counts {
             inboxes: 2,
             watches: 4,
             votes: 2,
+            bursts: 2,
         }
     }
 }
@@ -107,6 +113,17 @@ pub enum ReplayMemory {
     #[allow(dead_code, reason = "used by the test")]
     ThisProcess,
 }
+
+/// The names of the parts.
+#[allow(dead_code, reason = "for the bench")]
+pub const PARTS: [&str; 6] = [
+    "calls",
+    "offline",
+    "revocations",
+    "conflicts",
+    "scale",
+    "approvals",
+];
 
 /// Runs the named benchmarks, or all when none is named, and prints the report.
 pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
@@ -124,6 +141,9 @@ pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
         if wanted("revocations") {
             revocation_latency::run(&setup, counts, &mut report);
         }
+    }
+    if wanted("conflicts") {
+        conflicts::run(counts, &mut report);
     }
     if wanted("scale") {
         scale::run(counts, measured, &mut report);

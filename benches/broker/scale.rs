@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dipylon::journal::{Committed, FaultInjection, Journal, JournalOptions, JournalReader};
-use dipylon::state::State;
+use dipylon::journal::{FaultInjection, Journal, JournalOptions, JournalReader};
+use dipylon::state::{State, StateFold};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::{AgentId, EndCause, Entry, Event};
 
@@ -48,14 +48,10 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
         .expect("reads");
     let each = |total: u64| total / counts.grants as u64;
     // Memory of a start without any grant is subtracted.
-    let (none, versions, state) = match measured {
-        ReplayMemory::ChildProcess => (
-            child(&without, "state"),
-            child(&copy, "versions"),
-            child(&copy, "state"),
-        ),
+    let (none, state) = match measured {
+        ReplayMemory::ChildProcess => (child(&without), child(&copy)),
         // Once is enough: its writer releases the directory at an unknown time.
-        ReplayMemory::ThisProcess => ([0, 0], [0, 0], read(&replay(&copy, true))),
+        ReplayMemory::ThisProcess => ([0, 0], read(&replay(&copy))),
     };
     report.line(
         "memory of one grant, state and versions",
@@ -63,10 +59,6 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
             "{} bytes   (goal: at most 600)",
             each(state[0].saturating_sub(none[0]))
         ),
-    );
-    report.line(
-        "  of which the writer's stream versions",
-        &format!("{} bytes", each(versions[0].saturating_sub(none[0]))),
     );
     report.line(
         "canonical bytes of one grant in the journal",
@@ -90,12 +82,13 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-pub fn replay(dir: &Path, with_state: bool) -> String {
+pub fn replay(dir: &Path) -> String {
     let state = Arc::new(State::default());
-    let fold = state.clone();
+    let fold = StateFold::new(Arc::clone(&state), |_| {});
     let options = JournalOptions {
         realm: settings().realm,
         clock: Clock::system(),
+        latest_seen: Arc::default(),
         faults: FaultInjection {
             keep_wal: true,
             ..FaultInjection::default()
@@ -104,12 +97,7 @@ pub fn replay(dir: &Path, with_state: bool) -> String {
     };
     let before = resident_bytes();
     let start = Instant::now();
-    let apply = Box::new(move |committed: &Committed| {
-        if with_state {
-            fold.apply(committed);
-        }
-    });
-    let journal = Journal::open(dir, options, apply).expect("replays");
+    let journal = Journal::open(dir, options, Box::new(fold)).expect("replays");
     let took = start.elapsed();
     let after = resident_bytes();
     drop(journal);
@@ -135,12 +123,11 @@ fn read(line: &str) -> [u64; 2] {
     numbers.try_into().expect("two numbers")
 }
 
-fn child(dir: &Path, what: &str) -> [u64; 2] {
+fn child(dir: &Path) -> [u64; 2] {
     let exe = std::env::current_exe().expect("this program");
     let out = Command::new(exe)
         .arg("--replay")
         .arg(dir)
-        .arg(what)
         .output()
         .expect("runs");
     assert!(

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dipylon::broker::{Broker, CallContext, RequestTokenInput};
 use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, RateLimitConfig};
 use dipylon::serve::authorization;
+use dipylon::verify::evidence_hash;
 use dipylon_sdk::client::{AgentClient, OpenTaskRequest};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
@@ -35,6 +36,7 @@ pub struct TaskHolder {
 /// Connections shared by all callers.
 const CONNECTIONS: usize = 4;
 
+const OPEN_TASK: &str = "dipylon.v1.TaskService/OpenTask";
 pub const REQUEST_TOKEN: &str = "dipylon.v1.TaskService/RequestToken";
 pub const INTROSPECT: &str = "dipylon.v1.TokenService/Introspect";
 
@@ -110,7 +112,17 @@ impl BenchSetup {
         holders: &[TaskHolder],
         count: usize,
     ) -> Vec<(RequestTokenInput, Secret)> {
-        let (action, nonce) = (read_case(), self.served.broker.nonce());
+        self.token_requests_for(&read_case(), holders, count)
+    }
+
+    /// The same for any action.
+    pub fn token_requests_for(
+        &self,
+        action: &Action,
+        holders: &[TaskHolder],
+        count: usize,
+    ) -> Vec<(RequestTokenInput, Secret)> {
+        let nonce = self.served.broker.nonce();
         let adg = Some(action.digest());
         let ask = |holder: &TaskHolder| {
             let ask = RequestTokenInput {
@@ -128,12 +140,48 @@ impl BenchSetup {
         holders.iter().cycle().take(count).map(ask).collect()
     }
 
+    /// Requests of an agent to open tasks, each with its key and proof.
+    pub fn open_task_requests(
+        &self,
+        agent: &str,
+        count: usize,
+    ) -> Vec<(Arc<SigningKey>, tonic::Request<v1::OpenTaskRequest>)> {
+        let evidence = self.served.evidence(agent);
+        let svid = self.load.block_on(evidence.fetch()).expect("evidence");
+        let evidence = Evidence::JwtSvid(svid);
+        let (hash, nonce) = (evidence_hash(&evidence), self.served.broker.nonce());
+        let ask = |_| {
+            let key = Arc::new(SigningKey::generate().expect("key").0);
+            let message = v1::OpenTaskRequest {
+                evidence: Some(convert::evidence_to_wire(&evidence)),
+                purpose: "contain INC-8841".to_owned(),
+                max_duration: Some(convert::seconds_to_wire(3_600)),
+                idempotency_key: format!("open-{}", unique_number()),
+                heartbeat: None,
+            };
+            let proof = self.proof_with_evidence(OPEN_TASK, &key, None, Some(hash), &nonce);
+            (key, wire(message, &proof))
+        };
+        (0..count).map(ask).collect()
+    }
+
     /// A proof for a method of the broker.
     pub fn proof(
         &self,
         method: &str,
         key: &SigningKey,
         adg: Option<Digest>,
+        nonce: &str,
+    ) -> Secret {
+        self.proof_with_evidence(method, key, adg, None, nonce)
+    }
+
+    fn proof_with_evidence(
+        &self,
+        method: &str,
+        key: &SigningKey,
+        adg: Option<Digest>,
+        evidence_hash: Option<Digest>,
         nonce: &str,
     ) -> Secret {
         let claims = dpop::ProofClaims {
@@ -144,7 +192,7 @@ impl BenchSetup {
             nonce: Some(nonce),
             ath: None,
             action_digest: adg,
-            evidence_hash: None,
+            evidence_hash,
         };
         dpop::create(key, &claims).expect("proof")
     }
@@ -187,6 +235,35 @@ pub fn wire_token_request(ask: &RequestTokenInput) -> v1::RequestTokenRequest {
         wait: None,
         evidence: None,
     }
+}
+
+/// Agents `a-0`, `a-1` and so on that read cases and request to disable the accounts `u-0`, `u-1` and so on, half of the
+/// agents of each of two owners, and approval limits that the benchmarks never reach.
+pub fn environment(agents: usize, accounts: usize) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    *people = people.replace("wait = \"15m\"", "wait = \"1h\"").replace(
+        "asks_per_minute = 100000",
+        "asks_per_minute = 100000\npending_per_agent = 10000\npending_per_owner = 100000",
+    );
+    let file = env.policy.get_mut("agents.toml").expect("agents");
+    for n in 0..agents {
+        let owner = ["dana", "maria"][n % 2];
+        file.push_str(&format!(
+            "\n[[agent]]\nid = \"a-{n}\"\nspiffe_id = \"spiffe://soc.example/agent/a-{n}\"\nowner = \"{owner}\"\nenvironment = \"prod\"\n\
+             model = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"case.read\", \"account.disable\"]\n"
+        ));
+    }
+    let entities = env.policy.get_mut("entities.json").expect("entities");
+    let accounts: String = (0..accounts)
+        .map(|n| format!(
+            ", {{ \"uid\": {{ \"type\": \"Account\", \"id\": \"u-{n}\" }}, \"parents\": [], \"attrs\": {{ \"name\": \"U {n}\", \
+             \"environment\": {{ \"type\": \"Environment\", \"id\": \"prod\" }}, \"protected\": false }} }}"
+        ))
+        .collect();
+    let end = entities.rfind(']').expect("a list");
+    entities.insert_str(end, &accounts);
+    env
 }
 
 /// A number unique in this process.

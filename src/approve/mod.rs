@@ -1,21 +1,18 @@
 //! Gate 2: should this action happen now, on this target?
 //!
-//! In: [`Verified`], the requested terms, the access request that waits for it (if any) with its votes, the rules in force,
-//! `now`.
+//! In: [`Verified`], with the round it was made in; the requested terms; the access request that waits for it (if any) with its votes.
 //! Out: [`GateDecision`]: approved, pending on votes, or denied. [`Approved`] and [`Reapproved`] can be made only here.
 //! Trusts the rules and registered keys. Refuses what no rule allows. Never sees evidence, the journal or the agent's text.
 
 pub mod vote_proof;
 pub mod votes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::policy::{
-    ActivePolicy, AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, StepUpProfile,
-};
-use crate::state::{AccessRequest, CredentialStore, Grant, RecordedGrant};
+use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, StepUpProfile};
+use crate::state::{AccessRequest, Grant, Read, Recorded, VoteRecord};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
 use vote_proof::VoteProofCache;
@@ -30,15 +27,6 @@ pub struct TokenTerms {
     pub ttl: i64,
 }
 
-/// Whether the action is frozen, and the version of that stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ActionFreezeStatus {
-    /// Frozen by an operator.
-    pub frozen: bool,
-    /// Version of the action's freeze.
-    pub version: Version,
-}
-
 /// Limits of every decision.
 #[derive(Debug, Clone)]
 pub struct DecisionLimits {
@@ -50,13 +38,9 @@ pub struct DecisionLimits {
     pub ttl_cap: i64,
 }
 
-/// Inputs of a decision that do not belong to the request.
+/// What a decision takes beside the request and the records it reads.
 #[derive(Clone, Copy)]
 pub struct DecisionContext<'a> {
-    /// The rules in force.
-    pub rules: &'a ActivePolicy,
-    /// People's passkeys and revoked keys.
-    pub credentials: &'a CredentialStore,
     /// Limits of every decision.
     pub limits: &'a DecisionLimits,
     /// Votes whose proof verified before.
@@ -64,10 +48,11 @@ pub struct DecisionContext<'a> {
 }
 
 impl<'a> DecisionContext<'a> {
-    fn voter_context(self) -> VoterContext<'a> {
+    /// The inputs of vote eligibility in a round, under the rules it read.
+    pub const fn voters(self, read: &'a Read, bundle: &'a PolicyBundle) -> VoterContext<'a> {
         VoterContext {
-            bundle: &self.rules.bundle,
-            credentials: self.credentials,
+            read,
+            bundle,
             realm: &self.limits.realm,
             party: &self.limits.party,
             proofs: self.proofs,
@@ -77,9 +62,9 @@ impl<'a> DecisionContext<'a> {
 
 /// The decision of gate 2. A denial is a decision; an `Err` means that it could not decide.
 #[derive(Debug)]
-pub enum GateDecision {
+pub enum GateDecision<'r> {
     /// Exactly this action is allowed.
-    Approved(Box<Approved>),
+    Approved(Box<Approved<'r>>),
     /// Votes are needed first.
     Pending(Box<PendingDecision>),
     /// Denied.
@@ -98,24 +83,22 @@ pub enum ApproveError {
     /// Less than a second of lifetime is left.
     #[error("no time is left: {0}")]
     NoTime(&'static str),
-    /// The rules changed between the two gates.
-    #[error("the rules changed meanwhile")]
-    RulesChanged,
+    /// The rules in force would not issue the recorded grant.
+    #[error("the rules in force would not issue it")]
+    NotAllowed,
 }
 
-/// An approval of one action, once: made only by [`decide`], spent by moving it into the mint.
+/// An approval of one action, once: made only by [`decide`], spent by moving it into the mint. It cannot leave its round.
 #[derive(Debug)]
-pub struct Approved {
-    verified: Verified,
+pub struct Approved<'r> {
+    verified: Verified<'r>,
     action: Action,
     sensitive: BTreeSet<String>,
     uses: Option<u32>,
     ttl: i64,
     approval: Option<ApprovalClaim>,
-    consumes: Option<(AccessRequestId, Version)>,
+    consumes: Option<AccessRequestId>,
     decision: crate::model::DecisionRecord,
-    counted: BTreeMap<PersonId, Version>,
-    freeze: Version,
     not_after: Timestamp,
 }
 
@@ -132,8 +115,6 @@ pub struct PendingDecision {
     pub uses: Option<u32>,
     /// Seconds until the request expires: the shortest wait of the profiles.
     pub wait: i64,
-    /// The read set of the decision.
-    pub read_set: Vec<(Stream, Version)>,
     /// When the decision expires.
     pub not_after: Timestamp,
 }
@@ -150,30 +131,26 @@ pub struct DeniedDecision {
 /// Longest time between a decision and its entry, in milliseconds.
 const DECISION_LIFE_MS: i64 = 10_000;
 
-/// Decides one action for a verified agent.
-pub fn decide(
-    verified: Verified,
+/// Decides one action for a verified agent. `is_held`: this process enforces a freeze of the action that is not in the journal yet.
+pub fn decide<'r>(
+    verified: Verified<'r>,
     terms: &TokenTerms,
-    waiting: Option<&AccessRequest>,
-    freeze: ActionFreezeStatus,
+    waiting: Option<&Recorded<'r, AccessRequest>>,
+    is_held: bool,
     context: DecisionContext<'_>,
     id: DecisionId,
-) -> Result<GateDecision, ApproveError> {
-    let DecisionContext { rules, limits, .. } = context;
+) -> Result<GateDecision<'r>, ApproveError> {
+    let limits = context.limits;
     let now = verified.now();
-    let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
+    let task = verified.task().ok_or(ApproveError::NoTask)?.opened.clone();
     if verified.action_digest() != Some(terms.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
-    if !verified
-        .read_set()
-        .contains(&(Stream::Policy, rules.version))
-    {
-        return Err(ApproveError::RulesChanged);
-    }
+    let read = verified.read();
+    let rules = verified.rules().clone();
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&terms.action.name);
-    let voter_context = context.voter_context();
+    let voter_context = context.voters(read, bundle);
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     let tally = waiting
         .map(|request| votes::tally(request, voter_context, now))
@@ -225,7 +202,8 @@ pub fn decide(
         task_depth: 0,
         now,
     };
-    let answer = if freeze.frozen {
+    let scope = FreezeScope::Action(terms.action.name.clone());
+    let answer = if read.is_frozen(&scope) || is_held {
         AuthzDecision::Denied {
             why: DeniedReason::Frozen,
             rules: Vec::new(),
@@ -253,9 +231,6 @@ pub fn decide(
     if let Some(request) = waiting {
         not_after = not_after.min(request.opened.expires_at);
     }
-    let mut read_set = verified.read_set().to_vec();
-    let action_freeze = FreezeScope::Action(terms.action.name.clone());
-    read_set.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         AuthzDecision::Denied { why, rules } => {
             decision.rules = rules.into();
@@ -299,20 +274,12 @@ pub fn decide(
                 max_ttl,
                 uses,
                 wait,
-                read_set,
                 not_after,
             })))
         }
         AuthzDecision::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
-            let counted: BTreeMap<PersonId, Version> = tally
-                .satisfied
-                .iter()
-                .filter_map(|name| tally.counted.get(name))
-                .flatten()
-                .map(|person| (person.clone(), tally.version_of(person)))
-                .collect();
             let approval = waiting
                 .filter(|_| !tally.satisfied.is_empty())
                 .map(|request| ApprovalClaim {
@@ -321,7 +288,10 @@ pub fn decide(
                     at: tally.last_at.unwrap_or(now).secs(),
                 });
             let not_after = tally.not_after.map_or(not_after, |t| t.min(not_after));
-            let consumes = waiting.map(|request| (request.opened.access_request, request.version));
+            // A token is durable before it expires, or is decided anew.
+            let expires_at = Timestamp::from_secs(now.secs() + ttl.0.granted);
+            let not_after = not_after.min(expires_at);
+            let consumes = waiting.map(|request| request.opened.access_request);
             let ttl = ttl.0.granted;
             let action = terms.action.clone();
             Ok(GateDecision::Approved(Box::new(Approved {
@@ -333,8 +303,6 @@ pub fn decide(
                 approval,
                 consumes,
                 decision,
-                counted,
-                freeze: freeze.version,
                 not_after,
             })))
         }
@@ -370,9 +338,9 @@ impl Ttl {
     }
 }
 
-impl Approved {
-    /// The pass of gate 1, with its read set.
-    pub const fn verified(&self) -> &Verified {
+impl<'r> Approved<'r> {
+    /// The pass of gate 1.
+    pub const fn verified(&self) -> &Verified<'r> {
         &self.verified
     }
 
@@ -401,8 +369,8 @@ impl Approved {
         self.approval.as_ref()
     }
 
-    /// The access request the grant consumes, and the version it must still have.
-    pub const fn consumes(&self) -> Option<(AccessRequestId, Version)> {
+    /// The access request the grant consumes.
+    pub const fn consumes(&self) -> Option<AccessRequestId> {
         self.consumes
     }
 
@@ -411,121 +379,94 @@ impl Approved {
         &self.decision
     }
 
-    /// The read set of the grant: gate 1's, the action's freeze, and one stream for each counted approver.
-    pub fn read_set(&self) -> Vec<(Stream, Version)> {
-        let mut all = self.verified.read_set().to_vec();
-        let action_freeze = FreezeScope::Action(self.action.name.clone());
-        all.push((Stream::Freeze(action_freeze), self.freeze));
-        for (person, version) in &self.counted {
-            let stream = Stream::Person(person.clone());
-            if !all.iter().any(|(s, _)| *s == stream) {
-                all.push((stream, *version));
-            }
-        }
-        all
-    }
-
     /// The deadline for recording the grant.
     pub const fn not_after(&self) -> Timestamp {
         self.not_after
     }
 }
 
-/// A recorded grant that both gates allow again: made only by [`reapprove`], from a committed entry.
+/// A recorded grant that both gates allow again: made only by [`reapprove`], from a committed entry. It cannot leave its round.
 #[derive(Debug)]
-pub struct Reapproved {
-    verified: Verified,
-    recorded: RecordedGrant,
-    counted: BTreeMap<PersonId, Version>,
-    freeze: Version,
+pub struct Reapproved<'r> {
+    verified: Verified<'r>,
+    grant: Recorded<'r, Grant>,
 }
 
-impl Reapproved {
-    /// The action's freeze stream, at the version read.
-    pub fn freeze(&self) -> (Stream, Version) {
-        let action = self.recorded.grant().issued.action.action.clone();
-        (Stream::Freeze(FreezeScope::Action(action)), self.freeze)
-    }
-
+impl<'r> Reapproved<'r> {
     /// The pass of gate 1.
-    pub const fn verified(&self) -> &Verified {
+    pub const fn verified(&self) -> &Verified<'r> {
         &self.verified
     }
 
     /// The grant.
-    pub fn grant(&self) -> &Grant {
-        self.recorded.grant()
-    }
-
-    /// The streams of the counted voters at the versions read, without the agent's owner, who is in gate 1's read set.
-    pub fn counted(&self) -> impl Iterator<Item = (Stream, Version)> + '_ {
-        self.counted
-            .iter()
-            .map(|(person, version)| (Stream::Person(person.clone()), *version))
+    pub const fn grant(&self) -> &Recorded<'r, Grant> {
+        &self.grant
     }
 }
 
-/// Evaluates the recorded input again under today's rules, with the votes that the grant consumed.
-pub fn reapprove(
-    verified: Verified,
-    recorded: RecordedGrant,
-    consumed: Option<&AccessRequest>,
-    freeze: ActionFreezeStatus,
-    context: DecisionContext<'_>,
-) -> Result<Reapproved, ApproveError> {
-    let grant = recorded.grant();
-    let voter_context = context.voter_context();
-    let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
+/// Evaluates the recorded input again under today's rules, with the votes that the grant consumed. `is_held`: this process enforces a
+/// freeze of the action that is not in the journal yet.
+pub fn reapprove<'r>(
+    verified: Verified<'r>,
+    grant: Recorded<'r, Grant>,
+    is_held: bool,
+) -> Result<Reapproved<'r>, ApproveError> {
+    let same = verified
+        .task()
+        .is_some_and(|t| t.opened.task == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
         && verified.action_digest() == grant.action.as_ref().map(|a| a.digest());
     if !same {
         return Err(ApproveError::OtherAction);
     }
-    if freeze.frozen
-        || !verified
-            .read_set()
-            .contains(&(Stream::Policy, context.rules.version))
-        || !is_still_allowed(grant, consumed, voter_context)
-    {
-        return Err(ApproveError::RulesChanged);
+    let read = verified.read();
+    let scope = FreezeScope::Action(grant.issued.action.action.clone());
+    if read.is_frozen(&scope) || is_held || !is_still_allowed(read, &grant) {
+        return Err(ApproveError::NotAllowed);
     }
-    let at = grant.issued.decision.input.now;
-    let tally = consumed
-        .map(|request| votes::tally(request, voter_context, at))
-        .unwrap_or_default();
-    let mut counted = tally.people;
-    counted.remove(&verified.agent().owner);
-    Ok(Reapproved {
-        verified,
-        recorded,
-        counted,
-        freeze: freeze.version,
-    })
+    Ok(Reapproved { verified, grant })
 }
 
-/// Whether these rules still allow a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
-pub fn is_still_allowed(
-    grant: &Grant,
-    consumed: Option<&AccessRequest>,
-    voter_context: VoterContext<'_>,
-) -> bool {
-    let bundle = voter_context.bundle;
+/// Whether the rules in force still allow a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
+pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
+    let Some(rules) = read.rules() else {
+        return false;
+    };
+    let bundle = &rules.bundle;
     let input = &grant.issued.decision.input;
     let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
         return false;
     };
-    // The consumed votes are counted as of their consumption, under today's credentials and definitions.
-    let approvals = consumed
-        .map(|r| votes::tally(r, voter_context, input.now).satisfied)
-        .unwrap_or_default();
+    // INVARIANT (a consumed vote stays counted): the revocation of a voter's key, or the voter's leaving, ends no grant by itself.
+    // A profile counts while its definition is the one that people voted under.
+    let request = grant
+        .issued
+        .consumed
+        .and_then(|id| read.access_request(&id));
+    let approvals: BTreeSet<ProfileName> = match (&grant.issued.approval, &request) {
+        (Some(approval), Some(request)) => approval
+            .profiles
+            .iter()
+            .filter(|name| {
+                let voted_under = |vote: &Arc<VoteRecord>| {
+                    let profile = &vote.cast.profile;
+                    let today = bundle.profile(name).map(StepUpProfile::digest);
+                    profile.name == **name && Some(profile.digest) == today
+                };
+                request.votes.iter().any(voted_under)
+            })
+            .cloned()
+            .collect(),
+        (Some(_) | None, _) => BTreeSet::new(),
+    };
     let answer = re_evaluate(input, &agent, action, &approvals, bundle);
     matches!(answer, Some(AuthzDecision::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
 
 /// Whether these rules still require the same approval as when the access request was opened.
 pub fn still_needs_approval(
-    request: &AccessRequest,
+    request: &Recorded<'_, AccessRequest>,
     agent: &RegisteredAgent,
     bundle: &PolicyBundle,
 ) -> bool {

@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::vote_proof::{VoteProofCache, VotingKey, active_keys};
 use crate::model::*;
 use crate::policy::{Person, PolicyBundle, Role, StepUpProfile, VoteMethod};
-use crate::state::{AccessRequest, CredentialStore, PersonCredentials, StoredStatus, VoteRecord};
+use crate::state::{AccessRequest, PersonCredentials, Read, Recorded, StoredStatus, VoteRecord};
 use crate::webauthn::RelyingParty;
 
 /// Inputs of vote eligibility: registered people, their keys, and the names votes must be for.
 #[derive(Clone, Copy)]
 pub struct VoterContext<'a> {
-    /// Registered people, groups and profiles.
+    /// The round that reads people's passkeys and revoked keys.
+    pub read: &'a Read,
+    /// Registered people, groups and profiles, as the round read them.
     pub bundle: &'a PolicyBundle,
-    /// Their passkeys and revoked keys.
-    pub credentials: &'a CredentialStore,
     /// The realm votes must be for.
     pub realm: &'a Realm,
     /// The relying party of their passkeys.
@@ -57,7 +57,7 @@ pub fn eligible<'a>(
     person: &PersonId,
     profile: &ProfileName,
     verdict: Verdict,
-    request: &AccessRequest,
+    request: &Recorded<'_, AccessRequest>,
     voter_context: VoterContext<'a>,
     now: Timestamp,
 ) -> Result<&'a StepUpProfile, Ineligible> {
@@ -75,19 +75,13 @@ pub fn eligible<'a>(
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
-    let has_passkey = !voter_context
-        .credentials
-        .get(person)
-        .value
-        .passkeys
-        .is_empty();
-    if defined.method == VoteMethod::Passkey && !has_passkey {
+    let enrolled = voter_context.read.person(person);
+    if defined.method == VoteMethod::Passkey && enrolled.passkeys.is_empty() {
         return Err(Ineligible::NoPasskey);
     }
     // An approval may be withdrawn by a denial, and given again once it no longer counts; no other vote is cast twice.
-    let enrolled = voter_context.credentials.get(person);
     let still_counts = |v: &&std::sync::Arc<VoteRecord>| {
-        v.cast.voter == *person && vote_counts(v, request, &enrolled.value, voter_context, now)
+        v.cast.voter == *person && vote_counts(v, request, &enrolled, voter_context, now)
     };
     match verdict {
         Verdict::Approve if request.votes.iter().any(|v| still_counts(&v)) => {
@@ -104,10 +98,11 @@ pub fn potential_voters(
     owner: &PersonId,
     voter_context: VoterContext<'_>,
 ) -> usize {
+    let everyone = voter_context.read.everyone();
     let can_vote = |person: &&Person| {
-        let enrolled = voter_context.credentials.get(&person.id);
-        let by_key = || active_keys(person, &enrolled.value).next().is_some();
-        let by_passkey = || !enrolled.value.passkeys.is_empty();
+        let enrolled = everyone.get(&person.id);
+        let by_key = || active_keys(person, &enrolled).next().is_some();
+        let by_passkey = || !enrolled.passkeys.is_empty();
         person.roles.contains(&Role::Approver)
             && person.groups.contains(&profile.group)
             && person.id != *owner
@@ -146,8 +141,6 @@ pub struct VoteTally {
     pub satisfied: BTreeSet<ProfileName>,
     /// The counted people, by profile.
     pub counted: BTreeMap<ProfileName, BTreeSet<PersonId>>,
-    /// The version each counted person's stream had.
-    pub people: BTreeMap<PersonId, Version>,
     /// The shortest lifetime that a counted vote of a satisfied profile agreed to, in seconds.
     pub max_ttl: Option<i64>,
     /// The fewest uses that a counted vote of a satisfied profile agreed to.
@@ -158,20 +151,13 @@ pub struct VoteTally {
     pub last_at: Option<Timestamp>,
 }
 
-impl VoteTally {
-    /// The version of a counted person's stream; for other people, one that no append accepts.
-    pub fn version_of(&self, person: &PersonId) -> Version {
-        self.people.get(person).copied().unwrap_or(Version::MAX)
-    }
-}
-
 /// Counts the votes.
 ///
 /// INVARIANT (a vote counts only for its statement): each counted approval has a valid signature, by a key or passkey that is
 /// *now* one of a person eligible *now*, over a statement of exactly this action, agent, owner, task, key and profile
 /// definition, and of no more than the requested lifetime and uses.
 pub fn tally(
-    request: &AccessRequest,
+    request: &Recorded<'_, AccessRequest>,
     voter_context: VoterContext<'_>,
     now: Timestamp,
 ) -> VoteTally {
@@ -189,18 +175,16 @@ pub fn tally(
     {
         return tally;
     }
+    let voters = request.votes.iter().map(|vote| vote.cast.voter.clone());
+    let people = voter_context.read.people(voters.collect());
     let mut voted = BTreeSet::new();
     let mut counted_votes: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
     for vote in &request.votes {
-        // Read before the vote is checked: a later change of the person's keys refuses the grant.
-        let enrolled = voter_context.credentials.get(&vote.cast.voter);
+        let enrolled = people.get(&vote.cast.voter);
         // Each person counts once, with any number of keys, and for one profile only.
-        if vote_counts(vote, request, &enrolled.value, voter_context, now)
+        if vote_counts(vote, request, &enrolled, voter_context, now)
             && voted.insert(vote.cast.voter.clone())
         {
-            tally
-                .people
-                .insert(vote.cast.voter.clone(), enrolled.version);
             counted_votes
                 .entry(vote.cast.profile.name.clone())
                 .or_default()

@@ -65,17 +65,27 @@ pub enum AuditError {
     /// Its time or epoch is before that of the entry before it.
     #[error("entry {0} is earlier than the entry before it")]
     Backwards(u64),
-    /// The entry's read set does not match the versions at its index (INV-7).
-    #[error("entry {index} read {stream} at version {says}, but the stream was at version {was}")]
+    /// The entry's read set or write set does not match the versions at its index (INV-7).
+    #[error(
+        "entry {index} rests on {stream} at version {says}, but the stream was at version {was}"
+    )]
     StaleRead {
         /// Index of the entry.
         index: u64,
         /// The stream.
         stream: Stream,
-        /// The version in its read set.
+        /// The version in the entry.
         says: Version,
         /// The version the stream had.
         was: Version,
+    },
+    /// The entry is not legal in the state before it: what its kind must have read, may advance, or the transition it makes.
+    #[error("entry {index} is not legal: {why}")]
+    Illegal {
+        /// Index of the entry.
+        index: u64,
+        /// The rule that it breaks.
+        why: String,
     },
     /// The stored head is not that of the entries.
     #[error("the stored head is {head}, but the entries give {found}")]
@@ -155,7 +165,7 @@ impl JournalVerifier {
         verifier
     }
 
-    /// Checks the next entry: its bytes, index, time, leaf hash and read set.
+    /// Checks the next entry: its bytes, index, time, leaf hash, read set and write set.
     pub fn entry(&mut self, text: &str, stored_leaf: Digest) -> Result<Entry, AuditError> {
         let index = self.tree.size();
         let leaf = leaf_hash(text.as_bytes());
@@ -176,7 +186,7 @@ impl JournalVerifier {
         {
             return Err(AuditError::Backwards(index));
         }
-        for (stream, says) in &entry.read_set {
+        for (stream, says) in entry.read_set.iter().chain(&entry.write_set) {
             let was = self.versions.get(stream).copied().unwrap_or(0);
             if was != *says {
                 return Err(AuditError::StaleRead {
@@ -187,7 +197,7 @@ impl JournalVerifier {
                 });
             }
         }
-        for stream in &entry.write_set {
+        for (stream, _) in &entry.write_set {
             self.versions.insert(stream.clone(), index + 1);
         }
         self.named.extend(entry.event.blobs());

@@ -2,15 +2,15 @@
 //!
 //! Expiry takes effect by the clock; its entries inform feeds and people, and decide nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Broker, TASKS_PER_ENTRY_MAX};
-use crate::journal::{Append, AppendError};
+use super::Broker;
+use super::governance::disallowed::{EndOfTask, close_all, end_all};
+use crate::journal::AppendError;
 use crate::model::*;
-use crate::state::{Deadline, StoredStatus};
+use crate::state::{Deadline, Read, StoredStatus};
 
 /// Time between two maintenance ticks.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
@@ -58,114 +58,73 @@ impl Broker {
 
     /// Revokes what the policy in force no longer allows, once after each change of it.
     async fn enforce_changed_policy(&self) -> Result<(), AppendError> {
-        if self.projections.rules().is_some_and(|rules| {
-            rules.version != self.enforced_policy_version.load(Ordering::SeqCst)
-        }) && let Ok(_alone) = self.policy_lock.try_lock()
+        if !self.is_policy_enforced()
+            && let Ok(_alone) = self.policy_lock.try_lock()
         {
             self.revoke_disallowed().await?;
         }
         Ok(())
     }
 
-    /// Journals the expirations that are due.
+    /// Journals the expirations that are due. One that fails keeps none of the others from it; the error is the first one's.
     async fn expire_due(&self, now: Timestamp) -> Result<(), AppendError> {
-        let mut expired: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
-        for due in self.state.deadlines_by(now, DUE_PER_TICK_MAX) {
+        let mut tasks = BTreeSet::new();
+        let mut requests = Vec::new();
+        for due in self.preview(|read| read.candidates_due(now, DUE_PER_TICK_MAX)) {
             match due {
                 Deadline::Task(id) | Deadline::Lease(id) => {
-                    let task = self.state.task(&id).filter(|t| t.ended.is_none());
-                    if let Some(cause) = task.and_then(|task| task.expired_cause(now)) {
-                        let ids = expired.entry(cause).or_default();
-                        if !ids.contains(&id) {
-                            ids.push(id);
-                        }
-                    }
+                    tasks.insert(id);
                 }
-                Deadline::AccessRequest(id) => {
-                    let Some(opened) = self.state.access_request(&id).map(|r| r.opened.clone())
-                    else {
-                        continue;
-                    };
-                    let read_set = self.request_read_set(&opened);
-                    let Some(request) = self.state.access_request(&id).filter(|r| {
-                        r.status == StoredStatus::Pending && now >= r.opened.expires_at
-                    }) else {
-                        continue;
-                    };
-                    let event = Event::AccessRequestClosed(AccessRequestClosed {
-                        access_request: id,
-                        cause: CloseCause::Expired,
-                        voting_started: false,
-                    });
-                    let append = Append {
-                        read_set,
-                        ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
-                    };
-                    let at = request.opened.expires_at;
-                    let decided = self.was_decided_before(&request, at);
-                    if self.try_append(append).await? && !decided {
-                        self.count_wait("expired", request.opened_at, at);
-                    }
-                }
+                Deadline::AccessRequest(id) => requests.push(id),
             }
         }
-        for (cause, ids) in expired {
-            for chunk in ids.chunks(TASKS_PER_ENTRY_MAX) {
-                // A task that moved meanwhile makes the whole entry conflict: then each task is ended by its own.
-                if !self.end_expired_tasks(cause, chunk, now).await? && chunk.len() > 1 {
-                    for id in chunk {
-                        self.end_expired_tasks(cause, std::slice::from_ref(id), now)
-                            .await?;
-                    }
-                }
-            }
-        }
-        Ok(())
+        let closed = self.expire_requests(&requests, now).await;
+        let tasks: Vec<TaskId> = tasks.into_iter().collect();
+        let judge = |read: &Read, id: &TaskId| {
+            // A heartbeat that was journalled in time, however late it is read here, keeps the task.
+            let task = read.task(id).filter(|task| task.ended.is_none())?;
+            Some(EndOfTask::by(task.expired_cause(now)?, &task))
+        };
+        let ended = self.sweep(&tasks, judge, end_all).await;
+        closed.and(ended.outcome())
     }
 
-    /// Journals that these tasks have expired; false on a conflict.
-    async fn end_expired_tasks(
+    /// Journals that these access requests have expired.
+    async fn expire_requests(
         &self,
-        cause: EndCause,
-        ids: &[TaskId],
+        ids: &[AccessRequestId],
         now: Timestamp,
-    ) -> Result<bool, AppendError> {
-        let mut read_set = Vec::new();
-        let (mut tasks, mut write_set) = (Vec::new(), Vec::new());
-        for id in ids {
-            let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
-                continue;
-            };
-            for read in self.task_read_set(&opened) {
-                if !read_set.contains(&read) {
-                    read_set.push(read);
-                }
-            }
-            let Some(task) = self.state.task(id).filter(|t| t.ended.is_none()) else {
-                continue;
-            };
-            if task.expired_cause(now) != Some(cause) {
-                continue;
-            }
-            // A heartbeat that was journalled in time, however late it is read here, keeps the task.
-            read_set.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
-            tasks.push(*id);
-            write_set.push((Stream::Task(*id), task.version));
-        }
-        if tasks.is_empty() {
-            return Ok(true);
-        }
-        let event = Event::TaskEnded(TaskEnded {
-            tasks,
-            cause,
-            outcome: None,
-            by: None,
-        });
-        let append = Append {
-            read_set,
-            ..Append::one(event, write_set)
+    ) -> Result<(), AppendError> {
+        // Counted as expired: those that no quorum had decided by then.
+        let undecided: BTreeMap<AccessRequestId, (Timestamp, Timestamp)> = ids
+            .iter()
+            .filter_map(|id| {
+                self.preview(|read| {
+                    let request = read.access_request(id)?;
+                    let at = request.opened.expires_at;
+                    let decided = self.was_decided_before(read, &request, at);
+                    (!decided).then_some((*id, (request.opened_at, at)))
+                })
+            })
+            .collect();
+        let judge = |read: &Read, id: &AccessRequestId| {
+            let request = read.access_request(id)?;
+            // The end of a task closes its requests: they need no entry of their own.
+            let task = read.task(&request.opened.task);
+            let has_expired = request.status == StoredStatus::Pending
+                && now >= request.opened.expires_at
+                && task.is_some_and(|task| task.ended.is_none());
+            has_expired.then_some(*id)
         };
-        self.try_append(append).await
+        let swept = self
+            .sweep(ids, judge, |ids| close_all(ids, CloseCause::Expired))
+            .await;
+        for id in &swept.recorded {
+            if let Some((opened_at, at)) = undecided.get(id) {
+                self.count_wait("expired", *opened_at, *at);
+            }
+        }
+        swept.outcome()
     }
 
     /// Prunes the caches: expired proofs and sessions, and cached state of tasks that ended.
@@ -173,7 +132,7 @@ impl Broker {
         self.replay_cache.prune(now);
         self.open_task_replay_cache.prune(now);
         self.sessions.prune(now);
-        let ended = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.is_running(now));
+        let ended = |task: &TaskId| self.show().task(task).is_none_or(|t| !t.is_running(now));
         self.attestations.retain(|task| !ended(task));
         self.lock(&self.attached).retain(|task, _| !ended(task));
         self.last_denials.retain(|(task, _)| !ended(task));

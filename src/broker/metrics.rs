@@ -78,17 +78,17 @@ impl Broker {
     /// OpenMetrics text. Walks all open tasks and their grants: call it on a thread that may block.
     pub fn read_metrics(&self) -> String {
         let (clock, now) = (self.clock.now(), self.now());
-        let tasks = self.state.open_tasks();
+        let tasks = self.show().open_tasks();
         let running: Vec<_> = tasks.iter().filter(|t| self.is_running(t, now)).collect();
         let pending = |task: &TaskId| {
-            let requests = self.state.requests_of_task(task);
+            let requests = self.show().requests_of_task(task);
             requests.iter().filter(|r| r.is_pending(now)).count()
         };
         // By the record alone: the rules in force are evaluated where a token is used, not here.
         let live = |task: &TaskId| {
-            let grants = self.state.grants_of_task(task);
-            let live = |grant: &&std::sync::Arc<crate::state::Grant>| {
-                self.state.end_cause(grant, now).is_none() && !grant.is_spent()
+            let grants = self.show().grants_of_task(task);
+            let live = |grant: &&crate::state::Shown<crate::state::Grant>| {
+                self.show().end_cause(grant, now).is_none() && !grant.is_spent()
             };
             grants.iter().filter(live).count()
         };
@@ -98,7 +98,7 @@ impl Broker {
             tokens_active: running.iter().map(|t| live(&t.opened.task)).sum(),
             tasks_open: running.len(),
             policy: self
-                .projections
+                .show()
                 .rules()
                 .map(|rules| rules.bundle.version().to_string()),
             journal_entries: tail.checkpoint.size,
@@ -120,7 +120,7 @@ impl Broker {
         };
         let attested = verify::attest(
             evidence,
-            &self.projections.trust(),
+            &self.show().trust(),
             &self.settings.evidence_audience,
             now,
         );
@@ -210,6 +210,7 @@ pub(super) const fn failure_label(error: &VerifyError) -> &'static str {
         VerifyError::Session(_) => "session",
         VerifyError::Passkey(_) => "passkey",
         VerifyError::UntrustedKey => "key_removed",
+        VerifyError::RegisteredKey => "registered_key",
         VerifyError::MayNotOperate { .. } => "may_not_operate",
     }
 }

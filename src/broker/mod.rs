@@ -10,11 +10,12 @@ mod governance;
 mod keyed_mutex;
 mod maintenance;
 mod metrics;
-mod projections;
+mod order_queue;
 mod query;
 mod readiness;
 mod refusals;
 mod start;
+mod sweep;
 mod task;
 mod token;
 mod transaction;
@@ -28,7 +29,6 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 pub use crate::approve::vote_proof::VoteProof;
 use crate::approve::vote_proof::VoteProofCache;
 pub use crate::approve::votes::Ineligible;
-use crate::approve::votes::VoterContext;
 use crate::approve::{DecisionContext, DecisionLimits};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
@@ -37,9 +37,8 @@ pub use crate::journal::JournalHead;
 use crate::journal::{Journal, StopMark};
 use crate::mint::TokenIssuer;
 use crate::model::*;
-use crate::policy::{ActivePolicy, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, LogThrottle, RateLimitConfig};
-use crate::state::{ArcMap, Grant, State, TaskRecord};
+use crate::state::{ArcMap, Grant, Read, Recorded, Show, Shown, State, TaskRecord};
 use crate::telemetry::Metrics;
 use crate::verify::Attested;
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
@@ -85,9 +84,9 @@ pub use token::watch::{TokenEndCause, TokenEvent, TokenWatch};
 use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
-use governance::pending_revocation::{PendingRevocations, RevocationTarget};
+use governance::pending_revocation::PendingRevocations;
 use keyed_mutex::KeyedMutex;
-use projections::Projections;
+use order_queue::OrderQueue;
 use refusals::{RecentRefusals, RefusalTally};
 use token::verified_cache::VerifiedTokenCache;
 
@@ -159,7 +158,6 @@ pub struct Broker {
     /// Time of the last entry of earlier processes.
     last_entry_before_start: Timestamp,
     state: Arc<State>,
-    projections: Arc<Projections>,
     token_issuer: TokenIssuer,
     nonces: Nonces,
     page_tokens: PageTokens,
@@ -186,6 +184,10 @@ pub struct Broker {
     pending_heartbeats: Mutex<Vec<task::keep_alive::PendingHeartbeat>>,
     /// Revocations that are not journalled yet: enforced here at once, retried by the maintenance loop.
     pending_revocations: PendingRevocations,
+    /// A turn is held around one round and its append, never around a sweep.
+    order_queue: OrderQueue,
+    /// Called after the last read of a round and before its append, by tests.
+    before_append: Option<crate::journal::BeforeAppend>,
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
@@ -213,7 +215,7 @@ pub struct Broker {
     notifier: Arc<Notifier>,
     /// The requests that each approver's inbox has admitted.
     inbox_budgets: Mutex<HashMap<PersonId, approval::inbox::InboxBudget>>,
-    /// Turns of the calls that would write one stream: see [`Broker::transaction_on`].
+    /// Turns of the calls that would write one stream: see [`Broker::take_turn`].
     turns: KeyedMutex<Stream>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
@@ -226,16 +228,10 @@ const REFUSALS_PER_MINUTE: u32 = 60;
 /// Shortest and longest heartbeat of a task, in seconds.
 const HEARTBEAT_MIN_S: i64 = 2;
 const HEARTBEAT_MAX_S: i64 = 3_600;
-/// Tasks of one agent that may run at once.
-const TASKS_MAX: usize = 1_000;
 /// Idempotency keys that may be attached to access requests of one task.
 const ATTACHED_MAX: usize = 256;
 /// Calls that may wait for approvers at once; further ones get their pending answer without a wait.
 const WAITING_CALLS_MAX: usize = 16_384;
-/// Tasks that one entry ends or keeps alive: with its read set and the longest agent ids, it stays below the longest entry.
-const TASKS_PER_ENTRY_MAX: usize = 48;
-/// Attempts of a transaction that passes a gate.
-const ATTEMPTS: usize = 3;
 
 impl Broker {
     /// The configuration.
@@ -243,9 +239,9 @@ impl Broker {
         &self.settings
     }
 
-    /// State, for reading.
-    pub const fn state(&self) -> &Arc<State> {
-        &self.state
+    /// State, for pages, lists and tests. Decisions read it in a [`transaction`].
+    pub fn show(&self) -> Show<'_> {
+        self.state.show()
     }
 
     /// The journal, for its head.
@@ -263,35 +259,27 @@ impl Broker {
         &self.limits.party
     }
 
-    /// The state that a decision of gate 2 reads.
-    fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> DecisionContext<'a> {
+    /// What a decision of gate 2 takes beside the records it reads.
+    fn decision_context(&self) -> DecisionContext<'_> {
         DecisionContext {
-            rules,
-            credentials: self.state.credentials(),
             limits: &self.limits,
             proofs: &self.vote_proofs,
         }
     }
 
-    /// The state that a voter's eligibility under a policy bundle is checked against.
-    fn voter_context<'a>(&'a self, bundle: &'a PolicyBundle) -> VoterContext<'a> {
-        VoterContext {
-            bundle,
-            credentials: self.state.credentials(),
-            realm: &self.settings.realm,
-            party: &self.limits.party,
-            proofs: &self.vote_proofs,
-        }
+    /// The inputs of vote eligibility in a round, under the rules it read.
+    fn voter_context<'a>(
+        &'a self,
+        read: &'a Read,
+        rules: &'a crate::policy::ActivePolicy,
+    ) -> crate::approve::votes::VoterContext<'a> {
+        self.decision_context().voters(read, &rules.bundle)
     }
 
     /// The JWK set of every key that signs or signed tokens.
     pub fn jwks(&self) -> serde_json::Value {
-        let keys: Vec<_> = self
-            .state
-            .keys()
-            .into_iter()
-            .map(|(_, at)| at.value.clone())
-            .collect();
+        let keys = self.show().keys();
+        let keys: Vec<_> = keys.into_iter().map(|(_, key)| (*key).clone()).collect();
         serde_json::json!({ "keys": keys })
     }
 
@@ -342,50 +330,51 @@ impl Broker {
 
     /// Whether a task runs: by its record, the time, and revocations that wait to be journalled.
     fn is_running(&self, task: &TaskRecord, now: Timestamp) -> bool {
-        task.is_running(now)
-            && self.pending_task_end(task).is_none()
-            && !self.state.agent_status(&task.opened.agent).value.suspended
-    }
-
-    /// Whether an agent is suspended, by an entry or by one that waits to be journalled, and the version of its stream.
-    fn agent_suspension(&self, agent: &AgentId) -> (bool, Version) {
-        let at = self.state.agent_status(agent);
-        (
-            at.value.suspended
-                || self.is_revocation_pending(&RevocationTarget::Agent(agent.clone())),
-            at.version,
-        )
+        task.is_running(now) && self.pending_task_end(task).is_none()
     }
 
     /// Why a grant has ended, by its record or by the rules in force; `None` while it is active.
-    fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
-        if let Some(cause) = self
-            .state
+    fn end_cause(
+        &self,
+        read: &Read,
+        grant: &Recorded<'_, Grant>,
+        now: Timestamp,
+    ) -> Option<EndCause> {
+        let ended = read
             .end_cause(grant, now)
-            .or_else(|| self.pending_grant_end(grant))
-        {
-            return Some(cause);
+            .or_else(|| self.pending_grant_end(grant));
+        if ended.is_some() {
+            return ended;
         }
-        if self.is_owner_frozen(&grant.issued.agent) {
-            return Some(EndCause::Frozen);
-        }
-        let Some(rules) = self.projections.rules() else {
+        let Some(rules) = read.rules() else {
             return Some(EndCause::Policy);
         };
         if rules.bundle.version() == grant.issued.decision.policy {
             return None;
         }
         // Until the sweep after a change of rules has reached this grant, the rules in force are evaluated here.
-        let consumed = grant
-            .issued
-            .consumed
-            .and_then(|id| self.state.access_request(&id));
-        let allowed = crate::approve::is_still_allowed(
-            grant,
-            consumed.as_deref(),
-            self.voter_context(&rules.bundle),
-        );
+        let allowed = crate::approve::is_still_allowed(read, grant);
         (!allowed).then_some(EndCause::Policy)
+    }
+
+    /// The same for a list: rules are evaluated only where others are in force than those that granted it.
+    fn shown_end_cause(&self, grant: &Shown<Grant>, now: Timestamp) -> Option<EndCause> {
+        let ended = self
+            .show()
+            .end_cause(grant, now)
+            .or_else(|| self.pending_grant_end(grant));
+        let granted_under = grant.issued.decision.policy;
+        let same_rules = |rules: Shown<_>| {
+            let rules: &crate::policy::ActivePolicy = &rules;
+            rules.bundle.version() == granted_under
+        };
+        if ended.is_some() || self.show().rules().is_some_and(same_rules) {
+            return ended;
+        }
+        self.preview(|read| match read.grant(&grant.issued.jti) {
+            Some(grant) => self.end_cause(read, &grant, now),
+            None => Some(EndCause::Deadline),
+        })
     }
 
     /// Ends all waits: calls that wait for approvers are answered at once that the request is pending.

@@ -45,7 +45,7 @@ impl Broker {
         if !steady || behind_ms > CLOCK_BEHIND_MAX_MS {
             return Err(NotReady::ClockUnreliable);
         }
-        match self.projections.rules() {
+        match self.show().rules() {
             Some(_) => Ok(()),
             None => Err(NotReady::NoPolicy),
         }

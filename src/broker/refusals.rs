@@ -261,6 +261,7 @@ impl Broker {
             | VerifyError::Suspended(_)
             | VerifyError::Frozen(_)
             | VerifyError::PinnedKeyMismatch(_)
+            | VerifyError::RegisteredKey
             | VerifyError::UntrustedKey
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
@@ -286,14 +287,45 @@ impl Broker {
     ) -> Refusal {
         let reason = match error {
             AppendError::TooLarge | AppendError::NotCanonical => Reason::Malformed,
-            AppendError::Conflict(_) | AppendError::TooLate => Reason::Conflict,
-            AppendError::Busy | AppendError::QueueFull => Reason::Overloaded,
+            AppendError::Ceiling(claim) => return self.refuse_ceiling(method, claim),
+            AppendError::Illegal(_) => Reason::DecisionUnavailable,
+            // A call is asked again until its deadline.
+            AppendError::Conflict(_)
+            | AppendError::TooLate
+            | AppendError::Busy
+            | AppendError::QueueFull => Reason::Overloaded,
             AppendError::DiskFull | AppendError::WriteFailed | AppendError::Closed => {
                 Reason::JournalUnavailable
             }
             AppendError::OutcomeUnknown => Reason::OutcomeUnknown,
         };
         self.refuse(method, reason, error.to_string())
+    }
+
+    /// A refusal because a count has reached its ceiling.
+    fn refuse_ceiling(&self, method: &'static str, claim: &Claim) -> Refusal {
+        let most = claim.ceiling;
+        let (reason, message) = match &claim.counter {
+            Counter::OpenTasks(_) => (
+                Reason::TooManyTasks,
+                format!("the agent has {most} running tasks, the most it may have; end some"),
+            ),
+            Counter::PendingRequests(_) => (
+                Reason::TooManyPending,
+                format!("{most} access requests of this agent are pending, the most it may have"),
+            ),
+            Counter::OwnerPendingRequests(_) => (
+                Reason::TooManyPending,
+                format!("{most} access requests of this owner are pending, the most there may be"),
+            ),
+            Counter::Openings(_) => (
+                Reason::DenialBackoff,
+                format!(
+                    "the agent opened {most} access requests in a minute, the most it may open"
+                ),
+            ),
+        };
+        self.refuse(method, reason, message)
     }
 
     /// Journals the count of refusals before authentication, once a minute.
@@ -325,7 +357,7 @@ impl Broker {
         let Some(counted) = tally.to_event() else {
             return Ok(());
         };
-        let append = Append::one(Event::RefusalsCounted(counted), Vec::new());
+        let append = Append::unread(Event::RefusalsCounted(counted));
         match self.journal.append(append).await {
             Ok(_entry) => Ok(()),
             // The entry may be in the journal.

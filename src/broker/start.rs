@@ -10,20 +10,21 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use super::approval::notifier::Notifier;
 use super::auth::replay_cache::ReplayCache;
 use super::auth::session::SessionStore;
-use super::projections::Projections;
+use super::order_queue::OrderQueue;
 use super::token::verified_cache::VerifiedTokenCache;
+use super::transaction::Tried;
 use super::{Broker, BrokerSettings};
 use crate::approve::DecisionLimits;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{
-    Append, AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError, StopMark,
+    AppendError, Blob, FaultInjection, Journal, JournalOptions, OpenError, StopMark,
 };
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{BundleError, BundleFiles, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
-use crate::state::{ArcMap, State};
+use crate::state::{ArcMap, Draft, Read, State, StateFold};
 use crate::telemetry::Metrics;
 
 /// Inputs for opening a broker.
@@ -103,33 +104,38 @@ impl Broker {
             .fill(&mut boot_key)
             .map_err(|_| BrokerOpenError::Random)?;
         let state = Arc::new(State::default());
-        let projections = Arc::new(Projections::default());
         let latest_seen = Arc::new(AtomicI64::new(0));
         let notifier = Arc::new(Notifier::default());
-        let apply = {
-            let (state, projections, latest_seen) =
-                (state.clone(), projections.clone(), latest_seen.clone());
-            let notifier = notifier.clone();
-            Box::new(move |committed: &crate::journal::Committed| {
-                latest_seen.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
-                projections.apply(&state, committed);
-                notifier.notify(&state, committed.entry().index);
-            })
+        let fold = {
+            let (latest_seen, notifier) = (latest_seen.clone(), notifier.clone());
+            let shown = Arc::clone(&state);
+            StateFold::new(
+                Arc::clone(&state),
+                move |committed: &crate::journal::Committed| {
+                    let entry = committed.entry();
+                    latest_seen.fetch_max(entry.at.millis(), Ordering::SeqCst);
+                    notifier.notify(shown.show(), entry);
+                },
+            )
         };
         let metrics = Arc::new(Metrics::default());
         let observed = metrics.clone();
         let rates = options.settings.rate_limits;
+        let before_append = options.faults.before_append.clone();
         let journal_options = JournalOptions {
             realm: options.settings.realm.clone(),
             clock: options.clock.clone(),
+            latest_seen: latest_seen.clone(),
             faults: options.faults,
             observe: Some(Arc::new(move |took| observed.journal_appended(took))),
         };
-        let journal = Journal::open(&options.data_dir, journal_options, apply)?;
-        let last_entry_before_start = Timestamp::from_millis(latest_seen.load(Ordering::SeqCst));
-        if let Some(why) = projections.failure() {
+        let journal = Journal::open(&options.data_dir, journal_options, Box::new(fold));
+        // First: what an entry after it names as its own fault follows from it.
+        if let Some(why) = state.failure() {
             return Err(BrokerOpenError::Unusable(why));
         }
+        let journal = journal?;
+        let last_entry_before_start = Timestamp::from_millis(latest_seen.load(Ordering::SeqCst));
         let started_at = options.clock.now();
         let broker = Arc::new(Self {
             limits: DecisionLimits {
@@ -146,7 +152,6 @@ impl Broker {
             stop_mark: StopMark::new(&options.data_dir),
             last_entry_before_start,
             state,
-            projections,
             nonces: Nonces::new(&boot_key),
             page_tokens: super::PageTokens::new(&boot_key),
             sessions: SessionStore::new(&boot_key),
@@ -161,6 +166,8 @@ impl Broker {
             statements: Mutex::default(),
             pending_heartbeats: Mutex::default(),
             pending_revocations: super::PendingRevocations::default(),
+            order_queue: OrderQueue::default(),
+            before_append,
             policy_lock: tokio::sync::Mutex::default(),
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
@@ -191,22 +198,19 @@ impl Broker {
         for (domain, bundle) in options.trust {
             broker.record_trust(domain, bundle).await?;
         }
-        for domain in broker.state.trust_domains() {
+        for domain in broker.show().trust_domains() {
             // A domain that is no longer configured keeps its name and loses its keys.
             if !configured.contains(&domain) {
                 broker.record_trust(domain, NO_KEYS.to_owned()).await?;
             }
         }
         broker.publish_key().await?;
-        if let Some(files) = options
-            .seed
-            .filter(|_| broker.projections.rules().is_none())
-        {
+        if let Some(files) = options.seed.filter(|_| broker.show().rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
             bundle
                 .check_has_operator()
                 .map_err(BrokerOpenError::Ungovernable)?;
-            broker.record_bundle(bundle, &files, 0, None).await?;
+            broker.seed_bundle(bundle, &files).await?;
         }
         match broker.extend_leases_after_outage().await {
             Ok(()) => {}
@@ -234,59 +238,61 @@ impl Broker {
             source,
         })?;
         let blob = Blob::new(bundle);
-        let known = self.state.trusted_keys(&domain);
-        if known
-            .as_ref()
-            .is_some_and(|k| k.value.bundle == Some(blob.hash()))
-        {
-            return Ok(());
-        }
-        if let Some(before) = known
-            .as_ref()
-            .and_then(|k| k.value.bundle)
-            .and_then(|hash| self.journal.blob(&hash).ok().flatten())
+        let known = self.show().trusted_keys(&domain);
+        let before = known.and_then(|keys| keys.bundle);
+        if let Some(before) = before.and_then(|hash| self.journal.blob(&hash).ok().flatten())
             && let Some(kid) = changed_kid(&before, blob.text())
         {
             return Err(BrokerOpenError::KeyChanged { domain, kid });
         }
         let kids: BTreeSet<KeyId> = keys.kids().cloned().collect();
-        let removed = known
-            .as_ref()
-            .map(|k| k.value.kids.difference(&kids).cloned().collect())
-            .unwrap_or_default();
-        let version = known.map_or(0, |k| k.version);
-        let event = Event::TrustBundleChanged(TrustBundleChanged {
-            domain: domain.clone(),
-            bundle: blob.hash(),
-            kids: kids.into_iter().collect(),
-            removed,
-        });
-        self.journal
-            .append(Append {
-                blobs: vec![blob],
-                ..Append::one(event, vec![(Stream::Trust(domain), version)])
-            })
-            .await?;
+        self.append_at_start(|read| {
+            let known = read.trusted_keys(&domain);
+            let known = known.as_ref();
+            if known.is_some_and(|keys| keys.bundle == Some(blob.hash())) {
+                return None;
+            }
+            let removed = known
+                .map(|keys| keys.kids.difference(&kids).cloned().collect())
+                .unwrap_or_default();
+            let event = Event::TrustBundleChanged(TrustBundleChanged {
+                domain: domain.clone(),
+                bundle: blob.hash(),
+                kids: kids.iter().cloned().collect(),
+                removed,
+            });
+            Some(Draft::one(event).with_blobs([blob.clone()]))
+        })
+        .await?;
         Ok(())
+    }
+
+    /// One append before the broker serves: nothing else appends, so that nothing conflicts.
+    pub(super) async fn append_at_start(
+        &self,
+        decide: impl FnOnce(&Read) -> Option<Draft>,
+    ) -> Result<(), AppendError> {
+        match self.try_append(decide).await? {
+            Tried::Nothing | Tried::Appended => Ok(()),
+            Tried::Conflict => Err(AppendError::Busy),
+        }
     }
 
     /// Records the signing key before it signs. (The first key of a realm needs no time to spread.)
     async fn publish_key(&self) -> Result<(), BrokerOpenError> {
         let kid = self.token_issuer.kid().clone();
-        if self.state.key(&kid).is_some() {
-            return Ok(());
-        }
         let jwk = self
             .token_issuer
             .public()
             .to_jwk_named(&kid, Usage::Signature);
-        let event = Event::KeyPublished(KeyPublished {
-            kid: kid.clone(),
-            jwk,
-        });
-        self.journal
-            .append(Append::one(event, vec![(Stream::Key(kid), 0)]))
-            .await?;
+        self.append_at_start(|read| match read.signing_key(&kid) {
+            Some(_) => None,
+            None => Some(Draft::one(Event::KeyPublished(KeyPublished {
+                kid: kid.clone(),
+                jwk,
+            }))),
+        })
+        .await?;
         Ok(())
     }
 }

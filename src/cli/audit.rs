@@ -2,19 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::error::CliError;
 use super::{Common, Output};
-use crate::audit::{AuditReport, Checkpoint, JournalVerifier, VoteReport, VoteVerifier};
+use crate::audit::{
+    AuditError, AuditReport, Checkpoint, JournalVerifier, VoteReport, VoteVerifier,
+};
 use crate::config::Config;
-use crate::journal::{JournalReader, OpenError};
+use crate::journal::{self, JournalReader, OpenError};
+use crate::state::{State, StateFold};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// Verify every entry, the tree, the blobs, each read set and every vote; reads only, also while the broker runs
+    /// Verify the bytes, the place and the legality of every entry, its read set, the tree, the blobs and every vote; reads only, also
+    /// while the broker runs
     Verify(VerifyArgs),
 }
 
@@ -68,7 +73,7 @@ pub(super) fn run(
                     .to_owned(),
             };
             format!(
-                "verified: {} entries, every read set valid, every blob present{against}\n{}\ncheckpoint {}",
+                "verified: {} entries, each legal where it stands, every read set valid, every blob present{against}\n{}\ncheckpoint {}",
                 report.head.size,
                 vote_summary(&votes),
                 report.head
@@ -105,7 +110,7 @@ fn vote_summary(votes: &VoteReport) -> String {
     line
 }
 
-/// Verifies a journal from its first entry to its head.
+/// Verifies a journal from its first entry to its head, each entry against the state before it, as a start does.
 pub(super) fn verify(
     dir: &Path,
     against: Option<Checkpoint>,
@@ -121,26 +126,42 @@ pub(super) fn verify(
         CliError::failed(format!("journal verification failed: {error}"))
             .with_next_step("keep an unchanged copy of this journal and compare it with a backup")
     };
-    let verified = journal.read_all(|stored| {
-        let entry = verifier.entry(&stored.text, stored.leaf)?;
-        votes.entry(&entry, |name| blobs.blob(name))
+    let state = Arc::new(State::default());
+    let mut fold = StateFold::new(Arc::clone(&state), |_| {});
+    let mut replayed = journal::replay(&journal, &blobs, &mut verifier, &mut fold, |entry| {
+        votes.entry(entry, |name| blobs.blob(name))
     });
-    let verified = verified.and_then(|head| {
-        journal.blobs(|name, content| verifier.blob(name, content).map_err(OpenError::Damaged))?;
-        verifier.finish_blobs()?;
-        Ok(head)
-    });
-    let (head, epoch) = verified.map_err(|error| match error {
-        OpenError::Damaged(found) => damaged(&found),
-        other @ (OpenError::Locked(_)
-        | OpenError::Io { .. }
-        | OpenError::Database(_)
-        | OpenError::OldSqlite(_)
-        | OpenError::HeadUnreadable
-        | OpenError::RealmMismatch { .. }
-        | OpenError::Entry(_)
-        | OpenError::FirstEntry(_)) => CliError::failed(format!("{}: {other}", dir.display())),
-    })?;
+    let unusable = state.failure();
+    // Content that is damaged or cannot be loaded makes later entries look illegal: it is named first.
+    if replayed.is_ok() || unusable.is_some() {
+        let mut check = |name, content: &str| verifier.blob(name, content).map_err(OpenError::from);
+        let stored = journal.blobs(&mut check);
+        let stored = stored.and_then(|()| Ok(verifier.finish_blobs()?));
+        replayed = stored.and(replayed);
+    }
+    let (head, epoch) = match (replayed, unusable) {
+        (Ok(_) | Err(OpenError::Damaged(AuditError::Illegal { .. })), Some(why)) => {
+            let message = format!("the journal has an entry that this version cannot use: {why}");
+            return Err(CliError::failed(message)
+                .with_next_step("verify it with the version of the program that wrote it"));
+        }
+        (Ok(head), None) => head,
+        (Err(OpenError::Damaged(found)), _) => return Err(damaged(&found)),
+        (
+            Err(
+                other @ (OpenError::Locked(_)
+                | OpenError::Io { .. }
+                | OpenError::Database(_)
+                | OpenError::Schema(_)
+                | OpenError::OldSqlite(_)
+                | OpenError::HeadUnreadable
+                | OpenError::RealmMismatch { .. }
+                | OpenError::Entry(_)
+                | OpenError::FirstEntry(_)),
+            ),
+            _,
+        ) => return Err(CliError::failed(format!("{}: {other}", dir.display()))),
+    };
     let report = verifier
         .finish(head, epoch)
         .map_err(|error| damaged(&error))?;

@@ -10,7 +10,7 @@ use super::policy_dir;
 use crate::broker::{BrokerOpenError, changed_kid};
 use crate::config::{AdminAddress, Config, ConfigError, ConfigOverrides};
 use crate::jose::{KeySet, Usage};
-use crate::journal::{JournalReader, OpenError};
+use crate::journal::{JournalReader, OpenError, SchemaError};
 use crate::keys::{self, FileError};
 use crate::model::{Entry, Event, Realm, Timestamp, TrustDomain};
 use crate::policy::{PolicyBundle, Remedy, StepUpProfile};
@@ -383,10 +383,7 @@ pub(super) fn check_journal(config: &Config) -> Finding {
     }
     let mut children = Vec::new();
     match read_journal_settings(&config.data_dir) {
-        Err(error) => children.push(Finding::fail(
-            error.to_string(),
-            "run this command as the broker's user",
-        )),
+        Err(error) => children.push(unopened_journal(&error)),
         Ok((realm, bundles)) => {
             children.extend(check_realm(config, realm));
             children.extend(check_changed_keys(config, &bundles));
@@ -396,6 +393,18 @@ pub(super) fn check_journal(config: &Config) -> Finding {
         children.push(Finding::ok("belongs to this configuration"));
     }
     Finding::group(message, children)
+}
+
+/// The finding about a journal that does not open.
+pub(super) fn unopened_journal(error: &OpenError) -> Finding {
+    let message = error.to_string();
+    match error {
+        OpenError::Schema(SchemaError::Empty) => Finding::ok(message),
+        OpenError::Schema(_) => {
+            Finding::fail(message, "do not start the broker on this journal as it is")
+        }
+        _ => Finding::fail(message, "run this command as the broker's user"),
+    }
 }
 
 /// The realm of a journal, and the trust bundle in force of each trust domain.

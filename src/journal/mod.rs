@@ -1,17 +1,23 @@
 //! The journal: one append-only log of entries, from which state, audit and the revocation feed are derived.
 //!
-//! In: an [`Append`]: events, the streams they advance (write set), the streams they depend on (read set). Out: committed
-//! entries, in one total order, durable before the append is answered. Trusts: its directory's lock and SQLite's
-//! `synchronous=FULL`. Refuses: an append with a stale version, past its deadline, or too large. Never decides anything else.
+//! In: an [`Append`]: events, the streams they advance (write set), the streams the decision read (read set), the counts they
+//! add to (claims). Out: committed entries, in one total order, durable before the append is answered. Trusts: its directory's
+//! lock and SQLite's `synchronous=FULL`. Refuses: an append with a stale version, a count at its ceiling, past its deadline, too
+//! large, or of an entry that is not legal in the state before it. Never decides anything else.
 
+mod append;
+mod fold;
 mod health;
 mod occ;
+mod replay;
+mod schema;
 mod sqlite;
 mod stop_mark;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,45 +26,18 @@ use tokio::time::Instant;
 use crate::audit::{AuditError, Checkpoint};
 use crate::clock::Clock;
 use crate::model::json::JsonError;
-use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
+use crate::model::{Claim, Digest, Entry, Event, Realm, Stream};
 
+pub(crate) use append::NewEvent;
+pub use append::{Append, ReadSet};
+pub use fold::{Fold, IllegalEntry};
 use health::Health;
 pub use health::JournalFault;
+pub use replay::replay;
+pub use schema::SchemaError;
 pub use sqlite::{JournalReader, StoredEntry};
 pub use stop_mark::StopMark;
 pub use writer::CrashPoint;
-
-/// One event and the streams it advances, each with its expected version.
-#[derive(Debug, Clone)]
-pub struct NewEvent {
-    /// The event.
-    pub event: Event,
-    /// `(stream, expected version)`; 0 = the stream must be new.
-    pub write_set: Vec<(Stream, Version)>,
-}
-
-/// Events that become entries together or not at all.
-#[derive(Debug, Clone, Default)]
-pub struct Append {
-    /// In order; the first entry is the answer to the append.
-    pub events: Vec<NewEvent>,
-    /// `(stream, version)` of every stream that the decision read; each must still have that version.
-    pub read_set: Vec<(Stream, Version)>,
-    /// The append is refused when the writer's clock has reached this; absent for no limit.
-    pub not_after: Option<Timestamp>,
-    /// Blobs that the events name by their SHA-256.
-    pub blobs: Vec<Blob>,
-}
-
-impl Append {
-    /// An append of one event, without a read set.
-    pub fn one(event: Event, write_set: Vec<(Stream, Version)>) -> Self {
-        Self {
-            events: vec![NewEvent { event, write_set }],
-            ..Self::default()
-        }
-    }
-}
 
 /// Content stored beside the entries under its SHA-256.
 #[derive(Clone)]
@@ -121,7 +100,14 @@ pub enum AppendError {
     /// These streams advanced since the decision: decide again.
     #[error("version conflict on streams {0:?}")]
     Conflict(Vec<Stream>),
-    /// [`Append::not_after`] has passed.
+    /// A count has reached the ceiling that the append claims to stay below.
+    #[error("{} is at its ceiling of {}", .0.counter, .0.ceiling)]
+    Ceiling(Claim),
+    /// The entry is not legal in the state before it, or its append does not rest on what its kind must have read: a fault of
+    /// this program.
+    #[error("the entry is not legal: {0}")]
+    Illegal(IllegalEntry),
+    /// The append's deadline has passed.
     #[error("the append's deadline has passed")]
     TooLate,
     /// An entry would be longer than [`crate::model::ENTRY_BYTES_MAX`].
@@ -168,6 +154,9 @@ pub enum OpenError {
     /// SQLite.
     #[error("journal database: {0}")]
     Database(#[from] rusqlite::Error),
+    /// The database is not a journal of this version, or has objects that no broker created.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// SQLite before 3.51.3 can corrupt a database that a second connection checkpoints.
     #[error("expected SQLite 3.51.3 or later, got {0}")]
     OldSqlite(String),
@@ -193,9 +182,6 @@ pub enum OpenError {
     FirstEntry(AppendError),
 }
 
-/// The writer's callback: applies each committed entry to state before its append is answered.
-pub type ApplyEntry = Box<dyn FnMut(&Committed) + Send>;
-
 /// A crash test's hook: returns true to stop the writer at a point, as if the process died there.
 pub type CrashHook = Arc<dyn Fn(CrashPoint) -> bool + Send + Sync>;
 
@@ -208,6 +194,9 @@ pub struct JournalOptions {
     pub realm: Realm,
     /// The writer's clock.
     pub clock: Clock,
+    /// The latest time that a decision was made at, in milliseconds, shared with those who decide: no entry is dated before it, and
+    /// the writer advances it. What a decision took as passed has passed for the check of its entry too, whatever the clock does.
+    pub latest_seen: Arc<AtomicI64>,
     /// Faults injected by tests.
     pub faults: FaultInjection,
     /// Records the latency of appends.
@@ -227,7 +216,13 @@ pub struct FaultInjection {
     pub append_time_max: Option<Duration>,
     /// While true, every append fails with [`AppendError::DiskFull`].
     pub disk_full: Option<Arc<std::sync::atomic::AtomicBool>>,
+    /// Called between the last read of a round and its append or the check of its answer.
+    pub before_append: Option<BeforeAppend>,
 }
+
+/// A test's hook before an append, with the method of the call.
+pub type BeforeAppend =
+    Arc<dyn Fn(&'static str) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// A handle to the one writer of a data directory.
 #[derive(Clone)]
@@ -271,12 +266,12 @@ pub const APPEND_TIME_MAX: Duration = Duration::from_secs(8);
 const QUEUE_MAX: usize = 4_096;
 
 impl Journal {
-    /// Opens or creates the directory, verifies every entry and passes it to `apply`, and starts the writer. A new journal
-    /// gets its first entry. Blocks; call it before serving.
+    /// Opens or creates the directory, verifies every entry, checks it against the state before it and folds it in, and starts
+    /// the writer. A new journal gets its first entry. Blocks; call it before serving.
     pub fn open(
         dir: &Path,
         options: JournalOptions,
-        mut apply: ApplyEntry,
+        mut fold: Box<dyn Fold>,
     ) -> Result<Self, OpenError> {
         let io = |what: &str| {
             let what = format!("{what} {}", dir.display());
@@ -288,16 +283,13 @@ impl Journal {
             std::fs::TryLockError::WouldBlock => OpenError::Locked(dir.display().to_string()),
             std::fs::TryLockError::Error(source) => io("lock")(source),
         })?;
-        let mut writer = writer::Writer::open(dir, &options, &mut apply)?;
+        let mut writer = writer::Writer::open(dir, &options, &mut *fold)?;
         if writer.is_new() {
-            let first = Append::one(
-                Event::EpochStarted(crate::model::EpochStarted {
-                    realm: options.realm.clone(),
-                }),
-                Vec::new(),
-            );
+            let first = Append::unread(Event::EpochStarted(crate::model::EpochStarted {
+                realm: options.realm.clone(),
+            }));
             writer
-                .commit_one(first, &mut apply)
+                .commit_one(first, &mut *fold)
                 .map_err(OpenError::FirstEntry)?;
         }
         let (requests, inbox) = mpsc::channel(QUEUE_MAX);
@@ -308,7 +300,7 @@ impl Journal {
         std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
-                writer.run(inbox, apply, head_sender);
+                writer.run(inbox, fold, head_sender);
                 drop(lock);
             })
             .map_err(io("start the writer of"))?;
@@ -324,7 +316,7 @@ impl Journal {
         })
     }
 
-    /// Appends durably and returns the first entry, after `apply` has made all of them visible in state.
+    /// Appends durably and returns the first entry, after all of them were folded into state.
     ///
     /// Not cancel-safe: after the future is dropped the append may still be committed.
     pub async fn append(&self, append: Append) -> Result<Arc<Entry>, AppendError> {

@@ -1,21 +1,22 @@
 //! The journal's writer thread: group commit. Check, write, commit, apply, answer; many appends share one fsync.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::occ::{BatchVersions, Versions};
-use super::sqlite::{Checkpointer, Engine, Head, StoredEntry};
+use super::occ::Batch;
+use super::sqlite::{Checkpointer, Engine, Head, StoredEntry, WriteError};
 use super::{
-    Append, AppendError, AppendRequest, ApplyEntry, Committed, CrashHook, Health, JournalHead,
-    JournalOptions, OpenError, WriterRequest,
+    Append, AppendError, AppendRequest, Committed, CrashHook, Fold, Health, IllegalEntry,
+    JournalHead, JournalOptions, OpenError, WriterRequest, replay,
 };
 use crate::audit::{JournalVerifier, leaf_hash};
 use crate::clock::Clock;
-use crate::model::{ENTRY_BYTES_MAX, Entry, Event, Timestamp};
+use crate::model::{ENTRY_BYTES_MAX, ENTRY_FORM, Entry, Event, Stream, Timestamp};
 
 /// A point where a crash test stops the writer, as if the process died there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +39,10 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Writer {
     engine: Engine,
-    versions: Versions,
     head: Head,
     last_at: Timestamp,
     clock: Clock,
+    latest_seen: Arc<AtomicI64>,
     crash_hook: Option<CrashHook>,
     disk_full: Option<Arc<AtomicBool>>,
     closing: Arc<AtomicBool>,
@@ -59,15 +60,14 @@ impl Writer {
     pub(super) fn open(
         dir: &Path,
         options: &JournalOptions,
-        apply: &mut ApplyEntry,
+        fold: &mut dyn Fold,
     ) -> Result<Self, OpenError> {
         let engine = Engine::open(dir, options.faults.pages_max)?;
         let mut verifier = JournalVerifier::default();
-        let mut versions = Versions::default();
         let mut last_at = Timestamp::from_millis(0);
         engine.each(|stored, engine| {
-            let entry = verifier.entry(&stored.text, stored.leaf)?;
-            if let Event::EpochStarted(started) = &entry.event
+            let checked = replay::check(&stored, &mut verifier, fold, |hash| engine.blob(hash))?;
+            if let Event::EpochStarted(started) = &checked.entry.event
                 && started.realm != options.realm
             {
                 return Err(OpenError::RealmMismatch {
@@ -75,18 +75,8 @@ impl Writer {
                     found: started.realm.clone(),
                 });
             }
-            for stream in &entry.write_set {
-                versions.advance(stream, entry.index);
-            }
-            last_at = entry.at;
-            let mut blobs = Vec::new();
-            for hash in entry.event.blobs() {
-                blobs.extend(engine.blob(&hash)?);
-            }
-            apply(&Committed {
-                entry: Arc::new(entry),
-                blobs,
-            });
+            last_at = checked.entry.at;
+            fold.apply(&checked);
             Ok(())
         })?;
         let head = engine.head()?.unwrap_or_default();
@@ -97,10 +87,10 @@ impl Writer {
         }
         Ok(Self {
             engine,
-            versions,
             head,
             last_at,
             clock: options.clock.clone(),
+            latest_seen: options.latest_seen.clone(),
             crash_hook: options.faults.crash_hook.clone(),
             disk_full: options.faults.disk_full.clone(),
             closing,
@@ -128,11 +118,11 @@ impl Writer {
     pub(super) fn commit_one(
         &mut self,
         append: Append,
-        apply: &mut ApplyEntry,
+        fold: &mut dyn Fold,
     ) -> Result<(), AppendError> {
         let (reply, mut answer) = tokio::sync::oneshot::channel();
         let running = self
-            .commit(vec![AppendRequest { append, reply }], apply)
+            .commit(vec![AppendRequest { append, reply }], fold)
             .is_some();
         match answer.try_recv() {
             Ok(result) => result.map(|_| ()),
@@ -145,7 +135,7 @@ impl Writer {
     pub(super) fn run(
         mut self,
         mut queue: mpsc::Receiver<WriterRequest>,
-        mut apply: ApplyEntry,
+        mut fold: Box<dyn Fold>,
         head: watch::Sender<JournalHead>,
     ) {
         while let Some(first) = queue.blocking_recv() {
@@ -161,7 +151,7 @@ impl Writer {
                     .flatten();
             }
             self.health.begin_batch(self.clock.uptime());
-            let mut running = self.commit_and_notify(appends, &mut apply, &head);
+            let mut running = self.commit_and_notify(appends, &mut *fold, &head);
             if running.is_some() && !probes.is_empty() {
                 running = self.probe();
             }
@@ -188,10 +178,10 @@ impl Writer {
     fn commit_and_notify(
         &mut self,
         requests: Vec<AppendRequest>,
-        apply: &mut ApplyEntry,
+        fold: &mut dyn Fold,
         head: &watch::Sender<JournalHead>,
     ) -> Option<()> {
-        let answers = self.commit(requests, apply)?;
+        let answers = self.commit(requests, fold)?;
         head.send_replace(self.head());
         for (reply, entry) in answers {
             // A caller that disconnected finds its append by a retry with the same idempotency key.
@@ -208,21 +198,21 @@ impl Writer {
     fn commit(
         &mut self,
         requests: Vec<AppendRequest>,
-        apply: &mut ApplyEntry,
+        fold: &mut dyn Fold,
     ) -> Option<
         Vec<(
             tokio::sync::oneshot::Sender<Result<Arc<Entry>, AppendError>>,
             Option<Arc<Entry>>,
         )>,
     > {
-        let at = self.clock.now().max(self.last_at);
-        let mut batch = BatchVersions::default();
+        let at = self.now();
+        let mut batch = Batch::default();
         let mut head = self.head.clone();
         let mut rows = Vec::new();
         let mut blobs = Vec::new();
         let mut accepted: Vec<Accepted> = Vec::new();
         for request in requests {
-            match self.prepare(&request.append, &mut batch, &head, at) {
+            match self.prepare(&request.append, fold, &mut batch, &head, at) {
                 Err(error) => {
                     let _gone = request.reply.send(Err(error));
                 }
@@ -250,7 +240,7 @@ impl Writer {
             return Some(Vec::new());
         }
         self.crash_point(CrashPoint::Checked)?;
-        if let Err(error) = self.engine.write(&rows, &blobs, &head) {
+        if let Err(error) = self.engine.write(&rows, &blobs, &self.head, &head) {
             return self.fail_all(&error, accepted, false);
         }
         self.crash_point(CrashPoint::Written)?;
@@ -264,10 +254,7 @@ impl Writer {
         let mut answers = Vec::with_capacity(accepted.len());
         for Accepted { request, committed } in accepted {
             for one in &committed {
-                for stream in &one.entry.write_set {
-                    self.versions.advance(stream, one.entry.index);
-                }
-                apply(one);
+                fold.apply(one);
             }
             answers.push((request.reply, committed.first().map(|c| c.entry.clone())));
         }
@@ -275,11 +262,19 @@ impl Writer {
         Some(answers)
     }
 
+    /// The time of the next entries: never before an entry, nor before a time that a decision was made at.
+    fn now(&self) -> Timestamp {
+        let now = self.clock.now().max(self.last_at).millis();
+        let before = self.latest_seen.fetch_max(now, Ordering::SeqCst);
+        Timestamp::from_millis(before.max(now))
+    }
+
     /// Checks one append and serializes its entries.
     fn prepare(
         &self,
         append: &Append,
-        batch: &mut BatchVersions,
+        fold: &dyn Fold,
+        batch: &mut Batch,
         head: &Head,
         at: Timestamp,
     ) -> Result<Vec<(Entry, String)>, AppendError> {
@@ -289,18 +284,24 @@ impl Writer {
         }
         let next = head.tree.size();
         let mut entries = Vec::with_capacity(append.events.len());
-        for (index, new) in (next..).zip(&append.events) {
+        for (place, (index, new)) in (next..).zip(&append.events).enumerate() {
+            // What the entries so far advance is in their write sets, at the version that was read.
+            let so_far = append.events.iter().take(place + 1);
+            let advanced: HashSet<&Stream> = so_far
+                .flat_map(|event| event.write_set.iter().map(|(stream, _)| stream))
+                .collect();
+            let read = append.read_set.iter();
             let entry = Entry {
-                v: 1,
+                v: ENTRY_FORM,
                 epoch: head.epoch,
                 index,
                 at,
-                write_set: new
-                    .write_set
-                    .iter()
-                    .map(|(stream, _)| stream.clone())
+                write_set: new.write_set.clone(),
+                read_set: read
+                    .filter(|(stream, _)| !advanced.contains(stream))
+                    .cloned()
                     .collect(),
-                read_set: append.read_set.clone(),
+                claims: new.claims.clone(),
                 event: new.event.clone(),
             };
             let text = entry.canonical().map_err(|_| AppendError::NotCanonical)?;
@@ -309,15 +310,20 @@ impl Writer {
             }
             entries.push((entry, text));
         }
-        // Last, because acceptance changes the batch: an append that cannot be serialized must not.
-        batch.accept(&self.versions, append, next, at)?;
+        // After the forms, because acceptance changes the batch: an append that cannot be serialized must not. Before the check
+        // of the entries: what they rest on is then as it was read, also where an append before them in the batch is not applied.
+        batch.accept(fold, append, next, at)?;
+        for (entry, _) in &entries {
+            fold.check(entry)
+                .map_err(|illegal| report(illegal, entry))?;
+        }
         Ok(entries)
     }
 
     /// Fails every append of a batch that could not be written. The writer goes on only if the database is surely unchanged.
     fn fail_all<T>(
         &mut self,
-        error: &rusqlite::Error,
+        error: &WriteError,
         accepted: Vec<Accepted>,
         at_commit: bool,
     ) -> Option<Vec<T>> {
@@ -329,8 +335,8 @@ impl Writer {
     }
 
     /// Rolls back a transaction that failed, and says what is known of it.
-    fn undo_failed(&mut self, error: &rusqlite::Error, at_commit: bool) -> AppendError {
-        let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+    fn undo_failed(&mut self, error: &WriteError, at_commit: bool) -> AppendError {
+        let full = error.is_disk_full();
         let known = self.engine.undo() && (full || !at_commit);
         tracing::error!(%error, at_commit, known, "journal commit failed");
         if full {
@@ -380,6 +386,12 @@ impl Writer {
             _ => Some(()),
         }
     }
+}
+
+/// A decision that its entry's kind does not permit is a fault of this program: it is logged, and the gate stays closed.
+fn report(illegal: IllegalEntry, entry: &Entry) -> AppendError {
+    tracing::error!(%illegal, read_set = ?entry.read_set, write_set = ?entry.write_set, "refused to write an illegal entry");
+    AppendError::Illegal(illegal)
 }
 
 /// Moves committed pages out of the WAL, on its own thread, until `stop` is set.

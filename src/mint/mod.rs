@@ -12,6 +12,7 @@ use crate::jose::access_token::{
 };
 use crate::jose::{KeySet, KeySetError, PublicKey, SigningKey};
 use crate::model::*;
+use crate::verify::Verified;
 
 /// Why no token was signed.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum MintError {
     /// The approval is not for a task.
     #[error("the approval is not for a task")]
     NoTask,
+    /// The signing key is not in the journal.
+    #[error("the signing key is not published")]
+    UnpublishedKey,
 }
 
 /// Signs tokens: the key, and the claims all tokens share.
@@ -42,20 +46,14 @@ pub struct TokenIssuer {
     own: KeySet,
 }
 
-/// The ids and versions of a new grant.
+/// The ids of a new grant.
 pub struct GrantContext {
     /// The token's id, random.
     pub jti: TokenId,
-    /// (epoch, index of the last entry applied) when it was decided.
-    pub position: (u64, u64),
     /// The client's idempotency key.
     pub idempotency_key: IdempotencyKey,
     /// Hash of the blob with the agent's reason.
     pub reason: Option<Digest>,
-    /// Version of the idempotency key's stream: 0, or that of the access request it opened.
-    pub request_version: Version,
-    /// Version of the signing key's stream.
-    pub key_version: Version,
 }
 
 /// A signed token and the grant that must be durable before it leaves.
@@ -66,10 +64,6 @@ pub struct Minted {
     pub issued: TokenIssued,
     /// The sensitive part of its action.
     pub secret: Option<ActionSecret>,
-    /// Streams the grant advances.
-    pub write_set: Vec<(Stream, Version)>,
-    /// Streams the append depends on.
-    pub read_set: Vec<(Stream, Version)>,
     /// The entry must be durable before this.
     pub not_after: Timestamp,
 }
@@ -80,10 +74,6 @@ pub struct Reissued {
     pub token: Secret,
     /// The entry.
     pub event: TokenReissued,
-    /// Streams the entry advances.
-    pub write_set: Vec<(Stream, Version)>,
-    /// Streams the append depends on.
-    pub read_set: Vec<(Stream, Version)>,
     /// The entry must be durable before this.
     pub not_after: Timestamp,
 }
@@ -121,7 +111,7 @@ impl TokenIssuer {
     /// `now` is the moment of signing; `random_bytes` gives random salts for sensitive parameters.
     pub fn mint(
         &self,
-        approval: Approved,
+        approval: Approved<'_>,
         context: GrantContext,
         now: Timestamp,
         random_bytes: &mut dyn FnMut() -> [u8; 16],
@@ -130,7 +120,9 @@ impl TokenIssuer {
             return Err(MintError::Expired);
         }
         let verified = approval.verified();
-        let task = verified.task().ok_or(MintError::NoTask)?;
+        let task = verified.task().ok_or(MintError::NoTask)?.opened.task;
+        self.require_published(verified)?;
+        let (epoch, pos) = verified.read().position();
         let (action, secret) = approval
             .action()
             .on_record(approval.sensitive(), random_bytes);
@@ -138,10 +130,10 @@ impl TokenIssuer {
         let blob = secret.as_ref().map(ActionSecret::blob);
         let issued = TokenIssued {
             jti: context.jti,
-            task: task.id,
+            task,
             agent: verified.agent().id.clone(),
             subject: verified.facts().subject.clone(),
-            idempotency_key: context.idempotency_key.clone(),
+            idempotency_key: context.idempotency_key,
             requested_ttl: approval.decision().ttl.requested,
             reason: context.reason,
             action: Arc::new(action),
@@ -152,57 +144,44 @@ impl TokenIssuer {
             kid: self.kid.clone(),
             cnf: verified.binding(),
             uses: approval.uses(),
-            pos: context.position.1,
+            pos,
             approval: approval.approval().cloned().map(Arc::new),
-            consumed: approval.consumes().map(|(id, _)| id),
+            consumed: approval.consumes(),
             decision: approval.decision().clone(),
             evidence: Arc::new(verified.facts().clone()),
         };
-        let token = self.sign(&issued, context.position.0, now)?;
-        let mut write_set = vec![(
-            Stream::TokenRequest(task.id, context.idempotency_key),
-            context.request_version,
-        )];
-        write_set.extend(
-            approval
-                .consumes()
-                .map(|(id, version)| (Stream::AccessRequest(id), version)),
-        );
-        let mut read_set = approval.read_set();
-        read_set.push((Stream::Key(self.kid.clone()), context.key_version));
+        let token = self.sign(&issued, epoch, now)?;
         Ok(Minted {
             token,
             issued,
             secret,
-            write_set,
-            read_set,
             not_after: approval.not_after(),
         })
     }
 
     /// Signs a recorded grant again: the same `jti`, the same claims. Consumes the approval.
-    pub fn reissue(
-        &self,
-        approval: Reapproved,
-        key_version: Version,
-        now: Timestamp,
-    ) -> Result<Reissued, MintError> {
+    pub fn reissue(&self, approval: Reapproved<'_>, now: Timestamp) -> Result<Reissued, MintError> {
         let grant = approval.grant();
+        self.require_published(approval.verified())?;
         let token = self.sign(&grant.issued, grant.epoch, now)?;
-        let mut read_set = approval.verified().read_set().to_vec();
-        read_set.push(approval.freeze());
-        read_set.extend(approval.counted());
-        read_set.push((Stream::Key(self.kid.clone()), key_version));
         Ok(Reissued {
             token,
             event: TokenReissued {
                 jti: grant.issued.jti,
                 kid: self.kid.clone(),
             },
-            write_set: vec![(Stream::Token(grant.issued.jti), grant.version)],
-            read_set,
-            not_after: approval.verified().not_after(),
+            // A signature is durable before the token expires, or the retry is answered anew.
+            not_after: approval
+                .verified()
+                .not_after()
+                .min(Timestamp::from_secs(grant.issued.exp)),
         })
+    }
+
+    /// Validators must be able to find the key.
+    fn require_published(&self, verified: &Verified<'_>) -> Result<(), MintError> {
+        let published = verified.read().signing_key(&self.kid);
+        published.map(drop).ok_or(MintError::UnpublishedKey)
     }
 
     fn sign(&self, issued: &TokenIssued, epoch: u64, now: Timestamp) -> Result<Secret, MintError> {

@@ -1,17 +1,16 @@
 //! The active policy: a bundle in effect, with its callers by key.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::PolicyBundle;
-use crate::model::{PersonId, ServiceId, SpiffeId, Thumbprint, Version};
+use crate::model::{PersonId, ServiceId, SpiffeId, Thumbprint};
 
-/// A policy bundle and the version of its stream, in one value: a decision and its read set never come apart.
+/// A policy bundle in force, and the registered callers by what they call with.
 #[derive(Debug)]
 pub struct ActivePolicy {
     /// The bundle.
-    pub bundle: PolicyBundle,
-    /// Version of the policy stream.
-    pub version: Version,
+    pub bundle: Arc<PolicyBundle>,
     by_key: HashMap<Thumbprint, RegisteredCaller>,
     by_spiffe_id: BTreeMap<SpiffeId, RegisteredCaller>,
 }
@@ -26,8 +25,8 @@ pub enum RegisteredCaller {
 }
 
 impl ActivePolicy {
-    /// The bundle as of a version of its stream.
-    pub fn new(bundle: PolicyBundle, version: Version) -> Self {
+    /// Indexes the callers of a bundle.
+    pub fn new(bundle: Arc<PolicyBundle>) -> Self {
         let mut by_key = HashMap::new();
         let mut by_spiffe_id = BTreeMap::new();
         let people = bundle
@@ -48,7 +47,6 @@ impl ActivePolicy {
         }
         Self {
             bundle,
-            version,
             by_key,
             by_spiffe_id,
         }

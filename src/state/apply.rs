@@ -6,21 +6,35 @@ use std::sync::atomic::Ordering;
 
 use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
-    AccessRequest, Deadline, Ended, FreezeMarker, FreezeStatus, Grant, IdempotencyOutcome,
-    IllegalTransition, Lease, Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys,
-    Versioned, VoteRecord,
+    AccessRequest, Deadline, Ended, FreezeMarker, FreezeOrder, Grant, IdempotencyOutcome, Lease,
+    Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys, VoteRecord,
 };
 use crate::journal::Committed;
 use crate::model::*;
 
 impl State {
     /// Applies the next entry. The journal calls it in order, after the commit and before it answers the append.
-    pub fn apply(&self, committed: &Committed) {
+    ///
+    /// INVARIANT (a change has a stream): a record that decisions read changes only under a stream that the entry advances. Its
+    /// streams are marked while the records change, and get their new version after the last change.
+    pub(super) fn apply(&self, committed: &Committed) {
         let entry = committed.entry();
         let version = entry.index + 1;
         // First: statistics compare the entry with the state before it.
         self.stats.record(entry, self);
         self.index_entry(entry);
+        self.versions.begin(&entry.write_set);
+        self.apply_event(committed);
+        self.parsed.apply(committed);
+        self.versions.publish(&entry.write_set, version);
+        // Before the position: a reader of the position finds every inbox change up to it.
+        self.inbox_changes.apply(entry);
+        self.epoch.store(entry.epoch, Ordering::SeqCst);
+        self.applied.store(entry.index + 1, Ordering::SeqCst);
+    }
+
+    fn apply_event(&self, committed: &Committed) {
+        let entry = committed.entry();
         match &entry.event {
             Event::EpochStarted(_)
             | Event::PolicyApplied(_)
@@ -31,95 +45,51 @@ impl State {
                     bundle: Some(f.bundle),
                     kids: f.kids.iter().cloned().collect(),
                 };
-                self.trust.insert(
-                    f.domain.clone(),
-                    Versioned {
-                        value: keys,
-                        version,
-                    },
-                );
+                self.trust.insert(f.domain.clone(), keys);
             }
-            Event::KeyPublished(f) => self.keys.insert(
-                f.kid.clone(),
-                Versioned {
-                    value: f.jwk.clone(),
-                    version,
-                },
-            ),
+            Event::KeyPublished(f) => self.keys.insert(f.kid.clone(), f.jwk.clone()),
             Event::AgentSuspended(f) => {
-                self.agents.insert(
-                    f.agent.clone(),
-                    Versioned {
-                        value: AgentStatus { suspended: true },
-                        version,
-                    },
-                );
+                self.agents
+                    .insert(f.agent.clone(), AgentStatus { suspended: true });
                 let tasks: Vec<TaskId> = self.open_tasks_of(&f.agent);
                 self.end_tasks(&tasks, EndCause::Suspended, None, entry);
-                self.feed.push(
-                    entry.epoch,
-                    entry.index,
-                    entry.at,
-                    Selector::Agent(f.agent.clone()),
-                );
+                self.push_feed(entry, Selector::Agent(f.agent.clone()));
             }
             Event::AgentResumed(f) => {
-                self.agents.insert(
-                    f.agent.clone(),
-                    Versioned {
-                        value: AgentStatus { suspended: false },
-                        version,
-                    },
-                );
+                self.agents
+                    .insert(f.agent.clone(), AgentStatus { suspended: false });
                 // Denials before a suspension do not count towards the next one.
                 self.histories
-                    .update_or_default(f.agent.clone(), |at| at.value.denials.clear());
+                    .update_or_default(f.agent.clone(), |history| history.denials.clear());
             }
-            Event::Frozen(f) => self.apply_frozen(f, committed, version),
-            Event::Unfrozen(f) => self.freezes.update_or_default(f.scope.clone(), |at| {
-                at.value.in_force = None;
-                at.version = version;
-            }),
-            Event::TaskOpened(f) => self.apply_task_opened(f, committed, version),
+            Event::Frozen(f) => self.apply_frozen(f, committed),
+            Event::Unfrozen(f) => self
+                .freezes
+                .update_or_default(f.scope.clone(), |status| status.in_force = None),
+            Event::TaskOpened(f) => self.apply_task_opened(f, committed),
             Event::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
-                    self.apply_lease_extended(task, *until, version);
+                    self.apply_lease_extended(task, *until);
                 }
             }
             Event::TaskEnded(f) => {
                 self.end_tasks(&f.tasks, f.cause, f.outcome, entry);
-                self.feed.push(
-                    entry.epoch,
-                    entry.index,
-                    entry.at,
-                    Selector::Tasks(f.tasks.clone()),
-                );
+                self.push_feed(entry, Selector::Tasks(f.tasks.clone()));
             }
-            Event::RequestDenied(f) => {
-                self.decisions.insert(f.id, entry.index);
-                let key = (f.task, f.idempotency_key.clone());
-                // The key stays undecided: it may be allowed later.
-                let before = self.idempotency_keys.get(&key).unwrap_or_default();
-                self.idempotency_keys
-                    .insert(key, Versioned { version, ..before });
-            }
-            Event::AccessRequestOpened(f) => {
-                self.apply_access_request_opened(f, committed, version)
-            }
-            Event::VoteCast(f) => self.apply_vote(f, committed, version),
+            // The idempotency key stays undecided: it may be allowed later.
+            Event::RequestDenied(f) => self.decisions.insert(f.id, entry.index),
+            Event::AccessRequestOpened(f) => self.apply_access_request_opened(f, committed),
+            Event::VoteCast(f) => self.apply_vote(f, committed),
             Event::AccessRequestClosed(f) => {
-                self.apply_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
+                self.apply_access_event(f.access_request, AccessEvent::Closed(f.cause), entry);
                 if f.voting_started {
-                    self.count_denial(&f.access_request, entry.at, version);
-                }
-                if f.cause == CloseCause::Expired {
-                    self.settle_denied(f.access_request);
+                    self.count_denial(&f.access_request, entry.at);
                 }
             }
-            Event::ApproverInvited(f) => self.credentials.apply_invited(f, version),
-            Event::ApproverEnrolled(f) => self.credentials.apply_enrolled(f, entry.at, version),
-            Event::ApproverKeysRevoked(f) => self.credentials.apply_revoked(f, version),
-            Event::TokenIssued(f) => self.apply_token_issued(f, committed, version),
+            Event::ApproverInvited(f) => self.credentials.apply_invited(f),
+            Event::ApproverEnrolled(f) => self.credentials.apply_enrolled(f, entry.at),
+            Event::ApproverKeysRevoked(f) => self.credentials.apply_revoked(f),
+            Event::TokenIssued(f) => self.apply_token_issued(f, committed),
             Event::TokenReissued(f) => self.grants.update(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
                 if !kids.contains(&f.kid) {
@@ -127,7 +97,6 @@ impl State {
                 }
                 Grant {
                     kids: kids.into(),
-                    version,
                     ..g.clone()
                 }
             }),
@@ -138,11 +107,7 @@ impl State {
                     use_id: f.use_id.clone(),
                     index: entry.index,
                 });
-                Grant {
-                    uses,
-                    version,
-                    ..g.clone()
-                }
+                Grant { uses, ..g.clone() }
             }),
             Event::GrantsEnded(f) => {
                 let ended = Ended {
@@ -154,22 +119,16 @@ impl State {
                 for jti in &f.jtis {
                     self.grants.update(jti, |g| Grant {
                         ended: g.ended.or(Some(ended)),
-                        version,
                         ..g.clone()
                     });
                 }
-                self.feed.push(
-                    entry.epoch,
-                    entry.index,
-                    entry.at,
-                    Selector::Tokens(f.jtis.clone()),
-                );
+                self.push_feed(entry, Selector::Tokens(f.jtis.clone()));
             }
         }
-        // Before the position: a reader of the position finds every inbox change up to it.
-        self.inbox_changes.apply(entry);
-        self.epoch.store(entry.epoch, Ordering::SeqCst);
-        self.applied.store(entry.index + 1, Ordering::SeqCst);
+    }
+
+    fn push_feed(&self, entry: &Entry, selector: Selector) {
+        self.feed.push(entry.epoch, entry.index, entry.at, selector);
     }
 
     /// Adds the entry to the index of each task it is about.
@@ -219,7 +178,7 @@ impl State {
         }
     }
 
-    fn apply_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {
+    fn apply_frozen(&self, f: &Frozen, committed: &Committed) {
         let entry = committed.entry();
         let reason = f
             .reason
@@ -231,17 +190,14 @@ impl State {
             by: f.by.clone(),
             reason,
         };
-        // First: a reader that sees the end of a task below finds the freeze that ended it.
-        self.freezes.insert(
-            f.scope.clone(),
-            Versioned {
-                value: FreezeStatus {
-                    in_force: Some(frozen),
-                    last: Some(entry.index),
-                },
-                version,
-            },
-        );
+        // First: a page that sees the end of a task below finds the freeze that ended it.
+        self.freezes.update_or_default(f.scope.clone(), |status| {
+            status.in_force = Some(frozen);
+            status.orders.push(FreezeOrder {
+                index: entry.index,
+                at: entry.at,
+            });
+        });
         let (tasks, selector) = match &f.scope {
             FreezeScope::All => (
                 self.open_tasks().iter().map(|t| t.opened.task).collect(),
@@ -250,19 +206,13 @@ impl State {
             FreezeScope::Agent(agent) => {
                 (self.open_tasks_of(agent), Selector::Agent(agent.clone()))
             }
-            FreezeScope::Owner(_) => (
-                f.agents
-                    .iter()
-                    .flat_map(|agent| self.open_tasks_of(agent))
-                    .collect(),
-                Selector::Agents(f.agents.clone()),
-            ),
+            FreezeScope::Owner(owner) => self.tasks_of_owner(owner),
             FreezeScope::Action(action) => {
                 for id in self.unclosed_requests() {
                     let of_action = |r: &Arc<AccessRequest>| r.opened.action.action == *action;
                     if self.requests.get(&id).as_ref().is_some_and(of_action) {
                         let event = AccessEvent::Closed(CloseCause::Frozen);
-                        self.apply_access_event(id, event, version);
+                        self.apply_access_event(id, event, entry);
                     }
                 }
                 // Its grants end by the freeze's index, in constant time however many there are.
@@ -270,17 +220,49 @@ impl State {
             }
         };
         self.end_tasks(&tasks, EndCause::Frozen, None, entry);
-        self.feed.push(entry.epoch, entry.index, entry.at, selector);
+        self.push_feed(entry, selector);
     }
 
-    fn apply_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
+    /// The running tasks that an owner answers for: those of agents registered as the owner's now, and those opened under that owner
+    /// by agents that have another one now. The selector fits into one message: where the tasks are too many it names their agents,
+    /// and where those are too many, everything. So a validator that is offline may refuse more than was ended, never less.
+    fn tasks_of_owner(&self, owner: &PersonId) -> (Vec<TaskId>, Selector) {
+        let mut agents: BTreeSet<AgentId> = self
+            .rules()
+            .map(|rules| {
+                let agents = rules.bundle.agents();
+                let owned = agents.filter(|agent| agent.owner == *owner);
+                owned.map(|agent| agent.id.clone()).collect()
+            })
+            .unwrap_or_default();
+        let owned = agents.clone();
+        let mut tasks = Vec::new();
+        for task in self.open_tasks() {
+            let agent = &task.opened.agent;
+            if owned.contains(agent) || task.opened.owner == *owner {
+                tasks.push(task.opened.task);
+                agents.insert(agent.clone());
+            }
+        }
+        let changed_hands = agents.len() > owned.len();
+        let selector = if changed_hands && tasks.len() <= SELECTOR_MAX {
+            Selector::Tasks(tasks.clone())
+        } else if agents.len() <= SELECTOR_MAX {
+            Selector::Agents(agents.into_iter().collect())
+        } else {
+            Selector::All
+        };
+        (tasks, selector)
+    }
+
+    fn apply_lease_extended(&self, id: &TaskId, until: Timestamp) {
         // INVARIANT (an end is final): a heartbeat after it changes nothing.
         let open = self.tasks.get(id).filter(|t| t.ended.is_none());
         let Some(before) = open.and_then(|t| t.lease) else {
             return;
         };
         self.tasks.update(id, |t| TaskRecord {
-            lease: Some(Lease { until, version }),
+            lease: Some(Lease { until }),
             ..t.clone()
         });
         let mut deadlines = self.deadlines();
@@ -288,10 +270,9 @@ impl State {
         deadlines.insert((until, Deadline::Lease(*id)));
     }
 
-    fn apply_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
+    fn apply_task_opened(&self, f: &TaskOpened, committed: &Committed) {
         let lease = f.heartbeat_seconds.map(|seconds| Lease {
             until: f.opened_at.plus_secs(seconds),
-            version: 0,
         });
         let purpose = committed
             .blob(&f.purpose)
@@ -303,7 +284,6 @@ impl State {
                 purpose,
                 lease,
                 ended: None,
-                version,
             },
         );
         self.tasks_by_idempotency_key.insert(
@@ -335,7 +315,6 @@ impl State {
         for id in tasks {
             self.tasks.update(id, |t| TaskRecord {
                 ended: t.ended.or(Some(ended)),
-                version: entry.index + 1,
                 ..t.clone()
             });
             if let Some(task) = self.tasks.get(id) {
@@ -355,12 +334,7 @@ impl State {
         }
     }
 
-    fn apply_access_request_opened(
-        &self,
-        f: &AccessRequestOpened,
-        committed: &Committed,
-        version: Version,
-    ) {
+    fn apply_access_request_opened(&self, f: &AccessRequestOpened, committed: &Committed) {
         let secret = f
             .secret
             .and_then(|hash| committed.blob(&hash))
@@ -375,80 +349,69 @@ impl State {
             votes: Vec::new(),
             status: StoredStatus::Pending,
             opened_at: committed.entry().at,
-            version,
+            version: committed.entry().index + 1,
         };
         self.requests.insert(f.access_request, request);
         self.task_requests
             .update_or_default(f.task, |list| list.push(f.access_request));
         self.idempotency_keys.insert(
             (f.task, f.idempotency_key.clone()),
-            Versioned {
-                value: None,
-                version,
-            },
+            IdempotencyOutcome::Requested(f.access_request),
         );
         self.decisions
             .insert(f.decision.id, committed.entry().index);
         self.deadlines()
             .insert((f.expires_at, Deadline::AccessRequest(f.access_request)));
-        // Last: a reader of these versions finds the access request that advanced them.
-        self.owner_pending.update_or_default(f.owner.clone(), |at| {
-            at.value.insert(f.access_request);
-            at.version = version;
+        let waiting = (f.expires_at, f.access_request);
+        self.owner_pending.update_or_default(f.owner.clone(), |of| {
+            of.insert(waiting);
         });
-        self.histories.update_or_default(f.agent.clone(), |at| {
-            at.value.pending.insert(f.access_request);
-            at.value.openings.push_back(committed.entry().at);
-            if at.value.openings.len() > OPENINGS_KEPT_MAX {
-                at.value.openings.pop_front();
+        self.histories.update_or_default(f.agent.clone(), |of| {
+            of.pending.insert(waiting);
+            of.openings.push_back(committed.entry().at);
+            if of.openings.len() > OPENINGS_KEPT_MAX {
+                of.openings.pop_front();
             }
-            at.version = version;
         });
     }
 
-    fn apply_vote(&self, f: &VoteCast, committed: &Committed, version: Version) {
+    fn apply_vote(&self, f: &VoteCast, committed: &Committed) {
+        let entry = committed.entry();
         let vote = Arc::new(VoteRecord {
             cast: f.clone(),
             statement: committed.blob(&f.statement).cloned(),
             assertion: f.assertion.and_then(|hash| committed.blob(&hash).cloned()),
-            at: committed.entry().at,
+            at: entry.at,
         });
-        self.credentials.apply_vote(f, committed.entry().at);
+        self.credentials.apply_vote(f, entry.at);
         self.requests.update(&f.access_request, |r| {
             let mut votes = r.votes.clone();
             votes.push(vote);
             AccessRequest { votes, ..r.clone() }
         });
-        self.apply_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
+        self.apply_access_event(f.access_request, AccessEvent::Voted(f.verdict), entry);
         if f.verdict == Verdict::Deny {
-            self.settle_denied(f.access_request);
-            self.count_denial(&f.access_request, committed.entry().at, version);
+            self.count_denial(&f.access_request, entry.at);
         }
     }
 
-    fn count_denial(&self, id: &AccessRequestId, at: Timestamp, version: Version) {
+    fn count_denial(&self, id: &AccessRequestId, at: Timestamp) {
         if let Some(request) = self.requests.get(id) {
             self.histories
                 .update_or_default(request.opened.agent.clone(), |history| {
-                    history.value.denials.push(at);
-                    let over = history.value.denials.len().saturating_sub(DENIALS_KEPT_MAX);
-                    history.value.denials.drain(..over);
-                    history.version = version;
+                    history.denials.push(at);
+                    let over = history.denials.len().saturating_sub(DENIALS_KEPT_MAX);
+                    history.denials.drain(..over);
                 });
         }
     }
 
-    fn apply_access_event(&self, id: AccessRequestId, event: AccessEvent, version: Version) {
-        self.requests.update(&id, |r| {
-            let status = r.status.after(event).unwrap_or_else(|IllegalTransition| {
-                self.illegal_transitions.fetch_add(1, Ordering::Relaxed);
-                r.status
-            });
-            AccessRequest {
-                status,
-                version,
-                ..r.clone()
-            }
+    fn apply_access_event(&self, id: AccessRequestId, event: AccessEvent, entry: &Entry) {
+        self.requests.update(&id, |r| AccessRequest {
+            // No entry that makes an illegal transition gets here.
+            status: r.status.after(event).unwrap_or(r.status),
+            version: entry.index + 1,
+            ..r.clone()
         });
         if let Some(request) = self
             .requests
@@ -460,44 +423,33 @@ impl State {
     }
 
     fn close_request(&self, request: &AccessRequest) {
-        let id = request.opened.access_request;
-        let history = self.histories.get(&request.opened.agent);
-        if history.is_some_and(|at| at.value.pending.contains(&id)) {
+        let opened = &request.opened;
+        let id = opened.access_request;
+        let waiting = (opened.expires_at, id);
+        let history = self.histories.get(&opened.agent);
+        if history.is_some_and(|of| of.pending.contains(&waiting)) {
             self.inbox_changes.closed(id);
         }
         self.histories
-            .update_or_default(request.opened.agent.clone(), |at| {
-                at.value.pending.remove(&id);
+            .update_or_default(opened.agent.clone(), |of| {
+                of.pending.remove(&waiting);
             });
         self.owner_pending
-            .update_or_default(request.opened.owner.clone(), |at| {
-                at.value.remove(&id);
+            .update_or_default(opened.owner.clone(), |of| {
+                of.remove(&waiting);
             });
         self.deadlines()
-            .remove(&(request.opened.expires_at, Deadline::AccessRequest(id)));
+            .remove(&(opened.expires_at, Deadline::AccessRequest(id)));
     }
 
-    fn settle_denied(&self, id: AccessRequestId) {
-        // INVARIANT (a grant stays the answer): only an undecided idempotency key is settled as denied.
-        if let Some(r) = self.requests.get(&id) {
-            self.idempotency_keys.update(
-                &(r.opened.task, r.opened.idempotency_key.clone()),
-                |at| Versioned {
-                    value: at.value.or(Some(IdempotencyOutcome::Denied(id))),
-                    version: at.version,
-                },
-            );
-        }
-    }
-
-    fn apply_token_issued(&self, f: &TokenIssued, committed: &Committed, version: Version) {
+    fn apply_token_issued(&self, f: &TokenIssued, committed: &Committed) {
         let secret = f
             .secret
             .and_then(|hash| committed.blob(&hash))
             .and_then(|text| ActionSecret::from_blob(text));
         let (mut issued, action) = self.interner.intern_grant(f, secret.as_ref());
-        // Shares the id's text with the journal's version map, which holds the stream of the request.
-        let stream = |stream: &Stream| match stream {
+        // Shares the id's text with the versions, which hold the stream of the request.
+        let stream = |(stream, _): &(Stream, Version)| match stream {
             Stream::TokenRequest(_, id) if *id == f.idempotency_key => Some(id.clone()),
             _ => None,
         };
@@ -517,22 +469,18 @@ impl State {
                 .and_then(|text| UntrustedText::from_blob(text)),
             uses: Vec::new(),
             ended: None,
-            version: 0,
         };
         self.grants.insert(f.jti, grant);
         self.task_grants
             .update_or_default(f.task, |list| list.push(f.jti));
         self.idempotency_keys.insert(
             (f.task, idempotency_key),
-            Versioned {
-                value: Some(IdempotencyOutcome::Granted(f.jti)),
-                version,
-            },
+            IdempotencyOutcome::Granted(f.jti),
         );
         self.decisions
             .insert(f.decision.id, committed.entry().index);
         if let Some(id) = f.consumed {
-            self.apply_access_event(id, AccessEvent::Consumed(f.jti), version);
+            self.apply_access_event(id, AccessEvent::Consumed(f.jti), committed.entry());
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{ArcMap, Versioned, sorted};
+use super::{ArcMap, sorted};
 use crate::model::*;
 
 /// A passkey of a person, as of the last entry applied.
@@ -30,15 +30,17 @@ pub struct Invitation {
     pub code: Digest,
     /// The first instant at which it can no longer be used.
     pub expires_at: Timestamp,
+    /// The operator who gave it.
+    pub by: PersonId,
+    /// The operator's key: the invitation is good while the key lives and is an operator's.
+    pub by_key: Thumbprint,
 }
 
-/// The credentials of one person.
+/// The keys of one person.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PersonCredentials {
     /// Their passkeys, oldest first; never a revoked one.
     pub passkeys: Vec<Passkey>,
-    /// The invitation they may still use.
-    pub invitation: Option<Invitation>,
     /// Revoked keys: never valid again.
     pub revoked: BTreeSet<Thumbprint>,
 }
@@ -57,8 +59,10 @@ impl PersonCredentials {
 
 /// The credentials of every person that the journal names.
 #[derive(Debug, Default)]
-pub struct CredentialStore {
-    people: ArcMap<PersonId, Versioned<PersonCredentials>>,
+pub(super) struct CredentialStore {
+    people: ArcMap<PersonId, PersonCredentials>,
+    /// The invitation each person may still use.
+    invitations: ArcMap<PersonId, Invitation>,
     /// Person by credential id in base64url, revoked ones included: a credential is enrolled once.
     credentials: ArcMap<String, PersonId>,
     /// Every key ever enrolled as a passkey, revoked ones included.
@@ -68,86 +72,96 @@ pub struct CredentialStore {
 }
 
 impl CredentialStore {
-    /// The credentials of a person; empty at version 0 for a person that the journal does not name.
-    pub fn get(&self, person: &PersonId) -> Arc<Versioned<PersonCredentials>> {
+    /// The keys of a person; none for a person that the journal does not name.
+    pub(super) fn get(&self, person: &PersonId) -> Arc<PersonCredentials> {
         self.people.get(person).unwrap_or_default()
     }
 
+    /// The invitation that a person may still use.
+    pub(super) fn invitation(&self, person: &PersonId) -> Option<Arc<Invitation>> {
+        self.invitations.get(person)
+    }
+
     /// The person who enrolled this credential, revoked or not.
-    pub fn person_of_credential(&self, credential: &str) -> Option<PersonId> {
+    pub(super) fn person_of_credential(&self, credential: &str) -> Option<PersonId> {
         self.credentials
             .get(&credential.to_owned())
             .map(|person| (*person).clone())
     }
 
     /// Whether a key was ever enrolled as a passkey.
-    pub fn was_enrolled(&self, key: Thumbprint) -> bool {
+    pub(super) fn was_enrolled(&self, key: Thumbprint) -> bool {
         self.keys.get(&key).is_some()
     }
 
     /// Every person that the journal names, in no order.
-    pub fn people(&self) -> Vec<PersonId> {
-        self.people.all().into_iter().map(|(id, _)| id).collect()
+    pub(super) fn people(&self) -> Vec<PersonId> {
+        let mut all: Vec<PersonId> = self.people.all().into_iter().map(|(id, _)| id).collect();
+        all.extend(self.invitations.all().into_iter().map(|(id, _)| id));
+        all
+    }
+
+    /// Every key ever enrolled as a passkey, and every credential with its person, in no order.
+    pub(super) fn ever_enrolled(&self) -> (Vec<Thumbprint>, Vec<(String, Arc<PersonId>)>) {
+        let keys = self.keys.all().into_iter().map(|(key, _)| key);
+        (keys.collect(), self.credentials.all())
     }
 
     /// The person invited with this code, whether it can still be used or not.
-    pub fn person_of_code(&self, code: &Digest) -> Option<PersonId> {
+    pub(super) fn person_of_code(&self, code: &Digest) -> Option<PersonId> {
         self.codes.get(code).map(|person| (*person).clone())
     }
 
-    pub(super) fn apply_invited(&self, f: &ApproverInvited, version: Version) {
-        let before = self.get(&f.person).value.invitation.clone();
-        if let Some(before) = before {
-            self.codes.retain(|code| *code != before.code);
-        }
+    pub(super) fn apply_invited(&self, f: &ApproverInvited) {
+        self.withdraw_invitation(&f.person);
         self.codes.insert(f.code, f.person.clone());
-        self.people.update_or_default(f.person.clone(), |at| {
-            at.value.invitation = Some(Invitation {
-                id: f.invitation,
-                code: f.code,
-                expires_at: f.expires_at,
-            });
-            at.version = version;
-        });
+        let invitation = Invitation {
+            id: f.invitation,
+            code: f.code,
+            expires_at: f.expires_at,
+            by: f.by.clone(),
+            by_key: f.by_key,
+        };
+        self.invitations.insert(f.person.clone(), invitation);
     }
 
-    pub(super) fn apply_enrolled(&self, f: &ApproverEnrolled, at: Timestamp, version: Version) {
+    fn withdraw_invitation(&self, person: &PersonId) {
+        if let Some(before) = self.invitations.get(person) {
+            self.codes.remove(&before.code);
+            self.invitations.remove(person);
+        }
+    }
+
+    pub(super) fn apply_enrolled(&self, f: &ApproverEnrolled, at: Timestamp) {
         self.credentials
             .insert(f.passkey.credential.clone(), f.person.clone());
         self.keys.insert(f.passkey.key, ());
+        self.invitations.remove(&f.person);
         self.people.update_or_default(f.person.clone(), |person| {
-            person.value.invitation = None;
-            person.value.passkeys.push(Passkey {
+            person.passkeys.push(Passkey {
                 sign_count: f.passkey.sign_count,
                 record: f.passkey.clone(),
                 added_at: at,
                 last_vote_at: None,
             });
-            person.version = version;
         });
     }
 
-    pub(super) fn apply_revoked(&self, f: &ApproverKeysRevoked, version: Version) {
+    pub(super) fn apply_revoked(&self, f: &ApproverKeysRevoked) {
         self.people.update_or_default(f.person.clone(), |person| {
-            let PersonCredentials {
-                passkeys,
-                invitation,
-                revoked,
-            } = &mut person.value;
-            revoked.extend(f.keys.iter().copied());
-            passkeys.retain(|p| !f.keys.contains(&p.record.key));
-            if f.cause == RevokeCause::Operator {
-                *invitation = None;
-            }
-            person.version = version;
+            person.revoked.extend(f.keys.iter().copied());
+            person.passkeys.retain(|p| !f.keys.contains(&p.record.key));
         });
+        if f.cause == RevokeCause::Operator {
+            self.withdraw_invitation(&f.person);
+        }
     }
 
-    /// Does not advance the person's stream: the counter only grows.
+    /// Does not advance the person's stream: the counter is a maximum, and the time of the last vote is for people to read.
     pub(super) fn apply_vote(&self, f: &VoteCast, at: Timestamp) {
         self.people.update(&f.voter, |person| {
             let mut next = person.clone();
-            for passkey in &mut next.value.passkeys {
+            for passkey in &mut next.passkeys {
                 if passkey.record.key == f.key {
                     let count = f.sign_count.unwrap_or(0);
                     passkey.sign_count = passkey.sign_count.max(count);
@@ -159,22 +173,22 @@ impl CredentialStore {
     }
 
     pub(super) fn canonical_snapshot(&self) -> Value {
-        let person = |(id, at): (PersonId, Arc<Versioned<PersonCredentials>>)| {
-            let passkeys: Vec<Value> = at
-                .value
+        let person = |(id, person): (PersonId, Arc<PersonCredentials>)| {
+            let passkeys: Vec<Value> = person
                 .passkeys
                 .iter()
                 .map(|p| json!([p.record, p.sign_count, p.added_at, p.last_vote_at]))
                 .collect();
-            let invitation = at.value.invitation.as_ref();
-            json!([
-                id,
-                at.version,
-                passkeys,
-                invitation.map(|i| json!([i.id, i.code, i.expires_at])),
-                at.value.revoked
-            ])
+            json!([id, passkeys, person.revoked])
         };
-        sorted(self.people.all()).into_iter().map(person).collect()
+        let invitation = |(id, i): (PersonId, Arc<Invitation>)| {
+            json!([id, i.id, i.code, i.expires_at, i.by, i.by_key])
+        };
+        let people: Vec<Value> = sorted(self.people.all()).into_iter().map(person).collect();
+        let invitations: Vec<Value> = sorted(self.invitations.all())
+            .into_iter()
+            .map(invitation)
+            .collect();
+        json!([people, invitations])
     }
 }

@@ -1,8 +1,9 @@
 //! In-memory state: the projection of the journal. Many threads read it; only committed entries change it.
 //!
-//! In: [`crate::journal::Committed`] entries, in order. Out: agents, tasks, access requests, grants, statistics and the revocation feed.
-//! Trusts: the journal, that an entry was allowed. Refuses nothing and decides nothing: whether a record has expired is a
-//! function of the record and of the reader's `now`. Never reads a clock, never writes an entry.
+//! In: [`crate::journal::Committed`] entries, in order. Out: what decisions read, through [`Read`], which records it; what pages and
+//! lists show, through [`Show`], which no gate accepts. Each entry is checked against the state before it, by one table: what its
+//! kind must have read and may advance, and the transition it makes. Trusts: the journal, that an entry was allowed. Whether a record
+//! has expired is a function of the record and of the reader's `now`. Never reads a clock, never writes an entry.
 
 pub mod action_stats;
 pub mod anomaly;
@@ -10,12 +11,20 @@ mod apply;
 mod concurrent_map;
 mod counters;
 mod credentials;
+mod entry_rules;
 mod feed;
 mod inbox_changes;
 mod intern;
+mod parsed;
+mod read;
+mod record_streams;
 mod records;
+mod show;
 pub mod stats;
 mod task_entries;
+mod transitions;
+mod trust;
+mod versions;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,35 +32,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::journal::{Committed, Fold, IllegalEntry};
 use crate::model::*;
+use crate::policy::ActivePolicy;
 
 pub use feed::{FeedEvent, Selector};
+pub use record_streams::DecisionInput;
 pub use records::{
-    AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeStatus, Grant,
-    IdempotencyOutcome, IllegalTransition, Lease, RecordedGrant, StoredStatus, TaskRecord,
-    TokenUse, VoteRecord,
+    AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeOrder, FreezeStatus, Grant,
+    Lease, StoredStatus, TaskRecord, TokenUse, VoteRecord,
 };
 
 pub use concurrent_map::ArcMap;
-pub use credentials::{CredentialStore, Invitation, Passkey, PersonCredentials};
+pub use credentials::{Invitation, Passkey, PersonCredentials};
+pub use entry_rules::OPEN_TASKS_MAX;
 pub use inbox_changes::{InboxChange, InboxChangeKind};
+pub use read::{Draft, DraftError, KeyOutcome, PeopleCredentials, Read, Recorded};
+pub use show::{EntryRuleView, Show, Shown};
 pub use task_entries::TASK_ENTRIES_MAX;
+pub use trust::{Trust, TrustedDomain};
 
 use concurrent_map::CopyMap;
+use credentials::CredentialStore;
 use feed::Feed;
 use inbox_changes::InboxChangeLog;
 use intern::Interner;
+pub use parsed::BundleCache;
+use parsed::Parsed;
+use records::IdempotencyOutcome;
 use stats::DecisionStats;
 use task_entries::TaskEntryIndex;
-
-/// A value and the version of the stream it comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Versioned<T> {
-    /// The value.
-    pub value: T,
-    /// The stream's version.
-    pub version: Version,
-}
+use versions::Versions;
 
 /// The JWT-SVID keys of a trust domain that verify evidence now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -62,20 +73,22 @@ pub struct TrustedKeys {
     pub kids: BTreeSet<KeyId>,
 }
 
-/// The state of one broker, as of the last entry applied.
+/// The state of one broker, as of the last entry applied. It has no public reader: see [`Read`] and [`Show`].
 #[derive(Debug, Default)]
 pub struct State {
+    versions: Versions,
+    parsed: Parsed,
     tasks: ArcMap<TaskId, TaskRecord>,
     tasks_by_idempotency_key: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
-    agents: ArcMap<AgentId, Versioned<AgentStatus>>,
-    freezes: ArcMap<FreezeScope, Versioned<FreezeStatus>>,
-    trust: ArcMap<TrustDomain, Versioned<TrustedKeys>>,
-    keys: ArcMap<KeyId, Versioned<Value>>,
+    agents: ArcMap<AgentId, AgentStatus>,
+    freezes: ArcMap<FreezeScope, FreezeStatus>,
+    trust: ArcMap<TrustDomain, TrustedKeys>,
+    keys: ArcMap<KeyId, Value>,
     requests: ArcMap<AccessRequestId, AccessRequest>,
     grants: ArcMap<TokenId, Grant>,
-    idempotency_keys: CopyMap<(TaskId, IdempotencyKey), Versioned<Option<IdempotencyOutcome>>>,
-    histories: ArcMap<AgentId, Versioned<AccessRequestHistory>>,
-    owner_pending: ArcMap<PersonId, Versioned<BTreeSet<AccessRequestId>>>,
+    idempotency_keys: CopyMap<(TaskId, IdempotencyKey), IdempotencyOutcome>,
+    histories: ArcMap<AgentId, AccessRequestHistory>,
+    owner_pending: ArcMap<PersonId, BTreeSet<(Timestamp, AccessRequestId)>>,
     credentials: CredentialStore,
     task_grants: ArcMap<TaskId, Vec<TokenId>>,
     task_requests: ArcMap<TaskId, Vec<AccessRequestId>>,
@@ -90,7 +103,6 @@ pub struct State {
     // Number of entries applied; the epoch changes only while nothing is served.
     applied: AtomicU64,
     epoch: AtomicU64,
-    illegal_transitions: AtomicU64,
 }
 
 /// A record that ends by time alone.
@@ -105,265 +117,113 @@ pub enum Deadline {
 }
 
 impl State {
-    /// A task, running or ended.
-    pub fn task(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
-        self.tasks.get(id)
+    /// An empty state that shares parsed policy bundles with others.
+    pub fn with_bundles(bundles: Arc<BundleCache>) -> Self {
+        Self {
+            parsed: Parsed::with_bundles(bundles),
+            ..Self::default()
+        }
     }
 
-    /// The task that an agent opened with this key under this idempotency key.
-    pub fn task_by_idempotency_key(
-        &self,
-        agent: &AgentId,
-        key: Thumbprint,
-        request: &IdempotencyKey,
-    ) -> Option<Arc<TaskRecord>> {
-        self.tasks_by_idempotency_key
-            .get(&(agent.clone(), key, request.clone()))
-            .and_then(|id| self.tasks.get(&id))
+    /// A round of reading for a decision, which records every stream that it looks at.
+    pub(crate) fn read(self: &Arc<Self>) -> Read {
+        Read::new(Arc::clone(self))
     }
 
-    /// The suspension status of an agent; not suspended, at version 0, when the journal has no entry about it.
-    pub fn agent_status(&self, agent: &AgentId) -> Versioned<AgentStatus> {
-        self.agents.get(agent).map(|at| *at).unwrap_or_default()
+    /// What pages and lists show.
+    pub const fn show(&self) -> Show<'_> {
+        Show::new(self)
     }
 
-    /// The freeze of one scope; the default at version 0 when it was never frozen.
-    pub fn freeze(&self, scope: &FreezeScope) -> Versioned<FreezeStatus> {
-        self.freezes
-            .get(scope)
-            .map(|at| (*at).clone())
-            .unwrap_or_default()
+    /// Whether every stream still has the version that was read.
+    pub(crate) fn holds(&self, read: &crate::journal::ReadSet) -> bool {
+        read.iter()
+            .all(|(stream, version)| self.versions.get(stream) == *version)
     }
 
-    /// Every freeze in force.
-    pub fn freezes(&self) -> Vec<(FreezeScope, FreezeMarker)> {
-        let in_force = |(scope, at): (FreezeScope, Arc<Versioned<FreezeStatus>>)| {
-            at.value.in_force.clone().map(|frozen| (scope, frozen))
-        };
-        sorted(self.freezes.all())
-            .into_iter()
-            .filter_map(in_force)
-            .collect()
+    /// Keeps a parsed bundle for the entry that will put it in force, so that it is not parsed twice.
+    pub(crate) fn stage_bundle(&self, bundle: crate::policy::PolicyBundle) {
+        self.parsed.stage(bundle);
     }
 
-    /// Whether the action of a grant was frozen after the grant was issued. (Wider freezes end the task.)
-    pub fn is_action_frozen(&self, grant: &Grant) -> bool {
-        self.action_frozen_at(grant).is_some()
+    /// Drops a parsed bundle whose entry was not appended.
+    pub(crate) fn unstage_bundle(&self, version: &Digest) {
+        self.parsed.unstage(version);
     }
 
-    /// Index of the last entry that froze the action of a grant after the grant was issued.
-    pub fn action_frozen_at(&self, grant: &Grant) -> Option<u64> {
+    /// The first entry whose content could not be parsed; the broker does not open with one.
+    pub fn failure(&self) -> Option<String> {
+        self.parsed.failure()
+    }
+
+    fn rules(&self) -> Option<Arc<ActivePolicy>> {
+        self.parsed.rules()
+    }
+
+    /// The owner of an agent under the policy bundle in force.
+    fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
+        let registered = self.rules()?.bundle.agent(agent)?;
+        Some(registered.owner.clone())
+    }
+
+    fn is_suspended(&self, agent: &AgentId) -> bool {
+        self.agents
+            .get(agent)
+            .is_some_and(|status| status.suspended)
+    }
+
+    fn is_frozen(&self, scope: &FreezeScope) -> bool {
+        let status = self.freezes.get(scope);
+        status.is_some_and(|status| status.in_force.is_some())
+    }
+
+    /// The first entry that froze the action of a grant after the grant was issued. (Wider freezes end the task.)
+    fn action_frozen_at(&self, grant: &Grant) -> Option<FreezeOrder> {
         let scope = FreezeScope::Action(grant.issued.action.action.clone());
-        let last = self.freezes.get(&scope).and_then(|at| at.value.last);
-        last.filter(|frozen| grant.index < *frozen)
+        let status = self.freezes.get(&scope)?;
+        let later = status.orders.partition_point(|o| o.index <= grant.index);
+        status.orders.get(later).copied()
     }
 
-    /// The keys of a trust domain; `None` for a domain without a trust bundle.
-    pub fn trusted_keys(&self, domain: &TrustDomain) -> Option<Arc<Versioned<TrustedKeys>>> {
-        self.trust.get(domain)
-    }
-
-    /// Every trust domain that ever had a trust bundle, sorted.
-    pub fn trust_domains(&self) -> Vec<TrustDomain> {
-        sorted(self.trust.all())
+    /// The first entry that ended a grant, before it expired: its own end, a freeze of its action, or the end of its task.
+    fn first_end(&self, grant: &Grant) -> Option<Ended> {
+        let frozen = self.action_frozen_at(grant).map(|order| Ended {
+            cause: EndCause::Frozen,
+            index: order.index,
+            at: order.at,
+            outcome: None,
+        });
+        let task = self.tasks.get(&grant.issued.task);
+        [grant.ended, frozen, task.and_then(|task| task.ended)]
             .into_iter()
-            .map(|(domain, _)| domain)
-            .collect()
+            .flatten()
+            .min_by_key(|ended| ended.index)
+            .filter(|ended| ended.at.secs() < grant.issued.exp)
     }
 
     /// Whether the key that verified this evidence is still trusted.
-    pub fn is_trusted(&self, evidence: &EvidenceFacts) -> bool {
+    fn is_trusted(&self, evidence: &EvidenceFacts) -> bool {
         self.trust
             .get(&evidence.subject.trust_domain())
-            .is_some_and(|keys| keys.value.kids.contains(&evidence.kid))
+            .is_some_and(|keys| keys.kids.contains(&evidence.kid))
     }
 
-    /// A published signing key.
-    pub fn key(&self, kid: &KeyId) -> Option<Arc<Versioned<Value>>> {
-        self.keys.get(kid)
-    }
-
-    /// Every published signing key, sorted by `kid`.
-    pub fn keys(&self) -> Vec<(KeyId, Arc<Versioned<Value>>)> {
-        let mut keys = self.keys.all();
-        keys.sort_by(|a, b| a.0.cmp(&b.0));
-        keys
-    }
-
-    /// An access request, pending or closed.
-    pub fn access_request(&self, id: &AccessRequestId) -> Option<Arc<AccessRequest>> {
-        self.requests.get(id)
-    }
-
-    /// The pending access request for this action digest in this task, under any idempotency key.
-    pub fn pending_request_for(
-        &self,
-        task: &TaskId,
-        action: Digest,
-        now: Timestamp,
-    ) -> Option<Arc<AccessRequest>> {
-        self.requests_of_task(task)
-            .into_iter()
-            .find(|r| r.is_pending(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
-    }
-
-    /// The access requests of an agent, and the version of [`Stream::AgentRequests`].
-    pub fn access_request_history(&self, agent: &AgentId) -> Arc<Versioned<AccessRequestHistory>> {
-        self.histories.get(agent).unwrap_or_default()
-    }
-
-    /// Access requests of all agents of an owner that no entry has closed, and the version of [`Stream::OwnerRequests`].
-    pub fn owner_pending(&self, owner: &PersonId) -> Arc<Versioned<BTreeSet<AccessRequestId>>> {
-        self.owner_pending.get(owner).unwrap_or_default()
-    }
-
-    /// Number of these access requests that are pending.
-    pub fn count_pending(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
-        ids.iter()
-            .filter_map(|id| self.requests.get(id))
-            .filter(|r| r.is_pending(now))
-            .count()
-    }
-
-    /// Passkeys, invitations and revoked keys of people.
-    pub const fn credentials(&self) -> &CredentialStore {
-        &self.credentials
-    }
-
-    /// Every pending access request of a running task, oldest first.
-    pub fn pending_requests(&self, now: Timestamp) -> Vec<Arc<AccessRequest>> {
-        let mut all: Vec<_> = self
-            .unclosed_requests()
-            .iter()
-            .filter_map(|id| self.requests.get(id))
-            .filter(|r| {
-                r.is_pending(now)
-                    && self
-                        .tasks
-                        .get(&r.opened.task)
-                        .is_some_and(|t| t.is_running(now))
-            })
-            .collect();
-        all.sort_by_key(|r| (r.opened_at, r.opened.access_request));
-        all
-    }
-
-    /// Every access request that no entry has closed, sorted by id; expired ones included.
-    pub fn unclosed_requests(&self) -> Vec<AccessRequestId> {
-        let mut all: Vec<_> = self
-            .histories
-            .all()
-            .into_iter()
-            .flat_map(|(_, at)| at.value.pending.iter().copied().collect::<Vec<_>>())
-            .collect();
-        all.sort_unstable();
-        all
-    }
-
-    /// At most `max` inbox changes above an index, oldest first; `None` when some of them are no longer kept.
-    pub fn inbox_changes_after(&self, index: u64, max: usize) -> Option<Vec<Arc<InboxChange>>> {
-        self.inbox_changes.after(index, max)
-    }
-
-    /// The inbox change made by the entry at this index, if that is the latest change.
-    pub fn inbox_change_at(&self, index: u64) -> Option<Arc<InboxChange>> {
-        self.inbox_changes.at(index)
-    }
-
-    /// Access requests of a task, oldest first.
-    pub fn requests_of_task(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
+    fn requests_of_task(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
         self.task_requests
             .get(task)
             .map(|ids| ids.iter().filter_map(|id| self.requests.get(id)).collect())
             .unwrap_or_default()
     }
 
-    /// The outcome of an idempotency key, `None` while it is undecided; with the version of [`Stream::TokenRequest`].
-    pub fn idempotency_outcome(
-        &self,
-        task: &TaskId,
-        request: &IdempotencyKey,
-    ) -> Versioned<Option<IdempotencyOutcome>> {
-        self.idempotency_keys
-            .get(&(*task, request.clone()))
-            .unwrap_or_default()
-    }
-
-    /// A grant, active or ended.
-    pub fn grant(&self, jti: &TokenId) -> Option<Arc<Grant>> {
-        self.grants.get(jti)
-    }
-
-    /// Proof that the grant is in the journal, for its reissue.
-    pub fn recorded_grant(&self, jti: &TokenId) -> Option<RecordedGrant> {
-        self.grants.get(jti).map(RecordedGrant::new)
-    }
-
-    /// Grants of a task, oldest first.
-    pub fn grants_of_task(&self, task: &TaskId) -> Vec<Arc<Grant>> {
-        self.task_grants
-            .get(task)
-            .map(|ids| ids.iter().filter_map(|id| self.grants.get(id)).collect())
-            .unwrap_or_default()
-    }
-
-    /// Why a grant is no longer valid by journal and time; `None` while it is. Does not evaluate the policy.
-    pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
-        if let Some(ended) = grant.ended {
-            return Some(ended.cause);
-        }
-        if now.secs() >= grant.issued.exp {
-            return Some(EndCause::Deadline);
-        }
-        if self.is_action_frozen(grant) {
-            return Some(EndCause::Frozen);
-        }
-        // Fail closed: a grant whose task is missing is not valid.
-        match self.tasks.get(&grant.issued.task) {
-            None => Some(EndCause::Deadline),
-            Some(task) => match task.ended {
-                Some(ended) => Some(ended.cause),
-                None if task.expired_cause(now).is_some() => task.expired_cause(now),
-                None if self.agent_status(&grant.issued.agent).value.suspended => {
-                    Some(EndCause::Suspended)
-                }
-                None if !self.is_trusted(&grant.issued.evidence) => Some(EndCause::Trust),
-                None => None,
-            },
-        }
-    }
-
-    /// Tasks of an agent that no entry has ended.
-    pub fn open_tasks_of(&self, agent: &AgentId) -> Vec<TaskId> {
+    fn open_tasks_of(&self, agent: &AgentId) -> Vec<TaskId> {
         self.agent_tasks
             .get(agent)
             .map(|set| set.iter().copied().collect())
             .unwrap_or_default()
     }
 
-    /// Every agent with a task that no entry has ended, in no order.
-    pub fn agents_with_open_tasks(&self) -> Vec<AgentId> {
-        let busy =
-            |(agent, tasks): (AgentId, Arc<BTreeSet<TaskId>>)| (!tasks.is_empty()).then_some(agent);
-        self.agent_tasks
-            .all()
-            .into_iter()
-            .filter_map(busy)
-            .collect()
-    }
-
-    /// Every agent that was ever suspended, in no order.
-    pub fn agents_with_status(&self) -> Vec<AgentId> {
-        self.agents.all().into_iter().map(|(id, _)| id).collect()
-    }
-
-    /// Every task, ended or not, in no order.
-    pub fn tasks(&self) -> Vec<Arc<TaskRecord>> {
-        self.tasks.all().into_iter().map(|(_, task)| task).collect()
-    }
-
     /// Every task that no entry has ended, sorted by id.
-    pub fn open_tasks(&self) -> Vec<Arc<TaskRecord>> {
+    fn open_tasks(&self) -> Vec<Arc<TaskRecord>> {
         let mut ids: Vec<TaskId> = self
             .agent_tasks
             .all()
@@ -374,65 +234,137 @@ impl State {
         ids.iter().filter_map(|id| self.tasks.get(id)).collect()
     }
 
-    /// At most `max` records whose deadline has passed and is not journalled yet; readers already treat them as ended.
-    pub fn deadlines_by(&self, now: Timestamp, max: usize) -> Vec<Deadline> {
-        self.deadlines()
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .take(max)
-            .map(|(_, deadline)| *deadline)
-            .collect()
+    /// Every access request that no entry has closed, sorted by id; expired ones included.
+    fn unclosed_requests(&self) -> Vec<AccessRequestId> {
+        let mut all: Vec<_> = self
+            .histories
+            .all()
+            .into_iter()
+            .flat_map(|(_, history)| {
+                history
+                    .pending
+                    .iter()
+                    .map(|(_, id)| *id)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        all.sort_unstable();
+        all
     }
 
-    /// Index of the entry that holds a decision of gate 2.
-    pub fn decision_index(&self, id: &DecisionId) -> Option<u64> {
-        self.decisions.get(id)
-    }
-
-    /// Statistics about requests and decisions.
-    pub const fn stats(&self) -> &DecisionStats {
-        &self.stats
-    }
-
-    /// Indexes of at most [`TASK_ENTRIES_MAX`] entries about a task, in order, and how many in the middle are omitted.
-    pub fn task_entries(&self, task: &TaskId) -> (Vec<u64>, u64) {
-        self.task_entries.get(task)
+    /// Why a grant is no longer valid by journal and time; `None` while it is. Does not evaluate the rules in force.
+    fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
+        if let Some(ended) = grant.ended {
+            return Some(ended.cause);
+        }
+        if now.secs() >= grant.issued.exp {
+            return Some(EndCause::Deadline);
+        }
+        if self.action_frozen_at(grant).is_some() {
+            return Some(EndCause::Frozen);
+        }
+        // Fail closed: a grant whose task is missing is not valid.
+        let Some(task) = self.tasks.get(&grant.issued.task) else {
+            return Some(EndCause::Deadline);
+        };
+        let agent = &grant.issued.agent;
+        let is_owner_frozen = || {
+            let owner = self.owner_now(agent);
+            owner.is_some_and(|owner| self.is_frozen(&FreezeScope::Owner(owner)))
+        };
+        match task
+            .ended
+            .map(|ended| ended.cause)
+            .or(task.expired_cause(now))
+        {
+            Some(cause) => Some(cause),
+            None if self.is_suspended(agent) => Some(EndCause::Suspended),
+            None if !self.is_trusted(&grant.issued.evidence) => Some(EndCause::Trust),
+            None if is_owner_frozen() => Some(EndCause::Frozen),
+            None => None,
+        }
     }
 
     /// (epoch, index of the last entry applied).
-    pub fn position(&self) -> (u64, u64) {
+    fn position(&self) -> (u64, u64) {
         (
             self.epoch.load(Ordering::SeqCst),
             self.applied.load(Ordering::SeqCst).saturating_sub(1),
         )
     }
 
-    /// At most `max` events of the revocation feed above an index, or from the start; and the index of the last event
-    /// of the feed, as of the same moment.
-    pub fn feed_after(&self, after: Option<u64>, max: usize) -> (Vec<Arc<FeedEvent>>, Option<u64>) {
-        self.feed.after(after, max)
+    fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Deadline)>> {
+        self.deadlines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// State as the journal folds entries into it.
+#[derive(Debug)]
+pub struct StateFold<F> {
+    state: Arc<State>,
+    /// Called after each entry was folded in.
+    after: F,
+}
+
+impl<F: FnMut(&Committed) + Send> StateFold<F> {
+    /// A fold into a state.
+    pub const fn new(state: Arc<State>, after: F) -> Self {
+        Self { state, after }
+    }
+}
+
+impl<F: FnMut(&Committed) + Send> Fold for StateFold<F> {
+    fn version(&self, stream: &Stream) -> Version {
+        self.state.versions.get(stream)
     }
 
-    /// Index of the first feed event at or after a point in time.
-    pub fn feed_since(&self, moment: Timestamp) -> Option<u64> {
-        self.feed.since(moment)
+    fn check(&self, entry: &Entry) -> Result<(), IllegalEntry> {
+        entry_rules::check(entry, &self.state)
     }
 
-    /// Index of the last feed event.
-    pub fn feed_last(&self) -> Option<u64> {
-        self.feed.last()
+    fn count(&self, counter: &Counter, at: Timestamp) -> u64 {
+        self.state.count(counter, at)
     }
 
-    /// Number of entries that made an illegal transition. Above 0 means a bug in the broker.
-    pub fn illegal_transitions(&self) -> u64 {
-        self.illegal_transitions.load(Ordering::Relaxed)
+    fn apply(&mut self, committed: &Committed) {
+        self.state.apply(committed);
+        (self.after)(committed);
+    }
+}
+
+impl State {
+    /// A count that claims bound.
+    fn count(&self, counter: &Counter, at: Timestamp) -> u64 {
+        let pending = |waiting: &BTreeSet<(Timestamp, AccessRequestId)>| {
+            let expired = waiting
+                .iter()
+                .take_while(|(expires_at, _)| *expires_at <= at);
+            waiting.len() - expired.count()
+        };
+        let count = match counter {
+            Counter::OpenTasks(agent) => self.agent_tasks.get(agent).map_or(0, |set| set.len()),
+            Counter::PendingRequests(agent) => self
+                .histories
+                .get(agent)
+                .map_or(0, |of| pending(&of.pending)),
+            Counter::OwnerPendingRequests(owner) => {
+                self.owner_pending.get(owner).map_or(0, |of| pending(&of))
+            }
+            Counter::Openings(agent) => self
+                .histories
+                .get(agent)
+                .map_or(0, |of| of.openings_since(at.plus_secs(-OPENINGS_WINDOW_S))),
+        };
+        u64::try_from(count).unwrap_or(u64::MAX)
     }
 
     /// The whole state as one JSON value, for tests: equal wherever the same entries were applied (INV-9).
-    pub fn canonical_snapshot(&self) -> Value {
+    fn canonical_snapshot(&self) -> Value {
         let tasks: Vec<Value> = sorted(self.tasks.all())
             .into_iter()
-            .map(|(id, t)| json!([id, t.ended, t.lease, t.version]))
+            .map(|(id, t)| json!([id, t.ended, t.lease]))
             .collect();
         let requests: Vec<Value> = sorted(self.requests.all())
             .into_iter()
@@ -440,11 +372,11 @@ impl State {
             .collect();
         let grants: Vec<Value> = sorted(self.grants.all())
             .into_iter()
-            .map(|(id, g)| json!([id, g.ended, g.version, g.uses, g.kids, g.action.is_some()]))
+            .map(|(id, g)| json!([id, g.ended, g.uses, g.kids, g.action.is_some()]))
             .collect();
         let idempotency_keys: Vec<Value> = sorted(self.idempotency_keys.all())
             .into_iter()
-            .map(|(k, at)| json!([k, at.value, at.version]))
+            .map(|(k, at)| json!([k, at]))
             .collect();
         let opened: Vec<Value> = sorted(self.tasks_by_idempotency_key.all())
             .into_iter()
@@ -452,37 +384,31 @@ impl State {
             .collect();
         let agents: Vec<Value> = sorted(self.agents.all())
             .into_iter()
-            .map(|(id, a)| json!([id, a.value.suspended, a.version]))
+            .map(|(id, a)| json!([id, a.suspended]))
             .collect();
         let freezes: Vec<Value> = sorted(self.freezes.all())
             .into_iter()
-            .map(|(scope, at)| {
-                json!([
-                    scope,
-                    at.value.in_force.is_some(),
-                    at.value.last,
-                    at.version
-                ])
-            })
+            .map(|(scope, at)| json!([scope, at.in_force.is_some(), at.orders]))
             .collect();
         let trust: Vec<Value> = sorted(self.trust.all())
             .into_iter()
-            .map(|(d, t)| json!([d, t.value, t.version]))
+            .map(|(d, t)| json!([d, *t]))
             .collect();
         let keys: Vec<Value> = sorted(self.keys.all())
             .into_iter()
-            .map(|(k, v)| json!([k, v.value, v.version]))
+            .map(|(k, v)| json!([k, *v]))
             .collect();
         let histories: Vec<Value> = sorted(self.histories.all())
             .into_iter()
-            .map(|(k, v)| json!([k, v.value, v.version]))
+            .map(|(k, v)| json!([k, *v]))
             .collect();
         let owner_pending: Vec<Value> = sorted(self.owner_pending.all())
             .into_iter()
-            .map(|(k, v)| json!([k, v.value, v.version]))
+            .map(|(k, v)| json!([k, *v]))
             .collect();
         let feed: Vec<Value> = self
-            .feed_after(None, usize::MAX)
+            .feed
+            .after(None, usize::MAX)
             .0
             .iter()
             .map(|e| json!(**e))
@@ -492,15 +418,9 @@ impl State {
             .iter()
             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
-        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "feed": feed, "deadlines": deadlines, "illegal_transitions": self.illegal_transitions(),
+        json!({ "position": self.position(), "versions": self.versions.canonical_snapshot(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "feed": feed, "deadlines": deadlines,
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
-    }
-
-    fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Deadline)>> {
-        self.deadlines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The records of state: tasks, access requests, votes and grants. Each is one `Arc` with the version of its stream.
+//! The records of state: tasks, access requests, votes and grants. Each is one `Arc`.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,8 +16,6 @@ pub struct TaskRecord {
     pub lease: Option<Lease>,
     /// Its end by an entry; absent while none ended it. Time may have ended it already: see [`TaskRecord::is_running`].
     pub ended: Option<Ended>,
-    /// Version of its stream.
-    pub version: Version,
 }
 
 /// The lease of a task with a heartbeat: the task ends unless it is extended in time.
@@ -25,8 +23,6 @@ pub struct TaskRecord {
 pub struct Lease {
     /// When the lease ends.
     pub until: Timestamp,
-    /// Version of its stream; 0 until it is extended.
-    pub version: Version,
 }
 
 /// The freezes of one scope, as of the last entry applied.
@@ -34,8 +30,17 @@ pub struct Lease {
 pub struct FreezeStatus {
     /// The freeze in force; absent when it was lifted or never ordered.
     pub in_force: Option<FreezeMarker>,
-    /// Index of the last entry that froze it, lifted since or not: grants issued before it stay ended.
-    pub last: Option<u64>,
+    /// Every entry that froze it, oldest first, lifted since or not: grants issued before one stay ended.
+    pub orders: Vec<FreezeOrder>,
+}
+
+/// An entry that froze a scope: its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct FreezeOrder {
+    /// Index of the entry.
+    pub index: u64,
+    /// The entry's time.
+    pub at: Timestamp,
 }
 
 /// The entry that ordered a freeze.
@@ -70,6 +75,13 @@ impl TaskRecord {
         self.ended.is_none() && self.expired_cause(now).is_none()
     }
 
+    /// When time ends it: the deadline or the lease, whichever is earlier.
+    pub fn expires_at(&self) -> Timestamp {
+        let deadline = self.opened.deadline;
+        self.lease
+            .map_or(deadline, |lease| lease.until.min(deadline))
+    }
+
     /// The cause if time alone has ended it: the deadline or the lease, whichever is earlier.
     pub fn expired_cause(&self, now: Timestamp) -> Option<EndCause> {
         let lease = self.lease.map(|lease| lease.until);
@@ -84,8 +96,8 @@ impl TaskRecord {
 /// The access requests of one agent, for limits and back-off.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct AccessRequestHistory {
-    /// Access requests that no entry has closed.
-    pub pending: BTreeSet<AccessRequestId>,
+    /// Access requests that no entry has closed, each behind the time at which it expires.
+    pub pending: BTreeSet<(Timestamp, AccessRequestId)>,
     /// Times of denials by people, oldest first: the last 32 since the agent was last resumed.
     pub denials: Vec<Timestamp>,
     /// Times at which access requests were opened, oldest first: the last 256.
@@ -106,11 +118,6 @@ impl AccessRequestHistory {
             .rev()
             .take_while(|at| **at > moment)
             .count()
-    }
-
-    /// Number of kept denials after a point in time.
-    pub fn denials_since(&self, moment: Timestamp) -> usize {
-        self.denials.iter().filter(|at| **at > moment).count()
     }
 }
 
@@ -149,9 +156,9 @@ pub(super) enum AccessEvent {
     Closed(CloseCause),
 }
 
-/// A transition that [`StoredStatus`] does not have. No committed entry makes one; if one did, the status would not change.
+/// A transition that [`StoredStatus`] does not have. No entry that makes one is written, and no journal that holds one is replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IllegalTransition;
+pub(super) struct IllegalTransition;
 
 impl StoredStatus {
     /// INVARIANT (one approval, one grant): nothing leaves `Denied`, `Consumed` or `Closed`.
@@ -181,7 +188,7 @@ pub struct AccessRequest {
     pub status: StoredStatus,
     /// The opening entry's time.
     pub opened_at: Timestamp,
-    /// Version of its stream.
+    /// 1 + the index of the last entry about it: where a watch of it resumes.
     pub version: Version,
 }
 
@@ -237,8 +244,6 @@ pub struct Grant {
     pub kids: Arc<[KeyId]>,
     /// Its own end by an entry, apart from its task's.
     pub ended: Option<Ended>,
-    /// Version of its token's stream; 0 until it is used, reissued or ended.
-    pub version: Version,
 }
 
 impl Grant {
@@ -250,29 +255,12 @@ impl Grant {
     }
 }
 
-/// The final outcome of an idempotency key.
+/// What became of an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum IdempotencyOutcome {
-    /// The grant of this token.
+pub(super) enum IdempotencyOutcome {
+    /// It opened this access request, which may be closed.
+    Requested(AccessRequestId),
+    /// It got the grant of this token.
     Granted(TokenId),
-    /// This access request was denied by a person or expired.
-    Denied(AccessRequestId),
-}
-
-/// Proof that a grant is in the journal: made by state only, from a committed entry.
-#[derive(Debug)]
-pub struct RecordedGrant {
-    grant: Arc<Grant>,
-}
-
-impl RecordedGrant {
-    pub(super) const fn new(grant: Arc<Grant>) -> Self {
-        Self { grant }
-    }
-
-    /// The grant, as of the last entry applied.
-    pub const fn grant(&self) -> &Arc<Grant> {
-        &self.grant
-    }
 }

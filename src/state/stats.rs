@@ -124,7 +124,7 @@ impl DecisionStats {
             }
             Event::RequestDenied(f) => {
                 // Without a decision the action is not in the catalogue: an agent cannot create counters by inventing names.
-                let (Some(decision), Some(task)) = (&f.decision, state.task(&f.task)) else {
+                let (Some(decision), Some(task)) = (&f.decision, state.tasks.get(&f.task)) else {
                     return;
                 };
                 let mut counts = self.write();
@@ -147,13 +147,13 @@ impl DecisionStats {
             }
             Event::VoteCast(f) => {
                 // A vote on a closed access request changes no counter, as it changes no state.
-                let request = state.access_request(&f.access_request);
+                let request = state.requests.get(&f.access_request);
                 if let Some(request) = request.filter(|r| r.status == StoredStatus::Pending) {
                     self.write().record_vote(f, &request, entry);
                 }
             }
             Event::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
-                let request = state.access_request(&f.access_request);
+                let request = state.requests.get(&f.access_request);
                 if let Some(request) = request.filter(|r| r.status == StoredStatus::Pending) {
                     let opened = &request.opened;
                     let mut counts = self.write();
@@ -165,7 +165,7 @@ impl DecisionStats {
             }
             Event::TokenIssued(f) => {
                 let mut counts = self.write();
-                let consumed = f.consumed.and_then(|id| state.access_request(&id));
+                let consumed = f.consumed.and_then(|id| state.requests.get(&id));
                 let requested_at = match &consumed {
                     // Counted when the access request was opened.
                     Some(request) => {

@@ -36,6 +36,7 @@ pub struct Metrics {
     approval_wait: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
     vote_signing: Histogram,
     journal_append: Histogram,
+    append_conflicts: Counter,
     revocation_delivery: Histogram,
     feed_subscribers: Gauge,
     open_streams: Family<StreamLabel, Gauge>,
@@ -153,6 +154,7 @@ impl Default for Metrics {
             ),
             vote_signing: add(r, "vote_signing_duration_seconds", human_seconds()),
             journal_append: add(r, "journal_append_duration_seconds", machine_seconds()),
+            append_conflicts: add(r, "append_conflicts", Counter::default()),
             revocation_delivery: add(r, "revocation_delivery_delay_seconds", machine_seconds()),
             feed_subscribers: add(r, "feed_subscribers", Gauge::default()),
             open_streams: add(r, "open_streams", Family::default()),
@@ -284,6 +286,11 @@ impl Metrics {
     /// The journal completed an append.
     pub fn journal_appended(&self, took: Duration) {
         self.journal_append.observe(took.as_secs_f64());
+    }
+
+    /// An append wrote nothing because another one came first: its call is decided anew while it has attempts left.
+    pub fn append_conflicted(&self) {
+        self.append_conflicts.inc();
     }
 
     /// A revocation was delivered to one validator's stream this long after its entry.
@@ -441,6 +448,7 @@ mod tests {
         metrics.access_request_decided("approved", second);
         metrics.vote_signed(second);
         metrics.journal_appended(second);
+        metrics.append_conflicted();
         metrics.revocation_delivered(second);
     }
 

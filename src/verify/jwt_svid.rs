@@ -4,7 +4,7 @@
 use super::VerifyError;
 use crate::jose::{HeaderRules, KidRule, TypRule, jws};
 use crate::model::{Digest, EvidenceFacts, EvidenceKind, Secret, SpiffeId, Timestamp};
-use crate::verify::Trust;
+use crate::state::Trust;
 
 const RULES: HeaderRules = HeaderRules {
     typ: TypRule::Optional(&["JWT", "JOSE"]),

@@ -8,15 +8,14 @@
 
 mod jwt_svid;
 mod possession;
-mod trust;
 
 use std::sync::Arc;
 
 use crate::model::*;
 use crate::policy::{ActivePolicy, OperateDecision};
+use crate::state::{Read, Recorded, TaskRecord, Trust};
 
 pub use possession::{DpopInput, Possession};
-pub use trust::{Trust, TrustedDomain};
 
 /// Why gate 1 did not open. For the operator and the log, never for the caller.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +111,9 @@ pub enum VerifyError {
     /// The agent's tasks are pinned to another key.
     #[error("agent {0} is pinned to another key")]
     PinnedKeyMismatch(AgentId),
+    /// The key is registered to a person or a service, or was enrolled as a passkey: it may hold no task.
+    #[error("the key is a person's or a service's: an agent uses one of its own")]
+    RegisteredKey,
     /// The key that verified the evidence is no longer trusted.
     #[error("the key that verified the evidence is no longer trusted")]
     UntrustedKey,
@@ -168,31 +170,12 @@ pub struct Authenticated {
 }
 
 impl Authenticated {
-    /// Joins evidence and possession for opening a task.
-    pub fn for_open_task(attested: Arc<Attested>, possession: Possession) -> Self {
+    /// Joins evidence and possession.
+    pub const fn new(attested: Arc<Attested>, possession: Possession) -> Self {
         Self {
             attested,
             possession,
         }
-    }
-
-    /// Joins evidence and possession for a task: the key must be the task's, the workload the one that opened it.
-    pub fn for_task(
-        attested: Arc<Attested>,
-        possession: Possession,
-        opened: &TaskOpened,
-    ) -> Result<Self, VerifyError> {
-        possession.matches(&opened.binding)?;
-        if attested.facts.subject != opened.evidence.subject {
-            return Err(VerifyError::WorkloadMismatch {
-                shown: attested.facts.subject.clone(),
-                opened: opened.evidence.subject.clone(),
-            });
-        }
-        Ok(Self {
-            attested,
-            possession,
-        })
     }
 
     /// The evidence, to be cached for later calls.
@@ -210,56 +193,60 @@ impl Authenticated {
         self.possession.jkt()
     }
 
-    /// Runs gate 1 in full: the evidence is fresh, exactly one agent matches, it is neither suspended nor frozen, and the
-    /// rules let it operate now. The answer carries the version of everything that was read.
-    pub fn verify(
+    /// Runs gate 1 in full, in one round: the evidence is fresh and its key still trusted, exactly one agent matches, the task is of
+    /// this workload and key, the agent is neither suspended nor frozen, and the rules let it operate now. Whether the task runs is
+    /// the caller's to say.
+    pub fn verify<'r>(
         &self,
-        context: Gate1Context<'_>,
+        read: &'r Read,
+        task: Option<&TaskId>,
+        max_evidence_age_ms: i64,
         now: Timestamp,
-    ) -> Result<Verified, VerifyError> {
+    ) -> Result<Verified<'r>, VerifyError> {
         let facts = &self.attested.facts;
         let age_ms = now.since(facts.verified_at).max(0);
-        if now >= facts.expires_at || age_ms > context.max_evidence_age_ms {
+        if now >= facts.expires_at || age_ms > max_evidence_age_ms {
             return Err(VerifyError::Stale);
         }
-        let rules = context.rules.ok_or(VerifyError::NoRules)?;
-        let trust_version = context.trust.ok_or(VerifyError::UntrustedKey)?;
+        let rules = read.rules().ok_or(VerifyError::NoRules)?;
+        if !read.is_trusted(facts) {
+            return Err(VerifyError::UntrustedKey);
+        }
+        let task = match task {
+            None => None,
+            Some(id) => Some(self.own_task(read, id)?),
+        };
         let agent = match rules.bundle.agents_matching(&facts.subject).as_slice() {
             [one] => Arc::clone(one),
             others => return Err(VerifyError::AmbiguousAgent(others.len())),
         };
-        if let Some(task) = &context.task
-            && task.agent != agent.id
+        if let Some(task) = &task
+            && task.opened.agent != agent.id
         {
-            return Err(VerifyError::AgentMismatch(task.agent.clone()));
+            return Err(VerifyError::AgentMismatch(task.opened.agent.clone()));
         }
-        // Fails closed when the context was gathered for another agent than the evidence matches.
-        let records = context
-            .agent
-            .filter(|records| records.id == agent.id && records.owner == agent.owner)
-            .ok_or(VerifyError::NotRegistered)?;
-        if records.suspension.in_force {
+        if read.is_suspended(&agent.id) {
             return Err(VerifyError::Suspended(agent.id.clone()));
         }
-        if agent.jkt.is_some_and(|pinned| pinned != self.jkt()) {
+        let jkt = self.jkt();
+        if agent.jkt.is_some_and(|pinned| pinned != jkt) {
             return Err(VerifyError::PinnedKeyMismatch(agent.id.clone()));
         }
-        let scopes = [
-            (FreezeScope::All, records.freeze_all),
-            (FreezeScope::Agent(agent.id.clone()), records.freeze_agent),
-            (
-                FreezeScope::Owner(agent.owner.clone()),
-                records.freeze_owner,
-            ),
-        ];
-        let mut freezes = Vec::with_capacity(scopes.len());
-        for (scope, freeze) in scopes {
-            if freeze.in_force {
+        // The key of a task is no person's and no service's, also when it was enrolled after the task was opened.
+        if rules.by_key(jkt).is_some() || read.was_enrolled(jkt) {
+            return Err(VerifyError::RegisteredKey);
+        }
+        let opener = task.as_ref().map(|task| &task.opened.owner);
+        let owners = opener.into_iter().chain([&agent.owner]);
+        let scopes = [FreezeScope::All, FreezeScope::Agent(agent.id.clone())]
+            .into_iter()
+            .chain(owners.map(|owner| FreezeScope::Owner(owner.clone())));
+        for scope in scopes {
+            if read.is_frozen(&scope) {
                 return Err(VerifyError::Frozen(scope));
             }
-            freezes.push((Stream::Freeze(scope), freeze.version));
         }
-        let binding = Binding::Jkt(self.jkt());
+        let binding = Binding::Jkt(jkt);
         match rules
             .bundle
             .may_operate(&agent, facts.kind, age_ms, binding.as_str(), now)
@@ -269,111 +256,77 @@ impl Authenticated {
                 return Err(VerifyError::MayNotOperate { why, rules });
             }
         }
-        let mut read_set = vec![
-            (Stream::Agent(agent.id.clone()), records.suspension.version),
-            (Stream::Person(agent.owner.clone()), records.owner_version),
-            (Stream::Policy, rules.version),
-            (Stream::Trust(facts.subject.trust_domain()), trust_version),
-        ];
-        read_set.extend(freezes);
         let mut not_after = facts
             .expires_at
-            .min(facts.verified_at.plus_millis(context.max_evidence_age_ms));
-        if let Some(task) = &context.task {
-            read_set.push((Stream::Task(task.id), task.version));
-            not_after = not_after.min(task.deadline);
+            .min(facts.verified_at.plus_millis(max_evidence_age_ms));
+        if let Some(task) = &task {
+            not_after = not_after.min(task.opened.deadline);
             // A token may be valid for longer than a heartbeat, but nothing starts for a task whose heartbeat was missed.
-            not_after = task.lease_until.map_or(not_after, |t| t.min(not_after));
+            not_after = task
+                .lease
+                .map_or(not_after, |lease| lease.until.min(not_after));
         }
         Ok(Verified {
+            read,
+            rules,
             agent,
             facts: facts.clone(),
             binding,
-            task: context.task,
+            task,
             action_digest: self.possession.action_digest(),
             evidence_age_ms: age_ms,
-            read_set,
             not_after,
             now,
         })
     }
-}
 
-/// What the journal and the policy bundle say at one moment, gathered by the broker for [`Authenticated::verify`].
-pub struct Gate1Context<'a> {
-    /// The policy bundle in force.
-    pub rules: Option<&'a ActivePolicy>,
-    /// Version of the trust domain's stream; `None` when the key that verified the evidence is gone from it.
-    pub trust: Option<Version>,
-    /// What the journal says of the agent the evidence matches; `None` unless exactly one does.
-    pub agent: Option<AgentRecords>,
-    /// The task the call is for, when it is for one.
-    pub task: Option<TaskSnapshot>,
-    /// Longest time since this broker verified the evidence.
-    pub max_evidence_age_ms: i64,
-}
-
-/// What the journal says of one registered agent: each value with the version of the stream it was read from.
-#[derive(Debug, Clone)]
-pub struct AgentRecords {
-    /// The agent.
-    pub id: AgentId,
-    /// Its owner by the policy bundle.
-    pub owner: PersonId,
-    /// The agent's suspension.
-    pub suspension: Restriction,
-    /// The freeze of everything.
-    pub freeze_all: Restriction,
-    /// The freeze of the agent.
-    pub freeze_agent: Restriction,
-    /// The freeze of the owner's agents.
-    pub freeze_owner: Restriction,
-    /// Version of the owner's stream.
-    pub owner_version: Version,
-}
-
-/// A suspension or freeze, as of one version of its stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Restriction {
-    /// Whether it is in force.
-    pub in_force: bool,
-    /// Version of its stream.
-    pub version: Version,
-}
-
-/// A running task, as of one version of its stream.
-#[derive(Debug, Clone)]
-pub struct TaskSnapshot {
-    /// Its id.
-    pub id: TaskId,
-    /// The agent that opened it.
-    pub agent: AgentId,
-    /// When it was opened.
-    pub opened_at: Timestamp,
-    /// When it expires.
-    pub deadline: Timestamp,
-    /// When a missed heartbeat ends it.
-    pub lease_until: Option<Timestamp>,
-    /// Version of its stream.
-    pub version: Version,
+    /// The task, when its key is held and it was opened by this workload.
+    fn own_task<'r>(
+        &self,
+        read: &'r Read,
+        id: &TaskId,
+    ) -> Result<Recorded<'r, TaskRecord>, VerifyError> {
+        let task = read.task(id).ok_or(VerifyError::TaskKeyMismatch)?;
+        self.possession.matches(&task.opened.binding)?;
+        let shown = &self.attested.facts.subject;
+        let opened = &task.opened.evidence.subject;
+        if shown != opened {
+            return Err(VerifyError::WorkloadMismatch {
+                shown: shown.clone(),
+                opened: opened.clone(),
+            });
+        }
+        Ok(task)
+    }
 }
 
 /// Proof that gate 1 was passed in this call: made only by [`Authenticated::verify`], spent by moving it into gate 2 or into
-/// opening a task. It permits no action.
+/// opening a task. It permits no action, and cannot leave the round in which it was made.
 #[derive(Debug)]
-pub struct Verified {
+pub struct Verified<'r> {
+    read: &'r Read,
+    rules: Recorded<'r, ActivePolicy>,
     agent: Arc<RegisteredAgent>,
     facts: EvidenceFacts,
     binding: Binding,
-    task: Option<TaskSnapshot>,
+    task: Option<Recorded<'r, TaskRecord>>,
     action_digest: Option<Digest>,
     evidence_age_ms: i64,
-    read_set: Vec<(Stream, Version)>,
     not_after: Timestamp,
     now: Timestamp,
 }
 
-impl Verified {
+impl<'r> Verified<'r> {
+    /// The round it was made in.
+    pub const fn read(&self) -> &'r Read {
+        self.read
+    }
+
+    /// The rules it was made under.
+    pub const fn rules(&self) -> &Recorded<'r, ActivePolicy> {
+        &self.rules
+    }
+
     /// The registered agent.
     pub const fn agent(&self) -> &Arc<RegisteredAgent> {
         &self.agent
@@ -390,7 +343,7 @@ impl Verified {
     }
 
     /// The task, when the call is for one.
-    pub const fn task(&self) -> Option<&TaskSnapshot> {
+    pub const fn task(&self) -> Option<&Recorded<'r, TaskRecord>> {
         self.task.as_ref()
     }
 
@@ -402,11 +355,6 @@ impl Verified {
     /// Milliseconds since the evidence was verified.
     pub const fn evidence_age_ms(&self) -> i64 {
         self.evidence_age_ms
-    }
-
-    /// Every stream that was read, with its version.
-    pub fn read_set(&self) -> &[(Stream, Version)] {
-        &self.read_set
     }
 
     /// Until when it is valid at most.

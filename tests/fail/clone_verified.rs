@@ -2,8 +2,7 @@
 fn needs_clone<T: Clone>() {}
 
 fn main() {
-    needs_clone::<dipylon::approve::Approved>();
-    needs_clone::<dipylon::approve::Reapproved>();
-    needs_clone::<dipylon::verify::Verified>();
-    needs_clone::<dipylon::state::RecordedGrant>();
+    needs_clone::<dipylon::approve::Approved<'static>>();
+    needs_clone::<dipylon::approve::Reapproved<'static>>();
+    needs_clone::<dipylon::verify::Verified<'static>>();
 }

@@ -2,6 +2,6 @@
 fn needs_deserialize<T: serde::de::DeserializeOwned>() {}
 
 fn main() {
-    needs_deserialize::<dipylon::approve::Approved>();
-    needs_deserialize::<dipylon::verify::Verified>();
+    needs_deserialize::<dipylon::approve::Approved<'static>>();
+    needs_deserialize::<dipylon::verify::Verified<'static>>();
 }

@@ -1,5 +1,5 @@
 // Only gate 2 constructs `Approved`.
-fn forge() -> dipylon::approve::Approved {
+fn forge<'r>() -> dipylon::approve::Approved<'r> {
     dipylon::approve::Approved { ttl: 1 }
 }
 

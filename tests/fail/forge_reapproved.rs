@@ -1,9 +1,9 @@
 // Only gate 2 constructs `Reapproved`.
-use dipylon::state::RecordedGrant;
+use dipylon::state::{Grant, Recorded};
 use dipylon::verify::Verified;
 
-fn forge(verified: Verified, recorded: RecordedGrant) -> dipylon::approve::Reapproved {
-    dipylon::approve::Reapproved { verified, recorded }
+fn forge<'r>(verified: Verified<'r>, grant: Recorded<'r, Grant>) -> dipylon::approve::Reapproved<'r> {
+    dipylon::approve::Reapproved { verified, grant }
 }
 
 fn main() {}

@@ -1,6 +1,10 @@
-// Only the state constructs `Recorded`: the grant is in the journal.
-fn forge(grant: std::sync::Arc<dipylon::state::Grant>) -> dipylon::state::RecordedGrant {
-    dipylon::state::RecordedGrant::new(grant)
+// Only a round constructs `Recorded`: the grant was read under the streams that can end it.
+use std::sync::Arc;
+
+use dipylon::state::{Grant, Recorded};
+
+fn forge<'r>(grant: Arc<Grant>) -> Recorded<'r, Grant> {
+    Recorded::new(grant)
 }
 
 fn main() {}

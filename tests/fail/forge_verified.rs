@@ -1,5 +1,5 @@
 // Only gate 1 constructs `Verified`.
-fn forge() -> dipylon::verify::Verified {
+fn forge<'r>() -> dipylon::verify::Verified<'r> {
     dipylon::verify::Verified { evidence_age_ms: 0 }
 }
 

@@ -80,7 +80,7 @@ async fn step_up_needs_another_person_and_is_single_use() {
         Reason::TokenInactive
     );
     assert!(
-        !b.introspect("idp", &reply.token),
+        !b.introspect("idp", &reply.token).await,
         "a used-up token is inactive"
     );
 

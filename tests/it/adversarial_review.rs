@@ -36,18 +36,18 @@ async fn apply_survives_client_disconnect() {
         }
     }
     assert!(
-        !b.introspect("cases", &read.token),
+        !b.introspect("cases", &read.token).await,
         "the new policy is in force"
     );
     b.apply_policy(b.env.policy.clone())
         .await
         .expect("applied, after the previous sweep");
     assert!(
-        b.broker.state().feed_last().is_some(),
+        b.broker.show().feed_last().is_some(),
         "validators were notified"
     );
     assert!(
-        !b.introspect("cases", &read.token),
+        !b.introspect("cases", &read.token).await,
         "and the task stays ended"
     );
     b.check_invariants();
@@ -119,7 +119,7 @@ async fn removed_trust_domain_is_distrusted() {
         Reason::NotAuthenticated
     );
     assert!(
-        !b.introspect("cases", &read.token),
+        !b.introspect("cases", &read.token).await,
         "grants that depend on it have ended"
     );
     b.check_invariants();
@@ -154,7 +154,7 @@ async fn clock_stepping_back_revives_no_token() {
         .await
         .token();
     b.manual_clock.advance_millis(61_000);
-    assert!(!b.introspect("cases", &read.token), "expired");
+    assert!(!b.introspect("cases", &read.token).await, "expired");
     // Entries later than the time that follows.
     b.try_open_task(&triage, "x", "open-2")
         .await
@@ -168,7 +168,7 @@ async fn clock_stepping_back_revives_no_token() {
         .await
         .expect("starts");
     assert!(
-        !b.introspect("cases", &read.token),
+        !b.introspect("cases", &read.token).await,
         "active again, though the journal's last entry is after its `exp`"
     );
 }
@@ -240,7 +240,7 @@ async fn policy_sweep_survives_concurrent_task_ends() {
     applied.expect("applied");
     ended.expect("ended");
     assert_eq!(
-        b.broker.state().open_tasks().len(),
+        b.broker.show().open_tasks().len(),
         0,
         "all are ended when the reply arrives"
     );
@@ -374,10 +374,10 @@ async fn full_disk_fails_closed_and_recovers() {
     // Revocations are small: some still fit. The first that does not is refused, and enforced in memory at once.
     let mut unwritten = None;
     for (task, token) in &tasks {
-        assert!(b.introspect("cases", &token.token));
+        assert!(b.introspect("cases", &token.token).await);
         let ended = b.complete_task(&triage, *task).await;
         assert!(
-            !b.introspect("cases", &token.token),
+            !b.introspect("cases", &token.token).await,
             "journaled or not, it is enforced here"
         );
         if let Err(refusal) = ended {
@@ -404,16 +404,16 @@ async fn full_disk_fails_closed_and_recovers() {
         Reason::NotAuthenticated,
         "the suspension is enforced in memory"
     );
-    let before = b.broker.state().canonical_snapshot();
+    let before = b.broker.show().canonical_snapshot();
     b.check_invariants();
     // Free space again.
     let b = b.restart(FaultInjection::default()).await;
     assert_eq!(
-        b.broker.state().canonical_snapshot(),
+        b.broker.show().canonical_snapshot(),
         before,
         "the acknowledged entries are there, and nothing else"
     );
     b.complete_task(&triage, task).await.expect("ends now");
-    assert!(!b.introspect("cases", &token.token));
+    assert!(!b.introspect("cases", &token.token).await);
     b.check_invariants();
 }

@@ -66,17 +66,18 @@ async fn denials_back_off_then_suspend() {
         .request_token(&triage, task, &read_case(), 300, "read-4")
         .await
         .token();
-    assert!(b.introspect("cases", &live.token));
+    assert!(b.introspect("cases", &live.token).await);
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("the third denial");
-    assert!(!b.introspect("cases", &live.token), "its tokens have ended");
+    assert!(
+        !b.introspect("cases", &live.token).await,
+        "its tokens have ended"
+    );
     assert!(
         b.broker
-            .state()
-            .agent_status(&AgentId::parse("triage").expect("id"))
-            .value
-            .suspended
+            .show()
+            .is_suspended(&AgentId::parse("triage").expect("id"))
     );
     assert!(b.try_open_task(&triage, "go on", "open-2").await.is_err());
     // An operator resumes it, and its denials no longer count.

@@ -55,7 +55,7 @@ async fn tampering_is_detected() {
         let whole = verdict(&b.dir, Some(&root.to_string())).expect("whole");
         assert!(whole.contains("verified: "), "{whole}");
     }
-    let size = b.broker.state().position().1 + 1;
+    let size = b.broker.show().position().1 + 1;
     let source = b.dir.clone();
     // The WAL is emptied, so that a copy of one file is the journal.
     Connection::open(source.join("journal.db"))
@@ -81,7 +81,7 @@ async fn tampering_is_detected() {
         tampered(
             "a changed byte",
             &format!(
-                "UPDATE entries SET entry = replace(entry, '\"v\":1', '\"v\":2') WHERE idx = {index}"
+                "UPDATE entries SET entry = replace(entry, '\"v\":2', '\"v\":3') WHERE idx = {index}"
             ),
         );
         tampered(

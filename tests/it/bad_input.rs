@@ -116,7 +116,7 @@ async fn malformed_messages_are_rejected() {
         .connect()
         .await
         .expect("connects");
-    let entries = s.broker.state().position().1;
+    let entries = s.broker.show().position().1;
     let unknown_field = |mut bytes: Vec<u8>| {
         bytes.extend([0xf8, 0x07, 0x01]);
         bytes
@@ -387,7 +387,7 @@ async fn malformed_messages_are_rejected() {
         matches!(large.code(), Code::OutOfRange | Code::ResourceExhausted),
         "{large:?}"
     );
-    assert_eq!(s.broker.state().position().1, entries, "no partial effect");
+    assert_eq!(s.broker.show().position().1, entries, "no partial effect");
 }
 
 #[tokio::test]
@@ -473,7 +473,7 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
         Reason::TaskEnded
     );
     assert!(
-        b.broker.state().task(&task).expect("there").ended.is_none(),
+        b.broker.show().task(&task).expect("there").ended.is_none(),
         "derived from the deadline, not from an entry"
     );
     let late = b.complete_task(&triage, other).await.expect("answers");
@@ -485,7 +485,7 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
     b.broker.maintenance_tick().await.expect("news");
     let ended = b
         .broker
-        .state()
+        .show()
         .task(&task)
         .expect("there")
         .ended
@@ -511,7 +511,7 @@ async fn invalid_feed_positions() {
             after,
         )
     };
-    let (epoch, index) = b.broker.state().position();
+    let (epoch, index) = b.broker.show().position();
     let position = |epoch, index| Some(dipylon_sdk::model::JournalPosition { epoch, index });
     assert_eq!(
         refused(watch(position(epoch + 1, 0))),

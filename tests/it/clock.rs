@@ -26,7 +26,7 @@ async fn clock_jump_blocks_mint_not_revocation() {
         b.manual_clock.step_millis(jump);
         if jump < 0 {
             // Introspection still works, by the latest time observed.
-            assert!(b.introspect("cases", &token.token), "{jump}");
+            assert!(b.introspect("cases", &token.token).await, "{jump}");
             let ask = b.request_token(&agent, task, &read_case(), 60, "t-2").await;
             assert_eq!(refused(ask), Reason::ClockUnreliable, "{jump}");
             let again = b.request_token(&agent, task, &read_case(), 200, "t").await;
@@ -37,14 +37,14 @@ async fn clock_jump_blocks_mint_not_revocation() {
             );
         } else {
             assert!(
-                !b.introspect("cases", &token.token),
+                !b.introspect("cases", &token.token).await,
                 "{jump}: the later of two times counts"
             );
         }
         if jump < 0 {
             // Task ends, revocation and freezes do not depend on the clock.
             b.revoke(token.issued.jti).await.expect("revokes");
-            assert!(!b.introspect("cases", &token.token));
+            assert!(!b.introspect("cases", &token.token).await);
             b.complete_task(&agent, other).await.expect("ends");
             b.freeze("action/account.disable").await.expect("freezes");
             b.unfreeze("action/account.disable").await.expect("lifts");
@@ -65,6 +65,44 @@ async fn clock_jump_blocks_mint_not_revocation() {
         }
         b.check_invariants();
     }
+}
+
+/// The wall clock jumps ahead, is seen there, and is put right: what has ended by then has ended, also for its entry.
+#[tokio::test]
+async fn ends_do_not_depend_on_the_clock() {
+    let b = TestBroker::start().await;
+    let agent = b.agent("triage");
+    let mut tasks = Vec::new();
+    for key in ["maintenance", "agent", "operator"] {
+        let opened = b.open_task_with(&agent, "work", key, Some(60)).await;
+        tasks.push(opened.expect("opens").task.task);
+    }
+    let lasting = b.open_task(&agent).await;
+    let ask = b
+        .request_token(&agent, lasting, &disable("ann"), 120, "ask")
+        .await;
+    let request = ask.pending().access_request;
+    b.manual_clock.step_millis(1_000_000);
+    let _seen_there = b.broker.nonce();
+    b.manual_clock.step_millis(-1_000_000);
+    let report = b.complete_task(&agent, tasks[1]).await.expect("ends");
+    assert_eq!(report.cause, EndCause::Lease);
+    let report = crate::orders::end_task(&b, tasks[2]).await.expect("ends");
+    assert_eq!(report.cause, EndCause::Lease);
+    b.broker.maintenance_tick().await.expect("upkeep");
+    let ended = b.broker.show().task(&tasks[0]).expect("known").ended;
+    assert_eq!(ended.map(|ended| ended.cause), Some(EndCause::Lease));
+    let status = b
+        .broker
+        .show()
+        .access_request(&request)
+        .expect("known")
+        .status;
+    assert_eq!(
+        status,
+        dipylon::state::StoredStatus::Closed(CloseCause::Expired)
+    );
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -123,7 +161,7 @@ async fn feed_keeps_revocations_across_clock_jump() {
         .await
         .token();
     b.complete_task(&agent, task).await.expect("ends");
-    let ended = b.broker.state().feed_last().expect("an event");
+    let ended = b.broker.show().feed_last().expect("an event");
     let tells = |b: &TestBroker| {
         let call = b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases");
         let start = b.broker.watch_revocations(&call, None).expect("watches");

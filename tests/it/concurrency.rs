@@ -71,10 +71,10 @@ async fn concurrent_mints_one_wins() {
         Ok(TokenReply::Denied(_)) => false,
         Err(refusal) => refusal.reason == Reason::Conflict,
     }));
-    let grants = b.broker.state().grants_of_task(&task);
+    let grants = b.broker.show().grants_of_task(&task);
     assert_eq!((grants.len(), grants[0].issued.consumed), (1, Some(id)));
     // The other calls join one new access request.
-    assert!(b.broker.state().pending_requests(b.now()).len() <= 1);
+    assert!(b.broker.show().pending_requests(b.now()).len() <= 1);
     b.check_invariants();
 }
 
@@ -104,7 +104,7 @@ async fn concurrent_consumes_one_wins() {
             .all(|r| r.as_ref().is_ok_and(|c| c.uses_left == Some(0))
                 || r.as_ref().is_err_and(|e| e.reason == Reason::UsesExhausted))
     );
-    assert_eq!(b.broker.state().grants_of_task(&task)[0].uses.len(), 1);
+    assert_eq!(b.broker.show().grants_of_task(&task)[0].uses.len(), 1);
 
     let (task, _) = {
         let task = b
@@ -130,14 +130,14 @@ async fn concurrent_consumes_one_wins() {
         let (b, token) = (b.clone(), token.clone());
         async move { b.consume("idp", &token, "the-use").await }
     };
-    let before = b.broker.state().position().1;
+    let before = b.broker.show().position().1;
     let results = at_once((0..MANY).map(same).collect()).await;
     let answers: Vec<_> = results.into_iter().map(|r| r.expect("an answer")).collect();
     let same: BTreeSet<_> = answers.iter().map(|c| (c.uses_left, c.index)).collect();
     assert_eq!(same.len(), 1, "one use_id, one answer: {answers:?}");
     let spent = answers.iter().filter(|c| c.outcome == UseOutcome::Spent);
     assert_eq!(spent.count(), 1, "one call may act: {answers:?}");
-    assert_eq!(b.broker.state().position().1, before + 1, "one entry");
+    assert_eq!(b.broker.show().position().1, before + 1, "one entry");
     b.check_invariants();
 }
 
@@ -212,7 +212,7 @@ async fn no_mint_after_revocation() {
                     .request_token(&triage, task, &read_case(), 60, &format!("r-{n}"))
                     .await;
                 // The index at the reply: a revocation acknowledged before the request must refuse it.
-                (reply, b.broker.state().position().1)
+                (reply, b.broker.show().position().1)
             })
         });
         let mints: Vec<_> = mints.collect();
@@ -228,7 +228,7 @@ async fn no_mint_after_revocation() {
                 });
                 b.apply_policy(shut)
                     .await
-                    .map(|_| b.broker.state().position().1)
+                    .map(|_| b.broker.show().position().1)
             }
         };
         ended.expect("acknowledged");
@@ -242,7 +242,7 @@ async fn no_mint_after_revocation() {
         for mint in mints {
             if let (Ok(TokenReply::Token(reply)), _) = mint.await.expect("joined") {
                 assert!(
-                    !b.introspect("cases", &reply.token),
+                    !b.introspect("cases", &reply.token).await,
                     "a token from before the revocation is inactive"
                 );
             }

@@ -9,15 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use dipylon::config::ConnectionLimits;
 use dipylon_sdk::client::{ConnectOptions, Endpoint};
-use dipylon_sdk::clock::Clock;
-use dipylon_sdk::jose::dpop;
-use dipylon_sdk::proto::v1;
-use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
-use tonic::transport::Channel;
 
-use crate::support::rand_u64;
 use crate::support::transport_server::{PEER, TestServer, TransportSetup, http1, issue_one_token};
 use crate::support::wait::{in_time, until};
 
@@ -271,38 +265,6 @@ async fn probe_for_ever(mut stream: TcpStream) {
     }
 }
 
-/// A validator's stream on its own connection, without reconnects.
-async fn watch_revocations(site: &TestServer) -> tonic::Streaming<v1::WatchRevocationsResponse> {
-    let channel = Channel::from_shared(site.url.clone()).expect("url");
-    let mut tokens = TokenServiceClient::new(channel.connect().await.expect("connects"));
-    let key = site.env.key_of("cases");
-    let mut nonce = "none-yet".to_owned();
-    for _ in 0..2 {
-        let claims = dpop::ProofClaims {
-            htm: "POST",
-            htu: &format!("{}/dipylon.v1.TokenService/WatchRevocations", site.url),
-            iat: Clock::system().now(),
-            jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
-            nonce: Some(&nonce),
-            ath: None,
-            action_digest: None,
-            evidence_hash: None,
-        };
-        let proof = dpop::create(&key, &claims).expect("proof");
-        let mut request = tonic::Request::new(v1::WatchRevocationsRequest { after: None });
-        let proof = proof.expose_secret().parse().expect("ascii");
-        request.metadata_mut().insert("dpop", proof);
-        match tokens.watch_revocations(request).await {
-            Ok(stream) => return stream.into_inner(),
-            Err(refused) => {
-                let next = refused.metadata().get("dpop-nonce").expect("a nonce");
-                nonce = next.to_str().expect("text").to_owned();
-            }
-        }
-    }
-    panic!("no stream");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unauthenticated_connections_are_evicted_first() {
     let site = TestServer::start(TransportSetup {
@@ -316,7 +278,7 @@ async fn unauthenticated_connections_are_evicted_first() {
         ..TransportSetup::default()
     })
     .await;
-    let mut stream = watch_revocations(&site).await;
+    let mut stream = site.watch_revocations().await;
     let heard = Arc::new(AtomicU64::new(0));
     let listener = tokio::spawn({
         let heard = heard.clone();

@@ -59,7 +59,7 @@ async fn decisions_are_counted_once() {
     );
     denied.await.denied();
 
-    let stats = b.broker.state().stats();
+    let stats = b.broker.show().stats();
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
     let action_stats = stats
         .action_stats(&triage, &disabling)
@@ -121,10 +121,10 @@ async fn decisions_are_counted_once() {
     // A vote on a closed request is not counted.
     let late = b.begin_vote("maria", lapsed, "one-security", Verdict::Approve);
     late.await.expect_err("too late");
-    let before = b.broker.state().canonical_snapshot();
+    let before = b.broker.show().canonical_snapshot();
     let b = b.restart(FaultInjection::default()).await;
-    assert_eq!(b.broker.state().canonical_snapshot(), before, "INV-9");
-    recount(&b.dir, b.broker.state());
+    assert_eq!(b.broker.show().canonical_snapshot(), before, "INV-9");
+    recount(&b.dir, b.broker.show());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,7 +169,7 @@ async fn anomalies_are_fixed_at_request_time() {
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let first = agent_in_task.pending(&b, &disable("ann")).await;
     let anomalies_of = |id| {
-        let anomalies = b.broker.state().stats().anomalies(&id);
+        let anomalies = b.broker.show().stats().anomalies(&id);
         anomalies.expect("remembered").to_vec()
     };
     assert_eq!(anomalies_of(first), [Anomaly::NoHistory]);
@@ -191,7 +191,7 @@ async fn anomalies_are_fixed_at_request_time() {
         "later requests change nothing"
     );
     let b = b.restart(FaultInjection::default()).await;
-    let kept = b.broker.state().stats().anomalies(&target);
+    let kept = b.broker.show().stats().anomalies(&target);
     assert_eq!(kept.as_deref(), Some(&[Anomaly::NewTarget][..]));
 }
 
@@ -200,7 +200,7 @@ async fn undecided_requests_are_not_history() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let anomalies_of = |id| {
-        let anomalies = b.broker.state().stats().anomalies(&id);
+        let anomalies = b.broker.show().stats().anomalies(&id);
         anomalies.expect("remembered").to_vec()
     };
     // Cancelled requests and requests denied by rules: never decided by a person.
@@ -235,7 +235,7 @@ async fn undecided_requests_are_not_history() {
         b.manual_clock.advance_millis(61_000);
     }
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
-    let stats = b.broker.state().stats();
+    let stats = b.broker.show().stats();
     let action_stats = stats
         .action_stats(&triage, &disabling)
         .expect("action stats");
@@ -272,7 +272,7 @@ async fn undecided_requests_are_not_history() {
     b.manual_clock.advance_millis(61_000);
     let id = agent_in_task.pending(&b, &disable("ann")).await;
     assert_eq!(anomalies_of(id), [Anomaly::LittleHistory { decided: 1 }]);
-    recount(&b.dir, b.broker.state());
+    recount(&b.dir, b.broker.show());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

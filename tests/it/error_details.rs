@@ -39,7 +39,7 @@ fn frame(message: &[u8]) -> Bytes {
 async fn every_error_has_a_reason_and_a_correlation_id() {
     let s = ServedBroker::start().await;
     let mut http2 = Http2::connect(&s.url).await;
-    let entries = s.broker.state().position().1;
+    let entries = s.broker.show().position().1;
     let (large, larger) = ("x".repeat(20_000), "x".repeat(40_000));
     let many: Vec<String> = (0..100).map(|n| format!("x-{n}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "1")).collect();
@@ -251,7 +251,7 @@ async fn every_error_has_a_reason_and_a_correlation_id() {
         );
         correlations.push(correlation);
     }
-    assert_eq!(s.broker.state().position().1, entries, "no effect");
+    assert_eq!(s.broker.show().position().1, entries, "no effect");
     let olga = s.operator("olga");
     for correlation in correlations {
         let explained = olga.explain(&correlation).await;

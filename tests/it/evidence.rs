@@ -50,7 +50,7 @@ async fn malformed_evidence_is_rejected() {
     open_task_with_svid(&b, b.env.svid_with(fractions))
         .await
         .expect("dates may have fractions (RFC 7519 section 2)");
-    let entries = b.broker.state().position().1;
+    let entries = b.broker.show().position().1;
 
     let mut bad: Vec<(&str, Value)> = Vec::new();
     let with = |name: &str, value: Value| {
@@ -210,7 +210,7 @@ async fn malformed_evidence_is_rejected() {
         );
     }
     assert_eq!(
-        b.broker.state().position().1,
+        b.broker.show().position().1,
         entries,
         "a call that fails gate 1 writes nothing"
     );
@@ -218,7 +218,7 @@ async fn malformed_evidence_is_rejected() {
     b.broker.maintenance_tick().await.expect("counts");
     b.broker.maintenance_tick().await.expect("counts");
     assert_eq!(
-        b.broker.state().position().1,
+        b.broker.show().position().1,
         entries + 1,
         "only the counter"
     );
@@ -314,15 +314,15 @@ async fn trust_key_removal_ends_its_tasks() {
         .request_token(&triage, task, &read_case(), 300, "r")
         .await
         .token();
-    assert!(b.introspect("cases", &reply.token));
+    assert!(b.introspect("cases", &reply.token).await);
     // The trust domain replaces its key; the broker journals that at its next start and sweeps.
     let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
     env.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::FaultInjection::default()).await;
-    assert!(!b.introspect("cases", &reply.token));
+    assert!(!b.introspect("cases", &reply.token).await);
     assert_eq!(
         b.broker
-            .state()
+            .show()
             .task(&task)
             .expect("there")
             .ended

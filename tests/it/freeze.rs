@@ -11,7 +11,7 @@ use crate::support::{ExpectReply as _, TestBroker, TestEnvironment, disable, rea
 
 fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
     b.broker
-        .state()
+        .show()
         .task(&task)
         .expect("known")
         .ended
@@ -47,9 +47,13 @@ async fn freeze_scopes() {
         assert!(done.changed, "{scope}");
         let hit = usize::from(triage_hit) + usize::from(reporter_hit);
         assert_eq!((done.tasks, done.tokens), (hit, hit), "{scope}");
-        assert_eq!(b.introspect("cases", &token.token), !triage_hit, "{scope}");
         assert_eq!(
-            b.introspect("cases", &others.token),
+            b.introspect("cases", &token.token).await,
+            !triage_hit,
+            "{scope}"
+        );
+        assert_eq!(
+            b.introspect("cases", &others.token).await,
             !reporter_hit,
             "{scope}"
         );
@@ -84,14 +88,14 @@ async fn freeze_scopes() {
         assert_eq!((again.changed, again.index), (false, done.index));
         let b = b.restart(FaultInjection::default()).await;
         assert_eq!(
-            b.introspect("cases", &token.token),
+            b.introspect("cases", &token.token).await,
             !triage_hit,
             "{scope}: after a restart"
         );
         b.unfreeze(scope).await.expect("lifts");
         b.unfreeze(scope).await.expect("idempotent");
         assert_eq!(
-            b.introspect("cases", &token.token),
+            b.introspect("cases", &token.token).await,
             !triage_hit,
             "{scope}: nothing is revived"
         );
@@ -130,11 +134,11 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     let done = b.freeze("action/account.disable").await.expect("freezes");
     assert_eq!((done.tasks, done.tokens, done.access_requests), (0, 1, 1));
     assert!(
-        !b.introspect("idp", &disabling.token),
+        !b.introspect("idp", &disabling.token).await,
         "its token has ended"
     );
     assert!(
-        b.introspect("cases", &reading.token),
+        b.introspect("cases", &reading.token).await,
         "another action's token is active"
     );
     assert_eq!(
@@ -162,7 +166,10 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     );
 
     b.unfreeze("action/account.disable").await.expect("lifts");
-    assert!(!b.introspect("idp", &disabling.token), "nothing is revived");
+    assert!(
+        !b.introspect("idp", &disabling.token).await,
+        "nothing is revived"
+    );
     b.request_token(&agent, task, &disable("cara"), 120, "cara-2")
         .await
         .pending();
@@ -188,7 +195,7 @@ async fn freeze_beats_mint_in_flight() {
         for mint in minting {
             if let Ok(dipylon::broker::TokenReply::Token(reply)) = mint.await.expect("no panic") {
                 assert!(
-                    !b.introspect("cases", &reply.token),
+                    !b.introspect("cases", &reply.token).await,
                     "{scope}: the token outlived the freeze"
                 );
             }
@@ -212,9 +219,9 @@ async fn frozen_owner_includes_former_agents() {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
     b.apply_policy(files).await.expect("applies");
-    assert!(b.introspect("cases", &token.token), "still allowed");
+    assert!(b.introspect("cases", &token.token).await, "still allowed");
     b.freeze("owner/dana").await.expect("freezes");
-    assert!(!b.introspect("cases", &token.token));
+    assert!(!b.introspect("cases", &token.token).await);
     // The agent is lee's now, and lee is not frozen.
     b.try_open_task(&triage, "again", "open-2")
         .await
@@ -230,7 +237,7 @@ async fn frozen_owner_includes_former_agents() {
 #[tokio::test]
 async fn unknown_scopes_are_rejected() {
     let b = TestBroker::start().await;
-    let before = b.broker.state().position().1;
+    let before = b.broker.show().position().1;
     for scope in ["agent/unknown", "owner/unknown", "action/no.such"] {
         assert_eq!(refused(b.freeze(scope).await), Reason::NotFound, "{scope}");
         assert_eq!(
@@ -239,11 +246,7 @@ async fn unknown_scopes_are_rejected() {
             "{scope}"
         );
     }
-    assert_eq!(
-        b.broker.state().position().1,
-        before,
-        "no entry was written"
-    );
+    assert_eq!(b.broker.show().position().1, before, "no entry was written");
 }
 
 #[tokio::test]
@@ -261,8 +264,8 @@ async fn revoking_one_token_keeps_its_task() {
         .token();
     let done = b.revoke(first.issued.jti).await.expect("revokes");
     assert!(done.changed && done.index.is_some());
-    assert!(!b.introspect("cases", &first.token));
-    assert!(b.introspect("cases", &second.token));
+    assert!(!b.introspect("cases", &first.token).await);
+    assert!(b.introspect("cases", &second.token).await);
     assert_eq!(
         refused(
             b.request_token(&agent, task, &read_case(), 300, "one")
@@ -302,7 +305,7 @@ async fn pinned_agent_key_is_enforced() {
         applied.revoked.tasks, 1,
         "the task of another key has ended"
     );
-    assert!(!b.introspect("cases", &token.token));
+    assert!(!b.introspect("cases", &token.token).await);
     // The same evidence with another key fails gate 1.
     assert_eq!(
         refused(b.try_open_task(&thief, "x", "open-2").await),
@@ -367,7 +370,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
             "{scope}"
         );
         assert!(
-            !b.introspect("cases", &token.token),
+            !b.introspect("cases", &token.token).await,
             "{scope}: refused here at once"
         );
         full.store(false, std::sync::atomic::Ordering::SeqCst);
@@ -385,7 +388,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
         );
         b.broker.maintenance_tick().await.expect("upkeep");
         assert_eq!(b.broker.pending_revocations(), 0, "{scope}");
-        assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
+        assert_eq!(b.broker.show().freezes().len(), 1, "{scope}");
         b.check_invariants();
     }
 }
@@ -482,7 +485,7 @@ async fn agent_transferred_to_frozen_owner_is_frozen() {
         .token();
     b.freeze("owner/maria").await.expect("freezes");
     assert!(
-        b.introspect("cases", &token.token),
+        b.introspect("cases", &token.token).await,
         "dana's agent is unaffected"
     );
     let files = b.env.policy_with("agents.toml", |t| {
@@ -490,7 +493,7 @@ async fn agent_transferred_to_frozen_owner_is_frozen() {
     });
     let applied = b.apply_policy(files).await.expect("applies");
     assert_eq!(applied.revoked.tasks, 1);
-    assert!(!b.introspect("cases", &token.token));
+    assert!(!b.introspect("cases", &token.token).await);
     assert_eq!(cause(&b, task), Some(EndCause::Frozen));
     b.check_invariants();
 }
@@ -553,10 +556,8 @@ async fn pending_freeze_cannot_be_lifted() {
     b.broker.maintenance_tick().await.expect("upkeep");
     assert!(
         !b.broker
-            .state()
-            .agent_status(&AgentId::parse("triage").expect("id"))
-            .value
-            .suspended
+            .show()
+            .is_suspended(&AgentId::parse("triage").expect("id"))
     );
     assert_eq!(cause(&b, task), Some(EndCause::Suspended));
     b.check_invariants();
@@ -593,8 +594,8 @@ async fn concurrent_keep_alives_and_ends_leave_no_lease() {
         }
         b.manual_clock.advance_millis(600_000);
         assert_eq!(
-            b.broker.state().deadlines_by(b.now(), 1_000),
-            [],
+            b.broker.show().canonical_snapshot()["deadlines"],
+            serde_json::json!([]),
             "an ended task has no lease"
         );
         b.check_invariants();

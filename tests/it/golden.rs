@@ -273,6 +273,7 @@ fn facts() -> Vec<Event> {
             code: digest(19),
             expires_at: Timestamp::from_millis(1_800_000_900_140),
             by: person.clone(),
+            by_key: Thumbprint(digest(8)),
         }),
         Event::ApproverEnrolled(ApproverEnrolled {
             person: word("lee", PersonId::parse),
@@ -342,13 +343,11 @@ fn facts() -> Vec<Event> {
         }),
         Event::Frozen(Frozen {
             scope: FreezeScope::Owner(person.clone()),
-            agents: vec![agent.clone()],
             by: person.clone(),
             reason: Some(digest(11)),
         }),
         Event::Frozen(Frozen {
             scope: FreezeScope::Action(word("account.disable", ActionName::parse)),
-            agents: vec![],
             by: person.clone(),
             reason: None,
         }),
@@ -393,10 +392,13 @@ fn facts() -> Vec<Event> {
     all
 }
 
+/// Every kind of stream, as the samples name it.
 fn streams() -> Vec<Stream> {
-    let task = id(5, TaskId::from_random);
-    let agent = word("triage", AgentId::parse);
-    vec![
+    let (task, agent) = (id(5, TaskId::from_random), word("triage", AgentId::parse));
+    let access_request = id(9, AccessRequestId::from_random);
+    let voter = word("dana", PersonId::parse);
+    let action = on_record().0;
+    let all = vec![
         Stream::Task(task),
         Stream::Lease(task),
         Stream::open_task(
@@ -405,48 +407,249 @@ fn streams() -> Vec<Stream> {
             word("open-1", IdempotencyKey::parse),
         ),
         Stream::TokenRequest(task, word("r-1", IdempotencyKey::parse)),
-        Stream::AccessRequest(id(9, AccessRequestId::from_random)),
-        Stream::refused_vote(
-            id(9, AccessRequestId::from_random),
-            word("dana", PersonId::parse),
-            "not an approver",
-        ),
-        Stream::AgentRequests(agent.clone()),
-        Stream::OwnerRequests(word("dana", PersonId::parse)),
+        Stream::AccessRequest(access_request),
+        Stream::refused_vote(access_request, voter.clone(), "owns the agent"),
+        Stream::task_action(task, &action.action, &action.target),
+        Stream::Denials(agent.clone()),
         Stream::Token(id(4, TokenId::from_random)),
         Stream::Agent(agent.clone()),
-        Stream::Person(word("dana", PersonId::parse)),
+        Stream::Person(voter.clone()),
+        Stream::Invitation(voter.clone()),
+        Stream::Credentials,
+        Stream::EnrolledKey(Thumbprint(digest(16))),
+        Stream::Credential("Y3JlZA".into()),
         Stream::Policy,
         Stream::Trust(word("soc.example", TrustDomain::parse)),
         Stream::Key(word("kid-1", KeyId::parse)),
         Stream::Freeze(FreezeScope::All),
         Stream::Freeze(FreezeScope::Agent(agent)),
-        Stream::Freeze(FreezeScope::Owner(word("dana", PersonId::parse))),
-        Stream::Freeze(FreezeScope::Action(word(
-            "account.disable",
-            ActionName::parse,
-        ))),
-    ]
+        Stream::Freeze(FreezeScope::Owner(voter)),
+        Stream::Freeze(FreezeScope::Action(action.action)),
+    ];
+    for stream in &all {
+        match stream {
+            Stream::Task(_)
+            | Stream::Lease(_)
+            | Stream::OpenTask(_)
+            | Stream::TokenRequest(..)
+            | Stream::AccessRequest(_)
+            | Stream::RefusedVote(_)
+            | Stream::TaskAction(_)
+            | Stream::Denials(_)
+            | Stream::Token(_)
+            | Stream::Agent(_)
+            | Stream::Person(_)
+            | Stream::Invitation(_)
+            | Stream::Credentials
+            | Stream::EnrolledKey(_)
+            | Stream::Credential(_)
+            | Stream::Policy
+            | Stream::Trust(_)
+            | Stream::Key(_)
+            | Stream::Freeze(_) => {}
+        }
+    }
+    all
+}
+
+/// What a sample advances, rests on and claims: as the broker would write it, the versions apart.
+fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
+    let (task, agent) = (id(5, TaskId::from_random), word("triage", AgentId::parse));
+    let owner = word("dana", PersonId::parse);
+    let access_request = id(9, AccessRequestId::from_random);
+    let token = Stream::Token(issued().jti);
+    let request = Stream::TokenRequest(task, word("r-1", IdempotencyKey::parse));
+    let trust = Stream::Trust(word("soc.example", TrustDomain::parse));
+    let kid = Stream::Key(word("kid-1", KeyId::parse));
+    let freeze = |scope| Stream::Freeze(scope);
+    let of_key = Stream::EnrolledKey(issued().cnf.jkt());
+    let action = on_record().0;
+    let of_action = freeze(FreezeScope::Action(action.action.clone()));
+    let person = |id: &str| Stream::Person(word(id, PersonId::parse));
+    let invitation = Stream::Invitation(word("lee", PersonId::parse));
+    let author = |id: &str| vec![Stream::Policy, person(id)];
+    let agent_in_force = vec![
+        Stream::Policy,
+        Stream::Agent(agent.clone()),
+        freeze(FreezeScope::All),
+        freeze(FreezeScope::Agent(agent.clone())),
+        freeze(FreezeScope::Owner(owner.clone())),
+    ];
+    let with = |base: &[Stream], more: &[&Stream]| {
+        let more = more.iter().map(|stream| (*stream).clone());
+        base.iter().cloned().chain(more).collect::<Vec<_>>()
+    };
+    let of_task = with(&agent_in_force, &[&Stream::Task(task)]);
+    let (lease, one) = (Stream::Lease(task), Stream::Task(task));
+    let claim = |counter, ceiling| Claim { counter, ceiling };
+    let (advances, reads, claims): (Vec<Stream>, Vec<Stream>, Vec<Claim>) = match event {
+        Event::EpochStarted(_) | Event::RefusalsCounted(_) => (vec![], vec![], vec![]),
+        Event::TrustBundleChanged(_) => (vec![trust], vec![], vec![]),
+        Event::KeyPublished(_) => (vec![kid], vec![], vec![]),
+        Event::PolicyApplied(_) => (
+            vec![Stream::Policy],
+            vec![Stream::Credentials, person("olga")],
+            vec![],
+        ),
+        Event::AgentSuspended(f) => (
+            vec![Stream::Agent(agent)],
+            vec![Stream::Policy, Stream::Person(f.by.clone())],
+            vec![],
+        ),
+        Event::AgentResumed(_) => (vec![Stream::Agent(agent)], author("olga"), vec![]),
+        Event::Frozen(f) => (vec![freeze(f.scope.clone())], author("olga"), vec![]),
+        Event::Unfrozen(f) => (vec![freeze(f.scope.clone())], author("olga"), vec![]),
+        Event::TaskOpened(f) => {
+            let key = f.binding.jkt();
+            let opened = Stream::open_task(f.agent.clone(), key, f.idempotency_key.clone());
+            (
+                vec![one, opened],
+                with(&agent_in_force, &[&trust, &Stream::EnrolledKey(key)]),
+                vec![claim(Counter::OpenTasks(agent), 1_000)],
+            )
+        }
+        Event::LeasesExtended(_) => (vec![lease], of_task, vec![]),
+        Event::TaskEnded(_) => (vec![one], agent_in_force, vec![]),
+        Event::RequestDenied(_) => (vec![request], with(&of_task, &[&trust]), vec![]),
+        Event::AccessRequestOpened(_) => (
+            vec![
+                Stream::AccessRequest(access_request),
+                Stream::task_action(task, &action.action, &action.target),
+                request,
+            ],
+            with(
+                &of_task,
+                &[
+                    &trust,
+                    &of_action,
+                    &Stream::Credentials,
+                    &Stream::Denials(agent.clone()),
+                ],
+            ),
+            vec![
+                claim(Counter::PendingRequests(agent.clone()), 5),
+                claim(Counter::OwnerPendingRequests(owner), 20),
+                claim(Counter::Openings(agent), 30),
+            ],
+        ),
+        Event::VoteCast(f) => {
+            let denies = (f.verdict == Verdict::Deny).then_some(Stream::Denials(agent));
+            (
+                [Stream::AccessRequest(access_request)]
+                    .into_iter()
+                    .chain(denies)
+                    .collect(),
+                with(&of_task, &[&of_action, &Stream::Person(f.voter.clone())]),
+                vec![],
+            )
+        }
+        Event::VoteRefused(f) => (
+            vec![Stream::refused_vote(
+                f.access_request,
+                f.voter.clone(),
+                &f.reason,
+            )],
+            with(&of_task, &[&Stream::AccessRequest(access_request)]),
+            vec![],
+        ),
+        Event::AccessRequestClosed(_) => (
+            vec![Stream::AccessRequest(access_request)],
+            with(&of_task, &[&of_action]),
+            vec![],
+        ),
+        Event::ApproverInvited(_) => (
+            vec![invitation],
+            with(&author("olga"), &[&person("lee")]),
+            vec![],
+        ),
+        Event::ApproverEnrolled(f) => (
+            vec![
+                person("lee"),
+                invitation,
+                Stream::Credentials,
+                Stream::EnrolledKey(f.passkey.key),
+                Stream::Credential(f.passkey.credential.as_str().into()),
+            ],
+            author("olga"),
+            vec![],
+        ),
+        Event::ApproverKeysRevoked(_) => (
+            vec![person("lee"), Stream::Credentials],
+            author("olga"),
+            vec![],
+        ),
+        Event::TokenIssued(_) => (
+            vec![request, token, Stream::AccessRequest(access_request)],
+            with(
+                &of_task,
+                &[&trust, &of_action, &kid, &of_key, &person("maria")],
+            ),
+            vec![],
+        ),
+        Event::TokenReissued(_) => (
+            vec![token],
+            with(
+                &of_task,
+                &[
+                    &trust,
+                    &of_action,
+                    &kid,
+                    &of_key,
+                    &Stream::AccessRequest(access_request),
+                    &person("maria"),
+                ],
+            ),
+            vec![],
+        ),
+        Event::TokenConsumed(_) => (vec![token], with(&of_task, &[&trust, &of_action]), vec![]),
+        Event::GrantsEnded(f) => {
+            let by = f.by.as_ref().map(|_| person("olga"));
+            let reads: Vec<_> = [&of_action, &trust].into_iter().chain(&by).collect();
+            (vec![token], with(&of_task, &reads), vec![])
+        }
+    };
+    (advances, reads, claims)
+}
+
+/// A stream has one written form.
+#[test]
+fn streams_golden() {
+    let mut text = String::new();
+    for stream in streams() {
+        let written = stream.to_string();
+        assert_eq!(Stream::parse(&written).expect("reads back"), stream);
+        assert!(written.starts_with(stream.kind()), "{written}");
+        text.push_str(&written);
+        text.push('\n');
+    }
+    golden("streams.txt", &text);
 }
 
 #[test]
 fn entries_golden() {
     let mut text = String::new();
     for (index, fact) in (0_u64..).zip(facts()) {
+        let (advances, reads, claims) = sets(&fact);
         let entry = Entry {
-            v: 1,
+            v: ENTRY_FORM,
             epoch: 0,
             index,
             at: Timestamp::from_millis(1_800_000_000_200),
-            write_set: streams(),
-            read_set: streams().into_iter().map(|s| (s, 7)).collect(),
+            write_set: advances.into_iter().map(|s| (s, 0)).collect(),
+            read_set: reads.into_iter().map(|s| (s, 7)).collect(),
+            claims,
             event: fact,
         };
         let line = entry.canonical().expect("canonical");
         assert_eq!(Entry::parse(&line).expect("reads back"), entry);
         assert!(
-            Entry::parse(&line.replacen("\"v\":1", "\"v\":1,\"w\":2", 1)).is_err(),
+            Entry::parse(&line.replacen("\"v\":2", "\"v\":2,\"w\":2", 1)).is_err(),
             "an unknown member"
+        );
+        let older = Entry::parse(&line.replacen("\"v\":2", "\"v\":1", 1));
+        assert!(
+            matches!(older, Err(json::JsonError::Form(1))),
+            "another form: {older:?}"
         );
         assert!(
             Entry::parse(&line.replacen("\"body\":{", "\"body\":{\"unknown\":1,", 1)).is_err(),

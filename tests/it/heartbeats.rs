@@ -8,7 +8,7 @@ use crate::support::invariants;
 use crate::support::{ExpectReply as _, IDP, TestBroker, disable, read_case, refused};
 
 fn entries(b: &TestBroker) -> u64 {
-    b.broker.state().position().1
+    b.broker.show().position().1
 }
 
 #[tokio::test]
@@ -28,11 +28,11 @@ async fn missed_heartbeat_ends_task_and_tokens() {
         .token();
 
     b.manual_clock.advance_millis(29_000);
-    assert!(b.introspect("cases", &token.token), "active");
+    assert!(b.introspect("cases", &token.token).await, "active");
     b.manual_clock.advance_millis(1_000);
     // Derived from the lease, before any timer writes an entry.
     assert!(
-        !b.introspect("cases", &token.token),
+        !b.introspect("cases", &token.token).await,
         "a missed heartbeat ends it"
     );
     let ask = b.request_token(&agent, task, &read_case(), 300, "t2").await;
@@ -46,7 +46,7 @@ async fn missed_heartbeat_ends_task_and_tokens() {
     b.broker.maintenance_tick().await.expect("written");
     let ended = b
         .broker
-        .state()
+        .show()
         .task(&task)
         .expect("known")
         .ended
@@ -81,7 +81,7 @@ async fn lease_extensions_are_throttled() {
     b.manual_clock.advance_millis(59_000);
     b.broker.maintenance_tick().await.expect("upkeep");
     assert!(
-        b.broker.state().task(&task).expect("known").ended.is_none(),
+        b.broker.show().task(&task).expect("known").ended.is_none(),
         "it was kept alive"
     );
     b.check_invariants();
@@ -146,7 +146,7 @@ async fn lease_survives_restart_and_is_capped_by_deadline() {
     let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     let lease = b
         .broker
-        .state()
+        .show()
         .task(&task)
         .expect("known")
         .lease
@@ -229,5 +229,5 @@ async fn a_task_ended_when_its_refusals_say_it_did() {
         );
         b.broker.maintenance_tick().await.expect("upkeep");
     }
-    assert!(b.broker.state().task(&task).expect("known").ended.is_some());
+    assert!(b.broker.show().task(&task).expect("known").ended.is_some());
 }

@@ -15,14 +15,14 @@ use crate::support::wait::{in_time, until};
 use crate::support::*;
 
 /// A disk that hangs from the append after [`HungDisk::hang`] until it is dropped.
-struct HungDisk {
+pub struct HungDisk {
     is_armed: Arc<AtomicBool>,
     hangs: Arc<AtomicBool>,
     _release: mpsc::Sender<()>,
 }
 
 impl HungDisk {
-    fn new(append_time_max: Option<Duration>) -> (Self, FaultInjection) {
+    pub fn new(append_time_max: Option<Duration>) -> (Self, FaultInjection) {
         let (release, released) = mpsc::channel::<()>();
         let released = Mutex::new(released);
         let (is_armed, hangs) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
@@ -47,7 +47,7 @@ impl HungDisk {
         (disk, faults)
     }
 
-    fn hang(&self) {
+    pub fn hang(&self) {
         self.is_armed.store(true, Ordering::SeqCst);
     }
 
@@ -57,7 +57,7 @@ impl HungDisk {
 }
 
 fn entries_of(b: &TestBroker, kind: &str) -> usize {
-    let (_, head) = b.broker.state().position();
+    let (_, head) = b.broker.show().position();
     (0..=head)
         .filter_map(|index| b.broker.journal().entry(index).expect("reads"))
         .filter(|stored| stored.text.contains(&format!("\"kind\":\"{kind}\"")))
@@ -116,15 +116,15 @@ async fn an_ordered_end_holds_before_its_entry_and_without_its_caller() {
             let heard = in_time("the watch's end", watch.next(&b.broker)).await;
             assert_eq!(heard, Some(ended), "{order:?}");
             disk.hung().await;
-            assert!(!b.introspect("cases", &token), "{order:?}");
+            assert!(!b.introspect("cases", &token).await, "{order:?}");
             assert_eq!(b.broker.pending_revocations(), 1, "{order:?}");
             if is_dropped {
                 call.abort();
                 assert!(call.await.expect_err("aborted").is_cancelled());
-                assert!(!b.introspect("cases", &token), "{order:?}");
+                assert!(!b.introspect("cases", &token).await, "{order:?}");
                 drop(disk);
-                let grant = || b.broker.state().grant(&jti).expect("known");
-                let is_recorded = || b.broker.state().end_cause(&grant(), b.now()).is_some();
+                let grant = || b.broker.show().grant(&jti).expect("known");
+                let is_recorded = || b.broker.show().end_cause(&grant(), b.now()).is_some();
                 until("it is recorded", is_recorded).await;
                 b.broker.maintenance_tick().await.expect("upkeep");
             } else {
@@ -135,9 +135,9 @@ async fn an_ordered_end_holds_before_its_entry_and_without_its_caller() {
                 );
             }
             assert_eq!(b.broker.pending_revocations(), 0, "{order:?}");
-            assert!(!b.introspect("cases", &token), "{order:?}");
-            let grant = b.broker.state().grant(&jti).expect("known");
-            let recorded = b.broker.state().end_cause(&grant, b.now());
+            assert!(!b.introspect("cases", &token).await, "{order:?}");
+            let grant = b.broker.show().grant(&jti).expect("known");
+            let recorded = b.broker.show().end_cause(&grant, b.now());
             assert_eq!(recorded, Some(cause), "{order:?}");
             b.check_invariants();
         }
@@ -160,13 +160,7 @@ async fn a_refused_order_holds_nothing() {
         .expect("had ended");
     assert_eq!(b.broker.pending_revocations(), 0);
     b.resume("triage").await.expect("resumes");
-    assert!(
-        !b.broker
-            .state()
-            .agent_status(&agent_id("triage"))
-            .value
-            .suspended
-    );
+    assert!(!b.broker.show().is_suspended(&agent_id("triage")));
 }
 
 /// The same call again and again, while the entry of the first is under way.

@@ -1,8 +1,10 @@
 //! Metrics, the operator listener and call logs of a real broker.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use dipylon::broker::Broker;
 use dipylon::serve::{AdminListener, serve_admin};
 use dipylon::telemetry::METRICS_DOC;
 use dipylon_sdk::client::vote::ReviewedCard;
@@ -11,19 +13,22 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
 use super::admission::get;
+use super::hung_disk::HungDisk;
 use crate::support::broker_deployment::BrokerDeployment;
 use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::wait::in_time;
-use crate::support::{CASES, DOMAIN, action, disable, read_case};
+use crate::support::{
+    CASES, DOMAIN, ExpectReply as _, TestBroker, TestEnvironment, action, disable, read_case,
+};
 
-/// An operator listener for a served broker, and its URL.
+/// An operator listener for a broker, and its URL.
 async fn operator_listener(
-    s: &ServedBroker,
+    broker: &Arc<Broker>,
 ) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = AdminListener::tcp(any).await.expect("listens");
     let place = listener.display_address();
-    (place, tokio::spawn(serve_admin(s.broker.clone(), listener)))
+    (place, tokio::spawn(serve_admin(broker.clone(), listener)))
 }
 
 /// All samples: name with labels → value.
@@ -73,7 +78,7 @@ fn documented() -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_end_to_end() {
     let s = ServedBroker::start().await;
-    let (place, operator) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s.broker).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
     assert_eq!(get(&place, "/readyz").await.0, 200);
     assert_eq!(
@@ -211,11 +216,38 @@ async fn metrics_end_to_end() {
     operator.abort();
 }
 
+/// Of two calls that would consume one approval, the second is decided anew, and that is counted.
+#[tokio::test]
+async fn append_conflicts_are_counted() {
+    let (disk, faults) = HungDisk::new(None);
+    let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
+    let (place, operator) = operator_listener(&b.broker).await;
+    let (triage, disable) = (b.agent("triage"), disable("ann"));
+    let task = b.open_task(&triage).await;
+    let request = |key| b.request_token(&triage, task, &disable, 300, key);
+    let id = request("first").await.pending().access_request;
+    b.approve("maria", id, "one-security").await;
+    let before = scrape(&place).await;
+    assert_eq!(before["dipylon_append_conflicts_total"], 0.0);
+    disk.hang();
+    // On this one thread both calls have read the approval and wait for the journal before the disk answers.
+    let release = async {
+        tokio::task::yield_now().await;
+        drop(disk);
+    };
+    let (first, second, ()) = tokio::join!(request("r-1"), request("r-2"), release);
+    assert_eq!(first.token().issued.consumed, Some(id));
+    assert_ne!(second.pending().access_request, id, "it needs another");
+    let after = scrape(&place).await;
+    assert_eq!(after["dipylon_append_conflicts_total"], 1.0);
+    operator.abort();
+}
+
 /// Names chosen by callers neither add samples nor appear in labels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metric_cardinality_is_bounded() {
     let s = ServedBroker::start().await;
-    let (place, operator) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s.broker).await;
     let task = s.task("triage").await;
     let round = async |round: usize| {
         for i in 0..5 {
@@ -301,7 +333,7 @@ async fn operator_listener_is_local_only() {
 async fn operator_listener_checks_host_header() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
-    let (place, operator) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s.broker).await;
     let address = place.trim_start_matches("http://");
     for (target, hosts, status) in [
         ("/livez", "Host: localhost", 200),
@@ -333,7 +365,7 @@ async fn operator_listener_checks_host_header() {
 async fn idle_connections_do_not_block_metrics() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
-    let (place, operator) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s.broker).await;
     let address = place.trim_start_matches("http://");
     let mut held = tokio::task::JoinSet::new();
     for n in 0..40 {

@@ -80,7 +80,7 @@ fn assert_refused(answer: &Answer, status: u16, what: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn methods_refuse_all_that_is_not_grpc() {
     let s = ServedBroker::start().await;
-    let entries = s.broker.state().position().1;
+    let entries = s.broker.show().position().1;
     let mut http2 = Http2::connect(&s.url).await;
     let empty = Bytes::from_static(b"\0\0\0\0\0");
     for path in method_paths() {
@@ -99,7 +99,7 @@ async fn methods_refuse_all_that_is_not_grpc() {
         let detail = problem["detail"].as_str().expect("a detail");
         assert!(detail.contains("grpc_pass") && detail.contains("http2_protocol_options"));
     }
-    assert_eq!(s.broker.state().position().1, entries, "no effect");
+    assert_eq!(s.broker.show().position().1, entries, "no effect");
 }
 
 /// The whole valid call, over HTTP/1.1 and then over HTTP/2.
@@ -137,14 +137,14 @@ async fn grpc_over_http1_does_not_act() {
     let proof = proof.expect("proof").expose_secret().to_owned();
     let body = frame(&message.encode_to_vec());
     let headers = [GRPC[0], GRPC[1], ("dpop", proof.as_str())];
-    let entries = s.broker.state().position().1;
+    let entries = s.broker.show().position().1;
     let answer = crate::support::raw_http::http1(&s.url, "POST", path, &headers, &body).await;
     assert_refused(&answer, 505, "OpenTask");
-    assert_eq!(s.broker.state().position().1, entries, "no task is opened");
+    assert_eq!(s.broker.show().position().1, entries, "no task is opened");
     let mut http2 = Http2::connect(&s.url).await;
     let answer = http2.send("POST", path, &headers, body).await;
     assert_eq!(answer.trailer("grpc-status"), Some("0"), "{answer:?}");
-    assert_eq!(s.broker.state().position().1, entries + 1);
+    assert_eq!(s.broker.show().position().1, entries + 1);
 }
 
 fn frame(message: &[u8]) -> Bytes {

@@ -22,7 +22,7 @@ use crate::support::*;
 const MARK: &str = "served-until";
 
 fn extensions(b: &TestBroker) -> Vec<LeasesExtended> {
-    let (_, head) = b.broker.state().position();
+    let (_, head) = b.broker.show().position();
     (0..=head)
         .filter_map(|index| b.broker.journal().entry(index).expect("reads"))
         .map(|stored| Entry::parse(&stored.text).expect("parses"))
@@ -125,7 +125,7 @@ async fn heartbeats_that_no_broker_could_hear_do_not_count() {
         }
         let lapse = b
             .broker
-            .state()
+            .show()
             .task(&task)
             .and_then(|t| t.lease)
             .expect("a lease")
@@ -137,7 +137,7 @@ async fn heartbeats_that_no_broker_could_hear_do_not_count() {
             "{why}: none while a broker serves"
         );
         b.broker.maintenance_tick().await.expect("upkeep");
-        let record = b.broker.state().task(&task).expect("known");
+        let record = b.broker.show().task(&task).expect("known");
         assert_eq!(record.is_running(b.now()), runs, "{why}");
         if runs {
             assert_eq!(
@@ -192,12 +192,12 @@ async fn a_broker_that_said_missed_does_not_take_it_back() {
             .token;
         b.manual_clock.advance_millis(30_000);
         // Said to a validator and to the agent.
-        assert!(!b.introspect("cases", &token));
+        assert!(!b.introspect("cases", &token).await);
         assert_eq!(
             refused(b.keep_alive(&agent, answered).await),
             Reason::TaskEnded
         );
-        let record = b.broker.state().task(&answered).expect("known");
+        let record = b.broker.show().task(&answered).expect("known");
         assert!(record.ended.is_none(), "no entry says it");
         if stops {
             b.broker.stop_serving().await;
@@ -205,7 +205,7 @@ async fn a_broker_that_said_missed_does_not_take_it_back() {
         b.manual_clock.advance_millis(60_000);
         let b = restart(b).await;
         assert!(
-            !b.introspect("cases", &token),
+            !b.introspect("cases", &token).await,
             "a broker that has said inactive never says active again"
         );
         assert_eq!(
@@ -237,9 +237,12 @@ async fn a_broker_serves_and_stops_while_the_disk_of_the_mark_hangs() {
     block_writes_of_the_mark(&b.dir);
     b.manual_clock.advance_millis(29_000);
     b.broker.maintenance_tick().await.expect("upkeep");
-    assert!(b.introspect("cases", &token));
+    assert!(b.introspect("cases", &token).await);
     b.manual_clock.advance_millis(1_000);
-    assert!(!b.introspect("cases", &token), "its heartbeat was missed");
+    assert!(
+        !b.introspect("cases", &token).await,
+        "its heartbeat was missed"
+    );
     b.freeze("all").await.expect("the brake works");
     assert_eq!(b.broker.readiness(), Ok(()));
     in_time("the stop", b.broker.stop_serving()).await;
@@ -315,12 +318,12 @@ async fn an_outage_leaves_everything_else_as_it_was() {
         .pending();
     b.complete_task(&agent, ended).await.expect("ends");
     let without_heartbeat = b.open_task(&agent).await;
-    let (feed, last) = b.broker.state().feed_after(None, usize::MAX);
+    let (feed, last) = b.broker.show().feed_after(None, usize::MAX);
     b.broker.stop_serving().await;
     b.manual_clock.advance_millis(45_000);
     let b = restart(b).await;
 
-    let lease = |b: &TestBroker, task: &TaskId| b.broker.state().task(task).and_then(|t| t.lease);
+    let lease = |b: &TestBroker, task: &TaskId| b.broker.show().task(task).and_then(|t| t.lease);
     let extended: usize = extensions(&b).iter().map(|e| e.leases.len()).sum();
     assert_eq!(
         extended, 59,
@@ -331,22 +334,15 @@ async fn an_outage_leaves_everything_else_as_it_was() {
         START.plus_secs(600)
     );
     assert_eq!(lease(&b, &without_heartbeat), None);
-    let record = b.broker.state().task(&task).expect("known");
+    let record = b.broker.show().task(&task).expect("known");
     assert_eq!(
         record.opened.deadline,
         START.plus_secs(3_600),
         "deadlines do not move"
     );
-    assert!(
-        b.broker
-            .state()
-            .task(&ended)
-            .expect("known")
-            .ended
-            .is_some()
-    );
-    assert!(b.introspect("cases", &token), "its token is active");
-    let after = b.broker.state().feed_after(None, usize::MAX);
+    assert!(b.broker.show().task(&ended).expect("known").ended.is_some());
+    assert!(b.introspect("cases", &token).await, "its token is active");
+    let after = b.broker.show().feed_after(None, usize::MAX);
     assert_eq!(
         (after.0.len(), after.1),
         (feed.len(), last),
@@ -356,7 +352,7 @@ async fn an_outage_leaves_everything_else_as_it_was() {
     // The pending access request survives, and its approval counts.
     let request = b
         .broker
-        .state()
+        .show()
         .access_request(&pending.access_request)
         .expect("known");
     assert_eq!(request.opened.expires_at, pending.expires_at);
@@ -369,12 +365,12 @@ async fn an_outage_leaves_everything_else_as_it_was() {
 
     // Replay gives the same state, and another start at the same moment extends nothing.
     let (snapshot, position) = (
-        b.broker.state().canonical_snapshot(),
-        b.broker.state().position(),
+        b.broker.show().canonical_snapshot(),
+        b.broker.show().position(),
     );
     let b = restart(b).await;
-    assert_eq!(b.broker.state().position(), position);
-    assert_eq!(b.broker.state().canonical_snapshot(), snapshot);
+    assert_eq!(b.broker.show().position(), position);
+    assert_eq!(b.broker.show().canonical_snapshot(), snapshot);
     b.check_invariants();
 }
 
@@ -390,7 +386,7 @@ async fn a_heartbeat_that_is_about_to_run_out_is_extended_too() {
     let b = restart(b).await;
     let until = |task| {
         b.broker
-            .state()
+            .show()
             .task(&task)
             .and_then(|t| t.lease)
             .expect("a lease")
@@ -474,13 +470,13 @@ async fn tasks_survive_a_stop_and_a_start_two_minutes_later() {
         )
         .await
         .expect("starts");
-        let record = broker.state().task(&task.id()).expect("known");
+        let record = broker.show().task(&task.id()).expect("known");
         assert_eq!(
             record.is_running(clock.now()),
             runs,
             "after {start_after_s} s"
         );
-        let request = broker.state().access_request(&pending.access_request_id());
+        let request = broker.show().access_request(&pending.access_request_id());
         assert!(request.expect("known").is_pending(clock.now()));
     }
 

@@ -84,11 +84,11 @@ async fn a_full_disk_is_not_ready_but_alive() {
     until_health_is(&url, ServingStatus::NotServing).await;
 
     // With space again the broker finds out by itself, without a call that writes.
-    let entries = b.broker.state().position().1;
+    let entries = b.broker.show().position().1;
     full.store(false, Ordering::SeqCst);
     until_health_is(&url, ServingStatus::Serving).await;
     assert_eq!(get("/readyz").await.status, 200);
-    assert_eq!(b.broker.state().position().1, entries, "it wrote no entry");
+    assert_eq!(b.broker.show().position().1, entries, "it wrote no entry");
     b.try_open_task(&triage, "x", "open-2")
         .await
         .expect("opens");

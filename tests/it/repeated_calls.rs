@@ -25,7 +25,7 @@ async fn single_use_token(b: &TestBroker, agent: &TestAgent, task: TaskId) -> Se
 }
 
 fn entries_of(b: &TestBroker, kind: &str) -> usize {
-    let (_, head) = b.broker.state().position();
+    let (_, head) = b.broker.show().position();
     (0..=head)
         .filter_map(|index| b.broker.journal().entry(index).expect("reads"))
         .filter(|stored| stored.text.contains(&format!("\"kind\":\"{kind}\"")))
@@ -61,7 +61,7 @@ async fn parallel_repeats_of_a_token_request_get_one_grant() {
     }
     tokens.dedup();
     assert_eq!(tokens.len(), 1, "every repetition gets the same grant");
-    assert_eq!(s.broker.state().grants_of_task(&task.id()).len(), 1);
+    assert_eq!(s.broker.show().grants_of_task(&task.id()).len(), 1);
 
     // The same for an access request: one is opened, and every call waits for it.
     let ask = || {
@@ -80,7 +80,7 @@ async fn parallel_repeats_of_a_token_request_get_one_grant() {
     }
     requests.dedup();
     assert_eq!(requests.len(), 1);
-    assert_eq!(s.broker.state().requests_of_task(&task.id()).len(), 1);
+    assert_eq!(s.broker.show().requests_of_task(&task.id()).len(), 1);
     crate::support::invariants::check(&s.dir);
 }
 
@@ -177,7 +177,7 @@ async fn a_call_whose_client_is_gone_holds_nobody_up() {
             let _aborted_or_answered = call.await;
         }
     }
-    assert_eq!(b.broker.state().grants_of_task(&task).len(), 20);
+    assert_eq!(b.broker.show().grants_of_task(&task).len(), 20);
     b.check_invariants();
 }
 
@@ -216,7 +216,7 @@ async fn a_repeated_use_gets_its_former_answer_after_the_end() {
             .await
             .expect("after the expiry of the token"),
     );
-    let before = b.broker.state().position();
+    let before = b.broker.show().position();
     let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     same(
         b.consume("idp", &token, "use-1")
@@ -228,7 +228,7 @@ async fn a_repeated_use_gets_its_former_answer_after_the_end() {
         assert_eq!(refused, Reason::TokenInactive, "{why}");
     }
     assert_eq!(entries_of(&b, "TokenConsumed"), 1);
-    assert_eq!(b.broker.state().position(), before, "no entry");
+    assert_eq!(b.broker.show().position(), before, "no entry");
     // Another token's text with this token's id is still no token.
     let forged = Secret::new(format!("{}A", token.expose_secret()));
     assert_eq!(

@@ -65,7 +65,7 @@ async fn passkey_vote_yields_a_token() {
         .await
         .token();
     assert_eq!(reply.issued.consumed, Some(id));
-    assert!(b.introspect("idp", &reply.token));
+    assert!(b.introspect("idp", &reply.token).await);
     b.check_invariants();
 }
 
@@ -146,15 +146,15 @@ async fn assertion_is_bound_to_statement_and_voter() {
         .cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
         .await;
     assert_eq!(cast.expect("counts").status, AccessRequestStatus::Approved);
-    let votes = |b: &TestBroker| b.broker.state().access_request(&id).map(|r| r.votes.len());
-    let (recorded, position) = (votes(&b), b.broker.state().position());
+    let votes = |b: &TestBroker| b.broker.show().access_request(&id).map(|r| r.votes.len());
+    let (recorded, position) = (votes(&b), b.broker.show().position());
     let cast = b.cast_vote_in_session(&session, id, &begun, again).await;
     assert_eq!(
         cast.expect("recorded").status,
         AccessRequestStatus::Approved
     );
     assert_eq!(
-        (votes(&b), b.broker.state().position()),
+        (votes(&b), b.broker.show().position()),
         (recorded, position)
     );
     // After two minutes the statement has expired.
@@ -422,8 +422,8 @@ async fn no_mint_after_vote_key_revocation() {
             tokio::spawn(async move {
                 let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
                 let maria = PersonId::parse("maria").expect("id");
-                let newest = b.broker.state().credentials().get(&maria);
-                let newest = newest.value.passkeys.last().map(|p| p.record.key);
+                let newest = b.broker.show().person(&maria);
+                let newest = newest.passkeys.last().map(|p| p.record.key);
                 b.broker.revoke_approver_keys(&call, maria, newest).await
             })
         };

@@ -153,7 +153,7 @@ async fn search_matches_whole_words() {
     }
     let all = search(&b, "", None).await;
     let indexes: Vec<u64> = all.events.iter().filter_map(|m| m.index).collect();
-    let last = b.broker.state().position().1;
+    let last = b.broker.show().position().1;
     assert_eq!(indexes, (0..=last).rev().collect::<Vec<_>>());
     // The next page continues below.
     let below = search(&b, "TokenIssued", indexes.get(3).copied()).await;
@@ -173,7 +173,7 @@ async fn search_is_bounded_and_resumable() {
     let first = search(&b, "EpochStarted", None).await;
     assert!(first.events.is_empty());
     let next = first.next.expect("more below");
-    assert_eq!(b.broker.state().position().1 + 1 - next, SEARCH_SCAN_MAX);
+    assert_eq!(b.broker.show().position().1 + 1 - next, SEARCH_SCAN_MAX);
     let second = search(&b, "EpochStarted", Some(next)).await;
     assert_eq!(second.events.len(), 1);
     assert_eq!(second.next, None);
@@ -195,7 +195,7 @@ async fn fill(journal: &Journal, many: u64) {
         let appends: Vec<_> = (0..left)
             .map(|n| {
                 let journal = journal.clone();
-                let append = Append::one(fact(n), Vec::new());
+                let append = Append::unread(fact(n));
                 tokio::spawn(async move { journal.append(append).await })
             })
             .collect();

@@ -15,9 +15,9 @@ async fn token_ends_with_its_task() {
         .await
         .token();
     assert_eq!(reply.issued.exp - reply.issued.iat, 300);
-    assert!(b.introspect("cases", &reply.token));
+    assert!(b.introspect("cases", &reply.token).await);
     assert!(
-        !b.introspect("idp", &reply.token),
+        !b.introspect("idp", &reply.token).await,
         "inactive for another validator"
     );
     let report = b.complete_task(&triage, task).await.expect("completes");
@@ -25,7 +25,7 @@ async fn token_ends_with_its_task() {
         (report.cause, report.revoked, report.tokens),
         (EndCause::Completed, 1, vec![reply.issued.jti])
     );
-    assert!(!b.introspect("cases", &reply.token));
+    assert!(!b.introspect("cases", &reply.token).await);
     assert_eq!(
         refused(
             b.request_token(&triage, task, &read_case(), 300, "r-2")
@@ -37,7 +37,7 @@ async fn token_ends_with_its_task() {
     assert_eq!(again.index, report.index);
     let b = b.restart(FaultInjection::default()).await;
     assert!(
-        !b.introspect("cases", &reply.token),
+        !b.introspect("cases", &reply.token).await,
         "inactive after a restart"
     );
     b.check_invariants();
@@ -194,7 +194,7 @@ async fn policy_tightened_before_mint_denies() {
         DeniedReason::ForbiddenByRule
     );
     assert!(
-        b.introspect("cases", &read.token),
+        b.introspect("cases", &read.token).await,
         "a token that is still allowed stays active"
     );
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
@@ -205,12 +205,12 @@ async fn policy_tightened_before_mint_denies() {
         1
     );
     assert!(
-        !b.introspect("cases", &read.token),
+        !b.introspect("cases", &read.token).await,
         "a token that is no longer allowed has ended"
     );
     b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert!(
-        !b.introspect("cases", &read.token),
+        !b.introspect("cases", &read.token).await,
         "and stays ended when the rules are restored"
     );
     b.check_invariants();
@@ -226,7 +226,7 @@ async fn suspension_ends_everything_for_good() {
         .await
         .token();
     assert_eq!(b.suspend("triage").await.expect("suspends").0, 1);
-    assert!(!b.introspect("cases", &reply.token));
+    assert!(!b.introspect("cases", &reply.token).await);
     assert_eq!(
         refused(
             b.request_token(&triage, task, &read_case(), 300, "r-2")
@@ -239,7 +239,10 @@ async fn suspension_ends_everything_for_good() {
         Reason::NotAuthenticated
     );
     b.resume("triage").await.expect("resumes");
-    assert!(!b.introspect("cases", &reply.token), "nothing is revived");
+    assert!(
+        !b.introspect("cases", &reply.token).await,
+        "nothing is revived"
+    );
     assert_eq!(
         refused(
             b.request_token(&triage, task, &read_case(), 300, "r-2")
@@ -258,7 +261,7 @@ async fn unknown_actions_are_journaled() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let before = b.broker.state().position().1;
+    let before = b.broker.show().position().1;
     for (action, reason) in [
         (
             action("account.delete", "Account", "ann", IDP, &[]),
@@ -307,7 +310,7 @@ async fn unknown_actions_are_journaled() {
         );
     }
     assert_eq!(
-        b.broker.state().position().1,
+        b.broker.show().position().1,
         before + 6,
         "every refusal after gate 1 is journaled"
     );
@@ -340,11 +343,11 @@ async fn unknown_actions_are_journaled() {
         DeniedReason::ForbiddenByRule
     );
     // A repeated denial writes no entry.
-    let at = b.broker.state().position().1;
+    let at = b.broker.show().position().1;
     b.request_token(&triage, task, &disable("break-glass"), 60, "r-9")
         .await
         .denied();
-    assert_eq!(b.broker.state().position().1, at);
+    assert_eq!(b.broker.show().position().1, at);
     b.check_invariants();
 }
 

@@ -12,15 +12,26 @@ fn trybuild() {
 const GATE_TYPES: &[(&str, &str, &[&str])] = &[
     ("Attested", "verify/mod.rs", &["attest"]),
     ("Possession", "verify/possession.rs", &["check"]),
-    (
-        "Authenticated",
-        "verify/mod.rs",
-        &["for_open_task", "for_task"],
-    ),
+    ("Authenticated", "verify/mod.rs", &["new"]),
     ("Verified", "verify/mod.rs", &["verify"]),
     ("Approved", "approve/mod.rs", &["decide"]),
     ("Reapproved", "approve/mod.rs", &["reapprove"]),
-    ("RecordedGrant", "state/records.rs", &["new"]),
+    (
+        "Recorded",
+        "state/read.rs",
+        &[
+            "new",
+            "rules",
+            "trusted_keys",
+            "signing_key",
+            "freeze",
+            "task",
+            "access_request",
+            "grant",
+            "person",
+            "invitation",
+        ],
+    ),
     ("Committed", "journal/mod.rs", &[]),
 ];
 
@@ -43,8 +54,9 @@ fn gate_types_have_one_constructor() {
     assert!(files.len() > 50);
     for (gate_type, home, makers) in GATE_TYPES {
         let text = std::fs::read_to_string(root.join(home)).expect("home");
-        let at = text
-            .find(&format!("pub struct {gate_type} {{"))
+        let at = [" {", "<"]
+            .iter()
+            .find_map(|after| text.find(&format!("pub struct {gate_type}{after}")))
             .unwrap_or_else(|| panic!("{gate_type} is declared in {home}"));
         let body = &text[at..at + text[at..].find("\n}").expect("end")];
         for line in body.lines().skip(1) {
@@ -60,7 +72,8 @@ fn gate_types_have_one_constructor() {
             .take_while(|l| l.starts_with("#[") || l.starts_with("///"))
             .collect();
         for forbidden in ["Clone", "Copy", "Serialize", "Deserialize", "Default"] {
-            let allowed = *gate_type == "Committed" && forbidden == "Clone";
+            // A fact that is durable, and a value that cannot leave its round, may be had twice.
+            let allowed = matches!(*gate_type, "Committed" | "Recorded") && forbidden == "Clone";
             assert!(
                 allowed || !derives.contains(forbidden),
                 "{gate_type} is {forbidden}"
@@ -74,9 +87,9 @@ fn gate_types_have_one_constructor() {
                 .expect("inside")
                 .to_string_lossy()
                 .into_owned();
-            // `Committed` is constructed by the journal's writer.
-            let here =
-                relative == *home || (*gate_type == "Committed" && relative == "journal/writer.rs");
+            // `Committed` is constructed by the journal's writer, and by its replay of what is stored.
+            let stored = ["journal/writer.rs", "journal/replay.rs"].contains(&relative.as_str());
+            let here = relative == *home || (*gate_type == "Committed" && stored);
             let built = text.lines().filter(|l| {
                 let code = l.split("//").next().unwrap_or_default();
                 code.match_indices(&format!("{gate_type} {{"))
@@ -116,6 +129,39 @@ fn gate_types_have_one_constructor() {
                     "{home}: fn {name} returns a {gate_type}"
                 );
             }
+        }
+    }
+}
+
+/// What makes an append and a round, and the files that may use it.
+const ROUND_MAKERS: &[(&str, &[&str])] = &[
+    ("Append::new(", &["state/read.rs"]),
+    ("Append::unread(", &["journal/mod.rs", "broker/refusals.rs"]),
+    ("ReadSet::new(", &["state/read.rs"]),
+    ("Recorded::new", &["state/read.rs"]),
+    ("Read::new(", &["state/mod.rs"]),
+    ("state.read()", &["broker/transaction.rs"]),
+];
+
+/// No use case names a stream for an append, or reads outside a round.
+#[test]
+fn appends_rest_on_what_a_round_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    for path in &files {
+        let text = std::fs::read_to_string(path).expect("source");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let relative = path.strip_prefix(&root).expect("inside");
+        for (maker, homes) in ROUND_MAKERS {
+            // A method call may be spread over lines.
+            let joined = code.split_whitespace().collect::<String>();
+            let is_home = homes.iter().any(|home| relative == Path::new(home));
+            let used = joined.match_indices(maker).any(|(at, _)| {
+                let before = joined[..at].chars().next_back();
+                before.is_none_or(|c| !c.is_alphanumeric() && c != '_')
+            });
+            assert!(!used || is_home, "{}: {maker}", relative.display());
         }
     }
 }

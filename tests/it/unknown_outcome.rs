@@ -52,12 +52,12 @@ async fn unknown_outcome_is_said_and_replay_decides() {
         );
         let b = b.restart(FaultInjection::default()).await;
         assert_eq!(
-            b.broker.state().freezes().len(),
+            b.broker.show().freezes().len(),
             usize::from(is_durable),
             "{point:?}"
         );
-        let reporter = b.broker.state().agent_status(&agent_id("reporter"));
-        assert!(!reporter.value.suspended, "{point:?}");
+        let suspended = b.broker.show().is_suspended(&agent_id("reporter"));
+        assert!(!suspended, "{point:?}");
         // The same call again is safe in both cases.
         let again = b.freeze("all").await.expect("frozen");
         assert_eq!(again.changed, !is_durable, "{point:?}");
@@ -89,7 +89,7 @@ async fn hung_disk_is_an_unknown_outcome() {
     armed.store(true, Ordering::SeqCst);
     let refusal = b.freeze("agent/triage").await.expect_err("no answer");
     assert_eq!(refusal.reason, Reason::OutcomeUnknown);
-    assert_eq!(b.broker.state().freezes().len(), 0);
+    assert_eq!(b.broker.show().freezes().len(), 0);
     let evidence = Some(b.svid(&triage.agent));
     let token = b
         .request_token_with_evidence(
@@ -109,7 +109,7 @@ async fn hung_disk_is_an_unknown_outcome() {
         Err(NotReady::Journal(JournalFault::Hung))
     );
     drop(hangs);
-    until("the entry counts", || b.broker.state().freezes().len() == 1).await;
+    until("the entry counts", || b.broker.show().freezes().len() == 1).await;
     until("the journal is ready", || b.broker.readiness().is_ok()).await;
     b.check_invariants();
 }
@@ -148,7 +148,7 @@ async fn bundle_in_force_is_no_failure() {
     armed.store(false, Ordering::SeqCst);
     full.store(false, Ordering::SeqCst);
     b.broker.maintenance_tick().await.expect("recorded");
-    let task = b.broker.state().task(&triage.task).expect("there");
+    let task = b.broker.show().task(&triage.task).expect("there");
     assert_eq!(task.ended.map(|ended| ended.cause), Some(EndCause::Policy));
 }
 

@@ -15,8 +15,11 @@ async fn cached_tokens_are_rechecked() {
         .await
         .token()
         .token;
-    assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
-    assert!(!b.introspect("idp", &token), "another validator's audience");
+    assert!(b.introspect("cases", &token).await && b.introspect("cases", &token).await);
+    assert!(
+        !b.introspect("idp", &token).await,
+        "another validator's audience"
+    );
     // Another signature is another token, even with the same header and claims.
     let at = token.expose_secret().len() - 10;
     let other = if token.expose_secret()[at..].starts_with('A') {
@@ -27,14 +30,17 @@ async fn cached_tokens_are_rechecked() {
     let mut bent = token.expose_secret().to_owned();
     bent.replace_range(at..=at, other);
     let bent = Secret::new(bent);
-    assert!(!b.introspect("cases", &bent) && !b.introspect("cases", &bent));
+    assert!(!b.introspect("cases", &bent).await && !b.introspect("cases", &bent).await);
     // A new process has an empty cache.
     let b = b.restart(FaultInjection::default()).await;
-    assert!(!b.introspect("cases", &bent), "not before the valid token");
-    assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
-    assert!(!b.introspect("cases", &bent), "not after it either");
+    assert!(
+        !b.introspect("cases", &bent).await,
+        "not before the valid token"
+    );
+    assert!(b.introspect("cases", &token).await && b.introspect("cases", &token).await);
+    assert!(!b.introspect("cases", &bent).await, "not after it either");
     b.complete_task(&agent, task).await.expect("completes");
-    assert!(!b.introspect("cases", &token), "cached, and ended");
+    assert!(!b.introspect("cases", &token).await, "cached, and ended");
     b.check_invariants();
 }
 
@@ -49,7 +55,7 @@ async fn cached_tokens_expire() {
         .token()
         .token;
     b.manual_clock.advance_millis(299_000);
-    assert!(b.introspect("cases", &token));
+    assert!(b.introspect("cases", &token).await);
     b.manual_clock.advance_millis(1_000);
-    assert!(!b.introspect("cases", &token));
+    assert!(!b.introspect("cases", &token).await);
 }

@@ -9,7 +9,7 @@ use super::*;
 /// One journal entry. Stored as canonical JSON, exactly as hashed; `index` is its Merkle leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// Version of the stored form: 1.
+    /// Version of the stored form: [`ENTRY_FORM`].
     pub v: u32,
     /// The incarnation of the journal: positions of different epochs do not compare.
     pub epoch: u64,
@@ -17,10 +17,13 @@ pub struct Entry {
     pub index: u64,
     /// The writer's clock; never before that of the previous entry.
     pub at: Timestamp,
-    /// Streams that this entry advances.
-    pub write_set: Vec<Stream>,
-    /// Streams that the decision read, with the versions they had.
+    /// Streams that this entry advances, with the versions they had before it.
+    pub write_set: Vec<(Stream, Version)>,
+    /// Streams that the decision read and no entry of its append advances, with the versions they had.
     pub read_set: Vec<(Stream, Version)>,
+    /// Counts that this entry adds to, with their ceilings.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Claim>,
     /// The event.
     #[serde(flatten)]
     pub event: Event,
@@ -35,8 +38,10 @@ impl Entry {
     /// Parses stored bytes; refuses anything but the canonical form of a known entry.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         let mut value = json::parse(text.as_bytes())?;
-        if json::canonical(&value)? != text {
-            return Err(JsonError::Number);
+        if let Some(form) = value.get("v").and_then(Value::as_u64)
+            && form != u64::from(ENTRY_FORM)
+        {
+            return Err(JsonError::Form(form));
         }
         // serde cannot refuse unknown members beside a flattened enum, so envelope and event are parsed separately.
         let event = match &mut value {
@@ -56,8 +61,10 @@ impl Entry {
             epoch: u64,
             index: u64,
             at: Timestamp,
-            write_set: Vec<Stream>,
+            write_set: Vec<(Stream, Version)>,
             read_set: Vec<(Stream, Version)>,
+            #[serde(default)]
+            claims: Vec<Claim>,
         }
         let Envelope {
             v,
@@ -66,18 +73,28 @@ impl Entry {
             at,
             write_set,
             read_set,
+            claims,
         } = serde_json::from_value(value)?;
-        Ok(Self {
+        let entry = Self {
             v,
             epoch,
             index,
             at,
             write_set,
             read_set,
+            claims,
             event,
-        })
+        };
+        // One form of one entry: what may be absent is absent when it is empty.
+        if entry.canonical()? != text {
+            return Err(JsonError::NotCanonical);
+        }
+        Ok(entry)
     }
 }
+
+/// Version of the stored form of entries.
+pub const ENTRY_FORM: u32 = 2;
 
 /// Longest entry, in bytes of its canonical form; larger content is stored in blobs.
 pub const ENTRY_BYTES_MAX: usize = 32 * 1024;

@@ -39,6 +39,36 @@ pub enum Event {
 }
 
 impl Event {
+    /// The name of its kind, as stored.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::EpochStarted(_) => "EpochStarted",
+            Self::TrustBundleChanged(_) => "TrustBundleChanged",
+            Self::KeyPublished(_) => "KeyPublished",
+            Self::PolicyApplied(_) => "PolicyApplied",
+            Self::AgentSuspended(_) => "AgentSuspended",
+            Self::AgentResumed(_) => "AgentResumed",
+            Self::Frozen(_) => "Frozen",
+            Self::Unfrozen(_) => "Unfrozen",
+            Self::TaskOpened(_) => "TaskOpened",
+            Self::LeasesExtended(_) => "LeasesExtended",
+            Self::TaskEnded(_) => "TaskEnded",
+            Self::RequestDenied(_) => "RequestDenied",
+            Self::AccessRequestOpened(_) => "AccessRequestOpened",
+            Self::VoteCast(_) => "VoteCast",
+            Self::VoteRefused(_) => "VoteRefused",
+            Self::AccessRequestClosed(_) => "AccessRequestClosed",
+            Self::ApproverInvited(_) => "ApproverInvited",
+            Self::ApproverEnrolled(_) => "ApproverEnrolled",
+            Self::ApproverKeysRevoked(_) => "ApproverKeysRevoked",
+            Self::TokenIssued(_) => "TokenIssued",
+            Self::TokenReissued(_) => "TokenReissued",
+            Self::TokenConsumed(_) => "TokenConsumed",
+            Self::GrantsEnded(_) => "GrantsEnded",
+            Self::RefusalsCounted(_) => "RefusalsCounted",
+        }
+    }
+
     /// Hashes of the blobs that it names.
     pub fn blobs(&self) -> Vec<Digest> {
         match self {
@@ -146,10 +176,6 @@ pub struct AgentResumed {
 pub struct Frozen {
     /// The scope.
     pub scope: FreezeScope,
-    /// The agents of the owner, by the active policy bundle and by their running tasks; empty for every other scope. At
-    /// most [`SELECTOR_MAX`]: further entries of the same append have the others.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub agents: Vec<AgentId>,
     /// The operator.
     pub by: PersonId,
     /// Blob: the operator's reason.
@@ -365,6 +391,8 @@ pub struct ApproverInvited {
     pub expires_at: Timestamp,
     /// The operator.
     pub by: PersonId,
+    /// The operator's key that gave it: it is good while this key lives and is an operator's.
+    pub by_key: Thumbprint,
 }
 
 /// A person enrolled a passkey. The invitation is used up.

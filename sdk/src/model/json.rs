@@ -21,6 +21,14 @@ pub enum JsonError {
     /// A number that is not an integer within ±(2^53 − 1).
     #[error("a number is not an integer within ±(2^53-1)")]
     Number,
+    /// The bytes are not the canonical form (RFC 8785) of what they say.
+    #[error("it is not in its canonical form")]
+    NotCanonical,
+    /// An entry of another stored form than [`super::ENTRY_FORM`].
+    #[error(
+        "it has the stored form {0}, and this version reads form 2: the journal was written by another version of Dipylon"
+    )]
+    Form(u64),
 }
 
 /// Parses one JSON text. Refuses duplicate members, nesting deeper than [`DEPTH_MAX`], lone surrogates and trailing bytes.

@@ -6,6 +6,7 @@
 mod action;
 mod agent;
 mod cause;
+mod claim;
 mod decision;
 mod digest;
 mod entry;
@@ -32,6 +33,7 @@ pub use action::{
 };
 pub use agent::{AgentStatus, RegisteredAgent};
 pub use cause::*;
+pub use claim::{Claim, Counter, OPENINGS_WINDOW_S};
 pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
 pub use digest::{Digest, Thumbprint};
 pub use entry::*;

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, AgentId, Digest, FreezeScope, IdempotencyKey, KeyId, ParseError, PersonId,
-    TaskId, Thumbprint, TokenId, TrustDomain,
+    AccessRequestId, ActionName, AgentId, Digest, FreezeScope, IdempotencyKey, KeyId, ParseError,
+    PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
 };
 
 /// Version of a stream: 1 + the index of the last entry that advanced it; 0 before the first.
@@ -28,16 +28,26 @@ pub enum Stream {
     AccessRequest(AccessRequestId),
     /// A refused vote: one entry for an access request, a voter and the digest of the reason.
     RefusedVote(Box<(AccessRequestId, PersonId, Digest)>),
-    /// All openings of access requests by an agent, which its limits count and which attach to an open one.
-    AgentRequests(AgentId),
-    /// All openings of access requests by the agents of an owner, which the owner's limits count.
-    OwnerRequests(PersonId),
-    /// A token: consumed, reissued, ended.
+    /// The openings of access requests in a task for one action on one target: one is open at a time for the same parameters. The
+    /// digest is of the names alone, see [`Stream::task_action`].
+    TaskAction(Box<(TaskId, Digest)>),
+    /// Denials of an agent's access requests by people, which its back-off and its automatic suspension count.
+    Denials(AgentId),
+    /// A token: issued, consumed, reissued, ended.
     Token(TokenId),
     /// An agent: suspended, resumed.
     Agent(AgentId),
-    /// A person: invited, enrolled, keys revoked.
+    /// The keys of a person: enrolled, revoked.
     Person(PersonId),
+    /// The invitation of a person: given, used. A revocation of the person's keys withdraws it by the person's own stream, so that no
+    /// number of invitations keeps it from its end.
+    Invitation(PersonId),
+    /// The keys of all people: every enrolment and every revocation moves it, beside the person's own stream.
+    Credentials,
+    /// The enrolment of a public key as a passkey: once.
+    EnrolledKey(Thumbprint),
+    /// The enrolment of a WebAuthn credential, by its id in base64url: once.
+    Credential(Box<str>),
     /// The active policy bundle.
     Policy,
     /// The keys of a trust domain.
@@ -63,11 +73,18 @@ impl fmt::Display for Stream {
                 let (request, voter, reason) = &**vote;
                 write!(f, "refused-vote:{request}/{voter}/{reason}")
             }
-            Self::AgentRequests(agent) => write!(f, "agent-requests:{agent}"),
-            Self::OwnerRequests(owner) => write!(f, "owner-requests:{owner}"),
+            Self::TaskAction(action) => {
+                let (task, names) = &**action;
+                write!(f, "task-action:{task}/{names}")
+            }
+            Self::Denials(agent) => write!(f, "denials:{agent}"),
             Self::Token(id) => write!(f, "token:{id}"),
             Self::Agent(id) => write!(f, "agent:{id}"),
             Self::Person(id) => write!(f, "person:{id}"),
+            Self::Invitation(id) => write!(f, "invitation:{id}"),
+            Self::Credentials => f.write_str("credentials"),
+            Self::EnrolledKey(key) => write!(f, "enrolled-key:{key}"),
+            Self::Credential(id) => write!(f, "credential:{id}"),
             Self::Policy => f.write_str("policy"),
             Self::Trust(domain) => write!(f, "trust:{domain}"),
             Self::Key(kid) => write!(f, "key:{kid}"),
@@ -97,11 +114,48 @@ impl Stream {
         )))
     }
 
+    /// The stream of the access requests in a task for one action and target. Parameters are no part of the name: a digest of
+    /// sensitive ones could be guessed.
+    pub fn task_action(task: TaskId, action: &ActionName, target: &Target) -> Self {
+        let names = format!("{action}\0{target}");
+        Self::TaskAction(Box::new((
+            task,
+            Digest::tagged("dipylon/task-action/v1", names.as_bytes()),
+        )))
+    }
+
+    /// The kind of stream: the part of the written form before the id.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Task(_) => "task",
+            Self::Lease(_) => "lease",
+            Self::OpenTask(_) => "open-task",
+            Self::TokenRequest(..) => "token-request",
+            Self::AccessRequest(_) => "access-request",
+            Self::RefusedVote(_) => "refused-vote",
+            Self::TaskAction(_) => "task-action",
+            Self::Denials(_) => "denials",
+            Self::Token(_) => "token",
+            Self::Agent(_) => "agent",
+            Self::Person(_) => "person",
+            Self::Invitation(_) => "invitation",
+            Self::Credentials => "credentials",
+            Self::EnrolledKey(_) => "enrolled-key",
+            Self::Credential(_) => "credential",
+            Self::Policy => "policy",
+            Self::Trust(_) => "trust",
+            Self::Key(_) => "key",
+            Self::Freeze(_) => "freeze",
+        }
+    }
+
     /// Parses the written form.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let unknown = || ParseError::new("stream", "must be a known stream");
-        if text == "policy" {
-            return Ok(Self::Policy);
+        match text {
+            "policy" => return Ok(Self::Policy),
+            "credentials" => return Ok(Self::Credentials),
+            _ => {}
         }
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
         let pair = || rest.split_once('/').ok_or_else(unknown);
@@ -131,17 +185,31 @@ impl Stream {
                     Digest::parse(reason)?,
                 )))
             }
-            "agent-requests" => Self::AgentRequests(AgentId::parse(rest)?),
-            "owner-requests" => Self::OwnerRequests(PersonId::parse(rest)?),
+            "task-action" => {
+                let (task, names) = pair()?;
+                Self::TaskAction(Box::new((TaskId::parse(task)?, Digest::parse(names)?)))
+            }
+            "denials" => Self::Denials(AgentId::parse(rest)?),
             "token" => Self::Token(TokenId::parse(rest)?),
             "agent" => Self::Agent(AgentId::parse(rest)?),
             "person" => Self::Person(PersonId::parse(rest)?),
+            "invitation" => Self::Invitation(PersonId::parse(rest)?),
+            "enrolled-key" => Self::EnrolledKey(Thumbprint(Digest::parse(rest)?)),
+            // Base64url without padding, at most the 1,023 bytes of a credential id (WebAuthn L3 §5.1).
+            "credential" if is_base64url(rest) => Self::Credential(rest.into()),
             "trust" => Self::Trust(TrustDomain::parse(rest)?),
             "key" => Self::Key(KeyId::parse(rest)?),
             "freeze" => Self::Freeze(FreezeScope::parse(rest)?),
             _ => return Err(unknown()),
         })
     }
+}
+
+fn is_base64url(text: &str) -> bool {
+    (1..=1_364).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 impl Serialize for Stream {

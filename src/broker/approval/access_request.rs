@@ -7,7 +7,7 @@ use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::AccessRequestStatus;
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, StoredStatus};
+use crate::state::{AccessRequest, Read, Recorded, StoredStatus};
 
 /// An access request and its status.
 #[derive(Debug, Clone)]
@@ -33,30 +33,31 @@ impl Broker {
         id: AccessRequestId,
     ) -> Result<AccessView, Refusal> {
         let now = self.now();
-        let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.request_of_task(call, &task.opened.task, &id)?;
-        let rules = self.rules(call)?;
-        Ok(self.view(request, &rules, now))
+        self.task_possession(call, &task, None, None, now)?;
+        self.preview(|read| {
+            let rules = self.rules_in_force(read, call)?;
+            let request = self.request_of_task(read, call, &task, &id)?;
+            Ok(self.view(read, &request, &rules, now))
+        })
     }
 
     /// The same view, for a caller who was authenticated before.
     pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
-        let rules = self.rules(call)?;
-        let request = self.find_request(call, id)?;
-        Ok(self.view(request, &rules, self.now()))
+        self.preview(|read| {
+            let rules = self.rules_in_force(read, call)?;
+            let request = self.find_request(read, call, id)?;
+            Ok(self.view(read, &request, &rules, self.now()))
+        })
     }
 
     pub(in crate::broker) fn view(
         &self,
-        request: Arc<AccessRequest>,
+        read: &Read,
+        request: &Recorded<'_, AccessRequest>,
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> AccessView {
-        let needs = self.approval_progress(&request, rules, now);
-        let running = self
-            .state
-            .task(&request.opened.task)
-            .is_some_and(|t| self.is_running(&t, now));
+        let needs = self.approval_progress(read, request, rules, now);
         let expired = if request.has_approval() {
             AccessRequestStatus::ApprovalExpired
         } else {
@@ -70,7 +71,9 @@ impl Broker {
             StoredStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
                 AccessRequestStatus::Ended
             }
-            StoredStatus::Pending if !running => AccessRequestStatus::Ended,
+            StoredStatus::Pending if !self.has_running_task(read, request, now) => {
+                AccessRequestStatus::Ended
+            }
             StoredStatus::Pending if !request.is_pending(now) => expired,
             StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
             StoredStatus::Pending => AccessRequestStatus::Waiting,
@@ -81,61 +84,96 @@ impl Broker {
             needs,
             title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
             risk: catalogue.and_then(|a| a.risk),
-            request,
+            request: Arc::clone(request.to_answer()),
         }
     }
 
-    pub(in crate::broker) fn find_request(
+    /// The next moment at which time alone may change the view of an access request: it expires, a vote on it does, or its task ends.
+    pub(in crate::broker) fn next_change_by_time(
         &self,
+        read: &Read,
+        request: &Recorded<'_, AccessRequest>,
+        now: Timestamp,
+    ) -> Timestamp {
+        let opened = &request.opened;
+        let task = read.task(&opened.task);
+        let ends = task.iter().flat_map(|task| {
+            let lease = task.lease.map(|lease| lease.until);
+            lease.into_iter().chain([task.opened.deadline])
+        });
+        request
+            .votes
+            .iter()
+            .map(|vote| vote.cast.not_after)
+            .chain(ends)
+            .filter(|at| *at > now)
+            .fold(opened.expires_at, Timestamp::min)
+    }
+
+    /// The policy bundle in force; refuses the call when there is none.
+    pub(in crate::broker) fn rules_in_force<'r>(
+        &self,
+        read: &'r Read,
         call: &CallContext,
-        id: &AccessRequestId,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state.access_request(id).ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no access request {id}"),
-            )
+    ) -> Result<Recorded<'r, ActivePolicy>, Refusal> {
+        read.rules().ok_or_else(|| {
+            let message = "no policy bundle is in force";
+            self.refuse(call.method, Reason::DecisionUnavailable, message)
         })
     }
 
-    pub(in crate::broker) fn request_of_task(
+    pub(in crate::broker) fn find_request<'r>(
         &self,
+        read: &'r Read,
+        call: &CallContext,
+        id: &AccessRequestId,
+    ) -> Result<Recorded<'r, AccessRequest>, Refusal> {
+        read.access_request(id).ok_or_else(|| {
+            let message = format!("no access request {id}");
+            self.refuse(call.method, Reason::NotFound, message)
+        })
+    }
+
+    pub(in crate::broker) fn request_of_task<'r>(
+        &self,
+        read: &'r Read,
         call: &CallContext,
         task: &TaskId,
         id: &AccessRequestId,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state
-            .access_request(id)
+    ) -> Result<Recorded<'r, AccessRequest>, Refusal> {
+        read.access_request(id)
             .filter(|r| r.opened.task == *task)
             .ok_or_else(|| {
-                self.refuse(
-                    call.method,
-                    Reason::NotFound,
-                    format!("no access request {id} in this task"),
-                )
+                let message = format!("no access request {id} in this task");
+                self.refuse(call.method, Reason::NotFound, message)
             })
     }
 
     /// Whether votes are still accepted.
     pub(in crate::broker) fn is_open_for_votes(
         &self,
-        request: &AccessRequest,
+        read: &Read,
+        request: &Recorded<'_, AccessRequest>,
         now: Timestamp,
     ) -> bool {
-        let task = self.state.task(&request.opened.task);
-        request.is_pending(now) && task.is_some_and(|task| self.is_running(&task, now))
+        request.is_pending(now) && self.has_running_task(read, request, now)
+    }
+
+    fn has_running_task(&self, read: &Read, request: &AccessRequest, now: Timestamp) -> bool {
+        let task = read.task(&request.opened.task);
+        task.is_some_and(|task| self.is_running(&task, now))
     }
 
     /// Whether the quorum was reached before this moment.
     pub(in crate::broker) fn was_decided_before(
         &self,
-        request: &AccessRequest,
+        read: &Read,
+        request: &Recorded<'_, AccessRequest>,
         moment: Timestamp,
     ) -> bool {
         let before = moment.plus_millis(-1);
-        self.projections.rules().is_some_and(|rules| {
-            let view = self.view(Arc::new(request.clone()), &rules, before);
+        read.rules().is_some_and(|rules| {
+            let view = self.view(read, request, &rules, before);
             view.status == AccessRequestStatus::Approved
         })
     }

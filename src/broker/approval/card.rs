@@ -8,6 +8,7 @@ use crate::card::{
 };
 use crate::model::*;
 use crate::policy::{CatalogueAction, ParamSpec, ParamType, PolicyBundle, VoteMethod};
+use crate::state::Read;
 
 impl Broker {
     /// The card of an access request, rendered for the caller. The view is recorded: approving a high-risk action requires a
@@ -15,10 +16,21 @@ impl Broker {
     pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
         let now = self.now();
         let reader = self.authenticate_person(call)?;
-        let rules = self.rules(call)?;
-        let request = self.find_request(call, id)?;
-        self.record_card_view(&reader.id, &request, &rules, now);
-        let task = self.state.task(&request.opened.task);
+        self.preview(|read| self.card_for(read, call, &reader.id, id, now))
+    }
+
+    fn card_for(
+        &self,
+        read: &Read,
+        call: &CallContext,
+        reader: &PersonId,
+        id: &AccessRequestId,
+        now: Timestamp,
+    ) -> Result<Card, Refusal> {
+        let rules = self.rules_in_force(read, call)?;
+        let request = self.find_request(read, call, id)?;
+        self.record_card_view(reader, &request, &rules, now);
+        let task = read.task(&request.opened.task);
         let task = task.ok_or_else(|| {
             self.refuse(
                 call.method,
@@ -33,10 +45,10 @@ impl Broker {
             needs,
             title,
             risk,
-        } = self.view(request, &rules, now);
+        } = self.view(read, &request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
-        let (anomalies, history) = self.anomalies_and_history(&request, &reader.id, bundle, now);
+        let (anomalies, history) = self.anomalies_and_history(&request, reader, bundle, now);
         let catalogue = bundle.action(&opened.action.action);
         let catalogue_text = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
@@ -103,9 +115,7 @@ impl Broker {
             reason: request.reason.clone(),
         })
     }
-}
 
-impl Broker {
     /// The rules that require an approval, without those that allow the action or limit its lifetime; rules that are no longer
     /// in force are kept, because it is unknown what they did.
     fn rules_that_ask(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {

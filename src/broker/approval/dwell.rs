@@ -71,7 +71,7 @@ impl Broker {
         let mut views = self.lock(&self.card_views);
         if views.len() >= CARD_VIEWS_MAX {
             views.retain(|(_, id), _| {
-                self.state
+                self.show()
                     .access_request(id)
                     .is_some_and(|request| request.is_pending(now))
             });

@@ -20,7 +20,7 @@ impl Broker {
     ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
         let (agent, action) = (&opened.agent, &opened.action.action);
-        let stats = self.state.stats();
+        let stats = self.show().stats();
         let action_stats = stats.action_stats(agent, action);
         let at_opening = match stats.anomalies(&opened.access_request) {
             Some(anomalies) => anomalies.to_vec(),
@@ -30,7 +30,7 @@ impl Broker {
             opened.evidence.verified_at,
             request.opened_at,
             action_stats.as_ref(),
-            self.projections.registration(agent),
+            self.show().registration(agent),
             now,
         );
         let unusual = at_opening.iter().chain(&at_showing).map(Anomaly::sentence);

@@ -18,7 +18,7 @@ use crate::broker::auth::authentication::{PersonCaller, WATCH_MAX_MS};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, InboxChange};
+use crate::state::{AccessRequest, InboxChange, Read, Recorded};
 
 /// The page of an inbox to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,13 +197,14 @@ impl Broker {
     pub fn inbox(&self, call: &CallContext, query: &InboxQuery) -> Result<InboxPage, Refusal> {
         let now = self.now();
         let person = self.authenticate_person(call)?;
-        let rules = self.rules(call)?;
         // Before anything is read: a watch from this position misses nothing.
-        let (epoch, index) = self.state.position();
-        let unclosed = self.state.unclosed_requests();
+        let (epoch, index) = self.show().position();
+        let rules = self.rules(call)?;
+        let unclosed = self.show().unclosed_requests();
+        // A round for each row: one for all would search its streams again for each row.
         let mut entries: Vec<QueueEntry> = unclosed
             .iter()
-            .filter_map(|id| self.queue_entry(id, &person.id, &rules, now))
+            .filter_map(|id| self.preview(|read| self.queue_entry(read, id, &person.id, now)))
             .collect();
         entries.sort_unstable_by_key(|entry| entry.cursor);
         let per_minute = rules.bundle.approval_limits().asks_per_minute;
@@ -229,11 +230,16 @@ impl Broker {
             .into_iter()
             .skip(first)
             .take(size)
-            .map(|entry| InboxRow {
-                group: InboxGroupKey::from_request(&entry.request),
-                access: self.view(entry.request, &rules, now),
-                vote: entry.vote,
-                cursor: entry.cursor,
+            .filter_map(|entry| {
+                Some(InboxRow {
+                    group: InboxGroupKey::from_request(&entry.request),
+                    access: self.preview(|read| {
+                        let request = read.access_request(&entry.cursor.id)?;
+                        Some(self.view(read, &request, &*read.rules()?, now))
+                    })?,
+                    vote: entry.vote,
+                    cursor: entry.cursor,
+                })
             })
             .collect();
         let title = |key: &InboxGroupKey| {
@@ -262,42 +268,44 @@ impl Broker {
     /// The inbox entry of an access request, if it still waits for votes.
     fn queue_entry(
         &self,
+        read: &Read,
         id: &AccessRequestId,
         person: &PersonId,
-        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<QueueEntry> {
-        let request = self.state.access_request(id)?;
-        if !self.is_open_for_votes(&request, now) {
+        let rules = read.rules()?;
+        let request = read.access_request(id)?;
+        if !self.is_open_for_votes(read, &request, now) {
             return None;
         }
         // Most waiting requests have no vote, and need no tally.
         if !request.votes.is_empty()
-            && quorum_reached(&self.approval_progress(&request, rules, now))
+            && quorum_reached(&self.approval_progress(read, &request, &rules, now))
         {
             return None;
         }
         let risk = rules.bundle.action(&request.opened.action.action);
         Some(QueueEntry {
             cursor: InboxCursor::from_request(&request, risk.and_then(|a| a.risk)),
-            vote: self.may_vote(person, &request, rules, now),
-            request,
+            vote: self.may_vote(read, person, &request, &rules, now),
+            request: Arc::clone(request.to_answer()),
         })
     }
 
     /// Profiles under which an approval by this person would count now.
     pub(in crate::broker) fn may_vote(
         &self,
+        read: &Read,
         person: &PersonId,
-        request: &AccessRequest,
+        request: &Recorded<'_, AccessRequest>,
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<Vec<ProfileName>, Ineligible> {
-        self.reject_task_owner(request, person)?;
+        self.reject_task_owner(read, request, person)?;
+        let voter_context = self.voter_context(read, rules);
         let mut first = None;
         let mut profiles = Vec::new();
         for need in &request.opened.decision.required_profiles {
-            let voter_context = self.voter_context(&rules.bundle);
             match votes::eligible(
                 person,
                 &need.name,
@@ -353,11 +361,11 @@ impl Broker {
     ) -> Result<InboxWatch, Refusal> {
         let caller = self.authenticate_person(call)?;
         let changes = self.notifier.subscribe_inboxes();
-        let (epoch, head) = self.state.position();
+        let (epoch, head) = self.show().position();
         let known = after.filter(|p| {
             p.epoch == epoch
                 && p.index <= head
-                && self.state.inbox_changes_after(p.index, 1).is_some()
+                && self.show().inbox_changes_after(p.index, 1).is_some()
         });
         Ok(InboxWatch {
             caller: caller.id.clone(),
@@ -439,12 +447,12 @@ impl InboxWatch {
             if broker.journal.head().borrow().failed || !broker.may_still_read(&self.key) {
                 return None;
             }
-            let (epoch, index) = broker.state.position();
+            let (epoch, index) = broker.show().position();
             if std::mem::take(&mut self.snapshot) {
                 self.after = index;
                 return Some(InboxEvent::Snapshot(JournalPosition { epoch, index }));
             }
-            match broker.state.inbox_changes_after(self.after, CHANGES_BATCH) {
+            match broker.show().inbox_changes_after(self.after, CHANGES_BATCH) {
                 Some(changes) => self.ready.extend(changes),
                 // The watcher fell behind the kept changes.
                 None => self.snapshot = true,

@@ -4,7 +4,7 @@ use crate::approve::votes;
 use crate::broker::Broker;
 use crate::model::*;
 use crate::policy::{ActivePolicy, VoteMethod};
-use crate::state::AccessRequest;
+use crate::state::{AccessRequest, Read, Recorded};
 
 /// A step-up profile and the votes it has.
 #[derive(Debug, Clone)]
@@ -32,12 +32,12 @@ impl Broker {
     /// The profiles an access request needs, and the votes each has, by today's registrations.
     pub(in crate::broker) fn approval_progress(
         &self,
-        request: &AccessRequest,
+        read: &Read,
+        request: &Recorded<'_, AccessRequest>,
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Vec<ProfileState> {
-        let voter_context = self.voter_context(&rules.bundle);
-        let tally = votes::tally(request, voter_context, now);
+        let tally = votes::tally(request, self.voter_context(read, rules), now);
         let state = |need: &ProfileRef| {
             let defined = rules.bundle.profile(&need.name);
             ProfileState {

@@ -1,18 +1,18 @@
 //! Votes on access requests: the statement to sign, the signed vote, eligibility and denial limits.
 
-use std::sync::Arc;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::approve::vote_proof::{self, VoteProofError};
 use crate::approve::votes::{self, Ineligible};
+use crate::broker::auth::session::CountedAssertion;
+use crate::broker::transaction::Step;
 use crate::broker::{AccessView, Broker, CallContext, PersonCaller, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
-use crate::journal::{Append, AppendError, Blob, NewEvent};
+use crate::journal::Blob;
 use crate::model::*;
 use crate::policy::{ActivePolicy, StepUpProfile};
-use crate::state::{AccessRequest, AccessRequestHistory, VoteRecord};
+use crate::state::{AccessRequest, Draft, Read, Recorded};
 use crate::webauthn::WebauthnError;
 
 /// A vote statement handed out and not yet signed.
@@ -63,8 +63,34 @@ pub struct VoteInput {
 const STATEMENT_LIFE_MS: i64 = 120_000;
 /// Most unsigned statements of one person.
 const STATEMENTS_MAX: usize = 100;
-/// Attempts to append a vote when other votes come first.
-const VOTE_ATTEMPTS: usize = 128;
+
+/// Why a vote was refused by an entry: the refusal follows the entry.
+#[derive(Debug, Clone, Copy)]
+enum VoteRefusal {
+    /// It would not count.
+    Ineligible(Ineligible),
+    /// The signature counter of its passkey went back, and the passkey was revoked.
+    CopiedPasskey,
+}
+
+/// A vote that is recorded.
+#[derive(Debug, Clone, Copy)]
+struct RecordedVote {
+    /// Whether this denial suspended the agent.
+    suspended: bool,
+    /// Whether this call recorded it, and not an earlier one with the same statement.
+    is_new: bool,
+}
+
+/// A call that casts a vote.
+struct CastInput<'a> {
+    id: AccessRequestId,
+    voter: &'a PersonCaller,
+    text: &'a str,
+    /// The statement that was handed out; absent when it has expired.
+    pending: Option<&'a PendingStatement>,
+    proof: &'a VoteProof,
+}
 
 impl Broker {
     /// Returns the statement to sign, if the caller's vote would count. It is kept in memory for two minutes.
@@ -74,29 +100,98 @@ impl Broker {
         id: AccessRequestId,
         input: VoteInput,
     ) -> Result<VoteStatementReply, Refusal> {
-        let VoteInput {
-            profile,
-            verdict,
-            narrowing,
-            comment,
-            policy,
-        } = input;
-        let now = self.now();
         let voter = self.authenticate_person(call)?;
-        let rules = self.rules(call)?;
-        let request = self.open_for_votes(call, &id, now)?;
-        let defined = self
-            .eligible_profile(call, &rules, &request, &voter.id, (&profile, verdict), now)
-            .await?;
+        let mut is_counted = false;
+        let begun = self
+            .transaction(call.method)
+            .run(|read| self.decide_statement(read, call, id, &voter, &input, &mut is_counted))
+            .await?
+            .value;
+        let statement = begun.map_err(|why| self.refuse_vote(call, why))?;
+        let now = self.now();
+        let broken = |e: json::JsonError| {
+            self.refuse(call.method, Reason::DecisionUnavailable, e.to_string())
+        };
+        let text = statement.canonical().map_err(broken)?;
+        let challenge = statement.digest().map_err(broken)?;
+        let enrolled = self.show().person(&voter.id);
+        let credentials = enrolled.passkeys.iter();
+        let credentials = credentials.map(|p| p.record.credential.clone()).collect();
+        self.keep_statement(text.clone(), statement, voter.id, now);
+        Ok(VoteStatementReply {
+            statement: text,
+            challenge,
+            credentials,
+        })
+    }
+
+    /// The statement of a vote that would count.
+    fn decide_statement(
+        &self,
+        read: &Read,
+        call: &CallContext,
+        id: AccessRequestId,
+        voter: &PersonCaller,
+        input: &VoteInput,
+        is_counted: &mut bool,
+    ) -> Result<Step<Result<VoteStatement, VoteRefusal>>, Refusal> {
+        let now = self.now();
+        let rules = self.require_person(read, call, voter)?;
+        let request = self.open_for_votes(read, call, &id, now)?;
+        let vote = (&input.profile, input.verdict);
+        let defined = match self.eligible_profile(read, &rules, &request, &voter.id, vote, now) {
+            Ok(defined) => defined,
+            Err(why) => {
+                return self.record_refusal(read, call, &request, &voter.id, why, is_counted);
+            }
+        };
         // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
-        if policy.is_some_and(|policy| policy != rules.bundle.version()) {
+        if input
+            .policy
+            .is_some_and(|policy| policy != rules.bundle.version())
+        {
             let message = "other rules are in force than when the card was shown";
             return Err(self.refuse(call.method, Reason::PolicyChanged, message));
         }
-        if verdict == Verdict::Approve {
+        if input.verdict == Verdict::Approve {
             self.check_dwell(call, &voter.id, &request, &rules, now)?;
         }
-        let uses = match (narrowing.max_uses, request.opened.uses) {
+        let (max_ttl, uses) = self.narrowed(call, &request.opened, &input.narrowing)?;
+        let (Some(action), Some(task)) = (&request.action, read.task(&request.opened.task)) else {
+            return Err(self.refuse(
+                call.method,
+                Reason::AccessRequestClosed,
+                "the action is no longer on record",
+            ));
+        };
+        Ok(Step::Answer(Ok(VoteStatement {
+            v: 1,
+            realm: self.settings.realm.clone(),
+            access_request_id: id,
+            agent: request.opened.agent.clone(),
+            owner: request.opened.owner.clone(),
+            task: request.opened.task,
+            task_key: task.opened.binding.jkt(),
+            action: action.to_json(),
+            max_ttl,
+            uses,
+            comment: input.comment.clone(),
+            policy: rules.bundle.version(),
+            profile: defined.reference(),
+            verdict: input.verdict,
+            not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
+            nonce: URL_SAFE_NO_PAD.encode(self.random_bytes()),
+        })))
+    }
+
+    /// The lifetime and the uses that a vote agrees to: the requested ones, or fewer.
+    fn narrowed(
+        &self,
+        call: &CallContext,
+        opened: &AccessRequestOpened,
+        narrowing: &Narrowing,
+    ) -> Result<(i64, Option<u32>), Refusal> {
+        let uses = match (narrowing.max_uses, opened.uses) {
             (Some(0), _) => {
                 return Err(self.refuse(
                     call.method,
@@ -112,81 +207,45 @@ impl Broker {
             (None, uses) => uses,
         };
         let max_ttl = match narrowing.max_ttl {
-            Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
-                let message = format!(
-                    "`max_ttl`: expected 1 to {} seconds, got {ttl}",
-                    request.opened.max_ttl
-                );
+            Some(ttl) if ttl <= 0 || ttl > opened.max_ttl => {
+                let most = opened.max_ttl;
+                let message = format!("`max_ttl`: expected 1 to {most} seconds, got {ttl}");
                 return Err(self.refuse(call.method, Reason::InvalidTtl, message));
             }
             Some(ttl) => ttl,
-            None => request.opened.max_ttl,
+            None => opened.max_ttl,
         };
-        let (Some(action), Some(task)) = (&request.action, self.state.task(&request.opened.task))
-        else {
-            return Err(self.refuse(
-                call.method,
-                Reason::AccessRequestClosed,
-                "the action is no longer on record",
-            ));
-        };
-        let statement = VoteStatement {
-            v: 1,
-            realm: self.settings.realm.clone(),
-            access_request_id: id,
-            agent: request.opened.agent.clone(),
-            owner: request.opened.owner.clone(),
-            task: request.opened.task,
-            task_key: task.opened.binding.jkt(),
-            action: action.to_json(),
-            max_ttl,
-            uses,
-            comment,
-            policy: rules.bundle.version(),
-            profile: defined.reference(),
-            verdict,
-            not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
-            nonce: URL_SAFE_NO_PAD.encode(self.random_bytes()),
-        };
-        let text = statement
-            .canonical()
-            .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
+        Ok((max_ttl, uses))
+    }
+
+    /// Keeps a statement until it is signed or expires.
+    fn keep_statement(
+        &self,
+        text: String,
+        statement: VoteStatement,
+        voter: PersonId,
+        now: Timestamp,
+    ) {
         let mut statements = self.lock(&self.statements);
         statements.retain(|_, pending| now < pending.until);
         let of_voter = statements
-            .values()
-            .filter(|pending| pending.voter == voter.id)
-            .count();
+            .iter()
+            .filter(|(_, pending)| pending.voter == voter);
         // The person's oldest statement is dropped: one person cannot displace the statements of others.
-        if of_voter >= STATEMENTS_MAX {
-            let oldest = statements
-                .iter()
-                .filter(|(_, pending)| pending.voter == voter.id)
+        if of_voter.clone().count() >= STATEMENTS_MAX {
+            let oldest = of_voter
                 .min_by_key(|(_, pending)| pending.until)
                 .map(|(nonce, _)| nonce.clone());
             oldest.map(|nonce| statements.remove(&nonce));
         }
-        let challenge = statement
-            .digest()
-            .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
-        let enrolled = self.state.credentials().get(&voter.id);
+        let nonce = statement.nonce.clone();
         let pending = PendingStatement {
-            text: text.clone(),
+            text,
             statement,
-            voter: voter.id,
+            voter,
             until: now.plus_millis(STATEMENT_LIFE_MS),
         };
-        statements.insert(pending.statement.nonce.clone(), pending);
-        Ok(VoteStatementReply {
-            statement: text,
-            challenge,
-            credentials: enrolled
-                .value
-                .passkeys
-                .iter()
-                .map(|p| p.record.credential.clone())
-                .collect(),
-        })
+        statements.insert(nonce, pending);
     }
 
     /// Records a signed vote. A vote issues no token. A crash before the append leaves no vote; after it, a vote that counts
@@ -203,193 +262,155 @@ impl Broker {
         let deadline = self.journal.append_deadline();
         let stream = Stream::AccessRequest(id);
         let _turn = self.take_turn(stream, call.method, deadline).await?;
-        if let Some(recorded) = self.recorded_vote(call, &id, &voter.id, text)? {
-            return Ok(recorded);
-        }
         let nonce = VoteStatement::parse(text)
             .ok()
             .map(|s| s.nonce)
             .unwrap_or_default();
-        let now = self.now();
         let pending = self.lock(&self.statements).get(&nonce).cloned();
         let pending = pending.filter(|pending| {
             pending.text == text
                 && pending.voter == voter.id
                 && pending.statement.access_request_id == id
-                && now < pending.until
         });
-        let Some(pending) = pending else {
+        let input = CastInput {
+            id,
+            voter: &voter,
+            text,
+            pending: pending.as_ref(),
+            proof: &proof,
+        };
+        let before = self.view_of(call, &id)?.status;
+        let mut is_counted = false;
+        let done = self
+            .transaction_until(deadline, call.method)
+            .run(|read| self.decide_vote(read, call, &input, &mut is_counted))
+            .await;
+        // After a final answer: the voter can repeat a call whose connection was lost before it, and one that the journal did not take.
+        let is_final = done.as_ref().map_or_else(
+            |refusal| refusal.reason.retry() == RetryHint::Never,
+            |_| true,
+        );
+        if pending.is_some() && is_final {
+            self.lock(&self.statements).remove(&nonce);
+        }
+        let recorded = done?.value.map_err(|why| self.refuse_vote(call, why))?;
+        let view = self.view_of(call, &id)?;
+        if let (true, Some(pending)) = (recorded.is_new, &pending) {
+            let now = self.now();
+            let took = STATEMENT_LIFE_MS - pending.until.since(now);
+            self.record_vote_metrics(before, &view, took, now);
+        }
+        Ok(VoteOutcome {
+            view,
+            suspended: recorded.suspended,
+        })
+    }
+
+    /// One round of a vote: the voter's authority, the request, eligibility, the proof.
+    fn decide_vote(
+        &self,
+        read: &Read,
+        call: &CallContext,
+        input: &CastInput<'_>,
+        is_counted: &mut bool,
+    ) -> Result<Step<Result<RecordedVote, VoteRefusal>>, Refusal> {
+        let CastInput {
+            id,
+            voter,
+            text,
+            proof,
+            ..
+        } = *input;
+        let now = self.now();
+        let rules = self.require_person(read, call, voter)?;
+        let request = self.find_request(read, call, &id)?;
+        if let Some(recorded) = recorded_vote(read, &request, &voter.id, text) {
+            return Ok(Step::Answer(Ok(recorded)));
+        }
+        let Some(pending) = input.pending.filter(|pending| now < pending.until) else {
             return Err(self.refuse(
                 call.method,
                 Reason::VoteStatementExpired,
                 "no unsigned statement of yours matches: begin the vote again",
             ));
         };
-        let outcome = self
-            .cast_pending(call, id, &voter, (pending, deadline), proof)
-            .await;
-        // After the answer: the voter can repeat a call whose connection was lost before it.
-        self.lock(&self.statements).remove(&nonce);
-        outcome
-    }
-
-    /// The answer to a statement whose vote is on record.
-    fn recorded_vote(
-        &self,
-        call: &CallContext,
-        id: &AccessRequestId,
-        voter: &PersonId,
-        text: &str,
-    ) -> Result<Option<VoteOutcome>, Refusal> {
-        let request = self.find_request(call, id)?;
-        let statement = Digest::sha256(text.as_bytes());
-        let same = |v: &&Arc<VoteRecord>| v.cast.voter == *voter && v.cast.statement == statement;
-        let Some(vote) = request.votes.iter().find(same) else {
-            return Ok(None);
+        let statement = &pending.statement;
+        let request = self.open_for_votes(read, call, &id, now)?;
+        let refuse =
+            |why, is_counted| self.record_refusal(read, call, &request, &voter.id, why, is_counted);
+        let vote = (&statement.profile.name, statement.verdict);
+        let defined = match self.eligible_profile(read, &rules, &request, &voter.id, vote, now) {
+            Ok(defined) => defined,
+            Err(why) => return refuse(why, is_counted),
         };
-        // A denial is the last entry of its request, and the suspension that it caused is the entry after it.
-        let agent = self.state.agent_status(&request.opened.agent);
-        let suspended = vote.cast.verdict == Verdict::Deny
-            && agent.value.suspended
-            && agent.version == request.version + 1;
-        let view = self.view_of(call, id)?;
-        Ok(Some(VoteOutcome { view, suspended }))
-    }
-
-    async fn cast_pending(
-        &self,
-        call: &CallContext,
-        id: AccessRequestId,
-        voter: &PersonCaller,
-        (pending, deadline): (PendingStatement, tokio::time::Instant),
-        proof: VoteProof,
-    ) -> Result<VoteOutcome, Refusal> {
-        let PendingStatement {
-            text,
-            statement,
-            until,
-            ..
-        } = pending;
-        let key = match &proof {
-            VoteProof::Signature(_) => voter.key,
-            VoteProof::Passkey(assertion) => self.passkey_for(call, &voter.id, assertion)?,
+        let Some(person) = rules.bundle.person(&voter.id) else {
+            return refuse(Ineligible::NotApprover, is_counted);
         };
-        let evidence = match &proof {
-            VoteProof::Signature(_) => None,
+        let (key, signature, evidence) = match proof {
+            VoteProof::Signature(signature) => (voter.key, signature, None),
             VoteProof::Passkey(assertion) => {
+                let key = self.passkey_for(read, call, &voter.id, assertion)?;
                 let evidence = assertion.evidence().map_err(|e| {
                     self.refuse(call.method, Reason::InvalidPasskeyAssertion, e.to_string())
                 })?;
-                Some(Blob::new(evidence))
+                (key, &assertion.signature, Some(Blob::new(evidence)))
             }
         };
-        let signature = URL_SAFE_NO_PAD.encode(match &proof {
-            VoteProof::Signature(signature) => signature,
-            VoteProof::Passkey(assertion) => &assertion.signature,
-        });
-        let (text, statement, proof) = (text.as_str(), &statement, &proof);
-        let (evidence, signature) = (&evidence, &signature);
-        self.transaction_until(
-            deadline,
-            call.method,
-            VOTE_ATTEMPTS,
-            "others keep voting",
-            |attempt| async move {
-                let now = self.now();
-                let rules = self.rules(call)?;
-                // Read before the check that it is open: an end after this line refuses the append.
-                let opened = self.find_request(call, &id)?.opened.clone();
-                let read_set = self.request_read_set(&opened);
-                let enrolled = self.state.credentials().get(&voter.id);
-                let history = self.state.access_request_history(&opened.agent);
-                let request = self.open_for_votes(call, &id, now)?;
-                let vote = (&statement.profile.name, statement.verdict);
-                let defined = self
-                    .eligible_profile(call, &rules, &request, &voter.id, vote, now)
-                    .await?;
-                let Some(person) = rules.bundle.person(&voter.id) else {
-                    let why = Ineligible::NotApprover;
-                    return Err(self
-                        .refuse_vote(call, &request, &voter.id, why)
-                        .await
-                        .into());
-                };
-                let verified = vote_proof::verify_signature(
-                    person,
-                    &enrolled.value,
-                    key,
-                    defined.method,
-                    statement,
-                    proof,
-                    &self.limits.party,
-                );
-                let verified = match verified {
-                    Ok(verified) => verified,
-                    Err(error) => {
-                        let refusal = self.refuse_proof(call, &request, &voter.id, &error).await;
-                        return Err(refusal.into());
-                    }
-                };
-                // The counter is checked once: a retry after a conflict carries the same assertion.
-                if let Some(passkey) = verified
-                    && attempt.is_first()
-                {
-                    self.check_signature_counter(call.method, &voter.id, key, passkey.sign_count)
-                        .await?;
-                }
-                let blob = Blob::new(text);
-                let event = Event::VoteCast(VoteCast {
-                    access_request: id,
-                    voter: voter.id.clone(),
-                    key,
-                    verdict: statement.verdict,
-                    profile: statement.profile.clone(),
-                    max_ttl: statement.max_ttl,
-                    uses: statement.uses,
-                    not_after: Timestamp::from_secs(statement.not_after),
-                    statement: blob.hash(),
-                    signature: signature.clone(),
-                    assertion: evidence.as_ref().map(Blob::hash),
-                    sign_count: verified.map(|passkey| passkey.sign_count),
-                });
-                let mut append = Append {
-                    read_set: [
-                        (Stream::Policy, rules.version),
-                        (Stream::Person(voter.id.clone()), enrolled.version),
-                    ]
-                    .into_iter()
-                    .chain(read_set)
-                    .collect(),
-                    not_after: Some(request.opened.expires_at),
-                    blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
-                    ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
-                };
-                if statement.verdict == Verdict::Deny {
-                    let suspension_after_denials = self.suspension_after_denials(
-                        &opened,
-                        &voter.id,
-                        &history.value,
-                        &rules,
-                        now,
-                    );
-                    if let Some(vote) = append.events.first_mut() {
-                        // A request that counted denials before this one conflicts.
-                        let history =
-                            (Stream::AgentRequests(opened.agent.clone()), history.version);
-                        vote.write_set.push(history);
-                    }
-                    append.events.extend(suspension_after_denials);
-                }
-                let before = self.view(request, &rules, now).status;
-                let suspended = append.events.len() > 1;
-                attempt.append(append).await?;
-                let view = self.view_of(call, &id)?;
-                let took = STATEMENT_LIFE_MS - until.since(now);
-                self.record_vote_metrics(before, &view, took, now);
-                Ok(VoteOutcome { view, suspended })
-            },
-        )
-        .await
+        let verified = vote_proof::verify_signature(
+            person,
+            &read.person(&voter.id),
+            key,
+            defined.method,
+            statement,
+            proof,
+            &self.limits.party,
+        );
+        let verified = match verified {
+            Ok(verified) => verified,
+            Err(VoteProofError::PasskeyRequired) => {
+                return refuse(Ineligible::PasskeyRequired, is_counted);
+            }
+            Err(error) => return Err(self.refuse_proof(call, &error)),
+        };
+        let blob = Blob::new(text);
+        let hash = blob.hash();
+        if let Some(passkey) = verified {
+            let assertion = CountedAssertion {
+                person: &voter.id,
+                key,
+                count: passkey.sign_count,
+                challenge: hash.as_bytes(),
+            };
+            if let Some(revoked) = self.revocation_for_counter(read, assertion) {
+                let draft = Draft::one(revoked);
+                return Ok(Step::Append(draft, Err(VoteRefusal::CopiedPasskey)));
+            }
+        }
+        let mut events = vec![Event::VoteCast(VoteCast {
+            access_request: id,
+            voter: voter.id.clone(),
+            key,
+            verdict: statement.verdict,
+            profile: statement.profile.clone(),
+            max_ttl: statement.max_ttl,
+            uses: statement.uses,
+            not_after: Timestamp::from_secs(statement.not_after),
+            statement: blob.hash(),
+            signature: URL_SAFE_NO_PAD.encode(signature),
+            assertion: evidence.as_ref().map(Blob::hash),
+            sign_count: verified.map(|passkey| passkey.sign_count),
+        })];
+        if statement.verdict == Verdict::Deny {
+            events.extend(self.suspension_after_denial(read, &request, &voter.id, &rules, now));
+        }
+        let recorded = RecordedVote {
+            suspended: events.len() > 1,
+            is_new: true,
+        };
+        let draft = Draft::all(events)
+            .not_after(request.opened.expires_at)
+            .with_blobs(std::iter::once(blob).chain(evidence));
+        Ok(Step::Append(draft, Ok(recorded)))
     }
 
     /// Whether a statement of this access request was handed out and is not yet signed.
@@ -405,28 +426,29 @@ impl Broker {
     }
 
     /// The event that suspends the agent, in the vote's append, when this denial reaches the policy bundle's limit.
-    fn suspension_after_denials(
+    fn suspension_after_denial(
         &self,
-        opened: &AccessRequestOpened,
+        read: &Read,
+        request: &AccessRequest,
         voter: &PersonId,
-        history: &AccessRequestHistory,
         rules: &ActivePolicy,
         now: Timestamp,
-    ) -> Option<NewEvent> {
+    ) -> Option<Event> {
+        let agent = &request.opened.agent;
         let approvals = rules.bundle.approval_limits();
         let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
-        let denials = u32::try_from(history.denials_since(since) + 1).unwrap_or(u32::MAX);
-        let status = self.state.agent_status(&opened.agent);
-        let due =
-            approvals.quarantine > 0 && denials >= approvals.quarantine && !status.value.suspended;
-        due.then(|| NewEvent {
-            event: Event::AgentSuspended(AgentSuspended {
-                agent: opened.agent.clone(),
+        let before = read.denials(agent).into_iter().filter(|at| *at > since);
+        let denials = u32::try_from(before.count() + 1).unwrap_or(u32::MAX);
+        let due = approvals.quarantine > 0
+            && denials >= approvals.quarantine
+            && !read.is_suspended(agent);
+        due.then(|| {
+            Event::AgentSuspended(AgentSuspended {
+                agent: agent.clone(),
                 by: voter.clone(),
                 reason: None,
                 denials: Some(denials),
-            }),
-            write_set: vec![(Stream::Agent(opened.agent.clone()), status.version)],
+            })
         })
     }
 
@@ -460,47 +482,71 @@ impl Broker {
     /// The owner at the opening of the task never votes, even after the agent changed owner.
     pub(in crate::broker) fn reject_task_owner(
         &self,
+        read: &Read,
         request: &AccessRequest,
         voter: &PersonId,
     ) -> Result<(), Ineligible> {
-        let task = self.state.task(&request.opened.task);
-        match task {
+        match read.task(&request.opened.task) {
             Some(task) if task.opened.owner != *voter => Ok(()),
             Some(_) | None => Err(Ineligible::Owner),
         }
     }
 
-    /// The definition of the profile under which this person's vote would count; records an ineligible vote.
-    async fn eligible_profile<'a>(
+    /// The definition of the profile under which this person's vote would count.
+    fn eligible_profile<'a>(
         &'a self,
-        call: &CallContext,
+        read: &'a Read,
         rules: &'a ActivePolicy,
-        request: &AccessRequest,
+        request: &Recorded<'_, AccessRequest>,
         voter: &PersonId,
         (profile, verdict): (&ProfileName, Verdict),
         now: Timestamp,
-    ) -> Result<&'a StepUpProfile, Refusal> {
-        let voter_context = self.voter_context(&rules.bundle);
-        let eligible = votes::eligible(voter, profile, verdict, request, voter_context, now);
-        match self.reject_task_owner(request, voter).and(eligible) {
-            Ok(defined) => Ok(defined),
-            Err(why) => Err(self.refuse_vote(call, request, voter, why).await),
+    ) -> Result<&'a StepUpProfile, Ineligible> {
+        self.reject_task_owner(read, request, voter)?;
+        let voter_context = self.voter_context(read, rules);
+        votes::eligible(voter, profile, verdict, request, voter_context, now)
+    }
+
+    /// Refuses a vote that would not count. The refusal is on record once for its voter and reason; it changes nothing.
+    fn record_refusal<T>(
+        &self,
+        read: &Read,
+        call: &CallContext,
+        request: &AccessRequest,
+        voter: &PersonId,
+        why: Ineligible,
+        is_counted: &mut bool,
+    ) -> Result<Step<Result<T, VoteRefusal>>, Refusal> {
+        let (id, reason) = (request.opened.access_request, why.to_string());
+        let refused = Err(VoteRefusal::Ineligible(why));
+        if read.is_vote_refused(id, voter, &reason) {
+            return Ok(Step::Answer(refused));
+        }
+        // Once for a call, however often its round is asked again.
+        if !std::mem::replace(is_counted, true) {
+            self.count_refusal(call, &request.opened.task)?;
+        }
+        let event = Event::VoteRefused(VoteRefused {
+            access_request: id,
+            voter: voter.clone(),
+            reason,
+        });
+        Ok(Step::Append(Draft::one(event), refused))
+    }
+
+    fn refuse_vote(&self, call: &CallContext, why: VoteRefusal) -> Refusal {
+        match why {
+            VoteRefusal::Ineligible(why) => {
+                let message = format!("your vote would not count: {why}");
+                self.refuse(call.method, Reason::NotEligible, message)
+            }
+            VoteRefusal::CopiedPasskey => self.refuse_copied_passkey(call.method),
         }
     }
 
     /// Refuses a vote whose proof does not hold.
-    async fn refuse_proof(
-        &self,
-        call: &CallContext,
-        request: &AccessRequest,
-        voter: &PersonId,
-        error: &VoteProofError,
-    ) -> Refusal {
+    fn refuse_proof(&self, call: &CallContext, error: &VoteProofError) -> Refusal {
         match error {
-            VoteProofError::PasskeyRequired => {
-                self.refuse_vote(call, request, voter, Ineligible::PasskeyRequired)
-                    .await
-            }
             VoteProofError::Signature => self.refuse(
                 call.method,
                 Reason::InvalidSignature,
@@ -509,7 +555,9 @@ impl Broker {
             VoteProofError::Passkey(WebauthnError::BackupEligibility) => {
                 self.refuse_changed_passkey(call.method)
             }
-            VoteProofError::NotEnrolled | VoteProofError::Passkey(_) => self.refuse(
+            VoteProofError::PasskeyRequired
+            | VoteProofError::NotEnrolled
+            | VoteProofError::Passkey(_) => self.refuse(
                 call.method,
                 Reason::InvalidPasskeyAssertion,
                 error.to_string(),
@@ -517,47 +565,15 @@ impl Broker {
         }
     }
 
-    /// Records an ineligible vote, once for its voter and reason; it changes nothing.
-    async fn refuse_vote(
+    fn open_for_votes<'r>(
         &self,
-        call: &CallContext,
-        request: &AccessRequest,
-        voter: &PersonId,
-        why: Ineligible,
-    ) -> Refusal {
-        if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
-            return refusal;
-        }
-        let (id, reason) = (request.opened.access_request, why.to_string());
-        let stream = Stream::refused_vote(id, voter.clone(), &reason);
-        let event = Event::VoteRefused(VoteRefused {
-            access_request: id,
-            voter: voter.clone(),
-            reason,
-        });
-        match self
-            .journal
-            .append(Append::one(event, vec![(stream, 0)]))
-            .await
-        {
-            // A conflict: an earlier call recorded it.
-            Ok(_) | Err(AppendError::Conflict(_)) => self.refuse(
-                call.method,
-                Reason::NotEligible,
-                format!("your vote would not count: {why}"),
-            ),
-            Err(error) => self.refuse_append(call.method, &error),
-        }
-    }
-
-    fn open_for_votes(
-        &self,
+        read: &'r Read,
         call: &CallContext,
         id: &AccessRequestId,
         now: Timestamp,
-    ) -> Result<Arc<AccessRequest>, Refusal> {
-        let request = self.find_request(call, id)?;
-        if self.is_open_for_votes(&request, now) {
+    ) -> Result<Recorded<'r, AccessRequest>, Refusal> {
+        let request = self.find_request(read, call, id)?;
+        if self.is_open_for_votes(read, &request, now) {
             Ok(request)
         } else {
             Err(self.refuse(
@@ -567,4 +583,25 @@ impl Broker {
             ))
         }
     }
+}
+
+/// The vote of a statement that is on record.
+fn recorded_vote(
+    read: &Read,
+    request: &AccessRequest,
+    voter: &PersonId,
+    text: &str,
+) -> Option<RecordedVote> {
+    let statement = Digest::sha256(text.as_bytes());
+    let mut votes = request.votes.iter();
+    let vote = votes.find(|v| v.cast.voter == *voter && v.cast.statement == statement)?;
+    // A denial is the last entry of its request, and the suspension that it caused is the entry after it.
+    let agent = &request.opened.agent;
+    let suspended = vote.cast.verdict == Verdict::Deny
+        && read.is_suspended(agent)
+        && read.last_entry(&Stream::Agent(agent.clone())) == Some(request.version);
+    Some(RecordedVote {
+        suspended,
+        is_new: false,
+    })
 }

@@ -24,13 +24,17 @@ impl Broker {
     ) -> Result<VoteOptions, Refusal> {
         let now = self.now();
         let person = self.authenticate_person(call)?;
-        let rules = self.rules(call)?;
-        let request = self.find_request(call, id)?;
-        let dwell = self.dwell_time(&request, &rules);
-        let viewed = self.card_viewed_at(&person.id, id, &rules);
-        Ok(VoteOptions {
-            vote: self.may_vote(&person.id, &request, &rules, now),
-            dwell_remaining: viewed.map_or(dwell, |viewed| dwell.saturating_sub(now.after(viewed))),
+        self.preview(|read| {
+            let rules = self.rules_in_force(read, call)?;
+            let request = self.find_request(read, call, id)?;
+            let dwell = self.dwell_time(&request, &rules);
+            let viewed = self.card_viewed_at(&person.id, id, &rules);
+            let dwell_remaining =
+                viewed.map_or(dwell, |viewed| dwell.saturating_sub(now.after(viewed)));
+            Ok(VoteOptions {
+                vote: self.may_vote(read, &person.id, &request, &rules, now),
+                dwell_remaining,
+            })
         })
     }
 }

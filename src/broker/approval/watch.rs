@@ -60,10 +60,10 @@ impl Broker {
         last_seen: Option<AccessRequestCursor>,
     ) -> Result<AccessRequestWatch, Refusal> {
         let now = self.now();
-        let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.request_of_task(call, &task.opened.task, &id)?;
+        let (shown, _held) = self.task_possession(call, &task, None, None, now)?;
+        self.preview(|read| self.request_of_task(read, call, &task, &id).map(drop))?;
         Ok(AccessRequestWatch {
-            agent: request.opened.agent.clone(),
+            agent: shown.opened.agent.clone(),
             life_ms: WATCH_MAX_MS,
             id,
             subscription: self.notifier.subscribe(id),
@@ -89,10 +89,14 @@ impl AccessRequestWatch {
                 return None;
             }
             let now = broker.now();
-            let rules = broker.projections.rules()?;
-            let request = broker.state.access_request(&self.id)?;
-            let expires_at = request.opened.expires_at;
-            let view = broker.view(request, &rules, now);
+            let looked = broker.answer(|read| {
+                let rules = read.rules()?;
+                let request = read.access_request(&self.id)?;
+                let view = broker.view(read, &request, &rules, now);
+                let due = broker.next_change_by_time(read, &request, now);
+                Some((view, due, read.read_set()))
+            });
+            let (view, due, reads) = looked.await?;
             let cursor = AccessRequestCursor {
                 version: view.request.version,
                 status: view.status,
@@ -107,9 +111,14 @@ impl AccessRequestWatch {
             if last {
                 return None;
             }
+            self.subscription.rest_on(&reads);
+            // What moved before the registration woke nothing.
+            if !broker.state.holds(&reads) {
+                continue;
+            }
             tokio::select! {
                 () = &mut quiet => return Some(AccessRequestEvent::Heartbeat(cursor)),
-                () = tokio::time::sleep(expires_at.after(now).max(MIN_TIMER)) => {}
+                () = tokio::time::sleep(due.after(now).max(MIN_TIMER)) => {}
                 () = self.subscription.changed() => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return None,
             }

@@ -1,15 +1,13 @@
 //! Authentication of callers: DPoP key, service JWT-SVID or session cookie. Authority comes from the verified caller alone,
 //! never from a field of the message.
 
-use std::sync::Arc;
-
 use crate::broker::auth::replay_cache::ReplayCache;
 use crate::broker::metrics::CallerId;
 use crate::broker::{Broker, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, RegisteredCaller, Role, ServiceKind};
 use crate::rate_limit::ConcurrencyPermit;
-use crate::state::TaskRecord;
+use crate::state::{Read, Recorded, Shown, TaskRecord};
 use crate::verify::{DpopInput, Possession, VerifyError};
 
 /// The caller roles that a method may allow.
@@ -58,8 +56,8 @@ pub struct CallContext {
 }
 
 /// A registered person who proved one of their keys, in a role the method allows. Made only by
-/// [`Broker::authenticate_person`].
-#[derive(Debug)]
+/// [`Broker::authenticate_person`]. Whether the key still lives is asked again in each round that rests on it.
+#[derive(Debug, Clone)]
 pub struct PersonCaller {
     pub(in crate::broker) id: PersonId,
     pub(in crate::broker) key: Thumbprint,
@@ -69,13 +67,48 @@ pub struct PersonCaller {
 #[derive(Debug)]
 pub(in crate::broker) struct ServiceCaller {
     pub(in crate::broker) id: ServiceId,
-    pub(in crate::broker) audiences: std::collections::BTreeSet<Audience>,
-    /// When the evidence it called with expires; `None` for a key.
-    pub(in crate::broker) until: Option<Timestamp>,
+    pub(in crate::broker) credential: ServiceCredential,
+}
+
+/// What a service called with.
+#[derive(Debug, Clone)]
+pub(in crate::broker) enum ServiceCredential {
+    /// A registered key.
+    Key(Thumbprint),
+    /// Evidence of its workload identity.
+    Evidence(EvidenceFacts),
+}
+
+impl ServiceCaller {
+    /// When its credential expires; `None` for a key, which does not.
+    pub(in crate::broker) const fn expires_at(&self) -> Option<Timestamp> {
+        match &self.credential {
+            ServiceCredential::Key(_) => None,
+            ServiceCredential::Evidence(facts) => Some(facts.expires_at),
+        }
+    }
 }
 
 /// Longest life of a watch, in milliseconds; then its caller authenticates again.
 pub(in crate::broker) const WATCH_MAX_MS: u64 = 300_000;
+
+/// The registered holder of a key of `people.toml`; `None` once the key was revoked.
+pub(in crate::broker) fn registered_holder(
+    read: &Read,
+    key: Thumbprint,
+) -> Option<RegisteredCaller> {
+    let found = read.rules()?.by_key(key)?;
+    match &found {
+        RegisteredCaller::Person(person) if read.person(person).revoked.contains(&key) => None,
+        RegisteredCaller::Person(_) | RegisteredCaller::Service(_) => Some(found),
+    }
+}
+
+/// Whether a key or passkey is the person's.
+pub(in crate::broker) fn holds_key(read: &Read, person: &PersonId, key: Thumbprint) -> bool {
+    read.person(person).passkey(key).is_some()
+        || registered_holder(read, key) == Some(RegisteredCaller::Person(person.clone()))
+}
 
 enum Caller {
     Person(PersonCaller),
@@ -144,7 +177,8 @@ impl Broker {
         .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
-    /// The caller's task and the possession of its key; another key's task and an unknown id get the same answer.
+    /// The caller's task and the possession of its key; another key's task and an unknown id get the same answer. The task is shown:
+    /// a decision reads it again in its round. The key of a task never changes.
     pub(in crate::broker) fn task_possession(
         &self,
         call: &CallContext,
@@ -152,9 +186,9 @@ impl Broker {
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
-    ) -> Result<(Arc<TaskRecord>, Possession), Refusal> {
+    ) -> Result<(Shown<TaskRecord>, Possession), Refusal> {
         self.require_agent_role(call)?;
-        let task = self.state.task(id);
+        let task = self.show().task(id);
         let known = |key| match &task {
             Some(task) if task.opened.binding.jkt() == key => Ok(()),
             Some(_) | None => Err(VerifyError::TaskKeyMismatch),
@@ -162,7 +196,7 @@ impl Broker {
         match (self.possession(call, action, evidence, now, &known), &task) {
             (Ok(possession), Some(task)) => {
                 self.check_rate_limit(call, CallerId::Agent(task.opened.agent.clone()))?;
-                Ok((Arc::clone(task), possession))
+                Ok((task.clone(), possession))
             }
             // Any key makes a proof: this one belongs to no task the call may name.
             (Ok(_), None) | (Err(VerifyError::TaskKeyMismatch), _) => Err(Refusal {
@@ -188,60 +222,98 @@ impl Broker {
         ))
     }
 
-    /// Requires that a caller is still an operator with the same key; returns the rules in force, whose version joins the read
-    /// set of the operator's append.
-    pub(in crate::broker) fn require_operator(
+    /// Requires that a caller is an operator with the same living key in this round; returns the rules it read.
+    pub(in crate::broker) fn require_operator<'r>(
         &self,
+        read: &'r Read,
         call: &CallContext,
         caller: &PersonCaller,
-    ) -> Result<Arc<ActivePolicy>, Refusal> {
-        let rules = self
-            .projections
+    ) -> Result<Recorded<'r, ActivePolicy>, Refusal> {
+        let rules = read
             .rules()
             .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
-        let same = self.holds_key(&rules, &caller.id, caller.key);
-        let operator = rules
-            .bundle
-            .person(&caller.id)
-            .is_some_and(|p| p.roles.contains(&Role::Operator));
-        if same && operator {
+        if self.is_operator(read, caller) {
             return Ok(rules);
         }
         Err(self.refuse(
             call.method,
             Reason::NotPermitted,
-            format!("{} is no longer an operator", caller.id),
+            format!("{} is no longer an operator with this key", caller.id),
         ))
+    }
+
+    /// Requires that a caller is a registered person with the same living key in this round; returns the rules it read.
+    pub(in crate::broker) fn require_person<'r>(
+        &self,
+        read: &'r Read,
+        call: &CallContext,
+        caller: &PersonCaller,
+    ) -> Result<Recorded<'r, ActivePolicy>, Refusal> {
+        let rules = read
+            .rules()
+            .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
+        if rules.bundle.person(&caller.id).is_some() && holds_key(read, &caller.id, caller.key) {
+            return Ok(rules);
+        }
+        Err(self.refuse(
+            call.method,
+            Reason::NotPermitted,
+            format!("{} is no longer registered with this key", caller.id),
+        ))
+    }
+
+    /// Whether a caller is an operator with the same living key in this round.
+    pub(in crate::broker) fn is_operator(&self, read: &Read, caller: &PersonCaller) -> bool {
+        let person = read.rules().and_then(|rules| {
+            let person = rules.bundle.person(&caller.id)?;
+            Some(person.roles.contains(&Role::Operator))
+        });
+        person == Some(true) && holds_key(read, &caller.id, caller.key)
+    }
+
+    /// Requires that a service is registered with the credential it called with in this round, as a service of this kind, and that its
+    /// evidence has not expired; returns the rules it read.
+    pub(in crate::broker) fn require_service<'r>(
+        &self,
+        read: &'r Read,
+        method: &'static str,
+        caller: &ServiceCaller,
+        kind: ServiceKind,
+    ) -> Result<Recorded<'r, ActivePolicy>, Refusal> {
+        let rules = read
+            .rules()
+            .ok_or_else(|| self.refuse_gate_1(method, &VerifyError::NoRules))?;
+        let found = match &caller.credential {
+            ServiceCredential::Key(key) => rules.by_key(*key),
+            ServiceCredential::Evidence(facts)
+                if self.now() < facts.expires_at && read.is_trusted(facts) =>
+            {
+                rules.by_spiffe_id(&facts.subject)
+            }
+            ServiceCredential::Evidence(_) => None,
+        };
+        let service = rules.bundle.service(&caller.id);
+        if found == Some(RegisteredCaller::Service(caller.id.clone()))
+            && service.is_some_and(|service| service.kind == kind)
+        {
+            return Ok(rules);
+        }
+        let message = format!(
+            "{} is no longer registered with this credential; ask an operator",
+            caller.id
+        );
+        Err(self.refuse(method, Reason::NotPermitted, message))
     }
 
     /// Whether a caller may still read approvals: registered with the same key, in any role.
     pub(in crate::broker) fn may_still_read(&self, caller: &PersonCaller) -> bool {
-        self.projections.rules().is_some_and(|rules| {
-            let person = rules.bundle.person(&caller.id);
-            self.holds_key(&rules, &caller.id, caller.key)
-                && person.is_some_and(|p| !p.roles.is_empty())
+        self.preview(|read| {
+            let roles = read.rules().and_then(|rules| {
+                let person = rules.bundle.person(&caller.id)?;
+                Some(!person.roles.is_empty())
+            });
+            roles == Some(true) && holds_key(read, &caller.id, caller.key)
         })
-    }
-
-    /// The registered holder of a key of `people.toml`; `None` once the key was revoked.
-    fn registered_holder(&self, rules: &ActivePolicy, key: Thumbprint) -> Option<RegisteredCaller> {
-        rules.by_key(key).filter(|registered| match registered {
-            RegisteredCaller::Person(person) => !self
-                .state
-                .credentials()
-                .get(person)
-                .value
-                .revoked
-                .contains(&key),
-            RegisteredCaller::Service(_) => true,
-        })
-    }
-
-    /// Whether a key or passkey is the person's now.
-    fn holds_key(&self, rules: &ActivePolicy, person: &PersonId, key: Thumbprint) -> bool {
-        let enrolled = self.state.credentials().get(person);
-        enrolled.value.passkey(key).is_some()
-            || self.registered_holder(rules, key) == Some(RegisteredCaller::Person(person.clone()))
     }
 
     /// Authenticates a registered person in a role the method allows.
@@ -296,29 +368,26 @@ impl Broker {
         })
     }
 
+    /// Finds who calls. What a caller may do is asked again in each round that rests on it.
     fn authenticate(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let rules = self
-            .projections
-            .rules()
-            .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let (registered, key, until) = match (&call.bearer, &call.proof, &call.session) {
+        let rules = self.show().rules();
+        let rules = rules.ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let (registered, credential) = match (&call.bearer, &call.proof, &call.session) {
             (None, None, Some(cookie)) => {
-                let session = self.session(cookie, &rules, now).map_err(|e| closed(&e))?;
+                let session = self.session(cookie, now).map_err(|e| closed(&e))?;
                 (
                     Some(RegisteredCaller::Person(session.person)),
-                    Some(session.key),
-                    None,
+                    ServiceCredential::Key(session.key),
                 )
             }
             (Some(bearer), None, None) => {
                 let evidence = Evidence::JwtSvid(bearer.clone());
                 let attested = self.attest(&evidence, now).map_err(|e| closed(&e))?;
-                let facts = attested.facts();
+                let facts = attested.facts().clone();
                 (
                     rules.by_spiffe_id(&facts.subject),
-                    None,
-                    Some(facts.expires_at),
+                    ServiceCredential::Evidence(facts),
                 )
             }
             // Two credentials in one call could be read as two callers.
@@ -326,34 +395,23 @@ impl Broker {
                 return Err(closed(&VerifyError::SecondCredential));
             }
             (None, _, None) => {
-                let known = |key| {
-                    self.registered_holder(&rules, key)
-                        .map(drop)
-                        .ok_or(VerifyError::NotRegistered)
-                };
+                let holder = |key| self.preview(|read| registered_holder(read, key));
+                let known = |key| holder(key).map(drop).ok_or(VerifyError::NotRegistered);
                 let possession = self
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
                 let key = possession.jkt();
-                (self.registered_holder(&rules, key), Some(key), None)
+                (holder(key), ServiceCredential::Key(key))
             }
         };
         let not_permitted = |caller: &dyn std::fmt::Display| {
-            Err(self.refuse(
-                call.method,
-                Reason::NotPermitted,
-                format!(
-                    "{caller} is registered, but the method allows only {}",
-                    call.allowed_roles
-                        .iter()
-                        .map(|kind| kind.plural())
-                        .collect::<Vec<_>>()
-                        .join(" and ")
-                ),
-            ))
+            let roles = call.allowed_roles.iter().map(|kind| kind.plural());
+            let roles = roles.collect::<Vec<_>>().join(" and ");
+            let message = format!("{caller} is registered, but the method allows only {roles}");
+            Err(self.refuse(call.method, Reason::NotPermitted, message))
         };
-        match (registered, key) {
-            (Some(RegisteredCaller::Person(id)), Some(key)) => {
+        match (registered, credential) {
+            (Some(RegisteredCaller::Person(id)), ServiceCredential::Key(key)) => {
                 let person = rules
                     .bundle
                     .person(&id)
@@ -370,7 +428,7 @@ impl Broker {
                 self.check_rate_limit(call, CallerId::Person(id.clone()))?;
                 Ok(Caller::Person(PersonCaller { id, key }))
             }
-            (Some(RegisteredCaller::Service(id)), _) => {
+            (Some(RegisteredCaller::Service(id)), credential) => {
                 let service = rules
                     .bundle
                     .service(&id)
@@ -383,13 +441,9 @@ impl Broker {
                     return not_permitted(&id);
                 }
                 self.check_rate_limit(call, CallerId::Service(id.clone()))?;
-                Ok(Caller::Service(ServiceCaller {
-                    id,
-                    audiences: service.audiences.clone(),
-                    until,
-                }))
+                Ok(Caller::Service(ServiceCaller { id, credential }))
             }
-            (Some(RegisteredCaller::Person(_)), None) | (None, _) => {
+            (Some(RegisteredCaller::Person(_)), ServiceCredential::Evidence(_)) | (None, _) => {
                 Err(closed(&VerifyError::NotRegistered))
             }
         }

@@ -3,21 +3,18 @@
 //! An invitation is a code that is shown once, good for ten minutes and one passkey. A revoked key never counts again, under
 //! any policy bundle.
 
-use std::sync::Arc;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::approve::vote_proof;
 use crate::broker::auth::one_time_code;
 use crate::broker::auth::session::{ChallengePurpose, stated_challenge};
-use crate::broker::transaction::UNTIL_DONE;
-use crate::broker::{Broker, CallContext, Refusal};
+use crate::broker::transaction::Step;
+use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::jose::AuthenticatorKey;
-use crate::journal::Append;
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{Invitation, PersonCredentials, Versioned};
+use crate::state::{Draft, Invitation, Read, Recorded};
 use crate::webauthn::{self, Registration};
 
 /// An issued invitation, for the invited person.
@@ -103,52 +100,42 @@ impl Broker {
             half.copy_from_slice(&self.random_bytes());
         }
         let code = one_time_code::format(&random);
-        let (person, operator, code) = (&person, &operator, &code);
-        self.transaction(
-            call.method,
-            UNTIL_DONE,
-            "the person keeps changing while they are invited",
-            |attempt| async move {
+        let done = self
+            .transaction(call.method)
+            .ordered_by(&operator)
+            .run(|read| {
                 let now = self.now();
-                let rules = self.require_operator(call, operator)?;
-                if rules.bundle.person(person).is_none() {
+                let rules = self.require_operator(read, call, &operator)?;
+                if rules.bundle.person(&person).is_none() {
                     let message = format!("no person {person} is registered");
-                    return Err(self.refuse(call.method, Reason::NotFound, message).into());
+                    return Err(self.refuse(call.method, Reason::NotFound, message));
                 }
-                let enrolled = self.state.credentials().get(person);
-                if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
+                if read.person(&person).passkeys.len() >= PASSKEYS_MAX {
                     let message = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
-                    return Err(self.refuse(call.method, Reason::Malformed, message).into());
+                    return Err(self.refuse(call.method, Reason::Malformed, message));
                 }
                 let expires_at = now.plus_secs(INVITATION_LIFE_S);
                 let event = Event::ApproverInvited(ApproverInvited {
                     invitation: InvitationId::from_random(self.random_bytes()),
                     person: person.clone(),
-                    code: hash(code),
+                    code: hash(&code),
                     expires_at,
                     by: operator.id.clone(),
+                    by_key: operator.key,
                 });
-                let append = Append {
-                    read_set: vec![(Stream::Policy, rules.version)],
-                    ..Append::one(
-                        event,
-                        vec![(Stream::Person(person.clone()), enrolled.version)],
-                    )
-                };
-                attempt.append(append).await?;
-                let url = format!(
-                    "{}/console/enrol#{}",
-                    self.relying_party().origin,
-                    code.expose_secret()
-                );
-                Ok(IssuedInvitation {
-                    url: Secret::new(url),
-                    code: code.clone(),
-                    expires_at,
-                })
-            },
-        )
-        .await
+                Ok(Step::Append(Draft::one(event), expires_at))
+            })
+            .await?;
+        let url = format!(
+            "{}/console/enrol#{}",
+            self.relying_party().origin,
+            code.expose_secret()
+        );
+        Ok(IssuedInvitation {
+            url: Secret::new(url),
+            code,
+            expires_at: done.value,
+        })
     }
 
     /// Options for enrolling a passkey, for the code of an open invitation. Stateless.
@@ -158,34 +145,33 @@ impl Broker {
         code: &Secret,
     ) -> Result<EnrolmentOptions, Refusal> {
         let now = self.now();
-        let (person, enrolled, invitation) = self.open_invitation(method, code, now)?;
-        let name = self
-            .projections
-            .rules()
-            .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
-        let name = name
-            .ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
-        Ok(EnrolmentOptions {
-            challenge: self.sessions.challenge(
+        self.preview(|read| {
+            let (person, invitation) = self.open_invitation(read, method, code, now)?;
+            let name = read
+                .rules()
+                .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()))
+                .ok_or_else(|| self.refuse_invitation(method, UNREGISTERED))?;
+            let passkeys = read.person(&person);
+            let credentials = passkeys.passkeys.iter();
+            let challenge = self.sessions.challenge(
                 ChallengePurpose::Enrol(invitation.id),
                 self.random_bytes(),
                 now,
-            ),
-            user: webauthn::user_handle(&person),
-            exclude: enrolled
-                .value
-                .passkeys
-                .iter()
-                .map(|p| p.record.credential.clone())
-                .collect(),
-            person,
-            name,
+            );
+            Ok(EnrolmentOptions {
+                challenge,
+                user: webauthn::user_handle(&person),
+                exclude: credentials.map(|p| p.record.credential.clone()).collect(),
+                person,
+                name,
+            })
         })
     }
 
-    /// Enrols a passkey and spends the invitation. INVARIANT (one invitation, one passkey): the entry moves the person's
-    /// stream from the version at which the invitation was open. A crash before the append leaves the invitation open;
-    /// after it, the passkey.
+    /// Enrols a passkey and spends the invitation. INVARIANT (one invitation, one passkey): the entry advances the invitation's
+    /// stream from the version at which it was open. INVARIANT (every order rests on the living key that gave it): an invitation is good
+    /// while the operator who gave it is one with that key. INVARIANT (a key is enrolled once): it advances the streams of the key
+    /// and of the credential. A crash before the append leaves the invitation open; after it, the passkey.
     pub async fn finish_enrolment(
         &self,
         method: &'static str,
@@ -197,79 +183,70 @@ impl Broker {
         if let Err(e) = check_visible("label", label, LABEL_BYTES_MAX) {
             return Err(self.malformed(method, &e));
         }
-        self.transaction(
-            method,
-            UNTIL_DONE,
-            "the person keeps changing while the passkey is enrolled",
-            |attempt| async move {
-                let now = self.now();
-                let wrong = |why: &dyn std::fmt::Display| {
-                    self.refuse(method, Reason::InvalidPasskeyAssertion, why.to_string())
-                };
-                let roster = self.state.credentials();
-                let (person, enrolled, invitation) = self.open_invitation(method, code, now)?;
-                let challenge =
-                    stated_challenge(&registration.client_data_json).unwrap_or_default();
-                self.sessions
-                    .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
-                    .ok_or_else(|| {
-                        wrong(&"the challenge is not of this enrolment, or it has expired")
-                    })?;
-                let credential =
-                    webauthn::verify_registration(self.relying_party(), &challenge, registration)
-                        .map_err(|e| wrong(&e))?;
-                let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
-                let key = key.thumbprint();
-                let id = URL_SAFE_NO_PAD.encode(&credential.id);
-                let rules = self
-                    .projections
-                    .rules()
-                    .filter(|rules| rules.bundle.person(&person).is_some())
-                    .ok_or_else(|| {
-                        self.unknown_invitation(method, "its person is no longer registered")
-                    })?;
-                // A key can be enrolled once: reject keys registered to anyone and revoked keys.
-                if roster.person_of_credential(&id).is_some()
-                    || roster.was_enrolled(key)
-                    || rules.by_key(key).is_some()
-                {
-                    return Err(
-                        wrong(&"this key was enrolled before: use another authenticator").into(),
-                    );
-                }
-                if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                    return Err(wrong(&format!(
-                        "{person} has {PASSKEYS_MAX} passkeys; revoke one first"
-                    ))
-                    .into());
-                }
-                let event = Event::ApproverEnrolled(ApproverEnrolled {
-                    person: person.clone(),
-                    invitation: invitation.id,
-                    passkey: PasskeyOnRecord {
-                        credential: id,
-                        key,
-                        jwk: credential.jwk,
-                        sign_count: credential.sign_count,
-                        backup_eligible: credential.backup_eligible,
-                        backed_up: credential.backed_up,
-                        aaguid: URL_SAFE_NO_PAD.encode(credential.aaguid),
-                        label: label.to_owned(),
-                    },
-                });
-                let append = Append {
-                    read_set: vec![(Stream::Policy, rules.version)],
-                    not_after: Some(invitation.expires_at),
-                    ..Append::one(
-                        event,
-                        vec![(Stream::Person(person.clone()), enrolled.version)],
-                    )
-                };
-                attempt.append(append).await?;
-                Ok(person)
+        let done = self
+            .transaction(method)
+            .run(|read| self.decide_enrolment(read, method, code, registration, label))
+            .await?;
+        Ok(done.value)
+    }
+
+    fn decide_enrolment(
+        &self,
+        read: &Read,
+        method: &'static str,
+        code: &Secret,
+        registration: &Registration,
+        label: &str,
+    ) -> Result<Step<PersonId>, Refusal> {
+        let now = self.now();
+        let wrong = |why: &dyn std::fmt::Display| {
+            self.refuse(method, Reason::InvalidPasskeyAssertion, why.to_string())
+        };
+        let (person, invitation) = self.open_invitation(read, method, code, now)?;
+        let challenge = stated_challenge(&registration.client_data_json).unwrap_or_default();
+        self.sessions
+            .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
+            .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or it has expired"))?;
+        let credential =
+            webauthn::verify_registration(self.relying_party(), &challenge, registration)
+                .map_err(|e| wrong(&e))?;
+        let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
+        let key = key.thumbprint();
+        let id = URL_SAFE_NO_PAD.encode(&credential.id);
+        let rules = read
+            .rules()
+            .filter(|rules| rules.bundle.person(&person).is_some())
+            .ok_or_else(|| self.refuse_invitation(method, UNREGISTERED))?;
+        // A key can be enrolled once: reject keys registered to anyone and revoked keys.
+        if read.person_of_credential(&id).is_some()
+            || read.was_enrolled(key)
+            || rules.by_key(key).is_some()
+        {
+            return Err(wrong(
+                &"this key was enrolled before: use another authenticator",
+            ));
+        }
+        if read.person(&person).passkeys.len() >= PASSKEYS_MAX {
+            return Err(wrong(&format!(
+                "{person} has {PASSKEYS_MAX} passkeys; revoke one first"
+            )));
+        }
+        let event = Event::ApproverEnrolled(ApproverEnrolled {
+            person: person.clone(),
+            invitation: invitation.id,
+            passkey: PasskeyOnRecord {
+                credential: id,
+                key,
+                jwk: credential.jwk,
+                sign_count: credential.sign_count,
+                backup_eligible: credential.backup_eligible,
+                backed_up: credential.backed_up,
+                aaguid: URL_SAFE_NO_PAD.encode(credential.aaguid),
+                label: label.to_owned(),
             },
-        )
-        .await
+        });
+        let draft = Draft::one(event).not_after(invitation.expires_at);
+        Ok(Step::Append(draft, person))
     }
 
     /// All people with their keys: those registered, and those who left and have enrolled or revoked keys.
@@ -281,14 +258,13 @@ impl Broker {
             .bundle
             .people()
             .map(|p| p.id.clone())
-            .chain(self.state.credentials().people())
+            .chain(self.show().people())
             .collect();
         ids.sort_unstable();
         ids.dedup();
         let view = |id: PersonId| {
             let registered = rules.bundle.person(&id);
-            let enrolled = self.state.credentials().get(&id);
-            let enrolled = &enrolled.value;
+            let enrolled = self.show().person(&id);
             ApproverView {
                 name: registered.map(|p| p.name.clone()).unwrap_or_default(),
                 groups: registered
@@ -299,7 +275,7 @@ impl Broker {
                     .unwrap_or_default(),
                 keys: registered
                     .map(|p| {
-                        vote_proof::active_keys(p, enrolled)
+                        vote_proof::active_keys(p, &enrolled)
                             .map(|k| k.thumbprint())
                             .collect()
                     })
@@ -315,9 +291,9 @@ impl Broker {
                         backup_eligible: p.record.backup_eligible,
                     })
                     .collect(),
-                invited_until: enrolled
-                    .invitation
-                    .as_ref()
+                invited_until: self
+                    .show()
+                    .invitation(&id)
                     .map(|i| i.expires_at)
                     .filter(|until| now < *until),
                 revoked: enrolled.revoked.iter().copied().collect(),
@@ -336,92 +312,93 @@ impl Broker {
         only: Option<Thumbprint>,
     ) -> Result<usize, Refusal> {
         let operator = self.authenticate_person(call)?;
-        let (person, operator) = (&person, &operator);
-        self.transaction(
-            call.method,
-            UNTIL_DONE,
-            "the person keeps changing while keys are revoked",
-            |attempt| async move {
-                let rules = self.require_operator(call, operator)?;
-                let enrolled = self.state.credentials().get(person);
-                let registered = rules.bundle.person(person);
-                let mut keys: Vec<Thumbprint> = enrolled
-                    .value
-                    .passkeys
-                    .iter()
-                    .map(|p| p.record.key)
-                    .chain(
-                        registered
-                            .into_iter()
-                            .flat_map(|p| vote_proof::active_keys(p, &enrolled.value))
-                            .map(|k| k.thumbprint()),
-                    )
-                    .collect();
-                if registered.is_none() && enrolled.version == 0 {
-                    let message = format!("no person {person} is registered");
-                    return Err(self.refuse(call.method, Reason::NotFound, message).into());
-                }
-                if let Some(only) = only {
-                    if enrolled.value.revoked.contains(&only) {
-                        return Ok(0);
-                    }
-                    keys.retain(|key| *key == only);
-                    if keys.is_empty() {
-                        let message = format!("{person} has no key {only}");
-                        return Err(self.refuse(call.method, Reason::NotFound, message).into());
-                    }
-                }
-                if keys.is_empty() && enrolled.value.invitation.is_none() {
-                    return Ok(0);
-                }
-                let count = keys.len();
-                let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
-                    person: person.clone(),
-                    keys,
-                    cause: RevokeCause::Operator,
-                    by: Some(operator.id.clone()),
-                });
-                let append = Append {
-                    read_set: vec![(Stream::Policy, rules.version)],
-                    ..Append::one(
-                        event,
-                        vec![(Stream::Person(person.clone()), enrolled.version)],
-                    )
-                };
-                attempt.append(append).await?;
-                Ok(count)
-            },
-        )
-        .await
+        let done = self
+            .transaction(call.method)
+            .ordered_by(&operator)
+            .run(|read| self.decide_key_revocation(read, call, &operator, &person, only))
+            .await?;
+        Ok(done.value)
     }
 
-    fn open_invitation(
+    fn decide_key_revocation(
         &self,
+        read: &Read,
+        call: &CallContext,
+        operator: &PersonCaller,
+        person: &PersonId,
+        only: Option<Thumbprint>,
+    ) -> Result<Step<usize>, Refusal> {
+        let rules = self.require_operator(read, call, operator)?;
+        let enrolled = read.person(person);
+        let registered = rules.bundle.person(person);
+        let is_on_record = |stream| read.last_entry(&stream).is_some();
+        if registered.is_none()
+            && !is_on_record(Stream::Person(person.clone()))
+            && !is_on_record(Stream::Invitation(person.clone()))
+        {
+            let message = format!("no person {person} is registered");
+            return Err(self.refuse(call.method, Reason::NotFound, message));
+        }
+        let in_bundle = registered.into_iter();
+        let in_bundle = in_bundle.flat_map(|p| vote_proof::active_keys(p, &enrolled));
+        let passkeys = enrolled.passkeys.iter().map(|p| p.record.key);
+        let mut keys: Vec<Thumbprint> = passkeys
+            .chain(in_bundle.map(|key| key.thumbprint()))
+            .collect();
+        if let Some(only) = only {
+            if enrolled.revoked.contains(&only) {
+                return Ok(Step::Answer(0));
+            }
+            keys.retain(|key| *key == only);
+            if keys.is_empty() {
+                let message = format!("{person} has no key {only}");
+                return Err(self.refuse(call.method, Reason::NotFound, message));
+            }
+        }
+        if keys.is_empty() && read.invitation(person).is_none() {
+            return Ok(Step::Answer(0));
+        }
+        let count = keys.len();
+        let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            person: person.clone(),
+            keys,
+            cause: RevokeCause::Operator,
+            by: Some(operator.id.clone()),
+        });
+        Ok(Step::Append(Draft::one(event), count))
+    }
+
+    fn open_invitation<'r>(
+        &self,
+        read: &'r Read,
         method: &'static str,
         code: &Secret,
         now: Timestamp,
-    ) -> Result<(PersonId, Arc<Versioned<PersonCredentials>>, Invitation), Refusal> {
-        let code = hash(code);
-        let roster = self.state.credentials();
-        let person = roster
-            .person_of_code(&code)
-            .ok_or_else(|| self.unknown_invitation(method, "no invitation has this code"))?;
-        let enrolled = roster.get(&person);
-        let open = enrolled
-            .value
-            .invitation
-            .clone()
-            .filter(|i| i.code == code && now < i.expires_at);
-        let open = open.ok_or_else(|| {
-            self.unknown_invitation(method, "the invitation was used or has expired")
-        })?;
-        Ok((person, enrolled, open))
+    ) -> Result<(PersonId, Recorded<'r, Invitation>), Refusal> {
+        let found = read.invitation_by_code(&hash(code));
+        let (person, invitation) = found
+            .ok_or_else(|| self.refuse_invitation(method, "no open invitation has this code"))?;
+        if now >= invitation.expires_at {
+            return Err(self.refuse_invitation(method, "the invitation has expired"));
+        }
+        let giver = PersonCaller {
+            id: invitation.by.clone(),
+            key: invitation.by_key,
+        };
+        if !self.is_operator(read, &giver) {
+            let why = "the operator who gave the invitation is no longer one with that key";
+            return Err(self.refuse_invitation(method, why));
+        }
+        Ok((person, invitation))
     }
 
-    fn unknown_invitation(&self, method: &'static str, why: &str) -> Refusal {
+    fn refuse_invitation(&self, method: &'static str, why: &str) -> Refusal {
         self.refuse_unauthenticated(method, Reason::InvalidInvitation, why)
     }
 }
+
+/// Why an invitation of a person who left the policy bundle is refused.
+const UNREGISTERED: &str = "its person is no longer registered";
 
 /// The stored form of a code: 100 random bits cannot be found from their hash.
 fn hash(code: &Secret) -> Digest {

@@ -12,11 +12,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 
 use crate::broker::auth::replay_cache::ReplayCache;
-use crate::broker::transaction::UNTIL_DONE;
+use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::Append;
 use crate::model::*;
-use crate::policy::{ActivePolicy, Role};
+use crate::policy::Role;
+use crate::state::{Draft, Read};
 use crate::verify::VerifyError;
 use crate::webauthn::{self, Assertion, WebauthnError};
 
@@ -73,7 +73,57 @@ pub(in crate::broker) struct SessionStore {
     /// Challenges already used.
     used_challenges: ReplayCache,
     /// The highest signature counter seen of each passkey, above the one in the journal.
-    sign_counters: Mutex<HashMap<Thumbprint, u32>>,
+    sign_counters: Mutex<HashMap<Thumbprint, SeenCounter>>,
+}
+
+/// The signature counters seen of a passkey.
+#[derive(Debug, Default)]
+struct SeenCounter {
+    highest: u32,
+    /// The assertions whose counter was above all before them, by challenge, with that counter and until when they are kept.
+    increased: HashMap<Vec<u8>, (u32, Timestamp)>,
+}
+
+impl SeenCounter {
+    /// Whether an assertion's counter is above all before it, here and in the journal (WebAuthn L3 §6.1.1). Judged once for each
+    /// assertion: one that comes again, of a call that is asked or sent again, is no second copy of the passkey, whatever the passkey
+    /// has signed meanwhile. Authenticators without a counter always report zero.
+    fn is_increased(
+        &mut self,
+        on_record: u32,
+        count: u32,
+        challenge: &[u8],
+        now: Timestamp,
+    ) -> bool {
+        self.prune(now);
+        let before = self.increased.get(challenge);
+        if before.is_some_and(|(judged, _)| *judged == count) {
+            return true;
+        }
+        let highest = self.highest.max(on_record);
+        let increased = count > highest || (count == 0 && highest == 0);
+        self.highest = self.highest.max(count);
+        if increased {
+            let until = now.plus_millis(CHALLENGE_LIFE_MS);
+            self.increased.insert(challenge.to_vec(), (count, until));
+        }
+        increased
+    }
+
+    /// Forgets the assertions whose challenge can no longer be answered.
+    fn prune(&mut self, now: Timestamp) {
+        self.increased.retain(|_, (_, until)| now < *until);
+    }
+}
+
+/// A signature that holds, of a passkey whose counter is not yet checked.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::broker) struct CountedAssertion<'a> {
+    pub(in crate::broker) person: &'a PersonId,
+    pub(in crate::broker) key: Thumbprint,
+    pub(in crate::broker) count: u32,
+    /// What it signed: used once.
+    pub(in crate::broker) challenge: &'a [u8],
 }
 
 /// Longest session, in seconds.
@@ -176,6 +226,9 @@ impl SessionStore {
     pub(in crate::broker) fn prune(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, stored| stored.is_active(now)));
         self.used_challenges.prune(now);
+        let counters = self.sign_counters.lock();
+        let mut counters = counters.unwrap_or_else(PoisonError::into_inner);
+        counters.values_mut().for_each(|counter| counter.prune(now));
     }
 }
 
@@ -223,13 +276,12 @@ impl Broker {
                 wrong("the challenge is not of this broker, or it has expired".to_owned())
             })?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
-        let roster = self.state.credentials();
-        let person = roster
+        let person = self
+            .show()
             .person_of_credential(&credential)
             .ok_or_else(|| wrong("the credential is not enrolled".to_owned()))?;
-        let enrolled = roster.get(&person);
+        let enrolled = self.show().person(&person);
         let passkey = enrolled
-            .value
             .credential(&credential)
             .ok_or_else(|| wrong(format!("the credential of {person} was revoked")))?;
         if !user_handle_matches(&assertion, &person) {
@@ -253,10 +305,16 @@ impl Broker {
             .used_challenges
             .insert_once(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
             .map_err(|e| wrong(e.to_string()))?;
-        self.check_signature_counter(method, &person, key, verified.sign_count)
-            .await?;
+        let assertion = CountedAssertion {
+            person: &person,
+            key,
+            count: verified.sign_count,
+            challenge: &challenge,
+        };
+        self.check_signature_counter(method, assertion).await?;
+        // The session asks for the passkey and the registration again at each call.
         let rules = self
-            .projections
+            .show()
             .rules()
             .ok_or_else(|| self.refuse_gate_1(method, &VerifyError::NoRules))?;
         if rules.bundle.person(&person).is_none() {
@@ -316,7 +374,6 @@ impl Broker {
     pub(in crate::broker) fn session(
         &self,
         cookie: &Secret,
-        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<StoredSession, VerifyError> {
         let session = self.sessions.with(|open| {
@@ -327,16 +384,11 @@ impl Broker {
             Some(session.clone())
         });
         let session = session.ok_or(VerifyError::Session("no such session, or it has ended"))?;
-        if self
-            .state
-            .credentials()
-            .get(&session.person)
-            .value
-            .passkey(session.key)
-            .is_none()
-        {
+        let enrolled = self.show().person(&session.person);
+        if enrolled.passkey(session.key).is_none() {
             return Err(VerifyError::Session("its passkey was revoked"));
         }
+        let rules = self.show().rules().ok_or(VerifyError::NoRules)?;
         if rules.bundle.person(&session.person).is_none() {
             return Err(VerifyError::NotRegistered);
         }
@@ -346,14 +398,14 @@ impl Broker {
     /// The thumbprint of the person's passkey named by an assertion.
     pub(in crate::broker) fn passkey_for(
         &self,
+        read: &Read,
         call: &CallContext,
         person: &PersonId,
         assertion: &Assertion,
     ) -> Result<Thumbprint, Refusal> {
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
-        let enrolled = self.state.credentials().get(person);
+        let enrolled = read.person(person);
         let passkey = enrolled
-            .value
             .credential(&credential)
             .filter(|_| user_handle_matches(assertion, person));
         passkey.map(|p| p.record.key).ok_or_else(|| {
@@ -372,46 +424,90 @@ impl Broker {
     }
 
     /// Revokes a passkey whose signature counter does not increase: there may be a second copy of it (WebAuthn L3 §6.1.1,
-    /// §7.2 step 22). Authenticators without a counter always report zero.
-    pub(in crate::broker) async fn check_signature_counter(
+    /// §7.2 step 22).
+    async fn check_signature_counter(
         &self,
         method: &'static str,
-        person: &PersonId,
-        key: Thumbprint,
-        count: u32,
+        assertion: CountedAssertion<'_>,
     ) -> Result<(), Refusal> {
-        self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is revoked", |attempt| async move {
-            let enrolled = self.state.credentials().get(person);
-            let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
-            let up = {
-                let mut sign_counters = self.lock(&self.sessions.sign_counters);
-                let highest_seen = sign_counters.entry(key).or_default();
-                let highest = known.max(*highest_seen);
-                let up = count > highest || (count == 0 && highest == 0);
-                *highest_seen = highest.max(count);
-                up
-            };
-            if up {
-                return Ok(());
-            }
-            let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+        let checked = self.transaction(method).run(|read| {
+            Ok(match self.revocation_for_counter(read, assertion) {
+                None => Step::Answer(true),
+                Some(event) => Step::Append(Draft::one(event), false),
+            })
+        });
+        match checked.await?.value {
+            true => Ok(()),
+            false => Err(self.refuse_copied_passkey(method)),
+        }
+    }
+
+    /// The event that revokes the passkey of an assertion whose counter does not increase; `None` when it does, and when the passkey is
+    /// no longer enrolled.
+    pub(in crate::broker) fn revocation_for_counter(
+        &self,
+        read: &Read,
+        assertion: CountedAssertion<'_>,
+    ) -> Option<Event> {
+        let CountedAssertion {
+            person,
+            key,
+            count,
+            challenge,
+        } = assertion;
+        let on_record = read.person(person).passkey(key)?.sign_count;
+        let mut seen = self.lock(&self.sessions.sign_counters);
+        let increased =
+            seen.entry(key)
+                .or_default()
+                .is_increased(on_record, count, challenge, self.now());
+        (!increased).then(|| {
+            Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys: vec![key],
                 cause: RevokeCause::Counter,
                 by: None,
-            });
-            let write_set = vec![(Stream::Person(person.clone()), enrolled.version)];
-            attempt.append(Append::one(event, write_set)).await?;
-            let message = "the signature counter of the passkey went back: there may be a copy of it, so it was revoked";
-            Err(self.refuse(method, Reason::InvalidPasskeyAssertion, message).into())
+            })
         })
-        .await
+    }
+
+    /// Refuses an assertion of a passkey that was revoked because of its counter.
+    pub(in crate::broker) fn refuse_copied_passkey(&self, method: &'static str) -> Refusal {
+        let message = "the signature counter of the passkey went back: there may be a copy of it, so it was revoked";
+        self.refuse(method, Reason::InvalidPasskeyAssertion, message)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counter_is_judged_once_for_each_assertion() {
+        // (on record, count, challenge, increased), one after another for one passkey.
+        let rows: [(u32, u32, &[u8], bool); 11] = [
+            (0, 0, b"a", true),
+            (0, 0, b"b", true),
+            (0, 5, b"c", true),
+            (0, 5, b"c", true),
+            (0, 5, b"d", false),
+            (0, 6, b"e", true),
+            (6, 5, b"c", true),
+            (6, 6, b"c", false),
+            (6, 0, b"f", false),
+            (9, 7, b"g", false),
+            (9, 7, b"g", false),
+        ];
+        let now = Timestamp::from_secs(1_800_000_000);
+        let mut seen = SeenCounter::default();
+        for (n, (on_record, count, challenge, increased)) in rows.into_iter().enumerate() {
+            let found = seen.is_increased(on_record, count, challenge, now);
+            assert_eq!(found, increased, "row {n}");
+        }
+        let later = now.plus_millis(CHALLENGE_LIFE_MS);
+        assert!(!seen.is_increased(6, 5, b"c", later), "forgotten");
+        assert!(seen.increased.is_empty());
+    }
 
     #[test]
     fn challenge_is_bound_to_purpose_lifetime_and_process() {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ring::hmac;
 
 use crate::broker::auth::one_time_code;
+use crate::broker::transaction::Step;
 use crate::broker::{Broker, BundleApplied, CallContext, CallerRole, Refusal};
-use crate::journal::AppendError;
 use crate::model::*;
 use crate::policy::{PolicyBundle, Role};
 use crate::verify::VerifyError;
@@ -96,7 +96,7 @@ impl Broker {
     /// A one-time code for the first operator, good for ten minutes and one policy bundle; `None` when a bundle is in
     /// force. A restart issues another one while no bundle is in force.
     pub fn bootstrap_code(&self) -> Option<Secret> {
-        if self.projections.rules().is_some() {
+        if self.show().rules().is_some() {
             return None;
         }
         let draw = || {
@@ -145,9 +145,10 @@ impl Broker {
     ) -> Result<BundleApplied, Refusal> {
         let (broker, method) = (Arc::clone(self), call.method);
         let applying = tokio::spawn(async move { broker.apply_first(method, &first, files).await });
-        applying.await.unwrap_or_else(|e| {
-            Err(self.refuse(method, Reason::DecisionUnavailable, e.to_string()))
-        })
+        // Cut by the end of the process, before or after the append.
+        applying
+            .await
+            .unwrap_or_else(|e| Err(self.refuse(method, Reason::OutcomeUnknown, e.to_string())))
     }
 
     async fn apply_first(
@@ -162,21 +163,25 @@ impl Broker {
             self.refuse(method, Reason::InvalidPolicyBundle, message)
         })?;
         let _alone = self.policy_lock.lock().await;
-        self.bootstrap_code
-            .require_open(self.now())
-            .map_err(|e| self.refuse_gate_1(method, &e))?;
-        // INVARIANT (one code, one bundle): the append moves the policy stream from 0, so of any number of uses, here or
-        // after a restart, one wins.
-        match self.record_bundle(bundle, &files, 0, Some(by)).await {
-            Ok(()) => self.bootstrap_code.close(),
-            Err(AppendError::Conflict(_)) => {
-                self.bootstrap_code.close();
-                return Err(
-                    self.refuse_gate_1(method, &VerifyError::OneTimeCode("a bundle is in force"))
-                );
-            }
-            Err(error) => return Err(self.refuse_append(method, &error)),
+        let staged = self.stage(bundle, &files);
+        let apply = self.transaction(method).applying();
+        // INVARIANT (one code, one bundle): the append rests on there being no bundle, so of any number of uses, here or after a
+        // restart, one wins.
+        let outcome = apply
+            .run(|read| {
+                let closed = |e: &VerifyError| self.refuse_gate_1(method, e);
+                if read.rules().is_some() {
+                    return Err(closed(&VerifyError::OneTimeCode("a bundle is in force")));
+                }
+                let code = self.bootstrap_code.require_open(self.now());
+                code.map_err(|e| closed(&e))?;
+                Ok(Step::Append(staged.draft(Some(by.clone())), ()))
+            })
+            .await;
+        if self.show().rules().is_some() {
+            self.bootstrap_code.close();
         }
+        outcome?;
         self.revoke_after_change(&mut applied).await;
         Ok(applied)
     }

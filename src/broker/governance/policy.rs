@@ -1,18 +1,18 @@
-//! Policy bundles: applying one, and ending the tasks, tokens and access requests that it no longer allows.
+//! Policy bundles: applying one. What it no longer allows is ended by [`super::disallowed`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tracing::Instrument as _;
 
-use crate::approve;
-use crate::broker::{Broker, CallContext, PersonCaller, Refusal, TASKS_PER_ENTRY_MAX};
-use crate::journal::{Append, AppendError, Blob};
+use crate::broker::governance::disallowed::RevocationSummary;
+use crate::broker::transaction::Step;
+use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
+use crate::journal::{AppendError, Blob};
 use crate::model::*;
-use crate::policy::{ActivePolicy, BundleFiles, OperateDecision, PolicyBundle};
+use crate::policy::{BundleFiles, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
-use crate::state::Grant;
+use crate::state::{Draft, Read, State};
 
 /// Summary of applying a policy bundle.
 #[derive(Debug, Clone, Default)]
@@ -31,15 +31,44 @@ pub struct BundleApplied {
     pub revoked: RevocationSummary,
 }
 
-/// Counts of tasks, tokens and access requests ended because rules or trust no longer allow them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RevocationSummary {
-    /// Tasks.
-    pub tasks: usize,
-    /// Tokens.
-    pub grants: usize,
-    /// Access requests.
-    pub requests: usize,
+/// What a round of an apply came to.
+#[derive(Debug, Clone, Copy)]
+enum Applying {
+    /// The bundle is in force.
+    Done,
+    /// What the bundle in force disallows is not yet ended.
+    Unswept,
+}
+
+/// A loaded bundle on its way into the journal: kept parsed until its entry is applied, or until this is dropped.
+pub(in crate::broker) struct StagedBundle<'a> {
+    state: &'a State,
+    version: Digest,
+    content: Blob,
+    /// The keys it registers, each with its holder.
+    keys: BTreeMap<Thumbprint, String>,
+}
+
+impl StagedBundle<'_> {
+    /// The entry that puts the bundle in force.
+    pub(in crate::broker) fn draft(&self, by: Option<PersonId>) -> Draft {
+        let version = self.version;
+        let event = Event::PolicyApplied(PolicyApplied { version, by });
+        Draft::one(event).with_blobs([self.content.clone()])
+    }
+
+    /// The first of its keys that a person enrolled as a passkey, with the holder that the bundle registers it for.
+    fn enrolled_key(&self, read: &Read) -> Option<(Thumbprint, &str)> {
+        let enrolled = read.were_enrolled(self.keys.keys().copied());
+        let key = *enrolled.first()?;
+        Some((key, self.keys.get(&key)?))
+    }
+}
+
+impl Drop for StagedBundle<'_> {
+    fn drop(&mut self) {
+        self.state.unstage_bundle(&self.version);
+    }
 }
 
 impl Broker {
@@ -80,25 +109,81 @@ impl Broker {
         files: BTreeMap<String, String>,
     ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
-        let version = bundle.version();
         let _alone = self.policy_lock.lock().await;
-        // INVARIANT (what a bundle ended stays ended): all it disallows is ended before another comes in force.
-        self.revoke_disallowed()
-            .await
-            .map_err(|e| self.refuse_append(call.method, &e))?;
-        let in_force = self.require_operator(call, operator)?;
-        if in_force.bundle.version() == version {
-            return Ok(BundleApplied {
-                changed: false,
-                ..applied
+        let staged = self.stage(bundle, &files);
+        let done = loop {
+            // INVARIANT (what a bundle ended stays ended): all it disallows is ended before another comes in force.
+            self.revoke_disallowed()
+                .await
+                .map_err(|e| self.refuse_append(call.method, &e))?;
+            let apply = self.transaction(call.method).applying();
+            let done = apply.run(|read| {
+                let in_force = self.require_operator(read, call, operator)?;
+                if in_force.bundle.version() == staged.version {
+                    return Ok(Step::Answer(Applying::Done));
+                }
+                // The bundle of an earlier apply, whose outcome was unknown, came in force after the sweep.
+                if !self.is_enforced(read) {
+                    return Ok(Step::Answer(Applying::Unswept));
+                }
+                // INVARIANT (a key has one holder): a passkey, revoked or not, is its person's for good.
+                if let Some((key, holder)) = staged.enrolled_key(read) {
+                    let message = format!(
+                        "`people.toml`: the key {key} of {holder} is enrolled as a passkey: use another key"
+                    );
+                    return Err(self.refuse(call.method, Reason::InvalidPolicyBundle, message));
+                }
+                let by = Some(operator.id.clone());
+                Ok(Step::Append(staged.draft(by), Applying::Done))
             });
+            let done = done.await?;
+            match done.value {
+                Applying::Done => break done,
+                Applying::Unswept => {}
+            }
+        };
+        applied.changed = done.entry.is_some();
+        if applied.changed {
+            self.revoke_after_change(&mut applied).await;
         }
-        let by = Some(operator.id.clone());
-        self.record_bundle(bundle, &files, in_force.version, by)
-            .await
-            .map_err(|e| self.refuse_append(call.method, &e))?;
-        self.revoke_after_change(&mut applied).await;
         Ok(applied)
+    }
+
+    /// Puts the bundle in force that seeds an empty journal, at a start. A crash before the entry leaves none in force.
+    pub(in crate::broker) async fn seed_bundle(
+        &self,
+        bundle: PolicyBundle,
+        files: &BundleFiles,
+    ) -> Result<(), AppendError> {
+        let staged = self.stage(bundle, files);
+        self.append_at_start(|read| read.rules().is_none().then(|| staged.draft(None)))
+            .await
+    }
+
+    /// Keeps a parsed bundle for its entry.
+    pub(in crate::broker) fn stage(
+        &self,
+        bundle: PolicyBundle,
+        files: &BundleFiles,
+    ) -> StagedBundle<'_> {
+        let people = bundle
+            .people()
+            .flat_map(|person| person.keys.iter().map(|key| (key, person.id.to_string())));
+        let services = bundle.services().flat_map(|service| {
+            let keys = service.keys.iter();
+            keys.map(|key| (key, service.id.to_string()))
+        });
+        let staged = StagedBundle {
+            state: &self.state,
+            version: bundle.version(),
+            content: Blob::new(files.canonical()),
+            keys: people
+                .chain(services)
+                .map(|(key, holder)| (key.thumbprint(), holder))
+                .collect(),
+        };
+        self.state.stage_bundle(bundle);
+        staged
     }
 
     /// Ends what the bundle just put in force no longer allows. A failure is a warning: the bundle is in force, and refuses
@@ -145,194 +230,6 @@ impl Broker {
         };
         Ok((files, bundle, applied))
     }
-
-    pub(in crate::broker) async fn record_bundle(
-        &self,
-        bundle: PolicyBundle,
-        files: &BundleFiles,
-        expected: Version,
-        by: Option<PersonId>,
-    ) -> Result<(), AppendError> {
-        let version = bundle.version();
-        self.projections.stage(bundle);
-        let event = Event::PolicyApplied(PolicyApplied { version, by });
-        let append = Append {
-            blobs: vec![Blob::new(files.canonical())],
-            ..Append::one(event, vec![(Stream::Policy, expected)])
-        };
-        let result = self.journal.append(append).await.map(|_| ());
-        if result.is_err() {
-            self.projections.unstage(&version);
-        }
-        result
-    }
-
-    /// Records the end of all that rules and trust in force no longer allow. Idempotent: a crash in the middle leaves the rest
-    /// to the next start, a failed append to maintenance; until then each use evaluates the rules itself.
-    pub(in crate::broker) async fn revoke_disallowed(
-        &self,
-    ) -> Result<RevocationSummary, AppendError> {
-        let mut revoked = RevocationSummary::default();
-        let Some(rules) = self.projections.rules() else {
-            return Ok(revoked);
-        };
-        if self.enforced_policy_version.load(Ordering::SeqCst) == rules.version {
-            return Ok(revoked);
-        }
-        // A pass with conflicts is repeated; what is left can only become less.
-        while !self.end_disallowed_tasks(&rules, &mut revoked).await?
-            || !self.end_disallowed_in_tasks(&rules, &mut revoked).await?
-        {}
-        self.enforced_policy_version
-            .store(rules.version, Ordering::SeqCst);
-        Ok(revoked)
-    }
-
-    /// One pass over running tasks; true when no append conflicted.
-    async fn end_disallowed_tasks(
-        &self,
-        rules: &ActivePolicy,
-        revoked: &mut RevocationSummary,
-    ) -> Result<bool, AppendError> {
-        let now = self.now();
-        type Ending = (TaskId, Version, Vec<(Stream, Version)>);
-        let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
-        for task in self.state.open_tasks() {
-            let read_set = self.task_read_set(&task.opened);
-            let task = self.state.task(&task.opened.task).unwrap_or(task);
-            if !task.is_running(now) {
-                continue;
-            }
-            let cause = if !self.state.is_trusted(&task.opened.evidence) {
-                EndCause::Trust
-            } else if self.is_owner_frozen(&task.opened.agent) {
-                // The agent changed to an owner who is frozen.
-                EndCause::Frozen
-            } else if !may_still_operate(&task.opened, rules) {
-                EndCause::Policy
-            } else {
-                continue;
-            };
-            ending
-                .entry(cause)
-                .or_default()
-                .push((task.opened.task, task.version, read_set));
-        }
-        let mut complete = true;
-        for (cause, tasks) in ending {
-            for chunk in tasks.chunks(TASKS_PER_ENTRY_MAX) {
-                let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
-                let event = Event::TaskEnded(TaskEnded {
-                    tasks,
-                    cause,
-                    outcome: None,
-                    by: None,
-                });
-                let write_set = chunk
-                    .iter()
-                    .map(|(id, version, _)| (Stream::Task(*id), *version))
-                    .collect();
-                let mut read_set: Vec<(Stream, Version)> = Vec::new();
-                for read in chunk.iter().flat_map(|(_, _, read_set)| read_set) {
-                    if !read_set.contains(read) {
-                        read_set.push(read.clone());
-                    }
-                }
-                let append = Append {
-                    read_set,
-                    ..Append::one(event, write_set)
-                };
-                match self.try_append(append).await? {
-                    true => revoked.tasks += chunk.len(),
-                    false => complete = false,
-                }
-            }
-        }
-        Ok(complete)
-    }
-
-    /// One pass over the grants and access requests of running tasks; true when no append conflicted.
-    async fn end_disallowed_in_tasks(
-        &self,
-        rules: &ActivePolicy,
-        revoked: &mut RevocationSummary,
-    ) -> Result<bool, AppendError> {
-        let now = self.now();
-        let mut complete = true;
-        for task in self
-            .state
-            .open_tasks()
-            .into_iter()
-            .filter(|task| task.is_running(now))
-        {
-            let id = task.opened.task;
-            let disallowed = |g: &Arc<Grant>| {
-                g.ended.is_none() && now.secs() < g.issued.exp && self.end_cause(g, now).is_some()
-            };
-            let disallowed: Vec<_> = self
-                .state
-                .grants_of_task(&id)
-                .into_iter()
-                .filter(disallowed)
-                .collect();
-            for chunk in disallowed.chunks(SELECTOR_MAX) {
-                let trusted = chunk
-                    .iter()
-                    .all(|g| self.state.is_trusted(&g.issued.evidence));
-                let cause = if trusted {
-                    EndCause::Policy
-                } else {
-                    EndCause::Trust
-                };
-                let event = Event::GrantsEnded(GrantsEnded {
-                    jtis: chunk.iter().map(|g| g.issued.jti).collect(),
-                    cause,
-                    by: None,
-                });
-                let write_set = chunk
-                    .iter()
-                    .map(|g| (Stream::Token(g.issued.jti), g.version))
-                    .collect();
-                match self.try_append_event(event, write_set).await? {
-                    true => revoked.grants += chunk.len(),
-                    false => complete = false,
-                }
-            }
-            for request in self
-                .state
-                .requests_of_task(&id)
-                .into_iter()
-                .filter(|request| request.is_pending(now))
-            {
-                let agent = rules.bundle.agent(&request.opened.agent);
-                if agent.is_some_and(|agent| {
-                    approve::still_needs_approval(&request, &agent, &rules.bundle)
-                }) {
-                    continue;
-                }
-                let id = request.opened.access_request;
-                let read_set = self.request_read_set(&request.opened);
-                let Some(request) = self.state.access_request(&id).filter(|r| r.is_pending(now))
-                else {
-                    continue;
-                };
-                let event = Event::AccessRequestClosed(AccessRequestClosed {
-                    access_request: id,
-                    cause: CloseCause::Policy,
-                    voting_started: false,
-                });
-                let append = Append {
-                    read_set,
-                    ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
-                };
-                match self.try_append(append).await? {
-                    true => revoked.requests += 1,
-                    false => complete = false,
-                }
-            }
-        }
-        Ok(complete)
-    }
 }
 
 /// Most bytes of the problems in a refusal.
@@ -354,24 +251,4 @@ fn shortened(problems: &str) -> String {
     let rest = format!("and {more} more; 'dipylon policy check DIR' lists every problem");
     kept.push(&rest);
     kept.join("\n")
-}
-
-/// Whether the agent of a task may still operate, evaluated with the input at the task's opening.
-fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
-    let agent: Option<Arc<RegisteredAgent>> = rules
-        .bundle
-        .agent(&opened.agent)
-        .filter(|a| a.spiffe_id == opened.evidence.subject)
-        .filter(|a| a.jkt.is_none_or(|pinned| pinned == opened.binding.jkt()));
-    agent.is_some_and(|agent| {
-        let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
-        let answer = rules.bundle.may_operate(
-            &agent,
-            opened.evidence.kind,
-            age,
-            opened.binding.as_str(),
-            opened.opened_at,
-        );
-        matches!(answer, OperateDecision::Allowed { .. })
-    })
 }

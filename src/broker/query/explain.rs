@@ -1,10 +1,10 @@
 //! Explanations: why a decision, task, token, access request or refused call is as it is.
 
-use crate::broker::projections::rule_effect;
+use crate::broker::query::rules::rule_effect;
 use crate::broker::refusals::REFUSALS_KEPT_MAX;
 use crate::broker::{AccessRequestStatus, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::state::Grant;
+use crate::state::{Grant, Shown};
 
 /// The explanation of a decision, task, token, access request or refused call.
 #[derive(Debug, Default)]
@@ -92,11 +92,11 @@ impl Broker {
         let found = match id.split_once('_').map(|(prefix, _)| prefix) {
             Some("dec") => DecisionId::parse(id)
                 .ok()
-                .and_then(|id| self.state.decision_index(&id))
+                .and_then(|id| self.show().decision_index(&id))
                 .map(|i| self.explain_entry(i)),
             Some("areq") => AccessRequestId::parse(id)
                 .ok()
-                .and_then(|id| self.explain_access_request(&id, now)),
+                .and_then(|id| self.explain_access_request(call, &id)),
             Some("task") => TaskId::parse(id)
                 .ok()
                 .and_then(|id| self.explain_task(&id, now)),
@@ -217,7 +217,7 @@ impl Broker {
     }
 
     fn explain_decision(&self, out: &mut Explanation, decision: &DecisionRecord) {
-        let rules = self.projections.rules();
+        let rules = self.show().rules();
         let same = rules
             .as_ref()
             .is_some_and(|r| r.bundle.version() == decision.policy);
@@ -293,11 +293,14 @@ impl Broker {
         );
     }
 
-    fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explanation> {
-        let request = self.state.access_request(id)?;
-        let rules = self.projections.rules()?;
-        let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
-        let view = self.view(request.clone(), &rules, now);
+    fn explain_access_request(
+        &self,
+        call: &CallContext,
+        id: &AccessRequestId,
+    ) -> Option<Explanation> {
+        let request = self.show().access_request(id)?;
+        let mut out = self.explain_entry(self.show().decision_index(&request.opened.decision.id)?);
+        let view = self.view_of(call, id).ok()?;
         out.headline = format!(
             "{}: {} on {}",
             view.status.as_str(),
@@ -357,7 +360,7 @@ impl Broker {
     }
 
     fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explanation> {
-        let task = self.state.task(id)?;
+        let task = self.show().task(id)?;
         let ends = match task.ended {
             Some(ended) => format!("ended: {}", ended.cause.as_str()),
             None => match task.expired_cause(now) {
@@ -388,7 +391,7 @@ impl Broker {
                 ),
             );
         }
-        out.newest("token", &self.state.grants_of_task(id), |grant| {
+        out.newest("token", &self.show().grants_of_task(id), |grant| {
             let state = self.token_state(grant, now);
             let issued = &grant.issued;
             format!(
@@ -398,7 +401,7 @@ impl Broker {
         });
         out.newest(
             "access request",
-            &self.state.requests_of_task(id),
+            &self.show().requests_of_task(id),
             |request| {
                 let opened = &request.opened;
                 format!(
@@ -407,17 +410,17 @@ impl Broker {
                 )
             },
         );
-        let opened = self
-            .journal
-            .entry(task.version.checked_sub(1)?)
-            .ok()
-            .flatten();
-        out.entries.extend(opened.map(|stored| stored.text));
+        // The entry that opened it, or the one that ended it.
+        let (of_task, _) = self.show().task_entries(id);
+        let ended = task.ended.map(|ended| ended.index);
+        let index = ended.or_else(|| of_task.first().copied())?;
+        let stored = self.journal.entry(index).ok().flatten();
+        out.entries.extend(stored.map(|stored| stored.text));
         Some(out)
     }
 
-    fn token_state(&self, grant: &Grant, now: Timestamp) -> String {
-        match self.end_cause(grant, now) {
+    fn token_state(&self, grant: &Shown<Grant>, now: Timestamp) -> String {
+        match self.shown_end_cause(grant, now) {
             Some(cause) => format!("ended: {}", cause.as_str()),
             None if grant.is_spent() => "spent".to_owned(),
             None => "live".to_owned(),
@@ -425,7 +428,7 @@ impl Broker {
     }
 
     fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explanation> {
-        let grant = self.state.grant(id)?;
+        let grant = self.show().grant(id)?;
         let mut out = self.explain_entry(grant.index);
         let state = self.token_state(&grant, now);
         out.headline = format!(

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::broker::governance::pending_revocation::RevocationTarget;
 use crate::broker::{ActionUse, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::state::{Grant, TaskRecord};
+use crate::state::{AccessRequest, Grant, Shown, TaskRecord};
 
 /// A row of the task list.
 #[derive(Debug)]
 pub struct TaskView {
     /// The task, with its lease and its end.
-    pub task: Arc<TaskRecord>,
+    pub task: Shown<TaskRecord>,
     /// Why it ended, if it did: by an entry, by time, or by a pending revocation.
     pub ended: Option<EndCause>,
     /// Active tokens.
@@ -83,7 +84,7 @@ impl Broker {
     ) -> Result<Vec<TaskView>, Refusal> {
         let now = self.now();
         self.authenticate_reader(call, now)?;
-        let is_selected = |task: &Arc<TaskRecord>| {
+        let is_selected = |task: &Shown<TaskRecord>| {
             filter
                 .agent
                 .as_ref()
@@ -94,11 +95,11 @@ impl Broker {
                     .is_none_or(|last| TaskCursor::from_task(task) > last)
         };
         let all = if filter.ended {
-            self.state.tasks()
+            self.show().tasks()
         } else {
-            self.state.open_tasks()
+            self.show().open_tasks()
         };
-        let mut tasks: Vec<Arc<TaskRecord>> = all.into_iter().filter(is_selected).collect();
+        let mut tasks: Vec<Shown<TaskRecord>> = all.into_iter().filter(is_selected).collect();
         tasks.sort_by_key(|task| TaskCursor::from_task(task));
         tasks.truncate(filter.max);
         Ok(tasks
@@ -107,9 +108,9 @@ impl Broker {
             .collect())
     }
 
-    fn task_view(&self, task: Arc<TaskRecord>, now: Timestamp) -> TaskView {
+    fn task_view(&self, task: Shown<TaskRecord>, now: Timestamp) -> TaskView {
         let id = task.opened.task;
-        let waits = |r: &Arc<crate::state::AccessRequest>| r.is_pending(now);
+        let waits = |r: &Shown<AccessRequest>| r.is_pending(now);
         let ended = task
             .ended
             .map(|ended| ended.cause)
@@ -117,10 +118,10 @@ impl Broker {
             .or_else(|| self.pending_task_end(&task));
         TaskView {
             ended,
-            tokens_active: self.count_live(&self.state.grants_of_task(&id), now),
+            tokens_active: self.count_live(&self.show().grants_of_task(&id), now),
             access_requests_waiting: match ended {
                 None => self
-                    .state
+                    .show()
                     .requests_of_task(&id)
                     .iter()
                     .filter(|r| waits(r))
@@ -131,8 +132,8 @@ impl Broker {
         }
     }
 
-    fn count_live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
-        let is_active = |g: &&Arc<Grant>| self.end_cause(g, now).is_none() && !g.is_spent();
+    fn count_live(&self, grants: &[Shown<Grant>], now: Timestamp) -> usize {
+        let is_active = |g: &&Shown<Grant>| self.shown_end_cause(g, now).is_none() && !g.is_spent();
         grants.iter().filter(is_active).count()
     }
 
@@ -146,9 +147,9 @@ impl Broker {
         let now = self.now();
         self.authenticate_reader(call, now)?;
         let mut ids: std::collections::BTreeSet<AgentId> =
-            self.state.agents_with_open_tasks().into_iter().collect();
-        ids.extend(self.state.agents_with_status());
-        if let Some(rules) = self.projections.rules() {
+            self.show().agents_with_open_tasks().into_iter().collect();
+        ids.extend(self.show().agents_with_status());
+        if let Some(rules) = self.show().rules() {
             ids.extend(rules.bundle.agents().map(|agent| agent.id.clone()));
         }
         let page = ids
@@ -171,7 +172,7 @@ impl Broker {
 
     fn agent_view(&self, id: AgentId, now: Timestamp) -> AgentView {
         let registered = self
-            .projections
+            .show()
             .rules()
             .and_then(|rules| rules.bundle.agent(&id));
         let owner = registered
@@ -180,29 +181,33 @@ impl Broker {
         let frozen = [FreezeScope::All, FreezeScope::Agent(id.clone())]
             .into_iter()
             .chain(owner)
-            .filter(|scope| self.freeze_status(scope).0)
+            .filter(|scope| {
+                self.show().freeze(scope).is_some()
+                    || self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()))
+            })
             .collect();
-        let running: Vec<Arc<TaskRecord>> = self
-            .state
+        let running: Vec<Shown<TaskRecord>> = self
+            .show()
             .open_tasks_of(&id)
             .iter()
-            .filter_map(|task| self.state.task(task))
+            .filter_map(|task| self.show().task(task))
             .filter(|task| self.is_running(task, now))
             .collect();
         AgentView {
-            suspended: self.agent_suspension(&id).0,
+            suspended: self.show().is_suspended(&id)
+                || self.is_revocation_pending(&RevocationTarget::Agent(id.clone())),
             frozen,
             tasks_running: running.len(),
             tokens_active: running
                 .iter()
-                .map(|task| self.count_live(&self.state.grants_of_task(&task.opened.task), now))
+                .map(|task| self.count_live(&self.show().grants_of_task(&task.opened.task), now))
                 .sum(),
             verified_at: running
                 .iter()
                 .filter_map(|task| self.cached_attestation(&task.opened.task))
                 .map(|attested| attested.facts().verified_at)
                 .max(),
-            attested_at: self.state.stats().agent(&id).attested_at,
+            attested_at: self.show().stats().agent(&id).attested_at,
             activity: Vec::new(),
             registered,
             id,

@@ -4,6 +4,7 @@ pub(in crate::broker) mod explain;
 pub(in crate::broker) mod inventory;
 pub(in crate::broker) mod page_token;
 pub(in crate::broker) mod revocation_feed;
+pub(in crate::broker) mod rules;
 pub(in crate::broker) mod stats;
 pub(in crate::broker) mod timeline;
 pub(in crate::broker) mod timeline_page;

@@ -6,20 +6,27 @@ use crate::broker::auth::authentication::{ServiceCaller, WATCH_MAX_MS};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
-use crate::policy::{RegisteredService, ServiceKind};
+use crate::policy::ServiceKind;
 use crate::state::FeedEvent;
 
 /// The start of a revocation watch.
 #[derive(Debug)]
 pub struct FeedStart {
-    /// The watching service.
-    pub caller: ServiceId,
+    /// The watching service, with the credential it called with.
+    caller: ServiceCaller,
     /// Longest life of the watch, in milliseconds; then the caller authenticates again.
     pub life_ms: u64,
     /// The validator starts over: the events after this position are complete.
     pub resync: Option<JournalPosition>,
     /// Events above this index follow; `None`: all events.
     pub after: Option<u64>,
+}
+
+impl FeedStart {
+    /// The watching service.
+    pub const fn caller(&self) -> &ServiceId {
+        &self.caller.id
+    }
 }
 
 /// Events read at once.
@@ -33,14 +40,12 @@ impl Broker {
         after: Option<JournalPosition>,
     ) -> Result<FeedStart, Refusal> {
         let now = self.now();
-        let ServiceCaller {
-            id: caller, until, ..
-        } = self.authenticate_service(call, now)?;
-        let left = until.map_or(WATCH_MAX_MS, |until| {
+        let caller = self.authenticate_service(call, now)?;
+        let left = caller.expires_at().map_or(WATCH_MAX_MS, |until| {
             u64::try_from(until.since(now)).unwrap_or(0)
         });
         let life_ms = left.min(WATCH_MAX_MS);
-        let (epoch, head) = self.state.position();
+        let (epoch, head) = self.show().position();
         // Events older than the longest possible token end no active token. The limit is the protocol's, not this broker's cap:
         // an earlier configuration may have allowed longer lives. Measured by the wall clock, which validators share; while it
         // is unreliable, from the first event.
@@ -50,9 +55,9 @@ impl Broker {
             .now()
             .min(now)
             .plus_secs(-(TTL_MAX_S + 2 * LEEWAY_S));
-        let start = match (steady, self.state.feed_since(window)) {
+        let start = match (steady, self.show().feed_since(window)) {
             (true, Some(first)) => first.checked_sub(1),
-            (true, None) => self.state.feed_last(),
+            (true, None) => self.show().feed_last(),
             (false, _) => None,
         };
         match after {
@@ -90,8 +95,8 @@ impl Broker {
         after: Option<u64>,
     ) -> (Vec<Arc<FeedEvent>>, JournalPosition, Option<u64>) {
         // The position first: everything up to it is in state when the events are read.
-        let (epoch, index) = self.state.position();
-        let (events, last) = self.state.feed_after(after, FEED_BATCH);
+        let (epoch, index) = self.show().position();
+        let (events, last) = self.show().feed_after(after, FEED_BATCH);
         let read_through = if events.len() < FEED_BATCH {
             index
         } else {
@@ -107,14 +112,15 @@ impl Broker {
         )
     }
 
-    /// Requires that a validator is still registered: a watch ends when its caller leaves the policy bundle.
-    pub fn require_registered(&self, method: &'static str, id: &ServiceId) -> Result<(), Refusal> {
-        let validator = |service: &RegisteredService| service.kind == ServiceKind::Validator;
-        let rules = self.projections.rules();
-        if rules.is_some_and(|rules| rules.bundle.service(id).is_some_and(validator)) {
-            return Ok(());
-        }
-        let message = "no longer a registered validator; ask an operator";
-        Err(self.refuse(method, Reason::NotPermitted, message))
+    /// Requires that a validator is still registered with the credential that its watch began with.
+    pub fn require_registered(
+        &self,
+        method: &'static str,
+        watch: &FeedStart,
+    ) -> Result<(), Refusal> {
+        self.preview(|read| {
+            self.require_service(read, method, &watch.caller, ServiceKind::Validator)
+                .map(drop)
+        })
     }
 }

@@ -79,24 +79,24 @@ impl Broker {
     /// The rules in force with their statistics, by id.
     pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleStatsRow>, Refusal> {
         self.authenticate_reader(call, self.now())?;
-        let rules = self.projections.rules();
+        let rules = self.show().rules();
         let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
-        let row = |rule: &RuleInfo| rule_row(rule, self.state.stats().rule(&rule.id));
+        let row = |rule: &RuleInfo| rule_row(rule, self.show().stats().rule(&rule.id));
         Ok(rules.map(row).collect())
     }
 
     /// Approvers with their statistics, by id: those in the policy bundle, and those who ever voted.
     pub fn approver_stats(&self, call: &CallContext) -> Result<Vec<ApproverStatsRow>, Refusal> {
         self.authenticate_reader(call, self.now())?;
-        let rules = self.projections.rules();
+        let rules = self.show().rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
-        let voters = self.state.stats().approvers();
+        let voters = self.show().stats().approvers();
         let mut ids: BTreeSet<PersonId> = voters.into_iter().map(|(id, _)| id).collect();
         let people = rules.iter().flat_map(|in_force| in_force.bundle.people());
         let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
         ids.extend(approvers.map(|p| p.id.clone()));
         let row = |id: PersonId| {
-            let stats = self.state.stats().approver(&id);
+            let stats = self.show().stats().approver(&id);
             let name = person(&id).map(|p| p.name.clone()).unwrap_or_default();
             approver_row(id, name, &stats)
         };
@@ -109,7 +109,7 @@ impl Broker {
         id: &AgentId,
         registered: Option<&RegisteredAgent>,
     ) -> Vec<ActionUse> {
-        let mut used = self.state.stats().actions_of_agent(id);
+        let mut used = self.show().stats().actions_of_agent(id);
         let unused = registered
             .iter()
             .flat_map(|agent| &agent.ceiling)

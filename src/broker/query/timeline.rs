@@ -74,13 +74,13 @@ impl Broker {
         let now = self.now();
         let reader = self.authenticate_reader_person(call, now)?;
         let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
-        let task = self.state.task(&id).ok_or_else(unknown)?;
+        let task = self.show().task(&id).ok_or_else(unknown)?;
         if let Some(person) = reader
             && !self.may_read_task(&person, &id)
         {
             return Err(unknown());
         }
-        let (mut indexes, left_out) = self.state.task_entries(&id);
+        let (mut indexes, left_out) = self.show().task_entries(&id);
         // One entry may end many tasks.
         let ended = task.ended.map(|ended| ended.index);
         indexes.extend(ended.filter(|index| !indexes.contains(index)));
@@ -97,7 +97,7 @@ impl Broker {
                 .flatten()
                 .filter_map(|s| self.timeline_event(s)),
         );
-        let grants = self.state.grants_of_task(&id);
+        let grants = self.show().grants_of_task(&id);
         events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
         events.sort_by_key(TimelineEvent::place);
         Ok(TaskTimeline {
@@ -131,7 +131,7 @@ impl Broker {
             let message = format!("must be at most {QUERY_BYTES_MAX} bytes");
             return Err(self.malformed(call.method, &ParseError::new("query", message)));
         }
-        let head = self.state.position().1.saturating_add(1);
+        let head = self.show().position().1.saturating_add(1);
         let mut index_below = below.unwrap_or(head).min(head);
         let journal = self.journal.clone();
         let query = query.to_owned();
@@ -175,7 +175,7 @@ impl Broker {
 
     /// Whether a person may read a task: operators all, approvers those that requested approval from their groups.
     fn may_read_task(&self, person: &PersonCaller, task: &TaskId) -> bool {
-        let Some(rules) = self.projections.rules() else {
+        let Some(rules) = self.show().rules() else {
             return false;
         };
         let Some(registered) = rules.bundle.person(&person.id) else {
@@ -186,7 +186,7 @@ impl Broker {
             profile.is_some_and(|profile| registered.groups.contains(&profile.group))
         };
         registered.roles.contains(&Role::Operator)
-            || self.state.requests_of_task(task).iter().any(|request| {
+            || self.show().requests_of_task(task).iter().any(|request| {
                 request
                     .opened
                     .decision

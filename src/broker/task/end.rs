@@ -1,12 +1,13 @@
 //! Ending a task, and cancelling an access request.
 
-use std::sync::Arc;
-
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
-use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::Append;
+use crate::broker::transaction::Step;
+use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::model::*;
-use crate::state::{AccessRequest, Grant, StoredStatus, TaskRecord};
+use crate::state::{
+    AccessRequest, Draft, Ended, Grant, Read, Recorded, Shown, StoredStatus, TaskRecord,
+};
+use crate::verify::Possession;
 
 /// Input of `CompleteTask` and `EndTask`.
 #[derive(Debug, Clone)]
@@ -36,8 +37,13 @@ pub struct EndReport {
     pub closed: usize,
 }
 
-/// Attempts to end a task or to cancel an access request.
-const END_ATTEMPTS: usize = 16;
+/// The caller whose order ends a task, and what it proved.
+enum EndOrder {
+    /// The agent, by its task's key.
+    Agent(Possession, Option<TaskOutcome>),
+    /// An operator.
+    Operator(PersonCaller),
+}
 
 impl Broker {
     /// Ends a task for its agent. Possession is enough: ending must work when evidence no longer does.
@@ -46,16 +52,10 @@ impl Broker {
         call: &CallContext,
         input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
-        let (task, _held) = self.task_possession(call, &input.task, None, None, self.now())?;
-        self.end_task(
-            call.method,
-            &task.opened.task,
-            EndCause::Completed,
-            input.outcome,
-            None,
-            Vec::new(),
-        )
-        .await
+        let (_task, possession) =
+            self.task_possession(call, &input.task, None, None, self.now())?;
+        let order = EndOrder::Agent(possession, input.outcome);
+        self.end_task(call, input.task, &order).await
     }
 
     /// Ends a task for an operator.
@@ -65,24 +65,8 @@ impl Broker {
         input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
         let operator = self.authenticate_person(call)?;
-        if self.state.task(&input.task).is_none() {
-            return Err(self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no task {}", input.task),
-            ));
-        }
-        let rules = self.require_operator(call, &operator)?;
-        let read_set = vec![(Stream::Policy, rules.version)];
-        self.end_task(
-            call.method,
-            &input.task,
-            EndCause::Operator,
-            None,
-            Some(operator.id),
-            read_set,
-        )
-        .await
+        self.end_task(call, input.task, &EndOrder::Operator(operator))
+            .await
     }
 
     /// Cancels an access request for its agent. A crash before the append leaves it pending; after it, cancelled.
@@ -92,114 +76,105 @@ impl Broker {
         task: TaskId,
         id: AccessRequestId,
     ) -> Result<(), Refusal> {
-        let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
-        let task = &task;
-        self.transaction(
-            call.method,
-            END_ATTEMPTS,
-            "the access request keeps changing while it is cancelled",
-            |attempt| async move {
-                let now = self.now();
-                let opened = self
-                    .request_of_task(call, &task.opened.task, &id)?
-                    .opened
-                    .clone();
-                let read_set = self.request_read_set(&opened);
-                let request = self.request_of_task(call, &task.opened.task, &id)?;
-                if !request.is_pending(now) || !self.is_running(task, now) {
-                    return Err(self
-                        .refuse(
-                            call.method,
-                            Reason::AccessRequestClosed,
-                            "the access request is no longer pending",
-                        )
-                        .into());
-                }
+        let (_task, possession) = self.task_possession(call, &task, None, None, self.now())?;
+        let done = self.transaction(call.method).run(|read| {
+            let now = self.now();
+            let task = self.held_task(read, call, &task, &possession)?;
+            let request = read
+                .access_request(&id)
+                .filter(|request| request.opened.task == task.opened.task)
+                .ok_or_else(|| {
+                    let message = format!("no access request {id} in this task");
+                    self.refuse(call.method, Reason::NotFound, message)
+                })?;
+            if !request.is_pending(now) || !self.is_running(&task, now) {
+                let message = "the access request is no longer pending";
+                return Err(self.refuse(call.method, Reason::AccessRequestClosed, message));
+            }
+            let event = Event::AccessRequestClosed(AccessRequestClosed {
+                access_request: id,
+                cause: CloseCause::Cancelled,
                 // An agent that cancels while an approver is about to vote is counted as having had an answer.
-                let begun = self.has_pending_statement(&id, now);
-                let event = Event::AccessRequestClosed(AccessRequestClosed {
-                    access_request: id,
-                    cause: CloseCause::Cancelled,
-                    voting_started: begun,
-                });
-                let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
-                if begun {
-                    let history_version = self.state.access_request_history(&opened.agent).version;
-                    write_set.push((Stream::AgentRequests(opened.agent.clone()), history_version));
-                }
-                let append = Append {
-                    read_set,
-                    ..Append::one(event, write_set)
-                };
-                attempt.append(append).await?;
-                Ok(())
-            },
-        )
-        .await
+                voting_started: self.has_pending_statement(&id, now),
+            });
+            let draft = Draft::one(event).not_after(request.opened.expires_at);
+            Ok(Step::Append(draft, ()))
+        });
+        done.await.map(|_| ())
     }
 
     /// Ends a task by one entry; a task that has ended answers with its first end.
     ///
     /// A crash before the append leaves the task running and the caller without an answer. The end is enforced here from before
     /// the append; one that fails is journalled as soon as the journal takes entries again.
-    pub(in crate::broker) async fn end_task(
+    async fn end_task(
         &self,
-        method: &'static str,
-        id: &TaskId,
-        cause: EndCause,
-        outcome: Option<TaskOutcome>,
-        by: Option<PersonId>,
-        read_set: Vec<(Stream, Version)>,
+        call: &CallContext,
+        id: TaskId,
+        order: &EndOrder,
     ) -> Result<EndReport, Refusal> {
-        let hold = self.hold_revocation(method, RevocationTarget::Task(*id));
-        let (outcome, by, read_set, hold) = (&outcome, &by, &read_set, &hold);
-        self.transaction(
-            method,
-            END_ATTEMPTS,
-            "the task keeps changing while it is ended",
-            |attempt| async move {
-                let now = self.now();
-                let task = self
-                    .state
-                    .task(id)
-                    .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
-                let task_reads = self.task_read_set(&task.opened);
-                let task = self.state.task(id).unwrap_or(task);
+        let hold = self.hold_revocation(RevocationTarget::Task(id));
+        let transaction = self.transaction(call.method).holding(&hold);
+        let transaction = match order {
+            EndOrder::Agent(..) => transaction,
+            EndOrder::Operator(operator) => transaction.ordered_by(operator),
+        };
+        transaction
+            .run(|read| {
+                let (task, revocation) = match order {
+                    EndOrder::Agent(possession, outcome) => {
+                        let task = self.held_task(read, call, &id, possession)?;
+                        let revocation = PendingRevocation {
+                            by: None,
+                            cause: EndCause::Completed,
+                            outcome: *outcome,
+                            reason: None,
+                        };
+                        (task, revocation)
+                    }
+                    EndOrder::Operator(operator) => {
+                        self.require_operator(read, call, operator)?;
+                        let task = read.task(&id).ok_or_else(|| {
+                            self.refuse(call.method, Reason::NotFound, format!("no task {id}"))
+                        })?;
+                        (task, PendingRevocation::new(operator, EndCause::Operator))
+                    }
+                };
                 if task.ended.is_some() {
-                    return Ok(self.end_report(&task, now));
+                    return Ok(Step::Answer(()));
                 }
-                // A deadline or heartbeat that has passed is the cause, before any caller's.
-                let (cause, outcome, by) = match task.expired_cause(now) {
-                    None => (cause, *outcome, by.clone()),
-                    Some(expired) => (expired, None, None),
-                };
-                let event = Event::TaskEnded(TaskEnded {
-                    tasks: vec![*id],
-                    cause,
-                    outcome,
-                    by: by.clone(),
-                });
-                let append = Append {
-                    read_set: read_set.iter().cloned().chain(task_reads).collect(),
-                    ..Append::one(event, vec![(Stream::Task(*id), task.version)])
-                };
-                let revocation = PendingRevocation { by, cause, outcome };
-                hold.append(attempt, append, revocation).await?;
-                let task = self.state.task(id).unwrap_or(task);
-                Ok(self.end_report(&task, now))
-            },
-        )
-        .await
+                let draft = revocation.end_of(&task, self.now());
+                Ok(Step::Revoke(draft, revocation, ()))
+            })
+            .await?;
+        self.end_report(call.method, id)
+    }
+
+    /// The task of a caller that has proved a key, in a round. Another key's task and an unknown id get the same answer.
+    pub(in crate::broker) fn held_task<'r>(
+        &self,
+        read: &'r Read,
+        call: &CallContext,
+        id: &TaskId,
+        possession: &Possession,
+    ) -> Result<Recorded<'r, TaskRecord>, Refusal> {
+        read.task(id)
+            .filter(|task| possession.matches(&task.opened.binding).is_ok())
+            .ok_or_else(|| {
+                let message = format!("no task {id} bound to this key");
+                self.refuse(call.method, Reason::NotFound, message)
+            })
     }
 
     /// A task that runs, for a caller that has proved its key.
-    pub(in crate::broker) fn running_task(
+    pub(in crate::broker) fn running_task<'r>(
         &self,
+        read: &'r Read,
         call: &CallContext,
         id: &TaskId,
         now: Timestamp,
-    ) -> Result<Arc<TaskRecord>, Refusal> {
-        match self.state.task(id) {
+    ) -> Result<Recorded<'r, TaskRecord>, Refusal> {
+        match read.task(id) {
             Some(task) if self.is_running(&task, now) => Ok(task),
             Some(task) => Err(self.refuse_ended(call.method, &task, now)),
             None => Err(self.refuse(call.method, Reason::TaskEnded, "the task has ended")),
@@ -240,40 +215,41 @@ impl Broker {
             Some(_) => task.ended.map(|ended| ended.at),
             None => None,
         };
-        let suspended = self.state.agent_status(&task.opened.agent).value.suspended;
-        cause
-            .or(suspended.then_some(EndCause::Suspended))
-            .map(|cause| (cause, at))
+        cause.map(|cause| (cause, at))
     }
 
-    /// Computed from the record, so that a repeated call gets the same report.
-    fn end_report(&self, task: &Arc<TaskRecord>, now: Timestamp) -> EndReport {
-        let id = task.opened.task;
-        let (cause, at, index) = task
-            .ended
-            .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
-        let grants = self.state.grants_of_task(&id);
-        let active = |g: &&Arc<Grant>| {
-            g.ended.is_none_or(|e| e.index >= index)
-                && !self.state.is_action_frozen(g)
-                && at.secs() < g.issued.exp
-                && !g.is_spent()
+    /// What the recorded end of a task revoked. Computed from the records, so that a repeated call gets the same report.
+    fn end_report(&self, method: &'static str, task: TaskId) -> Result<EndReport, Refusal> {
+        let show = self.show();
+        let Some(ended) = show.task(&task).and_then(|task| task.ended) else {
+            let message = "the end of the task is not on record";
+            return Err(self.refuse(method, Reason::DecisionUnavailable, message));
         };
-        let pending =
-            |r: &&Arc<AccessRequest>| r.status == StoredStatus::Pending && at < r.opened.expires_at;
-        EndReport {
-            task: id,
+        let Ended {
+            cause, at, index, ..
+        } = ended;
+        let grants = show.grants_of_task(&task);
+        let was_active = |grant: &&Shown<Grant>| {
+            // As of the task's end: what came after it changes nothing.
+            show.first_end(grant).is_none_or(|end| end.index >= index)
+                && at.secs() < grant.issued.exp
+                && !grant.is_spent()
+        };
+        let was_pending = |r: &&Shown<AccessRequest>| {
+            r.status == StoredStatus::Pending && at < r.opened.expires_at
+        };
+        Ok(EndReport {
+            task,
             cause,
             at,
             index,
-            revoked: grants.iter().filter(active).count(),
-            closed: self
-                .state
-                .requests_of_task(&id)
+            revoked: grants.iter().filter(was_active).count(),
+            closed: show
+                .requests_of_task(&task)
                 .iter()
-                .filter(pending)
+                .filter(was_pending)
                 .count(),
-            tokens: grants.iter().map(|g| g.issued.jti).collect(),
-        }
+            tokens: grants.iter().map(|grant| grant.issued.jti).collect(),
+        })
     }
 }

@@ -5,15 +5,20 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::broker::TASKS_PER_ENTRY_MAX;
-use crate::broker::transaction::TransactionError;
-use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
-use crate::journal::{Append, AppendError};
+use crate::broker::sweep::is_of_one_candidate;
+use crate::broker::transaction::Step;
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::journal::AppendError;
 use crate::model::*;
-use crate::state::TaskRecord;
+use crate::state::{Draft, Read};
 
 /// How long heartbeats are gathered before one entry records them.
 const LEASE_BATCH_WINDOW: Duration = Duration::from_millis(20);
+/// Heartbeats that are handled one after the other, and so share the time of one append.
+const LEASES_PER_ENTRY_MAX: usize = 12;
+/// Streams that a round reads, beside the leases it extends, before it looks at no further task: with the eight of one more task they
+/// are no more than an entry may rest on.
+const LEASE_READS_MAX: usize = 56;
 
 /// A heartbeat that waits to be journalled, and the channel that reports the result.
 #[derive(Debug)]
@@ -32,129 +37,145 @@ impl Broker {
         call: &CallContext,
         id: TaskId,
     ) -> Result<Timestamp, Refusal> {
-        let (task, _held) = self.task_possession(call, &id, None, None, self.now())?;
+        let (task, possession) = self.task_possession(call, &id, None, None, self.now())?;
         let Some(seconds) = task.opened.heartbeat_seconds else {
             let message = "the task was opened without a heartbeat";
             return Err(self.refuse(call.method, Reason::Malformed, message));
         };
-        self.transaction(
-            call.method,
-            ATTEMPTS,
-            "the lease keeps changing while it is extended",
-            |_| async move {
-                let now = self.now();
-                let task = self.running_task(call, &id, now)?;
-                let until = lease_of(&task);
-                let is_fresh = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
-                if is_fresh || until >= task.opened.deadline {
-                    return Ok(until);
-                }
-                let (reply, reply_receiver) = oneshot::channel();
-                let first = {
-                    let mut pending = self.lock(&self.pending_heartbeats);
-                    pending.push(PendingHeartbeat { task: id, reply });
-                    pending.len() == 1
-                };
-                if first {
-                    // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
-                    tokio::spawn(Arc::clone(self).extend_batch());
-                }
-                match reply_receiver.await {
-                    // The next attempt reads the result from the record: extended, ended, or changed by another append.
-                    Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::TooLate)) => {
-                        Err(TransactionError::Retry)
+        let deadline = self.journal.append_deadline();
+        loop {
+            let answer = self
+                .transaction_until(deadline, call.method)
+                .run(|read| {
+                    let now = self.now();
+                    let task = self.held_task(read, call, &id, &possession)?;
+                    if !self.is_running(&task, now) {
+                        return Err(self.refuse_ended(call.method, &task, now));
                     }
-                    Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
-                    // The batch was cut, before or after its append.
-                    Err(_gone) => {
-                        let error = AppendError::OutcomeUnknown;
-                        Err(self.refuse_append(call.method, &error).into())
-                    }
+                    let until = task.expires_at();
+                    let left = until.since(now);
+                    let is_fresh = left.saturating_mul(2) >= seconds.saturating_mul(1000);
+                    let is_enough = is_fresh || until >= task.opened.deadline;
+                    Ok(Step::Answer(is_enough.then_some(until)))
+                })
+                .await?;
+            if let Some(until) = answer.value {
+                return Ok(until);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(self.refuse_append(call.method, &AppendError::Busy));
+            }
+            let extended = tokio::time::timeout_at(deadline, self.heartbeat(id));
+            match extended
+                .await
+                .unwrap_or(Ok(Err(AppendError::OutcomeUnknown)))
+            {
+                // The next round reads the result from the record: extended, ended, or changed by another append.
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(self.refuse_append(call.method, &error)),
+                // The batch was cut, before or after its append.
+                Err(_gone) => {
+                    let error = AppendError::OutcomeUnknown;
+                    return Err(self.refuse_append(call.method, &error));
                 }
-            },
-        )
-        .await
+            }
+        }
     }
 
+    /// Hands a heartbeat to the next batch.
+    fn heartbeat(self: &Arc<Self>, task: TaskId) -> oneshot::Receiver<Result<(), AppendError>> {
+        let (reply, receiver) = oneshot::channel();
+        let mut pending = self.lock(&self.pending_heartbeats);
+        pending.push(PendingHeartbeat { task, reply });
+        if pending.len() == 1 {
+            // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
+            tokio::spawn(Arc::clone(self).extend_batch());
+        }
+        receiver
+    }
+
+    /// Extends the leases of the heartbeats gathered so far: entries that share one commit.
     async fn extend_batch(self: Arc<Self>) {
         tokio::time::sleep(LEASE_BATCH_WINDOW).await;
-        let pending = std::mem::take(&mut *self.lock(&self.pending_heartbeats));
-        let mut pending = pending.into_iter().peekable();
-        while pending.peek().is_some() {
-            let chunk: Vec<PendingHeartbeat> = pending.by_ref().take(TASKS_PER_ENTRY_MAX).collect();
-            let result = self.extend(&chunk).await;
-            // A task that moved meanwhile makes the whole entry conflict: then each lease is extended by its own.
-            if matches!(result, Err(AppendError::Conflict(_) | AppendError::TooLate))
-                && chunk.len() > 1
-            {
-                for one in chunk {
-                    let result = self.extend(std::slice::from_ref(&one)).await;
-                    let _caller_gone = one.reply.send(result);
-                }
-            } else {
-                for one in chunk {
-                    let _caller_gone = one.reply.send(result.clone());
-                }
+        let mut pending = std::mem::take(&mut *self.lock(&self.pending_heartbeats));
+        while !pending.is_empty() {
+            let rest = pending.split_off(pending.len().min(LEASES_PER_ENTRY_MAX));
+            let chunk = std::mem::replace(&mut pending, rest);
+            tokio::spawn(Arc::clone(&self).extend_chunk(chunk));
+        }
+    }
+
+    /// Extends the leases of a chunk, by one entry where that rests on no more than an entry may, and within the time of one append. A
+    /// task that moves meanwhile makes the whole entry conflict: then each lease of it is extended by its own.
+    async fn extend_chunk(self: Arc<Self>, mut chunk: Vec<PendingHeartbeat>) {
+        let deadline = self.journal.append_deadline();
+        // How many of the next leases are extended alone.
+        let mut alone = 0_usize;
+        while !chunk.is_empty() {
+            let most = if alone > 0 { 1 } else { chunk.len() };
+            let next = chunk.iter().take(most).map(|heartbeat| heartbeat.task);
+            let tasks: Vec<TaskId> = next.collect();
+            let mut looked_at = 1;
+            let tried = self
+                .try_append_until(deadline, |read| {
+                    let extension = self.extension(read, &tasks);
+                    looked_at = extension.looked_at.max(1);
+                    extension.draft
+                })
+                .await;
+            if most > 1 && looked_at > 1 && is_of_one_candidate(&tried) {
+                alone = looked_at;
+                continue;
+            }
+            alone = alone.saturating_sub(looked_at);
+            let outcome = tried.map(|_| ());
+            for heartbeat in chunk.drain(..looked_at.min(chunk.len())) {
+                let _caller_gone = heartbeat.reply.send(outcome.clone());
             }
         }
     }
 
-    async fn extend(&self, chunk: &[PendingHeartbeat]) -> Result<(), AppendError> {
+    /// The entry that extends the leases of those of the first of these tasks that run and have less left than a heartbeat gives.
+    fn extension(&self, read: &Read, tasks: &[TaskId]) -> Extension {
         let now = self.now();
-        let mut leases = Vec::new();
-        let (mut write_set, mut read_set) = (Vec::new(), Vec::new());
+        let mut leases: Vec<(TaskId, Timestamp)> = Vec::new();
         let mut not_after: Option<Timestamp> = None;
-        for heartbeat in chunk {
-            let id = heartbeat.task;
-            let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
+        let mut looked_at = 0;
+        for id in tasks {
+            // A task that is left out counts as much as one that is extended.
+            if read.len() > LEASE_READS_MAX + leases.len() {
+                break;
+            }
+            looked_at += 1;
+            let task = read.task(id).filter(|task| self.is_running(task, now));
+            let lease = task.and_then(|task| {
+                let until = now.plus_secs(task.opened.heartbeat_seconds?);
+                Some((task.lease?.until, until.min(task.opened.deadline)))
+            });
+            let Some((ends, until)) = lease.filter(|(ends, until)| ends < until) else {
                 continue;
             };
-            let task_reads = self.task_read_set(&opened);
-            let Some(task) = self
-                .state
-                .task(&id)
-                .filter(|task| self.is_running(task, now))
-            else {
-                continue;
-            };
-            let (Some(lease), Some(seconds)) = (task.lease, task.opened.heartbeat_seconds) else {
-                continue;
-            };
-            let until = now.plus_secs(seconds).min(task.opened.deadline);
-            if until <= lease.until || leases.iter().any(|(task, _)| *task == id) {
+            if leases.iter().any(|(task, _)| task == id) {
                 continue;
             }
-            leases.push((id, until));
-            write_set.push((Stream::Lease(id), lease.version));
-            read_set.push((Stream::Task(id), task.version));
-            for read in task_reads {
-                if !read_set.contains(&read) {
-                    read_set.push(read);
-                }
-            }
+            leases.push((*id, until));
             // INVARIANT (a missed heartbeat is final): an extension is durable before the lease it extends has ended.
-            not_after = Some(not_after.map_or(lease.until, |t| t.min(lease.until)));
+            not_after = Some(not_after.map_or(ends, |t| t.min(ends)));
         }
-        if leases.is_empty() {
-            return Ok(());
-        }
-        let append = Append {
-            read_set,
-            not_after,
-            ..Append::one(
-                Event::LeasesExtended(LeasesExtended {
-                    leases,
-                    served_until: None,
-                }),
-                write_set,
-            )
-        };
-        self.journal.append(append).await.map(|_| ())
+        let draft = not_after.map(|not_after| {
+            let event = Event::LeasesExtended(LeasesExtended {
+                leases,
+                served_until: None,
+            });
+            Draft::one(event).not_after(not_after)
+        });
+        Extension { draft, looked_at }
     }
 }
 
-/// When the task ends without another heartbeat.
-fn lease_of(task: &TaskRecord) -> Timestamp {
-    let deadline = task.opened.deadline;
-    task.lease.map_or(deadline, |l| l.until.min(deadline))
+/// What a round makes of the first of some heartbeats.
+struct Extension {
+    draft: Option<Draft>,
+    /// Number of heartbeats it looked at.
+    looked_at: usize,
 }

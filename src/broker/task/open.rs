@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::broker::governance::pending_revocation::RevocationTarget;
 use crate::broker::metrics::CallerId;
-use crate::broker::{
-    ATTEMPTS, Broker, CallContext, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Refusal, TASKS_MAX,
-};
-use crate::journal::{Append, Blob};
+use crate::broker::transaction::Step;
+use crate::broker::{Broker, CallContext, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Refusal};
+use crate::journal::Blob;
 use crate::model::*;
-use crate::state::TaskRecord;
-use crate::verify::{
-    self, AgentRecords, Attested, Authenticated, Gate1Context, Restriction, TaskSnapshot,
-    VerifyError,
-};
+use crate::state::{Draft, Read, Recorded, TaskRecord};
+use crate::verify::{self, Attested, Authenticated, Verified, VerifyError};
 
 /// Input of `OpenTask`.
 #[derive(Debug)]
@@ -51,8 +48,9 @@ impl Broker {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let attested = self.attest(&input.evidence, now).map_err(|e| closed(&e))?;
+        // Who asks, for the rate limit and the turn; the round below decides.
         let rules = self
-            .projections
+            .show()
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent = match rules
@@ -82,86 +80,62 @@ impl Broker {
             );
             return Err(self.refuse(call.method, Reason::InvalidTtl, message));
         }
-        let authenticated = Authenticated::for_open_task(Arc::new(attested), possession);
-        let (input, authenticated) = (&input, &authenticated);
+        let authenticated = Authenticated::new(Arc::new(attested), possession);
         let key = Stream::open_task(agent, authenticated.jkt(), input.idempotency_key.clone());
-        self.transaction_on(
-            key,
-            call.method,
-            ATTEMPTS,
-            "the agent's records keep changing while the task is opened",
-            |attempt| async move {
-                let now = self.now();
-                let rules = self.projections.rules();
-                let verified = authenticated
-                    .verify(
-                        self.gate_1_context(authenticated, rules.as_deref(), None),
-                        now,
-                    )
-                    .map_err(|e| closed(&e))?;
-                let agent = verified.agent();
-                if let Some(task) = self.state.task_by_idempotency_key(
-                    &agent.id,
-                    authenticated.jkt(),
-                    &input.idempotency_key,
-                ) {
-                    return Ok(self.replay_open(call, input, &task, authenticated)?);
-                }
-                if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
-                    let message = format!(
-                        "the agent has {TASKS_MAX} running tasks, the most it may have; end some"
-                    );
-                    return Err(self
-                        .refuse(call.method, Reason::TooManyTasks, message)
-                        .into());
-                }
-                self.require_reliable_clock(call.method)?;
-                let task = TaskId::from_random(self.random_bytes());
-                let purpose = Blob::new(input.purpose.blob(self.random_bytes()));
-                let event = TaskOpened {
-                    task,
-                    agent: agent.id.clone(),
-                    owner: agent.owner.clone(),
-                    binding: verified.binding(),
-                    idempotency_key: input.idempotency_key.clone(),
-                    requested_seconds: input.max_duration,
-                    opened_at: now,
-                    deadline: now.plus_secs(input.max_duration.min(self.settings.task_cap)),
-                    heartbeat_seconds: input.heartbeat,
-                    purpose: purpose.hash(),
-                    evidence: verified.facts().clone(),
-                    policy: rules
-                        .as_ref()
-                        .map(|r| r.bundle.version())
-                        .ok_or_else(|| closed(&VerifyError::NoRules))?,
-                };
-                let write_set = vec![
-                    (Stream::Task(task), 0),
-                    (
-                        Stream::open_task(
-                            agent.id.clone(),
-                            authenticated.jkt(),
-                            input.idempotency_key.clone(),
-                        ),
-                        0,
-                    ),
-                ];
-                let append = Append {
-                    read_set: verified.read_set().to_vec(),
-                    not_after: Some(verified.not_after()),
-                    blobs: vec![purpose],
-                    ..Append::one(Event::TaskOpened(event.clone()), write_set)
-                };
-                attempt.append(append).await?;
-                self.cache_attestation(task, authenticated);
-                Ok(OpenTaskReply {
-                    lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
-                    task: Arc::new(event),
-                    facts: authenticated.facts().clone(),
-                })
-            },
-        )
-        .await
+        let deadline = self.journal.append_deadline();
+        let _turn = self.take_turn(key, call.method, deadline).await?;
+        let opened = self
+            .transaction_until(deadline, call.method)
+            .run(|read| self.decide_open(read, call, &input, &authenticated))
+            .await?
+            .value;
+        self.cache_attestation(opened.task.task, &authenticated);
+        Ok(opened)
+    }
+
+    /// One round: gate 1, the task that the idempotency key already has, the new task.
+    fn decide_open(
+        &self,
+        read: &Read,
+        call: &CallContext,
+        input: &OpenTaskInput,
+        authenticated: &Authenticated,
+    ) -> Result<Step<OpenTaskReply>, Refusal> {
+        let now = self.now();
+        let verified = self
+            .pass_gate_1(read, authenticated, None, now)
+            .map_err(|e| self.refuse_gate_1(call.method, &e))?;
+        let agent = verified.agent();
+        if let Some(task) =
+            read.task_by_idempotency_key(&agent.id, authenticated.jkt(), &input.idempotency_key)
+        {
+            return self.replay_open(call, input, &task, authenticated, now);
+        }
+        self.require_reliable_clock(call.method)?;
+        let purpose = Blob::new(input.purpose.blob(self.random_bytes()));
+        let event = TaskOpened {
+            task: TaskId::from_random(self.random_bytes()),
+            agent: agent.id.clone(),
+            owner: agent.owner.clone(),
+            binding: verified.binding(),
+            idempotency_key: input.idempotency_key.clone(),
+            requested_seconds: input.max_duration,
+            opened_at: now,
+            deadline: now.plus_secs(input.max_duration.min(self.settings.task_cap)),
+            heartbeat_seconds: input.heartbeat,
+            purpose: purpose.hash(),
+            evidence: verified.facts().clone(),
+            policy: verified.rules().bundle.version(),
+        };
+        let reply = OpenTaskReply {
+            lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
+            task: Arc::new(event.clone()),
+            facts: authenticated.facts().clone(),
+        };
+        let draft = Draft::one(Event::TaskOpened(event))
+            .not_after(verified.not_after())
+            .with_blobs([purpose]);
+        Ok(Step::Append(draft, reply))
     }
 
     /// Answers a retry: the same task for the same input, while it runs.
@@ -169,9 +143,10 @@ impl Broker {
         &self,
         call: &CallContext,
         input: &OpenTaskInput,
-        task: &TaskRecord,
+        task: &Recorded<'_, TaskRecord>,
         authenticated: &Authenticated,
-    ) -> Result<OpenTaskReply, Refusal> {
+        now: Timestamp,
+    ) -> Result<Step<OpenTaskReply>, Refusal> {
         let same = task.opened.requested_seconds == input.max_duration
             && task.opened.heartbeat_seconds == input.heartbeat
             && task.purpose.as_ref() == Some(&input.purpose);
@@ -182,16 +157,44 @@ impl Broker {
                 "this idempotency key opened a task with another purpose, duration or heartbeat",
             ));
         }
-        let now = self.now();
         if !self.is_running(task, now) {
             return Err(self.refuse_ended(call.method, task, now));
         }
-        self.cache_attestation(task.opened.task, authenticated);
-        Ok(OpenTaskReply {
+        Ok(Step::Answer(OpenTaskReply {
             lease_until: task.lease.map(|lease| lease.until),
             task: task.opened.clone(),
             facts: authenticated.facts().clone(),
-        })
+        }))
+    }
+
+    /// Gate 1 in this round, and the suspensions and freezes that this process enforces and the journal does not hold yet.
+    pub(in crate::broker) fn pass_gate_1<'r>(
+        &self,
+        read: &'r Read,
+        authenticated: &Authenticated,
+        task: Option<&TaskId>,
+        now: Timestamp,
+    ) -> Result<Verified<'r>, VerifyError> {
+        let max_age_ms = self.settings.max_evidence_age.saturating_mul(1000);
+        let verified = authenticated.verify(read, task, max_age_ms, now)?;
+        let agent = verified.agent();
+        if self.is_revocation_pending(&RevocationTarget::Agent(agent.id.clone())) {
+            return Err(VerifyError::Suspended(agent.id.clone()));
+        }
+        let opener = verified.task().map(|task| task.opened.owner.clone());
+        let owners = opener.into_iter().chain([agent.owner.clone()]);
+        let mut scopes = [FreezeScope::All, FreezeScope::Agent(agent.id.clone())]
+            .into_iter()
+            .chain(owners.map(FreezeScope::Owner));
+        match scopes.find(|scope| self.is_freeze_held(scope)) {
+            Some(scope) => Err(VerifyError::Frozen(scope)),
+            None => Ok(verified),
+        }
+    }
+
+    /// Whether this process enforces a freeze that the journal does not hold yet.
+    pub(in crate::broker) fn is_freeze_held(&self, scope: &FreezeScope) -> bool {
+        self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()))
     }
 
     /// Keeps the evidence of a task as it was verified in this call.
@@ -203,56 +206,5 @@ impl Broker {
     /// The evidence of a task as it was last verified here.
     pub(in crate::broker) fn cached_attestation(&self, task: &TaskId) -> Option<Arc<Attested>> {
         self.attestations.get(task)
-    }
-
-    /// Gathers what gate 1 needs of the journal and the rules at this moment.
-    pub(in crate::broker) fn gate_1_context<'a>(
-        &'a self,
-        authenticated: &Authenticated,
-        rules: Option<&'a crate::policy::ActivePolicy>,
-        task: Option<&TaskRecord>,
-    ) -> Gate1Context<'a> {
-        let facts = authenticated.facts();
-        let trust = self
-            .state
-            .trusted_keys(&facts.subject.trust_domain())
-            .filter(|keys| keys.value.kids.contains(&facts.kid))
-            .map(|keys| keys.version);
-        let agent =
-            rules.and_then(
-                |rules| match rules.bundle.agents_matching(&facts.subject).as_slice() {
-                    [one] => Some(self.agent_records(one)),
-                    _ => None,
-                },
-            );
-        Gate1Context {
-            rules,
-            trust,
-            agent,
-            task: task.map(|t| TaskSnapshot {
-                id: t.opened.task,
-                agent: t.opened.agent.clone(),
-                opened_at: t.opened.opened_at,
-                deadline: t.opened.deadline,
-                lease_until: t.lease.map(|lease| lease.until),
-                version: t.version,
-            }),
-            max_evidence_age_ms: self.settings.max_evidence_age.saturating_mul(1000),
-        }
-    }
-
-    /// What the journal says of an agent, each value read together with its version.
-    fn agent_records(&self, agent: &RegisteredAgent) -> AgentRecords {
-        let restriction = |(in_force, version)| Restriction { in_force, version };
-        let freeze = |scope| restriction(self.freeze_status(&scope));
-        AgentRecords {
-            id: agent.id.clone(),
-            owner: agent.owner.clone(),
-            suspension: restriction(self.agent_suspension(&agent.id)),
-            freeze_all: freeze(FreezeScope::All),
-            freeze_agent: freeze(FreezeScope::Agent(agent.id.clone())),
-            freeze_owner: freeze(FreezeScope::Owner(agent.owner.clone())),
-            owner_version: self.state.credentials().get(&agent.owner).version,
-        }
     }
 }

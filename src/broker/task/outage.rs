@@ -1,12 +1,11 @@
 //! Outage: a broker that was stopped does not end tasks whose heartbeat it could not have heard.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::{Broker, TASKS_PER_ENTRY_MAX};
-use crate::journal::{Append, AppendError, NewEvent};
+use crate::broker::Broker;
+use crate::journal::AppendError;
 use crate::model::*;
-use crate::state::TaskRecord;
+use crate::state::{Draft, Read};
 
 /// Longest outage after which tasks get another heartbeat, in milliseconds.
 const OUTAGE_MAX_MS: i64 = 300_000;
@@ -21,8 +20,9 @@ impl Broker {
     /// and a lease that ended before it stays ended. Without a mark, as after a crash, with one that the journal or the clock
     /// contradicts, and after more than five minutes nothing is extended. Deadlines never move.
     ///
-    /// A crash before the append leaves the mark, so that the next start decides anew; after it, leases that this start's
-    /// successor finds extended. An append whose outcome is unknown fails the start.
+    /// A crash before the first append leaves the mark, so that the next start decides anew. After it, that start finds leases
+    /// extended, and a journal that contradicts the mark: heartbeats that no entry has extended by then count as missed. An append
+    /// whose outcome is unknown fails the start.
     pub(in crate::broker) async fn extend_leases_after_outage(&self) -> Result<(), AppendError> {
         let now = self.now();
         let Some(served_until) = self.stop_mark.read() else {
@@ -35,45 +35,34 @@ impl Broker {
             tracing::info!(%served_until, "missed heartbeats count: the last broker's mark is not usable");
             return Ok(());
         }
-        let extended = |task: &TaskRecord| {
+        let extended = |read: &Read, id: &TaskId| {
+            let task = read.task(id).filter(|task| task.ended.is_none())?;
             let lease = task.lease.map(|lease| lease.until)?;
             let seconds = task.opened.heartbeat_seconds?;
             let until = now.plus_secs(seconds).min(task.opened.deadline);
             let ran_out_unheard = served_until <= lease && lease <= now.plus_millis(outage);
-            (ran_out_unheard && now < task.opened.deadline && lease < until).then_some(until)
+            (ran_out_unheard && now < task.opened.deadline && lease < until).then_some((*id, until))
         };
-        let mut events = Vec::new();
-        let tasks: Vec<_> = self
-            .state
-            .open_tasks()
-            .into_iter()
-            .filter_map(|task| extended(&task).map(|until| (task, until)))
+        let open = self.show().open_tasks().into_iter();
+        let candidates: Vec<TaskId> = open
+            .map(|task| task.opened.task)
+            .filter(|id| self.preview(|read| extended(read, id)).is_some())
             .collect();
-        for chunk in tasks.chunks(TASKS_PER_ENTRY_MAX) {
-            let stream = |(task, _): &(Arc<TaskRecord>, Timestamp)| {
-                let version = task.lease.map_or(0, |lease| lease.version);
-                (Stream::Lease(task.opened.task), version)
-            };
-            events.push(NewEvent {
-                event: Event::LeasesExtended(LeasesExtended {
-                    leases: chunk
-                        .iter()
-                        .map(|(task, until)| (task.opened.task, *until))
-                        .collect(),
-                    served_until: Some(served_until),
-                }),
-                write_set: chunk.iter().map(stream).collect(),
-            });
-        }
-        if events.is_empty() {
-            return Ok(());
-        }
-        let append = Append {
-            events,
-            ..Append::default()
+        let draft = |leases| {
+            Draft::one(Event::LeasesExtended(LeasesExtended {
+                leases,
+                served_until: Some(served_until),
+            }))
         };
-        self.journal.append(append).await?;
-        tracing::info!(tasks = tasks.len(), %served_until, "tasks got another heartbeat: no broker served");
+        let swept = self.sweep(&candidates, extended, draft).await;
+        swept.outcome()?;
+        if !swept.is_complete {
+            // Nothing else appends before the broker serves.
+            return Err(AppendError::Busy);
+        }
+        if !candidates.is_empty() {
+            tracing::info!(tasks = swept.recorded.len(), %served_until, "tasks got another heartbeat: no broker served");
+        }
         Ok(())
     }
 

@@ -23,7 +23,7 @@ impl Broker {
     /// expired. Changes nothing.
     pub fn get_task(&self, call: &CallContext, id: TaskId) -> Result<AgentTaskView, Refusal> {
         let now = self.now();
-        let (task, _held) = self.task_possession(call, &id, None, None, now)?;
+        let (task, _possession) = self.task_possession(call, &id, None, None, now)?;
         let lease_until = task
             .lease
             .map(|lease| lease.until.min(task.opened.deadline));

@@ -3,35 +3,27 @@
 use std::collections::BTreeSet;
 
 use crate::approve::DeniedDecision;
-use crate::broker::token::request::{DeniedReply, TokenAttempt, TokenReply};
-use crate::broker::transaction::{Transaction, TransactionError};
+use crate::broker::token::request::{DeniedReply, Evaluation, RequestTokenInput, TokenAttempt};
+use crate::broker::transaction::Step;
 use crate::broker::{Broker, Refusal};
-use crate::journal::{Append, Blob};
+use crate::journal::Blob;
 use crate::model::*;
 use crate::policy::ActionError;
-use crate::state::StoredStatus;
+use crate::state::{AccessRequest, Draft, Recorded, StoredStatus};
 
 impl Broker {
     /// Answers a retry after an approver's denial or expiry: the outcome of the idempotency key never changes.
     pub(in crate::broker) fn replay_denial(
         &self,
-        attempt: &TokenAttempt<'_>,
-        id: &AccessRequestId,
-    ) -> Result<TokenReply, Refusal> {
+        attempt: &TokenAttempt<'_, '_>,
+        request: &Recorded<'_, AccessRequest>,
+    ) -> Result<Step<Evaluation>, Refusal> {
         let TokenAttempt {
             call,
             input,
             authenticated,
             ..
         } = *attempt;
-        let request = self.state.access_request(id);
-        let request = request.ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::DecisionUnavailable,
-                "the access request is no longer on record",
-            )
-        })?;
         if request.action.as_ref().is_some_and(|a| **a != input.action) {
             return Err(self.refuse(
                 call.method,
@@ -46,63 +38,56 @@ impl Broker {
         } else {
             DeniedReason::Expired
         };
-        Ok(TokenReply::Denied(Box::new(DeniedReply {
+        let denied = DeniedReply {
             why,
             decision: Some(request.opened.decision.id),
             rules: self.rules_shown(&request.opened.decision.rules),
-            access_request: Some(*id),
+            access_request: Some(request.opened.access_request),
             comment: request.comment(),
             facts: authenticated.facts().clone(),
-        })))
+        };
+        Ok(Step::Answer(Evaluation::Denied(Box::new(denied), None)))
     }
 
     /// Denies by a rule: one entry, unless the idempotency key got the same answer last.
-    pub(in crate::broker) async fn deny(
+    pub(in crate::broker) fn deny(
         &self,
-        attempt: &TokenAttempt<'_>,
+        attempt: &TokenAttempt<'_, '_>,
         denied: DeniedDecision,
-        transaction: Transaction<'_>,
-    ) -> Result<TokenReply, TransactionError> {
-        let TokenAttempt {
-            input,
-            rules,
-            authenticated,
-            ..
-        } = *attempt;
-        let rules_shown = self.rules_shown(&denied.decision.rules);
-        let sensitive = rules
+        is_counted: &mut bool,
+    ) -> Result<Step<Evaluation>, Refusal> {
+        let sensitive = attempt
+            .rules
             .bundle
-            .action(&input.action.name)
+            .action(&attempt.input.action.name)
             .map(|a| a.sensitive())
             .unwrap_or_default();
-        let id = denied.decision.id;
         let counted = denied.decision.rules.clone();
-        self.record_denial(
-            attempt,
-            denied.why.as_str(),
-            Some(denied.decision),
-            &sensitive,
-            transaction,
-        )
-        .await?;
-        self.count_decision("denied", &counted);
-        Ok(TokenReply::Denied(Box::new(DeniedReply {
+        let reply = DeniedReply {
             why: denied.why,
-            decision: Some(id),
-            rules: rules_shown,
+            decision: Some(denied.decision.id),
+            rules: self.rules_shown(&counted),
             access_request: None,
             comment: None,
-            facts: authenticated.facts().clone(),
-        })))
+            facts: attempt.authenticated.facts().clone(),
+        };
+        let evaluation = Evaluation::Denied(Box::new(reply), Some(counted));
+        let why = denied.why.as_str();
+        self.record_denial(
+            attempt,
+            (why, Some(denied.decision), &sensitive),
+            evaluation,
+            is_counted,
+        )
     }
 
     /// Refuses an action that is not in the catalogue: one entry, with every parameter kept out of it.
-    pub(in crate::broker) async fn refuse_action(
+    pub(in crate::broker) fn refuse_action(
         &self,
-        attempt: &TokenAttempt<'_>,
+        attempt: &TokenAttempt<'_, '_>,
         problem: &ActionError,
-        transaction: Transaction<'_>,
-    ) -> TransactionError {
+        is_counted: &mut bool,
+    ) -> Result<Step<Evaluation>, Refusal> {
         let reason = match problem {
             ActionError::UnknownAction { .. } => Reason::UnknownAction,
             ActionError::UnknownTarget(_) | ActionError::WrongTargetType { .. } => {
@@ -112,52 +97,49 @@ impl Broker {
             ActionError::UnknownAudience(_) => Reason::UnknownAudience,
         };
         let all = attempt.input.action.parameters.keys().cloned().collect();
-        match self
-            .record_denial(attempt, reason.as_str(), None, &all, transaction)
-            .await
-        {
-            Ok(()) => self
-                .refuse(attempt.call.method, reason, problem.to_string())
-                .into(),
-            Err(error) => error,
-        }
+        let evaluation = Evaluation::Refused(reason, problem.to_string());
+        self.record_denial(
+            attempt,
+            (reason.as_str(), None, &all),
+            evaluation,
+            is_counted,
+        )
     }
 
-    async fn record_denial(
+    fn record_denial(
         &self,
-        attempt: &TokenAttempt<'_>,
-        reason: &str,
-        decision: Option<DecisionRecord>,
-        sensitive: &BTreeSet<String>,
-        transaction: Transaction<'_>,
-    ) -> Result<(), TransactionError> {
+        attempt: &TokenAttempt<'_, '_>,
+        (reason, decision, sensitive): (&str, Option<DecisionRecord>, &BTreeSet<String>),
+        evaluation: Evaluation,
+        is_counted: &mut bool,
+    ) -> Result<Step<Evaluation>, Refusal> {
         let TokenAttempt {
             call,
             input,
             authenticated,
+            read,
             rules,
             ..
         } = *attempt;
-        let policy = rules.version.to_be_bytes();
+        let policy = rules.bundle.version();
         let answer = Digest::sha256_parts(&[
             reason.as_bytes(),
             &[0],
-            &policy,
+            policy.as_bytes(),
             input.action.digest().as_bytes(),
         ]);
         let key = (input.task, input.idempotency_key.clone());
-        let version = attempt.request_version;
+        let stream = Stream::TokenRequest(key.0, key.1.clone());
+        let version = read.last_entry(&stream).map_or(0, |index| index + 1);
         // An entry whose outcome was unknown counts once it has moved the stream.
         let is_recorded = |(last, before): &(Digest, Version)| *last == answer && *before < version;
-        if self
-            .last_denials
-            .get(&key)
-            .as_deref()
-            .is_some_and(is_recorded)
-        {
-            return Ok(());
+        let last = self.last_denials.get(&key);
+        if last.as_deref().is_some_and(is_recorded) {
+            return Ok(Step::Answer(evaluation));
         }
-        self.count_refusal(call, &input.task)?;
+        if !std::mem::replace(is_counted, true) {
+            self.count_refusal(call, &input.task)?;
+        }
         let (action, secret) = input
             .action
             .on_record(sensitive, &mut || self.random_bytes());
@@ -178,28 +160,17 @@ impl Broker {
             decision,
             evidence: authenticated.facts().clone(),
         };
-        let append = Append {
-            blobs: secret.into_iter().collect(),
-            // INVARIANT (one entry for one answer): of repetitions that read the same version one conflicts.
-            ..Append::one(
-                Event::RequestDenied(event),
-                vec![(Stream::TokenRequest(key.0, key.1.clone()), version)],
-            )
-        };
         // Before the append, whose answer may be lost.
-        self.last_denials.insert(key.clone(), (answer, version));
-        match transaction.append(append).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let may_count = match &error {
-                    TransactionError::Retry => true,
-                    TransactionError::Refused(refusal) => refusal.reason == Reason::OutcomeUnknown,
-                };
-                if !may_count {
-                    self.last_denials.remove(&key);
-                }
-                Err(error)
-            }
+        self.last_denials.insert(key, (answer, version));
+        let draft = Draft::one(Event::RequestDenied(event)).with_blobs(secret);
+        Ok(Step::Append(draft, evaluation))
+    }
+
+    /// Forgets the denial of a call whose entry is surely not in the journal.
+    pub(in crate::broker) fn forget_denial(&self, input: &RequestTokenInput, refusal: &Refusal) {
+        if refusal.reason != Reason::OutcomeUnknown {
+            let key = (input.task, input.idempotency_key.clone());
+            self.last_denials.remove(&key);
         }
     }
 }

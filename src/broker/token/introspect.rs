@@ -1,21 +1,20 @@
 //! Introspection of tokens, and the spending of their uses.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
+use crate::broker::auth::authentication::ServiceCaller;
+use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{self, ExpectedToken};
 use crate::jose::jws;
-use crate::journal::Append;
 use crate::mint::claims_of;
 use crate::model::*;
-use crate::state::{Grant, TokenUse};
+use crate::policy::ServiceKind;
+use crate::state::{Draft, Grant, Read, Recorded, Shown, TokenUse};
 
 /// An active token, for a validator of its audience.
 #[derive(Debug)]
 pub struct Introspected {
     /// The grant.
-    pub grant: Arc<Grant>,
+    pub grant: Shown<Grant>,
     /// Uses that are left; `None` when only its lifetime limits it.
     pub uses_left: Option<u32>,
 }
@@ -33,25 +32,28 @@ pub struct Consumed {
     pub index: Option<u64>,
 }
 
-/// Attempts to spend a use: other calls about the token wait, so only its reissue or its end conflicts.
-const CONSUME_ATTEMPTS: usize = 16;
-
 impl Broker {
     /// Whether a token is active. `None` for every cause: a validator learns nothing of tokens for other audiences.
-    pub fn introspect(
+    pub async fn introspect(
         &self,
         call: &CallContext,
         token: &Secret,
     ) -> Result<Option<Introspected>, Refusal> {
-        let now = self.now();
-        let caller = self.authenticate_service(call, now)?;
-        Ok(self
-            .active_grant(token, &caller.audiences, now)
-            .filter(|grant| !grant.is_spent())
-            .map(|grant| {
-                let uses_left = left(&grant, grant.uses.len());
-                Introspected { grant, uses_left }
+        let caller = self.authenticate_service(call, self.now())?;
+        let Some(signed) = self.parse_own_token(token) else {
+            return Ok(None);
+        };
+        self.answer(|read| {
+            let now = self.now();
+            let grant = self.grant_for(read, call, &caller, &signed)?;
+            let active = |grant: &Recorded<'_, Grant>| self.end_cause(read, grant, now).is_none();
+            let active = grant.filter(active).filter(|grant| !grant.is_spent());
+            Ok(active.map(|grant| Introspected {
+                uses_left: left(&grant, grant.uses.len()),
+                grant: Shown::from(&grant),
             }))
+        })
+        .await
     }
 
     /// Spends one use. A crash before the append leaves the use unspent; after it, a retry with the same `use_id` gets the
@@ -65,6 +67,7 @@ impl Broker {
         token: &Secret,
         use_id: &UseId,
     ) -> Result<Consumed, Refusal> {
+        let deadline = self.journal.append_deadline();
         let caller = self.authenticate_service(call, self.now())?;
         let inactive = || {
             self.refuse(
@@ -73,121 +76,89 @@ impl Broker {
                 "not active, or not for this validator's audiences",
             )
         };
-        let jti = self
-            .issued_grant(token, &caller.audiences)
-            .ok_or_else(inactive)?
-            .issued
-            .jti;
-        let caller = &caller;
-        self.transaction_on(
-            Stream::Token(jti),
-            call.method,
-            CONSUME_ATTEMPTS,
-            "the token keeps changing while it is used",
-            |attempt| async move {
+        let signed = self.parse_own_token(token).ok_or_else(inactive)?;
+        let jti = signed.0;
+        // Other calls about the token wait: only its reissue or its end conflicts.
+        let _turn = self
+            .take_turn(Stream::Token(jti), call.method, deadline)
+            .await?;
+        let done = self
+            .transaction_until(deadline, call.method)
+            .run(|read| {
                 let now = self.now();
-                // Versions first, then the checks: a stream that moves after these lines makes the append conflict.
-                let rules = self.projections.rules().ok_or_else(inactive)?;
-                let found = self.state.grant(&jti).ok_or_else(inactive)?;
-                let task = self.state.task(&found.issued.task);
-                let until = Timestamp::from_secs(found.issued.exp);
-                let lease = task.as_ref().and_then(|t| t.lease).map(|lease| lease.until);
-                let until = lease.map_or(until, |lease| lease.min(until));
-                let opened = task.as_ref().map(|t| &*t.opened);
-                let freezes = self.freeze_read_set(&found.issued, opened, &rules);
-                let task = task.as_ref().map_or(Version::MAX, |t| t.version);
-                let agent = self.state.agent_status(&found.issued.agent).version;
-                let trust = self
-                    .state
-                    .trusted_keys(&found.issued.subject.trust_domain())
-                    .map_or(Version::MAX, |t| t.version);
-                let grant = self.state.grant(&jti).ok_or_else(inactive)?;
+                let grant = self.grant_for(read, call, &caller, &signed)?;
+                let grant = grant.ok_or_else(inactive)?;
                 if let Some(answer) = repeated(&grant, &caller.id, use_id) {
-                    return Ok(answer);
+                    return Ok(Step::Answer(answer));
                 }
-                let is_for_caller = rules
-                    .bundle
-                    .service(&caller.id)
-                    .is_some_and(|s| s.audiences.contains(&grant.issued.action.audience));
-                if !is_for_caller || self.end_cause(&grant, now).is_some() {
-                    return Err(inactive().into());
+                if self.end_cause(read, &grant, now).is_some() {
+                    return Err(inactive());
                 }
                 if grant.issued.uses.is_none() {
-                    return Ok(Consumed {
+                    return Ok(Step::Answer(Consumed {
                         jti,
                         outcome: UseOutcome::NoLimit,
                         uses_left: None,
                         index: None,
-                    });
+                    }));
                 }
                 if grant.is_spent() {
-                    return Err(self
-                        .refuse(
-                            call.method,
-                            Reason::UsesExhausted,
-                            "every use of the token is spent",
-                        )
-                        .into());
+                    let message = "every use of the token is spent";
+                    return Err(self.refuse(call.method, Reason::UsesExhausted, message));
                 }
                 let event = Event::TokenConsumed(TokenConsumed {
                     jti,
                     validator: caller.id.clone(),
                     use_id: use_id.clone(),
                 });
-                let mut read_set = vec![
-                    (Stream::Task(grant.issued.task), task),
-                    (Stream::Agent(grant.issued.agent.clone()), agent),
-                    (Stream::Policy, rules.version),
-                    (Stream::Trust(grant.issued.subject.trust_domain()), trust),
-                ];
-                read_set.extend(freezes);
-                let append = Append {
-                    read_set,
-                    not_after: Some(until),
-                    ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
-                };
-                let entry = attempt.append(append).await?;
-                Ok(Consumed {
+                let expires_at = Timestamp::from_secs(grant.issued.exp);
+                let task = read.task(&grant.issued.task);
+                let lease = task.and_then(|task| task.lease).map(|lease| lease.until);
+                let until = lease.map_or(expires_at, |until| until.min(expires_at));
+                let spent = Consumed {
                     jti,
                     outcome: UseOutcome::Spent,
                     uses_left: left(&grant, grant.uses.len() + 1),
-                    index: Some(entry.index),
-                })
-            },
-        )
-        .await
-    }
-
-    /// The active grant of a token, if it was issued here, for one of these audiences, with exactly the grant's claims.
-    fn active_grant(
-        &self,
-        token: &Secret,
-        audiences: &BTreeSet<Audience>,
-        now: Timestamp,
-    ) -> Option<Arc<Grant>> {
-        self.issued_grant(token, audiences)
-            .filter(|grant| self.end_cause(grant, now).is_none())
-    }
-
-    /// The same, active or ended.
-    fn issued_grant(&self, token: &Secret, audiences: &BTreeSet<Audience>) -> Option<Arc<Grant>> {
-        let (jti, kid) = self.parse_own_token(token)?;
-        self.state.grant(&jti).filter(|grant| {
-            audiences.contains(&grant.issued.action.audience) && grant.kids.contains(&kid)
+                    index: None,
+                };
+                Ok(Step::Append(Draft::one(event).not_after(until), spent))
+            })
+            .await?;
+        let index = done.entry.map(|entry| entry.index);
+        Ok(Consumed {
+            index: index.or(done.value.index),
+            ..done.value
         })
+    }
+
+    /// The grant of a token, active or ended, if the caller is still a validator of its audience; refuses a caller who is no longer
+    /// registered with its credential.
+    fn grant_for<'r>(
+        &self,
+        read: &'r Read,
+        call: &CallContext,
+        caller: &ServiceCaller,
+        (jti, kid): &(TokenId, KeyId),
+    ) -> Result<Option<Recorded<'r, Grant>>, Refusal> {
+        let rules = self.require_service(read, call.method, caller, ServiceKind::Validator)?;
+        let service = rules.bundle.service(&caller.id);
+        let is_for = |audience: &Audience| service.is_some_and(|s| s.audiences.contains(audience));
+        Ok(read
+            .grant(jti)
+            .filter(|grant| is_for(&grant.issued.action.audience) && grant.kids.contains(kid)))
     }
 
     /// The grant of a token issued here and the key that signed it, if its claims are exactly the grant's. Does not say
     /// whether the grant is active: its record has the token's expiry.
     fn parse_own_token(&self, token: &Secret) -> Option<(TokenId, KeyId)> {
-        let keys = self.projections.own_keys()?;
+        let keys = self.show().own_keys()?;
         let text = Digest::sha256(token.expose_secret().as_bytes());
         if let Some(cached) = self.verified_tokens.get(&keys, &text) {
             return Some(cached);
         }
         // Unverified: it only selects the grant whose claims the token must have.
         let jti = jws::unverified_string(token.expose_secret(), "jti").ok()?;
-        let grant = self.state.grant(&TokenId::parse(&jti).ok()?)?;
+        let grant = self.show().grant(&TokenId::parse(&jti).ok()?)?;
         let expect = ExpectedToken {
             iss: &self.settings.issuer,
             aud: None,
@@ -206,7 +177,7 @@ impl Broker {
 
     /// Caches a token that the issuer verified before it left.
     pub(in crate::broker) fn cache_verified_token(&self, token: &Secret, issued: &TokenIssued) {
-        if let Some(keys) = self.projections.own_keys()
+        if let Some(keys) = self.show().own_keys()
             && keys.get(&issued.kid).is_some()
         {
             let text = Digest::sha256(token.expose_secret().as_bytes());

@@ -1,13 +1,12 @@
 //! The list of active tokens.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::state::Grant;
+use crate::state::{Grant, Shown};
 
 /// An active token, for lists.
 #[derive(Debug, Clone)]
@@ -68,10 +67,10 @@ impl Broker {
     ) -> Result<Vec<LiveToken>, Refusal> {
         let now = self.now();
         self.authenticate_reader(call, now)?;
-        let mut page: BTreeMap<TokenCursor, Arc<Grant>> = BTreeMap::new();
+        let mut page: BTreeMap<TokenCursor, Shown<Grant>> = BTreeMap::new();
         let mut scanned = 0_usize;
-        for task in self.state.open_tasks() {
-            for grant in self.state.grants_of_task(&task.opened.task) {
+        for task in self.show().open_tasks() {
+            for grant in self.show().grants_of_task(&task.opened.task) {
                 let position = TokenCursor {
                     exp: grant.issued.exp,
                     jti: grant.issued.jti,
@@ -81,7 +80,7 @@ impl Broker {
                         || page
                             .last_key_value()
                             .is_some_and(|(last, _)| position < *last));
-                if is_after && self.end_cause(&grant, now).is_none() && !grant.is_spent() {
+                if is_after && self.shown_end_cause(&grant, now).is_none() && !grant.is_spent() {
                     page.insert(position, grant);
                     if page.len() > max {
                         page.pop_last();
@@ -93,9 +92,9 @@ impl Broker {
                 }
             }
         }
-        let row = |grant: Arc<Grant>| {
+        let row = |grant: Shown<Grant>| {
             let issued = &grant.issued;
-            let task = self.state.task(&issued.task)?;
+            let task = self.show().task(&issued.task)?;
             let spent = u32::try_from(grant.uses.len()).unwrap_or(u32::MAX);
             let approval = issued.approval.as_ref();
             Some(LiveToken {

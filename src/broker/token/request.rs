@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
 use crate::broker::approval::progress::ProfileState;
-use crate::broker::transaction::{Transaction, TransactionError};
-use crate::broker::{ATTACHED_MAX, ATTEMPTS, Broker, CallContext, Refusal};
+use crate::broker::transaction::{Done, Step};
+use crate::broker::{ATTACHED_MAX, Broker, CallContext, Refusal};
+use crate::journal::ReadSet;
 use crate::model::*;
 use crate::policy::ActivePolicy;
-use crate::state::{AccessRequest, IdempotencyOutcome, StoredStatus, TaskRecord};
+use crate::state::{AccessRequest, KeyOutcome, Read, Recorded, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
 /// Input of `RequestToken`.
@@ -78,34 +79,11 @@ pub struct PendingReply {
     pub evidence_required: bool,
     /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
-    /// The versions it was computed from: a waiting call evaluates again when one of them changes.
-    pub(in crate::broker) versions: DecisionVersions,
-}
-
-/// Versions a pending answer was computed from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::broker) struct DecisionVersions {
-    access_request: Version,
-    task: Version,
-    agent: Version,
-    policy: Version,
-}
-
-impl DecisionVersions {
-    /// Takes the versions of what was read; zero for what is missing.
-    pub(in crate::broker) fn new(
-        access_request: Version,
-        task: Option<&TaskRecord>,
-        agent: Version,
-        rules: Option<&ActivePolicy>,
-    ) -> Self {
-        Self {
-            access_request,
-            task: task.map_or(0, |t| t.version),
-            agent,
-            policy: rules.map_or(0, |r| r.version),
-        }
-    }
+    /// What it rests on: a waiting call is asked again when a stream of it moves.
+    pub(in crate::broker) reads: ReadSet,
+    /// The next moment at which time alone may change the access request. That the evidence of the call goes stale changes nothing
+    /// while it waits: it is found when the call is asked again.
+    pub(in crate::broker) due: Timestamp,
 }
 
 /// A denial.
@@ -130,16 +108,29 @@ pub use crate::card::RuleSummary;
 /// Longest wait for approvers in one call, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
 
-/// One evaluation of both gates: the call and what it read, at one moment.
-pub(in crate::broker) struct TokenAttempt<'a> {
+/// One round of both gates: the call and what it read, at one moment.
+pub(in crate::broker) struct TokenAttempt<'a, 'r> {
     pub(in crate::broker) call: &'a CallContext,
     pub(in crate::broker) input: &'a RequestTokenInput,
     pub(in crate::broker) authenticated: &'a Authenticated,
-    pub(in crate::broker) rules: &'a ActivePolicy,
-    pub(in crate::broker) task: &'a TaskRecord,
-    pub(in crate::broker) agent_version: Version,
-    pub(in crate::broker) request_version: Version,
+    pub(in crate::broker) read: &'r Read,
+    pub(in crate::broker) rules: &'a Recorded<'r, ActivePolicy>,
+    pub(in crate::broker) task: &'a Recorded<'r, TaskRecord>,
     pub(in crate::broker) now: Timestamp,
+}
+
+/// What a round decided, before its append.
+pub(in crate::broker) enum Evaluation {
+    /// A token was signed; its openings are read after the append.
+    Issued(Box<IssuedReply>),
+    /// An access request was opened.
+    Opened(AccessRequestId),
+    /// An access request is pending.
+    Pending(AccessRequestId),
+    /// Denied.
+    Denied(Box<DeniedReply>, Option<Arc<[RuleRef]>>),
+    /// Refused, after the entry about it.
+    Refused(Reason, String),
 }
 
 impl Broker {
@@ -168,8 +159,7 @@ impl Broker {
                 .cached_attestation(&input.task)
                 .ok_or_else(|| closed(&VerifyError::Stale))?,
         };
-        let authenticated =
-            Authenticated::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
+        let authenticated = Authenticated::new(attested, possession);
         if input.ttl <= 0 {
             return Err(self.refuse(call.method, Reason::InvalidTtl, "`ttl` must be above zero"));
         }
@@ -183,7 +173,7 @@ impl Broker {
         tokio::pin!(until);
         let mut last: Option<PendingReply> = None;
         loop {
-            let reply = match self.evaluate_with_retry(call, &authenticated, &input).await {
+            let reply = match self.evaluate(call, &authenticated, &input).await {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is not the client's fault: ask for new evidence.
                 Err(refusal) if refusal.reason == Reason::EvidenceStale => match last {
@@ -204,11 +194,12 @@ impl Broker {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
                 decided => return Ok(decided),
             };
-            let expired = tokio::time::sleep(pending.expires_at.after(self.now()));
-            tokio::pin!(expired);
+            let due = tokio::time::sleep(pending.due.after(self.now()));
+            tokio::pin!(due);
             // A call that only waits holds no concurrency permit.
             call.permit.release();
             let mut subscription = self.notifier.subscribe(pending.access_request);
+            subscription.rest_on(&pending.reads);
             // Later changes notify the subscription; earlier ones show in the versions.
             loop {
                 subscription.mark_seen();
@@ -219,14 +210,13 @@ impl Broker {
                         "the journal has stopped",
                     ));
                 }
-                if self.decision_versions(&input.task, &pending.access_request) != pending.versions
-                {
+                if !self.state.holds(&pending.reads) {
                     break;
                 }
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
-                    () = &mut expired => break,
+                    () = &mut due => break,
                     () = subscription.changed() => {}
                 }
             }
@@ -235,160 +225,143 @@ impl Broker {
         }
     }
 
-    fn decision_versions(
-        &self,
-        task: &TaskId,
-        access_request: &AccessRequestId,
-    ) -> DecisionVersions {
-        let request = self.state.access_request(access_request);
-        let task = self.state.task(task);
-        let agent = task
-            .as_ref()
-            .map_or(0, |t| self.state.agent_status(&t.opened.agent).version);
-        DecisionVersions::new(
-            request.map_or(0, |r| r.version),
-            task.as_deref(),
-            agent,
-            self.projections.rules().as_deref(),
-        )
-    }
-
-    async fn evaluate_with_retry(
+    /// One evaluation: both gates in one round, its append, and the answer. Calls of one idempotency key take turns.
+    async fn evaluate(
         &self,
         call: &CallContext,
         authenticated: &Authenticated,
         input: &RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
-        let conflict = "the state the decision was made from keeps changing";
         let key = Stream::TokenRequest(input.task, input.idempotency_key.clone());
-        self.transaction_on(key, call.method, ATTEMPTS, conflict, |attempt| async move {
-            self.evaluate_once(call, authenticated, input, attempt)
-                .await
-        })
-        .await
+        let deadline = self.journal.append_deadline();
+        let _turn = self.take_turn(key, call.method, deadline).await?;
+        // An agent that retries is counted once, however often its round is asked again.
+        let mut is_counted = false;
+        let done = self
+            .transaction_until(deadline, call.method)
+            .run(|read| self.decide_token(read, call, authenticated, input, &mut is_counted))
+            .await;
+        let Done {
+            value,
+            entry,
+            reads,
+        } = done.inspect_err(|refusal| {
+            if is_counted {
+                self.forget_denial(input, refusal);
+            }
+        })?;
+        if is_counted && !matches!(value, Evaluation::Denied(..) | Evaluation::Refused(..)) {
+            // A round before it denied, and its append conflicted.
+            let key = (input.task, input.idempotency_key.clone());
+            self.last_denials.remove(&key);
+        }
+        match value {
+            Evaluation::Issued(issued) => Ok(self.token_reply(issued)),
+            Evaluation::Denied(denied, counted) => {
+                if let Some(rules) = counted {
+                    self.count_decision("denied", &rules);
+                }
+                Ok(TokenReply::Denied(denied))
+            }
+            Evaluation::Refused(reason, message) => Err(self.refuse(call.method, reason, message)),
+            Evaluation::Opened(id) | Evaluation::Pending(id) => {
+                let reads = match &entry {
+                    Some(entry) => reads.advanced_by(entry),
+                    None => reads,
+                };
+                self.pending_reply(call, authenticated, &id, reads)
+            }
+        }
     }
 
-    /// One attempt: gate 1, the outcome the idempotency key already has, gate 2, append.
-    async fn evaluate_once(
+    /// One round: gate 1, the outcome the idempotency key already has, gate 2.
+    fn decide_token(
         &self,
+        read: &Read,
         call: &CallContext,
         authenticated: &Authenticated,
         input: &RequestTokenInput,
-        transaction: Transaction<'_>,
-    ) -> Result<TokenReply, TransactionError> {
+        is_counted: &mut bool,
+    ) -> Result<Step<Evaluation>, Refusal> {
         let now = self.now();
-        // Taken before anything is read: the decision below has seen at least the entries up to here.
-        let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let task = self.running_task(call, &input.task, now)?;
-        let rules = self
-            .projections
-            .rules()
-            .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let agent_version = self.state.agent_status(&task.opened.agent).version;
-        let context = self.gate_1_context(authenticated, Some(&rules), Some(&task));
-        let verified = authenticated.verify(context, now).map_err(|e| closed(&e))?;
-        let outcome = self
-            .state
-            .idempotency_outcome(&input.task, &input.idempotency_key);
-        let request_version = outcome.version;
+        let task = self.running_task(read, call, &input.task, now)?;
+        let verified = self
+            .pass_gate_1(read, authenticated, Some(&input.task), now)
+            .map_err(|e| closed(&e))?;
+        let rules = verified.rules().clone();
         let attempt = TokenAttempt {
             call,
             input,
             authenticated,
+            read,
             rules: &rules,
             task: &task,
-            agent_version,
-            request_version,
             now,
         };
-
-        match outcome
-            .value
-            .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
-        {
-            Some(IdempotencyOutcome::Granted(jti)) => {
-                return self.reissue(&attempt, verified, &jti, transaction).await;
+        let own = read.key_outcome(&input.task, &input.idempotency_key, now);
+        let outcome = match (own, self.attached_to(&input.task, &input.idempotency_key)) {
+            (KeyOutcome::Undecided, Some(joined)) => read.request_outcome(&joined, now),
+            (own, _) => own,
+        };
+        match &outcome {
+            KeyOutcome::Granted(grant) => {
+                return self.reissue(&attempt, verified, grant.clone());
             }
-            Some(IdempotencyOutcome::Denied(id)) => return Ok(self.replay_denial(&attempt, &id)?),
-            None => {}
+            KeyOutcome::Denied(request) => return self.replay_denial(&attempt, request),
+            KeyOutcome::Waiting(_) | KeyOutcome::Undecided => {}
         }
         self.require_reliable_clock(call.method)?;
         if let Err(problem) = rules.bundle.check_action(&input.action) {
-            return Err(self.refuse_action(&attempt, &problem, transaction).await);
+            return self.refuse_action(&attempt, &problem, is_counted);
         }
-        // Read before the search for a pending one: an opening after this line makes ours conflict.
-        let history = self.state.access_request_history(&task.opened.agent);
-        let waiting = self
-            .state
-            .pending_request_for(&input.task, input.action.digest(), now);
-        self.check_same_action(&attempt)?;
+        // An idempotency key that waits for one action cannot be used for another: no approval of the one covers the other.
+        if let KeyOutcome::Waiting(request) = &outcome
+            && request.action.as_ref().is_some_and(|a| **a != input.action)
+        {
+            return Err(self.refuse(
+                call.method,
+                Reason::ApprovalOutOfScope,
+                "this idempotency key waits for the approval of another action",
+            ));
+        }
+        let waiting = read.pending_request_for(&input.task, &input.action, now);
         let terms = TokenTerms {
             action: input.action.clone(),
             ttl: input.ttl,
         };
-        let id = DecisionId::from_random(self.random_bytes());
+        let scope = FreezeScope::Action(input.action.name.clone());
         match approve::decide(
             verified,
             &terms,
-            waiting.as_deref(),
-            self.action_freeze(&input.action.name),
-            self.decision_context(&rules),
-            id,
+            waiting.as_ref(),
+            self.is_freeze_held(&scope),
+            self.decision_context(),
+            DecisionId::from_random(self.random_bytes()),
         ) {
-            Ok(GateDecision::Approved(approved)) => {
-                self.issue(&attempt, *approved, position, transaction).await
-            }
+            Ok(GateDecision::Approved(approved)) => self.issue(&attempt, *approved),
             Ok(GateDecision::Pending(pending)) => match waiting {
                 Some(request) => {
                     self.attach(&attempt, &request)?;
-                    self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(self.pending_reply(&attempt, &request, request.version))
+                    Ok(Step::Answer(Evaluation::Pending(
+                        request.opened.access_request,
+                    )))
                 }
-                None => {
-                    self.open_access_request(&attempt, *pending, &history, transaction)
-                        .await
-                }
+                None => self.open_access_request(&attempt, *pending),
             },
-            Ok(GateDecision::Denied(denied)) => self.deny(&attempt, *denied, transaction).await,
-            Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale).into()),
-            Err(ApproveError::NoTime(_)) => Err(self
-                .refuse(
-                    call.method,
-                    Reason::TaskEnded,
-                    "less than a second of the task is left",
-                )
-                .into()),
-            Err(ApproveError::RulesChanged) => Err(TransactionError::Retry),
-            Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => Err(self
-                .refuse(call.method, Reason::DecisionUnavailable, error.to_string())
-                .into()),
+            Ok(GateDecision::Denied(denied)) => self.deny(&attempt, *denied, is_counted),
+            Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
+            Err(ApproveError::NoTime(_)) => Err(self.refuse(
+                call.method,
+                Reason::TaskEnded,
+                "less than a second of the task is left",
+            )),
+            Err(
+                error @ (ApproveError::OtherAction
+                | ApproveError::NoTask
+                | ApproveError::NotAllowed),
+            ) => Err(self.refuse(call.method, Reason::DecisionUnavailable, error.to_string())),
         }
-    }
-
-    /// The outcome of an idempotency key without an entry of its own: its access request expired, or the one it is
-    /// attached to was decided.
-    fn implied_outcome(
-        &self,
-        task: &TaskId,
-        idempotency_key: &IdempotencyKey,
-        now: Timestamp,
-    ) -> Option<IdempotencyOutcome> {
-        let expired =
-            |r: &AccessRequest| r.status == StoredStatus::Pending && now >= r.opened.expires_at;
-        if let Some(id) = self.attached_to(task, idempotency_key) {
-            let attached = self.state.access_request(&id)?;
-            let closed = matches!(
-                attached.status,
-                StoredStatus::Denied | StoredStatus::Closed(CloseCause::Expired)
-            ) || expired(&attached);
-            return closed.then_some(IdempotencyOutcome::Denied(id));
-        }
-        let requests = self.state.requests_of_task(task);
-        requests
-            .iter()
-            .find(|r| r.opened.idempotency_key == *idempotency_key && expired(r))
-            .map(|r| IdempotencyOutcome::Denied(r.opened.access_request))
     }
 
     fn attached_to(
@@ -403,7 +376,11 @@ impl Broker {
     }
 
     /// Attaches an idempotency key to an access request opened under another.
-    fn attach(&self, attempt: &TokenAttempt<'_>, request: &AccessRequest) -> Result<(), Refusal> {
+    fn attach(
+        &self,
+        attempt: &TokenAttempt<'_, '_>,
+        request: &AccessRequest,
+    ) -> Result<(), Refusal> {
         if request.opened.idempotency_key == attempt.input.idempotency_key {
             return Ok(());
         }
@@ -425,28 +402,6 @@ impl Broker {
                 attempt.call.method,
                 Reason::TooManyPending,
                 "too many idempotency keys wait in this task",
-            ));
-        }
-        Ok(())
-    }
-
-    /// An idempotency key that waits for one action cannot be used for another: no approval of the one covers the other.
-    fn check_same_action(&self, attempt: &TokenAttempt<'_>) -> Result<(), Refusal> {
-        let TokenAttempt {
-            call, input, now, ..
-        } = *attempt;
-        let attached = self.attached_to(&input.task, &input.idempotency_key);
-        let differs = |r: &Arc<AccessRequest>| {
-            (r.opened.idempotency_key == input.idempotency_key
-                || Some(r.opened.access_request) == attached)
-                && r.is_pending(now)
-                && r.action.as_ref().is_some_and(|a| **a != input.action)
-        };
-        if self.state.requests_of_task(&input.task).iter().any(differs) {
-            return Err(self.refuse(
-                call.method,
-                Reason::ApprovalOutOfScope,
-                "this idempotency key waits for the approval of another action",
             ));
         }
         Ok(())

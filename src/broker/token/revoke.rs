@@ -1,9 +1,8 @@
 //! Revoking one token, for an operator.
 
 use crate::broker::governance::pending_revocation::{PendingRevocation, RevocationTarget};
-use crate::broker::transaction::UNTIL_DONE;
+use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::Append;
 use crate::model::*;
 
 /// A token after its revocation.
@@ -26,45 +25,42 @@ impl Broker {
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.authenticate_person(call)?;
-        let hold = self.hold_revocation(call.method, RevocationTarget::Token(jti));
-        let (operator, hold) = (&operator, &hold);
-        self.transaction(
-            call.method,
-            UNTIL_DONE,
-            "the token keeps changing while it is revoked",
-            |attempt| async move {
-                let rules = self.require_operator(call, operator)?;
-                let Some(grant) = self.state.grant(&jti) else {
+        let hold = self.hold_revocation(RevocationTarget::Token(jti));
+        let order = self
+            .transaction(call.method)
+            .ordered_by(&operator)
+            .holding(&hold);
+        let done = order
+            .run(|read| {
+                self.require_operator(read, call, &operator)?;
+                let grant = read.grant(&jti).ok_or_else(|| {
                     let message = format!("no token {jti} was issued here");
-                    return Err(self.refuse(call.method, Reason::NotFound, message).into());
-                };
-                if let Some(cause) = self.state.end_cause(&grant, self.now()) {
-                    let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
-                    let ended = grant.ended.or(of_task).map(|ended| ended.index);
-                    return Ok(TokenRevoked {
+                    self.refuse(call.method, Reason::NotFound, message)
+                })?;
+                if let Some(cause) = read.end_cause(&grant, self.now()) {
+                    // The first of its ends counts, so that a repetition has the same answer.
+                    let first = read.first_end(&grant);
+                    return Ok(Step::Answer(TokenRevoked {
                         changed: false,
-                        cause,
-                        index: ended.or_else(|| self.state.action_frozen_at(&grant)),
-                    });
+                        cause: first.map_or(cause, |ended| ended.cause),
+                        index: first.map(|ended| ended.index),
+                    }));
                 }
-                let event = Event::GrantsEnded(GrantsEnded {
-                    jtis: vec![jti],
-                    cause: EndCause::Operator,
-                    by: Some(operator.id.clone()),
-                });
-                let append = Append {
-                    read_set: vec![(Stream::Policy, rules.version)],
-                    ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
-                };
-                let revocation = PendingRevocation::new(operator.id.clone(), EndCause::Operator);
-                let entry = hold.append(attempt, append, revocation).await?;
-                Ok(TokenRevoked {
+                let revoked = TokenRevoked {
                     changed: true,
                     cause: EndCause::Operator,
-                    index: Some(entry.index),
-                })
-            },
-        )
-        .await
+                    index: None,
+                };
+                let revocation = PendingRevocation::new(&operator, EndCause::Operator);
+                let draft = revocation.end_of_token(read, &grant);
+                Ok(Step::Revoke(draft, revocation, revoked))
+            })
+            .await?;
+        Ok(TokenRevoked {
+            index: done
+                .entry
+                .map_or(done.value.index, |entry| Some(entry.index)),
+            ..done.value
+        })
     }
 }

@@ -1,15 +1,14 @@
 //! Step-up: opens an access request for approvers.
 
-use std::collections::BTreeSet;
-
 use crate::approve::PendingDecision;
-use crate::broker::token::request::{DecisionVersions, PendingReply, TokenAttempt, TokenReply};
-use crate::broker::transaction::{Transaction, TransactionError};
-use crate::broker::{Broker, Refusal};
-use crate::journal::{Append, Blob};
+use crate::broker::token::request::{Evaluation, PendingReply, TokenAttempt, TokenReply};
+use crate::broker::transaction::Step;
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::journal::{Blob, ReadSet};
 use crate::model::*;
 use crate::policy::ApprovalLimits;
-use crate::state::{AccessRequest, AccessRequestHistory, Versioned};
+use crate::state::Draft;
+use crate::verify::Authenticated;
 
 /// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
 const ACTION_BYTES_MAX: usize = 16 * 1024;
@@ -17,13 +16,14 @@ const ACTION_BYTES_MAX: usize = 16 * 1024;
 impl Broker {
     /// Opens an access request. A crash before the append leaves nothing; after it, an access request that the same action in
     /// the same task finds.
-    pub(in crate::broker) async fn open_access_request(
+    ///
+    /// INVARIANT (one open access request for an action): of two openings in a task for one action and target that read the same
+    /// openings one conflicts. How many an agent and its owner may have are claims, which the journal's writer compares.
+    pub(in crate::broker) fn open_access_request(
         &self,
-        attempt: &TokenAttempt<'_>,
+        attempt: &TokenAttempt<'_, '_>,
         pending: PendingDecision,
-        history: &Versioned<AccessRequestHistory>,
-        transaction: Transaction<'_>,
-    ) -> Result<TokenReply, TransactionError> {
+    ) -> Result<Step<Evaluation>, Refusal> {
         let TokenAttempt {
             input,
             authenticated,
@@ -37,8 +37,7 @@ impl Broker {
             .bundle
             .agent(&task.opened.agent)
             .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
-        let owner_requests = self.state.owner_pending(&owner);
-        self.check_request_limits(attempt, &history.value, &owner_requests.value)?;
+        self.check_back_off(attempt)?;
         let id = AccessRequestId::from_random(self.random_bytes());
         let (action, secret) = input
             .action
@@ -52,7 +51,7 @@ impl Broker {
             access_request: id,
             task: input.task,
             agent: task.opened.agent.clone(),
-            owner: owner.clone(),
+            owner,
             idempotency_key: input.idempotency_key.clone(),
             action,
             secret: secret.as_ref().map(Blob::hash),
@@ -63,50 +62,20 @@ impl Broker {
             decision: pending.decision,
             evidence: authenticated.facts().clone(),
         };
-        let append = Append {
-            read_set: pending.read_set,
-            not_after: Some(pending.not_after),
-            blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): of two openings by one agent that read the same request history
-            // one conflicts, and so does an opening that missed a denial.
-            ..Append::one(
-                Event::AccessRequestOpened(event),
-                vec![
-                    (Stream::AccessRequest(id), 0),
-                    (
-                        Stream::AgentRequests(task.opened.agent.clone()),
-                        history.version,
-                    ),
-                    (Stream::OwnerRequests(owner), owner_requests.version),
-                    // One idempotency key cannot become a grant for one action and an access request for another.
-                    (
-                        Stream::TokenRequest(input.task, input.idempotency_key.clone()),
-                        attempt.request_version,
-                    ),
-                ],
-            )
-        };
-        let entry = transaction.append(append).await?;
-        let request = self
-            .state
-            .access_request(&id)
-            .ok_or(TransactionError::Retry)?;
-        self.count_decision("pending", &request.opened.decision.rules);
-        // At the version of its opening: a vote that was cast since then ends the wait at once.
-        Ok(self.pending_reply(attempt, &request, entry.index + 1))
+        let draft = Draft::one(Event::AccessRequestOpened(event))
+            .not_after(pending.not_after)
+            .with_blobs(secret.into_iter().chain(reason));
+        Ok(Step::Append(draft, Evaluation::Opened(id)))
     }
 
-    /// Limits on opening access requests: size, how many are pending, how many a minute, and the back-off after denials.
-    fn check_request_limits(
-        &self,
-        attempt: &TokenAttempt<'_>,
-        history: &AccessRequestHistory,
-        of_owner: &BTreeSet<AccessRequestId>,
-    ) -> Result<(), Refusal> {
+    /// Refuses to open an access request that approvers could not read, or too soon after a denial.
+    fn check_back_off(&self, attempt: &TokenAttempt<'_, '_>) -> Result<(), Refusal> {
         let TokenAttempt {
             call,
             input,
+            read,
             rules,
+            task,
             now,
             ..
         } = *attempt;
@@ -118,34 +87,13 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::InvalidParameters, message));
         }
         let bounds = rules.bundle.approval_limits();
-        let counts = [
-            ("agent", &history.pending, bounds.pending_per_agent),
-            ("owner", of_owner, bounds.pending_per_owner),
-        ];
-        for (whose, waiting, max) in counts {
-            let waiting = self.state.count_pending(waiting, now);
-            if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
-                let message = format!(
-                    "{waiting} access requests of this {whose} are pending; at most {max} may be"
-                );
-                return Err(self.refuse(call.method, Reason::TooManyPending, message));
-            }
-        }
-        let opens = history.openings_since(now.plus_secs(-60));
-        let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
-        if most > 0 && opens >= most {
-            let message = format!(
-                "the agent opened {opens} access requests in a minute; at most {} are allowed",
-                bounds.opens_per_minute
-            );
-            return Err(self.refuse(call.method, Reason::DenialBackoff, message));
-        }
+        let all = read.denials(&task.opened.agent);
         let since = now.plus_secs(-ApprovalLimits::DENIAL_WINDOW_S);
-        let denials = history.denials_since(since);
+        let denials = all.iter().filter(|at| **at > since).count();
         let pause = denials
             .checked_sub(1)
             .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
-        if let (Some(last), Some(pause)) = (history.denials.last(), pause) {
+        if let (Some(last), Some(pause)) = (all.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
                 let message = format!(
@@ -165,27 +113,38 @@ impl Broker {
         Ok(())
     }
 
+    /// The reply about a pending access request, which may have been decided meanwhile: then the next round says so.
     pub(in crate::broker) fn pending_reply(
         &self,
-        attempt: &TokenAttempt<'_>,
-        request: &AccessRequest,
-        version: Version,
-    ) -> TokenReply {
-        TokenReply::Pending(Box::new(PendingReply {
-            access_request: request.opened.access_request,
-            decision: request.opened.decision.id,
-            needs: self.approval_progress(request, attempt.rules, attempt.now),
-            expires_at: request.opened.expires_at,
-            rules: self.rules_shown(&request.opened.decision.rules),
-            ttl: request.opened.decision.ttl.clone(),
-            evidence_required: false,
-            facts: attempt.authenticated.facts().clone(),
-            versions: DecisionVersions::new(
-                version,
-                Some(attempt.task),
-                attempt.agent_version,
-                Some(attempt.rules),
-            ),
-        }))
+        call: &CallContext,
+        authenticated: &Authenticated,
+        id: &AccessRequestId,
+        reads: ReadSet,
+    ) -> Result<TokenReply, Refusal> {
+        let now = self.now();
+        let found = self.preview(|read| {
+            let rules = read.rules()?;
+            let request = read.access_request(id)?;
+            let opened = &request.opened;
+            let reply = PendingReply {
+                access_request: opened.access_request,
+                decision: opened.decision.id,
+                needs: self.approval_progress(read, &request, &rules, now),
+                expires_at: opened.expires_at,
+                rules: self.rules_shown(&opened.decision.rules),
+                ttl: opened.decision.ttl.clone(),
+                evidence_required: false,
+                facts: authenticated.facts().clone(),
+                reads,
+                due: self.next_change_by_time(read, &request, now),
+            };
+            Some((reply, opened.decision.rules.clone()))
+        });
+        let (reply, asked) = found.ok_or_else(|| {
+            let message = "the access request is no longer on record";
+            self.refuse(call.method, Reason::DecisionUnavailable, message)
+        })?;
+        self.count_decision("pending", &asked);
+        Ok(TokenReply::Pending(Box::new(reply)))
     }
 }

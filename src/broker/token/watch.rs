@@ -61,7 +61,7 @@ impl Broker {
     ) -> Result<TokenWatch, Refusal> {
         let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
         let grant = self
-            .state
+            .show()
             .grant(&jti)
             .filter(|grant| grant.issued.task == task.opened.task)
             .ok_or_else(|| {
@@ -79,23 +79,27 @@ impl Broker {
     }
 
     /// Why a token has ended; `None` while it is active. Fails closed: a token without a grant has expired.
-    fn token_end(&self, jti: &TokenId, now: Timestamp) -> Option<TokenEndCause> {
-        let Some(grant) = self.state.grant(jti) else {
-            return Some(TokenEndCause::Expired);
-        };
-        let cause = self.end_cause(&grant, now)?;
-        let lived_out = grant.ended.is_none() && now.secs() >= grant.issued.exp;
-        Some(match lived_out {
-            true => TokenEndCause::Expired,
-            false => TokenEndCause::Revoked(cause),
+    async fn token_end(&self, jti: &TokenId) -> Option<TokenEndCause> {
+        self.answer(|read| {
+            let now = self.now();
+            let Some(grant) = read.grant(jti) else {
+                return Some(TokenEndCause::Expired);
+            };
+            let cause = self.end_cause(read, &grant, now)?;
+            let lived_out = grant.ended.is_none() && now.secs() >= grant.issued.exp;
+            Some(match lived_out {
+                true => TokenEndCause::Expired,
+                false => TokenEndCause::Revoked(cause),
+            })
         })
+        .await
     }
 
     /// The next moment at which time alone may end a token: its expiry, its task's deadline or missed heartbeat.
     fn token_due(&self, jti: &TokenId) -> Option<Timestamp> {
-        let grant = self.state.grant(jti)?;
+        let grant = self.show().grant(jti)?;
         let expires_at = Timestamp::from_secs(grant.issued.exp);
-        let task = self.state.task(&grant.issued.task)?;
+        let task = self.show().task(&grant.issued.task)?;
         let due = expires_at.min(task.opened.deadline);
         Some(task.lease.map_or(due, |lease| lease.until.min(due)))
     }
@@ -120,12 +124,11 @@ impl TokenWatch {
             }
             enforced.mark_unchanged();
             let ends_by = || {
-                let rules = broker.projections.rules().map(|rules| rules.version);
-                (broker.state.feed_last(), rules)
+                let show = broker.show();
+                (show.feed_last(), show.version(&Stream::Policy))
             };
             let seen = ends_by();
-            let now = broker.now();
-            if let Some(cause) = broker.token_end(&self.jti, now) {
+            if let Some(cause) = broker.token_end(&self.jti).await {
                 self.ended = true;
                 return Some(TokenEvent::Ended(cause));
             }
@@ -134,7 +137,7 @@ impl TokenWatch {
             }
             let due = broker
                 .token_due(&self.jti)
-                .map_or(MIN_TIMER, |due| due.after(now));
+                .map_or(MIN_TIMER, |due| due.after(broker.now()));
             let due = tokio::time::sleep(due.max(MIN_TIMER));
             tokio::pin!(due);
             loop {

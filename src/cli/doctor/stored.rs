@@ -34,8 +34,8 @@ pub(super) fn check_journal(dir: &Path, clock: &Clock) -> (Finding, JournalSumma
             return (Finding::group(title, vec![none]), summary);
         }
         Err(error) => {
-            let failed = Finding::fail(error.to_string(), "run this command as the broker's user");
-            return (Finding::group(title, vec![failed]), summary);
+            let unopened = config_checks::unopened_journal(&error);
+            return (Finding::group(title, vec![unopened]), summary);
         }
     };
     let mut children = Vec::new();
@@ -227,6 +227,7 @@ mod tests {
     use super::*;
     use crate::journal::{FaultInjection, Journal, JournalOptions};
     use crate::model::Realm;
+    use crate::state::StateFold;
 
     fn finding_text(finding: &Finding) -> String {
         let mut text = String::new();
@@ -241,10 +242,12 @@ mod tests {
         let options = JournalOptions {
             realm: Realm::parse("r").expect("realm"),
             clock: Clock::manual(now).0,
+            latest_seen: std::sync::Arc::default(),
             faults: FaultInjection::default(),
             observe: None,
         };
-        let _journal = Journal::open(dir.path(), options, Box::new(|_| {})).expect("opens");
+        let fold = StateFold::new(std::sync::Arc::default(), |_| {});
+        let _journal = Journal::open(dir.path(), options, Box::new(fold)).expect("opens");
         for (now, failed) in [
             (now, false),
             (now.plus_secs(-SKEW_S), false),

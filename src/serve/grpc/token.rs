@@ -9,7 +9,9 @@ use super::convert;
 use super::service::GrpcService;
 use super::streams::{Messages, StreamSender};
 use crate::broker::{Broker, FeedStart};
-use crate::model::{ParseField as _, Secret, Timestamp, TokenId, UseId, UseOutcome};
+use crate::model::{
+    ParseField as _, Secret, Stream, Timestamp, TokenId, UseId, UseOutcome, Version,
+};
 use crate::proto::convert::{position, position_to_wire, timestamp_to_wire};
 use crate::proto::v1;
 use crate::proto::v1::watch_revocations_response::Message;
@@ -30,7 +32,8 @@ impl TokenService for GrpcService {
         request: Request<v1::IntrospectRequest>,
     ) -> Result<Response<v1::IntrospectResponse>, Status> {
         let (call, message) = self.begin_call(INTROSPECT, request).await?;
-        let found = self.broker.introspect(&call, &Secret::new(message.token));
+        let token = Secret::new(message.token);
+        let found = self.broker.introspect(&call, &token).await;
         self.respond(found.map(|found| {
             found.map_or_else(v1::IntrospectResponse::default, |live| {
                 let issued = &live.grant.issued;
@@ -110,7 +113,7 @@ impl TokenService for GrpcService {
             .broker
             .watch_revocations(&call, after)
             .map_err(|refusal| self.status(&refusal))?;
-        let permit = self.admission.service_stream(&start.caller)?;
+        let permit = self.admission.service_stream(start.caller())?;
         let (broker, life_ms) = (self.broker.clone(), start.life_ms);
         Ok(self.stream(BUFFER, life_ms, permit, |sender| {
             watch(broker, start, sender)
@@ -126,7 +129,7 @@ async fn watch(
     sender: StreamSender<v1::WatchRevocationsResponse>,
 ) {
     // Older events are not new here: their delay says nothing about this broker.
-    let newest_at_start = broker.state().position().1;
+    let newest_at_start = broker.show().position().1;
     let mut tail = broker.journal().head();
     let mut after = start.after;
     if let Some(from) = start.resync {
@@ -139,7 +142,8 @@ async fn watch(
     }
     loop {
         tail.borrow_and_update();
-        if let Err(refusal) = broker.require_registered(WATCH_REVOCATIONS.name, &start.caller) {
+        let rules = broker.show().version(&Stream::Policy);
+        if let Err(refusal) = broker.require_registered(WATCH_REVOCATIONS.name, &start) {
             return sender.end(status(&refusal, &broker)).await;
         }
         let (events, read_through, last_event) = broker.feed_after(after);
@@ -168,16 +172,18 @@ async fn watch(
         if send(&sender, Message::Heartbeat(heartbeat)).await.is_none() {
             return;
         }
-        if !wait_for_event(&broker, after, &mut tail).await {
+        if !wait_for_event(&broker, after, rules, &mut tail).await {
             return;
         }
     }
 }
 
-/// Waits until there is an event or a heartbeat is due. False when the journal has stopped.
+/// Waits until there is an event, a heartbeat is due, or other rules are in force than at the last check of the caller. False when
+/// the journal has stopped.
 async fn wait_for_event(
     broker: &Broker,
     after: Option<u64>,
+    rules: Version,
     tail: &mut tokio::sync::watch::Receiver<crate::broker::JournalHead>,
 ) -> bool {
     let due = tokio::time::sleep(HEARTBEAT);
@@ -189,7 +195,8 @@ async fn wait_for_event(
                 if changed.is_err() {
                     return false;
                 }
-                if !broker.feed_after(after).0.is_empty() {
+                let changed = broker.show().version(&Stream::Policy) != rules;
+                if changed || !broker.feed_after(after).0.is_empty() {
                     return true;
                 }
             }

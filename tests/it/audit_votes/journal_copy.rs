@@ -1,11 +1,13 @@
 //! Forged journals: a copy of the entries and blobs, changed, and what the vote verifier finds.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use dipylon::audit::{AuditError, VoteError, VoteReport, VoteVerifier};
+use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, VoteVerifier, leaf_hash};
 use dipylon::journal::JournalReader;
 use dipylon_sdk::model::*;
+use rusqlite::Connection;
 use serde_json::Value;
 
 use crate::support::*;
@@ -32,6 +34,47 @@ impl JournalCopy {
         });
         read.expect("readable");
         Self { entries, blobs }
+    }
+
+    /// A data directory with what this copy says: a consistent journal, with the leaves, root and head that it takes.
+    pub fn store(&self, b: &TestBroker, dir: &Path) {
+        std::fs::create_dir(dir).expect("dir");
+        let from = Connection::open(b.dir.join("journal.db")).expect("opens");
+        let to = dir.join("journal.db");
+        from.execute("VACUUM INTO ?1", [to.to_str().expect("a path")])
+            .expect("copied");
+        let mut db = Connection::open(to).expect("opens");
+        let db = db.transaction().expect("begins");
+        let mut tree = Frontier::default();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let text = entry.canonical().expect("canonical");
+            let leaf = leaf_hash(text.as_bytes());
+            tree.push(leaf);
+            db.execute(
+                "INSERT OR REPLACE INTO entries (idx, leaf, entry) VALUES (?1, ?2, ?3)",
+                (
+                    i64::try_from(index).expect("small"),
+                    &leaf.as_bytes()[..],
+                    &text,
+                ),
+            )
+            .expect("forged");
+        }
+        for (name, content) in &self.blobs {
+            db.execute(
+                "INSERT OR IGNORE INTO blobs (sha256, content) VALUES (?1, ?2)",
+                (&name.as_bytes()[..], &**content),
+            )
+            .expect("stored");
+        }
+        let frontier: Vec<u8> = tree.peaks().iter().flat_map(|p| *p.as_bytes()).collect();
+        let size = i64::try_from(tree.size()).expect("small");
+        db.execute(
+            "UPDATE head SET size = ?1, root = ?2, frontier = ?3",
+            (size, &tree.root().as_bytes()[..], &frontier),
+        )
+        .expect("forged");
+        db.commit().expect("stored");
     }
 
     pub fn votes(&self) -> Result<VoteReport, AuditError> {

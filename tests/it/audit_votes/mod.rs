@@ -1,18 +1,17 @@
 //! Offline vote verification: any change of a stored vote, even with the rest of the journal rewritten consistently, is
 //! detected and attributed to its entry.
 
-mod journal_copy;
+pub mod journal_copy;
 
 use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{AuditError, Frontier, VoteError, leaf_hash};
+use dipylon::audit::{AuditError, VoteError};
 use dipylon::broker::VoteInput;
 use dipylon::journal::FaultInjection;
 use dipylon::policy::BundleFiles;
 use dipylon_sdk::model::*;
-use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::audit_votes::journal_copy::{Forgery, JournalCopy};
@@ -493,41 +492,14 @@ async fn key_vote_fails_a_passkey_profile() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audit_verify_detects_forged_vote_in_consistent_journal() {
     let VotedHistory { b, by_key, .. } = history().await;
-    Connection::open(b.dir.join("journal.db"))
-        .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
-        .expect("checkpoint");
     let temp = tempfile::tempdir().expect("dir");
     let verify = |change: &dyn Fn(&mut JournalCopy)| {
         let dir = temp
             .path()
             .join(URL_SAFE_NO_PAD.encode(rand_u64().to_be_bytes()));
-        std::fs::create_dir(&dir).expect("dir");
-        std::fs::copy(b.dir.join("journal.db"), dir.join("journal.db")).expect("copy");
         let mut record = JournalCopy::read(&b);
         change(&mut record);
-        let db = Connection::open(dir.join("journal.db")).expect("opens");
-        let mut tree = Frontier::default();
-        for entry in &record.entries {
-            let text = entry.canonical().expect("canonical");
-            let leaf = leaf_hash(text.as_bytes());
-            tree.push(leaf);
-            db.execute(
-                "UPDATE entries SET leaf = ?2, entry = ?3 WHERE idx = ?1",
-                (
-                    i64::try_from(entry.index).expect("small"),
-                    &leaf.as_bytes()[..],
-                    &text,
-                ),
-            )
-            .expect("forged");
-        }
-        let frontier: Vec<u8> = tree.peaks().iter().flat_map(|p| *p.as_bytes()).collect();
-        db.execute(
-            "UPDATE head SET root = ?1, frontier = ?2",
-            (&tree.root().as_bytes()[..], &frontier),
-        )
-        .expect("forged");
-        drop(db);
+        record.store(&b, &dir);
         let output = Command::new(env!("CARGO_BIN_EXE_dipylon"))
             .args(["audit", "verify", "--json", "--data-dir"])
             .arg(&dir)
@@ -544,8 +516,46 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
         whole["votes"],
         json!({ "by_key": 2, "by_passkey": 1, "origins": [CONSOLE] })
     );
-    let output = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
-        .expect_err("forged");
+    // A bundle that this version cannot load is named, not the entries that look illegal for want of it.
+    let output = verify(&|r| {
+        let mut files = b.env.policy.clone();
+        files.insert("people.toml".to_owned(), "broken".to_owned());
+        let files = BundleFiles::new(files).expect("files");
+        let version = r.put_blob(files.canonical());
+        let applied = r.find(|event| matches!(event, Event::PolicyApplied(_)));
+        match &mut r.entries[applied].event {
+            Event::PolicyApplied(f) => f.version = version,
+            _ => unreachable!(),
+        }
+    });
+    let output = output.expect_err("a bundle that does not load");
+    assert!(
+        output.contains("an entry that this version cannot use: policy bundle"),
+        "{output}"
+    );
+    let maria = PersonId::parse("maria").expect("id");
+    let forge = |r: &mut JournalCopy| r.vote(by_key).voter = maria.clone();
+    // The forged vote does not rest on the keys of its voter.
+    let output = verify(&forge).expect_err("forged");
+    assert!(
+        output.contains("journal verification failed")
+            && output.contains(&format!("entry {by_key} is not legal"))
+            && output.contains("it must rest on person:maria"),
+        "{output}"
+    );
+    // It does, and its signature is still another person's.
+    let keys = Stream::Person(maria.clone());
+    let forge_whole = |r: &mut JournalCopy| {
+        let before = r.entries[..by_key].iter().rev();
+        let advances = |entry: &&Entry| entry.write_set.iter().any(|(stream, _)| *stream == keys);
+        let version = before
+            .clone()
+            .find(advances)
+            .map_or(0, |entry| entry.index + 1);
+        r.entries[by_key].read_set.push((keys.clone(), version));
+        forge(r);
+    };
+    let output = verify(&forge_whole).expect_err("forged");
     assert!(
         output.contains("journal verification failed")
             && output.contains(&format!("entry {by_key} cannot be verified")),

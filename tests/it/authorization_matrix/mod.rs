@@ -65,7 +65,7 @@ async fn authorization_matrix() {
         access_request: pending.access_request_id().to_string(),
     };
     let stranger = SigningKey::generate().expect("key").0;
-    let entries = s.broker.state().position().1;
+    let entries = s.broker.show().position().1;
     for method in dipylon_sdk::proto::methods() {
         let admits = authorization::method_policy(method)
             .expect("a row")
@@ -147,7 +147,7 @@ async fn authorization_matrix() {
         }
     }
     assert_eq!(
-        s.broker.state().position().1,
+        s.broker.show().position().1,
         entries,
         "refused calls write no entry"
     );

@@ -286,7 +286,7 @@ async fn signature_replay_is_rejected() {
     assert_eq!(again["status"], 200, "{again}");
     let votes = |id| {
         site.broker
-            .state()
+            .show()
             .access_request(&id)
             .map(|request| request.votes.len())
     };

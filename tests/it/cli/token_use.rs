@@ -215,7 +215,7 @@ async fn relay_without_first_answer(setup: &CliSetup) -> std::path::PathBuf {
     let listener = UnixListener::bind(&socket).expect("listens");
     let address = setup.served.url.trim_start_matches("http://").to_owned();
     let broker = setup.served.broker.clone();
-    let before = broker.state().position();
+    let before = broker.show().position();
     tokio::spawn(async move {
         let mut is_first = true;
         while let Ok((mut near, _)) = listener.accept().await {
@@ -232,7 +232,7 @@ async fn relay_without_first_answer(setup: &CliSetup) -> std::path::PathBuf {
                 tokio::spawn(async move { tokio::io::copy(&mut near_read, &mut far_write).await });
             let mut buffer = vec![0; 16 * 1024];
             while let Ok(read @ 1..) = far_read.read(&mut buffer).await {
-                if broker.state().position() != before {
+                if broker.show().position() != before {
                     break;
                 }
                 near_write.write_all(&buffer[..read]).await.expect("passed");

@@ -93,7 +93,7 @@ async fn passkey_vote_end_to_end() {
     );
     let bidi = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
     assert_eq!(maria.begin_vote(id, bidi).await.reason(), "MALFORMED");
-    let seen = s.broker.state().access_request(&id).expect("known");
+    let seen = s.broker.show().access_request(&id).expect("known");
     let statement = seen.votes[0].statement.as_deref().expect("kept");
     let statement = VoteStatement::parse(statement).expect("statement");
     assert_eq!(statement.comment.expect("a comment").as_str(), "not Cara");
@@ -190,7 +190,7 @@ async fn sign_in_assertion_is_not_a_vote() {
         .post(&path, &json!({ "statement": begun["statement"] }))
         .await;
     assert_eq!((cast.status, cast.reason().as_str()), (400, "MALFORMED"));
-    let seen = s.broker.state().access_request(&id).expect("known");
+    let seen = s.broker.show().access_request(&id).expect("known");
     assert!(seen.votes.is_empty(), "none of these was a vote");
     assert_eq!(
         maria.vote(id, ask.clone()).await.ok().json()["status"],

@@ -149,7 +149,7 @@ async fn silent_connection_is_replaced_before_the_lease_ends() {
         setup
             .served
             .broker
-            .state()
+            .show()
             .task(&task)
             .and_then(|task| task.lease)
     };

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use crate::properties::operations::{Op, op};
 use crate::properties::simulation::Simulation;
+use crate::support::record_streams::check_streams;
 use crate::support::stats_recount::recount;
 
 fn cases() -> u32 {
@@ -32,7 +33,8 @@ proptest! {
             for op in &ops {
                 run.step(op).await;
             }
-            recount(&run.b().dir, run.b().broker.state());
+            recount(&run.b().dir, run.b().broker.show());
+            check_streams(&run.b().dir);
         });
     }
 }

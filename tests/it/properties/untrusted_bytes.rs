@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use dipylon::policy::{BundleFiles, PolicyBundle};
-use dipylon::verify::{self, Trust, TrustedDomain};
+use dipylon::state::{Trust, TrustedDomain};
+use dipylon::verify;
 use dipylon::webauthn::{self, RelyingParty};
 use dipylon_sdk::jose::dpop::{self, ExpectedProof, Freshness, ProofClaims};
 use dipylon_sdk::jose::{AuthenticatorKey, HeaderRules, KeySet, KidRule, SigningKey, TypRule, jws};

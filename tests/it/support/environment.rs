@@ -22,30 +22,35 @@ pub struct TestEnvironment {
 impl TestEnvironment {
     pub fn new() -> Self {
         let mut policy = soc();
-        let mut keys = BTreeMap::new();
-        let mut pkcs8 = BTreeMap::new();
         // Most tests vote repeatedly without advancing the clock, so the approval limits are off here; they have their
         // own tests.
         let people = policy.get_mut("people.toml").expect("people");
         let own = people.find("[approvals]").expect("the example has one");
         people.truncate(own);
         people.push_str(NO_LIMITS);
-        for name in ["dana", "maria", "lee", "olga", "idp", "cases", "audit"] {
-            let (key, secret) = SigningKey::generate().expect("key");
-            let jwk = key.public().to_jwk();
-            policy.get_mut("people.toml").expect("people").push_str(&format!(
-                "\n[[key]]\nof = \"{name}\"\njwk = {{ kty = \"EC\", crv = \"P-256\", x = {}, y = {} }}\n",
-                jwk["x"], jwk["y"]
-            ));
-            pkcs8.insert(name.to_owned(), secret.to_vec());
-            keys.insert(name.to_owned(), key);
-        }
-        Self {
+        let mut env = Self {
             signer: SigningKey::generate().expect("key").0,
-            keys,
+            keys: BTreeMap::new(),
             policy,
-            pkcs8,
+            pkcs8: BTreeMap::new(),
+        };
+        for name in ["dana", "maria", "lee", "olga", "idp", "cases", "audit"] {
+            env.add_key(name);
         }
+        env
+    }
+
+    /// Registers a key of a person or service of the policy bundle.
+    pub fn add_key(&mut self, name: &str) {
+        let (key, secret) = SigningKey::generate().expect("key");
+        let jwk = key.public().to_jwk();
+        let people = self.policy.get_mut("people.toml").expect("people");
+        people.push_str(&format!(
+            "\n[[key]]\nof = \"{name}\"\njwk = {{ kty = \"EC\", crv = \"P-256\", x = {}, y = {} }}\n",
+            jwk["x"], jwk["y"]
+        ));
+        self.pkcs8.insert(name.to_owned(), secret.to_vec());
+        self.keys.insert(name.to_owned(), key);
     }
 
     /// A second handle on a person's key, for code that owns its key.

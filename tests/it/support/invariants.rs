@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::audit::{Checkpoint, JournalVerifier, VoteVerifier};
-use dipylon::journal::JournalReader;
+use dipylon::journal::{self, JournalReader};
 use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
+use dipylon::state::{BundleCache, State, StateFold};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 use dipylon_sdk::model::*;
 
@@ -51,30 +53,27 @@ pub fn check(dir: &Path) -> JournalFindings {
     check_against(dir, None)
 }
 
+pub(super) static PARSED: LazyLock<Arc<BundleCache>> = LazyLock::new(Arc::default);
+
 thread_local! {
     static BUNDLES: std::cell::RefCell<BTreeMap<Digest, std::rc::Rc<PolicyBundle>>> = const { std::cell::RefCell::new(BTreeMap::new()) };
 }
 
 pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
-    let journal = JournalReader::open(dir).expect("journal");
-    let mut stored = Vec::new();
-    let head = journal.read_all(|s| {
-        stored.push(s);
-        Ok(())
-    });
-    let (head, epoch) = head.expect("readable");
+    let open = || JournalReader::open(dir).expect("journal");
+    let (journal, blobs) = (open(), open());
     let mut audit = JournalVerifier::with_checkpoint(noted);
     let (mut walk, mut votes) = (InvariantChecker::default(), VoteVerifier::default());
     let mut policies = 0;
-    for s in stored {
-        // Laws 7 and 10: bytes, order, time, and the read sets.
-        let entry = audit.entry(&s.text, s.leaf).expect("entry");
+    let state = State::with_bundles(PARSED.clone());
+    let mut fold = StateFold::new(Arc::new(state), |_| {});
+    // Laws 7 and 10: bytes, order, time, the read sets, and that each entry is legal where it stands.
+    let replayed = journal::replay(&journal, &blobs, &mut audit, &mut fold, |entry| {
         policies += usize::from(matches!(entry.event, Event::PolicyApplied(_)));
-        walk.entry(&entry, &journal);
-        votes
-            .entry(&entry, |name| journal.blob(name))
-            .expect("a vote verifies");
-    }
+        walk.entry(entry, &blobs);
+        votes.entry(entry, |name| blobs.blob(name))
+    });
+    let (head, epoch) = replayed.expect("every entry and every vote is verified");
     journal
         .blobs(|name, content| {
             audit
@@ -150,10 +149,14 @@ impl InvariantChecker {
             }
             Event::Frozen(f) => {
                 self.frozen.insert(f.scope.clone());
+                let bundle = self.bundle();
+                let owner_now = |id: &AgentId| Some(bundle.agent(id)?.owner.clone());
                 let hit = |t: &&TaskOpened| match &f.scope {
                     FreezeScope::All => true,
                     FreezeScope::Agent(agent) => t.agent == *agent,
-                    FreezeScope::Owner(_) => f.agents.contains(&t.agent),
+                    FreezeScope::Owner(owner) => {
+                        t.owner == *owner || owner_now(&t.agent).as_ref() == Some(owner)
+                    }
                     FreezeScope::Action(_) => false,
                 };
                 let tasks: Vec<_> = self.tasks.values().filter(hit).map(|t| t.task).collect();
@@ -573,7 +576,6 @@ impl InvariantChecker {
             format!("task:{}", f.task),
             format!("trust:{}", f.subject.trust_domain()),
             format!("key:{}", f.kid),
-            format!("person:{}", agent.owner),
             "freeze:all".to_owned(),
             format!("freeze:agent/{}", f.agent),
             format!("freeze:owner/{}", agent.owner),

@@ -120,20 +120,41 @@ impl SoftwareAuthenticator {
                 KeyPair::EdDsa(Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("key"))
             }
         };
+        let passkey = Self::of_pair(pair, rp_id, user);
+        let made = passkey.register_as(challenge, origin, behaviour);
+        (passkey, made)
+    }
+
+    /// A passkey with the private key of something else, as PKCS#8.
+    pub fn of_key(pkcs8: &[u8], rp_id: &str, user: &[u8]) -> Self {
+        let alg = &ECDSA_P256_SHA256_ASN1_SIGNING;
+        let pair = EcdsaKeyPair::from_pkcs8(alg, pkcs8, &SystemRandom::new()).expect("key");
+        Self::of_pair(KeyPair::Es256(pair), rp_id, user)
+    }
+
+    fn of_pair(pair: KeyPair, rp_id: &str, user: &[u8]) -> Self {
         let mut credential = vec![0; 32];
-        random.fill(&mut credential).expect("random");
-        let passkey = Self {
+        SystemRandom::new().fill(&mut credential).expect("random");
+        Self {
             rp_id: rp_id.to_owned(),
             user: user.to_vec(),
             credential,
             pair,
             count: AtomicU32::new(0),
-        };
-        let made = Registration {
+        }
+    }
+
+    /// A registration of this passkey for another challenge, which no browser makes.
+    pub fn register_as(
+        &self,
+        challenge: &[u8],
+        origin: &str,
+        behaviour: &PasskeyBehaviour,
+    ) -> Registration {
+        Registration {
             client_data_json: client_data("webauthn.create", origin, challenge, behaviour),
-            attestation_object: attestation_object(&passkey.data(behaviour, true)),
-        };
-        (passkey, made)
+            attestation_object: attestation_object(&self.data(behaviour, true)),
+        }
     }
 
     /// `navigator.credentials.get()` on a page of this origin.

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dipylon::journal::JournalReader;
-use dipylon::state::State;
+use dipylon::state::Show;
 use dipylon::state::action_stats::{KnownTargets, TARGETS_MAX};
 use dipylon_sdk::model::*;
 
 /// Recomputes the statistics from the stored entries in a naive way, and compares.
-pub fn recount(dir: &std::path::Path, state: &State) {
+pub fn recount(dir: &std::path::Path, state: Show<'_>) {
     #[derive(Default)]
     struct RecountedActionStats {
         requested: u64,

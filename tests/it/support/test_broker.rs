@@ -46,6 +46,11 @@ impl TestBroker {
     }
 
     pub async fn start_with(env: TestEnvironment, faults: FaultInjection) -> Self {
+        Self::start_in(Arc::new(env), faults).await
+    }
+
+    /// The same in an environment that other brokers share.
+    pub async fn start_in(env: Arc<TestEnvironment>, faults: FaultInjection) -> Self {
         Self::start_as(settings(), env, faults).await
     }
 
@@ -54,18 +59,18 @@ impl TestBroker {
             rate_limits: rates,
             ..settings()
         };
-        Self::start_as(settings, TestEnvironment::new(), FaultInjection::default()).await
+        let env = Arc::new(TestEnvironment::new());
+        Self::start_as(settings, env, FaultInjection::default()).await
     }
 
     async fn start_as(
         settings: BrokerSettings,
-        env: TestEnvironment,
+        env: Arc<TestEnvironment>,
         faults: FaultInjection,
     ) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, manual_clock) = Clock::manual(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
-        let env = Arc::new(env);
         let dir = temp.path().join("data");
         let broker = open_as(settings, &env, &dir, &clock, &signing_pkcs8, faults)
             .await

@@ -271,10 +271,11 @@ impl TestBroker {
             .await
     }
 
-    pub fn introspect(&self, validator: &str, token: &Secret) -> bool {
+    pub async fn introspect(&self, validator: &str, token: &Secret) -> bool {
         let call = self.person_call("dipylon.v1.TokenService/Introspect", validator);
         self.broker
             .introspect(&call, token)
+            .await
             .expect("a validator may ask")
             .is_some()
     }

@@ -20,17 +20,20 @@ use dipylon_sdk::client::{
     TokenOutcome,
 };
 use dipylon_sdk::clock::Clock;
-use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
+use dipylon_sdk::proto::v1;
+use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 
 use crate::support::certificate_authority::{Authority, replace_file};
 use crate::support::served_broker::token_request;
 use crate::support::wait::in_time;
-use crate::support::{DOMAIN, TestEnvironment, open_as, origin, read_case, settings};
+use crate::support::{DOMAIN, TestEnvironment, open_as, origin, rand_u64, read_case, settings};
 
 #[derive(Default)]
 pub struct TransportSetup {
@@ -54,6 +57,38 @@ pub struct TestServer {
 }
 
 impl TestServer {
+    /// The stream of the validator `cases` on a connection of its own, without reconnects.
+    pub async fn watch_revocations(&self) -> tonic::Streaming<v1::WatchRevocationsResponse> {
+        let channel = Channel::from_shared(self.url.clone()).expect("url");
+        let mut tokens = TokenServiceClient::new(channel.connect().await.expect("connects"));
+        let key = self.env.key_of("cases");
+        let mut nonce = "none-yet".to_owned();
+        for _ in 0..2 {
+            let claims = dpop::ProofClaims {
+                htm: "POST",
+                htu: &format!("{}/dipylon.v1.TokenService/WatchRevocations", self.url),
+                iat: Clock::system().now(),
+                jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
+                nonce: Some(&nonce),
+                ath: None,
+                action_digest: None,
+                evidence_hash: None,
+            };
+            let proof = dpop::create(&key, &claims).expect("proof");
+            let mut request = tonic::Request::new(v1::WatchRevocationsRequest { after: None });
+            let proof = proof.expose_secret().parse().expect("ascii");
+            request.metadata_mut().insert("dpop", proof);
+            match tokens.watch_revocations(request).await {
+                Ok(stream) => return stream.into_inner(),
+                Err(refused) => {
+                    let next = refused.metadata().get("dpop-nonce").expect("a nonce");
+                    nonce = next.to_str().expect("text").to_owned();
+                }
+            }
+        }
+        panic!("no stream");
+    }
+
     pub async fn start(setup: TransportSetup) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let root = temp.path().to_owned();

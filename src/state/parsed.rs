@@ -1,38 +1,68 @@
-//! Projections of the journal: the policy bundle in force, trust keys and own keys, parsed for the gates.
+//! Parsed content of entries: the policy bundle in force, trusted keys and own keys.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use crate::broker::{Broker, CallContext, Refusal};
-use crate::card::RuleSummary;
+use super::anomaly::AgentRegistrationChange;
+use super::{Trust, TrustedDomain};
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
-use crate::model::{AgentId, Digest, Event, KeyId, Reason, RuleRef, Timestamp};
-use crate::policy::{ActivePolicy, BundleFiles, PolicyBundle, Remedy, RuleEffect, RuleInfo};
-use crate::state::State;
-use crate::state::anomaly::AgentRegistrationChange;
-use crate::verify::{Trust, TrustedDomain};
+use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
+use crate::policy::{ActivePolicy, BundleFiles, PolicyBundle};
 
 /// Parsed values of the journal's entries, kept for every call.
-#[derive(Default)]
-pub(super) struct Projections {
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
     rules: ArcSwapOption<ActivePolicy>,
     trust: ArcSwap<Trust>,
     own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
     own_set: ArcSwapOption<KeySet>,
     /// Bundles parsed before their entry is committed, so that none is parsed twice.
     staged: Mutex<HashMap<Digest, PolicyBundle>>,
+    bundles: Arc<BundleCache>,
     failure: Mutex<Option<String>>,
     /// When a bundle after the first last registered or changed an agent.
     registrations: Mutex<HashMap<AgentId, AgentRegistrationChange>>,
 }
 
-impl Projections {
-    /// Applies a committed entry: state first, then the projections.
-    pub(super) fn apply(&self, state: &State, committed: &Committed) {
-        state.apply(committed);
+/// The bundles parsed last, by content: a rollback and a second replay parse nothing. It saves work alone, because parsing is a
+/// function of the content.
+#[derive(Debug, Default)]
+pub struct BundleCache(Mutex<VecDeque<Arc<PolicyBundle>>>);
+
+/// Most bundles kept.
+const BUNDLES_KEPT_MAX: usize = 8;
+
+impl BundleCache {
+    fn get(&self, version: &Digest) -> Option<Arc<PolicyBundle>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = kept.iter();
+        kept.find(|bundle| bundle.version() == *version).cloned()
+    }
+
+    fn keep(&self, bundle: &Arc<PolicyBundle>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.iter().all(|known| known.version() != bundle.version()) {
+            kept.push_back(Arc::clone(bundle));
+            if kept.len() > BUNDLES_KEPT_MAX {
+                kept.pop_front();
+            }
+        }
+    }
+}
+
+impl Parsed {
+    pub(super) fn with_bundles(bundles: Arc<BundleCache>) -> Self {
+        Self {
+            bundles,
+            ..Self::default()
+        }
+    }
+
+    /// Parses what a committed entry puts in force.
+    pub(super) fn apply(&self, committed: &Committed) {
         match &committed.entry().event {
             Event::PolicyApplied(f) => {
                 let staged = self
@@ -40,17 +70,23 @@ impl Projections {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&f.version);
-                let loaded = staged.ok_or("not loaded yet".to_owned()).or_else(|_| {
-                    let text = committed.blob(&f.version).ok_or("its content is missing")?;
-                    let files = BundleFiles::parse(text).map_err(|e| e.to_string())?;
-                    PolicyBundle::load(&files).map_err(|e| e.to_string())
-                });
+                let known = staged
+                    .map(Arc::new)
+                    .or_else(|| self.bundles.get(&f.version));
+                let loaded = match known {
+                    Some(bundle) => Ok(bundle),
+                    None => committed
+                        .blob(&f.version)
+                        .ok_or_else(|| "its content is missing".to_owned())
+                        .and_then(|text| BundleFiles::parse(text).map_err(|e| e.to_string()))
+                        .and_then(|files| PolicyBundle::load(&files).map_err(|e| e.to_string()))
+                        .map(Arc::new),
+                };
                 match loaded {
                     Ok(bundle) => {
+                        self.bundles.keep(&bundle);
                         self.compare_agents(&bundle, committed.entry().at);
-                        let version = committed.entry().index + 1;
-                        self.rules
-                            .store(Some(Arc::new(ActivePolicy::new(bundle, version))));
+                        self.rules.store(Some(Arc::new(ActivePolicy::new(bundle))));
                     }
                     Err(why) => {
                         // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
@@ -185,61 +221,5 @@ impl Projections {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(why);
-    }
-}
-
-impl Broker {
-    /// The policy bundle in force; refuses the call when there is none.
-    pub(in crate::broker) fn rules(
-        &self,
-        call: &CallContext,
-    ) -> Result<Arc<ActivePolicy>, Refusal> {
-        self.projections.rules().ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::DecisionUnavailable,
-                "no policy bundle is in force",
-            )
-        })
-    }
-
-    /// The first rules of a decision with their `@why` in the bundle in force: as many as leave room for the rest of a reply.
-    /// `Explain` names the others.
-    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
-        let in_force = self.projections.rules();
-        let known = |id: &str| in_force.as_ref().and_then(|r| r.bundle.rule(id));
-        let mut left = RULES_SHOWN_BYTES_MAX;
-        let fits = |rule: &RuleSummary| {
-            let bytes = rule.id.len() + rule.file.len() + rule.why.len();
-            let rest = left.checked_sub(bytes);
-            left = rest.unwrap_or(0);
-            rest.is_some()
-        };
-        rules
-            .iter()
-            .take(RULES_SHOWN_MAX)
-            .map(|r| RuleSummary {
-                id: r.id.to_string(),
-                file: r.file.to_string(),
-                why: known(&r.id).and_then(|r| r.why.clone()).unwrap_or_default(),
-                effect: known(&r.id).map(rule_effect).unwrap_or_default().to_owned(),
-            })
-            .take_while(fits)
-            .collect()
-    }
-}
-
-/// Most rules of a decision in a reply or on a card.
-const RULES_SHOWN_MAX: usize = 16;
-/// Most bytes of their texts.
-const RULES_SHOWN_BYTES_MAX: usize = 8 * 1024;
-
-/// What a rule does to a decision that it determines.
-pub(in crate::broker) const fn rule_effect(rule: &RuleInfo) -> &'static str {
-    match (rule.effect, &rule.remedy) {
-        (RuleEffect::Permit, _) => "permit",
-        (RuleEffect::Forbid, Some(Remedy::StepUp(_))) => "step_up",
-        (RuleEffect::Forbid, Some(Remedy::MaxTtl(_))) => "max_ttl",
-        (RuleEffect::Forbid, None) => "forbid",
     }
 }

@@ -1,0 +1,269 @@
+//! What rules and trust in force no longer allow: its tasks, tokens and access requests are ended by entries.
+//!
+//! Each use is refused from the moment of the change, because it evaluates the rules in force. The entries tell feeds and people, and
+//! make the end final: another bundle does not bring back what one has ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::approve;
+use crate::broker::Broker;
+use crate::broker::sweep::Swept;
+use crate::journal::AppendError;
+use crate::model::*;
+use crate::policy::{ActivePolicy, OperateDecision};
+use crate::state::{Draft, Read, TaskRecord};
+
+/// Counts of tasks, tokens and access requests ended because rules or trust no longer allow them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RevocationSummary {
+    /// Tasks.
+    pub tasks: usize,
+    /// Tokens.
+    pub grants: usize,
+    /// Access requests.
+    pub requests: usize,
+}
+
+impl Broker {
+    /// Whether everything that the bundle in force disallows has ended.
+    pub(in crate::broker) fn is_policy_enforced(&self) -> bool {
+        let in_force = self.show().version(&Stream::Policy);
+        self.enforced_policy_version.load(Ordering::SeqCst) == in_force
+    }
+
+    /// Records the end of all that rules and trust in force no longer allow, once after each change of the rules; called with the
+    /// policy lock, or at a start. Idempotent: a crash in the middle leaves the rest to the next start, a failed append to
+    /// maintenance; until then each use evaluates the rules itself.
+    pub(in crate::broker) async fn revoke_disallowed(
+        &self,
+    ) -> Result<RevocationSummary, AppendError> {
+        let mut revoked = RevocationSummary::default();
+        // A pass with conflicts is repeated; what is left can only become less.
+        while !self.is_policy_enforced() {
+            let version = self.show().version(&Stream::Policy);
+            let tasks = self.end_disallowed_tasks().await;
+            revoked.tasks += tasks.recorded.len();
+            let grants = self.end_disallowed_grants().await;
+            revoked.grants += grants.recorded.len();
+            let requests = self.close_disallowed_requests().await;
+            revoked.requests += requests.recorded.len();
+            // INVARIANT (a change is enforced once all it disallows has ended): a record that could not be ended leaves it open.
+            tasks.outcome()?;
+            grants.outcome()?;
+            requests.outcome()?;
+            match tasks.is_complete && grants.is_complete && requests.is_complete {
+                true => self
+                    .enforced_policy_version
+                    .store(version, Ordering::SeqCst),
+                false => tokio::task::yield_now().await,
+            }
+        }
+        Ok(revoked)
+    }
+
+    /// Whether everything that the bundle this round read disallows has ended.
+    pub(in crate::broker) fn is_enforced(&self, read: &Read) -> bool {
+        let in_force = read
+            .last_entry(&Stream::Policy)
+            .map_or(0, |index| index + 1);
+        self.enforced_policy_version.load(Ordering::SeqCst) == in_force
+    }
+
+    /// One pass over the open tasks.
+    async fn end_disallowed_tasks(&self) -> Swept<EndOfTask> {
+        let open = self.show().open_tasks().into_iter();
+        let ids: Vec<TaskId> = open
+            .map(|task| task.opened.task)
+            .filter(|id| self.is_candidate(|read| self.disallowed_task(read, id).is_some()))
+            .collect();
+        // The cause is the one of the round: another than at the listing ends the task all the same.
+        self.sweep(&ids, |read, id| self.disallowed_task(read, id), end_all)
+            .await
+    }
+
+    /// The same for the tokens of running tasks.
+    async fn end_disallowed_grants(&self) -> Swept<(EndCause, TokenId)> {
+        let now = self.now();
+        let mut jtis = Vec::new();
+        for task in self.show().open_tasks() {
+            for grant in self.show().grants_of_task(&task.opened.task) {
+                let jti = grant.issued.jti;
+                let is_over = grant.ended.is_some() || now.secs() >= grant.issued.exp;
+                if !is_over && self.is_candidate(|read| self.disallowed_grant(read, &jti).is_some())
+                {
+                    jtis.push(jti);
+                }
+            }
+        }
+        let judge = |read: &Read, jti: &TokenId| Some((self.disallowed_grant(read, jti)?, *jti));
+        let draft = |ends: Vec<(EndCause, TokenId)>| {
+            let end = |(cause, jtis)| {
+                let by = None;
+                Event::GrantsEnded(GrantsEnded { jtis, cause, by })
+            };
+            Draft::all(by_cause(ends).into_iter().map(end).collect())
+        };
+        self.sweep(&jtis, judge, draft).await
+    }
+
+    /// The same for the pending access requests of running tasks.
+    async fn close_disallowed_requests(&self) -> Swept<AccessRequestId> {
+        let mut ids = self.show().unclosed_requests();
+        ids.retain(|id| self.is_candidate(|read| self.is_disallowed_request(read, id)));
+        let judge =
+            |read: &Read, id: &AccessRequestId| self.is_disallowed_request(read, id).then_some(*id);
+        self.sweep(&ids, judge, |ids| close_all(ids, CloseCause::Policy))
+            .await
+    }
+
+    /// Whether a record is to be judged by the sweep: one that moved while it was looked at is, too.
+    fn is_candidate(&self, is_disallowed: impl FnOnce(&Read) -> bool) -> bool {
+        self.preview(|read| is_disallowed(read) || !read.holds())
+    }
+
+    /// Why a running task may not go on.
+    fn disallowed_task(&self, read: &Read, id: &TaskId) -> Option<EndOfTask> {
+        let now = self.now();
+        let task = read.task(id).filter(|task| task.is_running(now))?;
+        let rules = read.rules()?;
+        let opened = &task.opened;
+        let owner = rules
+            .bundle
+            .agent(&opened.agent)
+            .map(|agent| agent.owner.clone());
+        let cause = if !read.is_trusted(&opened.evidence) {
+            Some(EndCause::Trust)
+        } else if owner.is_some_and(|owner| read.is_frozen(&FreezeScope::Owner(owner))) {
+            // The agent changed to an owner who is frozen.
+            Some(EndCause::Frozen)
+        } else if !may_still_operate(opened, &rules) {
+            Some(EndCause::Policy)
+        } else {
+            None
+        };
+        Some(EndOfTask::by(cause?, &task))
+    }
+
+    /// Why an active token of a running task has no ground any more. Other ends are not this sweep's to record: of its task, by a
+    /// freeze, by time, and those that wait for the journal.
+    fn disallowed_grant(&self, read: &Read, jti: &TokenId) -> Option<EndCause> {
+        let now = self.now();
+        let grant = read.grant(jti).filter(|grant| grant.ended.is_none())?;
+        let _running = read
+            .task(&grant.issued.task)
+            .filter(|task| task.is_running(now))?;
+        match self.end_cause(read, &grant, now)? {
+            cause @ (EndCause::Policy | EndCause::Trust) => Some(cause),
+            EndCause::Completed
+            | EndCause::Operator
+            | EndCause::Deadline
+            | EndCause::Lease
+            | EndCause::Suspended
+            | EndCause::Frozen => None,
+        }
+    }
+
+    /// Whether the rules in force require something else than when a pending access request was opened.
+    fn is_disallowed_request(&self, read: &Read, id: &AccessRequestId) -> bool {
+        let now = self.now();
+        let pending = read.access_request(id).filter(|r| r.is_pending(now));
+        let (Some(request), Some(rules)) = (pending, read.rules()) else {
+            return false;
+        };
+        let task = read.task(&request.opened.task);
+        if !task.is_some_and(|task| task.is_running(now)) {
+            return false;
+        }
+        let agent = rules.bundle.agent(&request.opened.agent);
+        !agent.is_some_and(|agent| approve::still_needs_approval(&request, &agent, &rules.bundle))
+    }
+}
+
+/// The end of a task that no person and no agent orders.
+#[derive(Debug, Clone)]
+pub(in crate::broker) struct EndOfTask {
+    task: TaskId,
+    cause: EndCause,
+    /// When time ends the task; `None` for an end by time.
+    not_after: Option<Timestamp>,
+}
+
+impl EndOfTask {
+    pub(in crate::broker) fn by(cause: EndCause, task: &TaskRecord) -> Self {
+        let not_after = match cause {
+            EndCause::Deadline | EndCause::Lease => None,
+            EndCause::Completed
+            | EndCause::Operator
+            | EndCause::Suspended
+            | EndCause::Policy
+            | EndCause::Trust
+            | EndCause::Frozen => Some(task.expires_at()),
+        };
+        Self {
+            task: task.opened.task,
+            cause,
+            not_after,
+        }
+    }
+}
+
+/// The entries that end tasks, one for each cause. Refused when time has ended one of them first.
+pub(in crate::broker) fn end_all(ends: Vec<EndOfTask>) -> Draft {
+    let not_after = ends.iter().filter_map(|end| end.not_after).min();
+    let ends = ends.into_iter().map(|end| (end.cause, end.task)).collect();
+    let end = |(cause, tasks)| {
+        Event::TaskEnded(TaskEnded {
+            tasks,
+            cause,
+            outcome: None,
+            by: None,
+        })
+    };
+    let draft = Draft::all(by_cause(ends).into_iter().map(end).collect());
+    match not_after {
+        Some(limit) => draft.not_after(limit),
+        None => draft,
+    }
+}
+
+fn by_cause<T>(ends: Vec<(EndCause, T)>) -> BTreeMap<EndCause, Vec<T>> {
+    let mut all: BTreeMap<EndCause, Vec<T>> = BTreeMap::new();
+    for (cause, one) in ends {
+        all.entry(cause).or_default().push(one);
+    }
+    all
+}
+
+/// The entries that close access requests, one for each.
+pub(in crate::broker) fn close_all(ids: Vec<AccessRequestId>, cause: CloseCause) -> Draft {
+    let close = |access_request| {
+        Event::AccessRequestClosed(AccessRequestClosed {
+            access_request,
+            cause,
+            voting_started: false,
+        })
+    };
+    Draft::all(ids.into_iter().map(close).collect())
+}
+
+/// Whether the agent of a task may still operate, evaluated with the input at the task's opening.
+fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
+    let agent: Option<Arc<RegisteredAgent>> = rules
+        .bundle
+        .agent(&opened.agent)
+        .filter(|a| a.spiffe_id == opened.evidence.subject)
+        .filter(|a| a.jkt.is_none_or(|pinned| pinned == opened.binding.jkt()));
+    agent.is_some_and(|agent| {
+        let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
+        let answer = rules.bundle.may_operate(
+            &agent,
+            opened.evidence.kind,
+            age,
+            opened.binding.as_str(),
+            opened.opened_at,
+        );
+        matches!(answer, OperateDecision::Allowed { .. })
+    })
+}

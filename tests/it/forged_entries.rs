@@ -1,0 +1,307 @@
+//! Entries written into the database behind the broker's back, with the right leaves, root and head: the audit and a start refuse what
+//! no broker would have recorded, by the entry's number and with the reason.
+
+use std::path::Path;
+use std::process::Command;
+
+use dipylon::journal::FaultInjection;
+use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::model::*;
+
+use crate::audit_votes::journal_copy::JournalCopy;
+use crate::support::agent_in_task::{agent_id, person_id};
+use crate::support::*;
+
+/// A broker, and what its journal says: a mint by rules, one that consumed an approval, an open task and one that ended, a suspended
+/// agent and a frozen action.
+struct History {
+    b: TestBroker,
+    /// The mint by rules.
+    read: usize,
+    /// The mint that consumed an approval.
+    approved: usize,
+    /// The opening of the task that is open.
+    opened: usize,
+    /// The opening of an access request.
+    asked: usize,
+    ended: TaskId,
+    copy: JournalCopy,
+}
+
+async fn history() -> History {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    b.request_token(&triage, task, &read_case(), 300, "read")
+        .await
+        .token();
+    let ask = async || {
+        b.request_token(&triage, task, &disable("ann"), 300, "ann")
+            .await
+    };
+    let id = ask().await.pending().access_request;
+    b.approve("maria", id, "one-security").await;
+    let approved = ask().await.token().issued.jti;
+    let second = b.try_open_task(&triage, "more", "open-2").await;
+    let ended = second.expect("opens").task.task;
+    b.complete_task(&triage, ended).await.expect("ended");
+    b.suspend("reporter").await.expect("suspended");
+    b.freeze("action/case.note").await.expect("frozen");
+    let copy = JournalCopy::read(&b);
+    let mint = |consumed: bool| {
+        copy.find(|e| matches!(e, Event::TokenIssued(f) if (f.jti == approved) == consumed))
+    };
+    History {
+        read: mint(false),
+        approved: mint(true),
+        opened: copy.find(|e| matches!(e, Event::TaskOpened(f) if f.task == task)),
+        asked: copy.find(|e| matches!(e, Event::AccessRequestOpened(_))),
+        ended,
+        copy,
+        b,
+    }
+}
+
+impl History {
+    fn issued(&self, at: usize) -> TokenIssued {
+        match &self.copy.entries[at].event {
+            Event::TokenIssued(f) => f.clone(),
+            other => panic!("no mint: {other:?}"),
+        }
+    }
+
+    /// Appends an event whose entry advances, rests on and claims what its kind must, at the right versions.
+    fn append(&self, copy: &mut JournalCopy, event: Event) -> usize {
+        let show = self.b.broker.show();
+        let rule = show.entry_rule(&event).expect("a rule");
+        let version = |stream: Stream| (stream.clone(), show.version(&stream));
+        let reads = rule.reads.into_iter();
+        let read_only = reads.filter(|stream| !rule.advances.contains(stream));
+        let last = copy.entries.last().expect("not empty");
+        let entry = Entry {
+            index: last.index + 1,
+            read_set: read_only.map(version).collect(),
+            write_set: rule.advances.iter().cloned().map(version).collect(),
+            claims: rule.claims,
+            event,
+            ..last.clone()
+        };
+        copy.entries.push(entry);
+        copy.entries.len() - 1
+    }
+}
+
+/// A forger's change: the entry that it forges.
+type Forge = fn(&History, &mut JournalCopy) -> usize;
+
+/// Another token id and idempotency key of a mint.
+fn another(mut issued: TokenIssued) -> TokenIssued {
+    issued.jti = TokenId::from_random([7; 16]);
+    issued.idempotency_key = IdempotencyKey::parse("another").expect("key");
+    issued
+}
+
+fn freeze(scope: &str, by: &str) -> Event {
+    Event::Frozen(Frozen {
+        scope: FreezeScope::parse(scope).expect("scope"),
+        by: person_id(by),
+        reason: None,
+    })
+}
+
+const FORGERIES: &[(&str, Forge, &str)] = &[
+    (
+        "a second mint from a consumed approval",
+        |h, copy| h.append(copy, Event::TokenIssued(another(h.issued(h.approved)))),
+        "was consumed by",
+    ),
+    (
+        "the same, with nothing that it rests on or advances",
+        |h, copy| {
+            let at = h.append(copy, Event::TokenIssued(another(h.issued(h.approved))));
+            copy.entries[at].read_set.clear();
+            copy.entries[at].write_set.clear();
+            at
+        },
+        "it must advance",
+    ),
+    (
+        "a mint under an idempotency key that has a token",
+        |h, copy| {
+            let mut issued = h.issued(h.read);
+            issued.jti = TokenId::from_random([7; 16]);
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "the idempotency key read of",
+    ),
+    (
+        "a mint with the id of another",
+        |h, copy| {
+            let mut issued = h.issued(h.read);
+            issued.idempotency_key = IdempotencyKey::parse("another").expect("key");
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "is known",
+    ),
+    (
+        "a mint that rests on nothing",
+        |h, copy| {
+            copy.entries[h.read].read_set.clear();
+            h.read
+        },
+        "it must rest on",
+    ),
+    (
+        "a mint that does not rest on its agent",
+        |h, copy| {
+            let agent = Stream::Agent(agent_id("triage"));
+            copy.entries[h.read].read_set.retain(|(s, _)| *s != agent);
+            h.read
+        },
+        "it must rest on agent:triage",
+    ),
+    (
+        "a mint that advances nothing",
+        |h, copy| {
+            copy.entries[h.read].write_set.clear();
+            h.read
+        },
+        "it must advance",
+    ),
+    (
+        "a mint that advances another stream",
+        |h, copy| {
+            let other = Stream::Person(person_id("lee"));
+            copy.entries[h.read].write_set.push((other, 0));
+            h.read
+        },
+        "it must not advance person:lee",
+    ),
+    (
+        "a mint that advances a stream twice",
+        |h, copy| {
+            let again = copy.entries[h.read].write_set[0].clone();
+            copy.entries[h.read].write_set.push(again);
+            h.read
+        },
+        "twice",
+    ),
+    (
+        "a mint that claims",
+        |h, copy| {
+            let counter = Counter::OpenTasks(agent_id("triage"));
+            copy.entries[h.read].claims.push(Claim {
+                counter,
+                ceiling: 1_000,
+            });
+            h.read
+        },
+        "expected the claims []",
+    ),
+    (
+        "an opening of a task without its claim",
+        |h, copy| {
+            copy.entries[h.opened].claims.clear();
+            h.opened
+        },
+        "expected the claims",
+    ),
+    (
+        "an opening of an access request with a higher ceiling",
+        |h, copy| {
+            copy.entries[h.asked].claims[0].ceiling += 1;
+            h.asked
+        },
+        "expected the claims",
+    ),
+    (
+        "an end of a task that has ended",
+        |h, copy| {
+            let tasks = vec![h.ended];
+            let (cause, outcome, by) = (EndCause::Completed, None, None);
+            let end = TaskEnded {
+                tasks,
+                cause,
+                outcome,
+                by,
+            };
+            h.append(copy, Event::TaskEnded(end))
+        },
+        "has ended",
+    ),
+    (
+        "a mint in a task that has ended",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.task = h.ended;
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "has ended",
+    ),
+    (
+        "a mint that ends before it begins",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.exp = issued.iat;
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "has no lifetime",
+    ),
+    (
+        "a mint that outlives its task",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.exp += 100_000;
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "outlives its task",
+    ),
+    (
+        "a freeze of what is frozen",
+        |h, copy| h.append(copy, freeze("action/case.note", "olga")),
+        "action/case.note is frozen",
+    ),
+    (
+        "an order of a person who is no operator",
+        |h, copy| h.append(copy, freeze("all", "maria")),
+        "maria",
+    ),
+];
+
+/// What `audit verify` says of a data directory that it does not find whole.
+fn audit(dir: &Path) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
+    command.args(["audit", "verify", "--data-dir"]).arg(dir);
+    let output = command.output().expect("runs");
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).expect("text")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_entry_is_refused_by_number() {
+    let history = history().await;
+    let b = &history.b;
+    let temp = tempfile::tempdir().expect("dir");
+    let key = SigningKey::generate().expect("key").1;
+    let start = async |dir: &Path| {
+        let faults = FaultInjection::default();
+        let started = open_as(settings(), &b.env, dir, &b.clock, &key, faults).await;
+        started.map(drop).map_err(|error| error.to_string())
+    };
+    for (n, (what, forge, why)) in FORGERIES.iter().enumerate() {
+        let mut copy = history.copy.clone();
+        let at = forge(&history, &mut copy);
+        let dir = temp.path().join(n.to_string());
+        copy.store(b, &dir);
+        let expected = format!("entry {at} is not legal: ");
+        let started = start(&dir).await.expect_err(what);
+        for found in [audit(&dir), started] {
+            let is_named = found.contains(&expected) && found.contains(why);
+            assert!(is_named, "{what}: {found}");
+        }
+    }
+    // The same copy, unchanged.
+    let dir = temp.path().join("whole");
+    history.copy.store(b, &dir);
+    start(&dir).await.expect("starts");
+}
