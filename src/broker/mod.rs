@@ -239,7 +239,7 @@ impl Broker {
         &self.settings
     }
 
-    /// State, for pages, lists and tests. Decisions read it in a [`transaction`].
+    /// State, for pages, lists and tests. Decisions read it in a transaction.
     pub fn show(&self) -> Show<'_> {
         self.state.show()
     }

@@ -445,7 +445,7 @@ impl Read {
     }
 
     /// The append of a draft, resting on everything the round has read. What the events advance and claim follows from
-    /// [`entry_rules`].
+    /// the rules of entries.
     pub fn append(&self, draft: Draft) -> Result<Append, DraftError> {
         let mut events = Vec::with_capacity(draft.events.len());
         let mut advanced = BTreeMap::new();

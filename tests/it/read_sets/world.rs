@@ -229,7 +229,7 @@ calls! {
         |w| w.token(&read_case(), "read").await;
     "an access request" "dipylon.v1.TaskService/RequestToken" true "pending" 8
         |w| w.token(&disable("zed"), "zed").await;
-    "an unknown target" "dipylon.v1.TaskService/RequestToken" false "refused: UNKNOWN_TARGET" 4
+    "an unknown target" "dipylon.v1.TaskService/RequestToken" false "refused: UNKNOWN_TARGET" 1
         |w| w.token(&action("case.read", "Case", "INC-0", CASES, &[]), "none").await;
     "a use" "dipylon.v1.TokenService/ConsumeToken" true "Spent" 8 |w| {
         let spent = w.b.consume("idp", &w.single, "use-1").await;
@@ -240,28 +240,28 @@ calls! {
         outcome(opened, |_| "opened".to_owned())
     };
     "a yes" "dipylon.v1.ApprovalService/CastVote" true "Approved" 8 |w| w.vote(&w.yes).await;
-    "a no" "dipylon.v1.ApprovalService/CastVote" false "Denied" 3 |w| w.vote(&w.no).await;
-    "a cancellation" "dipylon.v1.TaskService/CancelAccessRequest" false "cancelled" 3 |w| {
+    "a no" "dipylon.v1.ApprovalService/CastVote" false "Denied" 1 |w| w.vote(&w.no).await;
+    "a cancellation" "dipylon.v1.TaskService/CancelAccessRequest" false "cancelled" 1 |w| {
         let method = "dipylon.v1.TaskService/CancelAccessRequest";
         let call = w.b.call(method, &w.triage.key, None, None);
         let done = w.b.broker.cancel_access_request(&call, w.task, w.pending).await;
         outcome(done, |()| "cancelled".to_owned())
     };
-    "a completion" "dipylon.v1.TaskService/CompleteTask" false "Completed" 3 |w| {
+    "a completion" "dipylon.v1.TaskService/CompleteTask" false "Completed" 1 |w| {
         let done = w.b.complete_task(&w.triage, w.task).await;
         outcome(done, |report| format!("{:?}", report.cause))
     };
-    "a heartbeat" "maintenance" false "extended" 3 |w| {
+    "a heartbeat" "maintenance" false "extended" 1 |w| {
         let until = w.b.keep_alive(&w.triage, w.task).await;
         outcome(until, |_| "extended".to_owned())
     };
-    "an end by an operator" "dipylon.v1.GovernanceService/EndTask" false "Operator" 3 |w| {
+    "an end by an operator" "dipylon.v1.GovernanceService/EndTask" false "Operator" 1 |w| {
         let call = w.b.person_call("dipylon.v1.GovernanceService/EndTask", "olga");
         let input = EndTaskInput { task: w.task, outcome: None };
         let done = w.b.broker.end_task_as_operator(&call, input).await;
         outcome(done, |report| format!("{:?}", report.cause))
     };
-    "a revocation" "dipylon.v1.TokenService/RevokeToken" false "changed: true, Operator" 3 |w| {
+    "a revocation" "dipylon.v1.TokenService/RevokeToken" false "changed: true, Operator" 1 |w| {
         let done = w.b.revoke(w.read_token).await;
         outcome(done, |r| format!("changed: {}, {:?}", r.changed, r.cause))
     };
