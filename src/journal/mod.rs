@@ -195,7 +195,8 @@ pub struct JournalOptions {
     /// The writer's clock.
     pub clock: Clock,
     /// The latest time that a decision was made at, in milliseconds, shared with those who decide: no entry is dated before it, and
-    /// the writer advances it. What a decision took as passed has passed for the check of its entry too, whatever the clock does.
+    /// the writer advances it. A deadline that a decision took as passed has passed for the check of its entry too, also when the clock steps
+    /// back.
     pub latest_seen: Arc<AtomicI64>,
     /// Faults injected by tests.
     pub faults: FaultInjection,

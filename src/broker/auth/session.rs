@@ -86,8 +86,8 @@ struct SeenCounter {
 
 impl SeenCounter {
     /// Whether an assertion's counter is above all before it, here and in the journal (WebAuthn L3 §6.1.1). Judged once for each
-    /// assertion: one that comes again, of a call that is asked or sent again, is no second copy of the passkey, whatever the passkey
-    /// has signed meanwhile. Authenticators without a counter always report zero.
+    /// assertion: the same assertion in a round or call that is repeated is no second copy of the passkey, also when the passkey has
+    /// signed another one meanwhile. Authenticators without a counter always report zero.
     fn is_increased(
         &mut self,
         on_record: u32,
