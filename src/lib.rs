@@ -16,19 +16,22 @@
 //! [`journal`] appends the entry if all that its round of [`state`] read is still current and the entry is legal in the state
 //! before it; [`state`] applies it; only then is the token returned.
 //!
-//! Dependencies: `model` uses nothing above it, `card` only the model, `proto` both: the broker makes the card, the wire carries
-//! it, and every client renders it with the same code. `jose` and `policy` use `model` (`policy` parses registered keys with
-//! `jose`), `webauthn` uses `jose` for signatures of passkeys. `state` applies the journal's `Committed`, keeps what `policy` and
-//! `jose` parsed of it, and hands it to decisions in rounds. `verify` uses a round of `state` and the foundations, `approve` the type
-//! `Verified` and `webauthn` too, `mint` the types of both. The journal checks each entry with the fold that `state` implements,
-//! and is verified by `audit`, which checks votes again with the foundations. The broker uses everything below it; `serve` the
-//! broker, `card`, `proto` and the limits in `config`; `client` and `validator` the model, `jose`, `proto` and the clock, `client`
-//! the card too; `cli` the libraries, for `audit verify` a `state` of its own, and for `serve` the broker. The broker and `serve`
-//! use `rate_limit` and `telemetry`.
+//! Dependencies: `model` uses nothing above it, `card` only the model, `proto` both: the broker makes the card, the wire
+//! carries it, and every client renders it with the same code. `jose` and `policy` use `model` (`policy` parses registered
+//! keys with `jose`), `webauthn` uses `jose` for signatures of passkeys. `state` applies the journal's `Committed`, keeps
+//! what `policy` and `jose` parsed of it, and hands it to decisions in rounds; its registry says whose each key is and
+//! whether it lives. `verify` uses a round of `state` and the foundations, `approve` the type `Verified` and `webauthn` too,
+//! `mint` the types of both. The journal checks each entry with the fold that `state` implements, and is verified by `audit`,
+//! which also verifies receipts of tokens; votes and approvals on record are verified by `approve`, with the functions that
+//! counted them. The broker uses everything below it; `serve` the broker, `card`, `proto` and the limits in `config`;
+//! `client` and `validator` the model, `jose`, `proto` and the clock, `client` the card too; `cli` the libraries, for `audit
+//! verify` `approve` and a `state` of its own, for `serve` and `recover operators` the broker. The broker and `serve` use
+//! `rate_limit` and `telemetry`.
 //!
-//! Invariants: nothing under `card`, `verify`, `approve`, `mint`, `policy`, `jose`, `webauthn`, `state` or `audit` performs I/O
-//! or reads a clock; no tonic type below `serve`; no signature without both gates; no cache of decisions; no message field that
-//! names the caller; no token, evidence or private key in any entry, log or error.
+//! Invariants: nothing under `card`, `verify`, `approve`, `mint`, `policy`, `jose`, `webauthn`, `state` or `audit` performs
+//! I/O or reads a clock; no tonic type below `serve`; no token without both gates; no cache of decisions; no key of two
+//! holders, and no dead key that acts; no message field that names the caller; no token, evidence or private key in any
+//! entry, log or error.
 
 pub mod approve;
 pub mod audit;

@@ -4,6 +4,7 @@
 //! Out: [`GateDecision`]: approved, pending on votes, or denied. [`Approved`] and [`Reapproved`] can be made only here.
 //! Trusts the rules and registered keys. Refuses what no rule allows. Never sees evidence, the journal or the agent's text.
 
+pub mod audit;
 pub mod vote_proof;
 pub mod votes;
 
@@ -54,7 +55,6 @@ impl<'a> DecisionContext<'a> {
             read,
             bundle,
             realm: &self.limits.realm,
-            party: &self.limits.party,
             proofs: self.proofs,
         }
     }

@@ -53,7 +53,7 @@ pub enum VotingKey<'a> {
 }
 
 impl<'a> VotingKey<'a> {
-    /// The person's key with this thumbprint: a passkey when the vote is proved by one.
+    /// The person's key with this thumbprint: a passkey when the vote is proved by one. Whether it may act is asked apart.
     pub fn find(
         person: &'a Person,
         enrolled: &'a PersonCredentials,
@@ -63,8 +63,8 @@ impl<'a> VotingKey<'a> {
     ) -> Result<Self, VoteProofError> {
         match (by_passkey, method) {
             (false, VoteMethod::Passkey) => Err(VoteProofError::PasskeyRequired),
-            (false, VoteMethod::Key) => active_keys(person, enrolled)
-                .find(|active| active.thumbprint() == key)
+            (false, VoteMethod::Key) => person
+                .key(key)
                 .map(Self::Registered)
                 .ok_or(VoteProofError::Signature),
             (true, VoteMethod::Key | VoteMethod::Passkey) => enrolled
@@ -74,12 +74,13 @@ impl<'a> VotingKey<'a> {
         }
     }
 
-    /// Checks that a proof is of this statement by this key. The authenticator's counter is the answer.
+    /// Checks that a proof is of this statement by this key, and of a passkey for this relying party; `None`, for a vote on record, takes
+    /// the one that the evidence names. The authenticator's counter is the answer.
     pub fn verify(
         &self,
         statement: &VoteStatement,
         proof: &VoteProof,
-        party: &RelyingParty,
+        party: Option<&RelyingParty>,
     ) -> Result<Option<webauthn::VerifiedAssertion>, VoteProofError> {
         let digest = statement.digest().map_err(|_| VoteProofError::Signature)?;
         match (self, proof) {
@@ -92,8 +93,13 @@ impl<'a> VotingKey<'a> {
                 if URL_SAFE_NO_PAD.encode(&assertion.credential) != record.credential {
                     return Err(VoteProofError::NotEnrolled);
                 }
+                let of_evidence = match party {
+                    Some(_) => None,
+                    None => Some(assertion.party()?),
+                };
+                let party = party.or(of_evidence.as_ref());
                 webauthn::verify_assertion(
-                    party,
+                    party.ok_or(VoteProofError::NotEnrolled)?,
                     digest.as_bytes(),
                     &record.jwk,
                     record.backup_eligible,
@@ -108,17 +114,6 @@ impl<'a> VotingKey<'a> {
     }
 }
 
-/// A person's keys of `people.toml` that are not revoked.
-pub fn active_keys<'a>(
-    person: &'a Person,
-    enrolled: &'a PersonCredentials,
-) -> impl Iterator<Item = &'a PublicKey> {
-    person
-        .keys
-        .iter()
-        .filter(|k| !enrolled.revoked.contains(&k.thumbprint()))
-}
-
 /// Checks that a proof is of this statement, by this key or passkey of the person. The authenticator's counter is the answer.
 pub fn verify_signature(
     person: &Person,
@@ -129,6 +124,7 @@ pub fn verify_signature(
     proof: &VoteProof,
     party: &RelyingParty,
 ) -> Result<Option<webauthn::VerifiedAssertion>, VoteProofError> {
+    let party = Some(party);
     let by_passkey = matches!(proof, VoteProof::Passkey(_));
     VotingKey::find(person, enrolled, key, method, by_passkey)?.verify(statement, proof, party)
 }
@@ -147,8 +143,11 @@ fn stored_proof(vote: &VoteRecord) -> Option<VoteProof> {
 
 /// Cache of entered votes whose proof verified, so that each entry is verified once and not at every tally.
 ///
-/// INVARIANT (a cached proof is of exactly these bytes): the cache key is SHA-256 over the statement, the signature, the
-/// assertion, the public key and the relying party; another byte in any of them is verified anew. Failures are not kept.
+/// A vote on record was cast at the console of its time: its relying party is the one that its evidence names, for the broker as for
+/// an audit, also after the console has moved.
+///
+/// INVARIANT (a cached proof is of exactly these bytes): the cache key is SHA-256 over the statement, the signature, the assertion and
+/// the public key; another byte in any of them is verified anew. Failures are not kept.
 /// In memory only: a restart verifies again.
 #[derive(Debug)]
 pub struct VoteProofCache {
@@ -178,10 +177,9 @@ impl VoteProofCache {
         &self,
         vote: &VoteRecord,
         key: &VotingKey<'_>,
-        party: &RelyingParty,
     ) -> Option<Arc<VoteStatement>> {
         let text = vote.statement.as_deref()?;
-        let cache_key = cache_key(vote, text, key, party)?;
+        let cache_key = cache_key(vote, text, key)?;
         let cost = text.len() + ENTRY_BYTES;
         if let Some(statement) = self.lock().get_and_keep(&cache_key, cost) {
             return Some(statement);
@@ -191,7 +189,7 @@ impl VoteProofCache {
         #[cfg(test)]
         self.verifications
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        key.verify(&statement, &stored_proof(vote)?, party).ok()?;
+        key.verify(&statement, &stored_proof(vote)?, None).ok()?;
         let statement = Arc::new(statement);
         self.lock().insert(cache_key, Arc::clone(&statement), cost);
         Some(statement)
@@ -205,12 +203,7 @@ impl VoteProofCache {
 }
 
 /// SHA-256 over all that the proof of a vote is verified from, each part behind its length.
-fn cache_key(
-    vote: &VoteRecord,
-    text: &str,
-    key: &VotingKey<'_>,
-    party: &RelyingParty,
-) -> Option<Digest> {
+fn cache_key(vote: &VoteRecord, text: &str, key: &VotingKey<'_>) -> Option<Digest> {
     let public = match key {
         VotingKey::Registered(public) => format!("key {}", public.thumbprint()),
         VotingKey::Passkey(passkey) => {
@@ -227,8 +220,6 @@ fn cache_key(
         assertion_hash.as_deref().unwrap_or_default(),
         vote.assertion.as_deref().unwrap_or_default(),
         &public,
-        &party.id,
-        &party.origin,
     ];
     let mut bytes = Vec::new();
     for part in parts {
@@ -242,7 +233,6 @@ fn cache_key(
 mod tests {
     use super::*;
     use crate::jose::SigningKey;
-    use crate::model::HttpOrigin;
 
     fn statement(max_ttl: i64) -> VoteStatement {
         VoteStatement {
@@ -273,6 +263,7 @@ mod tests {
         let digest = statement.digest().expect("digest");
         let signature = key.sign(digest.as_bytes()).expect("signature");
         VoteRecord {
+            index: 1,
             cast: VoteCast {
                 access_request: statement.access_request_id,
                 voter: PersonId::parse("maria").expect("voter"),
@@ -297,59 +288,39 @@ mod tests {
     fn each_vote_is_verified_once_and_anew_when_a_byte_or_the_key_differs() {
         let (ours, other) = (SigningKey::generate(), SigningKey::generate());
         let (ours, other) = (ours.expect("key").0, other.expect("key").0);
-        let party = RelyingParty::from_origin(
-            &HttpOrigin::parse("origin", "https://console.test").expect("origin"),
-        );
         let signed = statement(300);
         let original = vote(&signed, &ours);
         let cache = VoteProofCache::default();
         fn registered(key: &SigningKey) -> VotingKey<'_> {
             VotingKey::Registered(key.public())
         }
-        let verified = |vote: &VoteRecord, by: &SigningKey, party: &RelyingParty| {
-            let found = cache.verified_statement(vote, &registered(by), party);
+        let verified = |vote: &VoteRecord, by: &SigningKey| {
+            let found = cache.verified_statement(vote, &registered(by));
             let verifications = cache
                 .verifications
                 .load(std::sync::atomic::Ordering::Relaxed);
             (found.is_some(), verifications)
         };
-        assert_eq!(verified(&original, &ours, &party), (true, 1));
-        assert_eq!(verified(&original, &ours, &party), (true, 1), "cached");
-        assert_eq!(verified(&original.clone(), &ours, &party), (true, 1));
+        assert_eq!(verified(&original, &ours), (true, 1));
+        assert_eq!(verified(&original, &ours), (true, 1), "cached");
+        assert_eq!(verified(&original.clone(), &ours), (true, 1));
 
         let mut longer = original.clone();
         longer.statement = Some(statement(3_000).canonical().expect("text").into());
-        assert_eq!(verified(&longer, &ours, &party), (false, 2), "statement");
-        assert_eq!(
-            verified(&longer, &ours, &party),
-            (false, 3),
-            "no failure is kept"
-        );
+        assert_eq!(verified(&longer, &ours), (false, 2), "statement");
+        assert_eq!(verified(&longer, &ours), (false, 3), "no failure is kept");
 
         let mut resigned = original.clone();
         resigned.cast.signature = vote(&signed, &other).cast.signature;
-        assert_eq!(verified(&resigned, &ours, &party), (false, 4), "signature");
+        assert_eq!(verified(&resigned, &ours), (false, 4), "signature");
 
-        assert_eq!(verified(&original, &other, &party), (false, 5), "key");
-        let elsewhere = RelyingParty::from_origin(
-            &HttpOrigin::parse("origin", "https://other.test").expect("origin"),
-        );
-        assert_eq!(verified(&original, &ours, &elsewhere), (true, 6), "party");
-
+        assert_eq!(verified(&original, &other), (false, 5), "key");
         let mut gone = original.clone();
         gone.statement = None;
-        assert_eq!(verified(&gone, &ours, &party), (false, 6), "no statement");
+        assert_eq!(verified(&gone, &ours), (false, 5), "no statement");
         let mut by_passkey = original.clone();
         by_passkey.cast.assertion = Some(Digest::sha256(b"assertion"));
-        assert_eq!(
-            verified(&by_passkey, &ours, &party),
-            (false, 7),
-            "assertion"
-        );
-        assert_eq!(
-            verified(&original, &ours, &party),
-            (true, 7),
-            "still cached"
-        );
+        assert_eq!(verified(&by_passkey, &ours), (false, 6), "assertion");
+        assert_eq!(verified(&original, &ours), (true, 6), "still cached");
     }
 }

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::vote_proof::{VoteProofCache, VotingKey, active_keys};
+use super::vote_proof::{VoteProofCache, VotingKey};
 use crate::model::*;
 use crate::policy::{Person, PolicyBundle, Role, StepUpProfile, VoteMethod};
-use crate::state::{AccessRequest, PersonCredentials, Read, Recorded, StoredStatus, VoteRecord};
-use crate::webauthn::RelyingParty;
+use crate::state::{AccessRequest, PeopleCredentials, Read, Recorded, StoredStatus, VoteRecord};
 
 /// Inputs of vote eligibility: registered people, their keys, and the names votes must be for.
 #[derive(Clone, Copy)]
@@ -17,8 +16,6 @@ pub struct VoterContext<'a> {
     pub bundle: &'a PolicyBundle,
     /// The realm votes must be for.
     pub realm: &'a Realm,
-    /// The relying party of their passkeys.
-    pub party: &'a RelyingParty,
     /// Votes whose proof verified before.
     pub proofs: &'a VoteProofCache,
 }
@@ -74,14 +71,14 @@ pub fn eligible<'a>(
         .profile(profile)
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
-    may_vote(registered, defined, request, bundle)?;
-    let enrolled = voter_context.read.person(person);
-    if defined.method == VoteMethod::Passkey && enrolled.passkeys.is_empty() {
+    may_vote(registered, defined, request, voter_context)?;
+    let people = voter_context.read.people(BTreeSet::from([person.clone()]));
+    if defined.method == VoteMethod::Passkey && people.get(person).passkeys.is_empty() {
         return Err(Ineligible::NoPasskey);
     }
     // An approval may be withdrawn by a denial, and given again once it no longer counts; no other vote is cast twice.
     let still_counts = |v: &&std::sync::Arc<VoteRecord>| {
-        v.cast.voter == *person && vote_counts(v, request, &enrolled, voter_context, now)
+        v.cast.voter == *person && vote_counts(v, request, &people, voter_context, now)
     };
     match verdict {
         Verdict::Approve if request.votes.iter().any(|v| still_counts(&v)) => {
@@ -100,16 +97,18 @@ pub fn potential_voters(
 ) -> usize {
     let everyone = voter_context.read.everyone();
     let can_vote = |person: &&Person| {
-        let enrolled = everyone.get(&person.id);
-        let by_key = || active_keys(person, &enrolled).next().is_some();
-        let by_passkey = || !enrolled.passkeys.is_empty();
+        let able = || {
+            let keys = everyone.living_keys(&person.id);
+            let is_passkey = |key: &Thumbprint| person.key(*key).is_none();
+            match profile.method {
+                VoteMethod::Key => !keys.is_empty(),
+                VoteMethod::Passkey => keys.iter().any(is_passkey),
+            }
+        };
         person.roles.contains(&Role::Approver)
             && person.groups.contains(&profile.group)
             && person.id != *owner
-            && match profile.method {
-                VoteMethod::Key => by_key() || by_passkey(),
-                VoteMethod::Passkey => by_passkey(),
-            }
+            && able()
     };
     voter_context.bundle.people().filter(can_vote).count()
 }
@@ -118,14 +117,19 @@ fn may_vote(
     person: &Person,
     profile: &StepUpProfile,
     request: &AccessRequest,
-    bundle: &PolicyBundle,
+    VoterContext { bundle, read, .. }: VoterContext<'_>,
 ) -> Result<(), Ineligible> {
     if !person.roles.contains(&Role::Approver) {
         return Err(Ineligible::NotApprover);
     }
-    // Neither the owner as registered now nor the owner at the opening of the request may vote.
+    // Neither the owner as registered now, nor the one at the opening of the request, nor the one at that of the task may vote.
     let owner_now = bundle.agent(&request.opened.agent).map(|a| a.owner.clone());
-    if request.opened.owner == person.id || owner_now.as_ref() == Some(&person.id) {
+    let task = read.task(&request.opened.task);
+    let opener = task.as_ref().map(|task| &task.opened.owner);
+    if opener.is_none_or(|opener| *opener == person.id)
+        || request.opened.owner == person.id
+        || owner_now.as_ref() == Some(&person.id)
+    {
         return Err(Ineligible::Owner);
     }
     if !person.groups.contains(&profile.group) {
@@ -180,9 +184,8 @@ pub fn tally(
     let mut voted = BTreeSet::new();
     let mut counted_votes: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
     for vote in &request.votes {
-        let enrolled = people.get(&vote.cast.voter);
         // Each person counts once, with any number of keys, and for one profile only.
-        if vote_counts(vote, request, &enrolled, voter_context, now)
+        if vote_counts(vote, request, &people, voter_context, now)
             && voted.insert(vote.cast.voter.clone())
         {
             counted_votes
@@ -222,7 +225,7 @@ pub fn tally(
 fn vote_counts(
     vote: &VoteRecord,
     request: &AccessRequest,
-    enrolled: &PersonCredentials,
+    people: &PeopleCredentials<'_>,
     voter_context: VoterContext<'_>,
     now: Timestamp,
 ) -> bool {
@@ -240,14 +243,19 @@ fn vote_counts(
     let eligible = cast.verdict == Verdict::Approve
         && now < cast.not_after
         && profile.digest() == cast.profile.digest
-        && may_vote(person, profile, request, bundle).is_ok();
+        && may_vote(person, profile, request, voter_context).is_ok();
     let by_passkey = cast.assertion.is_some();
-    let key = VotingKey::find(person, enrolled, cast.key, profile.method, by_passkey);
+    let enrolled = people.get(&cast.voter);
+    // A vote from before the person left, lost a role, group or key, came or returned is not theirs as they are now.
+    if vote.index <= enrolled.votes_since || people.may_act(&cast.voter, cast.key).is_err() {
+        return false;
+    }
+    let key = VotingKey::find(person, &enrolled, cast.key, profile.method, by_passkey);
     let (true, Ok(key)) = (eligible, key) else {
         return false;
     };
     let proofs = voter_context.proofs;
-    let Some(statement) = proofs.verified_statement(vote, &key, voter_context.party) else {
+    let Some(statement) = proofs.verified_statement(vote, &key) else {
         return false;
     };
     let opened = &request.opened;

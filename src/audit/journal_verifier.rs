@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::tree::{Frontier, leaf_hash};
-use super::vote_verifier::VoteError;
+use super::vote_error::{GrantError, VoteError};
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, ParseError, Stream, Timestamp, Version};
 
@@ -121,6 +121,22 @@ pub enum AuditError {
         index: u64,
         /// The cause.
         why: VoteError,
+    },
+    /// The approval of a grant cannot be verified.
+    #[error("the token of entry {index} was not approved as it says: {why}")]
+    Grant {
+        /// Index of the entry.
+        index: u64,
+        /// The cause.
+        why: GrantError,
+    },
+    /// The policy bundle in force from an entry on registers what the journal does not permit.
+    #[error("the policy bundle of entry {index} could not be in force: {why}")]
+    Registration {
+        /// Index of the entry.
+        index: u64,
+        /// The cause.
+        why: String,
     },
     /// The checkpoint noted outside is not one of this journal.
     #[error("the noted checkpoint {noted} does not match: {why}")]

@@ -7,7 +7,7 @@ pub fn leaf_hash(entry: &[u8]) -> Digest {
     Digest::sha256_parts(&[&[0], entry])
 }
 
-fn node_hash(left: &Digest, right: &Digest) -> Digest {
+pub(super) fn node_hash(left: &Digest, right: &Digest) -> Digest {
     Digest::sha256_parts(&[&[1], left.as_bytes(), right.as_bytes()])
 }
 

@@ -101,6 +101,8 @@ impl Broker {
                 .show()
                 .rules()
                 .map(|rules| rules.bundle.version().to_string()),
+            operators: self.show().governors().len(),
+            recovered_at: self.show().recovery().map(|recovery| recovery.at),
             journal_entries: tail.checkpoint.size,
             journal_bytes: self.journal.size_bytes(),
             pending_revocations: self.pending_revocations(),
@@ -201,6 +203,7 @@ pub(super) const fn failure_label(error: &VerifyError) -> &'static str {
         VerifyError::Stale => "stale",
         VerifyError::NoRules => "no_rules",
         VerifyError::NotRegistered => "not_registered",
+        VerifyError::KeyMayNotAct(_) => "key_may_not_act",
         VerifyError::AmbiguousAgent(_) => "agents",
         VerifyError::AgentMismatch(_) => "other_agent",
         VerifyError::Suspended(_) => "suspended",
@@ -210,7 +213,7 @@ pub(super) const fn failure_label(error: &VerifyError) -> &'static str {
         VerifyError::Session(_) => "session",
         VerifyError::Passkey(_) => "passkey",
         VerifyError::UntrustedKey => "key_removed",
-        VerifyError::RegisteredKey => "registered_key",
+        VerifyError::RegisteredKey(_) => "registered_key",
         VerifyError::MayNotOperate { .. } => "may_not_operate",
     }
 }

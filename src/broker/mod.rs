@@ -53,14 +53,20 @@ pub use approval::vote::{VoteInput, VoteOutcome, VoteStatementReply};
 pub use approval::vote_options::VoteOptions;
 pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
-pub use auth::enrolment::{ApproverView, EnrolmentOptions, IssuedInvitation, PasskeyView};
+pub use auth::enrolment::{
+    ApproverView, EnrolmentOptions, IssuedInvitation, KeyRevocation, PasskeyView,
+};
 pub use auth::session::{Session, SignInOptions, SignedInUser};
 pub use governance::bootstrap::FirstOperator;
 pub use governance::freeze::FreezeSummary;
 pub use governance::policy::BundleApplied;
+pub use governance::recovery::{
+    NO_OPERATOR, OperatorsRecovered, RecoveryError, RecoveryOptions, recover_operators,
+};
 pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskCursor, TaskFilter, TaskView};
 pub use query::page_token::PageTokens;
+pub use query::receipt::TokenReceiptReply;
 pub use query::revocation_feed::FeedStart;
 pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
 pub use query::timeline::{
@@ -155,10 +161,12 @@ pub struct Broker {
     journal: Journal,
     /// Until when the last broker served, if it stopped cleanly.
     stop_mark: StopMark,
+    /// Places for receipts that are made at once.
+    receipt_slots: Arc<tokio::sync::Semaphore>,
     /// Time of the last entry of earlier processes.
     last_entry_before_start: Timestamp,
     state: Arc<State>,
-    token_issuer: TokenIssuer,
+    token_issuer: Arc<TokenIssuer>,
     nonces: Nonces,
     page_tokens: PageTokens,
     random: SystemRandom,

@@ -253,6 +253,7 @@ impl Broker {
             | VerifyError::WorkloadMismatch { .. }
             | VerifyError::NoRules
             | VerifyError::NotRegistered
+            | VerifyError::KeyMayNotAct(_)
             | VerifyError::OneTimeCode(_)
             | VerifyError::Session(_)
             | VerifyError::Passkey(_)
@@ -261,7 +262,7 @@ impl Broker {
             | VerifyError::Suspended(_)
             | VerifyError::Frozen(_)
             | VerifyError::PinnedKeyMismatch(_)
-            | VerifyError::RegisteredKey
+            | VerifyError::RegisteredKey(_)
             | VerifyError::UntrustedKey
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };

@@ -11,6 +11,7 @@ use super::approval::notifier::Notifier;
 use super::auth::replay_cache::ReplayCache;
 use super::auth::session::SessionStore;
 use super::order_queue::OrderQueue;
+use super::query::receipt::RECEIPTS_AT_ONCE_MAX;
 use super::token::verified_cache::VerifiedTokenCache;
 use super::transaction::Tried;
 use super::{Broker, BrokerSettings};
@@ -143,13 +144,17 @@ impl Broker {
                 party: options.settings.relying_party(),
                 ttl_cap: options.settings.ttl_cap,
             },
-            token_issuer: TokenIssuer::new(options.key, options.settings.issuer.clone())?,
+            token_issuer: Arc::new(TokenIssuer::new(
+                options.key,
+                options.settings.issuer.clone(),
+            )?),
             settings: options.settings,
             clock: options.clock,
             clock_watch: Mutex::default(),
             latest_seen,
             journal,
             stop_mark: StopMark::new(&options.data_dir),
+            receipt_slots: Arc::new(tokio::sync::Semaphore::new(RECEIPTS_AT_ONCE_MAX)),
             last_entry_before_start,
             state,
             nonces: Nonces::new(&boot_key),
@@ -223,6 +228,7 @@ impl Broker {
         // After it: a task that got another heartbeat may be one that the rules no longer allow.
         broker.revoke_disallowed().await?;
         broker.start_serving().map_err(BrokerOpenError::StopMark)?;
+        broker.warn_about_operators();
         Ok(broker)
     }
 

@@ -37,6 +37,10 @@ pub(super) enum ApproverCommand {
         /// Revoke only this key or passkey, named by its thumbprint in 'approver list'
         #[arg(long = "only", value_name = "THUMBPRINT", value_parser = thumbprint, allow_hyphen_values = true)]
         only: Option<Thumbprint>,
+        /// Somebody else may have the key: revoke it even if no operator with a living key is left. Then only 'dipylon recover
+        /// operators' on the broker's host brings one back
+        #[arg(long)]
+        compromised: bool,
         #[command(flatten)]
         key: KeyArgs,
     },
@@ -85,18 +89,27 @@ pub(super) async fn run(
                 || approvers_table(&people, now),
             );
         }
-        ApproverCommand::Revoke { id, only, key } => {
-            let revoked = key.operator_client(common)?.revoke_keys(&id, only).await?;
+        ApproverCommand::Revoke {
+            id,
+            only,
+            compromised,
+            key,
+        } => {
+            let client = key.operator_client(common)?;
+            let revoked = match compromised {
+                true => client.revoke_compromised_keys(&id, only).await?,
+                false => client.revoke_keys(&id, only).await?,
+            };
+            let next = match compromised {
+                true => "; if no operator is left who can act: stop the broker and run 'dipylon recover operators' on its host".to_owned(),
+                false => format!("; to enrol another passkey: dipylon approver invite {id}"),
+            };
             output.print(
                 || json!({ "person": id, "revoked": revoked }),
                 || match revoked {
                     0 => format!("{id} has no active key to revoke"),
-                    1 => format!(
-                        "1 key of {id} is revoked; to enrol another: dipylon approver invite {id}"
-                    ),
-                    n => format!(
-                        "{n} keys of {id} are revoked; to enrol another: dipylon approver invite {id}"
-                    ),
+                    1 => format!("1 key of {id} is revoked, for everyone and for ever{next}"),
+                    n => format!("{n} keys of {id} are revoked, for everyone and for ever{next}"),
                 },
             );
         }

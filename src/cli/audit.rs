@@ -9,17 +9,16 @@ use serde_json::json;
 
 use super::error::CliError;
 use super::{Common, Output};
-use crate::audit::{
-    AuditError, AuditReport, Checkpoint, JournalVerifier, VoteReport, VoteVerifier,
-};
+use crate::approve::audit::ApprovalVerifier;
+use crate::audit::{AuditError, AuditReport, Checkpoint, JournalVerifier, VoteReport};
 use crate::config::Config;
 use crate::journal::{self, JournalReader, OpenError};
 use crate::state::{State, StateFold};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// Verify the bytes, the place and the legality of every entry, its read set, the tree, the blobs and every vote; reads only, also
-    /// while the broker runs
+    /// Verify the bytes, the place and the legality of every entry, its read set, the tree, the blobs, every vote and every quorum; reads
+    /// only, also while the broker runs
     Verify(VerifyArgs),
 }
 
@@ -54,7 +53,7 @@ pub(super) fn run(
             None => journal_in(&super::dev::default_dir()?)?,
         },
     };
-    let (report, votes) = verify(&dir, against)?;
+    let (report, votes, _) = verify(&dir, against)?;
     output.print(
         || {
             json!({
@@ -64,6 +63,7 @@ pub(super) fn run(
                 "epoch": report.epoch,
                 "against": report.noted.map(|c| c.to_string()),
                 "votes": { "by_key": votes.by_key, "by_passkey": votes.by_passkey, "origins": votes.origins },
+                "approved_tokens": votes.approved_tokens,
             })
         },
         || {
@@ -98,6 +98,7 @@ fn vote_summary(votes: &VoteReport) -> String {
         by_key,
         by_passkey,
         origins,
+        approved_tokens,
     } = votes;
     let mut line = format!(
         "{} votes with valid signatures: {by_key} by keys, {by_passkey} by passkeys",
@@ -107,21 +108,25 @@ fn vote_summary(votes: &VoteReport) -> String {
         let origins: Vec<_> = origins.iter().map(String::as_str).collect();
         line.push_str(&format!(" on {}", origins.join(", ")));
     }
+    line.push_str(&format!(
+        "\n{approved_tokens} tokens with an approval, each by a quorum of distinct people with distinct living keys"
+    ));
     line
 }
 
-/// Verifies a journal from its first entry to its head, each entry against the state before it, as a start does.
+/// Verifies a journal from its first entry to its head, each entry against the state before it, as a start does. Returns the state
+/// after the last one too.
 pub(super) fn verify(
     dir: &Path,
     against: Option<Checkpoint>,
-) -> Result<(AuditReport, VoteReport), CliError> {
+) -> Result<(AuditReport, VoteReport, Arc<State>), CliError> {
     let open = || {
         JournalReader::open(dir).map_err(|e| CliError::failed(format!("{}: {e}", dir.display())))
     };
     // The second handle reads blobs while the first iterates over entries.
     let (journal, blobs) = (open()?, open()?);
     let mut verifier = JournalVerifier::with_checkpoint(against);
-    let mut votes = VoteVerifier::default();
+    let mut votes = ApprovalVerifier::default();
     let damaged = |error: &dyn std::fmt::Display| {
         CliError::failed(format!("journal verification failed: {error}"))
             .with_next_step("keep an unchanged copy of this journal and compare it with a backup")
@@ -129,7 +134,7 @@ pub(super) fn verify(
     let state = Arc::new(State::default());
     let mut fold = StateFold::new(Arc::clone(&state), |_| {});
     let mut replayed = journal::replay(&journal, &blobs, &mut verifier, &mut fold, |entry| {
-        votes.entry(entry, |name| blobs.blob(name))
+        votes.entry(entry, &state, |name| blobs.blob(name))
     });
     let unusable = state.failure();
     // Content that is damaged or cannot be loaded makes later entries look illegal: it is named first.
@@ -165,5 +170,6 @@ pub(super) fn verify(
     let report = verifier
         .finish(head, epoch)
         .map_err(|error| damaged(&error))?;
-    Ok((report, votes.report().clone()))
+    let votes = votes.finish(&state).map_err(|error| damaged(&error))?;
+    Ok((report, votes, state))
 }

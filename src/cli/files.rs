@@ -59,6 +59,14 @@ pub(super) fn read_text(path: &Path) -> Result<String, CliError> {
 
 /// Reads text from a file, or from stdin if the path is `-`. Stdin is read once: a second reader would get nothing.
 pub(super) fn read_exact_text(path: &Path) -> Result<String, CliError> {
+    read_bounded(path, TEXT_BYTES_MAX)
+}
+
+/// The same with a bound of its own, in bytes.
+pub(super) fn read_bounded(path: &Path, bytes_max: usize) -> Result<String, CliError> {
+    let limit = u64::try_from(bytes_max)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
     let mut text = String::new();
     let subject = if path == Path::new("-") {
         if STDIN_IS_READ.swap(true, Ordering::Relaxed) {
@@ -68,27 +76,27 @@ pub(super) fn read_exact_text(path: &Path) -> Result<String, CliError> {
         }
         std::io::stdin()
             .lock()
-            .take(TEXT_BYTES_MAX + 1)
+            .take(limit)
             .read_to_string(&mut text)
             .map_err(io_error("stdin"))?;
         "stdin".to_owned()
     } else {
         let file = std::fs::File::open(path).map_err(io_error(path.display()))?;
-        file.take(TEXT_BYTES_MAX + 1)
+        file.take(limit)
             .read_to_string(&mut text)
             .map_err(io_error(path.display()))?;
         path.display().to_string()
     };
-    match u64::try_from(text.len()) {
-        Ok(0..=TEXT_BYTES_MAX) => Ok(text),
-        Ok(_) | Err(_) => Err(CliError::usage(format!(
-            "{subject}: expected at most {TEXT_BYTES_MAX} bytes, got more"
-        ))),
+    if text.len() > bytes_max {
+        return Err(CliError::usage(format!(
+            "{subject}: expected at most {bytes_max} bytes, got more"
+        )));
     }
+    Ok(text)
 }
 
 /// How the name of a file begins that was written only to see whether it can be.
 pub(super) const PROBE: &str = "probe-";
 static STDIN_IS_READ: AtomicBool = AtomicBool::new(false);
 /// Longest token, evidence or value read, in bytes.
-const TEXT_BYTES_MAX: u64 = 64 * 1024;
+const TEXT_BYTES_MAX: usize = 64 * 1024;

@@ -33,6 +33,8 @@ mod output;
 mod parse;
 mod policy;
 mod policy_dir;
+mod receipt;
+mod recover;
 mod render;
 mod request;
 mod sd_notify;
@@ -161,6 +163,8 @@ enum Command {
     Unfreeze(freeze::UnfreezeArgs),
     /// Explain a decision, access request, task, token or refused call by its id (operators, auditors)
     Explain(explain::ExplainArgs),
+    /// Get the signed receipt of a token (operators, auditors), and verify one without the broker
+    Receipt(receipt::ReceiptArgs),
     /// Check a configuration file, or show the effective settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -169,6 +173,9 @@ enum Command {
     /// Verify a journal without its broker
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Bring back, on the broker's host, what no call can bring back; the broker must be stopped
+    #[command(subcommand)]
+    Recover(recover::RecoverCommand),
     /// Create and show keys of people and services
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -285,7 +292,9 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
         Command::Freeze(command) => freeze::freeze(common, output, command).await,
         Command::Unfreeze(command) => freeze::unfreeze(common, output, command).await,
         Command::Explain(command) => explain::run(common, output, command).await,
+        Command::Receipt(command) => receipt::run(common, output, command).await,
         Command::Audit(command) => audit::run(common, output, command),
+        Command::Recover(command) => recover::run(common, output, command).await,
         Command::Config(command) => config::run(common, output, command),
         Command::Doctor(command) => doctor::run(common, output, command).await,
         Command::Key(command) => key::run(output, command),

@@ -12,7 +12,7 @@ use super::output::table;
 use super::{Common, Output, config_checks, files, policy_dir, render};
 use crate::client;
 use crate::model::text::escape_invisible;
-use crate::model::{Secret, format_seconds};
+use crate::model::{PersonId, Secret, format_seconds};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
@@ -33,6 +33,10 @@ pub(super) enum PolicyCommand {
         /// Read the one-time code from a file; - reads it from stdin
         #[arg(long, value_name = "FILE", conflicts_with = "code")]
         code_file: Option<PathBuf>,
+        /// A person whom the directory registers again, or gives a role back, and who is the same as before: their passkeys and keys
+        /// count again. Without it the id is another person's
+        #[arg(long, value_name = "PERSON", value_parser = PersonId::parse, conflicts_with_all = ["code", "code_file"])]
+        returning: Vec<PersonId>,
     },
     /// List the active rules: how often each matched, and how approvers decided the access requests it caused
     Rules {
@@ -66,13 +70,18 @@ pub(super) async fn run(
             key,
             code,
             code_file,
+            returning,
         } => {
             // All problems are reported here, with files and lines, before the broker is called.
             policy_dir::load(&dir)?;
             let (operator, files) = (key.operator_client(common)?, policy_dir::read(&dir)?);
             let applied = match one_time_code(output, code, code_file).await? {
                 Some(code) => operator.apply_first_policy_bundle(&files, &code).await?,
-                None => operator.apply_policy_bundle(&files).await?,
+                None => {
+                    operator
+                        .apply_policy_bundle_returning(&files, &returning)
+                        .await?
+                }
             };
             output.print(
                 || {
@@ -80,13 +89,19 @@ pub(super) async fn run(
                         "version": applied.version, "changed": applied.changed, "rules": applied.rules,
                         "agents": applied.agents, "warnings": applied.warnings, "tasks_ended": applied.tasks_ended,
                         "tokens_ended": applied.tokens_ended, "access_requests_closed": applied.access_requests_closed,
+                        "people": applied.people,
                     })
                 },
                 || {
                     let warnings: Vec<String> = applied.warnings.iter().map(|w| escape_invisible(w)).collect();
+                    let people: String = applied
+                        .people
+                        .iter()
+                        .map(|line| format!("person  {}\n", escape_invisible(line)))
+                        .collect();
                     let state = if applied.changed { "in force" } else { "already in force" };
                     format!(
-                        "{}{state}: {} rules, {} agents, version {}\nended: {} tasks, {} tokens, {} access requests",
+                        "{}{people}{state}: {} rules, {} agents, version {}\nended: {} tasks, {} tokens, {} access requests",
                         lines(&warnings),
                         applied.rules,
                         applied.agents,

@@ -91,19 +91,7 @@ pub(super) async fn run(
         .transpose()?
         .flatten();
     let no_seed = seed.is_none() && config.policy.is_none();
-    let mut trust = Vec::new();
-    for (domain, file) in &config.trust_domains {
-        trust.push((domain.clone(), config_checks::read_trust_bundle(file)?));
-    }
-    let options = BrokerOptions {
-        settings: config.settings.clone(),
-        data_dir: config.data_dir.clone(),
-        key: keys::signing_key(&config.key_dir, &config.data_dir)?,
-        trust,
-        seed,
-        clock: Clock::system(),
-        faults: FaultInjection::default(),
-    };
+    let options = broker_options(&config, seed)?;
     let broker = Broker::open(options)
         .await
         .map_err(|e| CliError::failed(e.to_string()))?;
@@ -180,6 +168,26 @@ pub(super) async fn run(
     served.map_err(|e| CliError::failed(e.to_string()))?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a broker of this configuration is opened with.
+pub(super) fn broker_options(
+    config: &Config,
+    seed: Option<BundleFiles>,
+) -> Result<BrokerOptions, CliError> {
+    let mut trust = Vec::new();
+    for (domain, file) in &config.trust_domains {
+        trust.push((domain.clone(), config_checks::read_trust_bundle(file)?));
+    }
+    Ok(BrokerOptions {
+        settings: config.settings.clone(),
+        data_dir: config.data_dir.clone(),
+        key: keys::signing_key(&config.key_dir, &config.data_dir)?,
+        trust,
+        seed,
+        clock: Clock::system(),
+        faults: FaultInjection::default(),
+    })
 }
 
 /// Keeps the memory of this process, and the keys in it, from core dumps and from other processes of the same user. Best

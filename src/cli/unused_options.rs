@@ -22,7 +22,7 @@ enum Uses {
 }
 
 /// The commands that call no broker; every other one does.
-const OFFLINE: [(&str, Uses); 14] = [
+const OFFLINE: [(&str, Uses); 15] = [
     ("serve", Uses::DevDir),
     ("demo", Uses::Nothing),
     ("policy check", Uses::Nothing),
@@ -30,6 +30,7 @@ const OFFLINE: [(&str, Uses); 14] = [
     ("config check", Uses::Nothing),
     ("config show", Uses::DevDir),
     ("audit verify", Uses::DevDir),
+    ("recover operators", Uses::DevDir),
     ("key new", Uses::Nothing),
     ("key show", Uses::Nothing),
     ("dev svid", Uses::DevDir),
@@ -74,6 +75,15 @@ pub(super) fn refuse(command: &mut Command, matches: &ArgMatches) -> Result<(), 
             .into_iter()
             .find(|id| given(id))
             .map(|id| refused(id, " with --config, which names the broker")),
+        Uses::Broker if verb == "receipt verify" => {
+            let keys = leaf.try_get_one::<String>("keys").ok().flatten();
+            let fetches = keys.is_some_and(|keys| keys.contains("://"));
+            let unused = ["url", DEV_DIR, "ca", "socket"].into_iter();
+            unused
+                .filter(|id| !fetches || ["url", DEV_DIR].contains(id))
+                .find(|id| given(id))
+                .map(|id| refused(id, ", which reads the keys from --keys"))
+        }
         Uses::Broker => None,
         Uses::DevDir if verb == "serve" && given("config") => {
             given(DEV_DIR).then(|| refused(DEV_DIR, " with --config"))

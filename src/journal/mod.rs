@@ -16,14 +16,14 @@ mod stop_mark;
 mod writer;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::audit::{AuditError, Checkpoint};
+use crate::audit::{AuditError, BlockRoots, Checkpoint, InclusionPaths};
 use crate::clock::Clock;
 use crate::model::json::JsonError;
 use crate::model::{Claim, Digest, Entry, Event, Realm, Stream};
@@ -82,6 +82,14 @@ pub struct Committed {
 }
 
 impl Committed {
+    /// An entry read from elsewhere, for the fold of an audit: nobody has checked it.
+    pub fn unchecked(entry: Entry, blobs: Vec<Blob>) -> Self {
+        Self {
+            entry: Arc::new(entry),
+            blobs,
+        }
+    }
+
     /// The entry.
     pub const fn entry(&self) -> &Arc<Entry> {
         &self.entry
@@ -232,6 +240,7 @@ pub struct Journal {
     health: Arc<Health>,
     head: watch::Receiver<JournalHead>,
     reader: Arc<JournalReader>,
+    blocks: Arc<Mutex<BlockRoots>>,
     dir: Arc<Path>,
     clock: Clock,
     append_time_max: Duration,
@@ -296,13 +305,16 @@ impl Journal {
         let (requests, inbox) = mpsc::channel(QUEUE_MAX);
         let (head_sender, head) = watch::channel(writer.head());
         let reader = Arc::new(JournalReader::open(dir)?);
-        let health = writer.health();
+        let (health, blocks) = (writer.health(), writer.blocks());
         // The thread owns the lock: the directory is unlocked after the last commit, once no handle is left.
         std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
+                // A reader that waits for the end of the head finds the directory unlocked.
+                let last = head_sender.clone();
                 writer.run(inbox, fold, head_sender);
                 drop(lock);
+                drop(last);
             })
             .map_err(io("start the writer of"))?;
         Ok(Self {
@@ -310,6 +322,7 @@ impl Journal {
             health,
             head,
             reader,
+            blocks,
             dir: dir.into(),
             clock: options.clock,
             append_time_max: options.faults.append_time_max.unwrap_or(APPEND_TIME_MAX),
@@ -404,6 +417,23 @@ impl Journal {
     /// Reads at most `max` stored entries with an index below `below`, the newest first. Blocks.
     pub fn entries_below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
         self.reader.entries_below(below, max)
+    }
+
+    /// The audit path of each of these entries in the tree of the first `size` entries (RFC 6962 §2.1.1). Reads a few hundred leaf
+    /// hashes for each. Blocks.
+    pub fn inclusion_paths(
+        &self,
+        indexes: &[u64],
+        size: u64,
+    ) -> Result<Vec<Vec<Digest>>, OpenError> {
+        // A copy: the writer adds to it after each commit and must not wait. 128 KB for a million entries.
+        let blocks = self
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut paths = InclusionPaths::new(size, &blocks, |range| self.reader.leaves(range));
+        indexes.iter().map(|index| paths.path(*index)).collect()
     }
 
     /// Reads a blob; `None` when it is missing or its content does not match its hash. Blocks.

@@ -1,5 +1,6 @@
 //! The SQLite engine of the journal: WAL mode with `synchronous=FULL`, so that a commit that returned is durable.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -272,6 +273,20 @@ impl JournalReader {
             )
             .optional()?;
         Ok(found)
+    }
+
+    /// The stored leaf hashes of a range of entries, in order.
+    pub fn leaves(&self, range: Range<u64>) -> Result<Vec<Digest>, OpenError> {
+        let db = self.lock();
+        let mut statement = db
+            .prepare_cached("SELECT leaf FROM entries WHERE idx >= ?1 AND idx < ?2 ORDER BY idx")?;
+        let mut rows = statement.query([sql_int(range.start), sql_int(range.end)])?;
+        let mut leaves = Vec::new();
+        while let Some(row) = rows.next()? {
+            let leaf = digest(&row.get::<_, Vec<u8>>(0)?).ok_or(OpenError::HeadUnreadable)?;
+            leaves.push(leaf);
+        }
+        Ok(leaves)
     }
 
     /// At most `max` stored entries with an index below `below`, the newest first.

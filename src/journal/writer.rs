@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -14,7 +14,7 @@ use super::{
     Append, AppendError, AppendRequest, Committed, CrashHook, Fold, Health, IllegalEntry,
     JournalHead, JournalOptions, OpenError, WriterRequest, replay,
 };
-use crate::audit::{JournalVerifier, leaf_hash};
+use crate::audit::{BlockRoots, JournalVerifier, leaf_hash};
 use crate::clock::Clock;
 use crate::model::{ENTRY_BYTES_MAX, ENTRY_FORM, Entry, Event, Stream, Timestamp};
 
@@ -40,6 +40,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
 pub(super) struct Writer {
     engine: Engine,
     head: Head,
+    /// For inclusion proofs: of every entry that is durable.
+    blocks: Arc<Mutex<BlockRoots>>,
     last_at: Timestamp,
     clock: Clock,
     latest_seen: Arc<AtomicI64>,
@@ -65,6 +67,7 @@ impl Writer {
         let engine = Engine::open(dir, options.faults.pages_max)?;
         let mut verifier = JournalVerifier::default();
         let mut last_at = Timestamp::from_millis(0);
+        let mut blocks = BlockRoots::default();
         engine.each(|stored, engine| {
             let checked = replay::check(&stored, &mut verifier, fold, |hash| engine.blob(hash))?;
             if let Event::EpochStarted(started) = &checked.entry.event
@@ -76,6 +79,7 @@ impl Writer {
                 });
             }
             last_at = checked.entry.at;
+            blocks.push(stored.leaf);
             fold.apply(&checked);
             Ok(())
         })?;
@@ -88,6 +92,7 @@ impl Writer {
         Ok(Self {
             engine,
             head,
+            blocks: Arc::new(Mutex::new(blocks)),
             last_at,
             clock: options.clock.clone(),
             latest_seen: options.latest_seen.clone(),
@@ -100,6 +105,10 @@ impl Writer {
 
     pub(super) fn health(&self) -> Arc<Health> {
         self.health.clone()
+    }
+
+    pub(super) fn blocks(&self) -> Arc<Mutex<BlockRoots>> {
+        self.blocks.clone()
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -249,6 +258,9 @@ impl Writer {
         }
         self.health.succeeded(self.clock.uptime());
         self.crash_point(CrashPoint::Committed)?;
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.iter().for_each(|row| blocks.push(row.leaf));
+        drop(blocks);
         self.head = head;
         self.last_at = at;
         let mut answers = Vec::with_capacity(accepted.len());

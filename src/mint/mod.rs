@@ -1,4 +1,4 @@
-//! Issues access tokens: the only module that holds the signing key.
+//! Issues access tokens, and signs records of them: the only module that holds the signing key.
 //!
 //! In: [`Approved`] or [`Reapproved`], by value. Out: [`Minted`]: the signed token and the entry that must be durable
 //! before the token leaves. Trusts: no token it signed until it has read it back with the validators' own check.
@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::approve::{Approved, Reapproved};
 use crate::jose::access_token::{
     self, AccessTokenClaims, ActionDetail, Confirmation, ExpectedToken, TokenError,
 };
-use crate::jose::{KeySet, KeySetError, PublicKey, SigningKey};
+use crate::jose::{KeyError, KeySet, KeySetError, PublicKey, SigningKey};
 use crate::model::*;
 use crate::verify::Verified;
 
@@ -176,6 +179,15 @@ impl TokenIssuer {
                 .not_after()
                 .min(Timestamp::from_secs(grant.issued.exp)),
         })
+    }
+
+    /// Signs the digest of a checkpoint or a receipt (ES256), as base64url. Says that entries are on record, and lets no holder act.
+    ///
+    /// INVARIANT (a record is no token): the signed message is the 32 bytes of the digest. The signing input of a JWS is text with
+    /// its base64url header before a dot (RFC 7515 §5.1), and one that names `alg`, `typ` and `kid`, as every token of this key
+    /// does, is longer than 32 bytes. So no signature made here is one of a token, and none of a token is one of a record.
+    pub fn sign_record(&self, digest: &Digest) -> Result<String, KeyError> {
+        Ok(URL_SAFE_NO_PAD.encode(self.key.sign(digest.as_bytes())?))
     }
 
     /// Validators must be able to find the key.

@@ -1,4 +1,3 @@
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -6,6 +5,7 @@ use super::catalogue::Catalogue;
 use super::files::AGENTS;
 use super::people::{People, line};
 use super::problem::{Problems, nearest};
+use super::spellings::{NameClash, RegisteredNames};
 use super::toml_reader::{TableReader, TomlSource};
 use crate::model::{
     ActionName, AgentId, Digest, EnvironmentName, GroupId, PersonId, RegisteredAgent, SpiffeId,
@@ -27,6 +27,9 @@ pub(super) fn read(
     };
     let mut top = TableReader::new(source, "agents", None, root.get_ref(), problems);
     let mut spiffe_ids = BTreeSet::new();
+    let mut pins: BTreeMap<Thumbprint, AgentId> = BTreeMap::new();
+    let (mut ids, mut group_names) = (RegisteredNames::default(), RegisteredNames::default());
+    let mut environments = RegisteredNames::default();
     for (at, table) in top.tables("agent") {
         let mut fields = TableReader::new(source, "agent", Some(at), table, top.problems());
         let id = fields.required("id", AgentId::parse);
@@ -38,6 +41,26 @@ pub(super) fn read(
         let jkt = fields.optional("jkt", |text| Digest::parse(text).map(Thumbprint));
         let groups = fields.text_set("groups", GroupId::parse);
         let ceiling = fields.text_set("actions", ActionName::parse);
+        let line = fields.line();
+        for group in &groups {
+            if let Err(message) = group_names.add_use(group.as_str(), line) {
+                fields.problem(format!("group {message}"));
+            }
+        }
+        if let Some(environment) = &environment
+            && let Err(message) = environments.add_use(environment.as_str(), line)
+        {
+            fields.problem(format!("environment {message}"));
+        }
+        let clash = id.as_ref().and_then(|id| ids.add(id.as_str(), line).err());
+        let is_taken = matches!(clash, Some(NameClash::Same(_)));
+        match (&id, clash) {
+            (Some(id), Some(NameClash::Same(place))) => {
+                fields.problem(format!("id \"{id}\" is taken by the agent{place}"));
+            }
+            (_, Some(NameClash::LetterCase(message))) => fields.problem(format!("id {message}")),
+            (None, Some(NameClash::Same(_))) | (_, None) => {}
+        }
         if let Some(owner) = owner
             .as_ref()
             .filter(|owner| !people.persons.contains_key(owner))
@@ -66,16 +89,27 @@ pub(super) fn read(
             Some(autonomy),
         ) = (id, spiffe_id, owner, environment, model, autonomy)
         {
+            if people.service_spiffe_ids.contains(&spiffe_id) {
+                fields.problem("a validator or auditor of people.toml has this spiffe_id: a workload that asks for tokens does not check them");
+            }
+            if let Some(jkt) = jkt {
+                match (people.key_holders.get(&jkt), pins.get(&jkt)) {
+                    (Some(holder), _) => fields.problem(format!(
+                        "jkt is a key of \"{holder}\" in people.toml: an agent has a key of its own"
+                    )),
+                    (None, Some(other)) => fields.problem(format!(
+                        "the agent \"{other}\" is pinned to this jkt: each agent has a key of its own"
+                    )),
+                    (None, None) => drop(pins.insert(jkt, id.clone())),
+                }
+            }
             if !spiffe_ids.insert(spiffe_id.clone()) {
                 fields.problem("another agent has this spiffe_id; exactly one agent must match");
             }
-            match agents.entry(id) {
-                Entry::Occupied(taken) => {
-                    fields.problem(format!("id \"{}\" is taken by another agent", taken.key()))
-                }
-                Entry::Vacant(free) => {
-                    let id = free.key().clone();
-                    free.insert(Arc::new(RegisteredAgent {
+            if !is_taken {
+                agents.insert(
+                    id.clone(),
+                    Arc::new(RegisteredAgent {
                         id,
                         spiffe_id,
                         owner,
@@ -85,8 +119,8 @@ pub(super) fn read(
                         groups,
                         jkt,
                         ceiling,
-                    }));
-                }
+                    }),
+                );
             }
         }
         fields.finish();

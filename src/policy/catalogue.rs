@@ -8,6 +8,7 @@ use super::files::SCHEMA;
 use super::problem::{Problems, nearest};
 use super::schema::{MergedSchema, check_annotations, declaration_line, parameters};
 use super::schema_types::{RecordMember, SchemaType, annotations};
+use super::spellings::RegisteredNames;
 use crate::model::{ActionName, Param, Risk, check_visible};
 
 /// One action of the catalogue: its texts for people and its parameters.
@@ -221,11 +222,15 @@ impl Catalogue {
             .actions()
             .map(|(name, json)| (name.as_str(), parents(json).collect()))
             .collect();
+        let mut action_names = RegisteredNames::default();
         for (name, json) in merged.actions() {
             let line = declaration_line(text, name);
             let mut problem = |message: String| {
                 problems.add(SCHEMA, line, format!("action \"{name}\": {message}"))
             };
+            if let Err(clash) = action_names.add_use(name, line) {
+                problem(format!("the name {clash}"));
+            }
             let parsed = match ActionName::parse(name) {
                 Ok(parsed) => parsed,
                 Err(e) => {

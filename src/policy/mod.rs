@@ -184,7 +184,7 @@ impl PolicyBundle {
         })
     }
 
-    /// The people and profiles of a bundle, without a check of its other files: an audit reads bundles of older versions.
+    /// The people and profiles of a bundle, without a check of its other files: a receipt reads bundles of older versions.
     pub fn people_in(files: &BundleFiles) -> Result<PeopleAndProfiles, BundleError> {
         let (mut problems, mut warnings) = (Problems::default(), Problems::default());
         let text = files.text(files::PEOPLE).unwrap_or_default();

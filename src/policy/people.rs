@@ -9,11 +9,12 @@ use toml::de::DeValue;
 use super::approvals::ApprovalLimits;
 use super::files::PEOPLE;
 use super::problem::{Problems, nearest};
+use super::spellings::{NameClash, RegisteredNames};
 use super::toml_reader::{TableReader, TomlSource};
 use crate::jose::PublicKey;
 use crate::model::{
     Audience, Digest, GroupId, ParseError, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
-    check_visible, json, parse_duration,
+    Thumbprint, check_visible, json, parse_duration,
 };
 
 /// A registered person.
@@ -29,6 +30,13 @@ pub struct Person {
     pub roles: BTreeSet<Role>,
     /// The person's keys.
     pub keys: Vec<PublicKey>,
+}
+
+impl Person {
+    /// The key of `people.toml` with this thumbprint.
+    pub fn key(&self, key: Thumbprint) -> Option<&PublicKey> {
+        self.keys.iter().find(|own| own.thumbprint() == key)
+    }
 }
 
 /// What a person may do at the broker.
@@ -164,6 +172,15 @@ pub(super) struct People {
     pub(super) profiles: BTreeMap<ProfileName, StepUpProfile>,
     pub(super) audiences: BTreeSet<Audience>,
     pub(super) approvals: ApprovalLimits,
+    /// Whose each key is, by its thumbprint and that of its negative.
+    pub(super) key_holders: BTreeMap<Thumbprint, String>,
+    /// Ids of people and services.
+    ids: RegisteredNames,
+    groups: RegisteredNames,
+    profile_names: RegisteredNames,
+    pub(super) service_spiffe_ids: BTreeSet<SpiffeId>,
+    /// How many approvers each group has.
+    approvers: BTreeMap<GroupId, usize>,
 }
 
 impl People {
@@ -236,23 +253,26 @@ impl People {
         let name = fields.required("name", |text| line("name", text));
         let groups = fields.text_set("groups", GroupId::parse);
         let roles = fields.text_set("roles", Role::parse);
-        if let (Some(id), Some(name)) = (id, name) {
-            if self.is_taken(id.as_str()) {
-                fields.problem(format!(
-                    "id \"{id}\" is taken; ids are unique among people, validators and auditors"
-                ));
-            } else {
-                self.persons.insert(
-                    id.clone(),
-                    Person {
-                        id,
-                        name,
-                        groups,
-                        roles,
-                        keys: Vec::new(),
-                    },
-                );
+        self.check_groups(&groups, &mut fields);
+        if let (Some(id), Some(name)) = (id, name)
+            && self.is_free(id.as_str(), &mut fields)
+        {
+            if roles.contains(&Role::Approver) {
+                for group in &groups {
+                    let count = self.approvers.entry(group.clone()).or_default();
+                    *count = count.saturating_add(1);
+                }
             }
+            self.persons.insert(
+                id.clone(),
+                Person {
+                    id,
+                    name,
+                    groups,
+                    roles,
+                    keys: Vec::new(),
+                },
+            );
         }
         fields.finish();
     }
@@ -270,13 +290,13 @@ impl People {
             }
             ServiceKind::Auditor => BTreeSet::new(),
         };
-        if let Some(id) = id {
-            if self.is_taken(id.as_str()) {
-                fields.problem(format!(
-                    "id \"{id}\" is taken; ids are unique among people, validators and auditors"
-                ));
-            } else if spiffe_id.is_some()
-                && self.services.values().any(|s| s.spiffe_id == spiffe_id)
+        if let Some(id) = id
+            && self.is_free(id.as_str(), &mut fields)
+        {
+            let spiffe_ids = &mut self.service_spiffe_ids;
+            if spiffe_id
+                .as_ref()
+                .is_some_and(|id| !spiffe_ids.insert(id.clone()))
             {
                 fields.problem("another service has this spiffe_id");
             } else {
@@ -324,7 +344,13 @@ impl People {
                 (Some(_), Some(first)) => fields.problem(format!(
                     "the same key is already registered for \"{first}\""
                 )),
+                (Some(keys), None) if keys.len() >= KEYS_MAX => fields.problem(format!(
+                    "\"{of}\" has {KEYS_MAX} keys already, the most for one person or service"
+                )),
                 (Some(keys), None) => {
+                    for name in key.thumbprints() {
+                        self.key_holders.insert(name, of.clone());
+                    }
                     keys.push(key);
                     seen.insert(x, of);
                 }
@@ -343,7 +369,13 @@ impl People {
         let name = ProfileName::parse(name)
             .map_err(|e| fields.problem(format!("name {}", e.reason)))
             .ok();
+        if let Some(name) = &name
+            && let Err(clash) = self.profile_names.add_use(name.as_str(), fields.line())
+        {
+            fields.problem(format!("name {clash}"));
+        }
         let group = fields.required("group", GroupId::parse);
+        self.check_groups(&group, &mut fields);
         let quorum = match fields.get("quorum") {
             Some(_) => fields.number("quorum", 1..=QUORUM_MAX),
             None => Some(1),
@@ -360,11 +392,7 @@ impl People {
             Some(method),
         ) = (name, group, quorum, wait_s, good_for_s, method)
         {
-            let eligible = self
-                .persons
-                .values()
-                .filter(|p| p.groups.contains(&group) && p.roles.contains(&Role::Approver))
-                .count();
+            let eligible = self.approvers.get(&group).copied().unwrap_or_default();
             if u32::try_from(eligible).is_ok_and(|n| n < quorum) {
                 let message = format!(
                     "profile {name}: group \"{group}\" has {eligible} approvers, fewer than the quorum {quorum}"
@@ -386,8 +414,35 @@ impl People {
         fields.finish();
     }
 
-    fn is_taken(&self, id: &str) -> bool {
-        self.ids().any(|known| known == id)
+    /// Whether no person or service before has this id; reports one that is the same, or that letter case alone tells apart.
+    fn is_free(&mut self, id: &str, fields: &mut TableReader<'_, '_>) -> bool {
+        match self.ids.add(id, fields.line()) {
+            Ok(()) => true,
+            Err(NameClash::Same(place)) => {
+                fields.problem(format!(
+                    "id \"{id}\" is taken by the one{place}; ids are unique among people, validators and auditors"
+                ));
+                false
+            }
+            // Registered all the same, so that its keys are no problems of their own.
+            Err(NameClash::LetterCase(message)) => {
+                fields.problem(format!("id {message}"));
+                true
+            }
+        }
+    }
+
+    /// Reports a group of which letter case alone tells another one apart.
+    fn check_groups<'g>(
+        &mut self,
+        groups: impl IntoIterator<Item = &'g GroupId>,
+        fields: &mut TableReader<'_, '_>,
+    ) {
+        for group in groups {
+            if let Err(message) = self.groups.add_use(group.as_str(), fields.line()) {
+                fields.problem(format!("group {message}"));
+            }
+        }
     }
 
     fn ids(&self) -> impl Iterator<Item = &str> {
@@ -455,6 +510,8 @@ pub(super) fn line(what: &'static str, text: &str) -> Result<String, ParseError>
     Ok(text.to_owned())
 }
 
+/// Most keys of one person or service.
+const KEYS_MAX: usize = 20;
 /// Largest quorum of a profile.
 pub const QUORUM_MAX: u32 = 20;
 /// Longest name, model or autonomy, in bytes.

@@ -26,7 +26,7 @@ use tokio::time::Sleep;
 
 use super::http;
 use super::unix::GuardedUnixListener;
-use crate::broker::Broker;
+use crate::broker::{Broker, NO_OPERATOR};
 
 /// Open connections at once.
 const CONNECTIONS_MAX: usize = 32;
@@ -83,7 +83,12 @@ pub async fn serve_admin(broker: Arc<Broker>, listener: AdminListener) -> io::Re
     let router = Router::new()
         .route("/metrics", get(metrics))
         .with_state((broker.clone(), Arc::new(Semaphore::new(SCRAPES_MAX))))
-        .merge(http::probes(broker));
+        .merge(
+            Router::new()
+                .route("/livez", get(http::livez))
+                .route("/readyz", get(readyz))
+                .with_state(broker),
+        );
     let close = middleware::map_response(close_after_response);
     match listener {
         AdminListener::Tcp(listener) => {
@@ -140,6 +145,17 @@ fn is_loopback_host(authority: &[u8]) -> bool {
         || bare
             .parse::<IpAddr>()
             .is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Readiness, and what the people of this host must do though the broker is ready: strangers who ask the public listener learn nothing
+/// of it.
+async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
+    match broker.readiness() {
+        Ok(()) if broker.is_ungoverned() => {
+            http::no_store(format!("ready; {NO_OPERATOR}\n")).into_response()
+        }
+        Ok(()) | Err(_) => http::readyz(State(broker)).await,
+    }
 }
 
 async fn metrics(State((broker, scrapes)): State<(Arc<Broker>, Arc<Semaphore>)>) -> Response {

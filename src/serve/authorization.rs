@@ -81,6 +81,7 @@ methods! {
     RESUME_AGENT = "GovernanceService/ResumeAgent", [Operator], General, Unary;
     END_TASK = "GovernanceService/EndTask", [Operator], Reserved, Unary;
     EXPLAIN = "GovernanceService/Explain", [Operator, Auditor], General, Unary;
+    GET_TOKEN_RECEIPT = "GovernanceService/GetTokenReceipt", [Operator, Auditor], General, Server;
     LIST_AGENTS = "GovernanceService/ListAgents", [Operator, Auditor], General, Unary;
     GET_AGENT = "GovernanceService/GetAgent", [Operator, Auditor], General, Unary;
     FREEZE = "GovernanceService/Freeze", [Operator], Reserved, Unary;

@@ -20,14 +20,7 @@ const JWKS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS")
 pub(super) fn routes(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/.well-known/jwks.json", get(jwks).options(jwks_options))
-        .with_state(broker.clone())
-        .merge(probes(broker))
-}
-
-/// The probes: of the public listener, because only it tells a load balancer whether calls get through, and of the admin
-/// listener.
-pub(super) fn probes(broker: Arc<Broker>) -> Router {
-    Router::new()
+        // Here too, because only the public listener tells a load balancer whether calls get through.
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(broker)
@@ -84,11 +77,11 @@ fn has_etag(headers: &HeaderMap, etag: &str) -> bool {
 }
 
 /// The process answers, whatever else fails: a restart would not help a full disk.
-async fn livez() -> Response {
+pub(super) async fn livez() -> Response {
     no_store("alive\n").into_response()
 }
 
-async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
+pub(super) async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
     match broker.readiness() {
         Ok(()) => no_store("ready\n").into_response(),
         Err(why) => {
@@ -101,7 +94,9 @@ async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
     }
 }
 
-fn no_store(text: &'static str) -> impl axum::response::IntoResponse {
+pub(super) fn no_store(
+    text: impl axum::response::IntoResponse,
+) -> impl axum::response::IntoResponse {
     ([(header::CACHE_CONTROL, "no-store")], text)
 }
 

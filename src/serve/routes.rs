@@ -21,6 +21,31 @@ pub enum RouteKind {
     Form,
     /// POST of JSON: JSON.
     Json,
+    /// POST of JSON with an assertion of the person's passkey: JSON.
+    SignedJson,
+}
+
+/// What shows that a request of a route is an act of the person's own, and not of a page that is open. An act that succeeds
+/// prolongs the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProofOfAct {
+    /// Nothing: a script may send it at any time.
+    None,
+    /// Fetch Metadata: the browser navigates because of a click, a key or its address bar.
+    UserNavigation,
+    /// The assertion in the body: the passkey requires the person.
+    Assertion,
+}
+
+impl RouteKind {
+    /// What shows that a request of this kind is an act of the person's own.
+    pub const fn proof_of_act(self) -> ProofOfAct {
+        match self {
+            Self::Page | Self::Form => ProofOfAct::UserNavigation,
+            Self::SignedJson => ProofOfAct::Assertion,
+            Self::Fragment | Self::Stream | Self::Asset | Self::Json => ProofOfAct::None,
+        }
+    }
 }
 
 /// The people who may use a route.
@@ -62,7 +87,7 @@ impl Route {
     pub const fn is_mutation(&self) -> bool {
         match self.kind {
             RouteKind::Page | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => false,
-            RouteKind::Form | RouteKind::Json => true,
+            RouteKind::Form | RouteKind::Json | RouteKind::SignedJson => true,
         }
     }
 
@@ -110,13 +135,13 @@ routes! {
     Events = "console/events", "/console/events", Stream, INBOX_READERS, General;
     SignIn = "console/sign-in", "/console/sign-in", Page, Access::Anonymous, General;
     SignInBegin = "console/sign-in-begin", "/console/sign-in/begin", Json, Access::Anonymous, General;
-    SignInFinish = "console/sign-in-finish", "/console/sign-in/finish", Json, Access::Anonymous, General;
+    SignInFinish = "console/sign-in-finish", "/console/sign-in/finish", SignedJson, Access::Anonymous, General;
     Enrol = "console/enrol", "/console/enrol", Page, Access::Anonymous, General;
     EnrolBegin = "console/enrol-begin", "/console/enrol/begin", Json, Access::Anonymous, General;
     EnrolFinish = "console/enrol-finish", "/console/enrol/finish", Json, Access::Anonymous, General;
     Card = "console/card", "/console/requests/{id}", Page, INBOX_READERS, General;
     VoteBegin = "console/vote-begin", "/console/requests/{id}/vote/begin", Json, APPROVERS, General;
-    VoteCast = "console/vote-cast", "/console/requests/{id}/vote/cast", Json, APPROVERS, General;
+    VoteCast = "console/vote-cast", "/console/requests/{id}/vote/cast", SignedJson, APPROVERS, General;
     Tokens = "console/tokens", "/console/tokens", Page, OPERATORS, General;
     // Reserved: revocation goes on while other calls are shed.
     Revoke = "console/revoke", "/console/tokens/{jti}/revoke", Form, OPERATORS, Reserved;
@@ -198,6 +223,15 @@ mod tests {
         ] {
             assert_eq!(route(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn routes_that_a_passkey_signs() {
+        let signed = ROUTES
+            .iter()
+            .filter(|route| route.kind.proof_of_act() == ProofOfAct::Assertion);
+        let names: Vec<&str> = signed.map(|route| route.name).collect();
+        assert_eq!(names, ["console/sign-in-finish", "console/vote-cast"]);
     }
 
     #[test]

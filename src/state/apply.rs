@@ -4,13 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::key_registry::KeyHolder;
+use super::people::{PersonChangeKind, RecoveryRecord, person_changes};
 use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
     AccessRequest, Deadline, Ended, FreezeMarker, FreezeOrder, Grant, IdempotencyOutcome, Lease,
     Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys, VoteRecord,
 };
+use crate::jose::AuthenticatorKey;
 use crate::journal::Committed;
 use crate::model::*;
+use crate::policy::ActivePolicy;
 
 impl State {
     /// Applies the next entry. The journal calls it in order, after the commit and before it answers the append.
@@ -25,7 +29,11 @@ impl State {
         self.index_entry(entry);
         self.versions.begin(&entry.write_set);
         self.apply_event(committed);
+        let before = self.rules();
         self.parsed.apply(committed);
+        if let Event::PolicyApplied(f) = &entry.event {
+            self.apply_people(before.as_deref(), f, entry);
+        }
         self.versions.publish(&entry.write_set, version);
         // Before the position: a reader of the position finds every inbox change up to it.
         self.inbox_changes.apply(entry);
@@ -86,9 +94,24 @@ impl State {
                     self.count_denial(&f.access_request, entry.at);
                 }
             }
-            Event::ApproverInvited(f) => self.credentials.apply_invited(f),
-            Event::ApproverEnrolled(f) => self.credentials.apply_enrolled(f, entry.at),
-            Event::ApproverKeysRevoked(f) => self.credentials.apply_revoked(f),
+            Event::ApproverInvited(f) => self.credentials.apply_invited(f, entry.index),
+            Event::ApproverEnrolled(f) => {
+                // No entry with a key that cannot be read gets here.
+                if let Ok(key) = AuthenticatorKey::from_jwk(&f.passkey.jwk) {
+                    let holder = KeyHolder::Person(f.person.clone());
+                    self.key_registry.add(&(&key).into(), holder, true);
+                }
+                self.credentials.apply_enrolled(f, entry.at);
+            }
+            Event::ApproverKeysRevoked(f) => {
+                for key in &f.keys {
+                    self.key_registry.revoke(*key);
+                }
+                if f.all {
+                    self.key_registry.revoke_all(&f.person);
+                }
+                self.credentials.apply_revoked(f);
+            }
             Event::TokenIssued(f) => self.apply_token_issued(f, committed),
             Event::TokenReissued(f) => self.grants.update(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
@@ -125,6 +148,44 @@ impl State {
                 self.push_feed(entry, Selector::Tokens(f.jtis.clone()));
             }
         }
+    }
+
+    /// What the bundle in force changes for people, and the keys it registers.
+    fn apply_people(&self, before: Option<&ActivePolicy>, f: &PolicyApplied, entry: &Entry) {
+        let Some(rules) = self.rules() else {
+            return;
+        };
+        let bundle = &rules.bundle;
+        let before = before.map(|rules| &*rules.bundle);
+        if let Some(recovery) = &f.recovery {
+            // First: what leaves with an operator may return, and a lost key may not.
+            for (operator, key) in before
+                .filter(|_| recovery.operators_lost)
+                .map(|before| self.lost_operator_keys(before, bundle))
+                .unwrap_or_default()
+            {
+                self.key_registry.revoke(key);
+                self.credentials.apply_lost(&operator, key);
+            }
+            self.recovery.store(Some(Arc::new(RecoveryRecord {
+                index: entry.index,
+                at: entry.at,
+                recovery: recovery.clone(),
+            })));
+        }
+        for change in person_changes(before, bundle, &f.returning) {
+            let person = &change.person;
+            match change.kind {
+                PersonChangeKind::Left => self.key_registry.set_left(person, false),
+                PersonChangeKind::LostRoles(_) => self.key_registry.set_left(person, true),
+                PersonChangeKind::Narrowed { .. } => {}
+                PersonChangeKind::Came => self.key_registry.end_left(person),
+                PersonChangeKind::Returned => self.key_registry.restore(person),
+            }
+            self.credentials
+                .apply_change(&change, entry.index, entry.at);
+        }
+        self.key_registry.register(bundle);
     }
 
     fn push_feed(&self, entry: &Entry, selector: Selector) {
@@ -286,6 +347,7 @@ impl State {
                 ended: None,
             },
         );
+        self.key_registry.add_task_key(f.key_identity, &f.agent);
         self.tasks_by_idempotency_key.insert(
             (f.agent.clone(), f.binding.jkt(), f.idempotency_key.clone()),
             f.task,
@@ -382,6 +444,7 @@ impl State {
             statement: committed.blob(&f.statement).cloned(),
             assertion: f.assertion.and_then(|hash| committed.blob(&hash).cloned()),
             at: entry.at,
+            index: entry.index,
         });
         self.credentials.apply_vote(f, entry.at);
         self.requests.update(&f.access_request, |r| {

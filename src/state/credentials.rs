@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::people::{PersonChange, PersonChangeKind};
 use super::{ArcMap, sorted};
 use crate::model::*;
 
@@ -34,15 +35,40 @@ pub struct Invitation {
     pub by: PersonId,
     /// The operator's key: the invitation is good while the key lives and is an operator's.
     pub by_key: Thumbprint,
+    /// Index of its entry: it is not good for an operator who lost the role and got it back.
+    pub index: u64,
 }
 
 /// The keys of one person.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PersonCredentials {
-    /// Their passkeys, oldest first; never a revoked one.
+    /// Their passkeys, oldest first; never one that left or is dead.
     pub passkeys: Vec<Passkey>,
-    /// Revoked keys: never valid again.
+    /// Passkeys that a policy bundle ended with the person's registration or a role: they count again only where the same person
+    /// returns by an operator's word.
+    pub left: Vec<Passkey>,
+    /// Dead keys: never valid again, for anyone.
     pub revoked: BTreeSet<Thumbprint>,
+    /// Index of the last entry by which the person left, lost a role, came or returned; 0 for none. Their sessions and the invitations
+    /// they gave before it do not count.
+    pub since: u64,
+    /// The same, or of a later one by which they lost a group or a registered key: their votes from before it do not count.
+    pub votes_since: u64,
+    /// When another person came to the id: records of the former one are older.
+    pub since_at: Timestamp,
+}
+
+impl Default for PersonCredentials {
+    fn default() -> Self {
+        Self {
+            passkeys: Vec::new(),
+            left: Vec::new(),
+            revoked: BTreeSet::new(),
+            since: 0,
+            votes_since: 0,
+            since_at: Timestamp::from_millis(0),
+        }
+    }
 }
 
 impl PersonCredentials {
@@ -65,8 +91,6 @@ pub(super) struct CredentialStore {
     invitations: ArcMap<PersonId, Invitation>,
     /// Person by credential id in base64url, revoked ones included: a credential is enrolled once.
     credentials: ArcMap<String, PersonId>,
-    /// Every key ever enrolled as a passkey, revoked ones included.
-    keys: ArcMap<Thumbprint, ()>,
     /// Person by the digest of their latest invitation's code.
     codes: ArcMap<Digest, PersonId>,
 }
@@ -89,11 +113,6 @@ impl CredentialStore {
             .map(|person| (*person).clone())
     }
 
-    /// Whether a key was ever enrolled as a passkey.
-    pub(super) fn was_enrolled(&self, key: Thumbprint) -> bool {
-        self.keys.get(&key).is_some()
-    }
-
     /// Every person that the journal names, in no order.
     pub(super) fn people(&self) -> Vec<PersonId> {
         let mut all: Vec<PersonId> = self.people.all().into_iter().map(|(id, _)| id).collect();
@@ -101,10 +120,9 @@ impl CredentialStore {
         all
     }
 
-    /// Every key ever enrolled as a passkey, and every credential with its person, in no order.
-    pub(super) fn ever_enrolled(&self) -> (Vec<Thumbprint>, Vec<(String, Arc<PersonId>)>) {
-        let keys = self.keys.all().into_iter().map(|(key, _)| key);
-        (keys.collect(), self.credentials.all())
+    /// Every credential that was ever enrolled, with its person, in no order.
+    pub(super) fn ever_enrolled(&self) -> Vec<(String, Arc<PersonId>)> {
+        self.credentials.all()
     }
 
     /// The person invited with this code, whether it can still be used or not.
@@ -112,7 +130,7 @@ impl CredentialStore {
         self.codes.get(code).map(|person| (*person).clone())
     }
 
-    pub(super) fn apply_invited(&self, f: &ApproverInvited) {
+    pub(super) fn apply_invited(&self, f: &ApproverInvited, index: u64) {
         self.withdraw_invitation(&f.person);
         self.codes.insert(f.code, f.person.clone());
         let invitation = Invitation {
@@ -121,6 +139,7 @@ impl CredentialStore {
             expires_at: f.expires_at,
             by: f.by.clone(),
             by_key: f.by_key,
+            index,
         };
         self.invitations.insert(f.person.clone(), invitation);
     }
@@ -135,7 +154,6 @@ impl CredentialStore {
     pub(super) fn apply_enrolled(&self, f: &ApproverEnrolled, at: Timestamp) {
         self.credentials
             .insert(f.passkey.credential.clone(), f.person.clone());
-        self.keys.insert(f.passkey.key, ());
         self.invitations.remove(&f.person);
         self.people.update_or_default(f.person.clone(), |person| {
             person.passkeys.push(Passkey {
@@ -148,13 +166,50 @@ impl CredentialStore {
     }
 
     pub(super) fn apply_revoked(&self, f: &ApproverKeysRevoked) {
-        self.people.update_or_default(f.person.clone(), |person| {
-            person.revoked.extend(f.keys.iter().copied());
-            person.passkeys.retain(|p| !f.keys.contains(&p.record.key));
-        });
-        if f.cause == RevokeCause::Operator {
+        self.revoke(&f.person, &f.keys);
+        if f.by.is_some() {
             self.withdraw_invitation(&f.person);
         }
+    }
+
+    /// A recovery found a key of an operator lost.
+    pub(super) fn apply_lost(&self, operator: &PersonId, key: Thumbprint) {
+        self.revoke(operator, &[key]);
+        self.withdraw_invitation(operator);
+    }
+
+    fn revoke(&self, person: &PersonId, keys: &[Thumbprint]) {
+        self.people.update_or_default(person.clone(), |person| {
+            person.revoked.extend(keys.iter().copied());
+            person.passkeys.retain(|p| !keys.contains(&p.record.key));
+            person.left.retain(|p| !keys.contains(&p.record.key));
+        });
+    }
+
+    /// A policy bundle changed what a person is: see [`PersonChange`].
+    pub(super) fn apply_change(&self, change: &PersonChange, index: u64, at: Timestamp) {
+        if change.ends_credentials() {
+            self.withdraw_invitation(&change.person);
+        }
+        self.people
+            .update_or_default(change.person.clone(), |person| {
+                person.votes_since = index;
+                if !matches!(change.kind, PersonChangeKind::Narrowed { .. }) {
+                    person.since = index;
+                }
+                match &change.kind {
+                    PersonChangeKind::Left | PersonChangeKind::LostRoles(_) => {
+                        person.left.append(&mut person.passkeys);
+                    }
+                    PersonChangeKind::Returned => person.passkeys.append(&mut person.left),
+                    PersonChangeKind::Narrowed { .. } => {}
+                    PersonChangeKind::Came => {
+                        person.since_at = at;
+                        let ended = person.left.drain(..);
+                        person.revoked.extend(ended.map(|p| p.record.key));
+                    }
+                }
+            });
     }
 
     /// Does not advance the person's stream: the counter is a maximum, and the time of the last vote is for people to read.
@@ -179,10 +234,18 @@ impl CredentialStore {
                 .iter()
                 .map(|p| json!([p.record, p.sign_count, p.added_at, p.last_vote_at]))
                 .collect();
-            json!([id, passkeys, person.revoked])
+            let left: Vec<Thumbprint> = person.left.iter().map(|p| p.record.key).collect();
+            json!([
+                id,
+                passkeys,
+                left,
+                person.revoked,
+                person.since,
+                person.votes_since
+            ])
         };
         let invitation = |(id, i): (PersonId, Arc<Invitation>)| {
-            json!([id, i.id, i.code, i.expires_at, i.by, i.by_key])
+            json!([id, i.id, i.code, i.expires_at, i.by, i.by_key, i.index])
         };
         let people: Vec<Value> = sorted(self.people.all()).into_iter().map(person).collect();
         let invitations: Vec<Value> = sorted(self.invitations.all())

@@ -144,9 +144,11 @@ fn action_grounds(state: &State, task: &TaskId, action: &ActionName) -> Vec<Stre
     grounds
 }
 
-/// The streams that an invitation lies under: its own, and its person's, by which a revocation withdraws it.
-pub(super) fn invitation_streams(person: &PersonId) -> [Stream; 2] {
+/// The streams that an invitation lies under: its own, its person's, by which a revocation withdraws it, and the rules, which end it
+/// with the registration or a role.
+pub(super) fn invitation_streams(person: &PersonId) -> [Stream; 3] {
     [
+        Stream::Policy,
         Stream::Person(person.clone()),
         Stream::Invitation(person.clone()),
     ]
@@ -193,7 +195,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.agent_in_force(&f.agent, &f.owner);
             rule.evidence(&f.evidence);
             // The key of a task is no person's.
-            rule.read(Stream::EnrolledKey(jkt));
+            rule.read(Stream::EnrolledKey(f.key_identity));
             rule.claim(Counter::OpenTasks(f.agent.clone()), OPEN_TASKS_MAX);
         }
         Event::LeasesExtended(f) => {
@@ -274,7 +276,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.advance(Stream::Person(f.person.clone()));
             rule.advance(Stream::Invitation(f.person.clone()));
             rule.advance(Stream::Credentials);
-            rule.advance(Stream::EnrolledKey(f.passkey.key));
+            rule.advance(Stream::EnrolledKey(f.passkey.key_identity));
             rule.advance(Stream::Credential(f.passkey.credential.as_str().into()));
             rule.read(Stream::Policy);
             // The operator who gave the invitation gives it until it is used.
@@ -294,7 +296,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.action(&f.action.action);
             rule.read(Stream::Key(f.kid.clone()));
             // The key of a task is no person's, also after its opening.
-            rule.read(Stream::EnrolledKey(f.cnf.jkt()));
+            rule.task_key(state, &f.task)?;
             if let Some(id) = &f.consumed {
                 rule.advance(Stream::AccessRequest(*id));
                 rule.voters(state, id, f.approval.as_deref());
@@ -304,7 +306,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             let issued = rule.grant(state, &f.jti)?;
             rule.advance(Stream::Token(f.jti));
             rule.read(Stream::Key(f.kid.clone()));
-            rule.read(Stream::EnrolledKey(issued.cnf.jkt()));
+            rule.task_key(state, &issued.task)?;
             // The votes that it consumed stay counted.
             if let Some(id) = issued.consumed {
                 rule.read(Stream::AccessRequest(id));
@@ -375,6 +377,13 @@ impl EntryRule {
         for stream in task_grounds(state, &task.opened) {
             self.read(stream);
         }
+        Ok(())
+    }
+
+    /// The key of a task is no person's, as long as it runs.
+    fn task_key(&mut self, state: &State, id: &TaskId) -> Result<(), String> {
+        let task = state.tasks.get(id).ok_or_else(|| format!("no task {id}"))?;
+        self.read(Stream::EnrolledKey(task.opened.key_identity));
         Ok(())
     }
 

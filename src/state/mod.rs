@@ -15,7 +15,9 @@ mod entry_rules;
 mod feed;
 mod inbox_changes;
 mod intern;
+mod key_registry;
 mod parsed;
+mod people;
 mod read;
 mod record_streams;
 mod records;
@@ -30,11 +32,13 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 
+use crate::jose::PublicKey;
 use crate::journal::{Committed, Fold, IllegalEntry};
 use crate::model::*;
-use crate::policy::ActivePolicy;
+use crate::policy::{ActivePolicy, Person, PolicyBundle, RegisteredCaller, Role};
 
 pub use feed::{FeedEvent, Selector};
 pub use record_streams::DecisionInput;
@@ -47,6 +51,11 @@ pub use concurrent_map::ArcMap;
 pub use credentials::{Invitation, Passkey, PersonCredentials};
 pub use entry_rules::OPEN_TASKS_MAX;
 pub use inbox_changes::{InboxChange, InboxChangeKind};
+pub use key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyStanding, KeyUse};
+pub use people::{
+    PeopleRegistration, PersonChange, PersonChangeKind, PersonGain, RecoveryRecord,
+    RegistrationError,
+};
 pub use read::{Draft, DraftError, KeyOutcome, PeopleCredentials, Read, Recorded};
 pub use show::{EntryRuleView, Show, Shown};
 pub use task_entries::TASK_ENTRIES_MAX;
@@ -57,6 +66,7 @@ use credentials::CredentialStore;
 use feed::Feed;
 use inbox_changes::InboxChangeLog;
 use intern::Interner;
+use key_registry::KeyRegistry;
 pub use parsed::BundleCache;
 use parsed::Parsed;
 use records::IdempotencyOutcome;
@@ -90,6 +100,9 @@ pub struct State {
     histories: ArcMap<AgentId, AccessRequestHistory>,
     owner_pending: ArcMap<PersonId, BTreeSet<(Timestamp, AccessRequestId)>>,
     credentials: CredentialStore,
+    key_registry: KeyRegistry,
+    /// For pages and logs: no decision reads it.
+    recovery: ArcSwapOption<RecoveryRecord>,
     task_grants: ArcMap<TaskId, Vec<TokenId>>,
     task_requests: ArcMap<TaskId, Vec<AccessRequestId>>,
     agent_tasks: ArcMap<AgentId, BTreeSet<TaskId>>,
@@ -142,7 +155,7 @@ impl State {
     }
 
     /// Keeps a parsed bundle for the entry that will put it in force, so that it is not parsed twice.
-    pub(crate) fn stage_bundle(&self, bundle: crate::policy::PolicyBundle) {
+    pub(crate) fn stage_bundle(&self, bundle: Arc<PolicyBundle>) {
         self.parsed.stage(bundle);
     }
 
@@ -158,6 +171,73 @@ impl State {
 
     fn rules(&self) -> Option<Arc<ActivePolicy>> {
         self.parsed.rules()
+    }
+
+    /// Whether a key may act for its holder now: it is the holder's on record, lives, and the holder is registered with it.
+    fn may_act(&self, holder: &KeyHolder, key: Thumbprint) -> Result<(), KeyRefusal> {
+        let names = self.key_registry.names(key).ok_or(KeyRefusal::Unknown)?;
+        self.key_registry.check(&names, KeyUse::Act(holder))?;
+        let registered = self.rules().and_then(|rules| rules.by_key(key));
+        let is_registered = match (holder, registered) {
+            (KeyHolder::Person(person), Some(RegisteredCaller::Person(of))) => *person == of,
+            (KeyHolder::Service(service), Some(RegisteredCaller::Service(of))) => *service == of,
+            (KeyHolder::Person(person), None) => {
+                self.credentials.get(person).passkey(key).is_some()
+            }
+            (_, _) => false,
+        };
+        match is_registered {
+            true => Ok(()),
+            false => Err(KeyRefusal::Unknown),
+        }
+    }
+
+    /// The keys that may act for a person now: those of `people.toml`, then passkeys.
+    fn living_keys(&self, person: &PersonId) -> Vec<Thumbprint> {
+        let holder = KeyHolder::Person(person.clone());
+        let rules = self.rules();
+        let registered = rules.as_ref().and_then(|rules| rules.bundle.person(person));
+        let registered = registered.into_iter().flat_map(|p| p.keys.iter());
+        let enrolled = self.credentials.get(person);
+        let passkeys = enrolled.passkeys.iter().map(|p| p.record.key);
+        registered
+            .map(PublicKey::thumbprint)
+            .chain(passkeys)
+            .filter(|key| self.may_act(&holder, *key).is_ok())
+            .collect()
+    }
+
+    /// The operators of a bundle who could act under it with a key of `people.toml`: nobody else can freeze, revoke and apply.
+    /// Without `dead`, which are to be revoked. `task_keys_count`: a key that opened a task in the same moment counts, for an audit.
+    fn governors(
+        &self,
+        bundle: &PolicyBundle,
+        returning: &BTreeSet<PersonId>,
+        dead: &[Thumbprint],
+        task_keys_count: bool,
+    ) -> Vec<PersonId> {
+        let dead: Vec<KeyIdentity> = dead
+            .iter()
+            .filter_map(|key| self.key_registry.identity(*key))
+            .collect();
+        let can_act = |person: &&Person| {
+            let holder = KeyHolder::Person(person.id.clone());
+            let wanted = KeyUse::Register {
+                holder: &holder,
+                returning: returning.contains(&person.id),
+            };
+            let lives = |key: &PublicKey| {
+                !dead.contains(&key.identity())
+                    && match self.key_registry.check(&key.into(), wanted) {
+                        Ok(()) => true,
+                        Err(KeyRefusal::Task(_)) => task_keys_count,
+                        Err(_) => false,
+                    }
+            };
+            person.roles.contains(&Role::Operator) && person.keys.iter().any(lives)
+        };
+        let people = bundle.people().filter(can_act);
+        people.map(|person| person.id.clone()).collect()
     }
 
     /// The owner of an agent under the policy bundle in force.
@@ -419,7 +499,7 @@ impl State {
             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
         json!({ "position": self.position(), "versions": self.versions.canonical_snapshot(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "feed": feed, "deadlines": deadlines,
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "feed": feed, "deadlines": deadlines,
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }
 }

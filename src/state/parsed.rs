@@ -20,7 +20,7 @@ pub(super) struct Parsed {
     own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
     own_set: ArcSwapOption<KeySet>,
     /// Bundles parsed before their entry is committed, so that none is parsed twice.
-    staged: Mutex<HashMap<Digest, PolicyBundle>>,
+    staged: Mutex<HashMap<Digest, Arc<PolicyBundle>>>,
     bundles: Arc<BundleCache>,
     failure: Mutex<Option<String>>,
     /// When a bundle after the first last registered or changed an agent.
@@ -70,9 +70,7 @@ impl Parsed {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&f.version);
-                let known = staged
-                    .map(Arc::new)
-                    .or_else(|| self.bundles.get(&f.version));
+                let known = staged.or_else(|| self.bundles.get(&f.version));
                 let loaded = match known {
                     Some(bundle) => Ok(bundle),
                     None => committed
@@ -178,7 +176,7 @@ impl Parsed {
     }
 
     /// Keeps a parsed bundle for the entry that will put it in force.
-    pub(super) fn stage(&self, bundle: PolicyBundle) {
+    pub(super) fn stage(&self, bundle: Arc<PolicyBundle>) {
         self.staged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -10,6 +10,8 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyUse};
+use super::people::{PeopleRegistration, RegistrationError};
 use super::versions::MOVING;
 use super::{
     AccessRequest, Deadline, Ended, FreezeStatus, Grant, IdempotencyOutcome, Invitation,
@@ -17,7 +19,7 @@ use super::{
 };
 use crate::journal::{Append, Blob, NewEvent, ReadSet};
 use crate::model::*;
-use crate::policy::ActivePolicy;
+use crate::policy::{ActivePolicy, PolicyBundle, RegisteredCaller};
 
 /// One round of reading. Lives within one synchronous decision: it cannot be held across a wait.
 #[derive(Debug)]
@@ -90,6 +92,25 @@ impl PeopleCredentials<'_> {
         match &self.named {
             Some(named) if !named.contains(person) => Arc::default(),
             Some(_) | None => self.read.state.credentials.get(person),
+        }
+    }
+
+    /// Whether a key of one of them may act for them now.
+    pub fn may_act(&self, person: &PersonId, key: Thumbprint) -> Result<(), KeyRefusal> {
+        match &self.named {
+            Some(named) if !named.contains(person) => Err(KeyRefusal::Unknown),
+            Some(_) | None => {
+                let holder = KeyHolder::Person(person.clone());
+                self.read.state.may_act(&holder, key)
+            }
+        }
+    }
+
+    /// The keys that may act for one of them now.
+    pub fn living_keys(&self, person: &PersonId) -> Vec<Thumbprint> {
+        match &self.named {
+            Some(named) if !named.contains(person) => Vec::new(),
+            Some(_) | None => self.read.state.living_keys(person),
         }
     }
 }
@@ -325,6 +346,8 @@ impl Read {
     /// The keys of one person.
     pub fn person(&self, person: &PersonId) -> Recorded<'_, PersonCredentials> {
         self.note(Stream::Person(person.clone()));
+        // A bundle that drops a person, or takes a role, ends their passkeys.
+        self.note(Stream::Policy);
         Recorded::new(self.state.credentials.get(person))
     }
 
@@ -333,6 +356,7 @@ impl Read {
         if named.len() > PEOPLE_EACH_MAX {
             return self.everyone();
         }
+        self.note(Stream::Policy);
         for person in &named {
             self.note(Stream::Person(person.clone()));
         }
@@ -344,6 +368,7 @@ impl Read {
 
     /// The keys of all people, under the one stream that every enrolment and revocation advances.
     pub fn everyone(&self) -> PeopleCredentials<'_> {
+        self.note(Stream::Policy);
         self.note(Stream::Credentials);
         PeopleCredentials {
             read: self,
@@ -371,17 +396,85 @@ impl Read {
         (invitation.code == *code).then_some((person, invitation))
     }
 
-    /// Whether a key was ever enrolled as a passkey.
-    pub fn was_enrolled(&self, key: Thumbprint) -> bool {
-        self.note(Stream::EnrolledKey(key));
-        self.state.credentials.was_enrolled(key)
+    /// Whether a key may act for its holder now: it is the holder's on record, lives, and the holder is registered with it.
+    pub fn may_act(&self, holder: &KeyHolder, key: Thumbprint) -> Result<(), KeyRefusal> {
+        if let KeyHolder::Person(person) = holder {
+            self.note(Stream::Person(person.clone()));
+        }
+        self.note(Stream::Policy);
+        self.state.may_act(holder, key)
     }
 
-    /// Whether any of these keys was ever enrolled as a passkey, read under the one stream of all credentials.
-    pub fn were_enrolled(&self, keys: impl IntoIterator<Item = Thumbprint>) -> Vec<Thumbprint> {
+    /// The person or service that may act with a key now, or why none may.
+    pub fn holder_of(&self, key: Thumbprint) -> Result<RegisteredCaller, KeyRefusal> {
+        let rules = self.rules();
+        let found = rules.and_then(|rules| rules.by_key(key));
+        let found = found.ok_or(KeyRefusal::Unknown)?;
+        let holder = match &found {
+            RegisteredCaller::Person(person) => KeyHolder::Person(person.clone()),
+            RegisteredCaller::Service(service) => KeyHolder::Service(service.clone()),
+        };
+        self.may_act(&holder, key).map(|()| found)
+    }
+
+    /// Whether a key may open a task of an agent and act in it: it is no person's and no service's, dead or alive, and no other agent's.
+    pub fn may_hold_task(&self, key: &KeyNames, agent: &AgentId) -> Result<(), KeyRefusal> {
+        self.note(Stream::Policy);
+        self.note(Stream::EnrolledKey(key.identity));
+        self.state.key_registry.check(key, KeyUse::Task(agent))
+    }
+
+    /// Whether a key may be enrolled as a passkey: it is nobody's yet.
+    pub fn may_enrol(&self, key: &KeyNames) -> Result<(), KeyRefusal> {
+        self.note(Stream::Policy);
+        self.note(Stream::EnrolledKey(key.identity));
+        self.state.key_registry.check(key, KeyUse::Enrol)
+    }
+
+    /// What stands against putting a bundle in force: a key of another holder, and that nobody could govern under it.
+    pub fn may_register(
+        &self,
+        bundle: &PolicyBundle,
+        returning: &BTreeSet<PersonId>,
+    ) -> Result<PeopleRegistration, RegistrationError> {
+        self.note(Stream::Policy);
         self.note(Stream::Credentials);
-        let enrolled = |key: &Thumbprint| self.state.credentials.was_enrolled(*key);
-        keys.into_iter().filter(enrolled).collect()
+        self.state.may_register(bundle, returning)
+    }
+
+    /// The operators who could still govern with a key of `people.toml` when these keys are revoked.
+    pub fn governors_without(&self, dead: &[Thumbprint]) -> Vec<PersonId> {
+        self.note(Stream::Policy);
+        self.note(Stream::Credentials);
+        let rules = self.state.rules();
+        rules.map_or_else(Vec::new, |rules| {
+            let returning = BTreeSet::new();
+            self.state.governors(&rules.bundle, &returning, dead, false)
+        })
+    }
+
+    /// The record of a key of a person by any of its names: its own thumbprint or that of its negative.
+    pub fn key_record(&self, person: &PersonId, key: Thumbprint) -> Option<Arc<KeyRecord>> {
+        let identity = self.state.key_registry.identity(key)?;
+        let mut records = self.key_records(person).into_iter();
+        records.find(|record| self.state.key_registry.identity(record.thumbprint) == Some(identity))
+    }
+
+    /// The keys that die with a recovery of lost operators by this bundle.
+    pub fn lost_operator_keys(&self, bundle: &PolicyBundle) -> Vec<(PersonId, Thumbprint)> {
+        self.note(Stream::Policy);
+        self.note(Stream::Credentials);
+        let rules = self.state.rules();
+        rules.map_or_else(Vec::new, |rules| {
+            self.state.lost_operator_keys(&rules.bundle, bundle)
+        })
+    }
+
+    /// The records of a person's keys, of both kinds, dead ones too.
+    pub fn key_records(&self, person: &PersonId) -> Vec<Arc<KeyRecord>> {
+        self.note(Stream::Policy);
+        self.note(Stream::Person(person.clone()));
+        self.state.key_registry.records_of(person)
     }
 
     /// The person who enrolled a credential, by its id in base64url, revoked or not.

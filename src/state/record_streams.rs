@@ -105,39 +105,53 @@ impl State {
             );
         }
         let mut everyone = Vec::new();
-        let people: BTreeSet<PersonId> = self.credentials.people().into_iter().collect();
+        let mut people: BTreeSet<PersonId> = self.credentials.people().into_iter().collect();
+        let rules = self.rules();
+        let registered = rules.iter().flat_map(|rules| rules.bundle.people());
+        people.extend(registered.map(|person| person.id.clone()));
         for person in people {
             let keys = self.credentials.get(&person);
             let passkeys: Vec<_> = keys.passkeys.iter().map(|p| &p.record).collect();
             // Nobody's keys and no invitation are what a person has before the journal names them.
-            if !passkeys.is_empty() || !keys.revoked.is_empty() {
-                let value = json!([passkeys, keys.revoked]);
+            let left: Vec<_> = keys.left.iter().map(|p| &p.record).collect();
+            let living = self.living_keys(&person);
+            let is_known = !passkeys.is_empty() || !left.is_empty() || !keys.revoked.is_empty();
+            if is_known || !living.is_empty() || keys.votes_since > 0 {
+                let records = self.key_registry.records_of(&person);
+                let value = json!([
+                    passkeys,
+                    left,
+                    keys.revoked,
+                    keys.since,
+                    keys.votes_since,
+                    living,
+                    records.iter().map(|r| &**r).collect::<Vec<_>>()
+                ]);
                 everyone.push(json!([person, value]));
-                let streams = vec![Stream::Person(person.clone())];
+                let streams = vec![Stream::Person(person.clone()), Stream::Policy];
                 add(format!("keys of {person}"), value, streams);
             }
             if let Some(i) = self.credentials.invitation(&person) {
-                let value = json!([i.id, i.code, i.expires_at, i.by, i.by_key]);
+                let value = json!([i.id, i.code, i.expires_at, i.by, i.by_key, i.index]);
                 let streams = entry_rules::invitation_streams(&person).to_vec();
                 add(format!("invitation of {person}"), value, streams);
             }
         }
-        let (keys, credentials) = self.credentials.ever_enrolled();
-        for key in keys {
-            add(
-                format!("enrolled key {key}"),
-                json!(true),
-                vec![Stream::EnrolledKey(key)],
-            );
+        for (key, record) in sorted(self.key_registry.all()) {
+            let streams = vec![Stream::EnrolledKey(key), Stream::Policy];
+            add(format!("holder of {key}"), json!(record.holder), streams);
         }
-        for (id, person) in credentials {
+        for (key, agent) in sorted(self.key_registry.pins()) {
+            add(format!("pin {key}"), json!(*agent), vec![Stream::Policy]);
+        }
+        for (id, person) in self.credentials.ever_enrolled() {
             let stream = Stream::Credential(id.as_str().into());
             add(format!("credential {id}"), json!(*person), vec![stream]);
         }
         add(
             "everyone".to_owned(),
             json!(everyone),
-            vec![Stream::Credentials],
+            vec![Stream::Credentials, Stream::Policy],
         );
         all
     }

@@ -132,6 +132,8 @@ pub struct VoteRecord {
     pub assertion: Option<Arc<str>>,
     /// The entry's time.
     pub at: Timestamp,
+    /// Its index.
+    pub index: u64,
 }
 
 /// The status of an access request as stored: before expiry by time and before the state of its task.

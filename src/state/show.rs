@@ -11,7 +11,7 @@ use super::entry_rules::{self, Needed};
 use super::stats::DecisionStats;
 use super::{
     AccessRequest, DecisionInput, Ended, FeedEvent, FreezeMarker, Grant, InboxChange, Invitation,
-    PersonCredentials, State, TaskRecord, Trust, TrustedKeys,
+    PersonCredentials, RecoveryRecord, State, TaskRecord, Trust, TrustedKeys,
 };
 use crate::jose::KeySet;
 use crate::journal::IllegalEntry;
@@ -225,6 +225,35 @@ impl<'a> Show<'a> {
     /// The keys of a person; none for a person that the journal does not name.
     pub fn person(self, person: &PersonId) -> Shown<PersonCredentials> {
         Shown(self.0.credentials.get(person))
+    }
+
+    /// What the holder of a key of a person or service can sign as.
+    pub fn key_identity(self, key: Thumbprint) -> Option<KeyIdentity> {
+        self.0.key_registry.identity(key)
+    }
+
+    /// Whether the journal names a key of a person, dead ones too.
+    pub fn has_keys(self, person: &PersonId) -> bool {
+        !self.0.key_registry.records_of(person).is_empty()
+    }
+
+    /// The keys that may act for a person now.
+    pub fn living_keys(self, person: &PersonId) -> Vec<Thumbprint> {
+        self.0.living_keys(person)
+    }
+
+    /// The operators who can govern now: those of the bundle in force with a living key of `people.toml`.
+    pub fn governors(self) -> Vec<PersonId> {
+        let rules = self.0.rules();
+        rules.map_or_else(Vec::new, |rules| {
+            self.0
+                .governors(&rules.bundle, &BTreeSet::new(), &[], false)
+        })
+    }
+
+    /// The last recovery of the operators by the owner of the broker's host.
+    pub fn recovery(self) -> Option<Arc<RecoveryRecord>> {
+        self.0.recovery.load_full()
     }
 
     /// The invitation that a person may still use.

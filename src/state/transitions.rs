@@ -3,13 +3,15 @@
 //! Refuses what no broker decides: a second grant from a consumed approval, an end of what has ended, a freeze of what is frozen, a
 //! grant under a suspended agent, a withdrawn key or other rules. It does not judge rules, votes or evidence again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::key_registry::{KeyHolder, KeyNames, KeyRefusal, KeyStanding, KeyUse};
 use super::records::{AccessEvent, IdempotencyOutcome};
 use super::{AccessRequest, Grant, State, StoredStatus, TaskRecord};
-use crate::jose::PublicKey;
+use crate::jose::{AuthenticatorKey, PublicKey};
 use crate::model::*;
-use crate::policy::{Person, RegisteredCaller, Role};
+use crate::policy::Role;
 
 type Legal = Result<(), String>;
 
@@ -41,17 +43,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
                 format!("{} is not the thumbprint of its key", f.kid)
             })
         }
-        Event::PolicyApplied(f) => match (state.rules(), &f.by) {
-            // A seed, or the first operator, who is registered in the bundle itself.
-            (None, _) => Ok(()),
-            (Some(_), None) => Err("no operator ordered it".to_owned()),
-            (Some(rules), Some(by)) => {
-                require(rules.bundle.version() != f.version, || {
-                    format!("the bundle {} is in force", f.version)
-                })?;
-                operator(state, by)
-            }
-        },
+        Event::PolicyApplied(f) => policy_applied(state, f),
         Event::AgentSuspended(f) => {
             require(!state.is_suspended(&f.agent), || {
                 format!("{} is suspended", f.agent)
@@ -96,6 +88,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             after(&request, AccessEvent::Voted(f.verdict))?;
             open_task(state, &request.opened.task)?;
             registered(state, &f.voter)?;
+            living_key(state, &f.voter, f.key)?;
             let opened = &request.opened;
             require(
                 f.max_ttl <= opened.max_ttl && fewer(f.uses, opened.uses),
@@ -118,6 +111,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
         }
         Event::ApproverInvited(f) => {
             registered(state, &f.person)?;
+            living_key(state, &f.by, f.by_key)?;
             operator(state, &f.by)
         }
         Event::ApproverEnrolled(f) => approver_enrolled(state, f, at),
@@ -159,6 +153,31 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
     }
 }
 
+fn policy_applied(state: &State, f: &PolicyApplied) -> Legal {
+    let Some(rules) = state.rules() else {
+        // A seed, or the first operator, who is registered in the bundle itself.
+        return require(f.recovery.is_none(), || {
+            "no bundle is in force whose operators it could recover".to_owned()
+        });
+    };
+    require(rules.bundle.version() != f.version, || {
+        format!("the bundle {} is in force", f.version)
+    })?;
+    match (&f.by, &f.recovery) {
+        (Some(by), None) => operator(state, by),
+        (None, None) => Err("no operator ordered it".to_owned()),
+        (Some(by), Some(_)) => Err(format!(
+            "a recovery of the operators is not {by}'s to order"
+        )),
+        (None, Some(recovery)) => {
+            let governors = state.governors(&rules.bundle, &BTreeSet::new(), &[], false);
+            require(recovery.operators_lost || governors.is_empty(), || {
+                "a recovery of operators who have keys that live".to_owned()
+            })
+        }
+    }
+}
+
 fn task_opened(state: &State, f: &TaskOpened) -> Legal {
     require(state.tasks.get(&f.task).is_none(), || {
         format!("the task {} is known", f.task)
@@ -174,12 +193,7 @@ fn task_opened(state: &State, f: &TaskOpened) -> Legal {
     agent_in_force(state, &f.agent, &f.owner)?;
     in_force(state, &f.policy)?;
     trusted(state, &f.evidence)?;
-    let rules = state.rules().ok_or("no policy bundle is in force")?;
-    let key = f.binding.jkt();
-    require(rules.by_key(key).is_none(), || {
-        format!("the key {key} is a person's or a service's")
-    })?;
-    not_enrolled(state, key)
+    agents_own_key(state, f)
 }
 
 /// Longest time without a broker after which leases are extended, in milliseconds, and the longest time until that is durable.
@@ -243,22 +257,42 @@ fn ordered_by(cause: EndCause, by: Option<&PersonId>) -> Legal {
 }
 
 fn keys_revoked(state: &State, f: &ApproverKeysRevoked) -> Legal {
-    require((f.cause == RevokeCause::Operator) == f.by.is_some(), || {
+    let by_operator = match f.cause {
+        RevokeCause::Operator | RevokeCause::Compromised => true,
+        RevokeCause::Counter => false,
+    };
+    require(by_operator == f.by.is_some(), || {
         "a revocation of keys with the wrong author".to_owned()
     })?;
-    let enrolled = state.credentials.get(&f.person);
-    let rules = state.rules();
-    let registered = rules.as_ref().and_then(|r| r.bundle.person(&f.person));
+    require(f.by.is_some() || (f.keys.len() == 1 && !f.all), || {
+        "a counter is of one passkey".to_owned()
+    })?;
+    let records = state.key_registry.records_of(&f.person);
     for key in &f.keys {
-        require(!enrolled.revoked.contains(key), || {
-            format!("the key {key} is revoked")
+        let own = records.iter().find(|known| known.thumbprint == *key);
+        let own = own.ok_or_else(|| format!("the key {key} is not one of {}", f.person))?;
+        require(own.standing != KeyStanding::Dead, || {
+            format!("the key {key} is dead")
         })?;
-        let of_bundle = registered.is_some_and(|p| p.keys.iter().any(|k| k.thumbprint() == *key));
-        require(of_bundle || enrolled.passkey(*key).is_some(), || {
-            format!("the key {key} is not one of {}", f.person)
+        require(f.by.is_some() || own.is_passkey, || {
+            format!("the key {key} has no counter")
         })?;
     }
-    f.by.as_ref().map_or(Ok(()), |by| operator(state, by))
+    let Some(by) = &f.by else {
+        return Ok(());
+    };
+    operator(state, by)?;
+    let rules = state.rules().ok_or("no policy bundle is in force")?;
+    let none = BTreeSet::new();
+    let mut dead = f.keys.clone();
+    if f.all {
+        dead.extend(records.iter().map(|known| known.thumbprint));
+    }
+    let governed = |dead: &[_]| !state.governors(&rules.bundle, &none, dead, true).is_empty();
+    let is_last = f.cause == RevokeCause::Operator && governed(&[]) && !governed(&dead);
+    require(!is_last, || {
+        "it leaves no operator with a key that lives".to_owned()
+    })
 }
 
 fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) -> Legal {
@@ -292,12 +326,21 @@ fn approver_enrolled(state: &State, f: &ApproverEnrolled, at: Timestamp) -> Lega
         .ok_or_else(|| format!("{} has no open invitation {}", f.person, f.invitation))?;
     operator(state, &invitation.by)?;
     living_key(state, &invitation.by, invitation.by_key)?;
-    let key = f.passkey.key;
-    not_enrolled(state, key)?;
-    let rules = state.rules().ok_or("no policy bundle is in force")?;
-    require(rules.by_key(key).is_none(), || {
-        format!("the key {key} is registered")
+    let giver = state.credentials.get(&invitation.by);
+    require(giver.since < invitation.index, || {
+        format!("{} was no operator in between", invitation.by)
     })?;
+    let key = f.passkey.key;
+    let read = AuthenticatorKey::from_jwk(&f.passkey.jwk).map_err(|e| e.to_string())?;
+    require(
+        read.thumbprint() == key && read.identity() == f.passkey.key_identity,
+        || format!("{key} is not the thumbprint of its key"),
+    )?;
+    match state.key_registry.check(&(&read).into(), KeyUse::Enrol) {
+        // A task may have been opened with it in the same moment: then it acts for neither.
+        Ok(()) | Err(KeyRefusal::Task(_)) => {}
+        Err(why) => return Err(format!("the key {key}: {why}")),
+    }
     let credential = &f.passkey.credential;
     let known = state.credentials.person_of_credential(credential);
     require(known.is_none(), || {
@@ -331,7 +374,7 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
     in_force(state, &f.decision.policy)?;
     trusted(state, &f.evidence)?;
     published(state, &f.kid)?;
-    not_enrolled(state, f.cnf.jkt())?;
+    agents_own_key(state, &task.opened)?;
     undecided(state, &f.task, &f.idempotency_key)?;
     require(f.subject == task.opened.evidence.subject, || {
         format!("{} is another workload", f.subject)
@@ -509,33 +552,29 @@ fn registered(state: &State, person: &PersonId) -> Legal {
     })
 }
 
-fn not_enrolled(state: &State, key: Thumbprint) -> Legal {
-    require(!state.credentials.was_enrolled(key), || {
-        format!("the key {key} was enrolled as a passkey")
-    })
+fn agents_own_key(state: &State, opened: &TaskOpened) -> Legal {
+    let key = opened.binding.jkt();
+    let names = KeyNames {
+        identity: opened.key_identity,
+        thumbprints: vec![key],
+    };
+    let wanted = KeyUse::Task(&opened.agent);
+    let checked = state.key_registry.check(&names, wanted);
+    checked.map_err(|why| format!("the key {key}: {why}"))
 }
 
 fn living_key(state: &State, person: &PersonId, key: Thumbprint) -> Legal {
-    let keys = state.credentials.get(person);
-    let rules = state.rules().ok_or("no policy bundle is in force")?;
-    let is_registered = rules.by_key(key) == Some(RegisteredCaller::Person(person.clone()));
-    require(
-        keys.passkey(key).is_some() || (is_registered && !keys.revoked.contains(&key)),
-        || format!("the key {key} of {person} is not, or no longer, theirs"),
-    )
+    let holder = KeyHolder::Person(person.clone());
+    let checked = state.may_act(&holder, key);
+    checked.map_err(|why| format!("the key {key} of {person}: {why}"))
 }
 
 /// An operator of the bundle in force with a key that lives.
 fn operator(state: &State, person: &PersonId) -> Legal {
     let rules = state.rules().ok_or("no policy bundle is in force")?;
-    let enrolled = state.credentials.get(person);
-    let has_key = |p: &Person| {
-        let lives = |key: &PublicKey| !enrolled.revoked.contains(&key.thumbprint());
-        p.keys.iter().any(lives) || !enrolled.passkeys.is_empty()
-    };
     let registered = rules.bundle.person(person);
-    let operator = registered.is_some_and(|p| p.roles.contains(&Role::Operator) && has_key(p));
-    require(operator, || {
+    let is_operator = registered.is_some_and(|p| p.roles.contains(&Role::Operator));
+    require(is_operator && !state.living_keys(person).is_empty(), || {
         format!("{person} is not an operator with a key that lives")
     })
 }

@@ -12,6 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::model::Timestamp;
+
 /// The documentation of every metric: type, labels and meaning.
 pub const METRICS_DOC: &str = include_str!("METRICS.md");
 
@@ -45,6 +47,8 @@ pub struct Metrics {
     tokens_active: Gauge,
     tasks_open: Gauge,
     policy_info: Family<PolicyLabel, Gauge>,
+    operators: Gauge,
+    operators_recovered: Gauge,
     journal_entries: Gauge,
     journal_bytes: Gauge,
     pending_revocations: Gauge,
@@ -62,6 +66,10 @@ pub struct GaugeSnapshot {
     pub tasks_open: usize,
     /// Version of the active policy bundle.
     pub policy: Option<String>,
+    /// Operators with a living key.
+    pub operators: usize,
+    /// When the operators were last recovered on the broker's host.
+    pub recovered_at: Option<Timestamp>,
     /// Entries in the journal.
     pub journal_entries: u64,
     /// Bytes of the journal's files.
@@ -163,6 +171,8 @@ impl Default for Metrics {
             tokens_active: add(r, "tokens_active", Gauge::default()),
             tasks_open: add(r, "tasks_open", Gauge::default()),
             policy_info: add(r, "policy_info", Family::default()),
+            operators: add(r, "operators", Gauge::default()),
+            operators_recovered: add(r, "operators_recovered_timestamp_seconds", Gauge::default()),
             journal_entries: add(r, "journal_entries", Gauge::default()),
             journal_bytes: add(r, "journal_bytes", Gauge::default()),
             pending_revocations: add(r, "pending_revocations", Gauge::default()),
@@ -333,6 +343,9 @@ impl Metrics {
         count(&self.tokens_active, snapshot.tokens_active);
         count(&self.tasks_open, snapshot.tasks_open);
         count(&self.pending_revocations, snapshot.pending_revocations);
+        count(&self.operators, snapshot.operators);
+        let recovered_at = snapshot.recovered_at.map_or(0, Timestamp::secs);
+        self.operators_recovered.set(recovered_at);
         large(&self.journal_entries, snapshot.journal_entries);
         large(&self.journal_bytes, snapshot.journal_bytes);
         self.clock_skew.set(snapshot.clock_skew.as_secs_f64());

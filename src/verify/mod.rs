@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::model::*;
 use crate::policy::{ActivePolicy, OperateDecision};
-use crate::state::{Read, Recorded, TaskRecord, Trust};
+use crate::state::{KeyRefusal, Read, Recorded, TaskRecord, Trust};
 
 pub use possession::{DpopInput, Possession};
 
@@ -84,6 +84,9 @@ pub enum VerifyError {
     /// No policy bundle is in force.
     #[error("no policy bundle is in force")]
     NoRules,
+    /// The key is on record and may not act.
+    #[error("the key may not act: {0}")]
+    KeyMayNotAct(KeyRefusal),
     /// No registered person or service has this key or identity.
     #[error("no registered person or service has this key or identity")]
     NotRegistered,
@@ -111,9 +114,9 @@ pub enum VerifyError {
     /// The agent's tasks are pinned to another key.
     #[error("agent {0} is pinned to another key")]
     PinnedKeyMismatch(AgentId),
-    /// The key is registered to a person or a service, or was enrolled as a passkey: it may hold no task.
-    #[error("the key is a person's or a service's: an agent uses one of its own")]
-    RegisteredKey,
+    /// The key is or was a person's or a service's, or another agent's: it may hold no task.
+    #[error("an agent uses a key of its own: {0}")]
+    RegisteredKey(KeyRefusal),
     /// The key that verified the evidence is no longer trusted.
     #[error("the key that verified the evidence is no longer trusted")]
     UntrustedKey,
@@ -193,6 +196,11 @@ impl Authenticated {
         self.possession.jkt()
     }
 
+    /// What the holder of that key can sign as.
+    pub fn key_identity(&self) -> KeyIdentity {
+        self.possession.key().identity()
+    }
+
     /// Runs gate 1 in full, in one round: the evidence is fresh and its key still trusted, exactly one agent matches, the task is of
     /// this workload and key, the agent is neither suspended nor frozen, and the rules let it operate now. Whether the task runs is
     /// the caller's to say.
@@ -232,10 +240,9 @@ impl Authenticated {
         if agent.jkt.is_some_and(|pinned| pinned != jkt) {
             return Err(VerifyError::PinnedKeyMismatch(agent.id.clone()));
         }
-        // The key of a task is no person's and no service's, also when it was enrolled after the task was opened.
-        if rules.by_key(jkt).is_some() || read.was_enrolled(jkt) {
-            return Err(VerifyError::RegisteredKey);
-        }
+        // The key of a task is no person's and no service's, also when it was registered after the task was opened.
+        read.may_hold_task(&self.possession.key().into(), &agent.id)
+            .map_err(VerifyError::RegisteredKey)?;
         let opener = task.as_ref().map(|task| &task.opened.owner);
         let owners = opener.into_iter().chain([&agent.owner]);
         let scopes = [FreezeScope::All, FreezeScope::Agent(agent.id.clone())]

@@ -61,6 +61,9 @@ pub(super) fn to_jwk(cose: Cbor) -> Result<Value, WebauthnError> {
     match AuthenticatorKey::from_jwk(&jwk) {
         Ok(_) => Ok(jwk),
         Err(KeyError::Jwk(why)) => Err(WebauthnError::Key(why)),
+        Err(KeyError::Published) => Err(WebauthnError::Key(
+            "its private key is published, so anyone can sign with it",
+        )),
         Err(
             KeyError::OffCurve
             | KeyError::Private

@@ -192,6 +192,17 @@ pub fn verify_assertion(
     assertion: &Assertion,
 ) -> Result<VerifiedAssertion, WebauthnError> {
     let key = AuthenticatorKey::from_jwk(jwk).map_err(|_| WebauthnError::Record)?;
+    verify_assertion_by(rp, challenge, &key, backup_eligible, assertion)
+}
+
+/// Verifies an assertion (WebAuthn L3 §7.2) under a key that was read.
+pub fn verify_assertion_by(
+    rp: &RelyingParty,
+    challenge: &[u8],
+    key: &AuthenticatorKey,
+    backup_eligible: bool,
+    assertion: &Assertion,
+) -> Result<VerifiedAssertion, WebauthnError> {
     within("credential ID", &assertion.credential, &CREDENTIAL_ID_BYTES)?;
     if let Some(user) = assertion.user_handle() {
         within("user handle", user, &USER_HANDLE_BYTES)?;

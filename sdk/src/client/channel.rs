@@ -148,6 +148,8 @@ pub mod methods {
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
+        GetTokenReceipt =
+            "dipylon.v1.GovernanceService/GetTokenReceipt", GetTokenReceiptRequest, GetTokenReceiptResponse, true;
         ListRules = "dipylon.v1.GovernanceService/ListRules", ListRulesRequest, ListRulesResponse, true;
         ListApproverStats =
             "dipylon.v1.GovernanceService/ListApproverStats", ListApproverStatsRequest, ListApproverStatsResponse, true;

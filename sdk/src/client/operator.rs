@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::Status;
 
 use super::channel::RpcMethod;
 use super::responses::{
@@ -10,9 +13,14 @@ use super::responses::{
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::jose::SigningKey;
 use crate::model::{
-    AgentId, FreezeScope, PersonId, Secret, TaskId, Thumbprint, TokenId, UntrustedText,
+    AgentId, FreezeScope, ParseError, PersonId, Secret, TaskId, Thumbprint, TokenId, UntrustedText,
 };
 use crate::proto::v1;
+
+/// Longest receipt that a broker sends, in bytes.
+const RECEIPT_BYTES_MAX: usize = 1024 * 1024;
+/// Longest wait for the whole receipt.
+const RECEIPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client for operators and auditors: policy, agents, freezes, people, statistics and the journal.
 ///
@@ -38,7 +46,18 @@ impl OperatorClient {
         &self,
         files: &BTreeMap<String, String>,
     ) -> Result<AppliedBundle, Error> {
-        self.apply(CallOptions::by(&self.identity), files).await
+        self.apply_policy_bundle_returning(files, &[]).await
+    }
+
+    /// The same, with the people who return: the bundle registers them again, or gives a role back, and they are the same as before,
+    /// so their passkeys and registered keys count again.
+    pub async fn apply_policy_bundle_returning(
+        &self,
+        files: &BTreeMap<String, String>,
+        returning: &[PersonId],
+    ) -> Result<AppliedBundle, Error> {
+        let options = CallOptions::by(&self.identity);
+        self.apply(options, files, returning).await
     }
 
     /// Applies the first policy bundle of a broker, with the one-time code that the broker printed at its start. The bundle
@@ -52,17 +71,18 @@ impl OperatorClient {
             code: Some(code),
             ..CallOptions::by(&self.identity)
         };
-        self.apply(options, files).await
+        self.apply(options, files, &[]).await
     }
 
     async fn apply(
         &self,
         options: CallOptions<'_>,
         files: &BTreeMap<String, String>,
+        returning: &[PersonId],
     ) -> Result<AppliedBundle, Error> {
         let response = self
             .endpoint
-            .call::<methods::ApplyPolicyBundle>(options, &chunks(files))
+            .call::<methods::ApplyPolicyBundle>(options, &chunks(files, returning))
             .await?;
         Ok(response.read())
     }
@@ -218,6 +238,23 @@ impl OperatorClient {
         let request = v1::RevokeApproverKeysRequest {
             person_id: person.to_string(),
             key: key.map(|k| k.to_string()).unwrap_or_default(),
+            compromised: false,
+        };
+        let response = self.call::<methods::RevokeApproverKeys>(request).await?;
+        Ok(response.revoked)
+    }
+
+    /// The same for keys that somebody else may have: also where no operator with a living key is left. Then only
+    /// `dipylon recover operators` on the broker's host brings one back.
+    pub async fn revoke_compromised_keys(
+        &self,
+        person: &PersonId,
+        key: Option<Thumbprint>,
+    ) -> Result<u32, Error> {
+        let request = v1::RevokeApproverKeysRequest {
+            person_id: person.to_string(),
+            key: key.map(|k| k.to_string()).unwrap_or_default(),
+            compromised: true,
         };
         let response = self.call::<methods::RevokeApproverKeys>(request).await?;
         Ok(response.revoked)
@@ -227,6 +264,41 @@ impl OperatorClient {
     pub async fn explain(&self, id: &str) -> Result<Explanation, Error> {
         let request = v1::ExplainRequest { id: id.to_owned() };
         Ok(self.call::<methods::Explain>(request).await?.read())
+    }
+
+    /// The receipt of a token: one JSON text, as the broker signed it and not verified here. For auditors too.
+    pub async fn token_receipt(&self, jti: TokenId) -> Result<String, Error> {
+        let request = v1::GetTokenReceiptRequest {
+            jti: jti.to_string(),
+        };
+        let options = CallOptions::by(&self.identity);
+        let mut parts = self
+            .endpoint
+            .watch::<methods::GetTokenReceipt>(options, &request)
+            .await?;
+        let mut text = String::new();
+        let received = async {
+            while let Some(message) = parts.message().await? {
+                if text.len().saturating_add(message.part.len()) > RECEIPT_BYTES_MAX {
+                    return Ok(None);
+                }
+                text.push_str(&message.part);
+                if message.is_last {
+                    return Ok(Some(text));
+                }
+            }
+            Err(Status::unavailable("the receipt was cut; get it again"))
+        };
+        let received = tokio::time::timeout(RECEIPT_TIMEOUT, received).await;
+        let received = received.unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(
+                "the receipt did not arrive in time",
+            ))
+        });
+        let too_long = || Error::Answer(ParseError::new("part", "is beyond 1 MiB in all"));
+        received
+            .map_err(|status| self.endpoint.stream_error(&status))?
+            .ok_or_else(too_long)
     }
 
     /// Rules in force with statistics of their decisions, by id. For approvers and auditors too.
@@ -327,7 +399,10 @@ fn char_boundary_below(text: &str, at: usize) -> usize {
 }
 
 /// The files in chunks of at most [`CHUNK_BYTES_MAX`] bytes, split between characters; an empty file is one empty chunk.
-fn chunks(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest> {
+fn chunks(
+    files: &BTreeMap<String, String>,
+    returning: &[PersonId],
+) -> Vec<v1::ApplyPolicyBundleRequest> {
     let mut out = Vec::new();
     for (path, content) in files {
         let mut rest = content.as_str();
@@ -336,12 +411,16 @@ fn chunks(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest>
             out.push(v1::ApplyPolicyBundleRequest {
                 path: path.clone(),
                 content: chunk.to_owned(),
+                returning: Vec::new(),
             });
             if after.is_empty() {
                 break;
             }
             rest = after;
         }
+    }
+    if let Some(first) = out.first_mut() {
+        first.returning = returning.iter().map(PersonId::to_string).collect();
     }
     out
 }
@@ -363,7 +442,7 @@ mod tests {
             // Three bytes each: no chunk may split one.
             ("c.toml".to_owned(), "王".repeat(CHUNK_BYTES_MAX)),
         ]);
-        let chunks = chunks(&files);
+        let chunks = chunks(&files, &[]);
         assert_eq!(chunks.len(), 1 + 1 + 4);
         assert!(
             chunks

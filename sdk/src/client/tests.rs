@@ -401,6 +401,15 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
     async fn explain(&self, _: Request<v1::ExplainRequest>) -> Answer<v1::ExplainResponse> {
         Err(Status::unimplemented(""))
     }
+
+    type GetTokenReceiptStream = tokio_stream::Empty<Result<v1::GetTokenReceiptResponse, Status>>;
+
+    async fn get_token_receipt(
+        &self,
+        _: Request<v1::GetTokenReceiptRequest>,
+    ) -> Answer<Self::GetTokenReceiptStream> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 /// A broker limits the connections of one address.

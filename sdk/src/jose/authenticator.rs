@@ -3,9 +3,9 @@ use std::fmt;
 use serde_json::Value;
 
 use super::jwk::Material;
-use super::{Alg, KeyError, KeySetError, Usage};
+use super::{Alg, KeyError, KeySetError, Usage, published};
 use crate::model::json::canonical;
-use crate::model::{Digest, Thumbprint};
+use crate::model::{Digest, KeyIdentity, Thumbprint};
 
 /// The public key of a passkey: P-256, Ed25519 or RSA, each with the one algorithm that WebAuthn gives its type (Level 3
 /// §5.8.5): ES256, EdDSA, RS256.
@@ -17,9 +17,24 @@ pub struct AuthenticatorKey {
 }
 
 impl AuthenticatorKey {
-    /// Reads a JWK of exactly the members its type requires (RFC 7638 §3.2), so that one key has one record. Refuses a point
-    /// off its curve and an RSA modulus or exponent that no key set may have either.
+    /// Reads a JWK of exactly the members its type requires (RFC 7638 §3.2), so that one key has one record. Refuses every key
+    /// that no key set may have either: a point off its curve or of another order, an RSA modulus or exponent out of bounds, a
+    /// key whose private half is published.
     pub fn from_jwk(jwk: &Value) -> Result<Self, KeyError> {
+        let key = Self::sound(jwk)?;
+        if published::contains(&key.identity()) {
+            return Err(KeyError::Published);
+        }
+        Ok(key)
+    }
+
+    /// Like [`AuthenticatorKey::from_jwk`], for test vectors: their keys are published.
+    #[cfg(any(test, feature = "test-support"))]
+    pub fn from_vector(jwk: &Value) -> Result<Self, KeyError> {
+        Self::sound(jwk)
+    }
+
+    fn sound(jwk: &Value) -> Result<Self, KeyError> {
         let members = jwk.as_object().ok_or(KeyError::Jwk("must be an object"))?;
         let text = |name: &str| members.get(name).and_then(Value::as_str);
         let (alg, required): (Alg, &[&str]) = match (text("kty"), text("crv")) {
@@ -60,6 +75,21 @@ impl AuthenticatorKey {
         self.thumbprint
     }
 
+    /// What its holder can sign as.
+    pub fn identity(&self) -> KeyIdentity {
+        self.material.identity()
+    }
+
+    /// Its thumbprint first, then those of the other keys that its holder has by it, where there is one: the negative of a point.
+    pub fn thumbprints(&self) -> Vec<Thumbprint> {
+        match &self.material {
+            Material::P256(key) => key.thumbprints().to_vec(),
+            Material::P384(_) | Material::Rsa { .. } | Material::Ed25519(_) => {
+                vec![self.thumbprint]
+            }
+        }
+    }
+
     /// Its one algorithm.
     pub fn alg(&self) -> Alg {
         self.alg
@@ -89,7 +119,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::jose::{SigningKey, encode};
+    use crate::jose::{SigningKey, encode, weak_keys};
 
     #[test]
     fn webauthn_jwk_is_canonical() {
@@ -115,14 +145,15 @@ mod tests {
                 "{name} {value}"
             );
         }
-        let ed = json!({ "kty": "OKP", "crv": "Ed25519", "x": encode(&[1; 32]) });
         assert_eq!(
-            AuthenticatorKey::from_jwk(&ed).expect("key").alg(),
+            AuthenticatorKey::from_jwk(&weak_keys::okp(&weak_keys::PRIME_ORDER))
+                .expect("key")
+                .alg(),
             Alg::EdDsa
         );
-        let rsa = |n: &[u8]| json!({ "kty": "RSA", "e": "AQAB", "n": encode(n) });
-        assert!(AuthenticatorKey::from_jwk(&rsa(&[0xd7; 256])).is_ok());
-        assert!(AuthenticatorKey::from_jwk(&rsa(&[0xd7; 128])).is_err());
+        let rsa = |bits| weak_keys::rsa(&weak_keys::modulus(bits));
+        assert!(AuthenticatorKey::from_jwk(&rsa(2048)).is_ok());
+        assert!(AuthenticatorKey::from_jwk(&rsa(1024)).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use curve25519_dalek::edwards::CompressedEdwardsY;
 use ring::agreement::{ECDH_P256, ECDH_P384};
 use ring::signature::{
     ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
@@ -10,9 +11,9 @@ use ring::signature::{
 };
 use serde_json::{Map, Value};
 
-use super::key::{is_on_curve, ops_verify};
-use super::{PublicKey, decode};
-use crate::model::KeyId;
+use super::key::{is_on_curve, key_identity, ops_verify};
+use super::{PublicKey, decode, published};
+use crate::model::{KeyId, KeyIdentity};
 
 /// Bounds of an RSA modulus, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
@@ -210,6 +211,11 @@ impl VerifyingKey {
         self.algs
     }
 
+    /// Whether the private key stands in a specification, or is a small number.
+    pub(super) fn is_published(&self) -> bool {
+        published::contains(&self.material.identity())
+    }
+
     /// Whether `signature` over the message is this key's under `alg`; never for an algorithm outside its record.
     pub fn verify(&self, alg: Alg, message: &[u8], signature: &[u8]) -> bool {
         self.algs.contains(&alg) && self.material.verify(alg, message, signature)
@@ -264,7 +270,11 @@ impl Material {
                 Self::Rsa { n, e }
             }
             (Some("OKP"), Some("Ed25519")) => match usage {
-                Usage::Signature => Self::Ed25519(fixed::<32>(jwk, "x")?),
+                Usage::Signature => {
+                    let point = fixed::<32>(jwk, "x")?;
+                    ed25519_is_sound(&point)?;
+                    Self::Ed25519(point)
+                }
                 Usage::JwtSvid => {
                     return Err(KeySetError::Key("JWT-SVIDs are not signed with EdDSA"));
                 }
@@ -297,6 +307,26 @@ impl Material {
             Self::Ed25519(x) => UnparsedPublicKey::new(&ED25519, x)
                 .verify(message, signature)
                 .is_ok(),
+        }
+    }
+
+    /// What the key's holder can sign as.
+    pub(super) fn identity(&self) -> KeyIdentity {
+        match self {
+            Self::P256(key) => key.identity(),
+            Self::P384(point) => {
+                let x = point.get(1..49).unwrap_or_default();
+                key_identity("P-384", x)
+            }
+            Self::Rsa { n, .. } => key_identity("RSA", n),
+            Self::Ed25519(point) => {
+                // The top bit of the last byte is the sign of x (RFC 8032 §5.1.2).
+                let mut y = *point;
+                if let Some(last) = y.last_mut() {
+                    *last &= 0x7f;
+                }
+                key_identity("Ed25519", &y)
+            }
         }
     }
 
@@ -352,6 +382,26 @@ fn integer(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, KeySetError>
     }
 }
 
+/// Whether the point generates the group of prime order, in its one encoding (RFC 8032 §5.1.3). ring refuses only what is not on
+/// the curve. Under a point of small order a constant is a signature of many messages; a point with a part of small order shares
+/// signatures with others.
+fn ed25519_is_sound(encoded: &[u8; 32]) -> Result<(), KeySetError> {
+    let compressed = CompressedEdwardsY(*encoded);
+    let point = compressed
+        .decompress()
+        .ok_or(KeySetError::Key("the point is not on the curve"))?;
+    // The library reduces y and takes −0 for 0.
+    if point.compress() != compressed {
+        return Err(KeySetError::Key("the point is not encoded canonically"));
+    }
+    // The identity is of small order, and free of torsion.
+    if point.is_small_order() || !point.is_torsion_free() {
+        return Err(KeySetError::Key("the point is not of the prime order"));
+    }
+    Ok(())
+}
+
+/// What is certain and cheap to say of a modulus: its size, small factors, the square of a prime, and one known bad generator.
 fn rsa_is_sound(n: &[u8], e: &[u8]) -> Result<(), KeySetError> {
     let leading = n.first().map_or(8, |b| b.leading_zeros());
     let bits = (n.len() * 8).saturating_sub(usize::try_from(leading).unwrap_or(8));
@@ -366,25 +416,52 @@ fn rsa_is_sound(n: &[u8], e: &[u8]) -> Result<(), KeySetError> {
             "the RSA exponent is even, below 65537 or above 33 bits",
         ));
     }
-    if n.last().is_none_or(|b| b % 2 == 0) || is_roca(n) {
+    let residues: Vec<(u64, u64)> = small_primes().map(|p| (p, modulo(n, p))).collect();
+    if residues.iter().any(|(_, residue)| *residue == 0)
+        || is_square(&residues)
+        || is_roca(&residues)
+    {
         return Err(KeySetError::Key("the RSA modulus can be factored"));
     }
     Ok(())
 }
 
-/// The fingerprint of CVE-2017-15361: modulo every small odd prime the modulus is a power of 65537. A sound modulus is so
+/// The primes below [`SMALL_PRIMES_END`], ascending.
+fn small_primes() -> impl Iterator<Item = u64> {
+    (2..SMALL_PRIMES_END).filter(|p| {
+        let mut divisors = (2..).take_while(|d| d * d <= *p);
+        divisors.all(|d| p % d != 0)
+    })
+}
+
+fn modulo(n: &[u8], p: u64) -> u64 {
+    n.iter().fold(0, |r, b| (r * 256 + u64::from(*b)) % p)
+}
+
+/// A square is a square modulo every prime. Another number is one modulo all the odd primes here about once in 2^167.
+fn is_square(residues: &[(u64, u64)]) -> bool {
+    let mut odd = residues.iter().filter(|(p, _)| *p != 2);
+    odd.all(|(p, residue)| power(*residue, (p - 1) / 2, *p) == 1)
+}
+
+/// `base`^`exponent` modulo a small prime.
+fn power(base: u64, exponent: u64, p: u64) -> u64 {
+    (0..exponent).fold(1, |product, _| product * base % p)
+}
+
+/// The fingerprint of CVE-2017-15361: modulo every odd prime to 167 the modulus is a power of 65537. A sound modulus is so
 /// modulo all of them about once in 2^27.
-fn is_roca(n: &[u8]) -> bool {
-    let primes = (3..=167u64)
-        .step_by(2)
-        .filter(|p| (3..*p).step_by(2).all(|d| p % d != 0));
-    primes.into_iter().all(|p| {
-        let residue = n.iter().fold(0, |r, b| (r * 256 + u64::from(*b)) % p);
+fn is_roca(residues: &[(u64, u64)]) -> bool {
+    let mut odd = residues.iter().filter(|(p, _)| (3..=167).contains(p));
+    odd.all(|(p, residue)| {
         let mut power = 1;
-        (0..p).any(|_| {
-            let hit = power == residue;
+        (0..*p).any(|_| {
+            let hit = power == *residue;
             power = power * 65_537 % p;
             hit
         })
     })
 }
+
+/// How far trial division goes: a few tenths of a millisecond for the largest modulus.
+const SMALL_PRIMES_END: u64 = 1000;

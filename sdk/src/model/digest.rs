@@ -113,3 +113,21 @@ impl fmt::Debug for Thumbprint {
         self.0.fmt(f)
     }
 }
+
+/// What one holder of a private key can sign as: compared where a key may be somebody's once. The same for each key that the holder
+/// has with it: P-256 by x and Ed25519 by y, because who has the private key of a point has that of its negative; RSA by the modulus.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyIdentity(pub Digest);
+
+impl fmt::Display for KeyIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for KeyIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

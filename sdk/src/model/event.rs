@@ -1,5 +1,6 @@
 //! Events of journal entries, one type a kind, in their stored form.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -138,9 +139,30 @@ pub struct KeyPublished {
 pub struct PolicyApplied {
     /// Its version, and its blob: SHA-256 of the canonical form of all files.
     pub version: Digest,
-    /// The operator who applied it; absent for the bundle that initialized the journal.
+    /// The operator who applied it; absent for the bundle that initialized the journal, and for one that recovered the operators.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<PersonId>,
+    /// Present where the owner of the broker's host put it in force, since no operator could act.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<OperatorRecovery>,
+    /// The people of whom the operator says that they return: they are the ones who left or lost a role, and what ended with that
+    /// counts again.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub returning: BTreeSet<PersonId>,
+}
+
+/// A recovery of the operators by the owner of the broker's host. No call makes one: it needs the files of a stopped broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorRecovery {
+    /// Why, for everyone who reads the journal.
+    pub reason: RecoveryReason,
+    /// The user of the host's system who ran the command, as that process found it. A claim: nothing proves it.
+    pub host_user: HostUser,
+    /// The keys of the operators before it were lost or in wrong hands: with this entry each of them is dead, passkeys too, unless the
+    /// bundle registers it. Absent where no operator had a living key.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub operators_lost: bool,
 }
 
 /// An agent was suspended. Its tasks, grants and access requests end with this entry.
@@ -205,6 +227,8 @@ pub struct TaskOpened {
     pub owner: PersonId,
     /// The key that must sign the proof of every later call.
     pub binding: Binding,
+    /// What the holder of that key can sign as: no person's or service's key.
+    pub key_identity: KeyIdentity,
     /// The client's idempotency key.
     pub idempotency_key: IdempotencyKey,
     /// Seconds that the agent requested.
@@ -415,6 +439,8 @@ pub struct PasskeyOnRecord {
     pub credential: String,
     /// Thumbprint of its public key (RFC 7638): its name in votes.
     pub key: Thumbprint,
+    /// What the holder of that key can sign as.
+    pub key_identity: KeyIdentity,
     /// Its public key (RFC 7517).
     pub jwk: Value,
     /// The signature counter at enrolment.
@@ -437,6 +463,9 @@ pub struct ApproverKeysRevoked {
     pub person: PersonId,
     /// The keys, by their thumbprints (RFC 7638).
     pub keys: Vec<Thumbprint>,
+    /// Every other key of the person dies too, those that no bundle registers any more.
+    #[serde(skip_serializing_if = "is_false", default)]
+    pub all: bool,
     /// The cause.
     pub cause: RevokeCause,
     /// The operator, if an operator ordered it.

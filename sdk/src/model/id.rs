@@ -150,12 +150,36 @@ names! {
     Audience("audience", uri_like);
     /// The name of a signing key.
     KeyId("kid", key_id);
+    /// Why the operators were recovered, in the words of the owner of the broker's host.
+    RecoveryReason("reason", line);
+    /// A user of the system that a broker runs on, as a process of that user names itself.
+    HostUser("host user", line);
 }
 
 impl UseId {
     /// A digest as base64url.
     pub fn from_digest(digest: Digest) -> Self {
         Self(digest.to_string().into())
+    }
+}
+
+impl HostUser {
+    /// A user by the number that the system has for it, and by the name and caller that it claims where these are lines to read.
+    pub fn claimed(uid: u32, name: Option<&str>, called_by: Option<&str>) -> Self {
+        let uid = format!("uid {uid}");
+        let is_short = |text: &&str| text.len() <= 100 && line(text).is_ok();
+        let name = name.filter(is_short).map(|name| format!("{name}, "));
+        let caller = called_by
+            .filter(is_short)
+            .map(|caller| format!(", called by {caller}"));
+        Self(
+            format!(
+                "{}{uid}{}",
+                name.unwrap_or_default(),
+                caller.unwrap_or_default()
+            )
+            .into(),
+        )
     }
 }
 
@@ -183,6 +207,16 @@ fn client_key(text: &str) -> Result<(), &'static str> {
         Ok(())
     } else {
         Err("must be 1 to 64 letters, digits, '.', '_' or '-'")
+    }
+}
+
+/// A line that people read.
+fn line(text: &str) -> Result<(), &'static str> {
+    let is_blank = text.trim().is_empty();
+    if text.len() <= 500 && !is_blank && !text.chars().any(super::text::is_invisible) {
+        Ok(())
+    } else {
+        Err("must be 1 to 500 bytes in one line, without invisible or control characters")
     }
 }
 
@@ -331,6 +365,24 @@ mod tests {
             format!("{}x", &text[..text.len() - 1]),
         ] {
             assert!(AccessRequestId::parse(&wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn host_users_are_one_line_whatever_the_environment_says() {
+        let claimed = |name: &str, caller: &str| {
+            let user = HostUser::claimed(7, Some(name), Some(caller));
+            assert_eq!(HostUser::parse(user.as_str()), Ok(user.clone()));
+            user.to_string()
+        };
+        assert_eq!(claimed("ann", "bob"), "ann, uid 7, called by bob");
+        let long = "x".repeat(101);
+        for odd in ["", " ", "a\nb", "a\u{202E}b", &long] {
+            assert_eq!(claimed(odd, odd), "uid 7", "{odd:?}");
+        }
+        assert!(RecoveryReason::parse(&"x".repeat(500)).is_ok());
+        for odd in ["", "  ", "a\nb", &"x".repeat(501)] {
+            assert!(RecoveryReason::parse(odd).is_err(), "{odd:?}");
         }
     }
 }

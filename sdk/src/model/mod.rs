@@ -35,7 +35,7 @@ pub use agent::{AgentStatus, RegisteredAgent};
 pub use cause::*;
 pub use claim::{Claim, Counter, OPENINGS_WINDOW_S};
 pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
-pub use digest::{Digest, Thumbprint};
+pub use digest::{Digest, KeyIdentity, Thumbprint};
 pub use entry::*;
 pub use event::*;
 pub use freeze::FreezeScope;

@@ -165,10 +165,13 @@ refusals! {
         "request a duration within the bounds that the message gives";
     InvalidPolicyBundle = "INVALID_POLICY_BUNDLE" InvalidArgument Failed Caller Never,
         "the policy bundle is invalid",
-        "'dipylon policy check DIR' lists every problem with file and line";
+        "correct what the message names; 'dipylon policy check DIR' lists every problem of the files, with its line, and none that only the journal knows";
     NotFound = "NOT_FOUND" NotFound Failed Operator Never,
         "not found, or not visible to this caller",
         "check the id, and the key or task that the call was made with";
+    ReceiptUnavailable = "RECEIPT_UNAVAILABLE" FailedPrecondition Failed Caller Never,
+        "no receipt of this token can be made",
+        "the message says what is missing; 'dipylon explain' with the token's id shows what the journal still has";
     IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED" AlreadyExists Conflict Caller Never,
         "this idempotency key was used for another request",
         "request again with a new --idempotency-key";
@@ -193,6 +196,9 @@ refusals! {
     NotEligible = "NOT_ELIGIBLE" PermissionDenied Denied Caller Never,
         "your vote would not count for this access request",
         "another approver has to vote";
+    LastOperatorKey = "LAST_OPERATOR_KEY" FailedPrecondition Failed Caller Never,
+        "no operator would have a living key after it",
+        "apply a policy bundle that registers another operator's key first, or revoke it as compromised: 'dipylon approver revoke --compromised'";
     VoteStatementExpired = "VOTE_STATEMENT_EXPIRED" FailedPrecondition Failed Caller Never,
         "the vote statement is unknown or has expired",
         "vote again: a statement is valid for two minutes";

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, ActionName, AgentId, Digest, FreezeScope, IdempotencyKey, KeyId, ParseError,
-    PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
+    AccessRequestId, ActionName, AgentId, Digest, FreezeScope, IdempotencyKey, KeyId, KeyIdentity,
+    ParseError, PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
 };
 
 /// Version of a stream: 1 + the index of the last entry that advanced it; 0 before the first.
@@ -44,8 +44,8 @@ pub enum Stream {
     Invitation(PersonId),
     /// The keys of all people: every enrolment and every revocation moves it, beside the person's own stream.
     Credentials,
-    /// The enrolment of a public key as a passkey: once.
-    EnrolledKey(Thumbprint),
+    /// The enrolment of a public key as a passkey: once, with every key that its holder has by it.
+    EnrolledKey(KeyIdentity),
     /// The enrolment of a WebAuthn credential, by its id in base64url: once.
     Credential(Box<str>),
     /// The active policy bundle.
@@ -194,7 +194,7 @@ impl Stream {
             "agent" => Self::Agent(AgentId::parse(rest)?),
             "person" => Self::Person(PersonId::parse(rest)?),
             "invitation" => Self::Invitation(PersonId::parse(rest)?),
-            "enrolled-key" => Self::EnrolledKey(Thumbprint(Digest::parse(rest)?)),
+            "enrolled-key" => Self::EnrolledKey(KeyIdentity(Digest::parse(rest)?)),
             // Base64url without padding, at most the 1,023 bytes of a credential id (WebAuthn L3 §5.1).
             "credential" if is_base64url(rest) => Self::Credential(rest.into()),
             "trust" => Self::Trust(TrustDomain::parse(rest)?),

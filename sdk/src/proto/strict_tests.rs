@@ -287,7 +287,7 @@ proptest! {
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
         passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new(), policy_version: String::new() })?;
         passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;
-        passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone() })?;
+        passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone(), returning: Vec::new() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;
         passes(&v1::ResumeAgentRequest { agent_id: a.clone() })?;
         passes(&v1::RevokeTokenRequest { jti: a.clone() })?;
@@ -303,6 +303,7 @@ proptest! {
         passes(&v1::ListTokensRequest { page_size: 7, page_token: a.clone() })?;
         passes(&v1::GetTimelineRequest { task_id: a.clone(), page_token: d.clone() })?;
         passes(&v1::SearchJournalRequest { query: a.clone(), below: after.map(|(_, index)| index) })?;
+        passes(&v1::GetTokenReceiptRequest { jti: d.clone() })?;
         passes(&v1::ExplainRequest { id: a })?;
     }
 

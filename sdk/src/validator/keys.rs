@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use tokio::sync::Mutex;
 
 use crate::client::{self, Protocol, Transport};
-use crate::jose::{KeySet, Usage};
+use crate::jose::{KeySet, KeySetError, Usage};
 use crate::model::Timestamp;
 
 /// Why the broker's keys could not be fetched.
@@ -29,6 +29,9 @@ pub enum FetchError {
     /// The body is not a JWK set of public keys (RFC 7517 §5).
     #[error("broker keys: not a JWK set of public keys")]
     Form,
+    /// A key of the set is not what it says, or anyone can sign with it. The set is refused whole.
+    #[error("broker keys: a key is not acceptable: {0}")]
+    Key(&'static str),
 }
 
 pub(super) struct Keys {
@@ -71,7 +74,15 @@ async fn get(transport: &Transport) -> Result<KeySet, FetchError> {
     let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(transport))
         .await
         .map_err(|_| FetchError::TimedOut)??;
-    KeySet::parse(&body, Usage::Signature).map_err(|_| FetchError::Form)
+    KeySet::parse(&body, Usage::Signature).map_err(|error| match error {
+        KeySetError::Key(why) => FetchError::Key(why),
+        KeySetError::TooLarge
+        | KeySetError::Json
+        | KeySetError::Form(_)
+        | KeySetError::Private
+        | KeySetError::DuplicateKid
+        | KeySetError::MissingKid => FetchError::Form,
+    })
 }
 
 async fn get_body(transport: &Transport) -> Result<Bytes, FetchError> {

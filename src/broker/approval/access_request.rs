@@ -128,10 +128,17 @@ impl Broker {
         call: &CallContext,
         id: &AccessRequestId,
     ) -> Result<Recorded<'r, AccessRequest>, Refusal> {
-        read.access_request(id).ok_or_else(|| {
-            let message = format!("no access request {id}");
-            self.refuse(call.method, Reason::NotFound, message)
-        })
+        read.access_request(id)
+            .ok_or_else(|| self.refuse_unknown_request(call, id))
+    }
+
+    pub(in crate::broker) fn refuse_unknown_request(
+        &self,
+        call: &CallContext,
+        id: &AccessRequestId,
+    ) -> Refusal {
+        let message = format!("no access request {id}");
+        self.refuse(call.method, Reason::NotFound, message)
     }
 
     pub(in crate::broker) fn request_of_task<'r>(

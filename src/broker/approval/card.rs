@@ -11,7 +11,7 @@ use crate::policy::{CatalogueAction, ParamSpec, ParamType, PolicyBundle, VoteMet
 use crate::state::Read;
 
 impl Broker {
-    /// The card of an access request, rendered for the caller. The view is recorded: approving a high-risk action requires a
+    /// The card of an access request that the caller may read, rendered for them. The view is recorded: approving a high-risk action requires a
     /// dwell time.
     pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
         let now = self.now();
@@ -28,7 +28,7 @@ impl Broker {
         now: Timestamp,
     ) -> Result<Card, Refusal> {
         let rules = self.rules_in_force(read, call)?;
-        let request = self.find_request(read, call, id)?;
+        let request = self.find_readable_request(read, call, reader, id)?;
         self.record_card_view(reader, &request, &rules, now);
         let task = read.task(&request.opened.task);
         let task = task.ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Approver inbox: waiting access requests of one person, their order, pages, groups and the per-minute budget.
+//! Approver inbox: waiting access requests that one person may read, their order, pages, groups and the per-minute budget.
 //!
 //! Decides nothing: a vote is checked when it is begun, when it is cast, and when a token is issued. A row's voting right is
 //! a snapshot.
@@ -14,11 +14,12 @@ use tokio::sync::watch;
 use crate::approve::votes::{self, Ineligible};
 use crate::broker::approval::access_request::AccessView;
 use crate::broker::approval::progress::quorum_reached;
+use crate::broker::approval::read_access::Readable;
 use crate::broker::auth::authentication::{PersonCaller, WATCH_MAX_MS};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, InboxChange, Read, Recorded};
+use crate::state::{AccessRequest, InboxChange, InboxChangeKind, Read, Recorded};
 
 /// The page of an inbox to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,7 +266,7 @@ impl Broker {
         })
     }
 
-    /// The inbox entry of an access request, if it still waits for votes.
+    /// The inbox entry of an access request, if it still waits for votes and the person may read it.
     fn queue_entry(
         &self,
         read: &Read,
@@ -275,7 +276,9 @@ impl Broker {
     ) -> Option<QueueEntry> {
         let rules = read.rules()?;
         let request = read.access_request(id)?;
-        if !self.is_open_for_votes(read, &request, now) {
+        if !self.is_open_for_votes(read, &request, now)
+            || !self.may_read(person, &rules, Readable::AccessRequest(&request))
+        {
             return None;
         }
         // Most waiting requests have no vote, and need no tally.
@@ -301,7 +304,6 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<Vec<ProfileName>, Ineligible> {
-        self.reject_task_owner(read, request, person)?;
         let voter_context = self.voter_context(read, rules);
         let mut first = None;
         let mut profiles = Vec::new();
@@ -379,6 +381,30 @@ impl Broker {
         })
     }
 
+    /// A change with the access requests that the person may read; `None` without any.
+    fn readable_change(
+        &self,
+        person: &PersonId,
+        change: Arc<InboxChange>,
+    ) -> Option<Arc<InboxChange>> {
+        match change.kind {
+            InboxChangeKind::Rules => return Some(change),
+            InboxChangeKind::Opened | InboxChangeKind::Voted | InboxChangeKind::Closed => {}
+        }
+        let rules = self.show().rules()?;
+        let mut ids = change.ids.clone();
+        ids.retain(|id| self.may_read_request(person, &rules, id));
+        if ids.len() == change.ids.len() {
+            return Some(change);
+        }
+        (!ids.is_empty()).then(|| {
+            Arc::new(InboxChange {
+                ids,
+                ..(*change).clone()
+            })
+        })
+    }
+
     /// When the budget next admits a queued request into this person's inbox, if any is queued.
     fn next_admission(&self, person: &PersonId) -> Option<Timestamp> {
         let budget = self.lock(&self.inbox_budgets);
@@ -441,7 +467,10 @@ impl InboxWatch {
         loop {
             if let Some(change) = self.ready.pop_front() {
                 self.after = change.index;
-                return Some(InboxEvent::Changed(change));
+                match broker.readable_change(&self.caller, change) {
+                    Some(change) => return Some(InboxEvent::Changed(change)),
+                    None => continue,
+                }
             }
             self.changes.borrow_and_update();
             if broker.journal.head().borrow().failed || !broker.may_still_read(&self.key) {

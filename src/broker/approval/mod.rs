@@ -7,6 +7,7 @@ mod history;
 pub(in crate::broker) mod inbox;
 pub(in crate::broker) mod notifier;
 pub(in crate::broker) mod progress;
+pub(in crate::broker) mod read_access;
 pub(in crate::broker) mod vote;
 pub(in crate::broker) mod vote_options;
 pub(in crate::broker) mod watch;

@@ -42,6 +42,8 @@ pub struct VoteOutcome {
     pub view: AccessView,
     /// Whether this denial reached the limit and suspended the agent.
     pub suspended: bool,
+    /// False: an earlier call with the same statement recorded it.
+    pub is_new: bool,
 }
 
 /// The input of a vote.
@@ -303,6 +305,7 @@ impl Broker {
         Ok(VoteOutcome {
             view,
             suspended: recorded.suspended,
+            is_new: recorded.is_new,
         })
     }
 
@@ -479,19 +482,6 @@ impl Broker {
         self.count_wait(outcome, view.request.opened_at, now);
     }
 
-    /// The owner at the opening of the task never votes, even after the agent changed owner.
-    pub(in crate::broker) fn reject_task_owner(
-        &self,
-        read: &Read,
-        request: &AccessRequest,
-        voter: &PersonId,
-    ) -> Result<(), Ineligible> {
-        match read.task(&request.opened.task) {
-            Some(task) if task.opened.owner != *voter => Ok(()),
-            Some(_) | None => Err(Ineligible::Owner),
-        }
-    }
-
     /// The definition of the profile under which this person's vote would count.
     fn eligible_profile<'a>(
         &'a self,
@@ -502,7 +492,6 @@ impl Broker {
         (profile, verdict): (&ProfileName, Verdict),
         now: Timestamp,
     ) -> Result<&'a StepUpProfile, Ineligible> {
-        self.reject_task_owner(read, request, voter)?;
         let voter_context = self.voter_context(read, rules);
         votes::eligible(voter, profile, verdict, request, voter_context, now)
     }

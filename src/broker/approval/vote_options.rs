@@ -26,7 +26,7 @@ impl Broker {
         let person = self.authenticate_person(call)?;
         self.preview(|read| {
             let rules = self.rules_in_force(read, call)?;
-            let request = self.find_request(read, call, id)?;
+            let request = self.find_readable_request(read, call, &person.id, id)?;
             let dwell = self.dwell_time(&request, &rules);
             let viewed = self.card_viewed_at(&person.id, id, &rules);
             let dwell_remaining =

@@ -4,10 +4,11 @@
 use crate::broker::auth::replay_cache::ReplayCache;
 use crate::broker::metrics::CallerId;
 use crate::broker::{Broker, Refusal};
+use crate::jose::{KeyError, ProofError};
 use crate::model::*;
 use crate::policy::{ActivePolicy, RegisteredCaller, Role, ServiceKind};
 use crate::rate_limit::ConcurrencyPermit;
-use crate::state::{Read, Recorded, Shown, TaskRecord};
+use crate::state::{KeyHolder, KeyRefusal, Read, Recorded, Shown, TaskRecord};
 use crate::verify::{DpopInput, Possession, VerifyError};
 
 /// The caller roles that a method may allow.
@@ -79,6 +80,14 @@ pub(in crate::broker) enum ServiceCredential {
     Evidence(EvidenceFacts),
 }
 
+impl PersonCaller {
+    /// Whether their key may act for them in a round.
+    pub(in crate::broker) fn may_act(&self, read: &Read) -> bool {
+        let holder = KeyHolder::Person(self.id.clone());
+        read.may_act(&holder, self.key).is_ok()
+    }
+}
+
 impl ServiceCaller {
     /// When its credential expires; `None` for a key, which does not.
     pub(in crate::broker) const fn expires_at(&self) -> Option<Timestamp> {
@@ -91,24 +100,6 @@ impl ServiceCaller {
 
 /// Longest life of a watch, in milliseconds; then its caller authenticates again.
 pub(in crate::broker) const WATCH_MAX_MS: u64 = 300_000;
-
-/// The registered holder of a key of `people.toml`; `None` once the key was revoked.
-pub(in crate::broker) fn registered_holder(
-    read: &Read,
-    key: Thumbprint,
-) -> Option<RegisteredCaller> {
-    let found = read.rules()?.by_key(key)?;
-    match &found {
-        RegisteredCaller::Person(person) if read.person(person).revoked.contains(&key) => None,
-        RegisteredCaller::Person(_) | RegisteredCaller::Service(_) => Some(found),
-    }
-}
-
-/// Whether a key or passkey is the person's.
-pub(in crate::broker) fn holds_key(read: &Read, person: &PersonId, key: Thumbprint) -> bool {
-    read.person(person).passkey(key).is_some()
-        || registered_holder(read, key) == Some(RegisteredCaller::Person(person.clone()))
-}
 
 enum Caller {
     Person(PersonCaller),
@@ -156,7 +147,7 @@ impl Broker {
         Possession::check(&proof, now)
     }
 
-    /// The possession of a key for a new task. The evidence and the agent's rate limit were checked before, which bounds how
+    /// The possession of a key for a new task: no key whose private half is published. The evidence and the agent's rate limit were checked before, which bounds how
     /// many new keys the replay cache holds.
     pub(in crate::broker) fn possession_for_open_task(
         &self,
@@ -174,6 +165,13 @@ impl Broker {
             &self.open_task_replay_cache,
             &any,
         )
+        .and_then(|possession| {
+            if possession.key().is_published() {
+                let error = ProofError::Key(KeyError::Published);
+                return Err(VerifyError::Proof(error));
+            }
+            Ok(possession)
+        })
         .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
@@ -252,7 +250,7 @@ impl Broker {
         let rules = read
             .rules()
             .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
-        if rules.bundle.person(&caller.id).is_some() && holds_key(read, &caller.id, caller.key) {
+        if rules.bundle.person(&caller.id).is_some() && caller.may_act(read) {
             return Ok(rules);
         }
         Err(self.refuse(
@@ -268,7 +266,7 @@ impl Broker {
             let person = rules.bundle.person(&caller.id)?;
             Some(person.roles.contains(&Role::Operator))
         });
-        person == Some(true) && holds_key(read, &caller.id, caller.key)
+        person == Some(true) && caller.may_act(read)
     }
 
     /// Requires that a service is registered with the credential it called with in this round, as a service of this kind, and that its
@@ -284,7 +282,7 @@ impl Broker {
             .rules()
             .ok_or_else(|| self.refuse_gate_1(method, &VerifyError::NoRules))?;
         let found = match &caller.credential {
-            ServiceCredential::Key(key) => rules.by_key(*key),
+            ServiceCredential::Key(key) => read.holder_of(*key).ok(),
             ServiceCredential::Evidence(facts)
                 if self.now() < facts.expires_at && read.is_trusted(facts) =>
             {
@@ -305,6 +303,12 @@ impl Broker {
         Err(self.refuse(method, Reason::NotPermitted, message))
     }
 
+    /// Whether a key may act for a person, for an answer that a later round checks again.
+    pub(in crate::broker) fn may_still_act(&self, person: &PersonId, key: Thumbprint) -> bool {
+        let holder = KeyHolder::Person(person.clone());
+        self.preview(|read| read.may_act(&holder, key).is_ok())
+    }
+
     /// Whether a caller may still read approvals: registered with the same key, in any role.
     pub(in crate::broker) fn may_still_read(&self, caller: &PersonCaller) -> bool {
         self.preview(|read| {
@@ -312,7 +316,7 @@ impl Broker {
                 let person = rules.bundle.person(&caller.id)?;
                 Some(!person.roles.is_empty())
             });
-            roles == Some(true) && holds_key(read, &caller.id, caller.key)
+            roles == Some(true) && caller.may_act(read)
         })
     }
 
@@ -395,13 +399,17 @@ impl Broker {
                 return Err(closed(&VerifyError::SecondCredential));
             }
             (None, _, None) => {
-                let holder = |key| self.preview(|read| registered_holder(read, key));
-                let known = |key| holder(key).map(drop).ok_or(VerifyError::NotRegistered);
+                let holder = |key| self.preview(|read| read.holder_of(key));
+                let known = |key| match holder(key) {
+                    Ok(_) => Ok(()),
+                    Err(KeyRefusal::Unknown) => Err(VerifyError::NotRegistered),
+                    Err(why) => Err(VerifyError::KeyMayNotAct(why)),
+                };
                 let possession = self
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
                 let key = possession.jkt();
-                (holder(key), ServiceCredential::Key(key))
+                (holder(key).ok(), ServiceCredential::Key(key))
             }
         };
         let not_permitted = |caller: &dyn std::fmt::Display| {

@@ -6,15 +6,14 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::approve::vote_proof;
 use crate::broker::auth::one_time_code;
 use crate::broker::auth::session::{ChallengePurpose, stated_challenge};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
-use crate::jose::AuthenticatorKey;
+use crate::jose::{AuthenticatorKey, PublicKey};
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{Draft, Invitation, Read, Recorded};
+use crate::state::{Draft, Invitation, KeyRecord, KeyStanding, Read, Recorded};
 use crate::webauthn::{self, Registration};
 
 /// An issued invitation, for the invited person.
@@ -77,6 +76,15 @@ pub struct PasskeyView {
     pub last_vote_at: Option<Timestamp>,
     /// Whether it may be synchronised to other devices of its owner.
     pub backup_eligible: bool,
+}
+
+/// Which keys an operator revokes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeyRevocation {
+    /// This one alone; all of the person's, and an open invitation, when absent.
+    pub only: Option<Thumbprint>,
+    /// Somebody else may have the key: it goes even where nobody can govern after it.
+    pub compromised: bool,
 }
 
 /// Seconds an invitation is good.
@@ -210,20 +218,16 @@ impl Broker {
         let credential =
             webauthn::verify_registration(self.relying_party(), &challenge, registration)
                 .map_err(|e| wrong(&e))?;
-        let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
-        let key = key.thumbprint();
+        let public = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
+        let key = public.thumbprint();
         let id = URL_SAFE_NO_PAD.encode(&credential.id);
-        let rules = read
-            .rules()
+        read.rules()
             .filter(|rules| rules.bundle.person(&person).is_some())
             .ok_or_else(|| self.refuse_invitation(method, UNREGISTERED))?;
-        // A key can be enrolled once: reject keys registered to anyone and revoked keys.
-        if read.person_of_credential(&id).is_some()
-            || read.was_enrolled(key)
-            || rules.by_key(key).is_some()
-        {
+        // Whose it is, is not told: the caller may be a stranger with a code.
+        if read.person_of_credential(&id).is_some() || read.may_enrol(&(&public).into()).is_err() {
             return Err(wrong(
-                &"this key was enrolled before: use another authenticator",
+                &"this key is or was somebody's already: use another authenticator",
             ));
         }
         if read.person(&person).passkeys.len() >= PASSKEYS_MAX {
@@ -237,6 +241,7 @@ impl Broker {
             passkey: PasskeyOnRecord {
                 credential: id,
                 key,
+                key_identity: public.identity(),
                 jwk: credential.jwk,
                 sign_count: credential.sign_count,
                 backup_eligible: credential.backup_eligible,
@@ -275,9 +280,9 @@ impl Broker {
                     .unwrap_or_default(),
                 keys: registered
                     .map(|p| {
-                        vote_proof::active_keys(p, &enrolled)
-                            .map(|k| k.thumbprint())
-                            .collect()
+                        let living = self.show().living_keys(&id);
+                        let of_bundle = |key: &Thumbprint| p.key(*key).is_some();
+                        living.into_iter().filter(of_bundle).collect()
                     })
                     .unwrap_or_default(),
                 passkeys: enrolled
@@ -303,19 +308,20 @@ impl Broker {
         Ok(ids.into_iter().map(view).collect())
     }
 
-    /// Revokes one key of a person, or all: passkeys, keys of `people.toml`, and an open invitation. Their votes that no grant
-    /// has consumed are void with it. Returns the number of keys.
+    /// Revokes one key of a person, or all: passkeys, keys of `people.toml`, and an open invitation. They are dead for everyone, for
+    /// ever, and their votes that no grant has consumed are void. Refuses to revoke the last living key of the operators, unless it is
+    /// compromised. Returns the number of keys.
     pub async fn revoke_approver_keys(
         &self,
         call: &CallContext,
         person: PersonId,
-        only: Option<Thumbprint>,
+        revocation: KeyRevocation,
     ) -> Result<usize, Refusal> {
         let operator = self.authenticate_person(call)?;
         let done = self
             .transaction(call.method)
             .ordered_by(&operator)
-            .run(|read| self.decide_key_revocation(read, call, &operator, &person, only))
+            .run(|read| self.decide_key_revocation(read, call, &operator, &person, revocation))
             .await?;
         Ok(done.value)
     }
@@ -326,43 +332,63 @@ impl Broker {
         call: &CallContext,
         operator: &PersonCaller,
         person: &PersonId,
-        only: Option<Thumbprint>,
+        revocation: KeyRevocation,
     ) -> Result<Step<usize>, Refusal> {
         let rules = self.require_operator(read, call, operator)?;
-        let enrolled = read.person(person);
         let registered = rules.bundle.person(person);
-        let is_on_record = |stream| read.last_entry(&stream).is_some();
-        if registered.is_none()
-            && !is_on_record(Stream::Person(person.clone()))
-            && !is_on_record(Stream::Invitation(person.clone()))
-        {
+        let records = read.key_records(person);
+        // Read only where it decides: an invitation delays no revocation.
+        let has_invitation = || read.invitation(person).is_some();
+        if registered.is_none() && records.is_empty() && !has_invitation() {
             let message = format!("no person {person} is registered");
             return Err(self.refuse(call.method, Reason::NotFound, message));
         }
-        let in_bundle = registered.into_iter();
-        let in_bundle = in_bundle.flat_map(|p| vote_proof::active_keys(p, &enrolled));
-        let passkeys = enrolled.passkeys.iter().map(|p| p.record.key);
-        let mut keys: Vec<Thumbprint> = passkeys
-            .chain(in_bundle.map(|key| key.thumbprint()))
-            .collect();
-        if let Some(only) = only {
-            if enrolled.revoked.contains(&only) {
-                return Ok(Step::Answer(0));
+        let not_dead = |record: &KeyRecord| record.standing != KeyStanding::Dead;
+        let keys: Vec<Thumbprint> = match revocation.only {
+            Some(only) => match read.key_record(person, only) {
+                None => {
+                    let message = format!("{person} has no key {only}");
+                    return Err(self.refuse(call.method, Reason::NotFound, message));
+                }
+                Some(record) if !not_dead(&record) => return Ok(Step::Answer(0)),
+                Some(record) => vec![record.thumbprint],
+            },
+            // The entry names those that can act, and passkeys that left. All others die with it: no later bundle brings them back.
+            None => {
+                let enrolled = read.person(person);
+                let left = enrolled.left.iter().map(|p| p.record.key);
+                let in_bundle = registered.into_iter().flat_map(|p| p.keys.iter());
+                let in_bundle = in_bundle.map(PublicKey::thumbprint);
+                let passkeys = enrolled.passkeys.iter().map(|p| p.record.key);
+                let named = passkeys.chain(in_bundle).chain(left);
+                let alive = |key: &Thumbprint| {
+                    let record = records.iter().find(|record| record.thumbprint == *key);
+                    record.is_some_and(|record| not_dead(record))
+                };
+                named.filter(alive).collect()
             }
-            keys.retain(|key| *key == only);
-            if keys.is_empty() {
-                let message = format!("{person} has no key {only}");
-                return Err(self.refuse(call.method, Reason::NotFound, message));
-            }
-        }
-        if keys.is_empty() && read.invitation(person).is_none() {
+        };
+        let all = revocation.only.is_none();
+        let others = all && records.iter().any(|record| not_dead(record));
+        if keys.is_empty() && !others && !has_invitation() {
             return Ok(Step::Answer(0));
+        }
+        let governed = |dead: &[Thumbprint]| !read.governors_without(dead).is_empty();
+        if !revocation.compromised && governed(&[]) && !governed(&keys) {
+            let message = format!(
+                "after it no operator has a living key to freeze, revoke or apply a bundle with: apply a bundle with another operator's key first; if somebody else may have the key of {person}, revoke it as compromised, and recover the operators on the broker's host"
+            );
+            return Err(self.refuse(call.method, Reason::LastOperatorKey, message));
         }
         let count = keys.len();
         let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
             person: person.clone(),
             keys,
-            cause: RevokeCause::Operator,
+            all,
+            cause: match revocation.compromised {
+                true => RevokeCause::Compromised,
+                false => RevokeCause::Operator,
+            },
             by: Some(operator.id.clone()),
         });
         Ok(Step::Append(Draft::one(event), count))
@@ -385,7 +411,8 @@ impl Broker {
             id: invitation.by.clone(),
             key: invitation.by_key,
         };
-        if !self.is_operator(read, &giver) {
+        let since = read.person(&giver.id).since;
+        if !self.is_operator(read, &giver) || since > invitation.index {
             let why = "the operator who gave the invitation is no longer one with that key";
             return Err(self.refuse_invitation(method, why));
         }

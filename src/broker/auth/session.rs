@@ -16,7 +16,7 @@ use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{Draft, Read};
+use crate::state::{Draft, KeyHolder, Read};
 use crate::verify::VerifyError;
 use crate::webauthn::{self, Assertion, WebauthnError};
 
@@ -55,7 +55,11 @@ pub(in crate::broker) struct StoredSession {
     pub(in crate::broker) person: PersonId,
     /// Thumbprint of the passkey that opened it.
     pub(in crate::broker) key: Thumbprint,
+    /// [`crate::state::PersonCredentials::since`] at the sign-in: a session ends when its person leaves or loses a role, also where
+    /// they return.
+    since: u64,
     until: Timestamp,
+    /// When it ends unless the person acts before.
     idle_at: Timestamp,
 }
 
@@ -128,7 +132,7 @@ pub(in crate::broker) struct CountedAssertion<'a> {
 
 /// Longest session, in seconds.
 const SESSION_LIFE_S: i64 = 8 * 3_600;
-/// A session without requests ends after this time, in seconds.
+/// A session ends this long after the last own act of its person, in seconds.
 const SESSION_IDLE_S: i64 = 3_600;
 /// Open sessions of one person; the oldest is closed for a new one.
 const SESSIONS_PER_PERSON_MAX: usize = 8;
@@ -222,6 +226,19 @@ impl SessionStore {
         });
     }
 
+    /// Number of active sessions of a person who last came or went at `since`, for an answer.
+    pub(in crate::broker) fn of_person(
+        &self,
+        person: &PersonId,
+        since: u64,
+        now: Timestamp,
+    ) -> usize {
+        let of_person = |stored: &&StoredSession| {
+            stored.person == *person && stored.since == since && stored.is_active(now)
+        };
+        self.with(|open| open.values().filter(of_person).count())
+    }
+
     /// Removes expired sessions and challenges.
     pub(in crate::broker) fn prune(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, stored| stored.is_active(now)));
@@ -288,6 +305,9 @@ impl Broker {
             return Err(wrong("the user handle is of another person".to_owned()));
         }
         let record = &passkey.record;
+        if !self.may_still_act(&person, record.key) {
+            return Err(wrong(format!("the passkey may not act for {person}")));
+        }
         let verified = webauthn::verify_assertion(
             self.relying_party(),
             &challenge,
@@ -329,6 +349,7 @@ impl Broker {
         let open = StoredSession {
             person: person.clone(),
             key,
+            since: enrolled.since,
             until,
             idle_at: now.plus_secs(SESSION_IDLE_S),
         };
@@ -346,13 +367,21 @@ impl Broker {
             .with(|open| open.remove(&cookie_digest(cookie)));
     }
 
-    /// Whether a session is active. Does not prolong it: an open window does not keep a session active.
-    pub fn is_session_active(&self, cookie: &Secret) -> bool {
+    /// Records an act of the signed-in person's own: the session is idle from now on. Nothing else prolongs a session, so that a page
+    /// left open does not: its script reads on without the person. A session that has ended stays ended.
+    pub fn record_own_act(&self, cookie: &Secret) {
         let now = self.now();
         self.sessions.with(|open| {
-            let session = open.get(&cookie_digest(cookie));
-            session.is_some_and(|stored| stored.is_active(now))
-        })
+            let session = open.get_mut(&cookie_digest(cookie));
+            if let Some(session) = session.filter(|stored| stored.is_active(now)) {
+                session.idle_at = now.plus_secs(SESSION_IDLE_S);
+            }
+        });
+    }
+
+    /// Whether a session is active, and its person is there as they signed in. Does not prolong it.
+    pub fn is_session_active(&self, cookie: &Secret) -> bool {
+        self.session(cookie, self.now()).is_ok()
     }
 
     /// The signed-in person, in a role the method allows.
@@ -370,23 +399,22 @@ impl Broker {
         })
     }
 
-    /// The session with this cookie, while it is active, its passkey enrolled and its person registered.
+    /// The session with this cookie, while it is active, its passkey enrolled and its person registered. Does not prolong it.
     pub(in crate::broker) fn session(
         &self,
         cookie: &Secret,
         now: Timestamp,
     ) -> Result<StoredSession, VerifyError> {
         let session = self.sessions.with(|open| {
-            let session = open
-                .get_mut(&cookie_digest(cookie))
-                .filter(|stored| stored.is_active(now))?;
-            session.idle_at = now.plus_secs(SESSION_IDLE_S);
-            Some(session.clone())
+            let session = open.get(&cookie_digest(cookie));
+            session.filter(|stored| stored.is_active(now)).cloned()
         });
         let session = session.ok_or(VerifyError::Session("no such session, or it has ended"))?;
         let enrolled = self.show().person(&session.person);
-        if enrolled.passkey(session.key).is_none() {
-            return Err(VerifyError::Session("its passkey was revoked"));
+        if enrolled.since != session.since || !self.may_still_act(&session.person, session.key) {
+            return Err(VerifyError::Session(
+                "its passkey was revoked, or its person left or lost a role",
+            ));
         }
         let rules = self.show().rules().ok_or(VerifyError::NoRules)?;
         if rules.bundle.person(&session.person).is_none() {
@@ -405,9 +433,11 @@ impl Broker {
     ) -> Result<Thumbprint, Refusal> {
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
         let enrolled = read.person(person);
+        let holder = KeyHolder::Person(person.clone());
         let passkey = enrolled
             .credential(&credential)
-            .filter(|_| user_handle_matches(assertion, person));
+            .filter(|_| user_handle_matches(assertion, person))
+            .filter(|passkey| read.may_act(&holder, passkey.record.key).is_ok());
         passkey.map(|p| p.record.key).ok_or_else(|| {
             let message = "the passkey is not, or no longer, one of yours";
             self.refuse(call.method, Reason::InvalidPasskeyAssertion, message)
@@ -465,6 +495,7 @@ impl Broker {
             Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys: vec![key],
+                all: false,
                 cause: RevokeCause::Counter,
                 by: None,
             })

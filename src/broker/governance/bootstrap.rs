@@ -4,7 +4,7 @@
 //! Trusts the reader of the broker's output at start. The code is kept only as a MAC, in memory, for ten minutes; it is
 //! never an entry or part of a log record. Refuses a wrong or expired code like any refusal of gate 1.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::hmac;
@@ -175,7 +175,10 @@ impl Broker {
                 }
                 let code = self.bootstrap_code.require_open(self.now());
                 code.map_err(|e| closed(&e))?;
-                Ok(Step::Append(staged.draft(Some(by.clone())), ()))
+                read.may_register(staged.bundle(), &BTreeSet::new())
+                    .map_err(|e| self.refuse(method, Reason::InvalidPolicyBundle, e.to_string()))?;
+                let draft = staged.draft(Some(by.clone()), &BTreeSet::new());
+                Ok(Step::Append(draft, ()))
             })
             .await;
         if self.show().rules().is_some() {

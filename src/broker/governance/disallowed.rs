@@ -13,7 +13,7 @@ use crate::broker::sweep::Swept;
 use crate::journal::AppendError;
 use crate::model::*;
 use crate::policy::{ActivePolicy, OperateDecision};
-use crate::state::{Draft, Read, TaskRecord};
+use crate::state::{Draft, KeyNames, Read, TaskRecord};
 
 /// Counts of tasks, tokens and access requests ended because rules or trust no longer allow them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl Broker {
         } else if owner.is_some_and(|owner| read.is_frozen(&FreezeScope::Owner(owner))) {
             // The agent changed to an owner who is frozen.
             Some(EndCause::Frozen)
-        } else if !may_still_operate(opened, &rules) {
+        } else if !may_still_operate(opened, &rules) || !is_agents_own_key(read, opened) {
             Some(EndCause::Policy)
         } else {
             None
@@ -246,6 +246,15 @@ pub(in crate::broker) fn close_all(ids: Vec<AccessRequestId>, cause: CloseCause)
         })
     };
     Draft::all(ids.into_iter().map(close).collect())
+}
+
+/// Whether the key of a task is its agent's: a bundle may have given it to another agent, a person or a service.
+fn is_agents_own_key(read: &Read, opened: &TaskOpened) -> bool {
+    let key = KeyNames {
+        identity: opened.key_identity,
+        thumbprints: vec![opened.binding.jkt()],
+    };
+    read.may_hold_task(&key, &opened.agent).is_ok()
 }
 
 /// Whether the agent of a task may still operate, evaluated with the input at the task's opening.

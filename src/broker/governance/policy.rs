@@ -1,6 +1,6 @@
 //! Policy bundles: applying one. What it no longer allows is ended by [`super::disallowed`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tracing::Instrument as _;
@@ -12,7 +12,10 @@ use crate::journal::{AppendError, Blob};
 use crate::model::*;
 use crate::policy::{BundleFiles, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
-use crate::state::{Draft, Read, State};
+use crate::state::{
+    Draft, PeopleRegistration, PersonChange, PersonChangeKind, PersonGain, RegistrationError, Show,
+    State,
+};
 
 /// Summary of applying a policy bundle.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +30,8 @@ pub struct BundleApplied {
     pub agents: usize,
     /// Warnings about valid but unusual content.
     pub warnings: Vec<String>,
+    /// What it changed for people: who left, lost a role, came and returned, each in one sentence.
+    pub people: Vec<String>,
     /// Counts of what it no longer allows and therefore ended.
     pub revoked: RevocationSummary,
 }
@@ -45,23 +50,58 @@ pub(in crate::broker) struct StagedBundle<'a> {
     state: &'a State,
     version: Digest,
     content: Blob,
-    /// The keys it registers, each with its holder.
-    keys: BTreeMap<Thumbprint, String>,
+    bundle: Arc<PolicyBundle>,
 }
 
-impl StagedBundle<'_> {
+impl<'a> StagedBundle<'a> {
+    /// Keeps a parsed bundle for its entry.
+    pub(super) fn new(state: &'a State, bundle: PolicyBundle, files: &BundleFiles) -> Self {
+        let bundle = Arc::new(bundle);
+        state.stage_bundle(Arc::clone(&bundle));
+        Self {
+            state,
+            version: bundle.version(),
+            content: Blob::new(files.canonical()),
+            bundle,
+        }
+    }
+
     /// The entry that puts the bundle in force.
-    pub(in crate::broker) fn draft(&self, by: Option<PersonId>) -> Draft {
-        let version = self.version;
-        let event = Event::PolicyApplied(PolicyApplied { version, by });
+    pub(in crate::broker) fn draft(
+        &self,
+        by: Option<PersonId>,
+        returning: &BTreeSet<PersonId>,
+    ) -> Draft {
+        self.draft_as(by, None, returning)
+    }
+
+    /// The entry that recovers the operators with the bundle.
+    pub(super) fn recovery_draft(
+        &self,
+        recovery: OperatorRecovery,
+        returning: &BTreeSet<PersonId>,
+    ) -> Draft {
+        self.draft_as(None, Some(recovery), returning)
+    }
+
+    fn draft_as(
+        &self,
+        by: Option<PersonId>,
+        recovery: Option<OperatorRecovery>,
+        returning: &BTreeSet<PersonId>,
+    ) -> Draft {
+        let event = Event::PolicyApplied(PolicyApplied {
+            version: self.version,
+            by,
+            recovery,
+            returning: returning.clone(),
+        });
         Draft::one(event).with_blobs([self.content.clone()])
     }
 
-    /// The first of its keys that a person enrolled as a passkey, with the holder that the bundle registers it for.
-    fn enrolled_key(&self, read: &Read) -> Option<(Thumbprint, &str)> {
-        let enrolled = read.were_enrolled(self.keys.keys().copied());
-        let key = *enrolled.first()?;
-        Some((key, self.keys.get(&key)?))
+    /// The bundle.
+    pub(in crate::broker) const fn bundle(&self) -> &Arc<PolicyBundle> {
+        &self.bundle
     }
 }
 
@@ -82,6 +122,7 @@ impl Broker {
         call: &CallContext,
         operator: PersonCaller,
         files: BTreeMap<String, String>,
+        returning: BTreeSet<PersonId>,
     ) -> Result<BundleApplied, Refusal> {
         let broker = Arc::clone(self);
         let call = CallContext {
@@ -93,8 +134,11 @@ impl Broker {
             permit: ConcurrencyPermit::unlimited(call.permit.class()),
         };
         let method = call.method;
-        let uncancellable =
-            async move { broker.apply_uncancellable(&call, &operator, files).await };
+        let uncancellable = async move {
+            broker
+                .apply_uncancellable(&call, &operator, files, returning)
+                .await
+        };
         let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
         // Cut by the end of the process, before or after an append.
         applying
@@ -107,8 +151,10 @@ impl Broker {
         call: &CallContext,
         operator: &PersonCaller,
         files: BTreeMap<String, String>,
+        returning: BTreeSet<PersonId>,
     ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
+        let mut people = PeopleSummary::default();
         let _alone = self.policy_lock.lock().await;
         let staged = self.stage(bundle, &files);
         let done = loop {
@@ -120,21 +166,27 @@ impl Broker {
             let done = apply.run(|read| {
                 let in_force = self.require_operator(read, call, operator)?;
                 if in_force.bundle.version() == staged.version {
+                    if let Some(person) = returning.first() {
+                        let why = RegistrationError::NotReturning(person.clone()).to_string();
+                        return Err(self.refuse(call.method, Reason::InvalidPolicyBundle, why));
+                    }
                     return Ok(Step::Answer(Applying::Done));
                 }
                 // The bundle of an earlier apply, whose outcome was unknown, came in force after the sweep.
                 if !self.is_enforced(read) {
                     return Ok(Step::Answer(Applying::Unswept));
                 }
-                // INVARIANT (a key has one holder): a passkey, revoked or not, is its person's for good.
-                if let Some((key, holder)) = staged.enrolled_key(read) {
-                    let message = format!(
-                        "`people.toml`: the key {key} of {holder} is enrolled as a passkey: use another key"
-                    );
-                    return Err(self.refuse(call.method, Reason::InvalidPolicyBundle, message));
-                }
+                // INVARIANT (a key is one holder's, and the realm is governed): as journal and bundle stand together.
+                let registration = read.may_register(&staged.bundle, &returning).map_err(|e| {
+                    self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string())
+                })?;
+                let (show, now) = (self.show(), self.now());
+                people = PeopleSummary::new(show, &registration, |person| {
+                    let since = show.person(person).since;
+                    self.sessions.of_person(person, since, now)
+                });
                 let by = Some(operator.id.clone());
-                Ok(Step::Append(staged.draft(by), Applying::Done))
+                Ok(Step::Append(staged.draft(by, &returning), Applying::Done))
             });
             let done = done.await?;
             match done.value {
@@ -144,6 +196,8 @@ impl Broker {
         };
         applied.changed = done.entry.is_some();
         if applied.changed {
+            applied.people = people.changes;
+            applied.warnings.extend(people.warnings);
             self.revoke_after_change(&mut applied).await;
         }
         Ok(applied)
@@ -156,8 +210,12 @@ impl Broker {
         files: &BundleFiles,
     ) -> Result<(), AppendError> {
         let staged = self.stage(bundle, files);
-        self.append_at_start(|read| read.rules().is_none().then(|| staged.draft(None)))
-            .await
+        self.append_at_start(|read| {
+            read.rules()
+                .is_none()
+                .then(|| staged.draft(None, &BTreeSet::new()))
+        })
+        .await
     }
 
     /// Keeps a parsed bundle for its entry.
@@ -166,24 +224,7 @@ impl Broker {
         bundle: PolicyBundle,
         files: &BundleFiles,
     ) -> StagedBundle<'_> {
-        let people = bundle
-            .people()
-            .flat_map(|person| person.keys.iter().map(|key| (key, person.id.to_string())));
-        let services = bundle.services().flat_map(|service| {
-            let keys = service.keys.iter();
-            keys.map(|key| (key, service.id.to_string()))
-        });
-        let staged = StagedBundle {
-            state: &self.state,
-            version: bundle.version(),
-            content: Blob::new(files.canonical()),
-            keys: people
-                .chain(services)
-                .map(|(key, holder)| (key.thumbprint(), holder))
-                .collect(),
-        };
-        self.state.stage_bundle(bundle);
-        staged
+        StagedBundle::new(&self.state, bundle, files)
     }
 
     /// Ends what the bundle just put in force no longer allows. A failure is a warning: the bundle is in force, and refuses
@@ -226,9 +267,97 @@ impl Broker {
             rules: bundle.rules().count(),
             agents: bundle.agents().count(),
             warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
+            people: Vec::new(),
             revoked: RevocationSummary::default(),
         };
         Ok((files, bundle, applied))
+    }
+}
+
+/// What an apply changes for people, in sentences.
+#[derive(Debug, Default)]
+pub(super) struct PeopleSummary {
+    pub(super) changes: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl PeopleSummary {
+    /// The changes before they are made; `sessions`: how many a person has open. Shown: nothing is decided by it.
+    pub(super) fn new(
+        show: Show<'_>,
+        registration: &PeopleRegistration,
+        sessions: impl Fn(&PersonId) -> usize,
+    ) -> Self {
+        let describe = |change: &PersonChange| {
+            let person = &change.person;
+            let known = show.person(person);
+            let ended = || {
+                let mut ended = vec![counted(known.passkeys.len(), "passkey")];
+                ended.push(counted(sessions(person), "session"));
+                if show.invitation(person).is_some() {
+                    ended.push("1 invitation".to_owned());
+                }
+                ended.join(", ")
+            };
+            match &change.kind {
+                PersonChangeKind::Left => format!("{person} leaves: {} end", ended()),
+                PersonChangeKind::LostRoles(roles) => {
+                    let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
+                    format!(
+                        "{person} loses the role {}: {} end",
+                        roles.join(", "),
+                        ended()
+                    )
+                }
+                PersonChangeKind::Narrowed { groups, keys } => {
+                    let groups = groups.iter().map(|group| format!("the group {group}"));
+                    let keys = (*keys > 0).then(|| counted(*keys, "registered key"));
+                    let lost: Vec<_> = groups.chain(keys).collect();
+                    format!(
+                        "{person} loses {}: votes of theirs that no token has used no longer count",
+                        lost.join(", ")
+                    )
+                }
+                PersonChangeKind::Came if !show.has_keys(person) => {
+                    format!("{person} comes")
+                }
+                PersonChangeKind::Came => format!(
+                    "{person} comes as a new person: no key of the {person} who left counts again (`--returning {person}`, in the apply that brings them, says that they are the same)"
+                ),
+                PersonChangeKind::Returned => {
+                    format!(
+                        "{person} returns: {} and registered keys count again",
+                        counted(known.left.len(), "passkey")
+                    )
+                }
+            }
+        };
+        let dead = |(person, key): &(PersonId, Thumbprint)| {
+            format!("people.toml: the key {key} of {person} is dead and does nothing: remove it")
+        };
+        let gain = |gain: &PersonGain| {
+            let roles = gain
+                .roles
+                .iter()
+                .map(|role| format!("the role {}", role.as_str()));
+            let groups = gain.groups.iter().map(|group| format!("the group {group}"));
+            let keys = (gain.keys > 0).then(|| counted(gain.keys, "registered key"));
+            let all: Vec<String> = roles.chain(groups).chain(keys).collect();
+            format!("{} gets {}", gain.person, all.join(", "))
+        };
+        let changes = registration.changes.iter().map(describe);
+        Self {
+            changes: changes.chain(registration.gains.iter().map(gain)).collect(),
+            warnings: registration.dead.iter().map(dead).collect(),
+        }
+    }
+}
+
+/// "1 passkey", "2 passkeys".
+fn counted(n: usize, what: &str) -> String {
+    match n {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
     }
 }
 

@@ -1,8 +1,9 @@
-//! Queries: inventories, statistics, timelines, explanations, the revocation feed.
+//! Queries: inventories, statistics, timelines, explanations, token receipts, the revocation feed.
 
 pub(in crate::broker) mod explain;
 pub(in crate::broker) mod inventory;
 pub(in crate::broker) mod page_token;
+pub(in crate::broker) mod receipt;
 pub(in crate::broker) mod revocation_feed;
 pub(in crate::broker) mod rules;
 pub(in crate::broker) mod stats;

@@ -3,11 +3,11 @@
 
 use serde_json::Value;
 
-use crate::broker::auth::authentication::PersonCaller;
+use crate::broker::approval::read_access::Readable;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::StoredEntry;
 use crate::model::*;
-use crate::policy::Role;
+use crate::policy::ActivePolicy;
 use crate::state::{Grant, TaskRecord};
 
 /// One event of a timeline. Every text is safe to print.
@@ -67,16 +67,16 @@ pub const SEARCH_SCAN_MAX: u64 = 20_000;
 const READ_AT_ONCE: u32 = 256;
 
 impl Broker {
-    /// A task's timeline: from the journal's entries of it, at most 512 of them. An
-    /// approver who is not an operator reads only tasks that requested approval from their groups; other and unknown tasks get
-    /// the same answer.
+    /// A task's timeline: from the journal's entries of it, at most 512 of them. A task that the caller may not read and an unknown
+    /// id get the same answer; ids of other records that the caller may not read are left out.
     pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<TaskTimeline, Refusal> {
         let now = self.now();
         let reader = self.authenticate_reader_person(call, now)?;
         let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
         let task = self.show().task(&id).ok_or_else(unknown)?;
-        if let Some(person) = reader
-            && !self.may_read_task(&person, &id)
+        let rules = self.rules(call)?;
+        if let Some(person) = &reader
+            && !self.may_read(&person.id, &rules, Readable::Task(&task))
         {
             return Err(unknown());
         }
@@ -100,6 +100,13 @@ impl Broker {
         let grants = self.show().grants_of_task(&id);
         events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
         events.sort_by_key(TimelineEvent::place);
+        if let Some(person) = &reader {
+            for event in &mut events {
+                event
+                    .ids
+                    .retain(|id| self.may_read_id(&person.id, &rules, id));
+            }
+        }
         Ok(TaskTimeline {
             task: id,
             agent: task.opened.agent.clone(),
@@ -173,27 +180,20 @@ impl Broker {
             .map_err(|e| unreadable(e.to_string()))
     }
 
-    /// Whether a person may read a task: operators all, approvers those that requested approval from their groups.
-    fn may_read_task(&self, person: &PersonCaller, task: &TaskId) -> bool {
-        let Some(rules) = self.show().rules() else {
-            return false;
+    /// Whether an id of an event leads the person to a record: an event of one task may name others.
+    fn may_read_id(&self, person: &PersonId, rules: &ActivePolicy, id: &str) -> bool {
+        if let Ok(request) = AccessRequestId::parse(id) {
+            return self.may_read_request(person, rules, &request);
+        }
+        let task = match TokenId::parse(id) {
+            Ok(token) => self.show().grant(&token).map(|grant| grant.issued.task),
+            Err(_) => match TaskId::parse(id) {
+                Ok(task) => Some(task),
+                // Of a decision or an invitation: it leads to no page.
+                Err(_) => return true,
+            },
         };
-        let Some(registered) = rules.bundle.person(&person.id) else {
-            return false;
-        };
-        let requires_profile = |need: &ProfileRef| {
-            let profile = rules.bundle.profile(&need.name);
-            profile.is_some_and(|profile| registered.groups.contains(&profile.group))
-        };
-        registered.roles.contains(&Role::Operator)
-            || self.show().requests_of_task(task).iter().any(|request| {
-                request
-                    .opened
-                    .decision
-                    .required_profiles
-                    .iter()
-                    .any(requires_profile)
-            })
+        task.is_some_and(|task| self.may_read_task(person, rules, &task))
     }
 
     /// An entry as a timeline event; `None` for one that this version cannot parse.
@@ -232,13 +232,22 @@ impl Broker {
                 f.kid.to_string(),
                 vec![],
             ),
-            Event::PolicyApplied(f) => (
-                "PolicyApplied",
-                "policy bundle put in force",
-                by(&f.by),
-                f.version.to_string(),
-                vec![],
-            ),
+            Event::PolicyApplied(f) => match &f.recovery {
+                None => (
+                    "PolicyApplied",
+                    "policy bundle put in force",
+                    by(&f.by),
+                    f.version.to_string(),
+                    vec![],
+                ),
+                Some(recovery) => (
+                    "PolicyApplied",
+                    "operators recovered on the broker's host",
+                    format!("{} (unverified)", recovery.host_user),
+                    recovery_detail(f.version, recovery),
+                    vec![],
+                ),
+            },
             Event::AgentSuspended(f) => (
                 "AgentSuspended",
                 match f.denials {
@@ -296,6 +305,7 @@ impl Broker {
                 "ApproverKeysRevoked",
                 match f.cause {
                     RevokeCause::Operator => "approver's keys revoked",
+                    RevokeCause::Compromised => "approver's keys revoked as compromised",
                     RevokeCause::Counter => "approver's key revoked: its counter went back",
                 },
                 by(&f.by),
@@ -455,6 +465,15 @@ impl Broker {
             ids,
         })
     }
+}
+
+/// Why, and what became of the keys of the operators before.
+fn recovery_detail(version: Digest, recovery: &OperatorRecovery) -> String {
+    let lost = match recovery.operators_lost {
+        true => "the keys of the operators before it are dead unless the bundle registers them",
+        false => "no operator had a living key",
+    };
+    format!("bundle {version}: {}; {lost}", recovery.reason)
 }
 
 /// The total, and the most frequent methods and reasons.

@@ -118,6 +118,7 @@ impl Broker {
             agent: agent.id.clone(),
             owner: agent.owner.clone(),
             binding: verified.binding(),
+            key_identity: authenticated.key_identity(),
             idempotency_key: input.idempotency_key.clone(),
             requested_seconds: input.max_duration,
             opened_at: now,

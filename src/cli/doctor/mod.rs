@@ -63,7 +63,7 @@ async fn check_local(
     args: &DoctorArgs,
 ) -> Vec<Finding> {
     let clock = Clock::system();
-    let (journal, read) = stored::check_journal(&config.data_dir, &clock);
+    let (journal, mut read) = stored::check_journal(&config.data_dir, &clock);
     let mut findings = vec![
         config_checks::check_files(config),
         config_checks::check_trust_domains(config),
@@ -74,6 +74,7 @@ async fn check_local(
     findings.extend(Some(config_checks::check_journal(config)).filter(Finding::is_failure));
     findings.extend(stored::check_trust_in_force(config, &read));
     findings.extend(stored::check_active_policy(config, &read));
+    findings.append(&mut read.operators);
     findings.push(config_checks::check_transport(config));
     findings.extend(config_checks::check_certificate(config, clock.now()));
     let (process, is_running) = process::check_process(common, config, &read).await;

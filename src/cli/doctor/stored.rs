@@ -12,6 +12,7 @@ use crate::journal::{JournalReader, OpenError};
 use crate::keys;
 use crate::model::{Digest, Entry, Event, KeyId, Timestamp, TrustDomain, format_seconds};
 use crate::policy::{BundleFiles, PolicyBundle};
+use crate::state::Show;
 
 /// What the journal holds about the policy and the signing keys.
 #[derive(Default)]
@@ -21,6 +22,34 @@ pub(super) struct JournalSummary {
     pub(super) keys: Vec<(KeyId, Timestamp)>,
     /// The newest trust bundle of each domain.
     trust: BTreeMap<TrustDomain, Digest>,
+    /// Whether somebody can govern the realm, and whether its operators were recovered lately.
+    pub(super) operators: Vec<Finding>,
+}
+
+/// Checks that an operator of the bundle in force has a living key, and warns of a recovery as long as everyone is shown it.
+fn check_operators(show: Show<'_>, now: Timestamp) -> Vec<Finding> {
+    if show.rules().is_none() {
+        return Vec::new();
+    }
+    let names: Vec<String> = show.governors().iter().map(ToString::to_string).collect();
+    let mut findings = vec![match names.is_empty() {
+        true => Finding::fail(
+            "no operator has a living key to freeze, revoke or apply a policy bundle with",
+            "stop the broker, and run 'dipylon recover operators' as its user; agents work under the rules in force meanwhile",
+        ),
+        false => Finding::ok(format!("operators with a living key: {}", names.join(", "))),
+    }];
+    if let Some(known) = show.recovery().filter(|known| known.is_shown(now)) {
+        let recovery = &known.recovery;
+        findings.push(Finding::warn(
+            format!(
+                "the operators were recovered on this host at {}, by {} (unverified), entry {}: {}",
+                known.at, recovery.host_user, known.index, recovery.reason
+            ),
+            "if you do not know of it, somebody else can write this host's files: shown for seven days",
+        ));
+    }
+    findings
 }
 
 /// Verifies the journal as 'audit verify' does, and collects its policy and signing keys.
@@ -40,12 +69,15 @@ pub(super) fn check_journal(dir: &Path, clock: &Clock) -> (Finding, JournalSumma
     };
     let mut children = Vec::new();
     match audit::verify(dir, None) {
-        Ok((report, votes)) => children.push(Finding::ok(format!(
-            "verified: {} entries, {} votes, checkpoint {}",
-            report.head.size,
-            votes.by_key + votes.by_passkey,
-            report.head
-        ))),
+        Ok((report, votes, state)) => {
+            children.push(Finding::ok(format!(
+                "verified: {} entries, {} votes, checkpoint {}",
+                report.head.size,
+                votes.by_key + votes.by_passkey,
+                report.head
+            )));
+            summary.operators = check_operators(state.show(), clock.now());
+        }
         Err(error) => {
             let advice = error.next_step.unwrap_or_else(|| {
                 "run 'dipylon audit verify' for details, and do not start the broker on this journal".to_owned()

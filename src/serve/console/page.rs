@@ -4,7 +4,7 @@ use super::assets::{ASSETS, AssetPaths};
 use super::format::escape;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{CallerRole, SignedInUser};
+use crate::broker::{CallerRole, NO_OPERATOR, SignedInUser};
 use crate::model::Timestamp;
 use crate::policy::Role;
 use crate::serve::routes::{self, Route, RouteKind};
@@ -21,6 +21,8 @@ pub(super) struct Page {
     pub(super) links: Vec<NavLink>,
     /// A page of one narrow column.
     pub(super) narrow: bool,
+    /// Warnings that every page of a signed-in person begins with.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A link of the navigation.
@@ -63,6 +65,7 @@ impl Page {
             user: Some(escape(&user.name)),
             links,
             narrow: false,
+            warnings: warnings(console),
             title: escape(title),
             ..Self::signed_out(console, "")
         }
@@ -78,8 +81,26 @@ impl Page {
             user: None,
             links: Vec::new(),
             narrow: true,
+            warnings: Vec::new(),
         }
     }
+}
+
+/// What everyone must know about the operators: that none can act, and that they were recovered on the host.
+fn warnings(console: &Console) -> Vec<String> {
+    let broker = &console.broker;
+    let mut warnings = Vec::new();
+    if broker.is_ungoverned() {
+        warnings.push(NO_OPERATOR.to_owned());
+    }
+    if let Some(known) = broker.recent_recovery() {
+        let recovery = &known.recovery;
+        warnings.push(format!(
+            "the operators were recovered on the broker's host at {}, by {} (unverified): {} (entry {})",
+            known.at, recovery.host_user, recovery.reason, known.index
+        ));
+    }
+    warnings.iter().map(String::as_str).map(escape).collect()
 }
 
 /// Whether a page is below another in the navigation: a card is below the inbox.

@@ -140,9 +140,11 @@ fn error_response(
 ) -> Response {
     match route.kind {
         RouteKind::Page | RouteKind::Form => error_page(console, status, refusal),
-        RouteKind::Json | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
-            errors::problem(status, refusal)
-        }
+        RouteKind::Json
+        | RouteKind::SignedJson
+        | RouteKind::Fragment
+        | RouteKind::Stream
+        | RouteKind::Asset => errors::problem(status, refusal),
     }
 }
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use super::error::ConsoleError;
 use super::response;
+use super::session_cookie;
 use super::state::Console;
 use crate::model::HttpOrigin;
 use crate::serve::errors::ErrorForm;
-use crate::serve::routes::{self, Route, RouteKind};
+use crate::serve::routes::{self, ProofOfAct, Route, RouteKind};
 
 /// On every response under `/console`, refusals of any layer included: the browser loads, frames and runs only content of
 /// this broker, and caches none (CSP Level 3, HTML §7.1.3).
@@ -55,7 +56,7 @@ pub(crate) async fn add_security_headers(request: Request, next: Next) -> Respon
 
 /// INVARIANT (deny by default): no handler sees a path without a route, a method the route does not take, another host, a
 /// change that no page of this console requested, a page load that no person would see, or an incomplete body. Renders the
-/// errors of handlers.
+/// errors of handlers. Prolongs the session after an act of the person's own that succeeded, and after nothing else.
 pub(super) async fn guard(
     State(console): State<Arc<Console>>,
     mut request: Request,
@@ -96,13 +97,27 @@ pub(super) async fn guard(
         };
     }
     let path = request.uri().path().to_owned();
+    let acting = is_own_act(route, request.headers())
+        .then(|| session_cookie::cookie(console.origin.is_https(), request.headers()))
+        .flatten();
     request.extensions_mut().insert(route);
     let mut response = next.run(request).await;
+    let status = response.status();
+    // A repeated vote is answered like the first, without a look at its assertion: a script can send it.
+    let is_act = response.extensions_mut().remove::<NoOwnAct>().is_none()
+        && (status.is_success() || status.is_redirection());
+    if let Some(session) = acting.filter(|_| is_act) {
+        console.broker.record_own_act(&session);
+    }
     match response.extensions_mut().remove::<ConsoleError>() {
         Some(error) => response::render_error(&console, route, &path, error),
         None => response,
     }
 }
+
+/// Marks the answer of a request that was no act of the person, though its kind is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NoOwnAct;
 
 fn method_not_allowed(allowed: &Method) -> Response {
     let allow = [(header::ALLOW, allowed.as_str())];
@@ -168,6 +183,25 @@ fn is_user_navigation(headers: &HeaderMap) -> bool {
             Some(b"empty") | None => same_site,
             Some(_) => false,
         }
+}
+
+/// Whether the person made the request, and not a page of theirs that is open. A browser without Fetch Metadata does not say so,
+/// and counts as a page: its session ends an hour after the sign-in or the last vote.
+fn is_own_act(route: &Route, headers: &HeaderMap) -> bool {
+    let is = |name: &'static str, wanted: &str| {
+        let mut values = headers.get_all(name).iter();
+        values
+            .next()
+            .is_some_and(|value| value.as_bytes() == wanted.as_bytes())
+            && values.next().is_none()
+    };
+    match route.kind.proof_of_act() {
+        ProofOfAct::None => false,
+        ProofOfAct::UserNavigation => {
+            is("sec-fetch-mode", "navigate") && is("sec-fetch-user", "?1")
+        }
+        ProofOfAct::Assertion => true,
+    }
 }
 
 #[cfg(test)]

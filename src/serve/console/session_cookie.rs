@@ -83,7 +83,7 @@ const fn name(https: bool) -> &'static str {
 
 /// The value of the session cookie. A cookie that appears twice or is too long counts as unreadable: a credential that can
 /// never verify. Parsed here because the `cookie` crate is not a dependency and would hide a duplicate.
-fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
+pub(super) fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
     let mut found = headers
         .get_all(header::COOKIE)
         .iter()

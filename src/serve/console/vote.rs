@@ -123,8 +123,12 @@ pub(super) async fn cast(
         .broker
         .cast_vote(&request.context, id, &body.statement, proof)
         .await?;
-    Ok(response::json(&VoteOutcomeBody {
+    let mut response = response::json(&VoteOutcomeBody {
         status: outcome.view.status.as_str(),
         agent_suspended: outcome.suspended,
-    }))
+    });
+    if !outcome.is_new {
+        response.extensions_mut().insert(super::security::NoOwnAct);
+    }
+    Ok(response)
 }

@@ -7,7 +7,9 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::Messages;
-use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxCursor, InboxQuery, VoteInput, VoteProof};
+use crate::broker::{
+    Assertion, INBOX_PAGE_MAX, InboxCursor, InboxQuery, KeyRevocation, VoteInput, VoteProof,
+};
 use crate::model::*;
 use crate::proto::convert as proto_convert;
 use crate::proto::v1;
@@ -167,7 +169,14 @@ impl ApprovalService for GrpcService {
                     .map_err(self.malformed(&call))?,
             )),
         };
-        let revoked = self.broker.revoke_approver_keys(&call, person, key).await;
+        let revocation = KeyRevocation {
+            only: key,
+            compromised: message.compromised,
+        };
+        let revoked = self
+            .broker
+            .revoke_approver_keys(&call, person, revocation)
+            .await;
         self.respond(revoked.map(|n| v1::RevokeApproverKeysResponse {
             revoked: convert::count(n),
         }))

@@ -1,12 +1,13 @@
 //! GovernanceService, for operators and auditors: policy bundles, agents, freezes, tasks and the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::page::{fit_page, fit_texts};
 use super::service::GrpcService;
+use super::streams::Messages;
 use crate::broker::{
     EndTaskInput, FirstOperator, LiveToken, PersonCaller, TaskFilter, TaskView, TimelineCursor,
 };
@@ -46,17 +47,23 @@ impl GovernanceService for GrpcService {
         // The pieces arrive as slowly as the operator's connection is: meanwhile the call holds no permit.
         call.permit.release();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
+        let mut returning = BTreeSet::new();
         let mut size = 0_usize;
         while let Some(piece) = pieces.message().await? {
             let too_large = |rule: String| self.malformed(&call)(ParseError::new("content", rule));
             size = size
                 .saturating_add(piece.content.len())
-                .saturating_add(piece.path.len());
+                .saturating_add(piece.path.len())
+                .saturating_add(piece.returning.iter().map(String::len).sum());
             if size > policy::BYTES_MAX.saturating_mul(2) {
                 return Err(too_large(format!(
                     "must be at most {} bytes",
                     policy::BYTES_MAX
                 )));
+            }
+            for person in &piece.returning {
+                let person = PersonId::parse(person).at("returning");
+                returning.insert(person.map_err(self.malformed(&call))?);
             }
             files
                 .entry(piece.path)
@@ -73,8 +80,15 @@ impl GovernanceService for GrpcService {
         let applied = match author {
             Author::Operator(operator) => {
                 self.broker
-                    .apply_policy_bundle(&call, operator, files)
+                    .apply_policy_bundle(&call, operator, files, returning)
                     .await
+            }
+            Author::First(_) if !returning.is_empty() => {
+                let why = ParseError::new(
+                    "returning",
+                    "must be empty with a one-time code: nobody was registered before",
+                );
+                return Err(self.malformed(&call)(why));
             }
             Author::First(first) => {
                 self.broker
@@ -91,6 +105,7 @@ impl GovernanceService for GrpcService {
             tasks_ended: convert::count(a.revoked.tasks),
             tokens_ended: convert::count(a.revoked.grants),
             access_requests_closed: convert::count(a.revoked.requests),
+            people: fitting(&a.people, "; 'dipylon approver list' shows every person"),
         }))
     }
 
@@ -311,6 +326,15 @@ impl GovernanceService for GrpcService {
         }))
     }
 
+    type GetTokenReceiptStream = Messages<v1::GetTokenReceiptResponse>;
+
+    async fn get_token_receipt(
+        &self,
+        request: Request<v1::GetTokenReceiptRequest>,
+    ) -> Result<Response<Self::GetTokenReceiptStream>, Status> {
+        self.read_receipt(request).await
+    }
+
     async fn list_rules(
         &self,
         request: Request<v1::ListRulesRequest>,
@@ -453,13 +477,16 @@ const WARNINGS_BYTES_MAX: usize = 32 * 1024;
 
 /// As many warnings as a message holds, and the number of the others.
 fn warnings(all: &[String]) -> Vec<String> {
-    let (mut warnings, left_out) = fit_texts(all.iter(), WARNINGS_BYTES_MAX);
+    fitting(all, "; 'dipylon policy check DIR' lists every warning")
+}
+
+/// As many as fit into the message; the last one then says how many are left out.
+fn fitting(all: &[String], where_else: &str) -> Vec<String> {
+    let (mut kept, left_out) = fit_texts(all.iter(), WARNINGS_BYTES_MAX);
     if left_out > 0 {
-        warnings.push(format!(
-            "and {left_out} more; 'dipylon policy check DIR' lists every warning"
-        ));
+        kept.push(format!("and {left_out} more{where_else}"));
     }
-    warnings
+    kept
 }
 
 /// An id that `Explain` takes.

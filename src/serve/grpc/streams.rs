@@ -15,7 +15,9 @@ use crate::model::*;
 use crate::proto::convert::{position, position_to_wire};
 use crate::proto::{card, v1};
 use crate::serve::admission::StreamPermit;
-use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS, WATCH_TOKEN};
+use crate::serve::authorization::{
+    GET_TOKEN_RECEIPT, WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS, WATCH_TOKEN,
+};
 use crate::serve::request_log::record;
 use crate::state::{InboxChange, InboxChangeKind};
 
@@ -26,6 +28,10 @@ pub(super) type Messages<T> = ReceiverStream<Result<T, Status>>;
 const SLOW_MAX: Duration = Duration::from_secs(10);
 /// Messages between a watch and a slow connection: there are thousands of watches.
 const BUFFER: usize = 4;
+/// Longest part of a receipt in one message, in bytes.
+const RECEIPT_PART_BYTES: usize = 48 * 1024;
+/// Longest time to send a receipt.
+const RECEIPT_LIFE_MS: u64 = 30_000;
 /// Ids in one message: 1,000 of 27 bytes are well below the longest message.
 const IDS_MAX: usize = 1_000;
 
@@ -149,6 +155,47 @@ impl GrpcService {
         };
         Ok(self.stream(BUFFER, life_ms, permit, produce))
     }
+}
+
+impl GrpcService {
+    /// A receipt in parts: it may be longer than a message.
+    pub(super) async fn read_receipt(
+        &self,
+        request: Request<v1::GetTokenReceiptRequest>,
+    ) -> Result<Response<Messages<v1::GetTokenReceiptResponse>>, Status> {
+        let (call, message) = self.begin_call(GET_TOKEN_RECEIPT, request).await?;
+        let jti = TokenId::parse(&message.jti).at("jti");
+        let jti = jti.map_err(self.malformed(&call))?;
+        record("token", &jti);
+        let receipt = self.broker.token_receipt(&call, jti).await;
+        let receipt = receipt.map_err(|refusal| self.status(&refusal))?;
+        let permit = self.admission.receipt_stream(&receipt.caller)?;
+        let produce = |sender: StreamSender<_>| async move {
+            let mut parts = receipt_parts(&receipt.text).into_iter().peekable();
+            while let Some(part) = parts.next() {
+                let message = v1::GetTokenReceiptResponse {
+                    part: part.to_owned(),
+                    is_last: parts.peek().is_none(),
+                };
+                if sender.send(message).await.is_none() {
+                    return;
+                }
+            }
+        };
+        Ok(self.stream(BUFFER, RECEIPT_LIFE_MS, permit, produce))
+    }
+}
+
+/// The text in parts that each fit into a message.
+fn receipt_parts(text: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (part, after) = rest.split_at(rest.floor_char_boundary(RECEIPT_PART_BYTES));
+        parts.push(part);
+        rest = after;
+    }
+    parts
 }
 
 fn parse_access_watch(

@@ -23,6 +23,8 @@ responses! {
         tokens_ended: u32 = tokens_ended,
         /// Access requests closed.
         access_requests_closed: u32 = access_requests_closed,
+        /// What it changed for people, each in one sentence.
+        people: Vec<String> = people,
     }
 
     /// What a suspension ended.

@@ -179,3 +179,36 @@ async fn connect_requires_keys_and_feed() {
         Some(ConnectError::Keys(FetchError::Form))
     );
 }
+
+/// A set with one weak key is refused whole: a validator does not start with it.
+#[tokio::test]
+async fn weak_broker_keys_are_refused() {
+    let ed25519 = |x: &str| serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "x": x });
+    let weak = [
+        (
+            ed25519("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
+            "the point is not of the prime order",
+        ),
+        (
+            ed25519("8P_______________________________________38"),
+            "the point is not encoded canonically",
+        ),
+        (
+            // RFC 7515 appendix A.3.
+            serde_json::json!({ "kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+                "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0" }),
+            "its private key is published, so anyone can sign with it",
+        ),
+    ];
+    let broker = FakeBroker::start().await;
+    for (mut key, why) in weak {
+        key["kid"] = serde_json::json!("weak");
+        let mut keys = jwks(broker.key.public());
+        keys["keys"].as_array_mut().expect("an array").push(key);
+        *broker.keys.lock().await = keys;
+        assert_eq!(
+            Validator::connect(broker.config()).await.err(),
+            Some(ConnectError::Keys(FetchError::Key(why)))
+        );
+    }
+}

@@ -52,7 +52,7 @@ impl Server {
     fn of(file: &Value) -> Self {
         let jwks = file["jwks"].to_string();
         Self {
-            keys: KeySet::parse(jwks.as_bytes(), Usage::Signature).expect("key set"),
+            keys: KeySet::parse_vector(jwks.as_bytes(), Usage::Signature).expect("key set"),
             issuer: text(file, "issuer").to_owned(),
             audience: Audience::parse(text(file, "audience")).expect("audience"),
             now: Timestamp::from_secs(file["now"].as_i64().expect("now")),

@@ -145,6 +145,35 @@
     });
   }
 
+  // ---- events: one stream for each page of a signed-in person
+
+  const live = new EventTarget();
+  if ($('#sign-out') && 'EventSource' in window) {
+    // Other pages follow while they are visible alone: over HTTP/1.1 a browser has six connections to a host.
+    const stays = $('#inbox') || $('#card');
+    let events = null;
+    const follow = () => {
+      if (events || (document.hidden && !stays)) return;
+      const source = new EventSource('/console/events');
+      events = source;
+      for (const kind of ['open', 'changed']) source.addEventListener(kind, () => live.dispatchEvent(new Event(kind)));
+      source.addEventListener('error', async () => {
+        if (source.readyState !== EventSource.CLOSED) return;
+        // The broker refused the stream. A page of an ended session shows nothing more: it becomes the sign-in page.
+        const answer = await fetch('/console/fragment/inbox', { credentials: 'same-origin', redirect: 'error' }).catch(() => null);
+        if (answer && answer.status === 401) { location.reload(); return; }
+        events = null;
+        setTimeout(follow, 15000);
+      });
+    };
+    const leave = () => { if (events) events.close(); events = null; };
+    follow();
+    document.addEventListener('visibilitychange', () => { if (!document.hidden) follow(); else if (!stays) leave(); });
+    addEventListener('pagehide', leave);
+    // The back-forward cache keeps a page beyond its session.
+    addEventListener('pageshow', (event) => { if (event.persisted) location.reload(); });
+  }
+
   // ---- a vote
 
   const card = $('#card');
@@ -255,9 +284,7 @@
       $('#outcome-text').textContent = `This request is now ${fresh.dataset.status}. There is nothing left to decide.`;
       $('#outcome').hidden = false;
     };
-    if ('EventSource' in window) {
-      new EventSource('/console/events').addEventListener('changed', () => checkStatus().catch(() => {}));
-    }
+    live.addEventListener('changed', () => checkStatus().catch(() => {}));
     const deadline = $('#card time[data-until], header time[data-until], time[data-until]');
     const wait = deadline ? Number(deadline.dataset.until) - Number(document.body.dataset.now || Date.now()) : 0;
     if (wait > 0 && wait < 2 ** 31) setTimeout(() => checkStatus().catch(() => {}), wait + 500);
@@ -289,7 +316,7 @@
   // ---- the inbox, live
 
   const inbox = $('#inbox');
-  if (inbox && 'EventSource' in window) {
+  if (inbox) {
     let wanted = false;
     let asking = false;
     const refresh = async () => {
@@ -322,12 +349,8 @@
       document.title = document.title.replace(/^(\(\d+\) )?/, n ? `(${n}) ` : '');
       tick();
     };
-    const events = new EventSource('/console/events');
-    events.addEventListener('changed', refresh);
-    events.addEventListener('open', refresh);
-    // A closed stream means that the session ended: refresh removes the rows.
-    events.addEventListener('error', () => { if (events.readyState === EventSource.CLOSED) refresh(); });
-    addEventListener('pagehide', () => events.close());
+    live.addEventListener('changed', refresh);
+    live.addEventListener('open', refresh);
   }
 
   // ---- keys

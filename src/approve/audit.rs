@@ -1,0 +1,341 @@
+//! Audit of approvals: every vote and every approval of a grant in a journal, verified again by the functions that counted them.
+//!
+//! In: each entry, the state before it, its blobs. Out: counts, or the first vote or grant that does not hold. Trusts: the replay, that
+//! each entry is legal where it stands; the signatures of people's own keys.
+//! An auditor does not have the broker's configuration, so the origin of a passkey's vote comes from its evidence: the authenticator
+//! signed it, and the relying party is its host, as at the broker. The report lists the origins; the auditor checks that they are the
+//! broker's own.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::DECISION_LIFE_MS;
+use super::vote_proof::{VoteProof, VoteProofCache, VoteProofError, VotingKey};
+use super::votes::{self, VoterContext, uses_within};
+use crate::audit::{AuditError, GrantError, VoteError, VoteReport};
+use crate::model::*;
+use crate::policy::{PolicyBundle, VoteMethod};
+use crate::state::{AccessRequest, Read, Recorded, State};
+use crate::webauthn::Assertion;
+
+/// Verifies votes and approvals: give it every entry in order, each with the state before it.
+#[derive(Debug, Default)]
+pub struct ApprovalVerifier {
+    realm: Option<Realm>,
+    /// The last entry, when it put a bundle in force that was not looked at yet.
+    applied: Option<AppliedBundle>,
+    proofs: VoteProofCache,
+    report: VoteReport,
+}
+
+/// An entry that puts a bundle in force.
+#[derive(Debug)]
+struct AppliedBundle {
+    index: u64,
+    /// The bundle before it.
+    before: Option<Arc<PolicyBundle>>,
+    returning: BTreeSet<PersonId>,
+}
+
+impl ApprovalVerifier {
+    /// Takes the next entry with the state before it, and verifies it if it is a vote or a grant. `blob` finds a blob by its hash,
+    /// which is checked.
+    pub fn entry<E: From<AuditError>>(
+        &mut self,
+        entry: &Entry,
+        state: &Arc<State>,
+        blob: impl Fn(&Digest) -> Result<Option<Arc<str>>, E>,
+    ) -> Result<(), E> {
+        self.registered(state)?;
+        let read = state.read();
+        let text = |name: &Digest| -> Result<Arc<str>, E> {
+            let missing = AuditError::BlobMissing {
+                count: 1,
+                first: *name,
+            };
+            let text = blob(name)?.ok_or(missing)?;
+            match Digest::sha256(text.as_bytes()) == *name {
+                true => Ok(text),
+                false => Err(AuditError::BlobChanged(*name).into()),
+            }
+        };
+        match &entry.event {
+            Event::EpochStarted(f) => self.realm = Some(f.realm.clone()),
+            Event::VoteCast(f) => {
+                let request = read.access_request(&f.access_request);
+                if let Some(secret) = request.and_then(|request| request.opened.secret) {
+                    text(&secret)?;
+                }
+                let statement = text(&f.statement)?;
+                let evidence = f.assertion.map(|name| text(&name)).transpose()?;
+                let checked = self.vote(&read, f, &statement, evidence.as_deref(), entry.at);
+                checked.map_err(|why| AuditError::Vote {
+                    index: entry.index,
+                    why,
+                })?;
+            }
+            Event::TokenIssued(f) => {
+                let checked = self.grant(&read, f, entry.at);
+                checked.map_err(|why| AuditError::Grant {
+                    index: entry.index,
+                    why,
+                })?;
+            }
+            Event::PolicyApplied(f) => {
+                let before = read.rules().map(|rules| Arc::clone(&rules.bundle));
+                self.applied = Some(AppliedBundle {
+                    index: entry.index,
+                    before,
+                    returning: f.returning.clone(),
+                });
+            }
+            Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_)
+            | Event::TaskOpened(_)
+            | Event::TaskEnded(_)
+            | Event::AccessRequestOpened(_)
+            | Event::AccessRequestClosed(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::LeasesExtended(_)
+            | Event::RequestDenied(_)
+            | Event::VoteRefused(_)
+            | Event::ApproverInvited(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => {}
+        }
+        Ok(())
+    }
+
+    /// After the last entry, with the state after it.
+    pub fn finish(mut self, state: &State) -> Result<VoteReport, AuditError> {
+        self.registered(state)?;
+        Ok(self.report)
+    }
+
+    /// Whether the bundle that came in force last registers what the journal permits.
+    fn registered(&mut self, state: &State) -> Result<(), AuditError> {
+        let Some(applied) = self.applied.take() else {
+            return Ok(());
+        };
+        match state.registration_fault(applied.before.as_deref(), &applied.returning) {
+            None => Ok(()),
+            Some(why) => Err(AuditError::Registration {
+                index: applied.index,
+                why: why.to_string(),
+            }),
+        }
+    }
+
+    /// INVARIANT (a vote on record is proved by what is on record): statement, evidence and signature match the entry and the access
+    /// request; the key was the voter's at that entry, and lived; the vote counted when it was cast.
+    fn vote(
+        &mut self,
+        read: &Read,
+        cast: &VoteCast,
+        statement: &str,
+        evidence: Option<&str>,
+        at: Timestamp,
+    ) -> Result<(), VoteError> {
+        let rules = read.rules().ok_or(VoteError::VoterUnknown)?;
+        let bundle = &rules.bundle;
+        let voter = bundle.person(&cast.voter).ok_or(VoteError::VoterUnknown)?;
+        let profile = bundle
+            .profile(&cast.profile.name)
+            .filter(|p| p.digest() == cast.profile.digest)
+            .ok_or(VoteError::ProfileMismatch)?;
+        let statement = VoteStatement::parse(statement).map_err(|_| VoteError::Statement)?;
+        self.matches_entry(cast, &statement)?;
+        let request = pending(read, &cast.access_request, at)?;
+        matches_request(read, &request, &statement)?;
+        let people = read.people(BTreeSet::from([cast.voter.clone()]));
+        people
+            .may_act(&cast.voter, cast.key)
+            .map_err(|_| VoteError::KeyNotActive)?;
+        let signature = URL_SAFE_NO_PAD
+            .decode(&cast.signature)
+            .map_err(|_| VoteError::Signature)?;
+        let (proof, origin) = match evidence {
+            None if profile.method == VoteMethod::Passkey => {
+                return Err(VoteError::PasskeyRequired);
+            }
+            None if cast.sign_count.is_some() => return Err(VoteError::NoEvidence),
+            None => (VoteProof::Signature(signature), None),
+            Some(evidence) => {
+                let assertion = Assertion::from_evidence(evidence, signature)?;
+                let origin = assertion.party()?.origin;
+                (VoteProof::Passkey(assertion), Some(origin))
+            }
+        };
+        let enrolled = people.get(&cast.voter);
+        let key = VotingKey::find(voter, &enrolled, cast.key, profile.method, origin.is_some());
+        let key = key.map_err(|_| VoteError::KeyNotActive)?;
+        let verified = key.verify(&statement, &proof, None);
+        let verified = verified.map_err(|error| match error {
+            VoteProofError::Signature => VoteError::Signature,
+            VoteProofError::PasskeyRequired => VoteError::PasskeyRequired,
+            VoteProofError::NotEnrolled => VoteError::KeyNotActive,
+            VoteProofError::Passkey(why) => VoteError::Passkey(why),
+        })?;
+        if cast.sign_count != verified.map(|seen| seen.sign_count) {
+            return Err(VoteError::EntryMismatch("signature counter"));
+        }
+        let realm = self
+            .realm
+            .as_ref()
+            .ok_or(VoteError::EntryMismatch("realm"))?;
+        let context = self.voter_context(read, bundle, realm);
+        votes::eligible(
+            &cast.voter,
+            &cast.profile.name,
+            cast.verdict,
+            &request,
+            context,
+            at,
+        )
+        .map_err(|why| VoteError::Ineligible(why.to_string()))?;
+        match origin {
+            None => self.report.by_key += 1,
+            Some(origin) => {
+                self.report.by_passkey += 1;
+                self.report.origins.insert(origin);
+            }
+        }
+        Ok(())
+    }
+
+    /// INVARIANT (a grant rests on the votes that it names): the profiles it says were satisfied are those that the tally finds, by
+    /// distinct people with distinct living keys, and it is within what their votes allow.
+    fn grant(
+        &mut self,
+        read: &Read,
+        issued: &TokenIssued,
+        at: Timestamp,
+    ) -> Result<(), GrantError> {
+        let (Some(rules), Some(realm)) = (read.rules(), self.realm.as_ref()) else {
+            return Ok(());
+        };
+        let Some(request) = issued.consumed.and_then(|id| read.access_request(&id)) else {
+            return Ok(());
+        };
+        let context = self.voter_context(read, &rules.bundle, realm);
+        // When the decision was made, at most a moment before its entry.
+        let decided_at = issued.decision.input.now;
+        if decided_at > at || at.since(decided_at) > DECISION_LIFE_MS {
+            return Err(GrantError::DecidedAt(decided_at));
+        }
+        let tally = votes::tally(&request, context, decided_at);
+        let says = issued.approval.iter().flat_map(|claim| &claim.profiles);
+        let says: Vec<ProfileName> = says.cloned().collect();
+        let counted: Vec<ProfileName> = tally.satisfied.iter().cloned().collect();
+        if says != counted {
+            return Err(GrantError::Quorum { says, counted });
+        }
+        let is_wider = tally
+            .max_ttl
+            .is_some_and(|most| issued.exp - issued.iat > most)
+            || tally
+                .not_after
+                .is_some_and(|until| issued.exp > until.secs())
+            || (tally.uses.is_some() && !uses_within(issued.uses, tally.uses));
+        if is_wider {
+            return Err(GrantError::Wider);
+        }
+        if !says.is_empty() {
+            self.report.approved_tokens += 1;
+        }
+        Ok(())
+    }
+
+    const fn voter_context<'a>(
+        &'a self,
+        read: &'a Read,
+        bundle: &'a PolicyBundle,
+        realm: &'a Realm,
+    ) -> VoterContext<'a> {
+        VoterContext {
+            read,
+            bundle,
+            realm,
+            proofs: &self.proofs,
+        }
+    }
+
+    fn matches_entry(&self, cast: &VoteCast, statement: &VoteStatement) -> Result<(), VoteError> {
+        let same = [
+            ("realm", self.realm.as_ref() == Some(&statement.realm)),
+            (
+                "access request",
+                statement.access_request_id == cast.access_request,
+            ),
+            ("verdict", statement.verdict == cast.verdict),
+            ("profile", statement.profile == cast.profile),
+            ("longest life", statement.max_ttl == cast.max_ttl),
+            ("number of uses", statement.uses == cast.uses),
+            (
+                "end of its life",
+                Timestamp::from_secs(statement.not_after) == cast.not_after,
+            ),
+        ];
+        all(&same).map_err(VoteError::EntryMismatch)
+    }
+}
+
+/// The access request, while it waits for votes.
+fn pending<'r>(
+    read: &'r Read,
+    id: &AccessRequestId,
+    at: Timestamp,
+) -> Result<Recorded<'r, AccessRequest>, VoteError> {
+    let request = read
+        .access_request(id)
+        .filter(|request| request.is_pending(at));
+    let request = request.ok_or(VoteError::RequestNotPending)?;
+    let task = read.task(&request.opened.task);
+    match task.is_some_and(|task| task.ended.is_none()) {
+        true => Ok(request),
+        false => Err(VoteError::RequestNotPending),
+    }
+}
+
+fn matches_request(
+    read: &Read,
+    request: &AccessRequest,
+    statement: &VoteStatement,
+) -> Result<(), VoteError> {
+    let opened = &request.opened;
+    let task_key = read
+        .task(&opened.task)
+        .map(|task| task.opened.binding.jkt());
+    let action = request.action.as_ref().map(|action| action.to_json());
+    let same = [
+        ("agent", statement.agent == opened.agent),
+        ("owner", statement.owner == opened.owner),
+        ("task", statement.task == opened.task),
+        ("task key", task_key == Some(statement.task_key)),
+        ("action", action.as_ref() == Some(&statement.action)),
+        (
+            "longest life",
+            (1..=opened.max_ttl).contains(&statement.max_ttl),
+        ),
+        ("number of uses", uses_within(statement.uses, opened.uses)),
+    ];
+    all(&same).map_err(VoteError::RequestMismatch)
+}
+
+/// The name of the first check that fails.
+fn all(checks: &[(&'static str, bool)]) -> Result<(), &'static str> {
+    match checks.iter().find(|(_, holds)| !holds) {
+        None => Ok(()),
+        Some((what, _)) => Err(what),
+    }
+}
