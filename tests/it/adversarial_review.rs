@@ -98,7 +98,7 @@ async fn operator_removed_during_upload_applies_nothing() {
     b.manual_clock.advance_millis(3_600_000);
     let late = b
         .broker
-        .apply_policy_bundle(&call, olga, b.env.policy.clone())
+        .apply_policy_bundle(&call, olga, b.env.policy.clone(), Default::default())
         .await;
     assert_eq!(refused(late), Reason::NotPermitted);
 }

@@ -21,7 +21,7 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "approve",
         &[
-            "model", "jose", "policy", "webauthn", "cache", "state", "verify",
+            "model", "jose", "policy", "webauthn", "cache", "audit", "state", "verify",
         ],
     ),
     ("mint", &["model", "jose", "verify", "approve"]),
@@ -39,6 +39,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "jose",
             "policy",
             "webauthn",
+            "audit",
             "state",
             "verify",
             "approve",
@@ -76,6 +77,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "jose",
             "policy",
             "audit",
+            "approve",
             "proto",
             "clock",
             "keys",

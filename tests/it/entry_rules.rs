@@ -154,7 +154,7 @@ async fn passkeys(b: &TestBroker, id: AccessRequestId) {
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let revoked = b
         .broker
-        .revoke_approver_keys(&call, person_id("maria"), None);
+        .revoke_approver_keys(&call, person_id("maria"), Default::default());
     revoked.await.expect("revoked");
 }
 

@@ -109,7 +109,48 @@ fn freeze(scope: &str, by: &str) -> Event {
     })
 }
 
+/// Another bundle in force, by an operator or as a recovery.
+fn policy(copy: &mut JournalCopy, by: Option<&str>, recovery: Option<bool>) -> Event {
+    let mut files = crate::support::soc();
+    files.insert("rules/90-more.cedar".to_owned(), String::new());
+    let files = dipylon::policy::BundleFiles::new(files).expect("files");
+    Event::PolicyApplied(PolicyApplied {
+        version: copy.put_blob(files.canonical()),
+        by: by.map(person_id),
+        recovery: recovery.map(|operators_lost| OperatorRecovery {
+            reason: RecoveryReason::parse("none").expect("reason"),
+            host_user: HostUser::claimed(0, None, None),
+            operators_lost,
+        }),
+        returning: Default::default(),
+    })
+}
+
 const FORGERIES: &[(&str, Forge, &str)] = &[
+    (
+        "a bundle that nobody put in force",
+        |h, copy| {
+            let applied = policy(copy, None, None);
+            h.append(copy, applied)
+        },
+        "no operator ordered it",
+    ),
+    (
+        "a recovery while an operator can act",
+        |h, copy| {
+            let applied = policy(copy, None, Some(false));
+            h.append(copy, applied)
+        },
+        "a recovery of operators who have keys that live",
+    ),
+    (
+        "a recovery by an operator",
+        |h, copy| {
+            let applied = policy(copy, Some("olga"), Some(true));
+            h.append(copy, applied)
+        },
+        "a recovery of the operators is not olga's to order",
+    ),
     (
         "a second mint from a consumed approval",
         |h, copy| h.append(copy, Event::TokenIssued(another(h.issued(h.approved)))),

@@ -164,6 +164,7 @@ fn facts() -> Vec<Event> {
         agent: agent.clone(),
         owner: word("dana", PersonId::parse),
         binding: issued().cnf,
+        key_identity: KeyIdentity(digest(19)),
         idempotency_key: word("open-1", IdempotencyKey::parse),
         requested_seconds: 3_600,
         opened_at: Timestamp::from_millis(1_800_000_000_123),
@@ -190,6 +191,18 @@ fn facts() -> Vec<Event> {
         Event::PolicyApplied(PolicyApplied {
             version: digest(3),
             by: Some(person.clone()),
+            recovery: None,
+            returning: [word("lee", PersonId::parse)].into(),
+        }),
+        Event::PolicyApplied(PolicyApplied {
+            version: digest(3),
+            by: None,
+            recovery: Some(OperatorRecovery {
+                reason: word("no operator has a key", RecoveryReason::parse),
+                host_user: HostUser::claimed(1_000, Some("ann"), Some("bob")),
+                operators_lost: true,
+            }),
+            returning: [].into(),
         }),
         Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
@@ -281,6 +294,7 @@ fn facts() -> Vec<Event> {
             passkey: PasskeyOnRecord {
                 credential: "Y3JlZA".into(),
                 key: Thumbprint(digest(16)),
+                key_identity: KeyIdentity(digest(20)),
                 jwk: json!({"kty": "EC"}),
                 sign_count: 0,
                 backup_eligible: true,
@@ -292,6 +306,7 @@ fn facts() -> Vec<Event> {
         Event::ApproverKeysRevoked(ApproverKeysRevoked {
             person: word("lee", PersonId::parse),
             keys: vec![Thumbprint(digest(16))],
+            all: false,
             cause: RevokeCause::Operator,
             by: Some(person.clone()),
         }),
@@ -416,7 +431,7 @@ fn streams() -> Vec<Stream> {
         Stream::Person(voter.clone()),
         Stream::Invitation(voter.clone()),
         Stream::Credentials,
-        Stream::EnrolledKey(Thumbprint(digest(16))),
+        Stream::EnrolledKey(KeyIdentity(digest(20))),
         Stream::Credential("Y3JlZA".into()),
         Stream::Policy,
         Stream::Trust(word("soc.example", TrustDomain::parse)),
@@ -462,7 +477,7 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
     let trust = Stream::Trust(word("soc.example", TrustDomain::parse));
     let kid = Stream::Key(word("kid-1", KeyId::parse));
     let freeze = |scope| Stream::Freeze(scope);
-    let of_key = Stream::EnrolledKey(issued().cnf.jkt());
+    let of_key = Stream::EnrolledKey(KeyIdentity(digest(19)));
     let action = on_record().0;
     let of_action = freeze(FreezeScope::Action(action.action.clone()));
     let person = |id: &str| Stream::Person(word(id, PersonId::parse));
@@ -486,9 +501,12 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
         Event::EpochStarted(_) | Event::RefusalsCounted(_) => (vec![], vec![], vec![]),
         Event::TrustBundleChanged(_) => (vec![trust], vec![], vec![]),
         Event::KeyPublished(_) => (vec![kid], vec![], vec![]),
-        Event::PolicyApplied(_) => (
+        Event::PolicyApplied(f) => (
             vec![Stream::Policy],
-            vec![Stream::Credentials, person("olga")],
+            [Stream::Credentials]
+                .into_iter()
+                .chain(f.by.clone().map(Stream::Person))
+                .collect(),
             vec![],
         ),
         Event::AgentSuspended(f) => (
@@ -504,7 +522,10 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
             let opened = Stream::open_task(f.agent.clone(), key, f.idempotency_key.clone());
             (
                 vec![one, opened],
-                with(&agent_in_force, &[&trust, &Stream::EnrolledKey(key)]),
+                with(
+                    &agent_in_force,
+                    &[&trust, &Stream::EnrolledKey(f.key_identity)],
+                ),
                 vec![claim(Counter::OpenTasks(agent), 1_000)],
             )
         }
@@ -567,7 +588,7 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
                 person("lee"),
                 invitation,
                 Stream::Credentials,
-                Stream::EnrolledKey(f.passkey.key),
+                Stream::EnrolledKey(f.passkey.key_identity),
                 Stream::Credential(f.passkey.credential.as_str().into()),
             ],
             author("olga"),

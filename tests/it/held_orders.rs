@@ -34,7 +34,10 @@ fn operators(b: &TestBroker, operators: &[&str]) -> std::collections::BTreeMap<S
 async fn apply_as(b: &TestBroker, by: &str, files: std::collections::BTreeMap<String, String>) {
     let call = b.person_call(APPLY, by);
     let operator = b.broker.authenticate_person(&call).expect("an operator");
-    let applied = b.broker.apply_policy_bundle(&call, operator, files).await;
+    let applied = b
+        .broker
+        .apply_policy_bundle(&call, operator, files, Default::default())
+        .await;
     assert!(applied.expect("applied").changed);
 }
 

@@ -242,15 +242,23 @@ async fn a_passkey_is_no_registered_key() {
         if is_revoked {
             let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
             let maria = PersonId::parse("maria").expect("id");
-            let revoked = b.broker.revoke_approver_keys(&call, maria, None).await;
+            let revoked = b
+                .broker
+                .revoke_approver_keys(&call, maria, Default::default())
+                .await;
             assert!(revoked.expect("revoked") > 0);
         }
         for of in ["maria", "lee", "idp"] {
             let refused = b.apply_policy(with_key(of, &marias.jwk)).await;
             let refused = refused.expect_err("refused");
             assert_eq!(refused.reason, Reason::InvalidPolicyBundle);
+            let (of, whose) = match of {
+                "maria" => ("maria", "it is enrolled as a passkey of maria"),
+                "idp" => ("the service idp", "it is a key of maria"),
+                other => (other, "it is a key of maria"),
+            };
             let expected = format!(
-                "`people.toml`: the key {} of {of} is enrolled as a passkey: use another key",
+                "`people.toml`: the key {} of {of}: {whose}; register another key",
                 marias.key
             );
             assert_eq!(refused.message, expected);

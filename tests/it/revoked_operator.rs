@@ -73,7 +73,10 @@ async fn apply(
 ) -> Result<(), Refusal> {
     let call = b.call(APPLY, key, None, None);
     let operator = b.broker.authenticate_person(&call)?;
-    let applied = b.broker.apply_policy_bundle(&call, operator, files).await?;
+    let applied = b
+        .broker
+        .apply_policy_bundle(&call, operator, files, Default::default())
+        .await?;
     assert!(applied.changed);
     Ok(())
 }
@@ -82,7 +85,9 @@ async fn apply(
 async fn revoke_olgas_keys(b: &TestBroker) -> Result<usize, Refusal> {
     let call = b.person_call(REVOKE_KEYS, "otto");
     let olga = person_id("olga");
-    b.broker.revoke_approver_keys(&call, olga, None).await
+    b.broker
+        .revoke_approver_keys(&call, olga, Default::default())
+        .await
 }
 
 fn refused_as_stranger<T: std::fmt::Debug>(answer: Result<T, Refusal>, order: &str) {
@@ -118,7 +123,10 @@ async fn a_loop_of_applies_does_not_keep_a_revocation_out() {
         let operator = operator.expect("not revoked yet");
         let files = with_keys(&thief, &held);
         let applying = async move {
-            let applied = thief.broker.apply_policy_bundle(&call, operator, files);
+            let applied =
+                thief
+                    .broker
+                    .apply_policy_bundle(&call, operator, files, Default::default());
             applied.await
         };
         let mut applying = tokio::spawn(applying);
@@ -186,7 +194,7 @@ async fn order(
         }
         REVOKE_KEYS => {
             let revoked = broker
-                .revoke_approver_keys(&call, person_id("otto"), None)
+                .revoke_approver_keys(&call, person_id("otto"), Default::default())
                 .await;
             revoked.map(drop)
         }

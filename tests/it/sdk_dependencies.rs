@@ -8,7 +8,7 @@ use serde_json::Value;
 /// Crates in the SDK's tree, itself not counted.
 const CRATES_MAX: usize = 110;
 /// The same with build dependencies.
-const CRATES_WITH_BUILD_MAX: usize = 140;
+const CRATES_WITH_BUILD_MAX: usize = 142;
 /// Parts of the broker that no user of the SDK compiles.
 const BROKER_ONLY: [&str; 7] = [
     "cedar-policy",

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dipylon::broker::KeyRevocation;
 use dipylon::broker::*;
 use dipylon::journal::FaultInjection;
 use dipylon::webauthn::Assertion;
@@ -185,7 +186,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
         let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
         let person = PersonId::parse(person).expect("id");
         b.broker
-            .revoke_approver_keys(&call, person, None)
+            .revoke_approver_keys(&call, person, Default::default())
             .await
             .expect("revoked")
     };
@@ -424,7 +425,13 @@ async fn no_mint_after_vote_key_revocation() {
                 let maria = PersonId::parse("maria").expect("id");
                 let newest = b.broker.show().person(&maria);
                 let newest = newest.passkeys.last().map(|p| p.record.key);
-                b.broker.revoke_approver_keys(&call, maria, newest).await
+                let revocation = KeyRevocation {
+                    only: newest,
+                    compromised: false,
+                };
+                b.broker
+                    .revoke_approver_keys(&call, maria, revocation)
+                    .await
             })
         };
         revoking.await.expect("no panic").expect("revoked");
@@ -519,7 +526,7 @@ async fn lapsed_vote_can_be_replaced() {
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let maria = PersonId::parse("maria").expect("id");
     b.broker
-        .revoke_approver_keys(&call, maria, None)
+        .revoke_approver_keys(&call, maria, Default::default())
         .await
         .expect("revoked");
     let another = b.enrol("maria").await;

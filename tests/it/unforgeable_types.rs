@@ -140,7 +140,14 @@ const ROUND_MAKERS: &[(&str, &[&str])] = &[
     ("ReadSet::new(", &["state/read.rs"]),
     ("Recorded::new", &["state/read.rs"]),
     ("Read::new(", &["state/mod.rs"]),
-    ("state.read()", &["broker/transaction.rs"]),
+    (
+        "state.read()",
+        &[
+            "broker/transaction.rs",
+            "broker/governance/recovery.rs",
+            "approve/audit.rs",
+        ],
+    ),
 ];
 
 /// No use case names a stream for an append, or reads outside a round.

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, VoteVerifier, leaf_hash};
-use dipylon::journal::JournalReader;
+use dipylon::approve::audit::ApprovalVerifier;
+use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, leaf_hash};
+use dipylon::journal::{Blob, Committed, Fold as _, JournalReader};
+use dipylon::state::{State, StateFold};
 use dipylon_sdk::model::*;
 use rusqlite::Connection;
 use serde_json::Value;
@@ -78,12 +80,18 @@ impl JournalCopy {
     }
 
     pub fn votes(&self) -> Result<VoteReport, AuditError> {
-        let mut votes = VoteVerifier::default();
+        let mut votes = ApprovalVerifier::default();
+        let state = Arc::new(State::default());
+        let mut fold = StateFold::new(Arc::clone(&state), |_| {});
         for entry in &self.entries {
             let blob = |name: &Digest| Ok::<_, AuditError>(self.blobs.get(name).cloned());
-            votes.entry(entry, blob)?;
+            votes.entry(entry, &state, blob)?;
+            let blobs = entry.event.blobs();
+            let blobs = blobs.iter().filter_map(|name| self.blobs.get(name));
+            let blobs = blobs.map(|text| Blob::new(text.as_ref())).collect();
+            fold.apply(&Committed::unchecked(entry.clone(), blobs));
         }
-        Ok(votes.report().clone())
+        votes.finish(&state)
     }
 
     /// The index of the only event that matches.

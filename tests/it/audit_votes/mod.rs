@@ -1,6 +1,7 @@
 //! Offline vote verification: any change of a stored vote, even with the rest of the journal rewritten consistently, is
 //! detected and attributed to its entry.
 
+mod eligibility;
 pub mod journal_copy;
 
 use std::process::Command;
@@ -297,6 +298,7 @@ async fn vote_tampering_is_detected() {
             before.event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: cast.voter,
                 keys: vec![cast.key],
+                all: false,
                 cause: RevokeCause::Counter,
                 by: None,
             });
@@ -447,7 +449,7 @@ async fn vote_tampering_is_detected() {
     let another = b.env.keys["lee"].public().to_jwk();
     assert!(matches!(
         enrolment(&|f| f.passkey.jwk = another.clone()),
-        VoteError::Passkey(_)
+        VoteError::KeyNotActive
     ));
     // The original is unchanged.
     assert_eq!(whole.votes().expect("whole"), checked);
@@ -543,7 +545,7 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
             && output.contains("it must rest on person:maria"),
         "{output}"
     );
-    // It does, and its signature is still another person's.
+    // It does, and its key is still another person's.
     let keys = Stream::Person(maria.clone());
     let forge_whole = |r: &mut JournalCopy| {
         let before = r.entries[..by_key].iter().rev();
@@ -558,7 +560,8 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
     let output = verify(&forge_whole).expect_err("forged");
     assert!(
         output.contains("journal verification failed")
-            && output.contains(&format!("entry {by_key} cannot be verified")),
+            && output.contains(&format!("entry {by_key} is not legal"))
+            && output.contains("it is a key of lee"),
         "{output}"
     );
 }

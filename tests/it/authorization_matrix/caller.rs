@@ -253,6 +253,7 @@ impl Caller<'_> {
                 let message = v1::RevokeApproverKeysRequest {
                     person_id: "lee".into(),
                     key: String::new(),
+                    compromised: false,
                 };
                 approvals
                     .revoke_approver_keys(self.request(method, message))
@@ -263,6 +264,7 @@ impl Caller<'_> {
                 let pieces = vec![v1::ApplyPolicyBundleRequest {
                     path: "agents.toml".into(),
                     content: "x".into(),
+                    returning: Vec::new(),
                 }];
                 governance
                     .apply_policy_bundle(self.request(method, tokio_stream::iter(pieces)))
@@ -344,6 +346,15 @@ impl Caller<'_> {
                 ))
                 .await
                 .map(drop),
+            "GetTokenReceipt" => {
+                let message = v1::GetTokenReceiptRequest {
+                    jti: TokenId::from_random([1; 16]).to_string(),
+                };
+                governance
+                    .get_token_receipt(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
             "ListRules" => governance
                 .list_rules(self.request(method, v1::ListRulesRequest::default()))
                 .await

@@ -104,7 +104,10 @@ async fn enrolment_and_sign_in() {
     site.sign_in(&maria).await;
     let call = site.call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let person = PersonId::parse("maria").expect("person");
-    let revoked = site.broker.revoke_approver_keys(&call, person, None).await;
+    let revoked = site
+        .broker
+        .revoke_approver_keys(&call, person, Default::default())
+        .await;
     revoked.expect("revokes");
     site.open(&maria, "/console").await;
     maria.seen("#sign-in").await.click().await;
@@ -318,6 +321,35 @@ async fn open_card_updates_live() {
     maria
         .wait_for_script("document.querySelector('#ballot').hidden")
         .await;
+    site.close().await;
+}
+
+/// A click prolongs the session; what the script of an open page fetches does not, and the page gives way to the sign-in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_card_idles_out() {
+    if is_skipped() {
+        return;
+    }
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    *people = people.replace("wait = \"15m\"", "wait = \"5h\"");
+    let site = ConsoleServer::with_policy(env, dipylon_sdk::clock::Clock::system().now()).await;
+    let maria = site.signed_in_browser("maria").await;
+    let task = site.task("triage").await;
+    let id = site.request_approval(&task, disable("ann"), "r-1").await;
+    maria.seen(&format!("li[data-request='{id}']")).await;
+    site.advance_clock(2_400);
+    maria.click_on(&format!("li[data-request='{id}'] a")).await;
+    maria.wait("#card").await;
+    // Forty minutes after the click and eighty after the sign-in.
+    site.advance_clock(2_400);
+    let fetched = "return (await fetch('/console/fragment/inbox')).status";
+    assert_eq!(maria.run(fetched, json!([])).await, 200);
+    maria.seen("#card").await;
+    site.advance_clock(1_201);
+    maria.seen("#sign-in").await;
+    let back = format!("/console/sign-in?to={}", card_of(id));
+    assert!(maria.url().await.ends_with(&back), "{}", maria.url().await);
     site.close().await;
 }
 

@@ -156,6 +156,24 @@ async fn every_verb_prints_one_json_value() {
     v.one("explain", &[&[jti.as_str()], &olga[..]].concat(), 0)
         .await;
 
+    let receipt = [
+        "receipt",
+        &jti,
+        "--out",
+        "receipt.json",
+        "--key",
+        "olga.pem",
+    ];
+    v.setup.run(&receipt).await.code(0);
+    let keys = v.setup.served.broker.jwks().to_string();
+    std::fs::write(v.setup.path("jwks.json"), keys).expect("file");
+    let keys = ["receipt.json", "--keys", "jwks.json"];
+    let verified = v.one("receipt verify", &keys, 0).await;
+    assert_eq!(
+        (&verified["valid"], &verified["jti"]),
+        (&json!(true), &token["jti"])
+    );
+
     // One access request for each vote; the task of the agent opened last is the current one.
     for (n, (verb, status)) in [
         ("request approve", "approved"),
@@ -240,6 +258,9 @@ async fn every_verb_prints_one_json_value() {
     // A result that is a list of problems, and an error.
     v.one("config check", &["/nowhere.toml"], 1).await;
     error(&v.one("config show", &["/nowhere.toml"], 1).await, 1);
+    let recovery = ["--config", "/nowhere.toml", "--policy", "policy"];
+    let recovery = [&recovery[..], &why].concat();
+    error(&v.one("recover operators", &recovery, 1).await, 1);
 
     // Stdout is the command's; each event is a line on stderr.
     let exec = [

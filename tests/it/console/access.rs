@@ -43,7 +43,9 @@ async fn anonymous_console_access() {
                     assert_eq!(answer.status, 401, "{}", row.name);
                     assert_eq!(answer.reason(), "NOT_AUTHENTICATED");
                 }
-                RouteKind::Form | RouteKind::Json => assert_eq!(answer.status, 401, "{}", row.name),
+                RouteKind::Form | RouteKind::Json | RouteKind::SignedJson => {
+                    assert_eq!(answer.status, 401, "{}", row.name);
+                }
                 RouteKind::Asset => unreachable!("assets are public"),
             }
         }
@@ -221,7 +223,7 @@ async fn console_pages_by_role() {
             };
             let answer = match row.kind {
                 RouteKind::Form => user.browser.submit(&path).await,
-                RouteKind::Json => user.browser.post(&path, &body).await,
+                RouteKind::Json | RouteKind::SignedJson => user.browser.post(&path, &body).await,
                 RouteKind::Page | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
                     user.browser.get(&path).await
                 }

@@ -1,10 +1,15 @@
 //! Console over HTTP: a minimal HTTP client with software passkeys, and tests by subject.
 
 mod access;
+mod former_people;
+mod idle_sessions;
 mod limits;
 mod pages;
+mod read_access;
+mod recovery;
 mod sessions;
 mod votes;
+mod weak_passkeys;
 
 use std::net::SocketAddr;
 
@@ -29,7 +34,7 @@ use crate::support::software_authenticator::SoftwareAuthenticator;
 use crate::support::wait::in_time;
 
 /// One HTTP response.
-struct HttpResponse {
+pub struct HttpResponse {
     status: u16,
     headers: Vec<(String, String)>,
     body: String,
@@ -51,7 +56,7 @@ impl HttpResponse {
         self.json()["reason"].as_str().expect("a reason").to_owned()
     }
 
-    fn ok(self) -> Self {
+    pub fn ok(self) -> Self {
         assert!(
             (200..300).contains(&self.status),
             "{}: {}",
@@ -68,6 +73,7 @@ impl HttpResponse {
 }
 
 /// A minimal browser: one origin, and at most one cookie.
+#[derive(Clone)]
 struct HttpBrowser {
     address: SocketAddr,
     origin: String,
@@ -149,7 +155,7 @@ impl HttpBrowser {
 }
 
 /// A person with an enrolled passkey at a browser.
-struct ConsoleUser {
+pub struct ConsoleUser {
     browser: HttpBrowser,
     passkey: SoftwareAuthenticator,
 }
@@ -211,8 +217,12 @@ async fn invite(s: &ServedBroker, name: &str) -> String {
 
 impl ConsoleUser {
     async fn enrol(s: &ServedBroker, name: &str) -> Self {
-        let browser = HttpBrowser::new(s);
         let code = invite(s, name).await;
+        Self::enrol_with(s, &code, name).await
+    }
+
+    async fn enrol_with(s: &ServedBroker, code: &str, name: &str) -> Self {
+        let browser = HttpBrowser::new(s);
         let begun = browser
             .post("/console/enrol/begin", &json!({ "code": code }))
             .await
@@ -250,13 +260,21 @@ impl ConsoleUser {
     }
 
     /// Enrolled and signed in.
-    async fn sign_in(s: &ServedBroker, name: &str) -> Self {
+    pub async fn sign_in(s: &ServedBroker, name: &str) -> Self {
         let mut user = Self::enrol(s, name).await;
-        let assertion = user
+        let cookie = user.new_session().await;
+        user.browser.cookie = Some(cookie);
+        user
+    }
+
+    /// The cookie of a further session.
+    async fn new_session(&mut self) -> String {
+        let mut browser = self.browser.clone();
+        browser.cookie = None;
+        let assertion = self
             .passkey
-            .get(&user.challenge().await, &user.browser.origin);
-        let done = user
-            .browser
+            .get(&self.challenge().await, &self.browser.origin);
+        let done = browser
             .post("/console/sign-in/finish", &assertion_json(&assertion))
             .await;
         assert_eq!(
@@ -268,8 +286,7 @@ impl ConsoleUser {
         let cookie = done.header("set-cookie").expect("a cookie").to_owned();
         let (pair, rest) = cookie.split_once("; ").expect("attributes");
         assert_eq!(rest, "Path=/; HttpOnly; SameSite=Strict");
-        user.browser.cookie = Some(pair.to_owned());
-        user
+        pair.to_owned()
     }
 
     /// Begins a vote on the current card, unless the request names a policy.
@@ -305,7 +322,7 @@ impl ConsoleUser {
             .await
     }
 
-    async fn vote(&self, id: AccessRequestId, ask: Value) -> HttpResponse {
+    pub async fn vote(&self, id: AccessRequestId, ask: Value) -> HttpResponse {
         let begun = self.begin_vote(id, ask).await.ok().json();
         let assertion = self
             .passkey

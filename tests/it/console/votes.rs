@@ -288,7 +288,10 @@ async fn vote_names_the_policy_of_its_card() {
     });
     let call = operator_call(&s, "dipylon.v1.GovernanceService/ApplyPolicyBundle");
     let operator = s.broker.authenticate_person(&call).expect("an operator");
-    let applied = s.broker.apply_policy_bundle(&call, operator, files).await;
+    let applied = s
+        .broker
+        .apply_policy_bundle(&call, operator, files, Default::default())
+        .await;
     applied.expect("applied");
     let stale = maria.begin_vote(id, ask).await;
     assert_eq!(

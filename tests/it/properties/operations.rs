@@ -6,6 +6,7 @@ use dipylon::journal::CrashPoint;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
+use crate::support::environment::around_person;
 use crate::support::*;
 
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub enum Op {
     Vote {
         request: usize,
         voter: usize,
+        /// One of [`Pool`], instead of the voter's registered key.
+        key: Option<PoolKey>,
         approve: bool,
         max_ttl: Option<i64>,
     },
@@ -36,11 +39,29 @@ pub enum Op {
     },
     Enrol {
         voter: usize,
+        /// One of the pool, instead of a new key.
+        key: Option<PoolKey>,
     },
     /// Revokes all keys of a person, or the newest passkey.
     RevokeKeys {
         voter: usize,
         all: bool,
+        compromised: bool,
+    },
+    /// Signs in with a copy of a passkey, whose counter went back.
+    CopiedPasskey {
+        voter: usize,
+    },
+    /// Opens a task with a key of the pool.
+    OpenWith {
+        agent: usize,
+        key: PoolKey,
+    },
+    /// Changes the registration of a person.
+    People {
+        voter: usize,
+        change: PersonChange,
+        returning: bool,
     },
     /// Requests, casts every vote that would count, requests again: the usual way through gate 2.
     StepUp {
@@ -48,6 +69,8 @@ pub enum Op {
         action: usize,
         ttl: i64,
         request: u8,
+        /// Before the second request a voter goes and comes again.
+        gone: Option<Gone>,
     },
     Consume {
         token: usize,
@@ -92,6 +115,82 @@ pub enum Op {
     Restart,
 }
 
+/// How a voter goes, and comes again with the same key.
+#[derive(Debug, Clone, Copy)]
+pub struct Gone {
+    pub is_dropped: bool,
+    pub returning: bool,
+}
+
+/// A key that people, services and agents may try to have, or its negative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolKey {
+    pub n: usize,
+    pub is_negated: bool,
+}
+
+/// What a bundle changes for a person.
+#[derive(Debug, Clone, Copy)]
+pub enum PersonChange {
+    Drop,
+    Add(PoolKey),
+    Role(bool),
+    Key(PoolKey),
+}
+
+/// What a bundle registers of a person.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration {
+    pub is_registered: bool,
+    pub is_approver: bool,
+    pub key: PoolKey,
+}
+
+impl Registration {
+    pub const fn changed(self, change: PersonChange) -> Self {
+        match change {
+            PersonChange::Drop => Self {
+                is_registered: false,
+                ..self
+            },
+            PersonChange::Add(key) => Self {
+                is_registered: true,
+                is_approver: true,
+                key,
+            },
+            PersonChange::Role(is_approver) => Self {
+                is_approver,
+                ..self
+            },
+            PersonChange::Key(key) => Self { key, ..self },
+        }
+    }
+}
+
+/// The keys of the voters, a validator's, and three that are nobody's yet.
+pub const POOL: usize = 7;
+
+fn pool_key() -> impl Strategy<Value = PoolKey> {
+    (0..POOL, prop::bool::weighted(0.3)).prop_map(|(n, is_negated)| PoolKey { n, is_negated })
+}
+
+fn gone() -> impl Strategy<Value = Gone> {
+    (any::<bool>(), prop::bool::weighted(0.8)).prop_map(|(is_dropped, returning)| Gone {
+        is_dropped,
+        returning,
+    })
+}
+
+fn person_change() -> impl Strategy<Value = PersonChange> {
+    prop_oneof![
+        3 => Just(PersonChange::Drop),
+        3 => pool_key().prop_map(PersonChange::Add),
+        1 => Just(PersonChange::Role(false)),
+        3 => Just(PersonChange::Role(true)),
+        3 => pool_key().prop_map(PersonChange::Key),
+    ]
+}
+
 pub fn op() -> impl Strategy<Value = Op> {
     let any_index = || any::<prop::sample::Index>().prop_map(|i| i.index(64));
     let ttl = || prop_oneof![Just(1), Just(45), Just(300), Just(5_000)];
@@ -99,13 +198,22 @@ pub fn op() -> impl Strategy<Value = Op> {
         3 => (0..2_usize, 0..4_u8).prop_map(|(agent, request)| Op::Open { agent, request }),
         12 => (any_index(), 0..5_usize, ttl(), 0..20_u8, prop::bool::weighted(0.7))
             .prop_map(|(task, action, ttl, request, show)| Op::Request { task, action, ttl, request, show }),
-        8 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
-            .prop_map(|(request, voter, approve, max_ttl)| Op::Vote { request, voter, approve, max_ttl }),
+        8 => (any_index(), 0..3_usize, prop::option::weighted(0.3, pool_key()), prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
+            .prop_map(|(request, voter, key, approve, max_ttl)| Op::Vote { request, voter, key, approve, max_ttl }),
         4 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
             .prop_map(|(request, voter, approve, max_ttl)| Op::PasskeyVote { request, voter, approve, max_ttl }),
-        3 => (0..3_usize).prop_map(|voter| Op::Enrol { voter }),
-        2 => (0..3_usize, prop::bool::weighted(0.2)).prop_map(|(voter, all)| Op::RevokeKeys { voter, all }),
-        14 => (any_index(), 1..4_usize, ttl(), 0..20_u8).prop_map(|(task, action, ttl, request)| Op::StepUp { task, action, ttl, request }),
+        3 => (0..3_usize, prop::option::weighted(0.4, pool_key())).prop_map(|(voter, key)| Op::Enrol { voter, key }),
+        2 => (0..3_usize, prop::bool::weighted(0.2), any::<bool>())
+            .prop_map(|(voter, all, compromised)| Op::RevokeKeys { voter, all, compromised }),
+        1 => (0..3_usize).prop_map(|voter| Op::CopiedPasskey { voter }),
+        1 => (0..2_usize, pool_key()).prop_map(|(agent, key)| Op::OpenWith { agent, key }),
+        // Maria owns an agent, and stays.
+        6 => (0..3_usize, person_change(), any::<bool>()).prop_map(|(voter, change, returning)| {
+            let voter = if matches!(change, PersonChange::Drop | PersonChange::Add(_)) { 2 } else { voter };
+            Op::People { voter, change, returning }
+        }),
+        14 => (any_index(), 1..4_usize, ttl(), 0..20_u8, prop::option::weighted(0.15, gone()))
+            .prop_map(|(task, action, ttl, request, gone)| Op::StepUp { task, action, ttl, request, gone }),
         10 => (any_index(), 0..3_u8).prop_map(|(token, use_id)| Op::Consume { token, use_id }),
         2 => any_index().prop_map(|task| Op::End { task }),
         1 => any_index().prop_map(|request| Op::Cancel { request }),
@@ -158,8 +266,33 @@ pub fn actions() -> Vec<Action> {
     ]
 }
 
+/// A policy variant with other people.
+pub fn with_people(
+    env: &TestEnvironment,
+    which: usize,
+    people: &[Registration; 3],
+    row: impl Fn(&str, PoolKey) -> String,
+) -> BTreeMap<String, String> {
+    let mut files = variant(env, which);
+    let text = files.get_mut("people.toml").expect("people");
+    for (id, person) in VOTERS.into_iter().zip(people) {
+        let (before, table, after) = around_person(text, id);
+        let table = match (person.is_registered, person.is_approver) {
+            (false, _) => String::new(),
+            (true, true) => table.to_owned(),
+            (true, false) => table.replace("roles = [\"approver\"]", "roles = []"),
+        };
+        let row = match person.is_registered {
+            true => row(id, person.key),
+            false => String::new(),
+        };
+        *text = format!("{before}{table}{after}").replace(&env.own_key(id).row(id), &row);
+    }
+    files
+}
+
 /// Policy variants that are applied in turn.
-pub fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
+fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
     match which {
         0 => env.policy.clone(),
         1 => env.policy_with("rules/20-guardrails.cedar", |t| {

@@ -1,15 +1,21 @@
 //! Simulation of a random history: each operation runs on a real broker, and a ledger keeps the acknowledged work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use dipylon::audit::Checkpoint;
+use dipylon::broker::KeyRevocation;
 use dipylon::broker::{TokenReply, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 
-use crate::properties::operations::{AGENTS, Op, SCOPES, STEPS, VOTERS, actions, variant};
+use crate::properties::operations::{
+    AGENTS, Op, POOL, PersonChange, PoolKey, Registration, SCOPES, STEPS, VOTERS, actions,
+    with_people,
+};
 use crate::support::invariants;
+use crate::support::own_key::OwnKey;
+use crate::support::passkey_votes::ENROL;
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
@@ -32,9 +38,34 @@ struct Ledger {
 
 type ArmedFault = Arc<Mutex<Option<(CrashPoint, u8)>>>;
 
+/// The same for all histories, so that a bundle is parsed once.
+static ENVIRONMENT: LazyLock<Arc<TestEnvironment>> =
+    LazyLock::new(|| Arc::new(TestEnvironment::new()));
+
+/// Each key of the pool, and its negative.
+static KEYS: LazyLock<Vec<[OwnKey; 2]>> = LazyLock::new(|| {
+    let of_bundle = [VOTERS[0], VOTERS[1], VOTERS[2], "idp"];
+    let registered = of_bundle.map(|name| ENVIRONMENT.own_key(name));
+    let spare = std::iter::repeat_with(OwnKey::generate);
+    let all = registered.into_iter().chain(spare).take(POOL);
+    all.map(|key| [key.negated(), key])
+        .map(|[negated, key]| [key, negated])
+        .collect()
+});
+
+fn key(of: PoolKey) -> &'static OwnKey {
+    &KEYS[of.n][usize::from(of.is_negated)]
+}
+
 pub struct Simulation {
     broker: Option<TestBroker>,
+    /// The two agents, then each with a key of the pool.
     agents: Vec<TestAgent>,
+    /// Which of [`AGENTS`] each is.
+    kinds: Vec<usize>,
+    /// The policy variant and the registrations in force.
+    rules: usize,
+    people: [Registration; 3],
     /// The passkeys of each voter, oldest first, revoked ones included.
     passkeys: [Vec<SoftwareAuthenticator>; 3],
     ledger: Ledger,
@@ -67,12 +98,22 @@ impl Simulation {
             keep_wal: true,
             ..FaultInjection::default()
         };
-        let broker = TestBroker::start_with(TestEnvironment::new(), faults.clone()).await;
+        let broker = TestBroker::start_in(ENVIRONMENT.clone(), faults.clone()).await;
         let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
         let acked_wal = broker.wal_len();
         Self {
             broker: Some(broker),
             agents,
+            kinds: vec![0, 1],
+            rules: 0,
+            people: [0, 1, 2].map(|n| Registration {
+                is_registered: true,
+                is_approver: true,
+                key: PoolKey {
+                    n,
+                    is_negated: false,
+                },
+            }),
             passkeys: [const { Vec::new() }; 3],
             ledger: Ledger::default(),
             arm,
@@ -92,6 +133,7 @@ impl Simulation {
             action,
             ttl,
             request,
+            gone,
         } = op
         {
             let ask = Op::Request {
@@ -107,6 +149,7 @@ impl Simulation {
                 self.run_op(&Op::Vote {
                     request: last,
                     voter,
+                    key: None,
                     approve: true,
                     max_ttl: None,
                 })
@@ -118,6 +161,21 @@ impl Simulation {
                     max_ttl: None,
                 })
                 .await;
+            }
+            if let Some(gone) = gone {
+                let (key, returning) = (self.people[2].key, gone.returning);
+                let changes = match gone.is_dropped {
+                    true => [PersonChange::Drop, PersonChange::Add(key)],
+                    false => [PersonChange::Role(false), PersonChange::Role(true)],
+                };
+                for (change, returning) in changes.into_iter().zip([false, returning]) {
+                    self.run_op(&Op::People {
+                        voter: 2,
+                        change,
+                        returning,
+                    })
+                    .await;
+                }
             }
             self.run_op(&ask).await;
         } else {
@@ -213,28 +271,22 @@ impl Simulation {
             Op::Vote {
                 request,
                 voter,
+                key: of_pool,
                 approve,
                 max_ttl,
             } => {
                 let Some(id) = pick(&self.ledger.requests, *request) else {
                     return;
                 };
+                let signer = &key(of_pool.unwrap_or(self.people[*voter].key)).key;
                 let verdict = if *approve {
                     Verdict::Approve
                 } else {
                     Verdict::Deny
                 };
                 for profile in ["one-security", "two-security"] {
-                    let Ok(begun) = b
-                        .begin_narrowed_vote(VOTERS[*voter], *id, profile, verdict, *max_ttl)
-                        .await
-                    else {
-                        continue;
-                    };
-                    if b.cast_vote(VOTERS[*voter], *id, &begun.statement)
-                        .await
-                        .is_ok()
-                    {
+                    let ask = vote_input(profile, verdict, *max_ttl);
+                    if b.vote_with(signer, *id, ask).await.is_ok() {
                         self.ledger.votes += 1;
                         // Acknowledged in the middle of a step: a later crash in the same step must keep it.
                         self.acked_wal = b.wal_len();
@@ -257,36 +309,39 @@ impl Simulation {
                     return;
                 };
                 for profile in ["one-security", "two-security"] {
-                    let ask = VoteInput {
-                        profile: ProfileName::parse(profile).expect("profile"),
-                        verdict: match approve {
-                            true => Verdict::Approve,
-                            false => Verdict::Deny,
-                        },
-                        narrowing: Narrowing {
-                            max_ttl: *max_ttl,
-                            max_uses: None,
-                        },
-                        comment: None,
-                        policy: None,
+                    let verdict = match approve {
+                        true => Verdict::Approve,
+                        false => Verdict::Deny,
                     };
+                    let ask = vote_input(profile, verdict, *max_ttl);
                     if b.vote_in_session(&session, key, *id, ask).await.is_ok() {
                         self.ledger.votes += 1;
                         self.acked_wal = b.wal_len();
                     }
                 }
             }
-            Op::Enrol { voter } => {
+            Op::Enrol {
+                voter,
+                key: of_pool,
+            } => {
                 let Some(code) = b.try_invite(VOTERS[*voter]).await else {
                     return;
                 };
                 self.acked_wal = b.wal_len();
-                if let Ok(key) = b.enrol_with(&code, &PasskeyBehaviour::default()).await {
+                let enrolled = match of_pool {
+                    Some(of_pool) => b.enrol_key_with(&code, key(*of_pool)).await,
+                    None => b.enrol_with(&code, &PasskeyBehaviour::default()).await,
+                };
+                if let Ok(key) = enrolled {
                     self.ledger.enrolled += 1;
                     self.passkeys[*voter].push(key);
                 }
             }
-            Op::RevokeKeys { voter, all } => {
+            Op::RevokeKeys {
+                voter,
+                all,
+                compromised,
+            } => {
                 let person = PersonId::parse(VOTERS[*voter]).expect("id");
                 let newest = b.broker.show().person(&person);
                 let newest = newest.passkeys.last().map(|p| p.record.key);
@@ -295,9 +350,62 @@ impl Simulation {
                 }
                 let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
                 let only = newest.filter(|_| !all);
-                let revoked = b.broker.revoke_approver_keys(&call, person, only).await;
+                let revocation = KeyRevocation {
+                    only,
+                    compromised: *compromised,
+                };
+                let revoked = b
+                    .broker
+                    .revoke_approver_keys(&call, person, revocation)
+                    .await;
                 if revoked.is_ok() {
                     self.ledger.revoked.extend(only);
+                }
+            }
+            Op::CopiedPasskey { voter } => {
+                let Some(passkey) = self.passkeys[*voter].last() else {
+                    return;
+                };
+                let begun = b.broker.begin_sign_in();
+                let behaviour = PasskeyBehaviour {
+                    sign_count: Some(1),
+                    ..PasskeyBehaviour::default()
+                };
+                let assertion = passkey.get_as(&begun.challenge, CONSOLE, &behaviour);
+                let _answer = b.broker.finish_sign_in(ENROL, assertion).await;
+            }
+            Op::OpenWith {
+                agent,
+                key: of_pool,
+            } => {
+                let with_key = TestAgent {
+                    key: Arc::new(OwnKey::of(&key(*of_pool).pkcs8).key),
+                    ..self.agents[*agent].clone()
+                };
+                let name = format!("with-{}-{}", of_pool.n, of_pool.is_negated);
+                if let Ok(opened) = b.open_task_with(&with_key, "purpose", &name, None).await {
+                    let task = opened.task.task;
+                    if !self.ledger.tasks.iter().any(|(_, t)| *t == task) {
+                        self.ledger.tasks.push((self.agents.len(), task));
+                        self.agents.push(with_key);
+                        self.kinds.push(*agent);
+                    }
+                }
+            }
+            Op::People {
+                voter,
+                change,
+                returning,
+            } => {
+                let mut people = self.people;
+                people[*voter] = people[*voter].changed(*change);
+                let files = bundle(self.rules, &people);
+                let returning: &[&str] = match returning {
+                    true => &[VOTERS[*voter]],
+                    false => &[],
+                };
+                if b.apply_returning(files, returning).await.is_ok() {
+                    self.people = people;
                 }
             }
             Op::StepUp { .. } => unreachable!("expanded in `step`"),
@@ -362,7 +470,7 @@ impl Simulation {
                         .ledger
                         .tasks
                         .iter()
-                        .filter(|(a, _)| a == agent)
+                        .filter(|(a, _)| self.kinds[*a] == *agent)
                         .map(|(_, t)| *t);
                     self.ledger.ended.extend(theirs);
                 }
@@ -374,8 +482,8 @@ impl Simulation {
                 if b.freeze(SCOPES[*scope]).await.is_ok() {
                     let whose = |agent: usize| match *scope {
                         0 => true,
-                        1 | 2 => agent == 0,
-                        3 => agent == 1,
+                        1 | 2 => self.kinds[agent] == 0,
+                        3 => self.kinds[agent] == 1,
                         _ => false,
                     };
                     let tasks = self.ledger.tasks.iter().filter(|(agent, _)| whose(*agent));
@@ -409,8 +517,9 @@ impl Simulation {
                 }
             }
             Op::Rules { which } => {
-                let files = variant(&b.env, *which);
-                let _answer = b.apply_policy(files).await;
+                if b.apply_policy(bundle(*which, &self.people)).await.is_ok() {
+                    self.rules = *which;
+                }
             }
             Op::Advance { ms } => b.manual_clock.advance_millis(*ms),
             Op::Upkeep => {
@@ -487,6 +596,23 @@ impl Simulation {
             "INV-8: an acknowledged enrolment or revocation is missing"
         );
         self.ledger.noted = Some(found.head);
+    }
+}
+
+fn bundle(rules: usize, people: &[Registration; 3]) -> BTreeMap<String, String> {
+    with_people(&ENVIRONMENT, rules, people, |of, pool| key(pool).row(of))
+}
+
+fn vote_input(profile: &str, verdict: Verdict, max_ttl: Option<i64>) -> VoteInput {
+    VoteInput {
+        profile: ProfileName::parse(profile).expect("profile"),
+        verdict,
+        narrowing: Narrowing {
+            max_ttl,
+            max_uses: None,
+        },
+        comment: None,
+        policy: None,
     }
 }
 

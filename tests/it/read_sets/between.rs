@@ -104,6 +104,6 @@ async fn revoke_keys(w: &World, by: &str, of: &str) -> Result<usize, Refusal> {
     let call =
         w.b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", by);
     w.b.broker
-        .revoke_approver_keys(&call, person_id(of), None)
+        .revoke_approver_keys(&call, person_id(of), Default::default())
         .await
 }

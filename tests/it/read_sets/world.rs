@@ -291,7 +291,7 @@ calls! {
     "a revocation of keys" "dipylon.v1.ApprovalService/RevokeApproverKeys" false "1 revoked" 1 |w| {
         let method = "dipylon.v1.ApprovalService/RevokeApproverKeys";
         let call = w.b.person_call(method, "olga");
-        let revoked = w.b.broker.revoke_approver_keys(&call, person_id("maria"), None).await;
+        let revoked = w.b.broker.revoke_approver_keys(&call, person_id("maria"), Default::default()).await;
         outcome(revoked, |n| format!("{n} revoked"))
     };
 }

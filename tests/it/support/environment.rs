@@ -10,6 +10,7 @@ use dipylon_sdk::model::*;
 use serde_json::json;
 
 use crate::support::URL;
+use crate::support::own_key::{OwnKey, row};
 
 /// Everything outside the broker: the trust domain's signer, the people's keys, the policy files.
 pub struct TestEnvironment {
@@ -43,12 +44,8 @@ impl TestEnvironment {
     /// Registers a key of a person or service of the policy bundle.
     pub fn add_key(&mut self, name: &str) {
         let (key, secret) = SigningKey::generate().expect("key");
-        let jwk = key.public().to_jwk();
         let people = self.policy.get_mut("people.toml").expect("people");
-        people.push_str(&format!(
-            "\n[[key]]\nof = \"{name}\"\njwk = {{ kty = \"EC\", crv = \"P-256\", x = {}, y = {} }}\n",
-            jwk["x"], jwk["y"]
-        ));
+        people.push_str(&row(name, &key));
         self.pkcs8.insert(name.to_owned(), secret.to_vec());
         self.keys.insert(name.to_owned(), key);
     }
@@ -56,6 +53,11 @@ impl TestEnvironment {
     /// A second handle on a person's key, for code that owns its key.
     pub fn key_of(&self, name: &str) -> SigningKey {
         SigningKey::from_pkcs8(&self.pkcs8[name]).expect("key")
+    }
+
+    /// A key of a person or service with its private half.
+    pub fn own_key(&self, name: &str) -> OwnKey {
+        OwnKey::of(&self.pkcs8[name])
     }
 
     /// A person's private key as a PEM file.
@@ -90,6 +92,24 @@ impl TestEnvironment {
         Secret::new(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
+    /// The policy bundle without a person and their key.
+    pub fn without_person(&self, id: &str) -> BTreeMap<String, String> {
+        self.policy_with("people.toml", |text| {
+            let (before, _, after) = around_person(text, id);
+            format!("{before}{after}").replace(&self.own_key(id).row(id), "")
+        })
+    }
+
+    /// The policy bundle in which an approver has no role.
+    pub fn without_role(&self, id: &str) -> BTreeMap<String, String> {
+        self.policy_with("people.toml", |text| {
+            let (before, person, after) = around_person(text, id);
+            let roleless = person.replace("roles = [\"approver\"]", "roles = []");
+            assert_ne!(roleless, person);
+            format!("{before}{roleless}{after}")
+        })
+    }
+
     /// The policy bundle with one file changed.
     pub fn policy_with(
         &self,
@@ -101,6 +121,17 @@ impl TestEnvironment {
         files.insert(path.to_owned(), changed);
         files
     }
+}
+
+/// The text of `people.toml` before the table of a person, the table, and the text after it.
+pub fn around_person<'a>(text: &'a str, id: &str) -> (&'a str, &'a str, &'a str) {
+    let from = text
+        .find(&format!("[[person]]\nid = \"{id}\""))
+        .expect("a person");
+    let (before, rest) = text.split_at(from);
+    let end = rest[2..].find("[[").expect("another table") + 2;
+    let (person, after) = rest.split_at(end);
+    (before, person, after)
 }
 
 /// Approval limits switched off.

@@ -6,12 +6,15 @@ use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{Checkpoint, JournalVerifier, VoteVerifier};
+use dipylon::approve::audit::ApprovalVerifier;
+use dipylon::audit::{Checkpoint, JournalVerifier};
 use dipylon::journal::{self, JournalReader};
 use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
 use dipylon::state::{BundleCache, State, StateFold};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 use dipylon_sdk::model::*;
+
+use super::key_invariants::{Coordinate, KeyChecker};
 
 #[derive(Default)]
 struct InvariantChecker {
@@ -33,6 +36,7 @@ struct InvariantChecker {
     invitations: BTreeSet<InvitationId>,
     passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
     revoked: BTreeSet<Thumbprint>,
+    keys: KeyChecker,
 }
 
 /// Findings of a check, for comparison with acknowledged work.
@@ -63,17 +67,20 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
     let open = || JournalReader::open(dir).expect("journal");
     let (journal, blobs) = (open(), open());
     let mut audit = JournalVerifier::with_checkpoint(noted);
-    let (mut walk, mut votes) = (InvariantChecker::default(), VoteVerifier::default());
+    let (mut walk, mut votes) = (InvariantChecker::default(), ApprovalVerifier::default());
     let mut policies = 0;
-    let state = State::with_bundles(PARSED.clone());
-    let mut fold = StateFold::new(Arc::new(state), |_| {});
+    let state = Arc::new(State::with_bundles(PARSED.clone()));
+    let mut fold = StateFold::new(Arc::clone(&state), |_| {});
     // Laws 7 and 10: bytes, order, time, the read sets, and that each entry is legal where it stands.
     let replayed = journal::replay(&journal, &blobs, &mut audit, &mut fold, |entry| {
         policies += usize::from(matches!(entry.event, Event::PolicyApplied(_)));
         walk.entry(entry, &blobs);
-        votes.entry(entry, |name| blobs.blob(name))
+        votes.entry(entry, &state, |name| blobs.blob(name))
     });
     let (head, epoch) = replayed.expect("every entry and every vote is verified");
+    votes
+        .finish(&state)
+        .expect("what is registered is permitted");
     journal
         .blobs(|name, content| {
             audit
@@ -101,6 +108,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
 
 impl InvariantChecker {
     fn entry(&mut self, entry: &Entry, journal: &JournalReader) {
+        self.keys.entry(entry);
         match &entry.event {
             Event::PolicyApplied(f) => {
                 let text = journal
@@ -115,6 +123,7 @@ impl InvariantChecker {
                     };
                     std::rc::Rc::clone(known.entry(f.version).or_insert_with(load))
                 });
+                self.keys.bundle(entry.index, f, &bundle);
                 self.policy = Some((f.version, bundle));
             }
             Event::AgentSuspended(f) => {
@@ -390,7 +399,7 @@ impl InvariantChecker {
                 && v.verdict == f.verdict
                 && v.profile == f.profile
                 && entry.at < v.not_after
-                && !self.revoked.contains(&v.key)),
+                && self.keys.counted(v).is_some()),
             "one person voted twice"
         );
         assert!(
@@ -476,51 +485,52 @@ impl InvariantChecker {
                 votes.iter().all(|v| v.verdict == Verdict::Approve),
                 "INV-4: minted despite a denial"
             );
-            let mut by_profile: BTreeMap<ProfileName, BTreeSet<PersonId>> = BTreeMap::new();
+            // Distinct people, with distinct keys.
+            type Voters = (BTreeSet<PersonId>, BTreeSet<Coordinate>);
+            let mut by_profile: BTreeMap<ProfileName, Voters> = BTreeMap::new();
+            let mut counted = Vec::new();
             for vote in &votes {
                 let profile = bundle.profile(&vote.profile.name);
                 let person = bundle.person(&vote.voter);
+                let key = self.keys.counted(vote);
                 let counts = entry.at < vote.not_after
-                    && !self.revoked.contains(&vote.key)
                     && profile.is_some_and(|p| p.digest() == vote.profile.digest)
                     && vote.voter != agent.owner
                     && person.is_some_and(|p| {
                         p.roles.contains(&dipylon::policy::Role::Approver)
                             && profile.is_some_and(|q| p.groups.contains(&q.group))
                     });
-                if counts {
-                    by_profile
-                        .entry(vote.profile.name.clone())
-                        .or_default()
-                        .insert(vote.voter.clone());
+                if let (true, Some(key)) = (counts, key) {
+                    let voters = by_profile.entry(vote.profile.name.clone()).or_default();
+                    voters.0.insert(vote.voter.clone());
+                    voters.1.insert(key);
+                    counted.push(vote);
                 }
             }
-            for (name, people) in by_profile {
+            for (name, (people, keys)) in by_profile {
                 let quorum = bundle.profile(&name).expect("profile").quorum;
-                if people.len() >= usize::try_from(quorum).expect("small") {
+                if people.len().min(keys.len()) >= usize::try_from(quorum).expect("small") {
                     approved.insert(name);
                 }
             }
-            for vote in votes.iter().filter(|v| {
-                f.approval
-                    .as_ref()
-                    .is_some_and(|a| a.profiles.contains(&v.profile.name))
-            }) {
-                // A vote by a revoked key is void, and with it its narrowing.
-                if entry.at < vote.not_after && !self.revoked.contains(&vote.key) {
-                    assert!(
-                        f.exp - f.iat <= vote.max_ttl,
-                        "INV-5: beyond a voter's narrowing"
-                    );
-                    assert!(
-                        f.uses.unwrap_or(u32::MAX) <= vote.uses.unwrap_or(u32::MAX),
-                        "INV-5: more uses than a voter approved"
-                    );
-                    assert!(
-                        f.exp <= vote.not_after.secs(),
-                        "INV-5: beyond the approval's lifetime"
-                    );
-                }
+            // A vote that does not count is void, and with it its narrowing.
+            let claims = |v: &&&VoteCast| {
+                let approval = f.approval.as_ref();
+                approval.is_some_and(|a| a.profiles.contains(&v.profile.name))
+            };
+            for vote in counted.iter().filter(claims) {
+                assert!(
+                    f.exp - f.iat <= vote.max_ttl,
+                    "INV-5: beyond a voter's narrowing"
+                );
+                assert!(
+                    f.uses.unwrap_or(u32::MAX) <= vote.uses.unwrap_or(u32::MAX),
+                    "INV-5: more uses than a voter approved"
+                );
+                assert!(
+                    f.exp <= vote.not_after.secs(),
+                    "INV-5: beyond the approval's lifetime"
+                );
             }
             self.close_open_request(&id);
         }

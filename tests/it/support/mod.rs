@@ -9,9 +9,12 @@ pub mod cli_deployment;
 pub mod environment;
 pub mod invariants;
 pub mod jwt_crosscheck;
+pub mod key_invariants;
+pub mod own_key;
 pub mod passkey_votes;
 pub mod raw_http;
 pub mod record_streams;
+pub mod recovery;
 pub mod requirement;
 pub mod rounds;
 pub mod served_broker;
@@ -21,6 +24,7 @@ pub mod test_broker;
 pub mod test_broker_calls;
 pub mod transport_server;
 pub mod wait;
+pub mod weak_keys;
 
 use dipylon_sdk::model::{HttpOrigin, Timestamp};
 

@@ -6,6 +6,7 @@ use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::authorization;
 use dipylon_sdk::model::*;
 
+use crate::support::own_key::OwnKey;
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
@@ -44,6 +45,28 @@ impl TestBroker {
             .finish_enrolment(ENROL, code, &made, "Phone")
             .await?;
         Ok(key)
+    }
+
+    /// Enrols a key that the person has already.
+    pub async fn enrol_key(
+        &self,
+        name: &str,
+        key: &OwnKey,
+    ) -> Result<SoftwareAuthenticator, Refusal> {
+        let code = self.invite(name).await;
+        self.enrol_key_with(&code, key).await
+    }
+
+    pub async fn enrol_key_with(
+        &self,
+        code: &Secret,
+        key: &OwnKey,
+    ) -> Result<SoftwareAuthenticator, Refusal> {
+        let begun = self.broker.begin_enrolment(ENROL, code)?;
+        let passkey = key.passkey(RP_ID, &begun.user);
+        let made = passkey.register_as(&begun.challenge, CONSOLE, &PasskeyBehaviour::default());
+        let done = self.broker.finish_enrolment(ENROL, code, &made, "Phone");
+        done.await.map(|_| passkey)
     }
 
     pub async fn enrol(&self, name: &str) -> SoftwareAuthenticator {

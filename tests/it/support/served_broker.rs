@@ -1,7 +1,7 @@
 //! A broker served on a loopback socket, with the system clock.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dipylon::broker::{Broker, BrokerSettings};
@@ -128,7 +128,12 @@ impl ServedBroker {
     }
 
     /// Stops the broker and starts another on the same directory and address.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_after(async |_, _| ()).await
+    }
+
+    /// The same with something that is done to the directory in between.
+    pub async fn restart_after(mut self, between: impl AsyncFnOnce(&Path, &Clock)) -> Self {
         drop(self.stop.take());
         self.server.take().expect("serving").await.expect("stopped");
         let address = self.url.trim_start_matches("http://").to_owned();
@@ -143,7 +148,13 @@ impl ServedBroker {
         } = self;
         let rates = broker.settings().rate_limits;
         drop(broker);
+        between(&dir, &clock).await;
         Self::listen(env, dir, key, address, rates, clock, _temp).await
+    }
+
+    /// The key that signs its tokens.
+    pub fn signing_key(&self) -> SigningKey {
+        SigningKey::from_pkcs8(&self.key).expect("key")
     }
 
     pub fn endpoint(&self) -> Endpoint {

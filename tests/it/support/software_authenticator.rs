@@ -22,6 +22,8 @@ pub enum KeyKind {
 enum KeyPair {
     Es256(EcdsaKeyPair),
     EdDsa(Ed25519KeyPair),
+    /// A public key, as COSE_Key, and one signature over everything.
+    Forged(Cbor, Vec<u8>),
 }
 
 /// Behaviour of authenticator and browser. [`PasskeyBehaviour::default`] conforms.
@@ -132,6 +134,11 @@ impl SoftwareAuthenticator {
         Self::of_pair(KeyPair::Es256(pair), rp_id, user)
     }
 
+    /// A passkey without a private key: with this public key, as COSE_Key, and this signature over everything.
+    pub fn forged(cose_key: Cbor, signature: Vec<u8>, rp_id: &str, user: &[u8]) -> Self {
+        Self::of_pair(KeyPair::Forged(cose_key, signature), rp_id, user)
+    }
+
     fn of_pair(pair: KeyPair, rp_id: &str, user: &[u8]) -> Self {
         let mut credential = vec![0; 32];
         SystemRandom::new().fill(&mut credential).expect("random");
@@ -185,6 +192,7 @@ impl SoftwareAuthenticator {
                 .as_ref()
                 .to_vec(),
             KeyPair::EdDsa(pair) => pair.sign(&message).as_ref().to_vec(),
+            KeyPair::Forged(_, signature) => signature.clone(),
         };
         Assertion {
             credential: self.credential.clone(),
@@ -219,6 +227,7 @@ impl SoftwareAuthenticator {
                 -1 => 6,
                 -2 => Cbor::Bytes(pair.public_key().as_ref().to_vec()),
             }),
+            KeyPair::Forged(cose_key, _) => return cose_key.clone(),
         }
         .expect("a map")
     }

@@ -91,6 +91,32 @@ impl TestBroker {
         self.try_restart(faults).await.expect("restarts")
     }
 
+    /// The same with something that is done to the directory in between.
+    pub async fn restart_after(self, between: impl AsyncFnOnce(&Path, &Clock)) -> Self {
+        let Self {
+            env,
+            broker,
+            manual_clock,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp,
+        } = self;
+        drop(broker);
+        between(&dir, &clock).await;
+        let faults = FaultInjection::default();
+        let broker = open(&env, &dir, &clock, &signing_pkcs8, faults).await;
+        Self {
+            broker: broker.expect("restarts"),
+            env,
+            manual_clock,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp,
+        }
+    }
+
     /// The same for a start that may fail.
     pub async fn try_restart(self, faults: FaultInjection) -> Result<Self, BrokerOpenError> {
         let Self {

@@ -253,6 +253,26 @@ impl TestBroker {
         self.cast_vote(name, id, &begun.statement).await
     }
 
+    /// A complete vote with any key.
+    pub async fn vote_with(
+        &self,
+        key: &SigningKey,
+        id: AccessRequestId,
+        ask: VoteInput,
+    ) -> Result<AccessView, Refusal> {
+        let call = self.call("dipylon.v1.ApprovalService/BeginVote", key, None, None);
+        let statement = self.broker.begin_vote(&call, id, ask).await?.statement;
+        let digest = VoteStatement::parse(&statement)
+            .expect("statement")
+            .digest()
+            .expect("digest");
+        let signature = key.sign(digest.as_bytes()).expect("signed");
+        let call = self.call("dipylon.v1.ApprovalService/CastVote", key, None, None);
+        let proof = VoteProof::Signature(signature.to_vec());
+        let cast = self.broker.cast_vote(&call, id, &statement, proof).await;
+        cast.map(|done| done.view)
+    }
+
     /// Votes to approve, and expects the vote to count.
     pub async fn approve(&self, name: &str, id: AccessRequestId, profile: &str) {
         let vote = self.vote(name, id, profile, Verdict::Approve);
@@ -306,10 +326,40 @@ impl TestBroker {
         &self,
         files: BTreeMap<String, String>,
     ) -> Result<BundleApplied, Refusal> {
+        self.apply_returning(files, &[]).await
+    }
+
+    /// Applies a bundle in which these people are the ones who left.
+    pub async fn apply_returning(
+        &self,
+        files: BTreeMap<String, String>,
+        returning: &[&str],
+    ) -> Result<BundleApplied, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
         let operator = self.broker.authenticate_person(&call)?;
+        let returning = returning.iter();
+        let returning = returning
+            .map(|id| PersonId::parse(id).expect("id"))
+            .collect();
         self.broker
-            .apply_policy_bundle(&call, operator, files)
+            .apply_policy_bundle(&call, operator, files, returning)
+            .await
+    }
+
+    /// Revokes one key of a person, or all.
+    pub async fn revoke_keys_of(
+        &self,
+        person: &str,
+        only: Option<Thumbprint>,
+    ) -> Result<usize, Refusal> {
+        let call = self.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
+        let person = PersonId::parse(person).expect("id");
+        let revocation = KeyRevocation {
+            only,
+            compromised: false,
+        };
+        self.broker
+            .revoke_approver_keys(&call, person, revocation)
             .await
     }
 

@@ -3,7 +3,7 @@
 //! is run through the checks that the product uses.
 
 mod feed;
-mod keys;
+pub mod keys;
 mod proofs;
 mod read;
 mod tokens;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use dipylon::verify::{DpopInput, Possession, VerifyError};
 use dipylon::webauthn::{self, Assertion, RelyingParty, WebauthnError};
-use dipylon_sdk::jose::{JoseError, Nonces, ProofError, PublicKey};
+use dipylon_sdk::jose::{AuthenticatorKey, JoseError, Nonces, ProofError, PublicKey};
 use dipylon_sdk::model::json::canonical;
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::{convert, v1};
@@ -153,7 +153,7 @@ fn keys_and_thumbprints() {
         );
     }
     for vector in list(&file, "vectors") {
-        let read = PublicKey::from_jwk(&vector["jwk"]);
+        let read = PublicKey::from_vector(&vector["jwk"]);
         assert_eq!(read.is_ok(), is_good(vector), "{vector}");
         if let Ok(key) = read {
             assert_eq!(
@@ -308,7 +308,7 @@ fn passkey_assertions() {
         id: text(&file, "rp_id").to_owned(),
         origin: text(&file, "origin").to_owned(),
     };
-    let jwk = keys::fixed("voter").public().to_jwk();
+    let key = AuthenticatorKey::from_vector(&keys::fixed("voter").public().to_jwk()).expect("key");
     for vector in list(&file, "passkeys") {
         let statement = VoteStatement::parse(text(vector, "statement")).expect("statement");
         let assertion = Assertion {
@@ -320,7 +320,7 @@ fn passkey_assertions() {
         };
         let challenge = statement.digest().expect("digest");
         let found =
-            webauthn::verify_assertion(&party, challenge.as_bytes(), &jwk, false, &assertion);
+            webauthn::verify_assertion_by(&party, challenge.as_bytes(), &key, false, &assertion);
         let found = found.map(drop).map_err(|error| match error {
             WebauthnError::Challenge => "challenge",
             WebauthnError::Origin => "origin",
