@@ -37,7 +37,7 @@ pub(super) enum ApproverCommand {
         /// Revoke only this key or passkey, named by its thumbprint in 'approver list'
         #[arg(long = "only", value_name = "THUMBPRINT", value_parser = thumbprint, allow_hyphen_values = true)]
         only: Option<Thumbprint>,
-        /// Somebody else may have the key: revoke it even if no operator with a living key is left. Then only 'dipylon recover
+        /// Another person may have the key: revoke it even if no operator with a living key is left. Then only 'dipylon recover
         /// operators' on the broker's host brings one back
         #[arg(long)]
         compromised: bool,

@@ -19,11 +19,11 @@ use crate::state::{State, StateFold};
 pub(super) enum AuditCommand {
     /// Verify the bytes, the place and the legality of every entry, its read set, the tree, the blobs, every vote and every quorum; reads
     /// only, also while the broker runs
-    Verify(VerifyArgs),
+    Verify(AuditVerifyArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct VerifyArgs {
+pub(super) struct AuditVerifyArgs {
     /// The journal's directory, or a directory with a dipylon.toml
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub(super) fn run(
     output: &Output,
     command: AuditCommand,
 ) -> Result<ExitCode, CliError> {
-    let AuditCommand::Verify(VerifyArgs {
+    let AuditCommand::Verify(AuditVerifyArgs {
         data_dir,
         config,
         against,

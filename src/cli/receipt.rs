@@ -39,11 +39,11 @@ pub(super) struct ReceiptArgs {
 #[derive(Debug, Subcommand)]
 enum ReceiptCommand {
     /// Verify a receipt: its signature, the proof of each entry and vote, the quorum; without the broker if the keys are in a file
-    Verify(VerifyArgs),
+    Verify(ReceiptVerifyArgs),
 }
 
 #[derive(Debug, Args)]
-struct VerifyArgs {
+struct ReceiptVerifyArgs {
     /// The receipt; `-` is stdin
     #[arg(value_name = "FILE")]
     receipt: PathBuf,
@@ -117,7 +117,7 @@ async fn fetch(
 async fn run_verify(
     common: &Common,
     output: &Output,
-    args: VerifyArgs,
+    args: ReceiptVerifyArgs,
 ) -> Result<ExitCode, CliError> {
     let text = files::read_bounded(&args.receipt, RECEIPT_BYTES_MAX + 1)?;
     let keys = read_keys(common, &args.keys).await?;

@@ -82,7 +82,7 @@ pub struct Committed {
 }
 
 impl Committed {
-    /// An entry read from elsewhere, for the fold of an audit: nobody has checked it.
+    /// An entry read from elsewhere, for the fold of an audit: unchecked.
     pub fn unchecked(entry: Entry, blobs: Vec<Blob>) -> Self {
         Self {
             entry: Arc::new(entry),

@@ -1,6 +1,6 @@
 //! The keys of the realm: whose each one is, and what it may do now.
 //!
-//! A key is somebody's once: the holder that its first entry names keeps it, in every later policy bundle and for every purpose. A key
+//! A key has one holder: the one that its first entry names keeps it, in every later policy bundle and for every purpose. A key
 //! that died is dead for everyone, for ever. Keys are compared by [`KeyIdentity`], so a key and its negative are one. One function,
 //! [`KeyRegistry::check`], answers for applies, enrolments, callers, openings of tasks, votes, tallies, and the audit.
 //!
@@ -112,10 +112,10 @@ pub enum KeyUse<'a> {
 /// Why a key may not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRefusal {
-    /// It is nobody's.
-    #[error("it is registered to nobody")]
+    /// It has no holder.
+    #[error("no person or service is registered with it")]
     Unknown,
-    /// It is somebody else's.
+    /// It has another holder.
     #[error("it is a key of {0}")]
     Held(KeyHolder),
     /// It is a passkey, and is to be a key of `people.toml`.

@@ -27,7 +27,7 @@ pub enum PersonChangeKind {
     Left,
     /// The bundle takes these roles from them.
     LostRoles(Vec<Role>),
-    /// The bundle takes groups or registered keys from them: what they said yes to as somebody with these does not count again.
+    /// The bundle takes groups or registered keys from them: their votes from before it do not count again.
     Narrowed {
         /// The groups.
         groups: Vec<GroupId>,
@@ -206,7 +206,7 @@ pub enum RegistrationError {
         "{0} does not return with this bundle: it neither registers the id anew nor gives a role back; leave out `--returning {0}`"
     )]
     NotReturning(PersonId),
-    /// Nobody could govern.
+    /// No operator could act.
     #[error(
         "`people.toml`: no operator would have a living key to freeze, revoke or apply a bundle with: register a new key for an operator"
     )]

@@ -424,14 +424,14 @@ impl Read {
         self.state.key_registry.check(key, KeyUse::Task(agent))
     }
 
-    /// Whether a key may be enrolled as a passkey: it is nobody's yet.
+    /// Whether a key may be enrolled as a passkey: it has no holder yet.
     pub fn may_enrol(&self, key: &KeyNames) -> Result<(), KeyRefusal> {
         self.note(Stream::Policy);
         self.note(Stream::EnrolledKey(key.identity));
         self.state.key_registry.check(key, KeyUse::Enrol)
     }
 
-    /// What stands against putting a bundle in force: a key of another holder, and that nobody could govern under it.
+    /// What stands against putting a bundle in force: a key of another holder, and that no operator could act under it.
     pub fn may_register(
         &self,
         bundle: &PolicyBundle,

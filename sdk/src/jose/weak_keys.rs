@@ -179,7 +179,7 @@ fn ed25519_points() {
     assert!(read(&okp(&[&PRIME_ORDER[..], &[0]].concat())).is_err());
 }
 
-/// What a point of small order is good for: a signature that nobody made, and that ring accepts.
+/// What a point of small order is good for: a signature without a signer, which ring accepts.
 #[test]
 fn small_order_point_verifies_a_constant() {
     use ring::signature::{ED25519, UnparsedPublicKey};

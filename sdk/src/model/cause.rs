@@ -124,7 +124,7 @@ pub struct ApprovalClaim {
 pub enum RevokeCause {
     /// An operator revoked it. The person's open invitation is void too.
     Operator,
-    /// An operator revoked it because somebody else may have it: also the last living key of the operators. The person's open
+    /// An operator revoked it because another person may have it: also the last living key of the operators. The person's open
     /// invitation is void too.
     Compromised,
     /// Its signature counter decreased: the authenticator may have been cloned (WebAuthn L3 §6.1.1).

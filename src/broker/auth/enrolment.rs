@@ -83,7 +83,7 @@ pub struct PasskeyView {
 pub struct KeyRevocation {
     /// This one alone; all of the person's, and an open invitation, when absent.
     pub only: Option<Thumbprint>,
-    /// Somebody else may have the key: it goes even where nobody can govern after it.
+    /// Another person may have the key: it goes even where no operator can act after it.
     pub compromised: bool,
 }
 
@@ -224,10 +224,10 @@ impl Broker {
         read.rules()
             .filter(|rules| rules.bundle.person(&person).is_some())
             .ok_or_else(|| self.refuse_invitation(method, UNREGISTERED))?;
-        // Whose it is, is not told: the caller may be a stranger with a code.
+        // The holder is not named: the caller may be a stranger with a code.
         if read.person_of_credential(&id).is_some() || read.may_enrol(&(&public).into()).is_err() {
             return Err(wrong(
-                &"this key is or was somebody's already: use another authenticator",
+                &"this key has or had a holder already: use another authenticator",
             ));
         }
         if read.person(&person).passkeys.len() >= PASSKEYS_MAX {
@@ -376,7 +376,7 @@ impl Broker {
         let governed = |dead: &[Thumbprint]| !read.governors_without(dead).is_empty();
         if !revocation.compromised && governed(&[]) && !governed(&keys) {
             let message = format!(
-                "after it no operator has a living key to freeze, revoke or apply a bundle with: apply a bundle with another operator's key first; if somebody else may have the key of {person}, revoke it as compromised, and recover the operators on the broker's host"
+                "after it no operator has a living key to freeze, revoke or apply a bundle with: apply a bundle with another operator's key first; if another person may have the key of {person}, revoke it as compromised, and recover the operators on the broker's host"
             );
             return Err(self.refuse(call.method, Reason::LastOperatorKey, message));
         }

@@ -71,7 +71,7 @@ pub enum RecoveryError {
     #[error("the wall clock is {} behind the last entry of the journal", format_seconds(*.0))]
     ClockBehind(i64),
     /// The bundle is in force.
-    #[error("the bundle {0} is in force already, and recovers nobody")]
+    #[error("the bundle {0} is in force already, and brings no operator back")]
     InForce(Digest),
     /// Operators can act.
     #[error("operators with living keys can act: {}", names(.0))]
@@ -92,7 +92,7 @@ fn names(people: &[PersonId]) -> String {
     names.join(", ")
 }
 
-/// Puts a policy bundle in force by nobody's order but that of the host's owner, while no broker runs.
+/// Puts a policy bundle in force by the order of the host's owner, without an operator, while no broker runs.
 ///
 /// A crash before the entry leaves the bundle before it in force; after it, the new one. What it no longer allows is ended by the next
 /// start before that serves, as after every apply that a crash cut off. Blocks while the journal is replayed.

@@ -86,7 +86,7 @@ impl GovernanceService for GrpcService {
             Author::First(_) if !returning.is_empty() => {
                 let why = ParseError::new(
                     "returning",
-                    "must be empty with a one-time code: nobody was registered before",
+                    "must be empty with a one-time code: no person was registered before",
                 );
                 return Err(self.malformed(&call)(why));
             }

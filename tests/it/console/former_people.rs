@@ -112,7 +112,7 @@ async fn key_of_another_holder_is_not_enrolled() {
             let refused = enrol(&browser, &code, key).await;
             assert_eq!(refused.reason(), "INVALID_PASSKEY_ASSERTION", "{of}");
             assert!(
-                refused.body.contains("somebody's already"),
+                refused.body.contains("had a holder already"),
                 "{}",
                 refused.body
             );
