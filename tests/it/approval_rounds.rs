@@ -120,7 +120,10 @@ async fn one_authenticator_is_enrolled_once() {
     assert!(between.is_spent());
     let refusal = second.expect_err("enrolled before");
     assert_eq!(refusal.reason, Reason::InvalidPasskeyAssertion);
-    assert!(refusal.message.contains("had a holder already"), "{refusal}");
+    assert!(
+        refusal.message.contains("had a holder already"),
+        "{refusal}"
+    );
     let passkeys = |name| b.broker.show().person(&person_id(name)).passkeys.len();
     assert_eq!((passkeys("maria"), passkeys("lee")), (0, 1));
     b.check_invariants();

@@ -4,31 +4,16 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt as _;
 
-use super::{ConsoleUser, HttpBrowser, decode_base64url, invite, journal_size, pending};
+use super::{
+    ConsoleUser, HttpBrowser, decode_base64url, invite, journal_size, open_event_stream, pending,
+};
 use crate::support::disable;
 use crate::support::own_key::OwnKey;
 use crate::support::served_broker::ServedBroker;
 use crate::support::software_authenticator::PasskeyBehaviour;
 use crate::support::wait::in_time;
-
-async fn open_stream(browser: &HttpBrowser) -> TcpStream {
-    let mut stream = TcpStream::connect(browser.address).await.expect("connects");
-    let request = format!(
-        "GET /console/events HTTP/1.1\r\nconnection: close\r\nhost: {}\r\ncookie: {}\r\n\r\n",
-        browser.host,
-        browser.cookie.as_deref().expect("signed in"),
-    );
-    stream.write_all(request.as_bytes()).await.expect("written");
-    let mut head = [0; 12];
-    in_time("a status", stream.read_exact(&mut head))
-        .await
-        .expect("read");
-    assert_eq!(&head[9..], b"200");
-    stream
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_of_a_former_person_end() {
@@ -44,7 +29,7 @@ async fn pages_of_a_former_person_end() {
     let mut user = ConsoleUser::sign_in(&s, "lee").await;
     for is_dropped in [true, false] {
         let old = user.browser.clone();
-        let mut stream = open_stream(&old).await;
+        let mut stream = open_event_stream(&old).await;
         let gone = operator.apply_policy_bundle(&without(is_dropped)).await;
         let words = gone.expect("in force").people.concat();
         assert!(words.contains("1 passkey, 1 session end"), "{words}");

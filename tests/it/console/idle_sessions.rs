@@ -4,10 +4,9 @@ use dipylon::rate_limit::RateLimitConfig;
 use dipylon_sdk::client::TokenOutcome;
 use dipylon_sdk::clock::{Clock, ManualClock};
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt as _;
 
-use super::{ConsoleUser, HttpBrowser, decode_base64url, pending};
+use super::{ConsoleUser, HttpBrowser, decode_base64url, open_event_stream, pending};
 use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::wait::in_time;
 use crate::support::{TestEnvironment, disable, read_case};
@@ -196,21 +195,7 @@ async fn a_page_left_open_idles_out_and_acts_end_after_eight_hours() {
     let mut maria = ConsoleUser::sign_in(&s, "maria").await;
     let mut away = maria.browser.clone();
     away.cookie = Some(maria.new_session().await);
-    let open_stream = async || {
-        let mut stream = TcpStream::connect(away.address).await.expect("connects");
-        let request = format!(
-            "GET /console/events HTTP/1.1\r\nconnection: close\r\nhost: {}\r\ncookie: {}\r\n\r\n",
-            away.host,
-            away.cookie.as_deref().expect("signed in"),
-        );
-        stream.write_all(request.as_bytes()).await.expect("written");
-        let mut head = [0; 12];
-        in_time("a status", stream.read_exact(&mut head))
-            .await
-            .expect("read");
-        assert_eq!(&head[9..], b"200");
-        stream
-    };
+    let open_stream = async || open_event_stream(&away).await;
     // The page reconnects its stream and fetches its rows; the person acts in another session.
     let mut stream = open_stream().await;
     for _ in 0..3 {

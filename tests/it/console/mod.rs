@@ -386,3 +386,20 @@ fn assert_security_headers(answer: &HttpResponse, what: &str) {
 fn journal_size(s: &ServedBroker) -> u64 {
     s.broker.journal().head().borrow().checkpoint.size
 }
+
+/// The event stream of a signed-in browser, after the status of its answer.
+async fn open_event_stream(browser: &HttpBrowser) -> TcpStream {
+    let mut stream = TcpStream::connect(browser.address).await.expect("connects");
+    let request = format!(
+        "GET /console/events HTTP/1.1\r\nconnection: close\r\nhost: {}\r\ncookie: {}\r\n\r\n",
+        browser.host,
+        browser.cookie.as_deref().expect("signed in"),
+    );
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut head = [0; 12];
+    in_time("a status", stream.read_exact(&mut head))
+        .await
+        .expect("read");
+    assert_eq!(&head[9..], b"200");
+    stream
+}
