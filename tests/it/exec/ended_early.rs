@@ -180,9 +180,10 @@ async fn requests_in_flight_are_broken_off() {
         let task = task_of(&mut running).await;
         let mut stream = in_time("a request", next_request(&audience)).await;
         if begins {
-            let half = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf";
+            let half = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf\n";
             stream.write_all(half).await.expect("sent");
-            while !running.stdout_line().await.is_empty() {}
+            // The half that was sent before the end is the command's; what it has not read then may be lost.
+            while running.stdout_line().await != "half" {}
         }
         olga.end_task(task).await.expect("ends");
         let mut rest = Vec::new();
@@ -191,7 +192,6 @@ async fn requests_in_flight_are_broken_off() {
         let output = running.end().await;
         output.exit_code(117).stdout_contains("over");
         if begins {
-            output.stdout_contains("half");
             assert!(!output.out.contains("TOKEN_ENDED"), "{}", output.out);
         } else {
             output
