@@ -20,12 +20,12 @@
 //! carries it, and every client renders it with the same code. `jose` and `policy` use `model` (`policy` parses registered
 //! keys with `jose`), `webauthn` uses `jose` for signatures of passkeys. `state` applies the journal's `Committed`, keeps
 //! what `policy` and `jose` parsed of it, and hands it to decisions in rounds; its registry says whose each key is and
-//! whether it lives. `verify` uses a round of `state` and the foundations, `approve` the type `Verified` and `webauthn` too,
+//! whether it lives. `verify` uses a round of `state` and the foundations, `approve` the type `Verified`, `webauthn` and the facts of `card` too,
 //! `mint` the types of both. The journal checks each entry with the fold that `state` implements, and is verified by `audit`,
 //! which also verifies receipts of tokens; votes and approvals on record are verified by `approve`, with the functions that
 //! counted them. The broker uses everything below it; `serve` the broker, `card`, `proto` and the limits in `config`;
 //! `client` and `validator` the model, `jose`, `proto` and the clock, `client` the card too; `cli` the libraries, for `audit
-//! verify` `approve` and a `state` of its own, for `serve` and `recover operators` the broker. The broker and `serve` use
+//! verify` `approve` and a `state` of its own, for `serve` and what the host's owner decides the broker. The broker and `serve` use
 //! `rate_limit` and `telemetry`.
 //!
 //! Invariants: nothing under `card`, `verify`, `approve`, `mint`, `policy`, `jose`, `webauthn`, `state` or `audit` performs

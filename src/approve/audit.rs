@@ -6,18 +6,19 @@
 //! signed it, and the relying party is its host, as at the broker. The report lists the origins; the auditor checks that they are the
 //! broker's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::DECISION_LIFE_MS;
+use super::facts;
 use super::vote_proof::{VoteProof, VoteProofCache, VoteProofError, VotingKey};
-use super::votes::{self, VoterContext, uses_within};
-use crate::audit::{AuditError, GrantError, VoteError, VoteReport};
+use super::votes::{self, SigningWith, VoterContext, uses_within};
+use crate::audit::{AgreementError, AuditError, GrantError, VoteError, VoteReport};
 use crate::model::*;
-use crate::policy::{PolicyBundle, VoteMethod};
+use crate::policy::{BundleFiles, PolicyBundle, diff};
 use crate::state::{AccessRequest, Read, Recorded, State};
 use crate::webauthn::Assertion;
 
@@ -65,17 +66,39 @@ impl ApprovalVerifier {
         match &entry.event {
             Event::EpochStarted(f) => self.realm = Some(f.realm.clone()),
             Event::VoteCast(f) => {
-                let request = read.access_request(&f.access_request);
-                if let Some(secret) = request.and_then(|request| request.opened.secret) {
-                    text(&secret)?;
-                }
+                let facts = text(&f.facts)?;
                 let statement = text(&f.statement)?;
                 let evidence = f.assertion.map(|name| text(&name)).transpose()?;
-                let checked = self.vote(&read, f, &statement, evidence.as_deref(), entry.at);
+                let checked = self.vote(
+                    &read,
+                    f,
+                    (&statement, &facts, evidence.as_deref()),
+                    entry.at,
+                );
                 checked.map_err(|why| AuditError::Vote {
                     index: entry.index,
                     why,
                 })?;
+            }
+            Event::AccessRequestOpened(AccessRequestOpened {
+                requester: AccessRequester::Person(by),
+                ..
+            }) => {
+                let files = |name: &Digest| -> Result<Option<BundleFiles>, E> {
+                    Ok(BundleFiles::parse(&text(name)?).ok())
+                };
+                let (before, after) = (files(&by.replaces)?, files(&by.bundle)?);
+                let both = before.zip(after);
+                let differ = both.and_then(|(b, a)| diff::file_changes(&b, &a).ok());
+                let shown: Option<PolicyChanges> =
+                    json::parse_as(text(&by.changes)?.as_bytes()).ok();
+                if differ.is_none() || shown.map(|shown| shown.files) != differ {
+                    return Err(AuditError::Agreement {
+                        index: entry.index,
+                        why: AgreementError::Changes,
+                    }
+                    .into());
+                }
             }
             Event::TokenIssued(f) => {
                 let checked = self.grant(&read, f, entry.at);
@@ -85,6 +108,11 @@ impl ApprovalVerifier {
                 })?;
             }
             Event::PolicyApplied(f) => {
+                let checked = self.agreed(&read, f, entry.at);
+                checked.map_err(|why| AuditError::Agreement {
+                    index: entry.index,
+                    why,
+                })?;
                 let before = read.rules().map(|rules| Arc::clone(&rules.bundle));
                 self.applied = Some(AppliedBundle {
                     index: entry.index,
@@ -93,10 +121,12 @@ impl ApprovalVerifier {
                 });
             }
             Event::ApproverEnrolled(_)
+            | Event::PasskeyConfirmed(_)
             | Event::ApproverKeysRevoked(_)
             | Event::TaskOpened(_)
             | Event::TaskEnded(_)
             | Event::AccessRequestOpened(_)
+            | Event::AccessRequestReassessed(_)
             | Event::AccessRequestClosed(_)
             | Event::TrustBundleChanged(_)
             | Event::KeyPublished(_)
@@ -142,8 +172,7 @@ impl ApprovalVerifier {
         &mut self,
         read: &Read,
         cast: &VoteCast,
-        statement: &str,
-        evidence: Option<&str>,
+        (statement, facts, evidence): (&str, &str, Option<&str>),
         at: Timestamp,
     ) -> Result<(), VoteError> {
         let rules = read.rules().ok_or(VoteError::VoterUnknown)?;
@@ -156,7 +185,17 @@ impl ApprovalVerifier {
         let statement = VoteStatement::parse(statement).map_err(|_| VoteError::Statement)?;
         self.matches_entry(cast, &statement)?;
         let request = pending(read, &cast.access_request, at)?;
-        matches_request(read, &request, &statement)?;
+        let realm = self
+            .realm
+            .as_ref()
+            .ok_or(VoteError::EntryMismatch("realm"))?;
+        let context = self.voter_context(read, bundle, realm);
+        matches_request(&request, &statement, context)?;
+        // What the card showed, as the bundle in force had it.
+        let shown = facts::card_facts(&request, bundle).canonical();
+        if shown.ok().as_deref() != Some(facts) {
+            return Err(VoteError::RequestMismatch("facts"));
+        }
         let people = read.people(BTreeSet::from([cast.voter.clone()]));
         people
             .may_act(&cast.voter, cast.key)
@@ -164,9 +203,13 @@ impl ApprovalVerifier {
         let signature = URL_SAFE_NO_PAD
             .decode(&cast.signature)
             .map_err(|_| VoteError::Signature)?;
+        let method = bundle.vote_method(profile, &request.opened.action.action);
         let (proof, origin) = match evidence {
-            None if profile.method == VoteMethod::Passkey => {
-                return Err(VoteError::PasskeyRequired);
+            None if method == VoteMethod::Passkey => {
+                return Err(match profile.method {
+                    VoteMethod::Passkey => VoteError::PasskeyRequired,
+                    VoteMethod::Key => VoteError::RiskRequiresPasskey,
+                });
             }
             None if cast.sign_count.is_some() => return Err(VoteError::NoEvidence),
             None => (VoteProof::Signature(signature), None),
@@ -177,7 +220,7 @@ impl ApprovalVerifier {
             }
         };
         let enrolled = people.get(&cast.voter);
-        let key = VotingKey::find(voter, &enrolled, cast.key, profile.method, origin.is_some());
+        let key = VotingKey::find(voter, &enrolled, cast.key, method, origin.is_some());
         let key = key.map_err(|_| VoteError::KeyNotActive)?;
         let verified = key.verify(&statement, &proof, None);
         let verified = verified.map_err(|error| match error {
@@ -189,13 +232,9 @@ impl ApprovalVerifier {
         if cast.sign_count != verified.map(|seen| seen.sign_count) {
             return Err(VoteError::EntryMismatch("signature counter"));
         }
-        let realm = self
-            .realm
-            .as_ref()
-            .ok_or(VoteError::EntryMismatch("realm"))?;
-        let context = self.voter_context(read, bundle, realm);
         votes::eligible(
             &cast.voter,
+            SigningWith::Key(cast.key),
             &cast.profile.name,
             cast.verdict,
             &request,
@@ -256,6 +295,37 @@ impl ApprovalVerifier {
         Ok(())
     }
 
+    /// INVARIANT (no single hand): a bundle that comes in force has the approvals that the bundle before it asks for, by people other
+    /// than its proposer. A recovery by the owner of the broker's host needs none.
+    fn agreed(
+        &mut self,
+        read: &Read,
+        applied: &PolicyApplied,
+        at: Timestamp,
+    ) -> Result<(), AgreementError> {
+        let (Some(rules), Some(realm)) = (read.rules(), self.realm.as_ref()) else {
+            return Ok(());
+        };
+        let asked = match (&applied.recovery, read.change_profile()) {
+            (Some(_), _) | (None, None) => return Ok(()),
+            (None, Some(asked)) => asked,
+        };
+        let request = applied.proposal.and_then(|id| read.access_request(&id));
+        let request = request.ok_or(AgreementError::NoProposal)?;
+        let context = self.voter_context(read, &rules.bundle, realm);
+        let tally = votes::tally(&request, context, at);
+        match tally.satisfied.contains(&asked.name) {
+            true => {
+                self.report.agreed_changes += 1;
+                Ok(())
+            }
+            false => Err(AgreementError::Quorum {
+                counted: tally.counted.get(&asked.name).map_or(0, BTreeMap::len),
+                quorum: asked.quorum,
+            }),
+        }
+    }
+
     const fn voter_context<'a>(
         &'a self,
         read: &'a Read,
@@ -279,6 +349,7 @@ impl ApprovalVerifier {
             ),
             ("verdict", statement.verdict == cast.verdict),
             ("profile", statement.profile == cast.profile),
+            ("facts", statement.facts == cast.facts),
             ("longest life", statement.max_ttl == cast.max_ttl),
             ("number of uses", statement.uses == cast.uses),
             (
@@ -300,32 +371,33 @@ fn pending<'r>(
         .access_request(id)
         .filter(|request| request.is_pending(at));
     let request = request.ok_or(VoteError::RequestNotPending)?;
-    let task = read.task(&request.opened.task);
-    match task.is_some_and(|task| task.ended.is_none()) {
+    let task = request.opened.task().map(|task| read.task(&task));
+    match task.is_none_or(|task| task.is_some_and(|task| task.ended.is_none())) {
         true => Ok(request),
         false => Err(VoteError::RequestNotPending),
     }
 }
 
 fn matches_request(
-    read: &Read,
     request: &AccessRequest,
     statement: &VoteStatement,
+    context: VoterContext<'_>,
 ) -> Result<(), VoteError> {
     let opened = &request.opened;
-    let task_key = read
-        .task(&opened.task)
-        .map(|task| task.opened.binding.jkt());
-    let action = request.action.as_ref().map(|action| action.to_json());
+    let requester = votes::requester_of(request, context);
     let same = [
-        ("agent", statement.agent == opened.agent),
-        ("owner", statement.owner == opened.owner),
-        ("task", statement.task == opened.task),
-        ("task key", task_key == Some(statement.task_key)),
-        ("action", action.as_ref() == Some(&statement.action)),
+        (
+            "requester",
+            requester.as_ref() == Some(&statement.requester),
+        ),
+        ("action", statement.action == opened.action),
         (
             "longest life",
-            (1..=opened.max_ttl).contains(&statement.max_ttl),
+            match (opened.max_ttl, statement.max_ttl) {
+                (Some(most), Some(ttl)) => (1..=most).contains(&ttl),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            },
         ),
         ("number of uses", uses_within(statement.uses, opened.uses)),
     ];

@@ -5,6 +5,9 @@
 //! Trusts the rules and registered keys. Refuses what no rule allows. Never sees evidence, the journal or the agent's text.
 
 pub mod audit;
+pub mod facts;
+pub mod needs;
+pub mod quorum;
 pub mod vote_proof;
 pub mod votes;
 
@@ -13,9 +16,11 @@ use std::sync::Arc;
 
 use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, StepUpProfile};
-use crate::state::{AccessRequest, Grant, Read, Recorded, VoteRecord};
+use crate::state::{AccessRequest, Grant, Read, Recorded};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
+use needs::Assessment;
+use quorum::VoteSubject;
 use vote_proof::VoteProofCache;
 use votes::VoterContext;
 
@@ -67,6 +72,8 @@ pub enum GateDecision<'r> {
     Approved(Box<Approved<'r>>),
     /// Votes are needed first.
     Pending(Box<PendingDecision>),
+    /// The waiting access request requires something else than what is on record: that is recorded first.
+    Reassessed(AccessRequestId, Box<crate::model::DecisionRecord>),
     /// Denied.
     Denied(Box<DeniedDecision>),
 }
@@ -152,6 +159,16 @@ pub fn decide<'r>(
     let catalogue = bundle.action(&terms.action.name);
     let voter_context = context.voters(read, bundle);
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
+    // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
+    // on record.
+    if let Some(request) = waiting {
+        let assessment = needs::assess_now(request, verified.agent(), bundle, task.opened_at, now);
+        if let Assessment::Changed(mut decision) = assessment {
+            decision.id = id;
+            let id = request.opened.access_request;
+            return Ok(GateDecision::Reassessed(id, decision));
+        }
+    }
     let tally = waiting
         .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
@@ -172,8 +189,8 @@ pub fn decide<'r>(
         "evidence",
         verified.facts().expires_at.since(now).div_euclid(1000),
     );
-    if let Some(request) = waiting {
-        ttl.limit("request", request.opened.max_ttl);
+    if let Some(max_ttl) = waiting.and_then(|request| request.opened.max_ttl) {
+        ttl.limit("request", max_ttl);
     }
     if let Some(max_ttl) = tally.max_ttl {
         ttl.limit("narrowing", max_ttl);
@@ -244,6 +261,19 @@ pub fn decide<'r>(
             ttl_ms,
             rules,
         } => {
+            // People have agreed to what is on record, and the rules ask for more because this call's evidence is older than the one on
+            // record: newer evidence answers it, and the record, which all calls share, stays as it is.
+            let is_met = waiting.is_some_and(|request| {
+                let mut required = request.required_profiles().iter();
+                let recorded = request.decision.as_ref();
+                required.all(|need| tally.satisfied.contains(&need.name))
+                    && recorded.is_some_and(|recorded| {
+                        question.evidence_age_ms > recorded.input.evidence_age_ms
+                    })
+            });
+            if is_met {
+                return Err(ApproveError::NoTime("evidence"));
+            }
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
             decision.required_profiles = profiles;
@@ -252,11 +282,15 @@ pub fn decide<'r>(
                 .iter()
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
-            let reachable = |p: &&StepUpProfile| {
-                votes::potential_voters(p, &verified.agent().owner, voter_context)
-                    >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
+            let never = [&verified.agent().owner, &task.owner];
+            let reachable = {
+                let action = &terms.action.name;
+                let subject = waiting.map_or(VoteSubject::action(action), |request| {
+                    VoteSubject::of(request)
+                });
+                quorum::can_be_met(&defined, subject, &tally, &never, voter_context)
             };
-            if defined.len() != decision.required_profiles.len() || !defined.iter().all(reachable) {
+            if defined.len() != decision.required_profiles.len() || !reachable {
                 return Ok(GateDecision::Denied(Box::new(DeniedDecision {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
@@ -439,7 +473,7 @@ pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
         return false;
     };
     // INVARIANT (a consumed vote stays counted): the revocation of a voter's key, or the voter's leaving, ends no grant by itself.
-    // A profile counts while its definition is the one that people voted under.
+    // A profile counts while its definition is the one that people voted under, and the action's risk accepts how they voted.
     let request = grant
         .issued
         .consumed
@@ -449,12 +483,9 @@ pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
             .profiles
             .iter()
             .filter(|name| {
-                let voted_under = |vote: &Arc<VoteRecord>| {
-                    let profile = &vote.cast.profile;
-                    let today = bundle.profile(name).map(StepUpProfile::digest);
-                    profile.name == **name && Some(profile.digest) == today
-                };
-                request.votes.iter().any(voted_under)
+                bundle
+                    .profile(name)
+                    .is_some_and(|profile| is_still_satisfied(profile, request, bundle))
             })
             .cloned()
             .collect(),
@@ -464,30 +495,24 @@ pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
     matches!(answer, Some(AuthzDecision::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
 
-/// Whether these rules still require the same approval as when the access request was opened.
-pub fn still_needs_approval(
-    request: &Recorded<'_, AccessRequest>,
-    agent: &RegisteredAgent,
+/// Whether enough people approved under this very definition of a profile, each as the action's risk accepts it today.
+fn is_still_satisfied(
+    profile: &StepUpProfile,
+    request: &AccessRequest,
     bundle: &PolicyBundle,
 ) -> bool {
-    let input = &request.opened.decision.input;
-    let Some(action) = &request.action else {
-        return false;
-    };
-    match re_evaluate(
-        input,
-        agent,
-        action,
-        &input.approvals.iter().cloned().collect(),
-        bundle,
-    ) {
-        // An action that is now allowed outright is approved at the agent's next request.
-        Some(AuthzDecision::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
-        Some(AuthzDecision::Needs {
-            profiles, ttl_ms, ..
-        }) => profiles == request.opened.decision.required_profiles && ttl_ms >= input.ttl_ms,
-        Some(AuthzDecision::Denied { .. }) | None => false,
-    }
+    let (reference, method) = (
+        profile.reference(),
+        bundle.vote_method(profile, &request.opened.action.action),
+    );
+    let voters: BTreeSet<&PersonId> = request
+        .votes
+        .iter()
+        .filter(|vote| vote.cast.verdict == Verdict::Approve && vote.cast.profile == reference)
+        .filter(|vote| method.accepts(vote.cast.method()))
+        .map(|vote| &vote.cast.voter)
+        .collect();
+    voters.len() >= usize::try_from(profile.quorum).unwrap_or(usize::MAX)
 }
 
 fn re_evaluate(

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::cache::GenerationalCache;
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{Person, VoteMethod};
+use crate::policy::Person;
 use crate::state::{Passkey, PersonCredentials, VoteRecord};
 use crate::webauthn::{self, Assertion, RelyingParty};
 
@@ -24,6 +24,16 @@ pub enum VoteProof {
     Signature(Vec<u8>),
     /// An assertion whose challenge is the statement's digest.
     Passkey(Assertion),
+}
+
+impl VoteProof {
+    /// How the vote is signed.
+    pub const fn method(&self) -> VoteMethod {
+        match self {
+            Self::Signature(_) => VoteMethod::Key,
+            Self::Passkey(_) => VoteMethod::Passkey,
+        }
+    }
 }
 
 /// Why a proof does not hold.
@@ -236,15 +246,20 @@ mod tests {
 
     fn statement(max_ttl: i64) -> VoteStatement {
         VoteStatement {
-            v: 1,
+            v: VOTE_STATEMENT_FORM,
             realm: Realm::parse("test").expect("realm"),
             access_request_id: AccessRequestId::from_random([1; 16]),
-            agent: AgentId::parse("triage").expect("agent"),
-            owner: PersonId::parse("ann").expect("owner"),
-            task: TaskId::from_random([2; 16]),
-            task_key: SigningKey::generate().expect("key").0.thumbprint(),
-            action: json!({"action": "host.isolate"}),
-            max_ttl,
+            requester: StatementRequester::Agent {
+                id: AgentId::parse("triage").expect("agent"),
+                owner: PersonId::parse("ann").expect("owner"),
+                task: TaskId::from_random([2; 16]),
+                task_key: SigningKey::generate().expect("key").0.thumbprint(),
+            },
+            action: crate::card::sample::action("ann", true)
+                .on_record(&std::collections::BTreeSet::new(), &mut || [0; 16])
+                .0,
+            facts: Digest::sha256(b"facts"),
+            max_ttl: Some(max_ttl),
             uses: None,
             comment: None,
             policy: Digest::sha256(b"policy"),
@@ -270,6 +285,7 @@ mod tests {
                 key: key.thumbprint(),
                 verdict: statement.verdict,
                 profile: statement.profile.clone(),
+                facts: statement.facts,
                 max_ttl: statement.max_ttl,
                 uses: statement.uses,
                 not_after: Timestamp::from_secs(statement.not_after),
@@ -279,6 +295,7 @@ mod tests {
                 sign_count: None,
             },
             statement: Some(text.into()),
+            facts: None,
             assertion: None,
             at: Timestamp::from_secs(1_700_000_000),
         }

@@ -2,10 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::facts;
+use super::quorum::{VoteSubject, can_be_met};
 use super::vote_proof::{VoteProofCache, VotingKey};
+use crate::card::CardFacts;
 use crate::model::*;
-use crate::policy::{Person, PolicyBundle, Role, StepUpProfile, VoteMethod};
-use crate::state::{AccessRequest, PeopleCredentials, Read, Recorded, StoredStatus, VoteRecord};
+use crate::policy::{Person, PolicyBundle, StepUpProfile};
+use crate::state::{
+    AccessRequest, Passkey, PeopleCredentials, PersonCredentials, Read, Recorded, StoredStatus,
+    VoteRecord,
+};
 
 /// Inputs of vote eligibility: registered people, their keys, and the names votes must be for.
 #[derive(Clone, Copy)]
@@ -23,12 +29,21 @@ pub struct VoterContext<'a> {
 /// Why a person's vote does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ineligible {
-    /// Not registered as an approver.
-    #[error("not registered as an approver")]
+    /// Not registered, or without the role of the profile's voters.
+    #[error("not registered with the role that the profile takes")]
     NotApprover,
     /// The agent's owner never approves for it.
-    #[error("owns the agent")]
+    #[error("owns the agent, or owned it when its task or this access request was opened")]
     Owner,
+    /// The proposer of a policy bundle never agrees to it.
+    #[error("proposed this policy bundle: another person has to agree to it")]
+    Proposer,
+    /// With this approval too few people would be left for another profile.
+    #[error("too few people would be left for another required profile: vote under that one")]
+    NeededElsewhere,
+    /// The access request has the approvals that this profile requires.
+    #[error("the profile has the approvals that it requires: a further one would not count")]
+    ProfileMet,
     /// Not in the profile's group.
     #[error("not in the profile's group")]
     NotInGroup,
@@ -44,14 +59,52 @@ pub enum Ineligible {
     /// The profile takes passkeys alone.
     #[error("the profile takes a vote by passkey alone")]
     PasskeyRequired,
+    /// A registered key's vote does not count for an action of this risk.
+    #[error("the action's risk takes a vote by passkey alone, and not by a registered key")]
+    RiskRequiresPasskey,
     /// The profile takes passkeys alone, and this person has none.
     #[error("has no passkey, and the profile takes nothing else")]
     NoPasskey,
+    /// The person became an approver of the group after the access request was opened.
+    #[error(
+        "became an approver of this group after the access request was opened, and counts for later ones: another approver has to vote, or the agent cancels and requests it again"
+    )]
+    ApproverAddedLater,
+    /// The key was registered or enrolled after the access request was opened.
+    #[error(
+        "the key was added after the access request was opened, and counts for later ones: vote with an older key, or the agent cancels and requests it again"
+    )]
+    KeyAddedLater,
+    /// The passkey is not confirmed, and the risk of the action requires it.
+    #[error(
+        "the passkey is not confirmed: read its code out to an operator or approver other than the one who invited you, who runs 'dipylon approver confirm' or opens the console's Approvers page"
+    )]
+    NotConfirmed,
+    /// The passkey counts as its inviter's hand, and the inviter may not vote.
+    #[error(
+        "the passkey is not confirmed, so it counts as its inviter's hand, and the inviter may not vote on this access request: have it confirmed by another person"
+    )]
+    InviterMayNotVote,
+    /// The passkey counts as its inviter's hand, which has voted.
+    #[error(
+        "the passkey is not confirmed, so it counts as its inviter's hand, which has voted on this access request: have it confirmed by another person"
+    )]
+    InviterHasVoted,
 }
 
-/// Whether a person's vote for a profile would count now, and under which definition.
+/// The key that a vote is to be signed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SigningWith {
+    /// Any key of the person that the profile takes.
+    AnyKey,
+    /// This one.
+    Key(Thumbprint),
+}
+
+/// Whether a person's vote for a profile, signed with a key, would count now, and under which definition.
 pub fn eligible<'a>(
     person: &PersonId,
+    signed: SigningWith,
     profile: &ProfileName,
     verdict: Verdict,
     request: &Recorded<'_, AccessRequest>,
@@ -61,9 +114,7 @@ pub fn eligible<'a>(
     let bundle = voter_context.bundle;
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
     let needed = request
-        .opened
-        .decision
-        .required_profiles
+        .required_profiles()
         .iter()
         .find(|n| n.name == *profile)
         .ok_or(Ineligible::ProfileNotNeeded)?;
@@ -73,69 +124,227 @@ pub fn eligible<'a>(
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, voter_context)?;
     let people = voter_context.read.people(BTreeSet::from([person.clone()]));
-    if defined.method == VoteMethod::Passkey && people.get(person).passkeys.is_empty() {
-        return Err(Ineligible::NoPasskey);
+    let method = bundle.vote_method(defined, &request.opened.action.action);
+    let enrolled = people.get(person);
+    if method == VoteMethod::Passkey && enrolled.passkeys.is_empty() {
+        return Err(match defined.method {
+            VoteMethod::Passkey => Ineligible::NoPasskey,
+            VoteMethod::Key => Ineligible::RiskRequiresPasskey,
+        });
+    }
+    let is_passkey = |key: &Thumbprint| enrolled.passkey(*key).is_some();
+    let keys: Vec<Thumbprint> = match signed {
+        SigningWith::Key(key) => vec![key],
+        SigningWith::AnyKey => {
+            let living = people.living_keys(person).into_iter();
+            living
+                .filter(|key| method == VoteMethod::Key || is_passkey(key))
+                .collect()
+        }
+    };
+    let mut why = None;
+    let mut hands = BTreeSet::new();
+    for key in keys {
+        match hand(person, key, &enrolled, defined, request, voter_context) {
+            Ok(hand) => {
+                hands.insert(hand);
+            }
+            // The newest key is last: the one that a person most likely means.
+            Err(not) => why = Some(not),
+        }
+    }
+    if let (true, Some(why)) = (hands.is_empty(), why) {
+        return Err(why);
     }
     // An approval may be withdrawn by a denial, and given again once it no longer counts; no other vote is cast twice.
-    let still_counts = |v: &&std::sync::Arc<VoteRecord>| {
-        v.cast.voter == *person && vote_counts(v, request, &people, voter_context, now)
-    };
-    match verdict {
-        Verdict::Approve if request.votes.iter().any(|v| still_counts(&v)) => {
-            Err(Ineligible::HasVoted)
+    if verdict == Verdict::Deny {
+        return Ok(defined);
+    }
+    let tally = tally(request, voter_context, now);
+    let own = hands
+        .get(person)
+        .or_else(|| hands.first())
+        .unwrap_or(person);
+    if is_needed_elsewhere((person, own), profile, request, &tally, voter_context) {
+        return Err(Ineligible::NeededElsewhere);
+    }
+    if tally
+        .counted
+        .values()
+        .any(|voters| voters.contains_key(person))
+    {
+        return Err(Ineligible::HasVoted);
+    }
+    if tally.satisfied.contains(profile) {
+        return Err(Ineligible::ProfileMet);
+    }
+    // With a key of their own the person votes as themselves; with an unconfirmed one alone, as the person who invited them.
+    if !hands.is_empty() && !hands.contains(person) {
+        let voted = counted_votes(request, voter_context, now);
+        if hands.iter().all(|hand| voted.contains_key(hand)) {
+            return Err(Ineligible::InviterHasVoted);
         }
-        Verdict::Approve | Verdict::Deny => Ok(defined),
+    }
+    Ok(defined)
+}
+
+/// Whose hand a key of a person is for an access request, or why it does not count.
+///
+/// INVARIANT (no single hand): a person or key added after the opening does not count; a passkey that no other person confirmed does not
+/// count from the bundle's risk on, and below it is the hand of the person who invited its enrolment. Asked when a vote is begun and cast,
+/// at every tally, and by the audit.
+fn hand(
+    person: &PersonId,
+    key: Thumbprint,
+    enrolled: &PersonCredentials,
+    profile: &StepUpProfile,
+    request: &AccessRequest,
+    voter_context: VoterContext<'_>,
+) -> Result<PersonId, Ineligible> {
+    if enrolled.voter_since(profile) > request.index {
+        return Err(Ineligible::ApproverAddedLater);
+    }
+    if enrolled.key_since(key) > request.index {
+        return Err(Ineligible::KeyAddedLater);
+    }
+    let action = request.opened.action.action.as_str();
+    let interested = |by: &PersonId| has_interest(by, request, voter_context);
+    match enrolled.passkey(key) {
+        Some(passkey) if !is_confirmed(passkey, request.index, interested) => {
+            let inviter = &passkey.invited_by;
+            if requires_confirmation(action, voter_context.bundle) {
+                return Err(Ineligible::NotConfirmed);
+            }
+            let people = voter_context.read.people(BTreeSet::from([inviter.clone()]));
+            match inviter_stands(passkey, voter_context.bundle, &people) && !interested(inviter) {
+                true => Ok(inviter.clone()),
+                false => Err(Ineligible::InviterMayNotVote),
+            }
+        }
+        Some(_) | None => Ok(person.clone()),
     }
 }
 
-/// How many people could vote under a profile for an agent of this owner: approvers of the group with a key that the profile
-/// accepts.
-pub fn potential_voters(
-    profile: &StepUpProfile,
-    owner: &PersonId,
+/// Whether a passkey is confirmed for what was opened with the entry of this index: whoever has an interest in it makes nobody's passkey
+/// count for it by a confirmation after that.
+pub(super) fn is_confirmed(
+    passkey: &Passkey,
+    opened: u64,
+    is_interested: impl Fn(&PersonId) -> bool,
+) -> bool {
+    passkey
+        .confirmation
+        .as_ref()
+        .is_some_and(|confirmation| match &confirmation.by {
+            Confirmer::Person { id, .. } => confirmation.index <= opened || !is_interested(id),
+            Confirmer::Host { .. } => true,
+        })
+}
+
+/// Whether the person who invited the enrolment of a passkey is still the one who did, with a key that lives.
+pub(super) fn inviter_stands(
+    passkey: &Passkey,
+    bundle: &PolicyBundle,
+    people: &PeopleCredentials<'_>,
+) -> bool {
+    let inviter = &passkey.invited_by;
+    bundle.person(inviter).is_some()
+        && people.get(inviter).since < passkey.index
+        && !people.living_keys(inviter).is_empty()
+}
+
+/// Whether a passkey counts for an action only once it is confirmed; a change of the policy bundle has a high risk.
+pub(super) fn requires_confirmation(action: &str, bundle: &PolicyBundle) -> bool {
+    let action = ActionName::parse(action).ok();
+    let risk = action.and_then(|action| bundle.action(&action)?.risk);
+    risk.unwrap_or(Risk::High) >= bundle.approval_limits().confirm_at_or_above
+}
+
+/// Whether a person's approval under a profile leaves the other required profiles without enough people, who would be enough if the
+/// person approved under another.
+fn is_needed_elsewhere(
+    (person, hand): (&PersonId, &PersonId),
+    profile: &ProfileName,
+    request: &Recorded<'_, AccessRequest>,
+    tally: &VoteTally,
     voter_context: VoterContext<'_>,
-) -> usize {
-    let everyone = voter_context.read.everyone();
-    let can_vote = |person: &&Person| {
-        let able = || {
-            let keys = everyone.living_keys(&person.id);
-            let is_passkey = |key: &Thumbprint| person.key(*key).is_none();
-            match profile.method {
-                VoteMethod::Key => !keys.is_empty(),
-                VoteMethod::Passkey => keys.iter().any(is_passkey),
-            }
-        };
-        person.roles.contains(&Role::Approver)
-            && person.groups.contains(&profile.group)
-            && person.id != *owner
-            && able()
-    };
-    voter_context.bundle.people().filter(can_vote).count()
+) -> bool {
+    let required = request.required_profiles();
+    if required.len() < 2 {
+        return false;
+    }
+    let defined: Vec<&StepUpProfile> = required
+        .iter()
+        .filter_map(|need| voter_context.bundle.profile(&need.name))
+        .collect();
+    let bundle = voter_context.bundle;
+    let owner_now = request.opened.agent().and_then(|id| bundle.agent(id));
+    let mut never = vec![request.opened.owner()];
+    never.extend(owner_now.as_ref().map(|agent| &agent.owner));
+    let task = request
+        .opened
+        .task()
+        .and_then(|task| voter_context.read.task(&task));
+    never.extend(task.as_ref().map(|task| &task.opened.owner));
+    let mut with_vote = tally.clone();
+    // A vote by one's own hand takes the place of one that an unconfirmed passkey gave as that hand.
+    if let Some(other) = with_vote.hands.insert(hand.clone(), person.clone()) {
+        for voters in with_vote.counted.values_mut() {
+            voters.remove(&other);
+        }
+    }
+    let voters = with_vote.counted.entry(profile.clone()).or_default();
+    voters.insert(person.clone(), VoteMethod::Passkey);
+    let subject = VoteSubject::of(request);
+    can_be_met(&defined, subject, tally, &never, voter_context)
+        && !can_be_met(&defined, subject, &with_vote, &never, voter_context)
+}
+
+/// Why a vote by a registered key does not count under this profile, where a vote by passkey would.
+pub const fn passkey_required(profile: &StepUpProfile) -> Ineligible {
+    match profile.method {
+        VoteMethod::Passkey => Ineligible::PasskeyRequired,
+        VoteMethod::Key => Ineligible::RiskRequiresPasskey,
+    }
 }
 
 fn may_vote(
     person: &Person,
     profile: &StepUpProfile,
     request: &AccessRequest,
-    VoterContext { bundle, read, .. }: VoterContext<'_>,
+    voter_context: VoterContext<'_>,
 ) -> Result<(), Ineligible> {
-    if !person.roles.contains(&Role::Approver) {
+    if !person.roles.contains(&profile.role) {
         return Err(Ineligible::NotApprover);
     }
-    // Neither the owner as registered now, nor the one at the opening of the request, nor the one at that of the task may vote.
-    let owner_now = bundle.agent(&request.opened.agent).map(|a| a.owner.clone());
-    let task = read.task(&request.opened.task);
+    if has_interest(&person.id, request, voter_context) {
+        return Err(match request.opened.by_person() {
+            Some(_) => Ineligible::Proposer,
+            None => Ineligible::Owner,
+        });
+    }
+    match profile.takes(person) {
+        true => Ok(()),
+        false => Err(Ineligible::NotInGroup),
+    }
+}
+
+/// Whether a person has an interest of their own in an access request: the proposer of a policy bundle; of an agent's the owner as
+/// registered now, the one at the opening of the request, and the one at that of the task.
+fn has_interest(
+    person: &PersonId,
+    request: &AccessRequest,
+    VoterContext { bundle, read, .. }: VoterContext<'_>,
+) -> bool {
+    let Some(by) = request.opened.by_agent() else {
+        return request.opened.owner() == person;
+    };
+    let owner_now = bundle.agent(&by.agent).map(|a| a.owner.clone());
+    let task = read.task(&by.task);
     let opener = task.as_ref().map(|task| &task.opened.owner);
-    if opener.is_none_or(|opener| *opener == person.id)
-        || request.opened.owner == person.id
-        || owner_now.as_ref() == Some(&person.id)
-    {
-        return Err(Ineligible::Owner);
-    }
-    if !person.groups.contains(&profile.group) {
-        return Err(Ineligible::NotInGroup);
-    }
-    Ok(())
+    opener.is_none_or(|opener| opener == person)
+        || by.owner == *person
+        || owner_now.as_ref() == Some(person)
 }
 
 /// The tally of votes on an access request at a moment.
@@ -143,8 +352,10 @@ fn may_vote(
 pub struct VoteTally {
     /// Profiles with a quorum of distinct approving people.
     pub satisfied: BTreeSet<ProfileName>,
-    /// The counted people, by profile.
-    pub counted: BTreeMap<ProfileName, BTreeSet<PersonId>>,
+    /// The hands of the counted votes, each with its voter: their own, or that of the person who invited an unconfirmed passkey.
+    pub hands: BTreeMap<PersonId, PersonId>,
+    /// The counted people, by profile, each with how the vote is signed.
+    pub counted: BTreeMap<ProfileName, BTreeMap<PersonId, VoteMethod>>,
     /// The shortest lifetime that a counted vote of a satisfied profile agreed to, in seconds.
     pub max_ttl: Option<i64>,
     /// The fewest uses that a counted vote of a satisfied profile agreed to.
@@ -157,8 +368,8 @@ pub struct VoteTally {
 
 /// Counts the votes.
 ///
-/// INVARIANT (a vote counts only for its statement): each counted approval has a valid signature, by a key or passkey that is
-/// *now* one of a person eligible *now*, over a statement of exactly this action, agent, owner, task, key and profile
+/// INVARIANT (a vote counts only for its statement): each counted approval has a valid signature, by a passkey that is *now* one of
+/// a person eligible *now*, or by such a key where profile and today's risk of the action accept keys, over a statement of exactly this action, agent, owner, task, key and profile
 /// definition, and of no more than the requested lifetime and uses.
 pub fn tally(
     request: &Recorded<'_, AccessRequest>,
@@ -169,9 +380,10 @@ pub fn tally(
     let mut tally = VoteTally::default();
     let open = matches!(
         request.status,
-        StoredStatus::Pending | StoredStatus::Consumed(_)
+        StoredStatus::Pending | StoredStatus::Consumed(_) | StoredStatus::Applied
     );
     if !open
+        || request.votes.is_empty()
         || request
             .votes
             .iter()
@@ -179,36 +391,26 @@ pub fn tally(
     {
         return tally;
     }
-    let voters = request.votes.iter().map(|vote| vote.cast.voter.clone());
-    let people = voter_context.read.people(voters.collect());
-    let mut voted = BTreeSet::new();
-    let mut counted_votes: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
-    for vote in &request.votes {
-        // Each person counts once, with any number of keys, and for one profile only.
-        if vote_counts(vote, request, &people, voter_context, now)
-            && voted.insert(vote.cast.voter.clone())
-        {
-            counted_votes
-                .entry(vote.cast.profile.name.clone())
-                .or_default()
-                .push(vote);
-        }
+    let mut by_profile: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
+    for (hand, vote) in counted_votes(request, voter_context, now) {
+        tally.hands.insert(hand, vote.cast.voter.clone());
+        let profile = vote.cast.profile.name.clone();
+        by_profile.entry(profile).or_default().push(vote);
     }
-    for (name, votes) in counted_votes {
+    for (name, votes) in by_profile {
         tally.counted.insert(
             name.clone(),
-            votes.iter().map(|v| v.cast.voter.clone()).collect(),
+            votes
+                .iter()
+                .map(|v| (v.cast.voter.clone(), v.cast.method()))
+                .collect(),
         );
         let quorum = bundle.profile(&name).map_or(u32::MAX, |p| p.quorum);
         if votes.len() < usize::try_from(quorum).unwrap_or(usize::MAX) {
             continue;
         }
         for vote in votes {
-            tally.max_ttl = Some(
-                tally
-                    .max_ttl
-                    .map_or(vote.cast.max_ttl, |t| t.min(vote.cast.max_ttl)),
-            );
+            tally.max_ttl = tally.max_ttl.into_iter().chain(vote.cast.max_ttl).min();
             tally.uses = tally.uses.into_iter().chain(vote.cast.uses).min();
             tally.not_after = Some(
                 tally
@@ -222,56 +424,167 @@ pub fn tally(
     tally
 }
 
-fn vote_counts(
+/// The approvals that count, by the hand that gave each. A person and a hand count once, with any number of keys, and for one profile
+/// only. Votes of people's own hands come first: the hand of a person who has voted is not another's to use.
+fn counted_votes<'r>(
+    request: &'r AccessRequest,
+    voter_context: VoterContext<'_>,
+    now: Timestamp,
+) -> BTreeMap<PersonId, &'r VoteRecord> {
+    let voters = request.votes.iter().map(|vote| vote.cast.voter.clone());
+    let people = voter_context.read.people(voters.collect());
+    let facts = facts::card_facts(request, voter_context.bundle)
+        .digest()
+        .ok();
+    let hand = |vote: &'r std::sync::Arc<VoteRecord>| {
+        if facts != Some(vote.cast.facts) {
+            return None;
+        }
+        let hand = counted_hand(vote, request, &people, voter_context, now)?;
+        Some((hand, &**vote))
+    };
+    let mut votes: Vec<(PersonId, &VoteRecord)> = request.votes.iter().filter_map(hand).collect();
+    // Stable: the first vote of a hand is the one that counts.
+    votes.sort_by_key(|(hand, vote)| *hand != vote.cast.voter);
+    let mut voted = BTreeSet::new();
+    let mut counted = BTreeMap::new();
+    for (hand, vote) in votes {
+        if !counted.contains_key(&hand) && voted.insert(&vote.cast.voter) {
+            counted.insert(hand, vote);
+        }
+    }
+    counted
+}
+
+/// Whose hand an approval on record is now; `None` when it does not count by itself.
+fn counted_hand(
     vote: &VoteRecord,
     request: &AccessRequest,
     people: &PeopleCredentials<'_>,
     voter_context: VoterContext<'_>,
     now: Timestamp,
-) -> bool {
+) -> Option<PersonId> {
     let cast = &vote.cast;
     let bundle = voter_context.bundle;
-    let Some(person) = bundle.person(&cast.voter) else {
-        return false;
-    };
-    let Some(profile) = bundle.profile(&cast.profile.name) else {
-        return false;
-    };
-    let Some(action) = &request.action else {
-        return false;
-    };
+    let person = bundle.person(&cast.voter)?;
+    let profile = bundle.profile(&cast.profile.name)?;
     let eligible = cast.verdict == Verdict::Approve
+        && request.required_profiles().contains(&cast.profile)
         && now < cast.not_after
         && profile.digest() == cast.profile.digest
         && may_vote(person, profile, request, voter_context).is_ok();
+    let method = bundle.vote_method(profile, &request.opened.action.action);
     let by_passkey = cast.assertion.is_some();
     let enrolled = people.get(&cast.voter);
     // A vote from before the person left, lost a role, group or key, came or returned is not theirs as they are now.
     if vote.index <= enrolled.votes_since || people.may_act(&cast.voter, cast.key).is_err() {
-        return false;
+        return None;
     }
-    let key = VotingKey::find(person, &enrolled, cast.key, profile.method, by_passkey);
+    let hand = hand(
+        &cast.voter,
+        cast.key,
+        &enrolled,
+        profile,
+        request,
+        voter_context,
+    )
+    .ok()?;
+    let key = VotingKey::find(person, &enrolled, cast.key, method, by_passkey);
     let (true, Ok(key)) = (eligible, key) else {
-        return false;
+        return None;
     };
     let proofs = voter_context.proofs;
-    let Some(statement) = proofs.verified_statement(vote, &key) else {
-        return false;
-    };
+    let statement = proofs.verified_statement(vote, &key)?;
     let opened = &request.opened;
-    statement.realm == *voter_context.realm
+    // The owner of today: the facts, which are compared before, say the same.
+    let requester = requester_of(request, voter_context);
+    let says_so = statement.realm == *voter_context.realm
         && statement.access_request_id == opened.access_request
-        && statement.agent == opened.agent
-        && statement.owner == opened.owner
-        && statement.task == opened.task
-        && statement.action == action.to_json()
+        && Some(&statement.requester) == requester.as_ref()
+        && statement.action == opened.action
+        && statement.facts == cast.facts
         && uses_within(statement.uses, opened.uses)
         && statement.uses == cast.uses
         && statement.verdict == Verdict::Approve
         && statement.profile == cast.profile
+        && statement.max_ttl.is_some() == opened.max_ttl.is_some()
         && statement.max_ttl <= opened.max_ttl
         && statement.max_ttl == cast.max_ttl
-        && Timestamp::from_secs(statement.not_after) == cast.not_after
+        && Timestamp::from_secs(statement.not_after) == cast.not_after;
+    says_so.then_some(hand)
+}
+
+/// The requester as a statement names it now; absent when the task or agent is not on record.
+pub fn requester_of(
+    request: &AccessRequest,
+    VoterContext { bundle, read, .. }: VoterContext<'_>,
+) -> Option<StatementRequester> {
+    Some(match &request.opened.requester {
+        AccessRequester::Agent(by) => StatementRequester::Agent {
+            id: by.agent.clone(),
+            owner: bundle.agent(&by.agent)?.owner.clone(),
+            task: by.task,
+            task_key: read.task(&by.task)?.opened.binding.jkt(),
+        },
+        AccessRequester::Person(by) => StatementRequester::Person {
+            id: by.person.clone(),
+        },
+    })
+}
+
+/// An approval whose facts are not those of today.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VoidApproval {
+    /// The voter.
+    pub voter: PersonId,
+    /// What has changed since, in words.
+    pub changed: Vec<String>,
+}
+
+/// The approvals of a pending access request that do not count because what they were given for has changed: for each by its place among
+/// the votes, what has changed, in words.
+pub fn void_votes(request: &AccessRequest, bundle: &PolicyBundle) -> BTreeMap<usize, Vec<String>> {
+    if request.status != StoredStatus::Pending || request.votes.is_empty() {
+        return BTreeMap::new();
+    }
+    let now = facts::card_facts(request, bundle);
+    let digest = now.digest().ok();
+    let changed = |(n, vote): (usize, &std::sync::Arc<VoteRecord>)| {
+        let is_required = request.required_profiles().contains(&vote.cast.profile);
+        if vote.cast.verdict != Verdict::Approve || digest == Some(vote.cast.facts) && is_required {
+            return None;
+        }
+        let then = vote.facts.as_ref();
+        let then: Option<CardFacts> = then.and_then(|text| json::parse_as(text.as_bytes()).ok());
+        let mut changed = then.map_or_else(Vec::new, |then| then.changed(&now));
+        if !is_required {
+            changed.push("approvals that are required".to_owned());
+        }
+        Some((n, changed))
+    };
+    let votes = request.votes.iter().enumerate();
+    votes.filter_map(changed).collect()
+}
+
+/// The same for people who have not approved again since.
+pub fn void_approvals(request: &AccessRequest, bundle: &PolicyBundle) -> Vec<VoidApproval> {
+    let void = void_votes(request, bundle);
+    let again: BTreeSet<&PersonId> = request
+        .votes
+        .iter()
+        .enumerate()
+        .filter(|(n, vote)| vote.cast.verdict == Verdict::Approve && !void.contains_key(n))
+        .map(|(_, vote)| &vote.cast.voter)
+        .collect();
+    let voter = |n: &usize| request.votes.get(*n).map(|vote| vote.cast.voter.clone());
+    void.iter()
+        .filter_map(|(n, changed)| Some((voter(n)?, changed)))
+        .filter(|(voter, _)| !again.contains(voter))
+        .map(|(voter, changed)| VoidApproval {
+            voter,
+            changed: changed.clone(),
+        })
+        .collect()
 }
 
 /// Whether a number of uses is within a bound; `None` is unlimited.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::tree::{Frontier, leaf_hash};
-use super::vote_error::{GrantError, VoteError};
+use super::vote_error::{AgreementError, GrantError, VoteError};
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, ParseError, Stream, Timestamp, Version};
 
@@ -102,6 +102,14 @@ pub enum AuditError {
         head: u64,
         /// Of the last entry.
         last: u64,
+    },
+    /// The agreement to a change of the policy bundle cannot be verified.
+    #[error("the policy bundle of entry {index}: {why}")]
+    Agreement {
+        /// Index of the entry.
+        index: u64,
+        /// The cause.
+        why: AgreementError,
     },
     /// A blob's content does not have its hash.
     #[error("the blob {0} was changed: its content has another hash")]

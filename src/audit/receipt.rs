@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::Checkpoint;
 use crate::model::json::{self, JsonError};
 use crate::model::*;
-use crate::policy::{StepUpProfile, VoteMethod};
+use crate::policy::{Role, StepUpProfile};
 
 /// The `form` of a receipt.
 pub const RECEIPT_FORM: &str = "dipylon/token-receipt/v1";
@@ -91,12 +91,12 @@ pub struct ReceiptEntry {
 pub struct VoteEvidence {
     /// Index of its entry.
     pub index: u64,
-    /// The signed statement; absent when it shows sensitive parameters.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub statement: Option<String>,
-    /// The signed digest, in place of the statement.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub statement_digest: Option<Digest>,
+    /// How it was signed: by a key of `people.toml`, or by passkey.
+    pub method: VoteMethod,
+    /// The signed statement: it has commitments in place of sensitive parameters.
+    pub statement: String,
+    /// The facts that the voter's card showed, whose digest the statement has.
+    pub facts: String,
     /// The WebAuthn evidence of a vote by passkey. The passkey's public key is in the entry of its enrolment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub assertion: Option<String>,
@@ -139,13 +139,11 @@ impl From<&StepUpProfile> for ProfileDefinition {
 impl ProfileDefinition {
     /// The profile; `None` for an unknown method.
     pub(super) fn profile(&self) -> Option<StepUpProfile> {
-        let methods = [VoteMethod::Key, VoteMethod::Passkey];
-        let method = methods
-            .into_iter()
-            .find(|method| method.as_str() == self.method)?;
+        let method = VoteMethod::parse(&self.method).ok()?;
         Some(StepUpProfile {
             name: self.name.clone(),
             group: self.group.clone(),
+            role: Role::Approver,
             quorum: self.quorum,
             wait_s: self.wait,
             good_for_s: self.good_for,

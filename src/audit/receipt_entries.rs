@@ -26,7 +26,7 @@ pub struct RecordedToken {
     /// Index of the entry that put the policy bundle in force.
     pub policy_index: u64,
     /// The access request that it consumed, with the index of its entry.
-    pub request: Option<(u64, AccessRequestOpened)>,
+    pub(super) request: Option<RecordedRequest>,
     /// Indexes of the votes on it, oldest first.
     pub vote_indexes: Vec<u64>,
     /// Number of uses on record.
@@ -217,12 +217,22 @@ impl RecordedToken {
 }
 
 /// An access request with the index of its entry, and the indexes of its votes.
-type Approval = (Option<(u64, AccessRequestOpened)>, Vec<u64>);
+type Approval = (Option<RecordedRequest>, Vec<u64>);
+
+/// The access request of a token: its opening, and what it required when the token was issued.
+#[derive(Debug, Clone)]
+pub(super) struct RecordedRequest {
+    /// The opening.
+    pub opened: AccessRequestOpened,
+    /// The profiles that it required last.
+    pub required: Vec<ProfileRef>,
+}
 
 impl Entries<'_> {
     /// The access request that the token consumed, and every vote on it, back from the issue.
     fn approval(&mut self, issue: &Entry, issued: &TokenIssued) -> Result<Approval, ReceiptError> {
         let claimed = issued.approval.as_ref().map(|claim| claim.access_request);
+        let mut required = None;
         let Some(id) = issued.consumed else {
             return match claimed {
                 Some(_) => refuse("the token has an approval and consumed no access request"),
@@ -247,10 +257,19 @@ impl Entries<'_> {
             at = self.take(index, what)?;
             match &at.event {
                 Event::VoteCast(f) if f.access_request == id => votes.push(index),
+                // The last one says what the approval had to be.
+                Event::AccessRequestReassessed(f) if f.access_request == id => {
+                    required.get_or_insert_with(|| f.decision.required_profiles.clone());
+                }
                 Event::AccessRequestOpened(f) if f.access_request == id => {
                     votes.reverse();
                     check_request(f, issued)?;
-                    return Ok((Some((index, f.clone())), votes));
+                    let required = required.unwrap_or_else(|| f.required_profiles().to_vec());
+                    let request = RecordedRequest {
+                        opened: f.clone(),
+                        required,
+                    };
+                    return Ok((Some(request), votes));
                 }
                 _ => {
                     return refuse(format!(
@@ -296,7 +315,7 @@ pub(super) fn enrolment<'a>(
 }
 
 fn check_request(opened: &AccessRequestOpened, issued: &TokenIssued) -> Result<(), ReceiptError> {
-    if opened.task != issued.task || opened.agent != issued.agent {
+    if opened.task() != Some(issued.task) || opened.agent() != Some(&issued.agent) {
         return refuse("the access request is of another task or agent than the token");
     }
     if !is_same_action(&opened.action, &issued.action) {

@@ -220,20 +220,19 @@ impl VerifiedReceipt {
                     .to_owned(),
             );
         }
-        if self.votes.iter().any(|vote| vote.by_passkey) {
+        if self
+            .votes
+            .iter()
+            .any(|vote| vote.method == VoteMethod::Passkey)
+        {
             limits.push(
                 "whose the origins are on which passkeys signed is not in it: compare them with the broker's console".to_owned(),
             );
         }
-        if self.votes.iter().any(|vote| !vote.by_passkey) {
+        if self.votes.iter().any(|vote| vote.method == VoteMethod::Key) {
             limits.push(
-                "that a key of people.toml was that person's is the broker's word: the policy bundle has it".to_owned(),
-            );
-        }
-        if self.votes.iter().any(|vote| vote.is_withheld) {
-            limits.push(
-                "the statements are not in it because they show sensitive parameters: that what was signed is a yes to this action, for this \
-                 profile, life and number of uses, is the broker's word"
+                "that a key of people.toml was that person's, and that the action's risk accepts a vote by key, is the broker's word: the \
+                 policy bundle has both"
                     .to_owned(),
             );
         }

@@ -1,16 +1,17 @@
 //! The votes of a token receipt: each proof, and whether enough people agreed to what the token allows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 use super::receipt::{ReceiptError, ReceiptPart, TokenReceipt, VoteEvidence};
-use super::receipt_entries::{RecordedToken, enrolment};
+use super::receipt_entries::{RecordedRequest, RecordedToken, enrolment};
+use crate::card::CardFacts;
 use crate::jose::{AuthenticatorKey, PublicKey};
 use crate::model::*;
-use crate::policy::{StepUpProfile, VoteMethod};
+use crate::policy::StepUpProfile;
 use crate::webauthn::{self, Assertion};
 
 /// A vote whose signature was verified.
@@ -24,8 +25,8 @@ pub struct VerifiedVote {
     pub voter: PersonId,
     /// The voter's key.
     pub key: Thumbprint,
-    /// Whether the key is a passkey.
-    pub by_passkey: bool,
+    /// How it was signed.
+    pub method: VoteMethod,
     /// The web origin on which a passkey signed.
     pub origin: Option<String>,
     /// Approve or deny.
@@ -34,8 +35,8 @@ pub struct VerifiedVote {
     pub profile: ProfileName,
     /// Longest token lifetime that it agrees to, in seconds.
     pub max_ttl: i64,
-    /// Whether only the signed digest of its statement is in the receipt.
-    pub is_withheld: bool,
+    /// What the voter's card showed.
+    pub facts: CardFacts,
 }
 
 fn refuse<T>(part: ReceiptPart, why: impl Into<String>) -> Result<T, ReceiptError> {
@@ -58,7 +59,9 @@ pub(super) fn check<'a>(
     let mut votes = Vec::new();
     for evidence in &receipt.votes {
         let index = evidence.index;
-        let (Some(entry), Some((_, opened))) = (entries.get(&index), &token.request) else {
+        let (Some(entry), Some(RecordedRequest { opened, .. })) =
+            (entries.get(&index), &token.request)
+        else {
             return refuse(ReceiptPart::Votes, format!("entry {index} is missing"));
         };
         let Event::VoteCast(cast) = &entry.event else {
@@ -70,10 +73,13 @@ pub(super) fn check<'a>(
             opened,
         };
         let passkey = enrolment(entries, index, cast).map(|(_, passkey)| passkey);
-        let (identity, origin) = context.proof(cast, evidence, passkey).map_err(|why| {
+        let refused = |why: String| {
             let why = format!("the vote of {} in entry {index}: {why}", cast.voter);
             ReceiptError::new(ReceiptPart::Votes, why)
-        })?;
+        };
+        let facts = shown(cast, evidence).map_err(refused)?;
+        let proof = context.proof(cast, evidence, &facts, passkey);
+        let (identity, origin) = proof.map_err(refused)?;
         let holder = holders.entry(identity).or_insert(&cast.voter);
         if **holder != cast.voter {
             let why = format!("{holder} and {} voted with one key", cast.voter);
@@ -84,16 +90,28 @@ pub(super) fn check<'a>(
             at: entry.at,
             voter: cast.voter.clone(),
             key: cast.key,
-            by_passkey: cast.assertion.is_some(),
+            method: cast.method(),
             origin,
             verdict: cast.verdict,
             profile: cast.profile.name.clone(),
-            max_ttl: cast.max_ttl,
-            is_withheld: evidence.statement.is_none(),
+            max_ttl: cast.max_ttl.unwrap_or(0),
+            facts,
         };
         votes.push((cast, vote));
     }
     Ok(votes)
+}
+
+/// The facts that the voter's card showed.
+fn shown(cast: &VoteCast, evidence: &VoteEvidence) -> Result<CardFacts, String> {
+    let text = &evidence.facts;
+    if Digest::sha256(text.as_bytes()) != cast.facts {
+        return Err("its facts are not the ones of the entry".to_owned());
+    }
+    let facts: Option<CardFacts> = json::parse_as(text.as_bytes()).ok();
+    facts
+        .filter(|facts| facts.canonical().ok().as_ref() == Some(text))
+        .ok_or_else(|| "its facts cannot be read".to_owned())
 }
 
 /// What the statement of a vote must be about.
@@ -109,9 +127,13 @@ impl VoteContext<'_> {
         &self,
         cast: &VoteCast,
         evidence: &VoteEvidence,
+        facts: &CardFacts,
         passkey: Option<&PasskeyOnRecord>,
     ) -> Result<(KeyIdentity, Option<String>), String> {
-        let digest = self.signed_digest(cast, evidence)?;
+        if evidence.method != cast.method() {
+            return Err("its method is not the one of the entry".to_owned());
+        }
+        let digest = self.signed_digest(cast, &evidence.statement, facts)?;
         let signature = URL_SAFE_NO_PAD.decode(&cast.signature);
         let signature = signature.map_err(|_| "its signature is not base64url")?;
         match (cast.assertion, &evidence.assertion, &evidence.jwk) {
@@ -160,42 +182,41 @@ impl VoteContext<'_> {
         }
     }
 
-    /// The digest that was signed: of the statement, which must say what the entries say; or alone, where the statement would show
-    /// sensitive parameters.
-    fn signed_digest(&self, cast: &VoteCast, evidence: &VoteEvidence) -> Result<Digest, String> {
+    /// The digest that was signed: of the statement, which must say what the entries and the card said.
+    fn signed_digest(
+        &self,
+        cast: &VoteCast,
+        text: &str,
+        facts: &CardFacts,
+    ) -> Result<Digest, String> {
         let opened = self.opened;
-        let is_sensitive = opened.secret.is_some();
-        let text = match (&evidence.statement, evidence.statement_digest) {
-            (Some(text), None) if !is_sensitive => text,
-            (None, Some(digest)) if is_sensitive => return Ok(digest),
-            (Some(_) | None, _) => {
-                return Err(
-                    "expected its statement, or the digest alone where parameters are sensitive"
-                        .to_owned(),
-                );
-            }
-        };
         if Digest::sha256(text.as_bytes()) != cast.statement {
             return Err("its statement is not the one of the entry".to_owned());
         }
         let statement = VoteStatement::parse(text).map_err(|_| "its statement cannot be read")?;
-        let action = json!({
-            "action": opened.action.action,
-            "audience": opened.action.audience,
-            "parameters": opened.action.parameters,
-            "target": opened.action.target,
-        });
+        let requester = match &statement.requester {
+            StatementRequester::Agent {
+                id,
+                owner,
+                task,
+                task_key,
+            } => {
+                opened.agent() == Some(id)
+                    && *owner == facts.owner.id
+                    && opened.task() == Some(*task)
+                    && *task_key == self.task.binding.jkt()
+            }
+            StatementRequester::Person { .. } => false,
+        };
         let same = [
             ("realm", statement.realm == *self.realm),
             (
                 "access request",
                 statement.access_request_id == cast.access_request,
             ),
-            ("agent", statement.agent == opened.agent),
-            ("owner", statement.owner == opened.owner),
-            ("task", statement.task == opened.task),
-            ("task key", statement.task_key == self.task.binding.jkt()),
-            ("action", statement.action == action),
+            ("requester", requester),
+            ("action", statement.action == opened.action),
+            ("facts", statement.facts == cast.facts),
             ("verdict", statement.verdict == cast.verdict),
             ("profile", statement.profile == cast.profile),
             ("longest life", statement.max_ttl == cast.max_ttl),
@@ -270,55 +291,76 @@ pub(super) fn check_token(
             "the profiles are not the ones that its approval names",
         );
     }
-    let Some((_, opened)) = &token.request else {
+    let Some(request) = &token.request else {
         return Ok(());
     };
     if votes.iter().any(|(cast, _)| cast.verdict == Verdict::Deny) {
         return refuse(part, "a person denied its access request");
     }
-    // A person counts once, for the latest vote: another one is cast only when those before it no longer count.
-    let mut latest: BTreeMap<&PersonId, &VoteCast> = BTreeMap::new();
+    // Votes for what the access request required last, by the facts that their cards showed: those for other facts were void. A person
+    // counts once for the same facts, for the latest vote: another one is cast only when those before it no longer count.
+    let mut by_facts: BTreeMap<Digest, BTreeMap<&PersonId, &VoteCast>> = BTreeMap::new();
     let covering = votes
         .iter()
-        .filter(|(cast, _)| cast.voter != opened.owner && cast.voter != token.task.owner)
+        .filter(|(cast, vote)| {
+            // Neither the owner at the opening of the request or task nor the one at the vote counts.
+            let owners = [
+                request.opened.owner(),
+                &token.task.owner,
+                &vote.facts.owner.id,
+            ];
+            !owners.contains(&&cast.voter)
+        })
         .filter(|(cast, _)| covers(cast, token));
-    latest.extend(covering.map(|(cast, _)| (&cast.voter, *cast)));
+    for (cast, _) in covering.filter(|(cast, _)| request.required.contains(&cast.profile)) {
+        let latest = by_facts.entry(cast.facts).or_default();
+        latest.insert(&cast.voter, cast);
+    }
+    let mut profiles = Vec::new();
     for definition in &receipt.profiles {
         let name = &definition.name;
-        let profile = definition.profile().filter(|profile| {
-            opened
-                .decision
-                .required_profiles
-                .contains(&profile.reference())
-        });
+        let profile = definition
+            .profile()
+            .filter(|profile| request.required.contains(&profile.reference()));
         let Some(profile) = profile else {
             return refuse(
                 part,
                 format!("profile {name} is not the one that its access request requires"),
             );
         };
-        let people: BTreeSet<&PersonId> = latest
-            .iter()
-            .filter(|(_, cast)| counts_for(cast, &profile))
-            .map(|(person, _)| *person)
-            .collect();
-        let quorum = usize::try_from(profile.quorum).unwrap_or(usize::MAX);
-        if profile.quorum == 0 || people.len() < quorum {
-            let why = format!(
-                "expected {quorum} people for profile {name}, got {}",
-                people.len()
-            );
-            return refuse(part, why);
+        profiles.push(profile);
+    }
+    let mut why = "nobody voted for what it required last".to_owned();
+    if profiles.is_empty() {
+        return Ok(());
+    }
+    for latest in by_facts.values() {
+        let short = profiles.iter().find_map(|profile| {
+            let people = latest.values().filter(|cast| counts_for(cast, profile));
+            let (people, quorum) = (people.count(), usize::try_from(profile.quorum));
+            let quorum = quorum.unwrap_or(usize::MAX);
+            (quorum == 0 || people < quorum).then(|| {
+                format!(
+                    "expected {quorum} people for profile {}, got {people}",
+                    profile.name
+                )
+            })
+        });
+        match short {
+            None => return Ok(()),
+            Some(short) => why = short,
         }
     }
-    Ok(())
+    refuse(part, why)
 }
 
 /// Whether a vote agrees to at least what the token allows.
 fn covers(cast: &VoteCast, token: &RecordedToken) -> bool {
     let issued = &token.issued;
     cast.verdict == Verdict::Approve
-        && cast.max_ttl >= issued.decision.ttl.granted
+        && cast
+            .max_ttl
+            .is_some_and(|most| most >= issued.decision.ttl.granted)
         && cast.not_after > issued.decision.input.now
         && cast.not_after >= Timestamp::from_secs(issued.exp)
         && match (cast.uses, issued.uses) {
@@ -329,6 +371,5 @@ fn covers(cast: &VoteCast, token: &RecordedToken) -> bool {
 }
 
 fn counts_for(cast: &VoteCast, profile: &StepUpProfile) -> bool {
-    let by_passkey = cast.assertion.is_some();
-    cast.profile == profile.reference() && (by_passkey || profile.method == VoteMethod::Key)
+    cast.profile == profile.reference() && profile.method.accepts(cast.method())
 }

@@ -17,6 +17,9 @@ pub enum VoteError {
     /// The vote is by a key of `people.toml`, but its profile requires a passkey.
     #[error("its profile requires a passkey, and it was signed with a plain key")]
     PasskeyRequired,
+    /// The vote is by a key of `people.toml`, but the action's risk requires a passkey.
+    #[error("its action's risk requires a passkey, and it was signed with a plain key")]
+    RiskRequiresPasskey,
     /// The access request was not pending at the vote.
     #[error("its access request was not pending then")]
     RequestNotPending,
@@ -70,6 +73,27 @@ pub enum GrantError {
     Wider,
 }
 
+/// Why the agreement to a change of the policy bundle cannot be verified.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AgreementError {
+    /// The bundle before it asks others to agree, and the entry names no proposal.
+    #[error(
+        "the bundle before it asks others than its operator to agree, and it names no proposal"
+    )]
+    NoProposal,
+    /// The changes that people were shown are not those between the two bundles.
+    #[error("the changes that it shows are not those between the two bundles")]
+    Changes,
+    /// The votes that counted are fewer than the bundle before it asks for.
+    #[error("{counted} people agreed to it then, and the bundle before it asks for {quorum}")]
+    Quorum {
+        /// People whose votes counted.
+        counted: usize,
+        /// People whom the bundle asks for.
+        quorum: u32,
+    },
+}
+
 /// Counts of verified votes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VoteReport {
@@ -81,4 +105,6 @@ pub struct VoteReport {
     pub origins: BTreeSet<String>,
     /// Tokens whose approval was verified: a quorum of distinct people with distinct living keys, for each profile.
     pub approved_tokens: u64,
+    /// Policy bundles to which others than their proposer agreed, as the bundle before asked.
+    pub agreed_changes: u64,
 }

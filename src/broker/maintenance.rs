@@ -14,13 +14,58 @@ use crate::state::{Deadline, Read, StoredStatus};
 
 /// Time between two maintenance ticks.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two looks for agreed policy bundles that are not in force: the vote that completes the agreement does it at once.
+const AGREED_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Ends a task with the one that started it.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Time between two looks at what waiting access requests require, in milliseconds.
+const REASSESS_INTERVAL_MS: i64 = 2_000;
+/// Access requests looked at in one interval.
+const REASSESSED_MAX: usize = 512;
+
+/// How far the looks at waiting access requests have come.
+#[derive(Debug)]
+pub(super) struct ReassessProgress {
+    at: Timestamp,
+    /// The last one looked at; absent before the first.
+    last: Option<AccessRequestId>,
+}
+
+impl Default for ReassessProgress {
+    fn default() -> Self {
+        Self {
+            at: Timestamp::from_millis(0),
+            last: None,
+        }
+    }
+}
+
 /// Deadlines handled in one tick.
 const DUE_PER_TICK_MAX: usize = 512;
 
 impl Broker {
+    /// Puts agreed policy bundles in force until the journal stops: beside the maintenance that no apply may hold up.
+    async fn run_agreed(self: Arc<Self>) {
+        let tail = self.journal.head();
+        while !tail.borrow().failed {
+            tokio::time::sleep(AGREED_INTERVAL).await;
+            self.apply_all_agreed().await;
+        }
+    }
+
     /// Runs until the journal stops.
     pub async fn run_maintenance(self: Arc<Self>) {
         let tail = self.journal.head();
+        let agreed = tokio::spawn(Arc::clone(&self).run_agreed());
+        let _stops_with_this = AbortOnDrop(agreed.abort_handle());
         let mut is_failing = false;
         loop {
             tokio::time::sleep(MAINTENANCE_INTERVAL).await;
@@ -53,7 +98,41 @@ impl Broker {
         let flushed = self.flush_pending_revocations().await;
         let enforced = self.enforce_changed_policy().await;
         let counted = self.journal_refusal_count(now).await;
-        expired.and(flushed).and(enforced).and(counted)
+        let reassessed = self.reassess_waiting(now).await;
+        expired
+            .and(flushed)
+            .and(enforced)
+            .and(counted)
+            .and(reassessed)
+    }
+
+    /// Puts on record what waiting access requests require now, where time has changed it, some of them at each interval.
+    async fn reassess_waiting(&self, now: Timestamp) -> Result<(), AppendError> {
+        let ids = {
+            let mut progress = self.lock(&self.reassessed);
+            if now.since(progress.at).abs() < REASSESS_INTERVAL_MS {
+                return Ok(());
+            }
+            progress.at = now;
+            let all = self.show().unclosed_requests();
+            let first = progress
+                .last
+                .map_or(0, |last| all.partition_point(|id| *id <= last));
+            let some: Vec<AccessRequestId> = all
+                .get(first..)
+                .unwrap_or_default()
+                .iter()
+                .take(REASSESSED_MAX)
+                .copied()
+                .collect();
+            // From the start again after the last one.
+            progress.last = some
+                .last()
+                .copied()
+                .filter(|_| some.len() == REASSESSED_MAX);
+            some
+        };
+        self.reassess_requests(ids).await.outcome()
     }
 
     /// Revokes what the policy in force no longer allows, once after each change of it.
@@ -110,10 +189,10 @@ impl Broker {
         let judge = |read: &Read, id: &AccessRequestId| {
             let request = read.access_request(id)?;
             // The end of a task closes its requests: they need no entry of their own.
-            let task = read.task(&request.opened.task);
+            let task = request.opened.task().map(|task| read.task(&task));
             let has_expired = request.status == StoredStatus::Pending
                 && now >= request.opened.expires_at
-                && task.is_some_and(|task| task.ended.is_none());
+                && task.is_none_or(|task| task.is_some_and(|task| task.ended.is_none()));
             has_expired.then_some(*id)
         };
         let swept = self

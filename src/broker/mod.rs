@@ -28,7 +28,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 pub use crate::approve::vote_proof::VoteProof;
 use crate::approve::vote_proof::VoteProofCache;
-pub use crate::approve::votes::Ineligible;
+pub use crate::approve::votes::{Ineligible, VoidApproval};
 use crate::approve::{DecisionContext, DecisionLimits};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
@@ -54,14 +54,16 @@ pub use approval::vote_options::VoteOptions;
 pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
 pub use auth::enrolment::{
-    ApproverView, EnrolmentOptions, IssuedInvitation, KeyRevocation, PasskeyView,
+    ApproverView, CONFIRMERS_SHOWN_MAX, EnrolledPasskey, EnrolmentOptions, IssuedInvitation,
+    KeyRevocation, KeyRevocationSummary, PasskeyView,
 };
 pub use auth::session::{Session, SignInOptions, SignedInUser};
 pub use governance::bootstrap::FirstOperator;
 pub use governance::freeze::FreezeSummary;
 pub use governance::policy::BundleApplied;
 pub use governance::recovery::{
-    NO_OPERATOR, OperatorsRecovered, RecoveryError, RecoveryOptions, recover_operators,
+    HostConfirmation, HostConfirmationOptions, NO_OPERATOR, OperatorsRecovered, RecoveryError,
+    RecoveryOptions, confirm_passkey_on_host, recover_operators,
 };
 pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskCursor, TaskFilter, TaskView};
@@ -184,9 +186,11 @@ pub struct Broker {
     refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Vote statements handed out for signature.
     statements: Mutex<HashMap<String, approval::vote::PendingStatement>>,
+    /// How far the looks at what waiting access requests require have come.
+    reassessed: Mutex<maintenance::ReassessProgress>,
     /// Sessions of signed-in browsers.
     sessions: SessionStore,
-    /// When a card was first shown to a person, and under which policy bundle.
+    /// When a card was first shown to a person, and with which facts.
     card_views: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Heartbeats that wait to be journalled together.
     pending_heartbeats: Mutex<Vec<task::keep_alive::PendingHeartbeat>>,

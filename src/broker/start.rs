@@ -169,6 +169,7 @@ impl Broker {
             last_denials: ArcMap::default(),
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
+            reassessed: Mutex::default(),
             pending_heartbeats: Mutex::default(),
             pending_revocations: super::PendingRevocations::default(),
             order_queue: OrderQueue::default(),

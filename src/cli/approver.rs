@@ -1,5 +1,6 @@
-//! `approver`: list approvers and their keys, invite them to enrol passkeys, revoke keys.
+//! `approver`: list approvers and their keys, invite them to enrol passkeys, confirm passkeys, revoke keys.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -8,11 +9,12 @@ use serde_json::{Value, json};
 use super::connect::KeyArgs;
 use super::error::CliError;
 use super::output::{FieldList, table};
-use super::{Common, Output, render};
+use super::{Common, Output, recover, render};
+use crate::card::quoted;
 use crate::client;
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
-use crate::model::{Digest, ParseError, PersonId, Thumbprint, Timestamp};
+use crate::model::{ConfirmationCode, Digest, ParseError, PersonId, Thumbprint, Timestamp};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ApproverCommand {
@@ -23,6 +25,30 @@ pub(super) enum ApproverCommand {
         id: PersonId,
         #[command(flatten)]
         key: KeyArgs,
+    },
+    /// Confirm that a person enrolled a passkey themselves: another operator or approver than the one who invited them does, with the code
+    /// that the person reads out from their enrolment page
+    Confirm {
+        /// The person
+        #[arg(value_parser = PersonId::parse)]
+        id: PersonId,
+        /// The code that the person reads out, or the passkey's thumbprint in 'approver list'
+        #[arg(value_name = "CODE", value_parser = PasskeyName::parse, allow_hyphen_values = true)]
+        passkey: PasskeyName,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// Confirm a passkey on the broker's host, while the broker is stopped, where no other person has a key to confirm it with
+    ConfirmOnHost {
+        /// The broker's configuration [default: the development broker's]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The person
+        #[arg(value_parser = PersonId::parse)]
+        id: PersonId,
+        /// The code that the person reads out, or the passkey's thumbprint in 'approver list'
+        #[arg(value_name = "CODE", value_parser = PasskeyName::parse, allow_hyphen_values = true)]
+        passkey: PasskeyName,
     },
     /// List people, their roles, keys and passkeys
     List {
@@ -44,6 +70,37 @@ pub(super) enum ApproverCommand {
         #[command(flatten)]
         key: KeyArgs,
     },
+}
+
+/// What a passkey is named by.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum PasskeyName {
+    Code(ConfirmationCode),
+    Key(Thumbprint),
+}
+
+impl PasskeyName {
+    fn parse(text: &str) -> Result<Self, ParseError> {
+        match thumbprint(text) {
+            Ok(key) => Ok(Self::Key(key)),
+            Err(_) => ConfirmationCode::parse(text).map(Self::Code),
+        }
+    }
+
+    /// Whether it names the passkey with this key.
+    pub(super) fn is_of(self, key: Thumbprint) -> bool {
+        match self {
+            Self::Code(code) => code == ConfirmationCode::of(key),
+            Self::Key(named) => named == key,
+        }
+    }
+}
+
+/// No passkey of the person has that name.
+pub(super) fn no_such_passkey(person: &PersonId) -> CliError {
+    CliError::failed(format!("{person} has no passkey with this code or thumbprint")).with_next_step(format!(
+        "ask {person} to read the code out again; a passkey that {person} did not enrol has to be revoked: 'dipylon approver revoke {person} --only THUMBPRINT'"
+    ))
 }
 
 fn thumbprint(text: &str) -> Result<Thumbprint, ParseError> {
@@ -75,12 +132,39 @@ pub(super) async fn run(
                         .row("or code", escape_invisible(invited.code.expose_secret()))
                         .row("expires in", render::remaining(invited.expires_at.as_ref(), now));
                     format!(
-                        "{id} can enrol one passkey. Send this to {id} only: the first person to use it can vote as {id}\n{}",
+                        "{id} can enrol one passkey. Send this to {id} only: the first person to use it can vote as {id}\n{}\
+                         another operator or approver than you then confirms it: dipylon approver confirm {id} CODE, with the code that {id} reads out; until then it counts for no action of high risk",
                         fields.to_text()
                     )
                 },
             );
         }
+        ApproverCommand::Confirm { id, passkey, key } => {
+            let client = key.operator_client(common)?;
+            let passkey = match passkey {
+                PasskeyName::Key(key) => key,
+                PasskeyName::Code(_) => {
+                    let people = client.approvers().await?;
+                    let person = people.iter().find(|person| person.person_id == id.as_str());
+                    let passkeys = person.into_iter().flat_map(|person| &person.passkeys);
+                    let mut keys = passkeys.filter_map(|known| thumbprint(&known.key).ok());
+                    keys.find(|key| passkey.is_of(*key))
+                        .ok_or_else(|| no_such_passkey(&id))?
+                }
+            };
+            let position = client.confirm_passkey(&id, passkey).await?;
+            output.print(
+                || json!({ "person": id, "key": passkey, "position": position }),
+                || {
+                    format!("the passkey {passkey} of {id} is confirmed: it counts for actions of every risk")
+                },
+            );
+        }
+        ApproverCommand::ConfirmOnHost {
+            config,
+            id,
+            passkey,
+        } => return recover::confirm_passkey(common, output, config, id, passkey).await,
         ApproverCommand::List { key } => {
             let people = key.operator_client(common)?.approvers().await?;
             let now = Clock::system().now();
@@ -104,17 +188,57 @@ pub(super) async fn run(
                 true => "; if no operator is left who can act: stop the broker and run 'dipylon recover operators' on its host".to_owned(),
                 false => format!("; to enrol another passkey: dipylon approver invite {id}"),
             };
+            let named = |all: &[client::PersonPasskey]| -> Value {
+                let name = |known: &client::PersonPasskey| json!({ "person": known.person_id, "key": known.key });
+                all.iter().map(name).collect()
+            };
             output.print(
-                || json!({ "person": id, "revoked": revoked }),
-                || match revoked {
-                    0 => format!("{id} has no active key to revoke"),
-                    1 => format!("1 key of {id} is revoked, for everyone and for ever{next}"),
-                    n => format!("{n} keys of {id} are revoked, for everyone and for ever{next}"),
+                || {
+                    json!({
+                        "person": id, "revoked": revoked.revoked, "invited": named(&revoked.invited),
+                        "unconfirmed": named(&revoked.unconfirmed), "left_out": revoked.left_out,
+                    })
                 },
+                || revocation_text(&id, &revoked, &next),
             );
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was revoked, a passkey on a line.
+fn revocation_text(id: &PersonId, revoked: &client::KeyRevocationReport, next: &str) -> String {
+    let mut text = match revoked.revoked {
+        0 => format!("{id} has no active key to revoke"),
+        1 => format!("1 key of {id} is revoked, for everyone and for ever{next}"),
+        n => format!("{n} keys of {id} are revoked, for everyone and for ever{next}"),
+    };
+    let mut line = |what: &str, known: &client::PersonPasskey| {
+        let (person, key) = (
+            escape_invisible(&known.person_id),
+            escape_invisible(&known.key),
+        );
+        text.push_str(&format!("\nthe passkey {key} of {person} {what}"));
+    };
+    for known in &revoked.invited {
+        line(
+            "is revoked too: it was enrolled on an invitation of theirs, and no other person confirmed it",
+            known,
+        );
+    }
+    for known in &revoked.unconfirmed {
+        line(
+            "awaits confirmation again: it was confirmed with their key",
+            known,
+        );
+    }
+    if revoked.left_out > 0 {
+        text.push_str(&format!(
+            "\nand {} more, which the entry in the journal names",
+            revoked.left_out
+        ));
+    }
+    text
 }
 
 /// One row per key, and one for a person without keys.
@@ -137,7 +261,18 @@ fn approvers_table(people: &[client::ApproverInfo], now: Timestamp) -> String {
             };
             (
                 escape_invisible(&passkey.key),
-                format!("passkey {}", escape_invisible(&passkey.label)),
+                match passkey.confirmed_by.as_str() {
+                    "" => format!(
+                        "passkey {}, not confirmed (invited by {})",
+                        quoted(&passkey.label),
+                        escape_invisible(&passkey.invited_by)
+                    ),
+                    by => format!(
+                        "passkey {}, confirmed by {}",
+                        quoted(&passkey.label),
+                        escape_invisible(by)
+                    ),
+                },
                 last,
             )
         });
@@ -202,6 +337,8 @@ fn to_json(person: &client::ApproverInfo) -> Value {
             "key": p.key, "label": p.label, "backup_eligible": p.backup_eligible,
             "added_at": render::timestamp_json(p.added_at.as_ref()),
             "last_vote_at": render::timestamp_json(p.last_vote_at.as_ref()),
+            "invited_by": p.invited_by, "confirmed_by": p.confirmed_by,
+            "confirmed_at": render::timestamp_json(p.confirmed_at.as_ref()),
         })
     };
     json!({

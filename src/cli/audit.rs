@@ -99,6 +99,7 @@ fn vote_summary(votes: &VoteReport) -> String {
         by_passkey,
         origins,
         approved_tokens,
+        agreed_changes,
     } = votes;
     let mut line = format!(
         "{} votes with valid signatures: {by_key} by keys, {by_passkey} by passkeys",
@@ -109,7 +110,7 @@ fn vote_summary(votes: &VoteReport) -> String {
         line.push_str(&format!(" on {}", origins.join(", ")));
     }
     line.push_str(&format!(
-        "\n{approved_tokens} tokens with an approval, each by a quorum of distinct people with distinct living keys"
+        "\n{approved_tokens} tokens with an approval, each by a quorum of distinct people with distinct living keys\n{agreed_changes} policy bundles that others than their proposer agreed to"
     ));
     line
 }

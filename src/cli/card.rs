@@ -4,15 +4,38 @@ use std::io::IsTerminal as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::card::{self, COLUMNS_MIN, Card, PersonRef, ProfileProgress};
+use crate::card::{
+    self, COLUMNS_MIN, Card, CountedApproval, LongValues, ProfileProgress, Requester,
+    RequestingAgent,
+};
 use crate::model::{Action, Param, Timestamp};
 
 /// Widest card in columns: longer lines are hard to read.
 const COLUMNS_MAX: usize = 120;
 
-/// The card as text, as wide as the terminal.
-pub(super) fn text(card: &Card, now: Timestamp) -> String {
-    card::render_terminal(card, now, columns())
+/// The option for long values.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(super) struct FullArg {
+    /// Show long values in full: without it their beginning, length and SHA-256
+    #[arg(long)]
+    full: bool,
+}
+
+impl FullArg {
+    /// The card as text, as wide as the terminal.
+    pub(super) fn text(self, card: &Card, now: Timestamp) -> String {
+        let values = match self.full {
+            true => LongValues::Full,
+            false => LongValues::Folded,
+        };
+        let text = card::render_terminal(card, now, columns(), values);
+        let view = card.show(now);
+        let mut rows = view.sections.iter().flat_map(|section| &section.rows);
+        if !self.full && rows.any(|row| row.fold(row.fold_limits()).is_some()) {
+            return format!("{text}  long values are folded (~): --full shows all of them\n");
+        }
+        text
+    }
 }
 
 fn columns() -> usize {
@@ -27,9 +50,12 @@ fn columns() -> usize {
 
 /// The card as JSON: every field, unescaped.
 pub(super) fn to_json(card: &Card) -> Value {
-    let agent = &card.agent;
-    let claims = agent.registered.as_ref();
-    let verified = &card.verified;
+    let agent = card.requester.agent();
+    let claims = agent.and_then(|agent| agent.registered.as_ref());
+    let proposer = match &card.requester {
+        Requester::Agent(_) => None,
+        Requester::Person(person) => Some(&person.id),
+    };
     let timestamp = |at: Option<Timestamp>| at.map(|at| at.to_string());
     json!({
         "access_request": card.access_request,
@@ -44,15 +70,20 @@ pub(super) fn to_json(card: &Card) -> Value {
         "target_known": card.target_attributes.is_some(),
         "target_attributes": card.target_attributes.iter().flatten()
             .map(|(name, value)| json!({ "name": name, "value": value })).collect::<Value>(),
-        "agent": {
+        "proposer": proposer,
+        "agent": agent.map(|agent| json!({
             "id": agent.id, "owner": agent.owner.id, "owner_name": agent.owner.name,
             "environment": claims.map(|c| &c.environment), "model": claims.map(|c| &c.model),
             "autonomy": claims.map(|c| &c.autonomy),
-        },
-        "verification": {
+        })),
+        "verification": agent.map(|RequestingAgent { verified, .. }| json!({
             "evidence_kind": verified.kind, "subject": verified.subject,
             "verified_at": verified.verified_at.to_string(), "expires_at": verified.expires_at.to_string(),
-        },
+        })),
+        "facts": card.facts().digest().ok(),
+        "changes": card.changes.as_ref().map(|c| json!(c)),
+        "void_votes": card.void_votes.iter()
+            .map(|v| json!({ "voter": v.voter.id, "changed": v.changed })).collect::<Value>(),
         "rules": card.rules.iter()
             .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why })).collect::<Value>(),
         "needs": card.needs.iter().map(need).collect::<Value>(),
@@ -63,8 +94,8 @@ pub(super) fn to_json(card: &Card) -> Value {
             "last_denied_at": timestamp(h.last_denied_at), "last_denied_by": h.last_denied_by.as_ref().map(|person| &person.id),
             "requested_today": h.requested_today, "first": h.first,
         })),
-        "task": card.task,
-        "task_key": card.task_key,
+        "task": agent.map(|agent| agent.task),
+        "task_key": agent.map(|agent| agent.task_key),
         "max_ttl": card.max_ttl,
         "uses": card.uses,
         "policy_version": card.policy,
@@ -91,10 +122,10 @@ fn action(action: &Action) -> Value {
 }
 
 fn need(need: &ProfileProgress) -> Value {
-    let ids = |person: &PersonRef| person.id.to_string();
+    let approval = |approval: &CountedApproval| json!({ "person": approval.person.id, "method": approval.method.as_str() });
     json!({
         "profile": need.profile.name, "digest": need.profile.digest, "group": need.group, "quorum": need.quorum,
-        "approvals": need.approvers.len(), "approvers": need.approvers.iter().map(ids).collect::<Value>(),
+        "approvals": need.approvers.len(), "approvers": need.approvers.iter().map(approval).collect::<Value>(),
         "method": if need.passkey { "passkey" } else { "key" },
     })
 }

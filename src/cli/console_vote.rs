@@ -26,7 +26,7 @@ pub(super) async fn wait_for_console_vote(
     if card.status == AccessRequestStatus::Waiting {
         let page = console_page(&card)?;
         output.note(&format!(
-            "this profile requires a passkey: vote at the console, where the phrase is {}\n  {page}",
+            "this request requires a passkey: vote at the console, where the phrase is {}\n  {page}",
             card.phrase()
         ));
         if !output.is_json() && std::io::stdout().is_terminal() {
@@ -96,7 +96,7 @@ fn console_page(card: &Card) -> Result<String, CliError> {
         Ok(page)
     } else {
         Err(CliError::failed(
-            "this profile requires a passkey, and the broker gives no valid console URL",
+            "this request requires a passkey, and the broker gives no valid console URL",
         ))
     }
 }

@@ -9,7 +9,7 @@ use super::connect::KeyArgs;
 use super::error::CliError;
 use super::output::FieldList;
 use super::{Common, Output};
-use crate::model::text::escape_invisible;
+use crate::model::text::escape_rendered;
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
@@ -45,7 +45,7 @@ pub(super) async fn run(
         || {
             let mut fields = FieldList::default();
             for line in &explanation.lines {
-                fields.untrusted_row(&escape_invisible(&line.label), &line.text);
+                fields.row(&escape_rendered(&line.label), escape_rendered(&line.text));
             }
             if args.entries {
                 for entry in &explanation.entries {
@@ -54,7 +54,7 @@ pub(super) async fn run(
             }
             format!(
                 "{}\n{}",
-                escape_invisible(&explanation.headline),
+                escape_rendered(&explanation.headline),
                 fields.to_text()
             )
         },

@@ -12,7 +12,8 @@ use super::{Common, Output, card, render};
 use crate::card::{Headline, escape_untrusted};
 use crate::client;
 use crate::clock::Clock;
-use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
+use crate::model::text::escape_rendered;
+use crate::model::{AccessRequestId, MatchPhrase, Risk, Timestamp};
 
 #[derive(Debug, Args)]
 pub(super) struct ListRequestsArgs {
@@ -27,6 +28,8 @@ pub(super) struct ShowRequestArgs {
     access_request: AccessRequestId,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    full: card::FullArg,
 }
 
 pub(super) async fn list(
@@ -79,9 +82,14 @@ pub(super) fn rows_table(rows: &[client::InboxEntry], now: Timestamp) -> String 
 fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
     let request = &row.access_request;
     let action = &request.action;
-    let risks = [Risk::Low, Risk::Medium, Risk::High];
-    let risk = risks.into_iter().find(|r| r.as_str() == request.risk);
-    let head = Headline::new(&request.title, action.as_ref(), None, risk);
+    let risk = Risk::parse(&request.risk).ok();
+    let head = Headline::new(
+        &request.title,
+        action.as_ref(),
+        row.target_known,
+        None,
+        risk,
+    );
     let warning = if head.flags.is_empty() { "" } else { " [!]" };
     let need = |p: &client::RequiredProfile| {
         escape_untrusted(&format!("{} of {} {}", p.approvals, p.quorum, p.group))
@@ -97,8 +105,11 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
             "{}: {}::{}{warning}",
             head.verb, head.object_type, head.object
         ),
-        parameters_cell(action.as_ref(), row.parameters_omitted),
-        escape_untrusted(&format!("{} ({})", request.agent_id, row.owner)),
+        parameters_cell(action.is_some(), &row.parameters),
+        match request.agent_id.as_str() {
+            "" => escape_untrusted(&format!("proposed by {}", row.owner)),
+            agent => escape_untrusted(&format!("{agent} ({})", row.owner)),
+        },
         needs.join(", "),
         render::remaining(request.expires_at.as_ref(), now),
         phrase,
@@ -106,45 +117,23 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// The parameters, shortened: rows with different parameters never look the same.
-fn parameters_cell(action: Option<&Action>, parameters_omitted: bool) -> String {
-    let Some(action) = action else {
+/// The parameters as the broker shortened them: rows with different parameters never look the same.
+fn parameters_cell(is_on_record: bool, parameters: &[client::CompactParameterText]) -> String {
+    if !is_on_record {
         return "?".to_owned();
-    };
-    let parameters: Vec<String> = action
-        .parameters
-        .iter()
-        .map(|(name, value)| format!("{name}={}", value.to_json()))
-        .collect();
-    if parameters_omitted {
-        "on the card".to_owned()
-    } else if parameters.is_empty() {
-        "-".to_owned()
-    } else {
-        let text = parameters.join(" ");
-        let total = text.chars().count();
-        if total <= PARAMETERS_CHARS_MAX {
-            return escape_untrusted(&text);
-        }
-        let head: String = text.chars().take(PARAMETERS_CHARS_MAX).collect();
-        let digest: String = action
-            .digest()
-            .to_string()
-            .chars()
-            .take(DIGEST_CHARS)
-            .collect();
-        let more = total - PARAMETERS_CHARS_MAX;
-        format!(
-            "{} [{more} more characters, digest {digest}…]",
-            escape_untrusted(&head)
-        )
     }
+    if parameters.is_empty() {
+        return "-".to_owned();
+    }
+    let shown: Vec<String> = parameters
+        .iter()
+        .map(|shown| match shown.name.as_str() {
+            "" => shown.value.clone(),
+            name => format!("{name}={}", shown.value),
+        })
+        .collect();
+    escape_rendered(&shown.join(" "))
 }
-
-/// Longest parameters cell, in characters; the card shows all of them.
-const PARAMETERS_CHARS_MAX: usize = 40;
-/// Characters of the action's digest after a shortened cell; the card shows it in full.
-const DIGEST_CHARS: usize = 6;
 
 pub(super) fn to_json(row: &client::InboxEntry) -> Value {
     let request = &row.access_request;
@@ -155,6 +144,11 @@ pub(super) fn to_json(row: &client::InboxEntry) -> Value {
         let phrase = phrase.map_or(Value::Null, |phrase| json!(phrase.to_string()));
         members.insert("match_phrase".to_owned(), phrase);
         members.insert("owner".to_owned(), json!(row.owner));
+        members.insert("target_known".to_owned(), json!(row.target_known));
+        members.insert(
+            "parameters_omitted".to_owned(),
+            json!(row.parameters_omitted),
+        );
         members.insert("profiles".to_owned(), json!(row.profiles));
         members.insert("ineligible_reason".to_owned(), json!(row.ineligible_reason));
     }
@@ -173,7 +167,7 @@ pub(super) async fn show(
         .await?;
     output.print(
         || card::to_json(&card),
-        || card::text(&card, Clock::system().now()),
+        || args.full.text(&card, Clock::system().now()),
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -181,38 +175,28 @@ pub(super) async fn show(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ActionName, Audience, Param, Target};
+    use crate::card::compact_parameters;
+    use crate::card::sample::action_with;
+    use crate::model::Param;
 
-    fn note_action(note: &str) -> Action {
-        Action::new(
-            ActionName::parse("case.note").expect("name"),
-            Audience::parse("https://cases.soc.example").expect("audience"),
-            Target::parse("Case", "INC-1").expect("target"),
-            [("note".to_owned(), Param::Str(note.to_owned()))].into(),
-        )
-        .expect("action")
-    }
-
-    #[test]
-    fn truncated_parameters_keep_a_digest() {
-        let long = "a".repeat(PARAMETERS_CHARS_MAX);
-        let [first, second] = ["1", "2"]
-            .map(|end| parameters_cell(Some(&note_action(&format!("{long}{end}"))), false));
-        assert_ne!(first, second);
-        let digest = note_action(&format!("{long}1")).digest().to_string();
-        assert!(first.contains("[8 more characters, digest "), "{first}");
-        assert!(first.contains(&digest[..DIGEST_CHARS]), "{first}");
-        assert_eq!(
-            parameters_cell(Some(&note_action("short")), false),
-            "note=\"short\""
-        );
+    fn cell(note: &str) -> String {
+        let action = action_with(&[("note", Param::Str(note.to_owned()))]);
+        let compact = compact_parameters(&action).into_iter();
+        let compact: Vec<_> = compact
+            .map(|(name, value)| client::CompactParameterText { name, value })
+            .collect();
+        parameters_cell(true, &compact)
     }
 
     #[test]
     fn parameters_cannot_break_table_layout() {
-        let cell = parameters_cell(Some(&note_action("x\"  triage (dana)\u{200b}")), false);
-        assert!(!cell.contains("  ") && !cell.contains('\u{200b}'), "{cell}");
-        let long_cell = parameters_cell(Some(&note_action(&"  ".repeat(200))), false);
-        assert!(!long_cell.contains("  "), "{long_cell}");
+        assert_eq!(cell("short"), "note=\"short\"");
+        for note in ["x\"  triage (dana)\u{200b}".to_owned(), "  ".repeat(200)] {
+            let cell = cell(&note);
+            assert!(!cell.contains("  ") && !cell.contains('\u{200b}'), "{cell}");
+        }
+        assert_ne!(cell("\u{200b}"), cell("<U+200B>"));
+        assert_eq!(parameters_cell(true, &[]), "-");
+        assert_eq!(parameters_cell(false, &[]), "?");
     }
 }

@@ -12,7 +12,7 @@ use super::output::table;
 use super::{Common, Output, config_checks, files, policy_dir, render};
 use crate::client;
 use crate::model::text::escape_invisible;
-use crate::model::{PersonId, Secret, format_seconds};
+use crate::model::{AccessRequestId, Exit, PersonId, Secret, format_seconds};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
@@ -22,6 +22,9 @@ pub(super) enum PolicyCommand {
         dir: PathBuf,
     },
     /// Apply a policy directory; tasks, tokens and access requests it no longer allows end
+    ///
+    /// Where the bundle in force asks others to agree to a change ([changes] in people.toml), it is proposed to them, and comes in force
+    /// when they have agreed. Exit codes: 0 in force, 11 waiting for others.
     Apply {
         /// The policy directory
         dir: PathBuf,
@@ -37,6 +40,14 @@ pub(super) enum PolicyCommand {
         /// count again. Without it the id is another person's
         #[arg(long, value_name = "PERSON", value_parser = PersonId::parse, conflicts_with_all = ["code", "code_file"])]
         returning: Vec<PersonId>,
+    },
+    /// Withdraw a proposal of your own
+    Withdraw {
+        /// The access request that 'policy apply' named
+        #[arg(value_parser = AccessRequestId::parse)]
+        access_request: AccessRequestId,
+        #[command(flatten)]
+        key: KeyArgs,
     },
     /// List the active rules: how often each matched, and how approvers decided the access requests it caused
     Rules {
@@ -90,6 +101,8 @@ pub(super) async fn run(
                         "agents": applied.agents, "warnings": applied.warnings, "tasks_ended": applied.tasks_ended,
                         "tokens_ended": applied.tokens_ended, "access_requests_closed": applied.access_requests_closed,
                         "people": applied.people,
+                        "access_request": (!applied.access_request_id.is_empty()).then_some(&applied.access_request_id),
+                        "expires_at": render::timestamp_json(applied.expires_at.as_ref()),
                     })
                 },
                 || {
@@ -100,6 +113,18 @@ pub(super) async fn run(
                         .map(|line| format!("person  {}\n", escape_invisible(line)))
                         .collect();
                     let state = if applied.changed { "in force" } else { "already in force" };
+                    if !applied.access_request_id.is_empty() {
+                        return format!(
+                            "{}{people}waiting: {} rules, {} agents, version {}\nothers have to agree to it before {}: dipylon approve {}\nit comes in force when they have; take it back with: dipylon policy withdraw {}",
+                            lines(&warnings),
+                            applied.rules,
+                            applied.agents,
+                            escape_invisible(&applied.version),
+                            applied.expires_at.map_or_else(|| "it expires".to_owned(), |at| at.to_string()),
+                            escape_invisible(&applied.access_request_id),
+                            escape_invisible(&applied.access_request_id),
+                        );
+                    }
                     format!(
                         "{}{people}{state}: {} rules, {} agents, version {}\nended: {} tasks, {} tokens, {} access requests",
                         lines(&warnings),
@@ -111,6 +136,20 @@ pub(super) async fn run(
                         applied.access_requests_closed
                     )
                 },
+            );
+            if !applied.access_request_id.is_empty() {
+                return Ok(ExitCode::from(Exit::Pending.number()));
+            }
+        }
+        PolicyCommand::Withdraw {
+            access_request,
+            key,
+        } => {
+            let operator = key.operator_client(common)?;
+            operator.withdraw_policy_proposal(access_request).await?;
+            output.print(
+                || json!({ "access_request": access_request, "status": "cancelled" }),
+                || format!("withdrawn: {access_request}"),
             );
         }
         PolicyCommand::Rules { key } => {
@@ -126,7 +165,7 @@ pub(super) async fn run(
 
 fn rule_table(rules: &[client::RuleStatistics]) -> String {
     let head = [
-        "RULE", "REMEDY", "MATCHES", "STEP-UPS", "APPROVED", "MEDIAN", "",
+        "RULE", "REMEDY", "MATCHES", "STEP-UPS", "APPROVED", "BY KEY", "MEDIAN", "",
     ];
     let row = |rule: &client::RuleStatistics| {
         let share = rule.approved_percent.map(|share| {
@@ -147,6 +186,10 @@ fn rule_table(rules: &[client::RuleStatistics]) -> String {
             rule.matches.to_string(),
             rule.step_ups.to_string(),
             share.unwrap_or_else(|| "-".to_owned()),
+            match rule.approved {
+                0 => "-".to_owned(),
+                _ => rule.approved_by_key.to_string(),
+            },
             median.unwrap_or_else(|| "-".to_owned()),
             flag.to_owned(),
         ]
@@ -161,7 +204,7 @@ fn rule_json(rule: &client::RuleStatistics) -> Value {
         "rule": rule.rule_id, "file": rule.file, "line": rule.line, "why": rule.why, "kind": rule.kind,
         "remedy": (!rule.remedy.is_empty()).then_some(&rule.remedy), "matches": rule.matches, "step_ups": rule.step_ups,
         "approved": rule.approved, "denied": rule.denied, "expired": rule.expired,
-        "approved_percent": rule.approved_percent, "median_seconds": rule.median_seconds,
+        "approved_by_key": rule.approved_by_key, "approved_percent": rule.approved_percent, "median_seconds": rule.median_seconds,
         "last_at": render::timestamp_json(rule.last_at.as_ref()), "rubber_stamp": rule.rubber_stamp,
     })
 }
@@ -208,6 +251,7 @@ mod tests {
             matches: 23,
             step_ups: 23,
             approved: 20,
+            approved_by_key: 4,
             denied: 1,
             approved_percent: Some(95),
             median_seconds: Some(62),
@@ -232,7 +276,7 @@ mod tests {
             lines,
             [
                 vec![
-                    "RULE", "REMEDY", "MATCHES", "STEP-UPS", "APPROVED", "MEDIAN"
+                    "RULE", "REMEDY", "MATCHES", "STEP-UPS", "APPROVED", "BY KEY", "MEDIAN"
                 ],
                 vec![
                     "destructive<U+202E>",
@@ -240,10 +284,11 @@ mod tests {
                     "23",
                     "23",
                     "95 % of 21",
+                    "4",
                     "1m 2s",
                     "rubber stamp: nearly always approved, in less than 3 s",
                 ],
-                vec!["reads", "permit", "0", "0", "-", "-"],
+                vec!["reads", "permit", "0", "0", "-", "-", "-"],
             ]
         );
     }

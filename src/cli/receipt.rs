@@ -202,7 +202,11 @@ fn summary(verified: &VerifiedReceipt) -> String {
     );
     rows.untrusted_row(
         "action",
-        &format!("{} on {}", issued.action.action, issued.action.target),
+        &format!(
+            "{} on {}",
+            issued.action.action,
+            issued.action.target.in_sentence()
+        ),
     );
     rows.row("audience", issued.action.audience.to_string());
     for (name, value) in &issued.action.parameters {
@@ -239,13 +243,12 @@ fn summary(verified: &VerifiedReceipt) -> String {
         ),
     );
     for vote in verified.votes() {
-        let how = match (&vote.origin, vote.by_passkey) {
-            (Some(origin), _) => format!("passkey {} on {origin}", vote.key),
-            (None, true) => format!("passkey {}", vote.key),
-            (None, false) => format!("key {}", vote.key),
-        };
+        let mut how = format!("{} {}", vote.method.signed_by(), vote.key);
+        if let Some(origin) = &vote.origin {
+            how = format!("{how} on {origin}");
+        }
         let text = format!(
-            "{} {} for {}, at most {}, {}, by {how}, entry {}",
+            "{} {} for {}, at most {}, {}, {how}, entry {}",
             vote.voter,
             vote.verdict.as_str(),
             vote.profile,
@@ -254,6 +257,13 @@ fn summary(verified: &VerifiedReceipt) -> String {
             vote.index
         );
         rows.untrusted_row("vote", &text);
+        let shown = &vote.facts.action;
+        let risk = match shown.risk.as_str() {
+            "" => "not stated",
+            risk => risk,
+        };
+        let text = format!("{} saw risk {risk}, effect: {}", vote.voter, shown.effect);
+        rows.untrusted_row("shown", &text);
     }
     if verified.votes().is_empty() {
         rows.row("votes", "none was needed");
@@ -310,8 +320,8 @@ fn to_json(verified: &VerifiedReceipt) -> Value {
         .iter()
         .map(|vote| {
             json!({
-                "entry": vote.index, "at": vote.at.millis(), "voter": vote.voter, "key": vote.key, "passkey": vote.by_passkey,
-                "origin": vote.origin, "verdict": vote.verdict, "profile": vote.profile, "statement_withheld": vote.is_withheld,
+                "entry": vote.index, "at": vote.at.millis(), "voter": vote.voter, "key": vote.key, "method": vote.method,
+                "origin": vote.origin, "verdict": vote.verdict, "profile": vote.profile, "shown": vote.facts,
             })
         })
         .collect();

@@ -6,17 +6,20 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::approver::{PasskeyName, no_such_passkey};
 use super::error::CliError;
 use super::shell::shell_quote;
 use super::{Common, Output, config_checks, dev, policy_dir, serve};
 use crate::broker::{
-    Broker, BrokerOpenError, OperatorsRecovered, RecoveryError, RecoveryOptions, recover_operators,
+    Broker, BrokerOpenError, HostConfirmationOptions, OperatorsRecovered, RecoveryError,
+    RecoveryOptions, confirm_passkey_on_host, recover_operators,
 };
 use crate::clock::Clock;
 use crate::config::{Config, ConfigOverrides};
 use crate::journal::{AppendError, FaultInjection, JournalReader, OpenError};
 use crate::model::text::escape_invisible;
 use crate::model::{HostUser, OperatorRecovery, PersonId, RecoveryReason};
+use crate::state::ConfirmationRefusal;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RecoverCommand {
@@ -107,6 +110,52 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Confirms a passkey by the word of the host's owner, where no other person has a key to confirm it with.
+pub(super) async fn confirm_passkey(
+    common: &Common,
+    output: &Output,
+    config: Option<PathBuf>,
+    person: PersonId,
+    passkey: PasskeyName,
+) -> Result<ExitCode, CliError> {
+    let file = match config {
+        Some(file) => file,
+        None => dev::DevConfig::load(common)?.dir().join(dev::CONFIG_FILE),
+    };
+    let config = read_config(&file)?;
+    let user = host_user();
+    let options = HostConfirmationOptions {
+        data_dir: config.data_dir.clone(),
+        realm: config.settings.realm.clone(),
+        person: person.clone(),
+        user: user.clone(),
+        clock: Clock::system(),
+        faults: FaultInjection::default(),
+    };
+    let is_named = |key| passkey.is_of(key);
+    let done = confirm_passkey_on_host(options, is_named).await;
+    let done = done.map_err(|error| match error {
+        RecoveryError::NoSuchPasskey(_) => no_such_passkey(&person),
+        error => explain(&error, &config),
+    })?;
+    output.print(
+        || {
+            json!({
+                "person": person, "key": done.key, "host_user": user, "position": done.index,
+                "checkpoint": done.head.checkpoint.to_string(),
+            })
+        },
+        || {
+            format!(
+                "the passkey {} of {person} is confirmed by entry {}: it counts for actions of every risk\ncheckpoint {}\n\
+                 the journal and the Approvers page say that the host confirmed it",
+                done.key, done.index, done.head.checkpoint
+            )
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Ends what the bundle in force disallows, as a start of the broker does, before another one comes in force: what it had ended stays
 /// ended. A crash leaves what a start leaves.
 async fn end_disallowed(config: &Config) -> Result<(), CliError> {
@@ -173,7 +222,13 @@ fn explain(error: &RecoveryError, config: &Config) -> CliError {
         ),
         RecoveryError::Open(OpenError::Damaged(_)) => failed(error.to_string())
             .with_next_step("keep an unchanged copy of this journal and compare it with a backup"),
-        RecoveryError::Open(_)
+        RecoveryError::Confirmation(ConfirmationRefusal::PeopleCan(_)) => failed(error.to_string())
+            .with_next_step(
+                "start the broker, and ask one of them to run 'dipylon approver confirm PERSON CODE', or to open the console's Approvers page",
+            ),
+        RecoveryError::NoSuchPasskey(_)
+        | RecoveryError::Confirmation(_)
+        | RecoveryError::Open(_)
         | RecoveryError::Unusable(_)
         | RecoveryError::Registration(_)
         | RecoveryError::Append(_) => failed(error.to_string()),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::card::{AccessRequestStatus, escape_untrusted};
 use crate::client;
 use crate::model::text::escape_invisible;
-use crate::model::{Action, Target, Timestamp, format_seconds};
+use crate::model::{Action, Target, Timestamp, VoteMethod, format_seconds};
 
 /// RFC 3339, or null.
 pub(super) fn timestamp_json(wire: Option<&Timestamp>) -> Value {
@@ -88,13 +88,22 @@ pub(super) fn rule_lines<'a>(rules: impl IntoIterator<Item = &'a client::Matched
 }
 
 pub(super) fn profiles_json(needs: &[client::RequiredProfile]) -> Value {
+    let approval =
+        |a: &client::ProfileApproval| json!({ "person": a.person_id, "method": a.method });
     let profile = |p: &client::RequiredProfile| {
         json!({
-            "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "approvers": p.approvers,
-            "digest": p.digest,
+            "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "digest": p.digest,
+            "approvers": p.approvers.iter().map(approval).collect::<Value>(),
         })
     };
     needs.iter().map(profile).collect()
+}
+
+/// `lee by passkey`, or `lee by a registered key`.
+fn approval_text(approval: &client::ProfileApproval) -> String {
+    let method = VoteMethod::parse(&approval.method);
+    let how = method.map_or("by an unknown method", VoteMethod::signed_by);
+    format!("{} {how}", escape_invisible(&approval.person_id))
 }
 
 /// One profile per line: `one-security: 0 of 1 from security`.
@@ -103,10 +112,8 @@ pub(super) fn profile_lines(needs: &[client::RequiredProfile]) -> String {
         let approved_by = if p.approvers.is_empty() {
             String::new()
         } else {
-            format!(
-                " (approved by {})",
-                escape_invisible(&p.approvers.join(", "))
-            )
+            let approvals: Vec<String> = p.approvers.iter().map(approval_text).collect();
+            format!(" (approved: {})", approvals.join(", "))
         };
         format!(
             "{}: {} of {} from {}{approved_by}",
@@ -117,6 +124,28 @@ pub(super) fn profile_lines(needs: &[client::RequiredProfile]) -> String {
         )
     };
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// One void approval per line: `APPROVAL VOID: what it was given for has changed: risk`.
+pub(super) fn void_lines(void: &[client::VoidApproval]) -> String {
+    let line = |vote: &client::VoidApproval| {
+        let of = match vote.voter.is_empty() {
+            true => String::new(),
+            false => format!(" of {}", escape_invisible(&vote.voter)),
+        };
+        let changed = escape_invisible(&vote.changed.join(", "));
+        format!("APPROVAL VOID{of}: what it was given for has changed: {changed}")
+    };
+    void.iter().map(line).collect::<Vec<_>>().join(
+        "
+",
+    )
+}
+
+pub(super) fn void_json(void: &[client::VoidApproval]) -> Vec<Value> {
+    let vote =
+        |vote: &client::VoidApproval| json!({ "voter": vote.voter, "changed": vote.changed });
+    void.iter().map(vote).collect()
 }
 
 pub(super) fn ttl_json(ttl: Option<&client::GrantedTtl>) -> Value {
@@ -163,18 +192,23 @@ pub(super) fn action_json(action: Option<&Action>) -> Value {
     };
     json!({
         "action": action.name,
-        "target": target(Some(&action.target)),
+        "target": action.target.to_string(),
         "parameters": parameters_json(action),
         "audience": action.audience,
     })
 }
 
-/// `Type::id`, escaped so that a run of spaces in it cannot look like the next column.
+/// `Type::id`, escaped so that a run of spaces in it cannot look like the next column, and quoted unless it is a plain name.
 pub(super) fn target(target: Option<&Target>) -> String {
     target.map_or_else(
         || "?".to_owned(),
-        |t| escape_untrusted(&format!("{}::{}", t.kind, t.id)),
+        |target| escape_untrusted(&target.in_sentence()),
     )
+}
+
+/// `Type::id` as it is, or null.
+pub(super) fn target_json(target: Option<&Target>) -> Value {
+    target.map_or(Value::Null, |target| Value::String(target.to_string()))
 }
 
 pub(super) fn access_request_json(request: &client::AccessRequestInfo) -> Value {
@@ -187,6 +221,8 @@ pub(super) fn access_request_json(request: &client::AccessRequestInfo) -> Value 
         "risk": request.risk,
         "action": action_json(request.action.as_ref()),
         "needs": profiles_json(&request.needs),
+        "void_votes": void_json(&request.void_votes),
+        "proposer": request.proposer,
         "opened_at": timestamp_json(request.opened_at.as_ref()),
         "expires_at": timestamp_json(request.expires_at.as_ref()),
     })
@@ -255,7 +291,7 @@ mod tests {
         };
         assert_eq!(
             target(Some(&hostile)),
-            "Account::ann <U+0020>APPROVED<U+202E><U+0020>"
+            r#"Account::"ann <U+0020>APPROVED<U+202E> ""#
         );
     }
 

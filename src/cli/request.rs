@@ -131,8 +131,16 @@ fn print_status(output: &Output, request: &AccessRequestInfo) {
                 ),
                 _ => String::new(),
             };
+            let void = match request.void_votes.as_slice() {
+                [] => String::new(),
+                void => format!(
+                    "
+{}",
+                    render::void_lines(void)
+                ),
+            };
             format!(
-                "{} is {status}{progress}",
+                "{} is {status}{progress}{void}",
                 escape_invisible(&request.access_request_id)
             )
         },

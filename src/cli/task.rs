@@ -13,7 +13,7 @@ use super::task_store::{self, EvidenceArgs, SavedTask};
 use super::{Common, Output, parse, render, state_sweep};
 use crate::client::{self, OpenTaskRequest};
 use crate::clock::Clock;
-use crate::model::text::{escape_invisible, escape_invisible_capped};
+use crate::model::text::{cut, escape_invisible, escape_rendered, quote};
 use crate::model::{
     AccessRequestId, AgentId, EndCause, Exit, Reason, TaskId, TaskOutcome, Timestamp,
 };
@@ -228,9 +228,9 @@ fn timeline(output: &Output, timeline: &client::TaskTimeline) {
                 vec![
                     render::timestamp(m.at.as_ref()),
                     m.index.map(|index| index.to_string()).unwrap_or_default(),
-                    escape_invisible(&m.what),
-                    escape_invisible(&m.who),
-                    escape_invisible(&m.detail),
+                    escape_rendered(&m.what),
+                    escape_rendered(&m.who),
+                    escape_rendered(&m.detail),
                 ]
             };
             let head = ["TIME", "ENTRY", "EVENT", "BY", "DETAIL"].map(str::to_owned).to_vec();
@@ -245,6 +245,19 @@ fn timeline(output: &Output, timeline: &client::TaskTimeline) {
         },
     );
 }
+
+/// The agent's words, in quotes: at most so many characters, and how many more there are.
+fn quoted_purpose(purpose: &str) -> String {
+    let (head, more) = cut(purpose, PURPOSE_CHARS_MAX);
+    let head = escape_invisible(&quote(head));
+    match more {
+        0 => head,
+        more => format!("{head}<+{more} characters>"),
+    }
+}
+
+/// Longest purpose in a list, in characters.
+const PURPOSE_CHARS_MAX: usize = 60;
 
 fn list(output: &Output, tasks: &[client::TaskInfo]) {
     let now = Clock::system().now();
@@ -277,7 +290,7 @@ fn list(output: &Output, tasks: &[client::TaskInfo]) {
                     left,
                     t.tokens_active.to_string(),
                     t.access_requests_waiting.to_string(),
-                    escape_invisible_capped(&t.purpose, 60),
+                    quoted_purpose(&t.purpose),
                 ]
             };
             let head = head.map(str::to_owned).to_vec();
@@ -413,7 +426,7 @@ async fn show(common: &Common, output: &Output, args: ShowTasksArgs) -> Result<(
                     TaskState::Unknown(why) => format!("unknown: {why}"),
                 };
                 let directory = saved.directory().map_or_else(|| "-".to_owned(), |dir| escape_invisible(&dir.display().to_string()));
-                vec![saved.task.to_string(), saved.agent.to_string(), state, directory, escape_invisible(&saved.url), escape_invisible(&saved.purpose)]
+                vec![saved.task.to_string(), saved.agent.to_string(), state, directory, escape_invisible(&saved.url), quoted_purpose(&saved.purpose)]
             };
             table(&std::iter::once(head).chain(tasks.iter().map(row)).collect::<Vec<_>>())
         },

@@ -124,7 +124,7 @@ fn list(output: &Output, tokens: &[client::ActiveToken]) {
             let to_json = |t: &client::ActiveToken| {
                 json!({
                     "jti": t.jti, "agent": t.agent_id, "owner": t.owner, "task": t.task_id, "action": t.action,
-                    "target": render::target(t.target.as_ref()), "audience": t.audience,
+                    "target": render::target_json(t.target.as_ref()), "audience": t.audience,
                     "issued_at": render::timestamp_json(t.issued_at.as_ref()), "expires_at": render::timestamp_json(t.expires_at.as_ref()),
                     "uses_left": t.uses_left, "profiles": t.profiles,
                 })
@@ -141,7 +141,7 @@ fn list(output: &Output, tokens: &[client::ActiveToken]) {
                     escape_invisible(&t.jti),
                     escape_invisible(&t.agent_id),
                     escape_invisible(&t.owner),
-                    escape_invisible(&format!("{} on {}", t.action, render::target(t.target.as_ref()))),
+                    format!("{} on {}", escape_invisible(&t.action), render::target(t.target.as_ref())),
                     render::remaining(t.expires_at.as_ref(), now),
                     t.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
                     escape_invisible(&t.profiles.join(", ")),
@@ -227,7 +227,9 @@ async fn request(
 fn action_text(action: &Action) -> String {
     escape_invisible(&format!(
         "{} on {} at {}",
-        action.name, action.target, action.audience
+        action.name,
+        action.target.in_sentence(),
+        action.audience
     ))
 }
 
@@ -269,6 +271,7 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
                 "ttl": render::ttl_json(pending.ttl()), "evidence_required": pending.send_evidence(),
+                "void_votes": render::void_json(pending.void_votes()),
             })
         },
         || {
@@ -278,6 +281,7 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()))
+                .row("void", render::void_lines(pending.void_votes()))
                 .row("because of", render::rule_lines(asking))
                 .row("allowed by", render::rule_lines(allowing))
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))

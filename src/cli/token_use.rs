@@ -249,7 +249,7 @@ pub(super) async fn introspect(
             json!({
                 "active": true, "jti": introspection.jti, "task": introspection.task_id, "agent": introspection.agent_id, "subject": introspection.subject,
                 "audience": introspection.audience, "expires_at": render::timestamp_json(introspection.expires_at.as_ref()), "jkt": introspection.jkt,
-                "action": introspection.action, "target": render::target(introspection.target.as_ref()), "uses": introspection.uses,
+                "action": introspection.action, "target": render::target_json(introspection.target.as_ref()), "uses": introspection.uses,
                 "uses_left": introspection.uses_left,
             })
         },
@@ -259,7 +259,7 @@ pub(super) async fn introspect(
             }
             let mut fields = FieldList::default();
             fields.row("active", escape_invisible(&introspection.jti))
-                .untrusted_row("for", &format!("{} on {}", introspection.action, render::target(introspection.target.as_ref())))
+                .row("for", format!("{} on {}", escape_invisible(&introspection.action), render::target(introspection.target.as_ref())))
                 .untrusted_row("agent", &format!("{} ({})", introspection.agent_id, introspection.subject))
                 .untrusted_row("task", &introspection.task_id)
                 .row("until", render::timestamp_with_distance(introspection.expires_at.as_ref(), now));

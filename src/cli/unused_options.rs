@@ -22,7 +22,7 @@ enum Uses {
 }
 
 /// The commands that call no broker; every other one does.
-const OFFLINE: [(&str, Uses); 15] = [
+const OFFLINE: [(&str, Uses); 16] = [
     ("serve", Uses::DevDir),
     ("demo", Uses::Nothing),
     ("policy check", Uses::Nothing),
@@ -31,6 +31,7 @@ const OFFLINE: [(&str, Uses); 15] = [
     ("config show", Uses::DevDir),
     ("audit verify", Uses::DevDir),
     ("recover operators", Uses::DevDir),
+    ("approver confirm-on-host", Uses::DevDir),
     ("key new", Uses::Nothing),
     ("key show", Uses::Nothing),
     ("dev svid", Uses::DevDir),

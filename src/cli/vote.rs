@@ -32,6 +32,8 @@ pub(super) struct VoteArgs {
     /// Comment shown to the agent: one line of at most 200 characters
     #[arg(long, value_parser = Comment::parse)]
     comment: Option<Comment>,
+    #[command(flatten)]
+    full: card::FullArg,
     /// Vote without asking for confirmation
     #[arg(long)]
     yes: bool,
@@ -64,7 +66,7 @@ pub(super) async fn run(
     if output.is_json() {
         output.require_writable()?;
     } else {
-        let text = card::text(&card, clock.now());
+        let text = args.full.text(&card, clock.now());
         output.require_read(&text, must_confirm && output.can_prompt())?;
     }
     let viewed_at = clock.uptime();
@@ -73,7 +75,7 @@ pub(super) async fn run(
     if need.is_some_and(|need| need.passkey) {
         if args.ttl.is_some() || args.uses.is_some() || args.comment.is_some() {
             let text =
-                "this profile requires a passkey: set lifetime, uses and comment at the console";
+                "this request requires a passkey: set lifetime, uses and comment at the console";
             return Err(
                 CliError::usage(text).with_next_step("leave out --ttl, --uses and --comment")
             );
@@ -109,6 +111,8 @@ pub(super) async fn run(
                 Verdict::Deny => "denial",
             };
             let next = match render::status(after.status) {
+                "approved" if card.changes.is_some() => "; the policy bundle comes in force",
+                "consumed" if card.changes.is_some() => "; the policy bundle is in force",
                 "approved" => "; the agent can request its token now",
                 _ => "",
             };
@@ -179,6 +183,7 @@ async fn confirmed(output: &Output) -> Result<bool, CliError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::PathBuf;
     use std::sync::{Arc, Mutex};
 
@@ -186,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::card::sample::{PROFILE, card};
-    use crate::model::VoteStatement;
+    use crate::model::{StatementRequester, VOTE_STATEMENT_FORM, VoteStatement};
     use crate::proto::v1;
     use dipylon_sdk::proto::servers::v1::approval_service_server::{
         ApprovalService, ApprovalServiceServer,
@@ -220,16 +225,21 @@ mod tests {
     }
 
     fn matching_statement(card: &Card) -> VoteStatement {
+        let agent = card.requester.agent().expect("an agent");
+        let action = card.action.as_ref().expect("action");
         VoteStatement {
-            v: 1,
+            v: VOTE_STATEMENT_FORM,
             realm: card.realm.clone(),
             access_request_id: card.access_request,
-            agent: card.agent.id.clone(),
-            owner: card.agent.owner.id.clone(),
-            task: card.task,
-            task_key: card.task_key,
-            action: card.action.as_ref().expect("action").to_json(),
-            max_ttl: 300,
+            requester: StatementRequester::Agent {
+                id: agent.id.clone(),
+                owner: agent.owner.id.clone(),
+                task: agent.task,
+                task_key: agent.task_key,
+            },
+            action: action.on_record(&BTreeSet::new(), &mut || [0; 16]).0,
+            facts: card.facts().digest().expect("digest"),
+            max_ttl: Some(300),
             uses: card.uses,
             comment: None,
             policy: card.policy,
@@ -303,6 +313,13 @@ mod tests {
             Err(Status::unimplemented("unused"))
         }
 
+        async fn confirm_passkey(
+            &self,
+            _: Request<v1::ConfirmPasskeyRequest>,
+        ) -> Result<Response<v1::ConfirmPasskeyResponse>, Status> {
+            Err(Status::unimplemented("unused"))
+        }
+
         async fn list_approvers(
             &self,
             _: Request<v1::ListApproversRequest>,
@@ -356,6 +373,7 @@ mod tests {
             ttl: None,
             uses: None,
             comment: None,
+            full: card::FullArg::default(),
             yes: true,
             realm: Some(Realm::parse("prod").expect("realm")),
         };
@@ -381,22 +399,30 @@ mod tests {
             result.is_ok() && cast == 1,
             "the broker gets a vote on a matching statement: {result:?}"
         );
-        let mutations: [(&str, Mutation); 9] = [
-            ("action", |s| s.action["target"]["id"] = "bob".into()),
+        let mutations: [(&str, Mutation); 10] = [
+            ("action", |s| s.action.target.id = "bob".to_owned()),
             ("action", |s| {
-                s.action["parameters"]["end_sessions"] = false.into()
+                let name = "end_sessions".to_owned();
+                s.action.parameters.insert(name, false.into());
             }),
-            ("max_ttl", |s| s.max_ttl = 900),
+            ("max_ttl", |s| s.max_ttl = Some(900)),
             ("uses", |s| s.uses = None),
             ("comment", |s| {
                 s.comment = Some(Comment::parse("go on").expect("comment"))
             }),
             ("verdict", |s| s.verdict = Verdict::Deny),
-            ("agent", |s| {
-                s.agent = crate::model::AgentId::parse("reporter").expect("id")
+            ("requester", |s| {
+                if let StatementRequester::Agent { id, .. } = &mut s.requester {
+                    *id = crate::model::AgentId::parse("reporter").expect("id");
+                }
             }),
-            ("task_key", |s| {
-                s.task_key = crate::model::Thumbprint(crate::model::Digest::sha256(b"thief"))
+            ("requester", |s| {
+                if let StatementRequester::Agent { task_key, .. } = &mut s.requester {
+                    *task_key = crate::model::Thumbprint(crate::model::Digest::sha256(b"thief"));
+                }
+            }),
+            ("facts", |s| {
+                s.facts = crate::model::Digest::sha256(b"other facts")
             }),
             ("realm", |s| s.realm = Realm::parse("dev").expect("realm")),
         ];

@@ -1,7 +1,7 @@
 //! Limits on access requests: `[approvals]` in `people.toml`.
 
 use super::toml_reader::TableReader;
-use crate::model::{ParseError, parse_duration};
+use crate::model::{ParseError, Risk, parse_duration};
 
 /// Limits on access requests, and the consequences of denials: `[approvals]` in `people.toml`. They bound approval fatigue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,12 @@ pub struct ApprovalLimits {
     pub quarantine: u32,
     /// The window of `quarantine`, in seconds.
     pub quarantine_within_s: u32,
+    /// A vote by a registered key counts for actions whose risk is below this one; with `low` it never counts. Others take a
+    /// vote by passkey.
+    pub key_votes_below: Risk,
+    /// The risk of an action from which on a passkey counts only once another person than its inviter has confirmed it; an action
+    /// without `@risk` counts as high. Below it an unconfirmed passkey counts as its inviter's hand.
+    pub confirm_at_or_above: Risk,
 }
 
 impl Default for ApprovalLimits {
@@ -36,6 +42,8 @@ impl Default for ApprovalLimits {
             back_off_s: vec![60, 300, 1_800],
             quarantine: 3,
             quarantine_within_s: 600,
+            key_votes_below: Risk::High,
+            confirm_at_or_above: Risk::High,
         }
     }
 }
@@ -78,6 +86,12 @@ impl ApprovalLimits {
                     parse_duration("quarantine_within", text)
                 })
                 .unwrap_or(or.quarantine_within_s),
+            key_votes_below: fields
+                .optional("key_votes_below", Risk::parse)
+                .unwrap_or(or.key_votes_below),
+            confirm_at_or_above: fields
+                .optional("confirm_at_or_above", Risk::parse)
+                .unwrap_or(or.confirm_at_or_above),
         };
         fields.finish();
         read

@@ -76,6 +76,11 @@ impl CatalogueAction {
             .collect()
     }
 
+    /// The declared risk; an action whose risk the catalogue does not say counts as high.
+    pub fn risk_or_high(&self) -> Risk {
+        self.risk.unwrap_or(Risk::High)
+    }
+
     /// Checks `given` against the catalogue; the error names the parameter, never its value.
     pub(super) fn check_parameters(&self, given: &BTreeMap<String, Param>) -> Result<(), String> {
         check_members("", &self.parameters, given)
@@ -496,13 +501,13 @@ impl AnnotationReader<'_> {
 
     fn risk(&mut self) -> Option<Risk> {
         let text = self.text("risk")?;
-        let risk = [Risk::Low, Risk::Medium, Risk::High]
-            .into_iter()
-            .find(|risk| risk.as_str() == text);
-        if risk.is_none() {
-            self.problem("@risk must be \"low\", \"medium\" or \"high\"");
+        match Risk::parse(&text) {
+            Ok(risk) => Some(risk),
+            Err(e) => {
+                self.problem(&format!("@risk {}", e.reason));
+                None
+            }
         }
-        risk
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::files::ENTITIES;
 use super::people::People;
 use super::problem::{Problems, nearest};
+use super::sentences::{Texts, Things};
 use super::spellings::Spellings;
 use crate::model::{AgentId, RegisteredAgent, Target, json};
 
@@ -100,6 +101,30 @@ impl EntityStore {
         }
         attributes.sort();
         Some(attributes)
+    }
+
+    /// The attributes and ancestors of every entity of one of these types.
+    pub(super) fn things(&self, types: &BTreeSet<String>) -> Things {
+        let declared = self
+            .entities
+            .iter()
+            .map(|entity| (entity, entity.uid()))
+            .filter(|(_, uid)| types.contains(&uid.type_name().to_string()));
+        let texts = |(entity, uid): (&Entity, EntityUid)| {
+            let mut texts: Texts = entity
+                .attrs()
+                .map(|(name, value)| {
+                    let text = value.map_or_else(|_| "unreadable".to_owned(), |v| inner_text(&v));
+                    (format!("attribute {}", quote(name)), text)
+                })
+                .collect();
+            let ancestors = self.entities.ancestors(&uid).into_iter().flatten();
+            let ancestors: BTreeSet<String> = ancestors.map(ToString::to_string).collect();
+            let ancestors: Vec<String> = ancestors.into_iter().collect();
+            texts.insert("groups".to_owned(), format!("[{}]", ancestors.join(", ")));
+            (uid.to_string(), texts)
+        };
+        declared.map(texts).collect()
     }
 
     /// The store without action entities, as if built without the schema: the self-test must fail.
@@ -274,24 +299,49 @@ fn value_text(value: &EvalResult) -> String {
     match value {
         EvalResult::Bool(b) => b.to_string(),
         EvalResult::Long(n) => n.to_string(),
+        EvalResult::String(s) if reads_as_another_type(s) => quote(s),
         EvalResult::String(s) => s.clone(),
         EvalResult::EntityUid(uid) => format!("{}::{}", uid.type_name(), uid.id().unescaped()),
         EvalResult::Set(items) => format!(
             "[{}]",
-            items.iter().map(value_text).collect::<Vec<_>>().join(", ")
+            items.iter().map(inner_text).collect::<Vec<_>>().join(", ")
         ),
         EvalResult::Record(members) => {
             format!(
                 "{{{}}}",
                 members
                     .iter()
-                    .map(|(name, v)| format!("{name}: {}", value_text(v)))
+                    .map(|(name, v)| format!("{}: {}", quote(name), inner_text(v)))
                     .collect::<Vec<_>>()
                     .join(", ")
             )
         }
         EvalResult::ExtensionValue(text) => text.clone(),
     }
+}
+
+/// Whether a text would read as a value of another type, or as a quoted text.
+fn reads_as_another_type(text: &str) -> bool {
+    matches!(text, "true" | "false")
+        || text.parse::<i64>().is_ok()
+        || text.contains("::")
+        || text.starts_with(['[', '{', '"', '+', '-'])
+        || text.contains('(')
+}
+
+/// A value inside another: texts are quoted, so that none looks like two.
+fn inner_text(value: &EvalResult) -> String {
+    match value {
+        EvalResult::String(text) => quote(text),
+        EvalResult::EntityUid(uid) => {
+            format!("{}::{}", uid.type_name(), quote(uid.id().unescaped()))
+        }
+        other => value_text(other),
+    }
+}
+
+fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
 /// Entity types every bundle has.

@@ -46,6 +46,13 @@ impl BundleFiles {
                 problems.add(&path.chars().take(256).collect::<String>(), None, message);
             }
         }
+        for (path, text) in &files {
+            let alone = text.replace("\r\n", "").find('\r');
+            if is_known(path) && alone.is_some() {
+                let message = "has a carriage return without a line feed: end lines with \\n";
+                problems.add(path, None, message);
+            }
+        }
         for required in REQUIRED {
             if !files.contains_key(required) {
                 problems.add(required, None, "is missing");

@@ -12,9 +12,12 @@ mod agents;
 mod approvals;
 mod authorize;
 mod catalogue;
+mod changes;
+pub mod diff;
 mod entities;
 mod evaluator;
 mod files;
+mod key_votes;
 mod people;
 mod policy_index;
 mod problem;
@@ -22,6 +25,7 @@ mod rule;
 mod schema;
 mod schema_types;
 mod selftest;
+pub mod sentences;
 mod spellings;
 #[cfg(test)]
 mod tests;
@@ -30,22 +34,21 @@ mod toml_reader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use crate::model::Risk;
+pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
 pub use approvals::ApprovalLimits;
 pub use authorize::{AuthzDecision, AuthzRequest, OperateDecision};
 pub use catalogue::{CatalogueAction, ParamSpec, ParamType};
+pub use changes::{ANOTHER_OPERATOR, ChangeAgreement, ChangeRule};
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
-pub use people::{
-    Person, QUORUM_MAX, RegisteredService, Role, ServiceKind, StepUpProfile, VoteMethod,
-};
+pub use people::{Person, QUORUM_MAX, RegisteredService, Role, ServiceKind, StepUpProfile};
 pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
 
 use crate::model::text::nearest_word;
 use crate::model::{
-    Action, ActionName, AgentId, Audience, Digest, PersonId, ProfileName, RegisteredAgent,
-    ServiceId, SpiffeId, Target,
+    Action, ActionName, AgentId, Audience, Digest, POLICY_APPLY, PersonId, ProfileName,
+    RegisteredAgent, ServiceId, SpiffeId, Target,
 };
 use catalogue::Catalogue;
 use entities::EntityStore;
@@ -73,6 +76,7 @@ pub struct PolicyBundle {
     policy_index: PolicyIndex,
     evaluator: Evaluator,
     warnings: Vec<BundleProblem>,
+    another_operator: Option<StepUpProfile>,
 }
 
 /// Why a request for an action is invalid.
@@ -106,6 +110,16 @@ pub enum ActionError {
 }
 
 impl PolicyBundle {
+    /// Who agrees to a change of the policy bundle.
+    pub const fn change_rule(&self) -> &ChangeRule {
+        &self.people.changes
+    }
+
+    /// The profile of the people who agree to a change; `None` when the bundle lets one operator alone change it.
+    pub fn change_profile(&self) -> Option<StepUpProfile> {
+        self.people.changes.profile(&self.people.profiles)
+    }
+
     /// Reads and checks every file, then verifies by a self-test that forbids apply. All problems are found in one pass, as
     /// far as one does not hide another.
     pub fn load(files: &BundleFiles) -> Result<Self, BundleError> {
@@ -152,6 +166,7 @@ impl PolicyBundle {
         entities::check_spellings(targets, &mut spellings, &mut problems);
         rules.check_spellings(&mut spellings, &mut problems);
         rules.warn_unknown_entities(&store, &mut warnings);
+        key_votes::check(&rules, &people, &catalogue, &store, &mut problems);
         let actions = catalogue.names().chain([OPERATE]);
         let policy_index = PolicyIndex::build(&rules.set, &store, actions);
         let evaluator = Evaluator::new(merged.schema, store);
@@ -171,6 +186,7 @@ impl PolicyBundle {
         }
         let version = files.version();
         let warnings = warnings.into_sorted();
+        let another_operator = people.changes.another_operator();
         problems.or_value(Self {
             version,
             catalogue,
@@ -181,6 +197,7 @@ impl PolicyBundle {
             policy_index,
             evaluator,
             warnings,
+            another_operator,
         })
     }
 
@@ -211,9 +228,7 @@ impl PolicyBundle {
     /// takes one; an agent's owner is not eligible for that agent. Passkeys are known to the journal only.
     pub fn eligible_approvers(&self, profile: &StepUpProfile) -> BTreeSet<&PersonId> {
         let able = |p: &&Person| {
-            p.roles.contains(&Role::Approver)
-                && p.groups.contains(&profile.group)
-                && (profile.method == VoteMethod::Passkey || !p.keys.is_empty())
+            profile.takes(p) && (profile.method == VoteMethod::Passkey || !p.keys.is_empty())
         };
         self.people().filter(able).map(|p| &p.id).collect()
     }
@@ -221,6 +236,23 @@ impl PolicyBundle {
     /// Limits on access requests, and the consequences of denials.
     pub fn approval_limits(&self) -> &ApprovalLimits {
         &self.people.approvals
+    }
+
+    /// How a vote under a profile on an action is signed: by passkey alone where the profile says so, and where the action's risk is
+    /// not below `key_votes_below`, since a script can hold a registered key. An action that the catalogue does not have, or
+    /// without a risk, counts as high.
+    /// Of an agreement to a change of the bundle its profile alone says it.
+    pub fn vote_method(&self, profile: &StepUpProfile, action: &ActionName) -> VoteMethod {
+        if action.as_str() == POLICY_APPLY {
+            return profile.method;
+        }
+        let risk = self
+            .action(action)
+            .map_or(Risk::High, CatalogueAction::risk_or_high);
+        match profile.method {
+            VoteMethod::Key if risk < self.approval_limits().key_votes_below => VoteMethod::Key,
+            VoteMethod::Key | VoteMethod::Passkey => VoteMethod::Passkey,
+        }
     }
 
     /// Findings that do not make the bundle invalid.
@@ -269,6 +301,9 @@ impl PolicyBundle {
 
     /// The step-up profile with this name.
     pub fn profile(&self, name: &ProfileName) -> Option<&StepUpProfile> {
+        if let Some(operators) = self.another_operator.as_ref().filter(|p| p.name == *name) {
+            return Some(operators);
+        }
         self.people.profiles.get(name)
     }
 
@@ -305,6 +340,11 @@ impl PolicyBundle {
     /// The attributes of a target as text, by name; `None` for a target the bundle does not know.
     pub fn target_attributes(&self, target: &Target) -> Option<Vec<(String, String)>> {
         self.evaluator.store().attributes(target)
+    }
+
+    /// What each target of the bundle is, by its name.
+    fn target_texts(&self) -> sentences::Things {
+        self.evaluator.store().things(self.catalogue.types())
     }
 
     fn unknown_action(&self, name: &ActionName) -> ActionError {

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::approvals::ApprovalLimits;
+use super::changes::{ANOTHER_OPERATOR, ChangeAgreement, ChangeRule};
 use super::files::PEOPLE;
 use super::problem::{Problems, nearest};
 use super::spellings::{NameClash, RegisteredNames};
@@ -14,7 +15,7 @@ use super::toml_reader::{TableReader, TomlSource};
 use crate::jose::PublicKey;
 use crate::model::{
     Audience, Digest, GroupId, ParseError, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
-    Thumbprint, check_visible, json, parse_duration,
+    Thumbprint, VoteMethod, check_visible, json, parse_duration,
 };
 
 /// A registered person.
@@ -100,47 +101,22 @@ pub struct StepUpProfile {
     pub name: ProfileName,
     /// The group of its approvers.
     pub group: GroupId,
+    /// The role of its voters: approvers of the group; operators, of any group, for a change of the policy bundle.
+    pub role: Role,
     /// How many different people must approve, 1 to [`QUORUM_MAX`].
     pub quorum: u32,
     /// Seconds an access request stays open.
     pub wait_s: u32,
     /// Seconds an approval holds.
     pub good_for_s: u32,
-    /// How a vote is signed.
+    /// How a vote is signed, unless the action's risk takes a passkey: see [`super::PolicyBundle::vote_method`].
     pub method: VoteMethod,
-}
-
-/// How a vote is signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum VoteMethod {
-    /// With a key of `people.toml`, or with a passkey.
-    Key,
-    /// With a passkey alone: a person, present and verified by their device, at the broker's own console.
-    Passkey,
-}
-
-impl VoteMethod {
-    /// The name in `people.toml` and in the profile's digest.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Key => "key",
-            Self::Passkey => "passkey",
-        }
-    }
-
-    fn parse(text: &str) -> Result<Self, ParseError> {
-        match text {
-            "key" => Ok(Self::Key),
-            "passkey" => Ok(Self::Passkey),
-            _ => Err(ParseError::new("method", "must be \"passkey\" or \"key\"")),
-        }
-    }
 }
 
 impl StepUpProfile {
     /// SHA-256("dipylon/profile/v1" ‖ 0x00 ‖ RFC 8785 form of its definition): an approval counts while this is unchanged.
     pub fn digest(&self) -> Digest {
-        let form = json!({
+        let mut form = json!({
             "name": self.name.as_str(),
             "group": self.group.as_str(),
             "quorum": self.quorum,
@@ -148,11 +124,20 @@ impl StepUpProfile {
             "good_for": self.good_for_s,
             "method": self.method.as_str(),
         });
+        if let (Role::Operator, Some(members)) = (self.role, form.as_object_mut()) {
+            members.insert("role".to_owned(), json!(self.role.as_str()));
+        }
         // Texts and 32-bit integers always have a canonical form.
         Digest::tagged(
             "dipylon/profile/v1",
             json::canonical(&form).unwrap_or_default().as_bytes(),
         )
+    }
+
+    /// Whether a person may vote under it by role and group. It is not looked at here whose agent it is for, nor at keys.
+    pub fn takes(&self, person: &Person) -> bool {
+        person.roles.contains(&self.role)
+            && (self.role == Role::Operator || person.groups.contains(&self.group))
     }
 
     /// The name with the digest.
@@ -172,6 +157,7 @@ pub(super) struct People {
     pub(super) profiles: BTreeMap<ProfileName, StepUpProfile>,
     pub(super) audiences: BTreeSet<Audience>,
     pub(super) approvals: ApprovalLimits,
+    pub(super) changes: ChangeRule,
     /// Whose each key is, by its thumbprint and that of its negative.
     pub(super) key_holders: BTreeMap<Thumbprint, String>,
     /// Ids of people and services.
@@ -244,8 +230,35 @@ impl People {
                 top.problems(),
             ));
         }
+        if let Some((at, table)) = top.table("changes") {
+            let fields = TableReader::new(source, "changes", Some(at), table, top.problems());
+            let line = fields.line();
+            people.changes = ChangeRule::read(fields);
+            people.check_changes(line, top.problems(), warnings);
+        }
         top.finish();
         people
+    }
+
+    /// Reports a rule of changes that names no profile, and warns of one that lets one operator alone change everything.
+    fn check_changes(&self, line: Option<usize>, problems: &mut Problems, warnings: &mut Problems) {
+        match &self.changes.agree {
+            ChangeAgreement::Operator => {}
+            ChangeAgreement::Nobody => warnings.add(
+                PEOPLE,
+                line,
+                "changes: agree = \"nobody\": one operator alone changes every rule, this one too"
+                    .to_owned(),
+            ),
+            ChangeAgreement::Profile(name) if self.profiles.contains_key(name) => {}
+            ChangeAgreement::Profile(name) => {
+                let near = nearest(name.as_str(), self.profiles.keys().map(ProfileName::as_str));
+                let message = format!(
+                    "changes: agree: no profile has the name \"{name}\"{near}; expected \"operator\", \"nobody\" or a profile"
+                );
+                problems.add(PEOPLE, line, message);
+            }
+        }
     }
 
     fn person(&mut self, mut fields: TableReader<'_, '_>) {
@@ -374,6 +387,11 @@ impl People {
         {
             fields.problem(format!("name {clash}"));
         }
+        let reserved =
+            |name: &ProfileName| matches!(name.as_str(), ANOTHER_OPERATOR | "operator" | "nobody");
+        if name.as_ref().is_some_and(reserved) {
+            fields.problem("name is reserved for the rule of changes: choose another");
+        }
         let group = fields.required("group", GroupId::parse);
         self.check_groups(&group, &mut fields);
         let quorum = match fields.get("quorum") {
@@ -404,6 +422,7 @@ impl People {
                 StepUpProfile {
                     name,
                     group,
+                    role: Role::Approver,
                     quorum,
                     wait_s,
                     good_for_s,

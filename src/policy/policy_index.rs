@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cedar_policy::{ActionConstraint, EntityUid, PolicySet};
+use cedar_policy::{ActionConstraint, EntityUid, Policy, PolicySet};
 
 use super::entities::EntityStore;
 
@@ -33,14 +33,9 @@ impl PolicyIndex {
             else {
                 continue;
             };
-            let above = |named: &EntityUid| *named == uid || store.is_ancestor(named, &uid);
             let kept: Vec<_> = rules
                 .policies()
-                .filter(|rule| match rule.action_constraint() {
-                    ActionConstraint::Any => true,
-                    ActionConstraint::In(named) => named.iter().any(above),
-                    ActionConstraint::Eq(named) => named == uid,
-                })
+                .filter(|rule| scope_has_action(rule, &uid, store))
                 .collect();
             let ids: BTreeSet<String> = kept.iter().map(|rule| rule.id().to_string()).collect();
             let set = match sets.get(&ids) {
@@ -63,5 +58,15 @@ impl PolicyIndex {
     /// The rules to evaluate for an action; all of them for an action that is not indexed.
     pub(super) fn policies_for<'s>(&'s self, action: &str, all: &'s PolicySet) -> &'s PolicySet {
         self.0.get(action).map_or(all, |set| set)
+    }
+}
+
+/// Whether the scope of a rule has this action: it names no action, or this one, or a group that holds it at any depth.
+pub(super) fn scope_has_action(rule: &Policy, action: &EntityUid, store: &EntityStore) -> bool {
+    let above = |named: &EntityUid| named == action || store.is_ancestor(named, action);
+    match rule.action_constraint() {
+        ActionConstraint::Any => true,
+        ActionConstraint::In(named) => named.iter().any(above),
+        ActionConstraint::Eq(named) => named == *action,
     }
 }

@@ -10,7 +10,7 @@ use super::entities::EntityStore;
 use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
 use super::spellings::Spellings;
-use crate::model::{ProfileName, RuleRef, check_visible, parse_duration};
+use crate::model::{Digest, ProfileName, RuleRef, check_visible, parse_duration};
 
 /// One rule of a policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,6 +210,19 @@ impl RuleSet {
             text: text.to_owned(),
         };
         self.infos.insert(id, info);
+    }
+
+    /// The digest of a rule's scope and conditions, whatever its layout, its comments and its annotations are.
+    pub(super) fn conditions(&self, id: &str) -> String {
+        let policy = self.set.policy(&PolicyId::new(id));
+        let form = policy.and_then(|policy| policy.to_json().ok());
+        let form = form.map(|mut form| {
+            if let Some(members) = form.as_object_mut() {
+                members.remove("annotations");
+            }
+            Digest::sha256(form.to_string().as_bytes()).to_string()
+        });
+        form.unwrap_or_default()
     }
 
     /// Refuses a rule that names an entity by an id that the bundle has in another Unicode normalization form.

@@ -12,6 +12,7 @@ use super::problem::{Problems, nearest};
 use super::schema_types::{
     BUILT_IN, EXTENSIONS, RecordMember, SchemaType, TypeReader, annotations,
 };
+use crate::model::POLICY_NAMESPACE;
 use crate::model::ProfileName;
 
 /// The bundle's schema merged with the built-in fragment, with the checks that Cedar does not make.
@@ -161,6 +162,14 @@ fn check_reserved_names(team: &Map<String, Value>, text: &str, problems: &mut Pr
                 SCHEMA,
                 declaration_line(text, name),
                 "\"operate\" is already declared for every bundle; choose another name",
+            );
+            free = false;
+        }
+        if name.starts_with(POLICY_NAMESPACE) {
+            problems.add(
+                SCHEMA,
+                declaration_line(text, name),
+                format!("\"{name}\": actions that begin with \"{POLICY_NAMESPACE}\" are the broker's own; choose another name"),
             );
             free = false;
         }

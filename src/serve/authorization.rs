@@ -70,9 +70,10 @@ methods! {
     LIST_ACCESS_REQUESTS = "ApprovalService/ListAccessRequests", [Approver, Operator], General, Unary;
     WATCH_ACCESS_REQUESTS = "ApprovalService/WatchAccessRequests", [Approver, Operator], General, Server;
     GET_CARD = "ApprovalService/GetCard", [Approver, Operator], General, Unary;
-    BEGIN_VOTE = "ApprovalService/BeginVote", [Approver], General, Unary;
-    CAST_VOTE = "ApprovalService/CastVote", [Approver], General, Unary;
+    BEGIN_VOTE = "ApprovalService/BeginVote", [Approver, Operator], General, Unary;
+    CAST_VOTE = "ApprovalService/CastVote", [Approver, Operator], General, Unary;
     INVITE_APPROVER = "ApprovalService/InviteApprover", [Operator], General, Unary;
+    CONFIRM_PASSKEY = "ApprovalService/ConfirmPasskey", [Approver, Operator], General, Unary;
     LIST_APPROVERS = "ApprovalService/ListApprovers", [Approver, Operator, Auditor], General, Unary;
     REVOKE_APPROVER_KEYS = "ApprovalService/RevokeApproverKeys", [Operator], Reserved, Unary;
 
@@ -84,6 +85,7 @@ methods! {
     GET_TOKEN_RECEIPT = "GovernanceService/GetTokenReceipt", [Operator, Auditor], General, Server;
     LIST_AGENTS = "GovernanceService/ListAgents", [Operator, Auditor], General, Unary;
     GET_AGENT = "GovernanceService/GetAgent", [Operator, Auditor], General, Unary;
+    WITHDRAW_POLICY_PROPOSAL = "GovernanceService/WithdrawPolicyProposal", [Operator], General, Unary;
     FREEZE = "GovernanceService/Freeze", [Operator], Reserved, Unary;
     UNFREEZE = "GovernanceService/Unfreeze", [Operator], General, Unary;
     LIST_FREEZES = "GovernanceService/ListFreezes", [Operator, Auditor], General, Unary;

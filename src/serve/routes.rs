@@ -101,7 +101,6 @@ impl Route {
     }
 }
 
-const APPROVERS: Access = Access::Roles(&[Approver]);
 const INBOX_READERS: Access = Access::Roles(&[Approver, Operator]);
 const OPERATORS: Access = Access::Roles(&[Operator]);
 const READERS: Access = Access::Roles(&[Operator, Auditor]);
@@ -140,8 +139,8 @@ routes! {
     EnrolBegin = "console/enrol-begin", "/console/enrol/begin", Json, Access::Anonymous, General;
     EnrolFinish = "console/enrol-finish", "/console/enrol/finish", Json, Access::Anonymous, General;
     Card = "console/card", "/console/requests/{id}", Page, INBOX_READERS, General;
-    VoteBegin = "console/vote-begin", "/console/requests/{id}/vote/begin", Json, APPROVERS, General;
-    VoteCast = "console/vote-cast", "/console/requests/{id}/vote/cast", SignedJson, APPROVERS, General;
+    VoteBegin = "console/vote-begin", "/console/requests/{id}/vote/begin", Json, INBOX_READERS, General;
+    VoteCast = "console/vote-cast", "/console/requests/{id}/vote/cast", SignedJson, INBOX_READERS, General;
     Tokens = "console/tokens", "/console/tokens", Page, OPERATORS, General;
     // Reserved: revocation goes on while other calls are shed.
     Revoke = "console/revoke", "/console/tokens/{jti}/revoke", Form, OPERATORS, Reserved;
@@ -151,6 +150,7 @@ routes! {
     Agent = "console/agent", "/console/agents/{id}", Page, READERS, General;
     Rules = "console/rules", "/console/rules", Page, ALL_PEOPLE, General;
     Approvers = "console/approvers", "/console/approvers", Page, ALL_PEOPLE, General;
+    ConfirmPasskey = "console/confirm-passkey", "/console/approvers/{id}/confirm", Form, INBOX_READERS, General;
     Journal = "console/journal", "/console/journal", Page, READERS, General;
     SignOut = "console/sign-out", "/console/sign-out", Form, Access::Anonymous, Reserved;
     Asset = "console/asset", "/console/assets/{hash}/{name}", Asset, Access::Anonymous, General;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::key_registry::KeyHolder;
-use super::people::{PersonChangeKind, RecoveryRecord, person_changes};
+use super::people::{PersonChangeKind, RecoveryRecord, person_changes, person_gains};
 use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
     AccessRequest, Deadline, Ended, FreezeMarker, FreezeOrder, Grant, IdempotencyOutcome, Lease,
@@ -14,7 +14,7 @@ use super::{
 use crate::jose::AuthenticatorKey;
 use crate::journal::Committed;
 use crate::model::*;
-use crate::policy::ActivePolicy;
+use crate::policy::{ActivePolicy, PolicyBundle, Role};
 
 impl State {
     /// Applies the next entry. The journal calls it in order, after the commit and before it answers the append.
@@ -87,6 +87,15 @@ impl State {
             // The idempotency key stays undecided: it may be allowed later.
             Event::RequestDenied(f) => self.decisions.insert(f.id, entry.index),
             Event::AccessRequestOpened(f) => self.apply_access_request_opened(f, committed),
+            Event::AccessRequestReassessed(f) => {
+                self.decisions.insert(f.decision.id, entry.index);
+                self.requests
+                    .update(&f.access_request, |request| AccessRequest {
+                        decision: Some(Arc::new(f.decision.clone())),
+                        version: entry.index + 1,
+                        ..request.clone()
+                    });
+            }
             Event::VoteCast(f) => self.apply_vote(f, committed),
             Event::AccessRequestClosed(f) => {
                 self.apply_access_event(f.access_request, AccessEvent::Closed(f.cause), entry);
@@ -101,16 +110,31 @@ impl State {
                     let holder = KeyHolder::Person(f.person.clone());
                     self.key_registry.add(&(&key).into(), holder, true);
                 }
-                self.credentials.apply_enrolled(f, entry.at);
+                self.credentials.apply_enrolled(f, entry.index, entry.at);
+                if let Some(rules) = self.rules() {
+                    self.note_operators(&rules.bundle);
+                }
             }
+            Event::PasskeyConfirmed(f) => self.credentials.apply_confirmed(f, entry),
             Event::ApproverKeysRevoked(f) => {
-                for key in &f.keys {
+                let falls = self.falls_of(f);
+                if f.cause != RevokeCause::Operator {
+                    let records = self.key_registry.records_of(&f.person).into_iter();
+                    let others = records.filter(|_| f.all).map(|known| known.thumbprint);
+                    let stolen = f.keys.iter().copied().chain(others);
+                    self.key_registry.mark_stolen(&stolen.collect::<Vec<_>>());
+                }
+                let fallen = falls.dead.iter().map(|(_, key)| key);
+                for key in f.keys.iter().chain(fallen) {
                     self.key_registry.revoke(*key);
                 }
                 if f.all {
                     self.key_registry.revoke_all(&f.person);
                 }
-                self.credentials.apply_revoked(f);
+                self.credentials.apply_revoked(f, &falls);
+                self.close_proposals(entry, |by| {
+                    by.person == f.person && !self.living_keys(&f.person).contains(&by.key)
+                });
             }
             Event::TokenIssued(f) => self.apply_token_issued(f, committed),
             Event::TokenReissued(f) => self.grants.update(&f.jti, |g| {
@@ -159,13 +183,17 @@ impl State {
         let before = before.map(|rules| &*rules.bundle);
         if let Some(recovery) = &f.recovery {
             // First: what leaves with an operator may return, and a lost key may not.
-            for (operator, key) in before
+            let lost = before
                 .filter(|_| recovery.operators_lost)
                 .map(|before| self.lost_operator_keys(before, bundle))
-                .unwrap_or_default()
-            {
+                .unwrap_or_default();
+            let stolen: Vec<Thumbprint> = lost.iter().map(|(_, key)| *key).collect();
+            self.credentials
+                .apply_unconfirmed(&self.falls_with(&stolen).unconfirmed);
+            self.key_registry.mark_stolen(&stolen);
+            for (person, key) in lost {
                 self.key_registry.revoke(key);
-                self.credentials.apply_lost(&operator, key);
+                self.credentials.apply_lost(&person, key);
             }
             self.recovery.store(Some(Arc::new(RecoveryRecord {
                 index: entry.index,
@@ -185,7 +213,48 @@ impl State {
             self.credentials
                 .apply_change(&change, entry.index, entry.at);
         }
+        // After the changes: another person with the id has nothing of the former one's.
+        for gain in person_gains(before, bundle) {
+            self.credentials.apply_gain(&gain, entry.index);
+        }
         self.key_registry.register(bundle);
+        if let Some(id) = f.proposal {
+            self.apply_access_event(id, AccessEvent::Applied, entry);
+        }
+        // A proposal is for the bundle that it would replace.
+        self.close_proposals(entry, |_| true);
+        if f.recovery.is_some() {
+            // The owner of the host says who governs: a second hand is asked for once there are two again.
+            self.operators_ever().clear();
+        }
+        self.note_operators(bundle);
+    }
+
+    /// Closes pending proposals: the policy bundle or the key that they rest on is not what it was.
+    fn close_proposals(&self, entry: &Entry, is_void: impl Fn(&PersonRequester) -> bool) {
+        let pending: Vec<AccessRequestId> = self
+            .owner_pending
+            .all()
+            .iter()
+            .flat_map(|(_, of)| of.iter().map(|(_, id)| *id).collect::<Vec<_>>())
+            .collect();
+        for id in pending {
+            let request = self.requests.get(&id);
+            let by = request.as_ref().and_then(|r| r.opened.by_person());
+            if by.is_some_and(&is_void) {
+                self.apply_access_event(id, AccessEvent::Closed(CloseCause::Policy), entry);
+            }
+        }
+    }
+
+    /// Remembers the operators who hold a living key: once there were two, the default rule of changes asks for another operator.
+    fn note_operators(&self, bundle: &PolicyBundle) {
+        let operators = bundle
+            .people()
+            .filter(|person| person.roles.contains(&Role::Operator))
+            .filter(|person| !self.living_keys(&person.id).is_empty());
+        let operators: Vec<PersonId> = operators.map(|person| person.id.clone()).collect();
+        self.operators_ever().extend(operators);
     }
 
     fn push_feed(&self, entry: &Entry, selector: Selector) {
@@ -194,12 +263,13 @@ impl State {
 
     /// Adds the entry to the index of each task it is about.
     fn index_entry(&self, entry: &Entry) {
-        let of_request = |id: &AccessRequestId| self.requests.get(id).map(|r| r.opened.task);
+        let of_request = |id: &AccessRequestId| self.requests.get(id)?.opened.task();
         let of_grant = |jti: &TokenId| self.grants.get(jti).map(|g| g.issued.task);
         let task = match &entry.event {
             Event::TaskOpened(f) => Some(f.task),
             Event::RequestDenied(f) => Some(f.task),
-            Event::AccessRequestOpened(f) => Some(f.task),
+            Event::AccessRequestOpened(f) => f.task(),
+            Event::AccessRequestReassessed(f) => of_request(&f.access_request),
             Event::VoteCast(f) => of_request(&f.access_request),
             Event::VoteRefused(f) => of_request(&f.access_request),
             Event::AccessRequestClosed(f) => of_request(&f.access_request),
@@ -231,6 +301,7 @@ impl State {
             | Event::Unfrozen(_)
             | Event::ApproverInvited(_)
             | Event::ApproverEnrolled(_)
+            | Event::PasskeyConfirmed(_)
             | Event::ApproverKeysRevoked(_)
             | Event::RefusalsCounted(_) => None,
         };
@@ -401,9 +472,16 @@ impl State {
             .secret
             .and_then(|hash| committed.blob(&hash))
             .and_then(|text| ActionSecret::from_blob(text));
+        let changes = f
+            .by_person()
+            .and_then(|by| committed.blob(&by.changes))
+            .and_then(|text| json::parse_as(text.as_bytes()).ok());
         let request = AccessRequest {
             opened: Arc::new(f.clone()),
+            decision: f.by_agent().map(|by| Arc::new(by.decision.clone())),
             action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
+            secret: secret.map(Arc::new),
+            changes: changes.map(Arc::new),
             reason: f
                 .reason
                 .and_then(|hash| committed.blob(&hash))
@@ -411,24 +489,29 @@ impl State {
             votes: Vec::new(),
             status: StoredStatus::Pending,
             opened_at: committed.entry().at,
+            index: committed.entry().index,
             version: committed.entry().index + 1,
         };
         self.requests.insert(f.access_request, request);
-        self.task_requests
-            .update_or_default(f.task, |list| list.push(f.access_request));
-        self.idempotency_keys.insert(
-            (f.task, f.idempotency_key.clone()),
-            IdempotencyOutcome::Requested(f.access_request),
-        );
-        self.decisions
-            .insert(f.decision.id, committed.entry().index);
         self.deadlines()
             .insert((f.expires_at, Deadline::AccessRequest(f.access_request)));
         let waiting = (f.expires_at, f.access_request);
-        self.owner_pending.update_or_default(f.owner.clone(), |of| {
-            of.insert(waiting);
-        });
-        self.histories.update_or_default(f.agent.clone(), |of| {
+        self.owner_pending
+            .update_or_default(f.owner().clone(), |of| {
+                of.insert(waiting);
+            });
+        let Some(by) = f.by_agent() else {
+            return;
+        };
+        self.task_requests
+            .update_or_default(by.task, |list| list.push(f.access_request));
+        self.idempotency_keys.insert(
+            (by.task, by.idempotency_key.clone()),
+            IdempotencyOutcome::Requested(f.access_request),
+        );
+        self.decisions
+            .insert(by.decision.id, committed.entry().index);
+        self.histories.update_or_default(by.agent.clone(), |of| {
             of.pending.insert(waiting);
             of.openings.push_back(committed.entry().at);
             if of.openings.len() > OPENINGS_KEPT_MAX {
@@ -442,6 +525,7 @@ impl State {
         let vote = Arc::new(VoteRecord {
             cast: f.clone(),
             statement: committed.blob(&f.statement).cloned(),
+            facts: committed.blob(&f.facts).cloned(),
             assertion: f.assertion.and_then(|hash| committed.blob(&hash).cloned()),
             at: entry.at,
             index: entry.index,
@@ -459,13 +543,13 @@ impl State {
     }
 
     fn count_denial(&self, id: &AccessRequestId, at: Timestamp) {
-        if let Some(request) = self.requests.get(id) {
-            self.histories
-                .update_or_default(request.opened.agent.clone(), |history| {
-                    history.denials.push(at);
-                    let over = history.denials.len().saturating_sub(DENIALS_KEPT_MAX);
-                    history.denials.drain(..over);
-                });
+        let request = self.requests.get(id);
+        if let Some(agent) = request.as_ref().and_then(|request| request.opened.agent()) {
+            self.histories.update_or_default(agent.clone(), |history| {
+                history.denials.push(at);
+                let over = history.denials.len().saturating_sub(DENIALS_KEPT_MAX);
+                history.denials.drain(..over);
+            });
         }
     }
 
@@ -489,16 +573,17 @@ impl State {
         let opened = &request.opened;
         let id = opened.access_request;
         let waiting = (opened.expires_at, id);
-        let history = self.histories.get(&opened.agent);
-        if history.is_some_and(|of| of.pending.contains(&waiting)) {
+        let waits = self.owner_pending.get(opened.owner());
+        if waits.is_some_and(|of| of.contains(&waiting)) {
             self.inbox_changes.closed(id);
         }
-        self.histories
-            .update_or_default(opened.agent.clone(), |of| {
+        if let Some(agent) = opened.agent() {
+            self.histories.update_or_default(agent.clone(), |of| {
                 of.pending.remove(&waiting);
             });
+        }
         self.owner_pending
-            .update_or_default(opened.owner.clone(), |of| {
+            .update_or_default(opened.owner().clone(), |of| {
                 of.remove(&waiting);
             });
         self.deadlines()

@@ -1,13 +1,15 @@
 //! Credentials of people: enrolled passkeys, open invitations and revoked keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::people::{PersonChange, PersonChangeKind};
+use super::confirmation::Falls;
+use super::people::{PersonChange, PersonChangeKind, PersonGain};
 use super::{ArcMap, sorted};
 use crate::model::*;
+use crate::policy::{Role, StepUpProfile};
 
 /// A passkey of a person, as of the last entry applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,10 +18,43 @@ pub struct Passkey {
     pub record: PasskeyOnRecord,
     /// The highest signature counter among its enrolment and its votes (WebAuthn L3 §6.1.1).
     pub sign_count: u32,
+    /// The operator on whose invitation it was enrolled.
+    pub invited_by: PersonId,
+    /// The key that the operator gave the invitation with.
+    pub invited_with: Thumbprint,
     /// When it was enrolled.
     pub added_at: Timestamp,
+    /// Index of the entry that enrolled it: it counts for access requests opened after it.
+    pub index: u64,
+    /// Its confirmation; `None` while it may be its inviter's own.
+    pub confirmation: Option<PasskeyConfirmation>,
     /// Time of the entry of its last vote.
     pub last_vote_at: Option<Timestamp>,
+}
+
+/// A confirmation of a passkey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PasskeyConfirmation {
+    /// Who confirmed it.
+    pub by: Confirmer,
+    /// When.
+    pub at: Timestamp,
+    /// Index of the entry.
+    pub index: u64,
+}
+
+/// What policy bundles after the first gave a person, each with the index of the last entry that did: it counts for access requests
+/// opened after it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Additions {
+    /// The person, who came or returned; 0 for one of the first bundle.
+    pub person: u64,
+    /// Roles.
+    pub roles: BTreeMap<Role, u64>,
+    /// Groups.
+    pub groups: BTreeMap<GroupId, u64>,
+    /// Keys of `people.toml`.
+    pub keys: BTreeMap<Thumbprint, u64>,
 }
 
 /// An invitation that was not used yet; it may have expired.
@@ -56,6 +91,8 @@ pub struct PersonCredentials {
     pub votes_since: u64,
     /// When another person came to the id: records of the former one are older.
     pub since_at: Timestamp,
+    /// What bundles after the first gave them.
+    pub additions: Additions,
 }
 
 impl Default for PersonCredentials {
@@ -67,6 +104,7 @@ impl Default for PersonCredentials {
             since: 0,
             votes_since: 0,
             since_at: Timestamp::from_millis(0),
+            additions: Additions::default(),
         }
     }
 }
@@ -75,6 +113,28 @@ impl PersonCredentials {
     /// The passkey with this thumbprint.
     pub fn passkey(&self, key: Thumbprint) -> Option<&Passkey> {
         self.passkeys.iter().find(|p| p.record.key == key)
+    }
+
+    /// Index of the last entry that made the person a voter under a profile, by role and group; 0 when the first bundle did.
+    pub fn voter_since(&self, profile: &StepUpProfile) -> u64 {
+        let added = &self.additions;
+        let role = added.roles.get(&profile.role).copied();
+        let group = match profile.role {
+            Role::Approver => added.groups.get(&profile.group).copied(),
+            Role::Operator => None,
+        };
+        [Some(added.person), role, group]
+            .into_iter()
+            .flatten()
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Index of the entry that added a key, of either kind; 0 when the first bundle did.
+    pub fn key_since(&self, key: Thumbprint) -> u64 {
+        let registered = self.additions.keys.get(&key).copied().unwrap_or(0);
+        self.passkey(key)
+            .map_or(registered, |passkey| passkey.index)
     }
 
     /// The passkey with this credential id, in base64url.
@@ -151,31 +211,73 @@ impl CredentialStore {
         }
     }
 
-    pub(super) fn apply_enrolled(&self, f: &ApproverEnrolled, at: Timestamp) {
+    pub(super) fn apply_enrolled(&self, f: &ApproverEnrolled, index: u64, at: Timestamp) {
         self.credentials
             .insert(f.passkey.credential.clone(), f.person.clone());
+        // No enrolment without its invitation gets here.
+        let Some(invitation) = self.invitations.get(&f.person) else {
+            return;
+        };
         self.invitations.remove(&f.person);
         self.people.update_or_default(f.person.clone(), |person| {
             person.passkeys.push(Passkey {
                 sign_count: f.passkey.sign_count,
                 record: f.passkey.clone(),
+                invited_by: invitation.by.clone(),
+                invited_with: invitation.by_key,
                 added_at: at,
+                index,
+                confirmation: None,
                 last_vote_at: None,
             });
         });
     }
 
-    pub(super) fn apply_revoked(&self, f: &ApproverKeysRevoked) {
+    pub(super) fn apply_confirmed(&self, f: &PasskeyConfirmed, entry: &Entry) {
+        let confirmation = PasskeyConfirmation {
+            by: f.by.clone(),
+            at: entry.at,
+            index: entry.index,
+        };
+        self.set_confirmation(&f.person, f.key, Some(confirmation));
+    }
+
+    /// The keys that confirmed these passkeys were stolen.
+    pub(super) fn apply_unconfirmed(&self, passkeys: &[(PersonId, Thumbprint)]) {
+        for (person, key) in passkeys {
+            self.set_confirmation(person, *key, None);
+        }
+    }
+
+    fn set_confirmation(
+        &self,
+        person: &PersonId,
+        key: Thumbprint,
+        to: Option<PasskeyConfirmation>,
+    ) {
+        self.people.update_or_default(person.clone(), |person| {
+            let all = person.passkeys.iter_mut().chain(&mut person.left);
+            for passkey in all.filter(|passkey| passkey.record.key == key) {
+                passkey.confirmation.clone_from(&to);
+            }
+        });
+    }
+
+    pub(super) fn apply_revoked(&self, f: &ApproverKeysRevoked, falls: &Falls) {
         self.revoke(&f.person, &f.keys);
         if f.by.is_some() {
             self.withdraw_invitation(&f.person);
         }
+        for (person, key) in &falls.dead {
+            self.revoke(person, &[*key]);
+        }
+        self.apply_unconfirmed(&falls.unconfirmed);
     }
 
-    /// A recovery found a key of an operator lost.
-    pub(super) fn apply_lost(&self, operator: &PersonId, key: Thumbprint) {
-        self.revoke(operator, &[key]);
-        self.withdraw_invitation(operator);
+    /// A recovery found a key lost: an operator's, or one that an operator's lost key had invited.
+    pub(super) fn apply_lost(&self, person: &PersonId, key: Thumbprint) {
+        self.revoke(person, &[key]);
+        self.withdraw_invitation(person);
     }
 
     fn revoke(&self, person: &PersonId, keys: &[Thumbprint]) {
@@ -201,14 +303,33 @@ impl CredentialStore {
                     PersonChangeKind::Left | PersonChangeKind::LostRoles(_) => {
                         person.left.append(&mut person.passkeys);
                     }
-                    PersonChangeKind::Returned => person.passkeys.append(&mut person.left),
+                    PersonChangeKind::Returned => {
+                        person.additions.person = index;
+                        person.passkeys.append(&mut person.left);
+                    }
                     PersonChangeKind::Narrowed { .. } => {}
                     PersonChangeKind::Came => {
                         person.since_at = at;
+                        person.additions = Additions {
+                            person: index,
+                            ..Additions::default()
+                        };
                         let ended = person.left.drain(..);
                         person.revoked.extend(ended.map(|p| p.record.key));
                     }
                 }
+            });
+    }
+
+    /// A policy bundle gave a person roles, groups or keys.
+    pub(super) fn apply_gain(&self, gain: &PersonGain, index: u64) {
+        self.people
+            .update_or_default(gain.person.clone(), |person| {
+                let added = &mut person.additions;
+                added.roles.extend(gain.roles.iter().map(|r| (*r, index)));
+                let groups = gain.groups.iter().cloned();
+                added.groups.extend(groups.map(|group| (group, index)));
+                added.keys.extend(gain.keys.iter().map(|k| (*k, index)));
             });
     }
 
@@ -232,16 +353,44 @@ impl CredentialStore {
             let passkeys: Vec<Value> = person
                 .passkeys
                 .iter()
-                .map(|p| json!([p.record, p.sign_count, p.added_at, p.last_vote_at]))
+                .map(|p| {
+                    let confirmed = p
+                        .confirmation
+                        .as_ref()
+                        .map(|known| json!([known.by, known.at]));
+                    json!([
+                        p.record,
+                        p.sign_count,
+                        p.invited_by,
+                        p.invited_with,
+                        p.added_at,
+                        p.index,
+                        confirmed,
+                        p.last_vote_at
+                    ])
+                })
                 .collect();
             let left: Vec<Thumbprint> = person.left.iter().map(|p| p.record.key).collect();
+            let added = &person.additions;
+            let roles: BTreeMap<&str, u64> = added
+                .roles
+                .iter()
+                .map(|(role, at)| (role.as_str(), *at))
+                .collect();
+            let keys: Vec<_> = added.keys.iter().collect();
             json!([
                 id,
                 passkeys,
                 left,
                 person.revoked,
                 person.since,
-                person.votes_since
+                person.votes_since,
+                [
+                    json!(added.person),
+                    json!(roles),
+                    json!(added.groups),
+                    json!(keys)
+                ]
             ])
         };
         let invitation = |(id, i): (PersonId, Arc<Invitation>)| {

@@ -123,7 +123,11 @@ pub(super) fn task_grounds(state: &State, opened: &TaskOpened) -> Vec<Stream> {
 
 /// The same for an access request: what ends its task, and the freeze of its action.
 pub(super) fn request_grounds(state: &State, opened: &AccessRequestOpened) -> Vec<Stream> {
-    action_grounds(state, &opened.task, &opened.action.action)
+    match &opened.requester {
+        AccessRequester::Agent(by) => action_grounds(state, &by.task, &opened.action.action),
+        // The bundle that it would replace, and the proposer's key.
+        AccessRequester::Person(by) => vec![Stream::Policy, Stream::Person(by.person.clone())],
+    }
 }
 
 /// The same for a grant, with the keys that its evidence rests on.
@@ -166,6 +170,11 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
                 // The keys of a bundle are compared with those of all people.
                 rule.read(Stream::Credentials);
                 rule.author(f.by.as_ref());
+            }
+            if let Some(id) = &f.proposal {
+                rule.access_request(state, id)?;
+                rule.advance(Stream::AccessRequest(*id));
+                rule.voters(state, id, |_| true);
             }
         }
         Event::AgentSuspended(f) => {
@@ -218,40 +227,53 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
         }
         Event::AccessRequestOpened(f) => {
             rule.advance(Stream::AccessRequest(f.access_request));
-            rule.advance(Stream::task_action(
-                f.task,
-                &f.action.action,
-                &f.action.target,
-            ));
-            rule.advance(Stream::TokenRequest(f.task, f.idempotency_key.clone()));
-            rule.task(state, &f.task)?;
-            rule.evidence(&f.evidence);
-            rule.action(&f.action.action);
-            // Whether a quorum can be reached, and the back-off after denials.
+            // Whether a quorum can be reached.
             rule.read(Stream::Credentials);
-            rule.read(Stream::Denials(f.agent.clone()));
             let rules = state.rules().ok_or("no policy bundle is in force")?;
             let limits = rules.bundle.approval_limits();
-            rule.claim(
-                Counter::PendingRequests(f.agent.clone()),
-                limits.pending_per_agent.into(),
-            );
-            rule.claim(
-                Counter::OwnerPendingRequests(f.owner.clone()),
-                limits.pending_per_owner.into(),
-            );
-            // 0: no limit.
-            if limits.opens_per_minute > 0 {
-                let opened = Counter::Openings(f.agent.clone());
-                rule.claim(opened, limits.opens_per_minute.into());
+            match &f.requester {
+                AccessRequester::Agent(by) => {
+                    rule.advance(Stream::task_action(
+                        by.task,
+                        &f.action.action,
+                        &f.action.target,
+                    ));
+                    rule.advance(Stream::TokenRequest(by.task, by.idempotency_key.clone()));
+                    rule.task(state, &by.task)?;
+                    rule.evidence(&by.evidence);
+                    rule.action(&f.action.action);
+                    // The back-off after denials.
+                    rule.read(Stream::Denials(by.agent.clone()));
+                    rule.claim(
+                        Counter::PendingRequests(by.agent.clone()),
+                        limits.pending_per_agent.into(),
+                    );
+                    rule.claim(
+                        Counter::OwnerPendingRequests(by.owner.clone()),
+                        limits.pending_per_owner.into(),
+                    );
+                    // 0: no limit.
+                    if limits.opens_per_minute > 0 {
+                        let opened = Counter::Openings(by.agent.clone());
+                        rule.claim(opened, limits.opens_per_minute.into());
+                    }
+                }
+                AccessRequester::Person(by) => {
+                    rule.advance(Stream::Proposals(by.person.clone()));
+                    rule.author(Some(&by.person));
+                }
             }
+        }
+        Event::AccessRequestReassessed(f) => {
+            rule.access_request(state, &f.access_request)?;
+            rule.advance(Stream::AccessRequest(f.access_request));
         }
         Event::VoteCast(f) => {
             let opened = rule.access_request(state, &f.access_request)?;
             rule.advance(Stream::AccessRequest(f.access_request));
             rule.author(Some(&f.voter));
-            if f.verdict == Verdict::Deny {
-                rule.advance(Stream::Denials(opened.agent.clone()));
+            if let (Verdict::Deny, Some(agent)) = (f.verdict, opened.agent()) {
+                rule.advance(Stream::Denials(agent.clone()));
             }
         }
         Event::VoteRefused(f) => rule.advance(Stream::refused_vote(
@@ -262,8 +284,8 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
         Event::AccessRequestClosed(f) => {
             let opened = rule.access_request(state, &f.access_request)?;
             rule.advance(Stream::AccessRequest(f.access_request));
-            if f.voting_started {
-                rule.advance(Stream::Denials(opened.agent.clone()));
+            if let (true, Some(agent)) = (f.voting_started, opened.agent()) {
+                rule.advance(Stream::Denials(agent.clone()));
             }
         }
         Event::ApproverInvited(f) => {
@@ -283,9 +305,23 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             let invitation = state.credentials.invitation(&f.person);
             rule.author(invitation.as_ref().map(|invitation| &invitation.by));
         }
+        Event::PasskeyConfirmed(f) => {
+            rule.advance(Stream::Person(f.person.clone()));
+            // The host confirms where no person could: that rests on the keys of all people.
+            rule.advance(Stream::Credentials);
+            rule.read(Stream::Policy);
+            match &f.by {
+                Confirmer::Person { id, .. } => rule.author(Some(id)),
+                Confirmer::Host { .. } => {}
+            }
+        }
         Event::ApproverKeysRevoked(f) => {
             rule.advance(Stream::Person(f.person.clone()));
             rule.advance(Stream::Credentials);
+            // What falls with a stolen key is of any number of people: whoever reads of people reads the rules, too.
+            if f.cause != RevokeCause::Operator {
+                rule.advance(Stream::Policy);
+            }
             rule.author(f.by.as_ref());
         }
         Event::TokenIssued(f) => {
@@ -299,7 +335,10 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.task_key(state, &f.task)?;
             if let Some(id) = &f.consumed {
                 rule.advance(Stream::AccessRequest(*id));
-                rule.voters(state, id, f.approval.as_deref());
+                let profiles = f.approval.as_ref().map(|approval| &approval.profiles);
+                rule.voters(state, id, |name| {
+                    profiles.is_some_and(|all| all.contains(name))
+                });
             }
         }
         Event::TokenReissued(f) => {
@@ -410,14 +449,17 @@ impl EntryRule {
     }
 
     /// The people whose votes an approval counts may have more votes than it needed: their keys are all read.
-    fn voters(&mut self, state: &State, id: &AccessRequestId, approval: Option<&ApprovalClaim>) {
-        let Some((request, approval)) = state.requests.get(id).zip(approval) else {
+    fn voters(
+        &mut self,
+        state: &State,
+        id: &AccessRequestId,
+        counts_for: impl Fn(&ProfileName) -> bool,
+    ) {
+        let Some(request) = state.requests.get(id) else {
             return;
         };
         for vote in &request.votes {
-            if vote.cast.verdict == Verdict::Approve
-                && approval.profiles.contains(&vote.cast.profile.name)
-            {
+            if vote.cast.verdict == Verdict::Approve && counts_for(&vote.cast.profile.name) {
                 self.reads.push(Needed::Keys(vote.cast.voter.clone()));
             }
         }

@@ -61,8 +61,11 @@ impl InboxChangeLog {
             Event::VoteCast(f) if closing.is_empty() => {
                 (InboxChangeKind::Voted, vec![f.access_request])
             }
+            // What it needs has changed, so another person may have to vote.
+            Event::AccessRequestReassessed(f) => (InboxChangeKind::Opened, vec![f.access_request]),
             Event::PolicyApplied(_)
             | Event::ApproverEnrolled(_)
+            | Event::PasskeyConfirmed(_)
             | Event::ApproverKeysRevoked(_) => (InboxChangeKind::Rules, Vec::new()),
             Event::VoteCast(_)
             | Event::EpochStarted(_)

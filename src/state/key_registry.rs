@@ -62,6 +62,8 @@ pub struct KeyRecord {
     pub is_passkey: bool,
     /// Whether it counts.
     pub standing: KeyStanding,
+    /// Whether somebody else may have had it: revoked as compromised, a copied passkey, or lost before a recovery of the operators.
+    pub is_stolen: bool,
 }
 
 /// The names of a key: what its holder can sign as, and the thumbprints it is known under.
@@ -290,6 +292,7 @@ impl KeyRegistry {
             thumbprint: *thumbprint,
             is_passkey,
             standing: KeyStanding::Living,
+            is_stolen: false,
         };
         self.keys.insert(key.identity, record);
     }
@@ -329,6 +332,24 @@ impl KeyRegistry {
             let living = [KeyStanding::Living, KeyStanding::Left];
             self.turn(&key, &living, KeyStanding::Dead);
         }
+    }
+
+    /// Notes that keys are stolen: what is found to rest on them later falls, too.
+    pub(super) fn mark_stolen(&self, keys: &[Thumbprint]) {
+        for key in keys {
+            if let Some(identity) = self.identities.get(key) {
+                self.keys.update(&identity, |known| KeyRecord {
+                    is_stolen: true,
+                    ..known.clone()
+                });
+            }
+        }
+    }
+
+    /// Whether a key is known to be stolen.
+    pub(super) fn is_stolen(&self, key: Thumbprint) -> bool {
+        let known = self.identities.get(&key).and_then(|id| self.keys.get(&id));
+        known.is_some_and(|known| known.is_stolen)
     }
 
     pub(super) fn revoke(&self, key: Thumbprint) {

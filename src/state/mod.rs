@@ -9,6 +9,7 @@ pub mod action_stats;
 pub mod anomaly;
 mod apply;
 mod concurrent_map;
+mod confirmation;
 mod counters;
 mod credentials;
 mod entry_rules;
@@ -30,7 +31,7 @@ mod versions;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
@@ -38,7 +39,9 @@ use serde_json::{Value, json};
 use crate::jose::PublicKey;
 use crate::journal::{Committed, Fold, IllegalEntry};
 use crate::model::*;
-use crate::policy::{ActivePolicy, Person, PolicyBundle, RegisteredCaller, Role};
+use crate::policy::{
+    ActivePolicy, Person, PolicyBundle, RegisteredCaller, Role, StepUpProfile, VoteMethod,
+};
 
 pub use feed::{FeedEvent, Selector};
 pub use record_streams::DecisionInput;
@@ -48,10 +51,12 @@ pub use records::{
 };
 
 pub use concurrent_map::ArcMap;
-pub use credentials::{Invitation, Passkey, PersonCredentials};
+pub use confirmation::{ConfirmationRefusal, Falls, PersonKey};
+pub use credentials::{Additions, Invitation, Passkey, PasskeyConfirmation, PersonCredentials};
 pub use entry_rules::OPEN_TASKS_MAX;
 pub use inbox_changes::{InboxChange, InboxChangeKind};
 pub use key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyStanding, KeyUse};
+use people::person_changes;
 pub use people::{
     PeopleRegistration, PersonChange, PersonChangeKind, PersonGain, RecoveryRecord,
     RegistrationError,
@@ -103,6 +108,8 @@ pub struct State {
     key_registry: KeyRegistry,
     /// For pages and logs: no decision reads it.
     recovery: ArcSwapOption<RecoveryRecord>,
+    /// The operators who have ever held a living key.
+    operators_ever: Mutex<BTreeSet<PersonId>>,
     task_grants: ArcMap<TaskId, Vec<TokenId>>,
     task_requests: ArcMap<TaskId, Vec<AccessRequestId>>,
     agent_tasks: ArcMap<AgentId, BTreeSet<TaskId>>,
@@ -240,6 +247,75 @@ impl State {
         people.map(|person| person.id.clone()).collect()
     }
 
+    fn operators_ever(&self) -> MutexGuard<'_, BTreeSet<PersonId>> {
+        self.operators_ever
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The profile of the people who agree to a change of the policy bundle in force; `None` when its operator alone may change it.
+    fn change_profile(&self) -> Option<StepUpProfile> {
+        let profile = self.rules()?.bundle.change_profile()?;
+        // The default asks for another operator once there ever were two.
+        let is_first = profile.role == Role::Operator && self.operators_ever().len() < 2;
+        (!is_first).then_some(profile)
+    }
+
+    /// Whether some operator of a bundle could change it, under its own rule of changes: alone, or with enough others who could agree.
+    fn change_is_possible(&self, bundle: &PolicyBundle, returning: &BTreeSet<PersonId>) -> bool {
+        let governors = self.governors(bundle, returning, &[], false);
+        let Some(profile) = bundle.change_profile() else {
+            return !governors.is_empty();
+        };
+        let ever: BTreeSet<PersonId> = self
+            .operators_ever()
+            .iter()
+            .chain(&governors)
+            .cloned()
+            .collect();
+        if profile.role == Role::Operator && ever.len() < 2 {
+            return !governors.is_empty();
+        }
+        let rules = self.rules();
+        let changes = person_changes(
+            rules.as_ref().map(|rules| &*rules.bundle),
+            bundle,
+            returning,
+        );
+        let able = |person: &&Person| {
+            let registered = person.keys.iter().any(|key| {
+                let holder = KeyHolder::Person(person.id.clone());
+                let wanted = KeyUse::Register {
+                    holder: &holder,
+                    returning: returning.contains(&person.id),
+                };
+                self.key_registry.check(&key.into(), wanted).is_ok()
+            });
+            // One that nobody confirmed agrees to no change.
+            let enrolled = self.credentials.get(&person.id);
+            let change = changes.iter().find(|change| change.person == person.id);
+            let none = Vec::new();
+            let (passkeys, back) = match change.map(|change| &change.kind) {
+                Some(PersonChangeKind::Returned) => (&enrolled.passkeys, &enrolled.left),
+                Some(PersonChangeKind::Narrowed { .. }) | None => (&enrolled.passkeys, &none),
+                Some(
+                    PersonChangeKind::Left
+                    | PersonChangeKind::LostRoles(_)
+                    | PersonChangeKind::Came,
+                ) => (&none, &none),
+            };
+            let mut counting = passkeys.iter().chain(back);
+            let has_passkey = counting.any(|p| p.confirmation.is_some());
+            let by_key = profile.method == VoteMethod::Key && registered;
+            profile.takes(person) && (by_key || has_passkey)
+        };
+        let voters: Vec<&PersonId> = bundle.people().filter(able).map(|p| &p.id).collect();
+        let quorum = usize::try_from(profile.quorum).unwrap_or(usize::MAX);
+        governors
+            .iter()
+            .any(|proposer| voters.iter().filter(|voter| **voter != proposer).count() >= quorum)
+    }
+
     /// The owner of an agent under the policy bundle in force.
     fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
         let registered = self.rules()?.bundle.agent(agent)?;
@@ -317,16 +393,10 @@ impl State {
     /// Every access request that no entry has closed, sorted by id; expired ones included.
     fn unclosed_requests(&self) -> Vec<AccessRequestId> {
         let mut all: Vec<_> = self
-            .histories
+            .owner_pending
             .all()
             .into_iter()
-            .flat_map(|(_, history)| {
-                history
-                    .pending
-                    .iter()
-                    .map(|(_, id)| *id)
-                    .collect::<Vec<_>>()
-            })
+            .flat_map(|(_, of)| of.iter().map(|(_, id)| *id).collect::<Vec<_>>())
             .collect();
         all.sort_unstable();
         all
@@ -448,7 +518,16 @@ impl State {
             .collect();
         let requests: Vec<Value> = sorted(self.requests.all())
             .into_iter()
-            .map(|(id, r)| json!([id, r.status, r.version, r.votes.len(), r.action.is_some()]))
+            .map(|(id, r)| {
+                json!([
+                    id,
+                    r.status,
+                    r.version,
+                    r.votes.len(),
+                    r.action.is_some(),
+                    r.decision.as_deref()
+                ])
+            })
             .collect();
         let grants: Vec<Value> = sorted(self.grants.all())
             .into_iter()
@@ -499,7 +578,7 @@ impl State {
             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
         json!({ "position": self.position(), "versions": self.versions.canonical_snapshot(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "feed": feed, "deadlines": deadlines,
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "operators_ever": *self.operators_ever(), "feed": feed, "deadlines": deadlines,
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::State;
+use super::confirmation::PersonKey;
 use super::key_registry::{KeyHolder, KeyNames, KeyRefusal, KeyStanding, KeyUse};
 use crate::jose::PublicKey;
 use crate::model::{AgentId, GroupId, OperatorRecovery, PersonId, Thumbprint, Timestamp};
@@ -119,12 +120,12 @@ pub struct PersonGain {
     pub roles: Vec<Role>,
     /// Groups.
     pub groups: Vec<GroupId>,
-    /// The number of keys.
-    pub keys: usize,
+    /// Keys, by their thumbprints.
+    pub keys: Vec<Thumbprint>,
 }
 
 /// What the bundle after another gives people, by person. The first bundle of a realm gives nothing that is news.
-fn person_gains(before: Option<&PolicyBundle>, after: &PolicyBundle) -> Vec<PersonGain> {
+pub(super) fn person_gains(before: Option<&PolicyBundle>, after: &PolicyBundle) -> Vec<PersonGain> {
     let Some(before) = before else {
         return Vec::new();
     };
@@ -145,8 +146,9 @@ fn person_gains(before: Option<&PolicyBundle>, after: &PolicyBundle) -> Vec<Pers
             .filter(|g| !had_group(g))
             .cloned()
             .collect();
-        let keys = person.keys.iter().filter(|key| !had_key(key)).count();
-        let is_news = !roles.is_empty() || !groups.is_empty() || keys > 0;
+        let new_keys = person.keys.iter().filter(|key| !had_key(key));
+        let keys: Vec<Thumbprint> = new_keys.map(PublicKey::thumbprint).collect();
+        let is_news = !roles.is_empty() || !groups.is_empty() || !keys.is_empty();
         is_news.then(|| PersonGain {
             person: person.id.clone(),
             roles,
@@ -166,6 +168,17 @@ pub struct PeopleRegistration {
     pub gains: Vec<PersonGain>,
     /// Dead keys that the bundle still registers for their holder: they do nothing.
     pub dead: Vec<(PersonId, Thumbprint)>,
+}
+
+impl PeopleRegistration {
+    /// The people who return with it.
+    pub fn returning(&self) -> BTreeSet<PersonId> {
+        let returns = self.changes.iter();
+        returns
+            .filter(|change| change.kind == PersonChangeKind::Returned)
+            .map(|change| change.person.clone())
+            .collect()
+    }
 }
 
 /// Why a bundle cannot come in force as journal and bundle stand together.
@@ -236,12 +249,13 @@ const RECOVERY_SHOWN_S: i64 = 7 * 86_400;
 
 impl State {
     /// The keys that die with a recovery of lost operators: those of the operators of the bundle before it, passkeys too, which the
-    /// bundle after it does not register.
+    /// bundle after it does not register; and the passkeys of other people that were enrolled on invitations given with them, and that no
+    /// other person confirmed.
     pub(super) fn lost_operator_keys(
         &self,
         before: &PolicyBundle,
         after: &PolicyBundle,
-    ) -> Vec<(PersonId, Thumbprint)> {
+    ) -> Vec<PersonKey> {
         let operators = before
             .people()
             .filter(|p| p.roles.contains(&Role::Operator));
@@ -264,7 +278,10 @@ impl State {
                 .map(|known| (person.clone(), known.thumbprint))
                 .collect::<Vec<_>>()
         };
-        operators.flat_map(|person| lost(&person.id)).collect()
+        let mut all: Vec<PersonKey> = operators.flat_map(|person| lost(&person.id)).collect();
+        let stolen: Vec<Thumbprint> = all.iter().map(|(_, key)| *key).collect();
+        all.extend(self.falls_with(&stolen).dead);
+        all
     }
 
     /// What the bundle in force registers and the journal does not permit, for an audit: no broker makes such an entry. A key with which

@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::confirmation::{ConfirmationRefusal, Falls, PersonKey};
 use super::key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyUse};
 use super::people::{PeopleRegistration, RegistrationError};
 use super::versions::MOVING;
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::journal::{Append, Blob, NewEvent, ReadSet};
 use crate::model::*;
-use crate::policy::{ActivePolicy, PolicyBundle, RegisteredCaller};
+use crate::policy::{ActivePolicy, PolicyBundle, RegisteredCaller, StepUpProfile};
 
 /// One round of reading. Lives within one synchronous decision: it cannot be held across a wait.
 #[derive(Debug)]
@@ -291,6 +292,41 @@ impl Read {
             .filter(|request| request.is_pending(now))
     }
 
+    /// The profile of the people who agree to a change of the policy bundle in force; `None` when one operator alone may change it.
+    pub fn change_profile(&self) -> Option<StepUpProfile> {
+        self.note(Stream::Policy);
+        self.note(Stream::Credentials);
+        self.state.change_profile()
+    }
+
+    /// Whether some operator of a bundle could change it, under its own rule of changes.
+    pub fn change_is_possible(
+        &self,
+        bundle: &PolicyBundle,
+        returning: &BTreeSet<PersonId>,
+    ) -> bool {
+        self.note(Stream::Policy);
+        self.note(Stream::Credentials);
+        self.state.change_is_possible(bundle, returning)
+    }
+
+    /// The pending proposals of a person. They rest on the rules and on the person's keys, and each opening moves the person's stream
+    /// of proposals.
+    pub fn proposals_of(
+        &self,
+        person: &PersonId,
+        now: Timestamp,
+    ) -> Vec<Recorded<'_, AccessRequest>> {
+        self.note(Stream::Proposals(person.clone()));
+        let of = self.state.owner_pending.get(person).unwrap_or_default();
+        of.iter()
+            .filter_map(|(_, id)| self.state.requests.get(id))
+            .filter(|request| request.opened.by_person().is_some())
+            .filter_map(|request| self.access_request(&request.opened.access_request))
+            .filter(|request| request.is_pending(now))
+            .collect()
+    }
+
     /// What became of an idempotency key.
     pub fn key_outcome(
         &self,
@@ -317,8 +353,11 @@ impl Read {
             StoredStatus::Pending if request.is_pending(now) => KeyOutcome::Waiting(request),
             StoredStatus::Pending
             | StoredStatus::Denied
-            | StoredStatus::Closed(CloseCause::Expired) => KeyOutcome::Denied(request),
+            | StoredStatus::Closed(CloseCause::Expired | CloseCause::NoEligibleApprover) => {
+                KeyOutcome::Denied(request)
+            }
             StoredStatus::Consumed(_)
+            | StoredStatus::Applied
             | StoredStatus::Closed(
                 CloseCause::Cancelled | CloseCause::Policy | CloseCause::Frozen,
             ) => KeyOutcome::Undecided,
@@ -453,6 +492,30 @@ impl Read {
         })
     }
 
+    /// Whether a passkey may be confirmed now.
+    pub fn may_confirm(
+        &self,
+        person: &PersonId,
+        key: Thumbprint,
+        by: &Confirmer,
+    ) -> Result<(), ConfirmationRefusal> {
+        self.note(Stream::Policy);
+        self.note(Stream::Person(person.clone()));
+        match by {
+            Confirmer::Person { id, .. } => self.note(Stream::Person(id.clone())),
+            Confirmer::Host { .. } => self.note(Stream::Credentials),
+        };
+        self.state.may_confirm(person, key, by)
+    }
+
+    /// What falls with stolen keys: the passkeys of other people that were enrolled on invitations given with them and that no other
+    /// person confirmed, and those that they confirmed.
+    pub fn falls_with(&self, stolen: &[Thumbprint]) -> Falls {
+        self.note(Stream::Policy);
+        self.note(Stream::Credentials);
+        self.state.falls_with(stolen)
+    }
+
     /// The record of a key of a person by any of its names: its own thumbprint or that of its negative.
     pub fn key_record(&self, person: &PersonId, key: Thumbprint) -> Option<Arc<KeyRecord>> {
         let identity = self.state.key_registry.identity(key)?;
@@ -461,7 +524,7 @@ impl Read {
     }
 
     /// The keys that die with a recovery of lost operators by this bundle.
-    pub fn lost_operator_keys(&self, bundle: &PolicyBundle) -> Vec<(PersonId, Thumbprint)> {
+    pub fn lost_operator_keys(&self, bundle: &PolicyBundle) -> Vec<PersonKey> {
         self.note(Stream::Policy);
         self.note(Stream::Credentials);
         let rules = self.state.rules();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{State, entry_rules, sorted};
-use crate::model::{PersonId, Stream};
+use crate::model::{AccessRequester, PersonId, Stream};
 
 /// A record that decisions read.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,9 @@ impl State {
         };
         let rules = self.rules().map(|rules| rules.bundle.version());
         add("policy".to_owned(), json!(rules), vec![Stream::Policy]);
+        let operators = json!(*self.operators_ever());
+        let streams = vec![Stream::Policy, Stream::Credentials];
+        add("operators who held a key".to_owned(), operators, streams);
         for (id, task) in sorted(self.tasks.all()) {
             let mut streams = vec![Stream::Task(id)];
             streams.extend(entry_rules::task_grounds(self, &task.opened));
@@ -42,8 +45,14 @@ impl State {
             let opened = &request.opened;
             let mut streams = vec![Stream::AccessRequest(id)];
             streams.extend(entry_rules::request_grounds(self, opened));
-            let task = self.tasks.get(&opened.task).map(|task| task.ended);
-            let value = json!([request.status, request.votes.len(), task]);
+            let task = opened.task().and_then(|task| self.tasks.get(&task));
+            let task = task.map(|task| task.ended);
+            let value = json!([
+                request.status,
+                request.votes.len(),
+                task,
+                request.required_profiles()
+            ]);
             add(format!("access request {id}"), value, streams);
         }
         for (jti, grant) in sorted(self.grants.all()) {
@@ -73,9 +82,14 @@ impl State {
         for (_, request) in sorted(self.requests.all()) {
             let opened = &request.opened;
             let action = &opened.action;
-            let stream = Stream::task_action(opened.task, &action.action, &action.target);
+            let stream = match &opened.requester {
+                AccessRequester::Agent(by) => {
+                    Stream::task_action(by.task, &action.action, &action.target)
+                }
+                AccessRequester::Person(by) => Stream::Proposals(by.person.clone()),
+            };
             let name = format!("opened {}", opened.access_request);
-            add(name, json!(opened.task), vec![stream]);
+            add(name, json!(opened.task()), vec![stream]);
         }
         for (id, status) in sorted(self.agents.all()) {
             let streams = vec![Stream::Agent(id.clone())];

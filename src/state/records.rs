@@ -128,6 +128,8 @@ pub struct VoteRecord {
     pub cast: VoteCast,
     /// The signed statement, byte by byte; absent when retention dropped it: then the vote no longer counts.
     pub statement: Option<Arc<str>>,
+    /// The facts that the voter's card showed, in canonical JSON; absent when retention dropped them.
+    pub facts: Option<Arc<str>>,
     /// The WebAuthn evidence of a passkey's vote; absent for a vote by a plain key, and when retention dropped it.
     pub assertion: Option<Arc<str>>,
     /// The entry's time.
@@ -146,6 +148,8 @@ pub enum StoredStatus {
     Denied,
     /// A grant consumed it.
     Consumed(TokenId),
+    /// A proposal: the policy bundle is in force.
+    Applied,
     /// Closed without a grant or a denial.
     Closed(CloseCause),
 }
@@ -155,6 +159,7 @@ pub enum StoredStatus {
 pub(super) enum AccessEvent {
     Voted(Verdict),
     Consumed(TokenId),
+    Applied,
     Closed(CloseCause),
 }
 
@@ -163,14 +168,17 @@ pub(super) enum AccessEvent {
 pub(super) struct IllegalTransition;
 
 impl StoredStatus {
-    /// INVARIANT (one approval, one grant): nothing leaves `Denied`, `Consumed` or `Closed`.
+    /// INVARIANT (one approval, one use): nothing leaves `Denied`, `Consumed`, `Applied` or `Closed`.
     pub(super) fn after(self, event: AccessEvent) -> Result<Self, IllegalTransition> {
         match (self, event) {
             (Self::Pending, AccessEvent::Voted(Verdict::Approve)) => Ok(Self::Pending),
             (Self::Pending, AccessEvent::Voted(Verdict::Deny)) => Ok(Self::Denied),
             (Self::Pending, AccessEvent::Consumed(jti)) => Ok(Self::Consumed(jti)),
+            (Self::Pending, AccessEvent::Applied) => Ok(Self::Applied),
             (Self::Pending, AccessEvent::Closed(cause)) => Ok(Self::Closed(cause)),
-            (Self::Denied | Self::Consumed(_) | Self::Closed(_), _) => Err(IllegalTransition),
+            (Self::Denied | Self::Consumed(_) | Self::Applied | Self::Closed(_), _) => {
+                Err(IllegalTransition)
+            }
         }
     }
 }
@@ -180,8 +188,14 @@ impl StoredStatus {
 pub struct AccessRequest {
     /// The entry's body that opened it.
     pub opened: Arc<AccessRequestOpened>,
+    /// The decision with the profiles that it requires now; absent for a proposal by a person.
+    pub decision: Option<Arc<DecisionRecord>>,
     /// The action with its sensitive parameters; absent when retention dropped them.
     pub action: Option<Arc<Action>>,
+    /// Openings of the commitments in the action on record; absent without sensitive parameters, and when retention dropped them.
+    pub secret: Option<Arc<ActionSecret>>,
+    /// What a proposed policy bundle changes; absent for the request of an agent.
+    pub changes: Option<Arc<PolicyChanges>>,
     /// The agent's reason, unverified text; absent when none was given or retention dropped it.
     pub reason: Option<UntrustedText>,
     /// Counted votes, oldest first.
@@ -190,11 +204,28 @@ pub struct AccessRequest {
     pub status: StoredStatus,
     /// The opening entry's time.
     pub opened_at: Timestamp,
+    /// The opening entry's index: people and keys that a later entry added do not count for it.
+    pub index: u64,
     /// 1 + the index of the last entry about it: where a watch of it resumes.
     pub version: Version,
 }
 
 impl AccessRequest {
+    /// The profiles that it requires now.
+    pub fn required_profiles(&self) -> &[ProfileRef] {
+        match &self.decision {
+            Some(decision) => &decision.required_profiles,
+            None => self.opened.required_profiles(),
+        }
+    }
+
+    /// The rules that determined what it requires now; none for a proposal by a person.
+    pub fn rules(&self) -> &[RuleRef] {
+        self.decision
+            .as_ref()
+            .map_or(&[], |decision| &decision.rules)
+    }
+
     /// The comment to the agent by the person who denied it.
     pub fn comment(&self) -> Option<Comment> {
         let no = self

@@ -11,7 +11,7 @@ use super::entry_rules::{self, Needed};
 use super::stats::DecisionStats;
 use super::{
     AccessRequest, DecisionInput, Ended, FeedEvent, FreezeMarker, Grant, InboxChange, Invitation,
-    PersonCredentials, RecoveryRecord, State, TaskRecord, Trust, TrustedKeys,
+    Passkey, PersonCredentials, RecoveryRecord, State, TaskRecord, Trust, TrustedKeys,
 };
 use crate::jose::KeySet;
 use crate::journal::IllegalEntry;
@@ -192,8 +192,9 @@ impl<'a> Show<'a> {
     /// Every pending access request of a running task, oldest first.
     pub fn pending_requests(self, now: Timestamp) -> Vec<Shown<AccessRequest>> {
         let runs = |r: &Shown<AccessRequest>| {
-            let task = self.task(&r.opened.task);
-            r.is_pending(now) && task.is_some_and(|t| t.is_running(now))
+            let task = r.opened.task().map(|task| self.task(&task));
+            let runs = task.is_none_or(|task| task.is_some_and(|t| t.is_running(now)));
+            r.is_pending(now) && runs
         };
         let mut all: Vec<_> = self
             .unclosed_requests()
@@ -242,6 +243,33 @@ impl<'a> Show<'a> {
         self.0.living_keys(person)
     }
 
+    /// The people who could confirm a passkey of somebody whom they did not invite, in the order of their ids.
+    pub fn people_who_confirm(self) -> BTreeSet<PersonId> {
+        self.0.people_who_confirm().into_iter().collect()
+    }
+
+    /// The people who could confirm a passkey of a person now.
+    pub fn confirmers(self, person: &PersonId, key: Thumbprint) -> Vec<PersonId> {
+        let enrolled = self.0.credentials.get(person);
+        let passkey = enrolled.passkey(key);
+        passkey.map_or_else(Vec::new, |passkey| self.0.confirmers(person, passkey))
+    }
+
+    /// The passkeys that await confirmation, by person.
+    pub fn unconfirmed_passkeys(self) -> Vec<(PersonId, Passkey)> {
+        let mut people = self.people();
+        people.sort_unstable();
+        people.dedup();
+        let of = |person: PersonId| {
+            let enrolled = self.0.credentials.get(&person);
+            let passkeys = enrolled.passkeys.iter();
+            let awaiting = passkeys.filter(|passkey| passkey.confirmation.is_none());
+            let found: Vec<_> = awaiting.map(|p| (person.clone(), p.clone())).collect();
+            found
+        };
+        people.into_iter().flat_map(of).collect()
+    }
+
     /// The operators who can govern now: those of the bundle in force with a living key of `people.toml`.
     pub fn governors(self) -> Vec<PersonId> {
         let rules = self.0.rules();
@@ -249,6 +277,12 @@ impl<'a> Show<'a> {
             self.0
                 .governors(&rules.bundle, &BTreeSet::new(), &[], false)
         })
+    }
+
+    /// Whether some operator could change the bundle in force, alone or with the people who must agree; true without a bundle.
+    pub fn change_is_possible(self) -> bool {
+        let rules = self.0.rules();
+        rules.is_none_or(|rules| self.0.change_is_possible(&rules.bundle, &BTreeSet::new()))
     }
 
     /// The last recovery of the operators by the owner of the broker's host.

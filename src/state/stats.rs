@@ -71,6 +71,8 @@ pub struct ApproverActionStats {
 pub struct ApproverStats {
     /// Votes to approve.
     pub approvals: u64,
+    /// Of these, votes by a registered key; the others are by passkey.
+    pub approvals_by_key: u64,
     /// Votes to deny.
     pub denials: u64,
     /// Time of the last vote.
@@ -88,6 +90,8 @@ pub struct RuleStats {
     pub requested: u64,
     /// Those that people approved and a token was issued for.
     pub approved: u64,
+    /// Of these, those with a vote to approve by a registered key.
+    pub approved_by_key: u64,
     /// Those that a person denied.
     pub denied: u64,
     /// Those that expired undecided.
@@ -134,16 +138,20 @@ impl DecisionStats {
                 counts.record_rules(&decision.rules, entry);
             }
             Event::AccessRequestOpened(f) => {
+                // A proposal by a person is no agent's request.
+                let Some(by) = f.by_agent() else {
+                    return;
+                };
                 let mut counts = self.write();
-                let key = (f.agent.clone(), f.action.action.clone());
-                let agent = counts.agents.get(&f.agent);
+                let key = (by.agent.clone(), f.action.action.clone());
+                let agent = counts.agents.get(&by.agent);
                 let decided = agent.map_or(0, |agent| agent.decided);
                 let before = counts.actions.get(&key);
                 let anomalies = anomaly::at_open(before, decided, &f.action.target, at);
                 *counts.anomalies.entry(&f.access_request, entry.index) = anomalies.into();
-                counts.record_request((&f.agent, &f.evidence), &f.action, entry);
-                counts.record_rules(&f.decision.rules, entry);
-                counts.update_rules(&f.decision.rules, entry, |rule| add(&mut rule.requested));
+                counts.record_request((&by.agent, &by.evidence), &f.action, entry);
+                counts.record_rules(&by.decision.rules, entry);
+                counts.update_rules(&by.decision.rules, entry, |rule| add(&mut rule.requested));
             }
             Event::VoteCast(f) => {
                 // A vote on a closed access request changes no counter, as it changes no state.
@@ -156,11 +164,13 @@ impl DecisionStats {
                 let request = state.requests.get(&f.access_request);
                 if let Some(request) = request.filter(|r| r.status == StoredStatus::Pending) {
                     let opened = &request.opened;
+                    let Some(agent) = opened.agent() else {
+                        return;
+                    };
                     let mut counts = self.write();
-                    let key = (opened.agent.clone(), opened.action.action.clone());
+                    let key = (agent.clone(), opened.action.action.clone());
                     add(&mut counts.actions.entry(&key, entry.index).expired);
-                    let rules = &opened.decision.rules;
-                    counts.update_rules(rules, entry, |rule| add(&mut rule.expired));
+                    counts.update_rules(request.rules(), entry, |rule| add(&mut rule.expired));
                 }
             }
             Event::TokenIssued(f) => {
@@ -186,8 +196,17 @@ impl DecisionStats {
                         .iter()
                         .rfind(|vote| vote.cast.verdict == Verdict::Approve);
                     action.last_approved = approval.map(|vote| (vote.at, vote.cast.voter.clone()));
-                    let rules = &request.opened.decision.rules;
-                    counts.update_rules(rules, entry, |rule| add(&mut rule.approved));
+                    let rules = request.rules();
+                    let by_key = request.votes.iter().any(|vote| {
+                        vote.cast.verdict == Verdict::Approve
+                            && vote.cast.method() == VoteMethod::Key
+                    });
+                    counts.update_rules(rules, entry, |rule| {
+                        add(&mut rule.approved);
+                        if by_key {
+                            add(&mut rule.approved_by_key);
+                        }
+                    });
                 }
                 counts.record_rules(&f.decision.rules, entry);
             }
@@ -203,8 +222,10 @@ impl DecisionStats {
             | Event::TaskEnded(_)
             | Event::ApproverInvited(_)
             | Event::ApproverEnrolled(_)
+            | Event::PasskeyConfirmed(_)
             | Event::ApproverKeysRevoked(_)
             | Event::VoteRefused(_)
+            | Event::AccessRequestReassessed(_)
             | Event::AccessRequestClosed(_)
             | Event::TokenReissued(_)
             | Event::TokenConsumed(_)
@@ -332,16 +353,25 @@ impl Counters {
         let opened = &request.opened;
         let took_ms = entry.at.since(request.opened_at).max(0);
         let seconds = u32::try_from(took_ms / 1000).unwrap_or(u32::MAX);
-        let rules = &opened.decision.rules;
-        let (agent, action) = (opened.agent.clone(), opened.action.action.clone());
+        let rules = request.rules();
         let approver = self.approvers.entry(&f.voter, entry.index);
         approver.last_at = Some(entry.at);
         approver.decide_times.push(seconds);
-        let key = (f.voter.clone(), agent, action);
+        let Some(agent) = opened.agent() else {
+            match f.verdict {
+                Verdict::Approve => add(&mut approver.approvals),
+                Verdict::Deny => add(&mut approver.denials),
+            }
+            return;
+        };
+        let key = (f.voter.clone(), agent.clone(), opened.action.action.clone());
         let votes = self.approver_actions.entry(&key, entry.index);
         match f.verdict {
             Verdict::Approve => {
                 add(&mut approver.approvals);
+                if f.method() == VoteMethod::Key {
+                    add(&mut approver.approvals_by_key);
+                }
                 add(&mut votes.approvals);
                 self.update_rules(rules, entry, |rule| rule.decide_times.push(seconds));
             }
@@ -349,8 +379,7 @@ impl Counters {
                 add(&mut approver.denials);
                 add(&mut votes.denials);
                 let requested_at = request.opened_at;
-                let action =
-                    self.record_decided(&opened.agent, &opened.action, requested_at, entry);
+                let action = self.record_decided(agent, &opened.action, requested_at, entry);
                 add(&mut action.denied);
                 action.last_denied = Some((entry.at, f.voter.clone()));
                 self.update_rules(rules, entry, |rule| {

@@ -3,15 +3,16 @@
 //! Refuses what no broker decides: a second grant from a consumed approval, an end of what has ended, a freeze of what is frozen, a
 //! grant under a suspended agent, a withdrawn key or other rules. It does not judge rules, votes or evidence again.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::key_registry::{KeyHolder, KeyNames, KeyRefusal, KeyStanding, KeyUse};
+use super::key_registry::{KeyHolder, KeyNames, KeyUse};
 use super::records::{AccessEvent, IdempotencyOutcome};
 use super::{AccessRequest, Grant, State, StoredStatus, TaskRecord};
-use crate::jose::{AuthenticatorKey, PublicKey};
+use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::Role;
+
+mod governance;
 
 type Legal = Result<(), String>;
 
@@ -43,7 +44,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
                 format!("{} is not the thumbprint of its key", f.kid)
             })
         }
-        Event::PolicyApplied(f) => policy_applied(state, f),
+        Event::PolicyApplied(f) => governance::policy_applied(state, f, at),
         Event::AgentSuspended(f) => {
             require(!state.is_suspended(&f.agent), || {
                 format!("{} is suspended", f.agent)
@@ -86,26 +87,56 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
         Event::VoteCast(f) => {
             let request = access_request(state, &f.access_request)?;
             after(&request, AccessEvent::Voted(f.verdict))?;
-            open_task(state, &request.opened.task)?;
+            has_open_task(state, &request)?;
             registered(state, &f.voter)?;
             living_key(state, &f.voter, f.key)?;
             let opened = &request.opened;
             require(
-                f.max_ttl <= opened.max_ttl && fewer(f.uses, opened.uses),
+                f.verdict == Verdict::Deny || request.required_profiles().contains(&f.profile),
+                || format!("{} does not require {}", f.access_request, f.profile.name),
+            )?;
+            require(*opened.owner() != f.voter, || {
+                format!("a vote of {} on a request of their own", f.voter)
+            })?;
+            require(
+                f.max_ttl.is_some() == opened.max_ttl.is_some()
+                    && f.max_ttl <= opened.max_ttl
+                    && fewer(f.uses, opened.uses),
                 || "the vote allows more than was asked for".to_owned(),
             )?;
+            not_expired(&request, at)
+        }
+        Event::AccessRequestReassessed(f) => {
+            let request = access_request(state, &f.access_request)?;
+            require(request.status == StoredStatus::Pending, || {
+                format!("{} is not pending", f.access_request)
+            })?;
+            require(request.opened.by_agent().is_some(), || {
+                format!("{} is a proposal", f.access_request)
+            })?;
+            has_open_task(state, &request)?;
+            in_force(state, &f.decision.policy)?;
+            let same = request.decision.as_ref().is_some_and(|was| {
+                was.required_profiles == f.decision.required_profiles
+                    && was.rules == f.decision.rules
+            });
+            require(!same, || {
+                format!("{} requires what it required", f.access_request)
+            })?;
             not_expired(&request, at)
         }
         Event::VoteRefused(f) => access_request(state, &f.access_request).map(drop),
         Event::AccessRequestClosed(f) => {
             let request = access_request(state, &f.access_request)?;
             after(&request, AccessEvent::Closed(f.cause))?;
-            open_task(state, &request.opened.task)?;
+            has_open_task(state, &request)?;
             match f.cause {
                 CloseCause::Expired => require(at >= request.opened.expires_at, || {
                     format!("{} has not expired", f.access_request)
                 }),
-                CloseCause::Cancelled | CloseCause::Policy => Ok(()),
+                CloseCause::Cancelled | CloseCause::Policy | CloseCause::NoEligibleApprover => {
+                    Ok(())
+                }
                 CloseCause::Frozen => Err("a freeze closes it by its own entry".to_owned()),
             }
         }
@@ -114,8 +145,13 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             living_key(state, &f.by, f.by_key)?;
             operator(state, &f.by)
         }
-        Event::ApproverEnrolled(f) => approver_enrolled(state, f, at),
-        Event::ApproverKeysRevoked(f) => keys_revoked(state, f),
+        Event::ApproverEnrolled(f) => governance::approver_enrolled(state, f, at),
+        Event::PasskeyConfirmed(f) => {
+            registered(state, &f.person)?;
+            let checked = state.may_confirm(&f.person, f.key, &f.by);
+            checked.map_err(|why| why.to_string())
+        }
+        Event::ApproverKeysRevoked(f) => governance::keys_revoked(state, f),
         Event::TokenIssued(f) => token_issued(state, f, at),
         Event::TokenReissued(f) => {
             let grant = grant(state, &f.jti)?;
@@ -149,31 +185,6 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
                 require(grant.ended.is_none(), || format!("{jti} has ended"))?;
             }
             f.by.as_ref().map_or(Ok(()), |by| operator(state, by))
-        }
-    }
-}
-
-fn policy_applied(state: &State, f: &PolicyApplied) -> Legal {
-    let Some(rules) = state.rules() else {
-        // A seed, or the first operator, who is registered in the bundle itself.
-        return require(f.recovery.is_none(), || {
-            "no bundle is in force whose operators it could recover".to_owned()
-        });
-    };
-    require(rules.bundle.version() != f.version, || {
-        format!("the bundle {} is in force", f.version)
-    })?;
-    match (&f.by, &f.recovery) {
-        (Some(by), None) => operator(state, by),
-        (None, None) => Err("no operator ordered it".to_owned()),
-        (Some(by), Some(_)) => Err(format!(
-            "a recovery of the operators is not {by}'s to order"
-        )),
-        (None, Some(recovery)) => {
-            let governors = state.governors(&rules.bundle, &BTreeSet::new(), &[], false);
-            require(recovery.operators_lost || governors.is_empty(), || {
-                "a recovery of operators who have keys that live".to_owned()
-            })
         }
     }
 }
@@ -256,96 +267,40 @@ fn ordered_by(cause: EndCause, by: Option<&PersonId>) -> Legal {
     })
 }
 
-fn keys_revoked(state: &State, f: &ApproverKeysRevoked) -> Legal {
-    let by_operator = match f.cause {
-        RevokeCause::Operator | RevokeCause::Compromised => true,
-        RevokeCause::Counter => false,
-    };
-    require(by_operator == f.by.is_some(), || {
-        "a revocation of keys with the wrong author".to_owned()
-    })?;
-    require(f.by.is_some() || (f.keys.len() == 1 && !f.all), || {
-        "a counter is of one passkey".to_owned()
-    })?;
-    let records = state.key_registry.records_of(&f.person);
-    for key in &f.keys {
-        let own = records.iter().find(|known| known.thumbprint == *key);
-        let own = own.ok_or_else(|| format!("the key {key} is not one of {}", f.person))?;
-        require(own.standing != KeyStanding::Dead, || {
-            format!("the key {key} is dead")
-        })?;
-        require(f.by.is_some() || own.is_passkey, || {
-            format!("the key {key} has no counter")
-        })?;
-    }
-    let Some(by) = &f.by else {
-        return Ok(());
-    };
-    operator(state, by)?;
-    let rules = state.rules().ok_or("no policy bundle is in force")?;
-    let none = BTreeSet::new();
-    let mut dead = f.keys.clone();
-    if f.all {
-        dead.extend(records.iter().map(|known| known.thumbprint));
-    }
-    let governed = |dead: &[_]| !state.governors(&rules.bundle, &none, dead, true).is_empty();
-    let is_last = f.cause == RevokeCause::Operator && governed(&[]) && !governed(&dead);
-    require(!is_last, || {
-        "it leaves no operator with a key that lives".to_owned()
-    })
-}
-
 fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) -> Legal {
     require(state.requests.get(&f.access_request).is_none(), || {
         format!("the access request {} is known", f.access_request)
     })?;
-    let task = open_task(state, &f.task)?;
-    require(task.opened.agent == f.agent, || {
-        format!("{} is not of {}", f.task, f.agent)
+    let by = match &f.requester {
+        AccessRequester::Agent(by) => by,
+        AccessRequester::Person(by) => return governance::proposed(state, f, by, at),
+    };
+    let task = open_task(state, &by.task)?;
+    require(task.opened.agent == by.agent, || {
+        format!("{} is not of {}", by.task, by.agent)
     })?;
-    agent_in_force(state, &f.agent, &f.owner)?;
-    in_force(state, &f.decision.policy)?;
-    trusted(state, &f.evidence)?;
+    require(f.max_ttl.is_some(), || {
+        format!("{} asks for no token", f.access_request)
+    })?;
+    agent_in_force(state, &by.agent, &by.owner)?;
+    in_force(state, &by.decision.policy)?;
+    trusted(state, &by.evidence)?;
     action_not_frozen(state, &f.action.action)?;
     require(f.expires_at <= task.opened.deadline, || {
         format!("{} outlives its task", f.access_request)
     })?;
     // Salted digests of sensitive parameters do not compare.
     let same = |r: &Arc<AccessRequest>| r.is_pending(at) && r.opened.action == f.action;
-    require(!state.requests_of_task(&f.task).iter().any(same), || {
-        format!("an access request of {} for this action waits", f.task)
+    require(!state.requests_of_task(&by.task).iter().any(same), || {
+        format!("an access request of {} for this action waits", by.task)
     })?;
-    undecided(state, &f.task, &f.idempotency_key)
+    undecided(state, &by.task, &by.idempotency_key)
 }
 
-fn approver_enrolled(state: &State, f: &ApproverEnrolled, at: Timestamp) -> Legal {
-    registered(state, &f.person)?;
-    let invitation = state.credentials.invitation(&f.person);
-    let invitation = invitation.filter(|i| i.id == f.invitation && at < i.expires_at);
-    let invitation = invitation
-        .ok_or_else(|| format!("{} has no open invitation {}", f.person, f.invitation))?;
-    operator(state, &invitation.by)?;
-    living_key(state, &invitation.by, invitation.by_key)?;
-    let giver = state.credentials.get(&invitation.by);
-    require(giver.since < invitation.index, || {
-        format!("{} was no operator in between", invitation.by)
-    })?;
-    let key = f.passkey.key;
-    let read = AuthenticatorKey::from_jwk(&f.passkey.jwk).map_err(|e| e.to_string())?;
-    require(
-        read.thumbprint() == key && read.identity() == f.passkey.key_identity,
-        || format!("{key} is not the thumbprint of its key"),
-    )?;
-    match state.key_registry.check(&(&read).into(), KeyUse::Enrol) {
-        // A task may have been opened with it in the same moment: then it acts for neither.
-        Ok(()) | Err(KeyRefusal::Task(_)) => {}
-        Err(why) => return Err(format!("the key {key}: {why}")),
-    }
-    let credential = &f.passkey.credential;
-    let known = state.credentials.person_of_credential(credential);
-    require(known.is_none(), || {
-        format!("the credential {credential} was enrolled before")
-    })
+/// An access request of an agent is open while its task is; a proposal has none.
+fn has_open_task(state: &State, request: &AccessRequest) -> Legal {
+    let task = request.opened.task();
+    task.map_or(Ok(()), |task| open_task(state, &task).map(drop))
 }
 
 fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
@@ -396,11 +351,11 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
     after(&request, AccessEvent::Consumed(f.jti))?;
     let opened = &request.opened;
     require(
-        opened.task == f.task && is_same_action(&opened.action, &f.action),
+        opened.task() == Some(f.task) && is_same_action(&opened.action, &f.action),
         || format!("{id} is for another task or action"),
     )?;
     require(
-        f.exp - f.iat <= opened.max_ttl && fewer(f.uses, opened.uses),
+        opened.max_ttl.is_some_and(|most| f.exp - f.iat <= most) && fewer(f.uses, opened.uses),
         || format!("{} allows more than {id} asked for", f.jti),
     )?;
     if let Some(approval) = &f.approval {
@@ -474,6 +429,7 @@ fn after(request: &AccessRequest, event: AccessEvent) -> Legal {
             StoredStatus::Pending => format!("{id} is pending"),
             StoredStatus::Denied => format!("{id} was denied"),
             StoredStatus::Consumed(jti) => format!("{id} was consumed by {jti}"),
+            StoredStatus::Applied => format!("{id} is in force"),
             StoredStatus::Closed(_) => format!("{id} is closed"),
         }),
     }

@@ -36,7 +36,7 @@ pub struct Metrics {
     authentication_failures: Family<CauseLabel, Counter>,
     decisions: Family<DecisionLabels, Counter>,
     approval_wait: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
-    vote_signing: Histogram,
+    vote_signing: Family<MethodLabel, Histogram, fn() -> Histogram>,
     journal_append: Histogram,
     append_conflicts: Counter,
     revocation_delivery: Histogram,
@@ -160,7 +160,11 @@ impl Default for Metrics {
                 "approval_wait_seconds",
                 Family::new_with_constructor(human_seconds as fn() -> _),
             ),
-            vote_signing: add(r, "vote_signing_duration_seconds", human_seconds()),
+            vote_signing: add(
+                r,
+                "vote_signing_duration_seconds",
+                Family::new_with_constructor(human_seconds as fn() -> _),
+            ),
             journal_append: add(r, "journal_append_duration_seconds", machine_seconds()),
             append_conflicts: add(r, "append_conflicts", Counter::default()),
             revocation_delivery: add(r, "revocation_delivery_delay_seconds", machine_seconds()),
@@ -201,6 +205,9 @@ impl Default for Metrics {
                     .approval_wait
                     .get_or_create(&OutcomeLabel { outcome }),
             );
+        }
+        for method in ["key", "passkey"] {
+            drop(metrics.vote_signing.get_or_create(&MethodLabel { method }));
         }
         metrics
     }
@@ -289,8 +296,11 @@ impl Metrics {
     }
 
     /// A person signed a vote's statement this long after it was issued.
-    pub fn vote_signed(&self, took: Duration) {
-        self.vote_signing.observe(took.as_secs_f64());
+    /// `method` is `key` or `passkey`.
+    pub fn vote_signed(&self, method: &'static str, took: Duration) {
+        self.vote_signing
+            .get_or_create(&MethodLabel { method })
+            .observe(took.as_secs_f64());
     }
 
     /// The journal completed an append.
@@ -459,7 +469,7 @@ mod tests {
         metrics.authentication_failed("stale");
         metrics.decided("approved", None);
         metrics.access_request_decided("approved", second);
-        metrics.vote_signed(second);
+        metrics.vote_signed("passkey", second);
         metrics.journal_appended(second);
         metrics.append_conflicted();
         metrics.revocation_delivered(second);

@@ -86,22 +86,20 @@ fn together(main: &str, other: &str) -> bool {
     main == other || matches!((main, other), (LATIN, HAN) | (HAN, LATIN))
 }
 
-/// A character past Latin-1 that compatibility or the eye makes one ASCII character which names and URLs are made of.
+/// A character past Latin-1 that compatibility or the eye makes ASCII characters which names and URLs are made of: one, or several as a
+/// ligature does.
 fn stands_for_ascii(c: char) -> bool {
     if u32::from(c) <= 0xFF || !matches!(c.script(), Script::Latin | Script::Common) {
         return false;
     }
-    let plain =
-        |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || "/.:@%&?#=\\".contains(c));
-    let alone = |mut chars: Box<dyn Iterator<Item = char>>| {
-        let first = chars.next();
-        if chars.next().is_none() { first } else { None }
-    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/.:@%&?#=\\".contains(c);
+    let one = |text: &str| text.chars().count() == 1 && text.chars().all(plain);
     let text = c.to_string();
-    plain(alone(Box::new(text.nfkc().collect::<Vec<_>>().into_iter())))
-        || plain(alone(Box::new(
-            skeleton(&text).collect::<Vec<_>>().into_iter(),
-        )))
+    let compatible: String = text.nfkc().collect();
+    // Of several characters, letters and digits alone: the ellipsis is ordinary.
+    compatible.chars().all(|c| c.is_ascii_alphanumeric())
+        || one(&compatible)
+        || one(&skeleton(&text).collect::<String>())
 }
 
 fn foreign_digit(c: char) -> bool {
@@ -258,6 +256,7 @@ mod tests {
             "10 m² at 20°",
             "“quoted” – it’s fine…",
             "emoji 😀",
+            "œuvre",
         ] {
             assert_eq!(confusable_warnings(fine), Vec::<String>::new(), "{fine}");
         }
@@ -284,6 +283,9 @@ mod tests {
             ("room 1\u{661}", "U+0661"),
             ("host\u{967}", "U+0967"),
             ("\u{2460}", "U+2460 not ASCII"),
+            ("o\u{fb00}ice", "U+FB00 Latin"),
+            ("con\u{fb01}g", "U+FB01 Latin"),
+            ("ward \u{2167}", "U+2167 Latin"),
             ("\u{13a0}dmin", "U+13A0 Cherokee"),
         ] {
             let found = confusable_warnings(text).join("\n");

@@ -1,6 +1,9 @@
 //! Layouts of a card: terminal and chat. The console's page is a template over the same rows.
 
-use super::{AccessRequestStatus, Card, CardRow, CardView, SectionKind, Tone, escape_untrusted};
+use super::{
+    AccessRequestStatus, Card, CardRow, CardView, Extent, SectionKind, Tone, escape_untrusted,
+};
+use crate::model::text::unescape;
 use crate::model::{Timestamp, format_seconds};
 
 /// Fewest columns of a terminal layout; a narrower terminal gets the same layout.
@@ -9,13 +12,38 @@ pub const COLUMNS_MIN: usize = 80;
 const LABEL_COLUMNS_MAX: usize = 26;
 /// Blanks before every line of the card's body.
 const INDENT: usize = 2;
+/// Columns of a mark before a value: it, and a blank. Nothing of a value stands there.
+const MARK_COLUMNS: usize = 2;
+/// Blanks after the longest label.
+const LABEL_GAP: usize = 2;
+/// More blanks before a line that goes on after a blank.
+const HANG: usize = 2;
 
-/// The card for a terminal of this width, in columns.
-pub fn render_terminal(card: &Card, now: Timestamp, columns: usize) -> String {
-    layout(&card.show(now), columns.max(COLUMNS_MIN))
+/// What a layout shows of long values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LongValues {
+    /// The beginning, the length and the digest.
+    Folded,
+    /// The whole value.
+    Full,
 }
 
-fn layout(view: &CardView, columns: usize) -> String {
+/// The card for a terminal of this width, in columns. Different rows have different layouts: a line of a value that goes on in
+/// the next one is marked by what stands before it.
+///
+/// ```text
+/// label     a value, broken at a blank,
+///             goes on two columns further
+///         + or here, where no blank was
+///         ! a warning or a bad value
+///         ? an unknown value
+///         ~ what a folded value has more
+/// ```
+pub fn render_terminal(card: &Card, now: Timestamp, columns: usize, values: LongValues) -> String {
+    layout(&card.show(now), columns.max(COLUMNS_MIN), values)
+}
+
+fn layout(view: &CardView, columns: usize, values: LongValues) -> String {
     let mut out = String::new();
     let waits = match view.status {
         AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
@@ -41,16 +69,16 @@ fn layout(view: &CardView, columns: usize) -> String {
     };
     let title = format!(
         "{}: {}::{}{environment}   [{}]",
-        head.verb.to_uppercase(),
+        in_capitals(&head.verb),
         head.object_type,
         head.object,
         head.risk_word
     );
     for line in [title, head.action.clone()] {
-        fold(&mut out, &line, INDENT, 2 * INDENT, columns);
+        fold(&mut out, &line, "", INDENT, 2 * INDENT, columns);
     }
     for flag in &head.flags {
-        fold(&mut out, &format!("! {flag}"), INDENT, 2 * INDENT, columns);
+        fold(&mut out, flag, "!", 2 * INDENT, 2 * INDENT, columns);
     }
     let labels = view.sections.iter().flat_map(|section| &section.rows);
     let width = labels
@@ -66,7 +94,7 @@ fn layout(view: &CardView, columns: usize) -> String {
             out.push_str(&format!("  {}:\n", section.title));
         }
         for row in &section.rows {
-            lay_row(&mut out, row, width, columns);
+            lay_row(&mut out, row, width, columns, values);
         }
     }
     out.push_str(&format!(
@@ -76,57 +104,88 @@ fn layout(view: &CardView, columns: usize) -> String {
     out
 }
 
+/// Escaped text in capitals: what the capitals of a typed `<u+` are, is not a code.
+fn in_capitals(shown: &str) -> String {
+    let text = unescape(shown).unwrap_or_default();
+    escape_untrusted(&text.to_uppercase())
+}
+
 /// Sections with a blank line before them.
 const fn opens_a_group(kind: SectionKind) -> bool {
     match kind {
-        SectionKind::Who
-        | SectionKind::Effect
-        | SectionKind::Parameters
+        SectionKind::Parameters
+        | SectionKind::Changes
+        | SectionKind::Target
         | SectionKind::Unusual
+        | SectionKind::Who
         | SectionKind::Token
         | SectionKind::Signed
         | SectionKind::Words => true,
-        SectionKind::Why | SectionKind::Target | SectionKind::History | SectionKind::Needs => false,
+        SectionKind::Effect | SectionKind::History | SectionKind::Why | SectionKind::Needs => false,
     }
 }
 
-/// The label in its column, every line of the value in the other: nothing of a value ever stands where labels do.
-fn lay_row(out: &mut String, row: &CardRow, width: usize, columns: usize) {
-    let at = INDENT + width + 2;
+/// The label in its column, every line of the value in the other: nothing of a value ever stands where labels or marks do.
+fn lay_row(out: &mut String, row: &CardRow, width: usize, columns: usize, values: LongValues) {
+    let at = INDENT + width + LABEL_GAP + MARK_COLUMNS;
     let mut label = row.label.clone();
     if width_of(&label) > width {
-        fold(out, &label, INDENT, at, columns);
+        fold(out, &label, "", INDENT, 2 * INDENT, columns);
         label.clear();
     }
-    let caption = row.caption.iter().map(|caption| format!("{caption}:"));
     let mark = match row.tone {
-        Tone::Alarm => "! ",
-        Tone::Plain | Tone::Strong | Tone::Unknown | Tone::Quiet | Tone::Quoted => "",
+        Tone::Alarm => "!",
+        Tone::Unknown => "?",
+        Tone::Plain | Tone::Strong | Tone::Quiet | Tone::Quoted => "",
     };
-    let lines = row.lines.iter().map(|line| format!("{mark}{line}"));
-    let flags = row.flags.iter().map(|flag| format!("! {flag}"));
-    for line in caption.chain(lines).chain(flags) {
+    let caption = row.caption.iter().map(|caption| format!("{caption}:"));
+    let mut lines: Vec<(&str, String)> = caption.map(|line| ("", line)).collect();
+    let folded = row.fold(row.fold_limits());
+    match (&folded, values) {
+        (Some((head, _)), LongValues::Folded) => {
+            lines.extend(head.iter().map(|line| (mark, line.clone())));
+        }
+        (Some(_), LongValues::Full) | (None, _) => {
+            lines.extend(row.lines.iter().map(|line| (mark, line.clone())));
+        }
+    }
+    if let Some((_, Extent { length, digest })) = folded {
+        let goes_on = match values {
+            LongValues::Folded => "… ",
+            LongValues::Full => "",
+        };
+        lines.push(("~", format!("{goes_on}{length}, SHA-256 {digest}")));
+    }
+    lines.extend(row.flags.iter().map(|flag| ("!", flag.clone())));
+    for (mark, line) in lines {
         let mut laid = String::new();
-        fold(&mut laid, &line, at, at, columns);
+        fold(&mut laid, &line, mark, at, at, columns);
         if label.is_empty() {
             out.push_str(&laid);
         } else {
-            let pad = width.saturating_sub(width_of(&label)) + 2;
+            // The label takes the place of the blanks before the mark.
+            let pad = width.saturating_sub(width_of(&label));
             out.push_str(&format!("{:INDENT$}{label}{:pad$}", "", ""));
-            out.push_str(laid.get(at..).unwrap_or("\n"));
+            out.push_str(laid.get(INDENT + width..).unwrap_or("\n"));
             label.clear();
         }
     }
 }
 
-/// Writes the line from column `first` on, and what does not fit below from column `rest` on, broken at a blank if one is
-/// near. The terminal must never break it: what it breaks goes on at column 0, where only our own lines begin.
-fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize) {
+/// Writes the line from column `first` on, with a mark before it, and what does not fit below, from column `rest` on: after a
+/// blank, which is left out, two columns further; otherwise behind `+`. The terminal must never break it: what it breaks goes on at column 0, where only our
+/// own lines begin.
+fn fold(out: &mut String, line: &str, mark: &str, first: usize, rest: usize, columns: usize) {
+    let marked = |mark: &str, at: usize| {
+        let blanks = at.saturating_sub(MARK_COLUMNS);
+        format!("{:blanks$}{mark}", "")
+    };
+    let mut before = marked(mark, first);
     let mut indent = first;
     let mut left = line;
     loop {
         let width = columns.saturating_sub(indent).max(1);
-        let (mut used, mut end, mut blank) = (0, left.len(), None);
+        let (mut used, mut end, mut blank, mut code) = (0, left.len(), None, None);
         for (at, c) in left.char_indices() {
             let wide = columns_of(c);
             if used + wide > width && at > 0 {
@@ -134,30 +193,46 @@ fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize)
                 break;
             }
             used += wide;
-            // Rather before a code than inside it.
-            if (c == ' ' || c == '<' && at > 0) && used * 3 > width {
+            if c == ' ' && used * 3 > width {
                 blank = Some(at);
             }
+            if c == '<' && at > 0 && used * 3 > width {
+                code = Some(at);
+            }
         }
+        let mut after_blank = false;
         if end < left.len() {
-            // A blank right at the end is a break, too.
-            end = match left
-                .get(end..)
-                .is_some_and(|next| next.starts_with([' ', '<']))
-            {
-                true => end,
-                false => blank.unwrap_or(end),
+            let next = left.get(end..).unwrap_or_default();
+            // A blank right at the end is a break, too; rather before a code than inside it.
+            (end, after_blank) = match (next.starts_with(' '), next.starts_with('<')) {
+                (true, _) => (end, true),
+                (false, true) => (end, false),
+                (false, false) => match (blank, code) {
+                    (Some(blank), code) if code.is_none_or(|code| code < blank) => (blank, true),
+                    (_, Some(code)) => (code, false),
+                    (Some(blank), None) => (blank, true),
+                    (None, None) => (end, false),
+                },
             };
         }
+        // A blank at the end of a line would not be seen.
+        if end < left.len() && !after_blank && left.get(..end).is_some_and(|h| h.ends_with(' ')) {
+            (end, after_blank) = (end - 1, true);
+        }
         let (head, tail) = left.split_at_checked(end).unwrap_or((left, ""));
-        out.push_str(&format!("{:indent$}{head}", ""));
+        out.push_str(&format!("{before:<indent$}{head}"));
         out.truncate(out.trim_end_matches(' ').len());
         out.push('\n');
-        left = tail.strip_prefix(' ').unwrap_or(tail);
-        if left.is_empty() {
+        if tail.is_empty() {
             return;
         }
-        indent = rest;
+        if after_blank {
+            left = tail.strip_prefix(' ').unwrap_or(tail);
+            (before, indent) = (String::new(), rest + HANG);
+        } else {
+            left = tail;
+            (before, indent) = (marked("+", rest), rest);
+        }
     }
 }
 
@@ -195,20 +270,23 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
     };
     let mut lines = vec![
         format!(
-            "{}: {} {}{environment} · {}",
+            "{}: {}::{}{environment} · {}",
             head.verb, head.object_type, head.object, head.risk_word
         ),
         format!(
             "{} (owner {}) · {}",
-            escape_untrusted(card.agent.id.as_str()),
-            escape_untrusted(&card.agent.owner.to_text()),
+            escape_untrusted(card.requester.agent().map_or("proposed", |a| a.id.as_str())),
+            escape_untrusted(&card.requester.owner().to_text()),
             needs.collect::<Vec<_>>().join(", ")
         ),
-        format!(
-            "token at most {}, {uses} · {}",
-            format_seconds(card.max_ttl),
-            view.phrase
-        ),
+        match card.max_ttl {
+            Some(ttl) => format!(
+                "token at most {}, {uses} · {}",
+                format_seconds(ttl),
+                view.phrase
+            ),
+            None => format!("no token · {}", view.phrase),
+        },
     ];
     lines.extend(head.flags.iter().map(|flag| format!("! {flag}")));
     lines.push(match view.status {

@@ -4,10 +4,11 @@
 //! anywhere. There is one renderer, [`Card::show`]; the terminal ([`render_terminal`]), a chat ([`render_chat`]) and the
 //! console's pages only lay out its rows, so every approver decides on the same card.
 //!
-//! Verb and object come first, in the catalogue's words; the agent's own words come last, quoted, capped and labelled.
-//! A signed field is never shortened. Invisible and misleading characters are written as codes ([`escape_untrusted`]) and
-//! flagged ([`confusable_warnings`]); no untrusted text makes a line, a row or a label of its own. A missing value is shown as
-//! unknown.
+//! Verb, object and parameters come first, in the catalogue's words; the agent's own words come last, quoted and labelled.
+//! Different actions never have equal rows: texts that agents chose are quoted, invisible and misleading characters are
+//! written as codes ([`escape_untrusted`]) and flagged ([`confusable_warnings`]), and types are told apart. No untrusted text
+//! makes a row or a label of its own. A long value is folded: its beginning, its length and its digest, and the whole on
+//! request. A missing value is shown as unknown.
 //! Never: reads a clock, decides anything, or writes HTML.
 
 use std::collections::BTreeMap;
@@ -15,8 +16,10 @@ use std::sync::Arc;
 
 use crate::model::*;
 
+mod compact;
 mod confusables;
 mod escape;
+mod facts;
 mod layout;
 mod render;
 #[cfg(any(test, feature = "test-support"))]
@@ -24,10 +27,12 @@ mod render;
 pub mod sample;
 mod view;
 
+pub use compact::{COMPACT_CHARS_MAX, compact_parameters};
 pub use confusables::confusable_warnings;
-pub use escape::{escape_untrusted, quoted};
-pub use layout::{COLUMNS_MIN, render_chat, render_terminal};
-pub use view::{AGENT_WORDS_MAX, CardRow, CardSection, CardView, Headline, SectionKind, Tone};
+pub use escape::{escape_untrusted, plain_or_quoted, quoted, target_id, unquote};
+pub use facts::{ActionFacts, AgentFacts, CardFacts, PersonFacts};
+pub use layout::{COLUMNS_MIN, LongValues, render_chat, render_terminal};
+pub use view::{CardRow, CardSection, CardView, Extent, FoldLimits, Headline, SectionKind, Tone};
 
 /// Everything an approver must know about one access request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,20 +59,20 @@ pub struct Card {
     pub parameter_titles: BTreeMap<String, String>,
     /// The target's attributes in the policy bundle; absent when the bundle does not have the target.
     pub target_attributes: Option<Vec<(String, String)>>,
-    /// The agent that requests it.
-    pub agent: Requester,
-    /// What gate 1 verified.
-    pub verified: Attestation,
+    /// The openings of the commitments in the action that is signed; absent without sensitive parameters.
+    pub openings: Option<ActionSecret>,
+    /// What a proposed policy bundle changes; absent for the request of an agent.
+    pub changes: Option<PolicyChanges>,
+    /// The requester: an agent, or a person who proposes a policy bundle.
+    pub requester: Requester,
     /// The rules that require approval.
     pub rules: Vec<RuleSummary>,
     /// The profiles they require, and the votes each has.
     pub needs: Vec<ProfileProgress>,
-    /// The task it belongs to.
-    pub task: TaskId,
-    /// Thumbprint of the key the token will be bound to.
-    pub task_key: Thumbprint,
-    /// Longest life of the token, in seconds, before narrowing.
-    pub max_ttl: i64,
+    /// Approvals that no longer count, since what they were given for has changed.
+    pub void_votes: Vec<VoidVote>,
+    /// Longest life of the token, in seconds, before narrowing; absent when no token is asked for.
+    pub max_ttl: Option<i64>,
     /// How often the token may be used, before narrowing; absent when its life is the only limit.
     pub uses: Option<u32>,
     /// The policy bundle the card is rendered under.
@@ -157,15 +162,57 @@ pub struct PersonRef {
     pub name: Option<String>,
 }
 
+/// The requester of the action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Requester {
+    /// An agent, in a task.
+    Agent(Box<RequestingAgent>),
+    /// A person, who proposes a policy bundle; never counts as an approver of it.
+    Person(PersonRef),
+}
+
+impl Requester {
+    /// The agent; absent for a person.
+    pub fn agent(&self) -> Option<&RequestingAgent> {
+        match self {
+            Self::Agent(agent) => Some(agent),
+            Self::Person(_) => None,
+        }
+    }
+
+    /// The person who answers for it: the agent's owner, or the proposer.
+    pub fn owner(&self) -> &PersonRef {
+        match self {
+            Self::Agent(agent) => &agent.owner,
+            Self::Person(person) => person,
+        }
+    }
+}
+
 /// The agent that requests the action.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Requester {
+pub struct RequestingAgent {
     /// Its id.
     pub id: AgentId,
-    /// Its owner at the time of the request; never counts as an approver of it.
+    /// Its owner; never counts as an approver of it.
     pub owner: PersonRef,
     /// Its registration; absent when it is no longer registered.
     pub registered: Option<AgentRegistration>,
+    /// What gate 1 verified.
+    pub verified: Attestation,
+    /// The task it belongs to.
+    pub task: TaskId,
+    /// Thumbprint of the key the token will be bound to.
+    pub task_key: Thumbprint,
+}
+
+/// An approval that does not count: its facts are not those of the card any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VoidVote {
+    /// The voter.
+    pub voter: PersonRef,
+    /// What has changed since, in words such as `risk` and `target's name`.
+    pub changed: Vec<String>,
 }
 
 /// The registration of an agent in the policy bundle: claims of the security team, not attested.
@@ -214,10 +261,21 @@ pub struct ProfileProgress {
     pub group: String,
     /// How many different people must approve.
     pub quorum: u32,
-    /// The people whose approvals count.
-    pub approvers: Vec<PersonRef>,
+    /// The approvals that count, one of each person.
+    pub approvers: Vec<CountedApproval>,
     /// Whether only passkeys count.
     pub passkey: bool,
+    /// What is unusual about the passkeys of those who approved, and of the card's reader: young, or not confirmed. In words.
+    pub key_notes: Vec<String>,
+}
+
+/// An approval that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountedApproval {
+    /// The person who approves.
+    pub person: PersonRef,
+    /// How the vote is signed: a registered key may be a script's.
+    pub method: VoteMethod,
 }
 
 /// How requests like this one, of the same agent for the same action, were decided.

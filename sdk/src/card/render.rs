@@ -1,8 +1,13 @@
 //! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
+use super::compact::counted;
 use super::confusables::{cap_flags, confusable_warnings, distinct};
-use super::view::{AGENT_WORDS_MAX, CardRow, CardSection, CardView, Headline, SectionKind, Tone};
-use super::{Card, History, PersonRef, ProfileProgress, escape_untrusted, quoted};
+use super::escape::in_lines;
+use super::view::{CardRow, CardSection, CardView, Extent, Headline, SectionKind, Tone};
+use super::{
+    Card, History, PersonRef, ProfileProgress, Requester, escape_untrusted, plain_or_quoted,
+    quoted, target_id,
+};
 use crate::model::*;
 
 impl Card {
@@ -10,13 +15,14 @@ impl Card {
     pub fn show(&self, now: Timestamp) -> CardView {
         let left_s = self.expires_at.since(now).max(0) / 1_000;
         let sections = [
-            (SectionKind::Who, self.requester(now)),
-            (SectionKind::Why, self.rules()),
-            (SectionKind::Effect, self.effect()),
             (SectionKind::Parameters, self.parameters()),
+            (SectionKind::Changes, self.changes()),
             (SectionKind::Target, self.target()),
+            (SectionKind::Effect, self.effect()),
             (SectionKind::Unusual, self.anomalies()),
             (SectionKind::History, self.history(now)),
+            (SectionKind::Who, self.requester(now)),
+            (SectionKind::Why, self.rules()),
             (SectionKind::Token, self.token()),
             (SectionKind::Needs, self.needs()),
             (SectionKind::Signed, self.other_signed()),
@@ -58,13 +64,25 @@ impl Card {
             .next();
         // The name alone: its place on the card shows that it is an environment.
         let environment = environment.map(|e| e.strip_prefix("Environment::").unwrap_or(e));
-        Headline::new(&self.title, self.action.as_deref(), environment, self.risk)
+        Headline::new(
+            &self.title,
+            self.action.as_deref(),
+            self.target_attributes.is_some(),
+            environment,
+            self.risk,
+        )
     }
 
     fn requester(&self, now: Timestamp) -> Vec<CardRow> {
-        let agent = CardRow::new("agent", self.agent.id.as_str()).strong();
-        let owner = CardRow::new("owner", &self.agent.owner.to_text());
-        let attestation = &self.verified;
+        let by = match &self.requester {
+            Requester::Agent(by) => by,
+            Requester::Person(person) => {
+                return vec![CardRow::new("proposed by", &person.to_text()).strong()];
+            }
+        };
+        let agent = CardRow::new("agent", by.id.as_str()).strong();
+        let owner = CardRow::new("owner", &by.owner.to_text());
+        let attestation = &by.verified;
         let mut verified = CardRow::new("verified", attestation.subject.as_str());
         verified.lines.push(format!(
             "by {}, {} ({})",
@@ -72,7 +90,7 @@ impl Card {
             relative_time(attestation.verified_at, now),
             attestation.verified_at
         ));
-        let claims = match &self.agent.registered {
+        let claims = match &by.registered {
             Some(claims) => vec![
                 CardRow::known("environment", &claims.environment),
                 CardRow::known("model", &claims.model),
@@ -87,6 +105,9 @@ impl Card {
     }
 
     fn rules(&self) -> Vec<CardRow> {
+        if self.requester.agent().is_none() {
+            return Vec::new();
+        }
         if self.rules.is_empty() {
             return vec![CardRow::unknown("rule", "unknown: no rule is recorded")];
         }
@@ -136,19 +157,15 @@ impl Card {
     /// `pattern` is the path in the catalogue, which knows no numbers.
     fn parameter(&self, path: &str, pattern: &str, param: &Param, rows: &mut Vec<CardRow>) {
         let mut row = CardRow::own(&format!("with {}", escape_untrusted(path)), "");
-        row.caption = self
-            .parameter_titles
-            .get(pattern)
-            .map(|title| escape_untrusted(title));
-        row.flags = row
-            .caption
-            .iter()
-            .flat_map(|title| confusable_warnings(title))
-            .collect();
+        let title = self.parameter_titles.get(pattern);
+        // A title that repeats the name says nothing.
+        let title = title.filter(|title| !is_same_name(title, path));
+        row.caption = title.map(|title| escape_untrusted(title));
+        row.add_flags(title.iter().flat_map(|title| confusable_warnings(title)));
         match param {
             Param::Record(members) if !members.is_empty() => {
                 if row.caption.is_some() {
-                    row.lines = vec![format!("{} parts:", members.len())];
+                    row.lines = vec![format!("{}:", counted(members.len(), "part"))];
                     rows.push(row);
                 }
                 for (name, member) in members {
@@ -157,7 +174,7 @@ impl Card {
                 }
             }
             Param::Set(items) if items.iter().any(is_composed) => {
-                row.lines = vec![format!("{} values:", items.len())];
+                row.lines = vec![format!("{}:", counted(items.len(), "value"))];
                 rows.push(row);
                 for (n, item) in (1..).zip(items) {
                     let (path, pattern) = (format!("{path}[{n}]"), format!("{pattern}[]"));
@@ -165,19 +182,48 @@ impl Card {
                 }
             }
             Param::Set(items) if !items.is_empty() => {
-                row.lines = items.iter().map(plain).collect();
+                row.lines = items
+                    .iter()
+                    .flat_map(|item| plain(item, SET_ITEM))
+                    .collect();
                 row.add_flags(items.iter().flat_map(suspect_param));
+                row.extent = Some(Extent::of(param));
                 rows.push(row);
             }
             Param::Str(_) | Param::Bool(_) | Param::Int(_) | Param::Set(_) | Param::Record(_) => {
-                row.lines = vec![plain(param)];
+                row.lines = plain(param, "");
                 row.add_flags(suspect_param(param));
+                if let Param::Str(_) = param {
+                    row.extent = Some(Extent::of(param));
+                }
                 rows.push(row);
             }
         }
     }
 
+    /// What a proposed policy bundle changes: sentences first, then every line that differs, by file.
+    fn changes(&self) -> Vec<CardRow> {
+        let Some(changes) = &self.changes else {
+            return Vec::new();
+        };
+        let mut rows: Vec<CardRow> = changes
+            .summary
+            .iter()
+            .map(|what| CardRow::new("changes", what).strong())
+            .collect();
+        rows.extend(changes.files.iter().map(|file| {
+            let mut row = CardRow::own(&format!("file {}", escape_untrusted(&file.path)), "");
+            row.lines = file.lines.iter().map(|line| changed_line(line)).collect();
+            row.add_flags(file.lines.iter().flat_map(|line| confusable_warnings(line)));
+            row
+        }));
+        rows
+    }
+
     fn target(&self) -> Vec<CardRow> {
+        if self.requester.agent().is_none() {
+            return Vec::new();
+        }
         match &self.target_attributes {
             None => vec![CardRow::alarm(
                 "target",
@@ -196,6 +242,10 @@ impl Card {
     }
 
     fn anomalies(&self) -> Vec<CardRow> {
+        // Nothing is counted of proposals by people.
+        if self.requester.agent().is_none() {
+            return Vec::new();
+        }
         if self.anomalies.is_empty() {
             return vec![match self.history {
                 Some(_) => CardRow::own("unusual", "nothing"),
@@ -208,6 +258,9 @@ impl Card {
     }
 
     fn history(&self, now: Timestamp) -> Vec<CardRow> {
+        if self.requester.agent().is_none() {
+            return Vec::new();
+        }
         match &self.history {
             None => vec![CardRow::unknown(
                 "similar requests",
@@ -223,7 +276,13 @@ impl Card {
             Some(uses) => format!("{uses} uses"),
             None => "any number of uses".to_owned(),
         };
-        let life = format_seconds(self.max_ttl);
+        let Some(max_ttl) = self.max_ttl else {
+            return vec![CardRow::own(
+                "token",
+                "none: the policy bundle itself comes in force",
+            )];
+        };
+        let life = format_seconds(max_ttl);
         let mut rows = vec![CardRow::own("token", &format!("at most {life}, {uses}"))];
         if let Some(action) = &self.action {
             rows.push(CardRow::new("only for", action.audience.as_str()));
@@ -234,9 +293,22 @@ impl Card {
 
     fn needs(&self) -> Vec<CardRow> {
         if self.needs.is_empty() {
-            return vec![CardRow::unknown("needs", "unknown: no profile is recorded")];
+            let nobody = "nobody any more: the rules in force ask for no approval";
+            return vec![CardRow::own("needs", nobody)];
         }
-        self.needs.iter().map(ProfileProgress::row).collect()
+        let void = self.void_votes.iter().map(|vote| {
+            let text = format!(
+                "APPROVAL VOID: what {} approved has changed: {}",
+                vote.voter.to_text(),
+                vote.changed.join(", ")
+            );
+            CardRow::alarm("void", &escape_untrusted(&text))
+        });
+        self.needs
+            .iter()
+            .map(ProfileProgress::row)
+            .chain(void)
+            .collect()
     }
 
     fn other_signed(&self) -> Vec<CardRow> {
@@ -248,10 +320,17 @@ impl Card {
         rows.extend([
             CardRow::quiet("request", &self.access_request.to_string()),
             CardRow::quiet("realm", self.realm.as_str()),
-            CardRow::quiet("task", &self.task.to_string()),
-            CardRow::quiet("task key", &self.task_key.to_string()),
-            CardRow::quiet("policy", &self.policy.to_string()),
         ]);
+        if let Some(agent) = self.requester.agent() {
+            rows.extend([
+                CardRow::quiet("task", &agent.task.to_string()),
+                CardRow::quiet("task key", &agent.task_key.to_string()),
+            ]);
+        }
+        rows.push(CardRow::quiet("policy", &self.policy.to_string()));
+        if let Ok(facts) = self.facts().digest() {
+            rows.push(CardRow::quiet("facts", &facts.to_string()));
+        }
         for need in &self.needs {
             let mut row = CardRow::quiet("profile", need.profile.name.as_str());
             row.add(&need.profile.digest.to_string());
@@ -267,33 +346,45 @@ impl Card {
             .filter_map(|(label, text)| Some((label, text.as_ref()?.as_str())))
             .filter(|(_, text)| !text.is_empty())
             .map(|(label, text)| {
-                let head: String = text.chars().take(AGENT_WORDS_MAX).collect();
-                let more = text.chars().count().saturating_sub(AGENT_WORDS_MAX);
-                let mut row = CardRow::own(label, &quoted(&head));
-                if more > 0 {
-                    row.lines
-                        .push(format!("and {more} more characters, not shown"));
-                }
+                let mut row = CardRow::own(label, "");
+                row.lines = in_lines(&quoted(text));
+                row.extent = Some(Extent::of(&Param::Str(text.to_owned())));
                 row.tone = Tone::Quoted;
-                row.flags = confusable_warnings(&head);
+                row.flags = confusable_warnings(text);
                 row
             })
             .collect()
     }
 }
 
+/// A line of [`FileChange::lines`]: `=` before one that stays, and a middle dot for each blank, which a page would fold or hide.
+fn changed_line(line: &str) -> String {
+    let (sign, text) = match line.split_at_checked(1) {
+        Some((sign @ ("-" | "+"), text)) => (sign, text),
+        Some((" ", text)) => ("=", text),
+        _ => return escape_untrusted(line),
+    };
+    // A code of a blank becomes a dot, and so a dot of the line itself becomes a code.
+    let shown = escape_untrusted(text)
+        .replace('·', "<U+00B7>")
+        .replace("<U+0020>", "·");
+    format!("{sign} {shown}")
+}
+
 impl Headline {
-    /// From the catalogue's title and risk, the action, and the target's attribute `environment`; also for rows of the inbox.
+    /// From the catalogue's title and risk, the action, whether the policy bundle has its target, and the target's attribute
+    /// `environment`; also for rows of the inbox.
     pub fn new(
         title: &str,
         action: Option<&Action>,
+        is_target_known: bool,
         environment: Option<&str>,
         risk: Option<Risk>,
     ) -> Self {
         let name = action.map(|a| a.name.as_str()).unwrap_or_default();
         let (object, object_type) = match action {
             Some(action) => (
-                escape_untrusted(&action.target.id),
+                target_id(&action.target, is_target_known),
                 escape_untrusted(&action.target.kind),
             ),
             None => ("?".to_owned(), "no longer on record".to_owned()),
@@ -374,10 +465,17 @@ impl ProfileProgress {
             self.quorum,
             escape_untrusted(&self.group)
         ));
-        for who in &self.approvers {
-            row.add_suspect(&who.to_text());
-            row.lines
-                .push(format!("approved: {}", escape_untrusted(&who.to_text())));
+        for approval in &self.approvers {
+            let who = approval.person.to_text();
+            row.add_suspect(&who);
+            row.lines.push(format!(
+                "approved: {}, {}",
+                escape_untrusted(&who),
+                approval.method.signed_by()
+            ));
+        }
+        for note in &self.key_notes {
+            row.lines.push(format!("key: {}", escape_untrusted(note)));
         }
         row
     }
@@ -400,6 +498,7 @@ impl CardRow {
             label: label.to_owned(),
             caption: None,
             lines: vec![text.to_owned()],
+            extent: None,
             tone: Tone::Plain,
             flags: Vec::new(),
         }
@@ -407,12 +506,7 @@ impl CardRow {
 
     /// A row with untrusted text: it is escaped and checked.
     fn new(label: &str, text: &str) -> Self {
-        let shown = if text.is_empty() {
-            "(empty)".to_owned()
-        } else {
-            escape_untrusted(text)
-        };
-        let mut row = Self::own(label, &shown);
+        let mut row = Self::own(label, &plain_or_quoted(text));
         row.add_suspect(text);
         row
     }
@@ -458,7 +552,7 @@ impl CardRow {
     fn add(&mut self, text: &str) {
         if !text.is_empty() {
             self.add_suspect(text);
-            self.lines.push(escape_untrusted(text));
+            self.lines.push(plain_or_quoted(text));
         }
     }
 
@@ -479,15 +573,28 @@ fn is_composed(param: &Param) -> bool {
     }
 }
 
-/// One value on one line. Text is quoted: `"true"` is not `true`.
-fn plain(param: &Param) -> String {
-    match param {
+/// Before each value of a set: a set of one value is not the value.
+const SET_ITEM: &str = "• ";
+
+/// One value, a text in lines. Text is quoted: `"true"` is not `true`.
+fn plain(param: &Param, mark: &str) -> Vec<String> {
+    let shown = match param {
         Param::Str(text) => quoted(text),
         Param::Bool(yes) => yes.to_string(),
         Param::Int(n) => n.to_string(),
         Param::Set(_) => "an empty set".to_owned(),
         Param::Record(_) => "an empty record".to_owned(),
-    }
+    };
+    in_lines(&format!("{mark}{shown}"))
+}
+
+/// Whether a title is the last name of a parameter's path in other letters: `End sessions` for `end_sessions`.
+fn is_same_name(title: &str, path: &str) -> bool {
+    let letters = |text: &str| -> String {
+        let shown = text.chars().filter(|c| !matches!(c, ' ' | '_' | '-'));
+        shown.map(|c| c.to_ascii_lowercase()).collect()
+    };
+    letters(title) == letters(path.rsplit('.').next().unwrap_or(path))
 }
 
 fn suspect_param(param: &Param) -> Vec<String> {

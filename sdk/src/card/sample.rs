@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     AccessRequestStatus, AgentRegistration, Attestation, Card, PersonRef, ProfileProgress,
-    Requester, RuleSummary,
+    Requester, RequestingAgent, RuleSummary,
 };
 use crate::model::*;
 
@@ -23,6 +23,17 @@ pub fn action(target: &str, flag: bool) -> Action {
     .expect("action")
 }
 
+/// The same action with other parameters.
+pub fn action_with(parameters: &[(&str, Param)]) -> Action {
+    let parameters = parameters
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()));
+    Action {
+        parameters: parameters.collect(),
+        ..action("ann", true)
+    }
+}
+
 /// The first profile of the sample, and the text its digest is of.
 pub const PROFILE: &str = "two-security";
 
@@ -36,6 +47,7 @@ fn need(name: &str) -> ProfileProgress {
         quorum: 1,
         approvers: Vec::new(),
         passkey: false,
+        key_notes: Vec::new(),
     }
 }
 
@@ -53,7 +65,9 @@ pub fn card() -> Card {
         action: Some(Arc::new(action("ann", true))),
         parameter_titles: BTreeMap::from([("end_sessions".to_owned(), "End sessions".to_owned())]),
         target_attributes: Some(vec![("environment".to_owned(), "prod".to_owned())]),
-        agent: Requester {
+        openings: None,
+        changes: None,
+        requester: Requester::Agent(Box::new(RequestingAgent {
             id: AgentId::parse("ci").expect("agent"),
             owner: PersonRef {
                 id: PersonId::parse("p1").expect("person"),
@@ -64,13 +78,15 @@ pub fn card() -> Card {
                 model: "m-1".to_owned(),
                 autonomy: "supervised".to_owned(),
             }),
-        },
-        verified: Attestation {
-            kind: "jwt-svid".to_owned(),
-            subject: SpiffeId::parse("spiffe://soc.example/ci").expect("subject"),
-            verified_at: NOW.plus_secs(-12),
-            expires_at: NOW.plus_secs(288),
-        },
+            verified: Attestation {
+                kind: "jwt-svid".to_owned(),
+                subject: SpiffeId::parse("spiffe://soc.example/ci").expect("subject"),
+                verified_at: NOW.plus_secs(-12),
+                expires_at: NOW.plus_secs(288),
+            },
+            task: TaskId::from_random([2; 16]),
+            task_key: Thumbprint(Digest::sha256(b"key")),
+        })),
         rules: vec![RuleSummary {
             id: "destructive-needs-approval".to_owned(),
             file: "rules/20.cedar".to_owned(),
@@ -78,9 +94,8 @@ pub fn card() -> Card {
             effect: "step_up".to_owned(),
         }],
         needs: vec![need(PROFILE)],
-        task: TaskId::from_random([2; 16]),
-        task_key: Thumbprint(Digest::sha256(b"key")),
-        max_ttl: 300,
+        void_votes: Vec::new(),
+        max_ttl: Some(300),
         uses: Some(1),
         policy: Digest::sha256(b"policy"),
         opened_at: NOW.plus_secs(-10),

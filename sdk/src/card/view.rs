@@ -1,10 +1,40 @@
 //! A rendered card: headline, sections and rows of text that is safe to print.
 
 use super::AccessRequestStatus;
+use super::escape::cut_shown;
 use crate::model::*;
 
-/// Most characters shown of each of the agent's texts; the view states how many are left out.
-pub const AGENT_WORDS_MAX: usize = 500;
+/// How much of a long value is shown at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoldLimits {
+    /// Most characters.
+    pub chars: usize,
+    /// Most lines of a value that is shown whole: the items of a short set are all seen.
+    pub whole_lines: usize,
+    /// Most lines of the beginning of one that is not.
+    pub lines: usize,
+}
+
+impl FoldLimits {
+    /// For a parameter.
+    pub const VALUE: Self = Self {
+        chars: 240,
+        whole_lines: 16,
+        lines: 4,
+    };
+    /// For one of many parameters, where the others must be seen beside it.
+    pub const ONE_OF_MANY: Self = Self {
+        chars: 72,
+        whole_lines: 6,
+        lines: 3,
+    };
+    /// For one of the agent's texts.
+    pub const AGENT_WORDS: Self = Self {
+        chars: 500,
+        whole_lines: 4,
+        lines: 4,
+    };
+}
 
 /// A rendered card. Every text is plain, safe and one line; the layout escapes it for its own markup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +66,7 @@ pub struct CardView {
 pub struct Headline {
     /// The verb: the catalogue's title, or the action's name where it has none.
     pub verb: String,
-    /// The object: the target's id.
+    /// The object: the target's id, in quotes where the policy bundle does not have the target, because an agent chose it.
     pub object: String,
     /// The target's type.
     pub object_type: String,
@@ -66,20 +96,22 @@ pub struct CardSection {
 /// The questions, in the order they are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SectionKind {
-    /// Who requests it?
-    Who,
-    /// Why is approval required?
-    Why,
-    /// What happens, and can it be undone?
-    Effect,
     /// With which parameters, all of them?
     Parameters,
+    /// What does a proposed policy bundle change?
+    Changes,
     /// What is known of the target?
     Target,
+    /// What happens, and can it be undone?
+    Effect,
     /// What is unusual?
     Unusual,
     /// How were similar requests decided?
     History,
+    /// Who requests it?
+    Who,
+    /// Why is approval required?
+    Why,
     /// What would the token allow?
     Token,
     /// Who must approve, and who has?
@@ -98,6 +130,7 @@ impl SectionKind {
             Self::Why => "why",
             Self::Effect => "effect",
             Self::Parameters => "parameters",
+            Self::Changes => "changes",
             Self::Target => "target",
             Self::Unusual => "unusual",
             Self::History => "history",
@@ -114,6 +147,7 @@ impl SectionKind {
             Self::Why => "Why approval is required",
             Self::Effect => "Effect",
             Self::Parameters => "Parameters",
+            Self::Changes => "Changes of the policy bundle",
             Self::Target => "Target",
             Self::Unusual => "Unusual",
             Self::History => "History",
@@ -133,12 +167,72 @@ pub struct CardRow {
     pub label: String,
     /// The catalogue's title of a parameter.
     pub caption: Option<String>,
-    /// The value, one line each, at least one.
+    /// The whole value, at least one line. A quoted text goes on in the next line after each of its line breaks.
     pub lines: Vec<String>,
+    /// How long the value is; absent for one that is never folded.
+    pub extent: Option<Extent>,
     /// The emphasis.
     pub tone: Tone,
     /// Warnings about how it is written: each once, the first six, then how many more.
     pub flags: Vec<String>,
+}
+
+/// What tells a long value from others that begin alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// `4096 characters in 17 lines`, or `12 values`.
+    pub length: String,
+    /// SHA-256 in hexadecimal: of the UTF-8 bytes of a text, of the canonical JSON (RFC 8785) of a set.
+    pub digest: String,
+}
+
+impl CardSection {
+    /// Whether the heading says what the row's label says.
+    pub fn is_named_by_heading(&self, row: &CardRow) -> bool {
+        self.title.eq_ignore_ascii_case(&row.label) || row.label == "with"
+    }
+}
+
+impl CardRow {
+    /// The label below the section's heading: without `with` and `target`.
+    pub fn label_in_section(&self) -> &str {
+        let named = ["with ", "target "];
+        let mut names = named
+            .iter()
+            .filter_map(|word| self.label.strip_prefix(word));
+        names.next().unwrap_or(&self.label)
+    }
+
+    /// How much of the value is shown at first, unless many stand side by side.
+    pub const fn fold_limits(&self) -> FoldLimits {
+        match self.tone {
+            Tone::Quoted => FoldLimits::AGENT_WORDS,
+            Tone::Plain | Tone::Strong | Tone::Alarm | Tone::Unknown | Tone::Quiet => {
+                FoldLimits::VALUE
+            }
+        }
+    }
+
+    /// The beginning of a value that is longer than this, the last line cut short, and what tells it from others; none if all
+    /// of it is to be shown.
+    pub fn fold(&self, limits: FoldLimits) -> Option<(Vec<String>, &Extent)> {
+        let extent = self.extent.as_ref()?;
+        let chars = self.lines.iter().map(|line| line.chars().count());
+        if self.lines.len() <= limits.whole_lines && chars.sum::<usize>() <= limits.chars {
+            return None;
+        }
+        let mut left = limits.chars;
+        let mut head = Vec::new();
+        for line in self.lines.iter().take(limits.lines) {
+            let (first, more) = cut_shown(line, left);
+            left = left.saturating_sub(first.chars().count());
+            head.push(first.trim_end_matches(' ').to_owned());
+            if more > 0 || left == 0 {
+                break;
+            }
+        }
+        (head != self.lines).then_some((head, extent))
+    }
 }
 
 /// The emphasis of a row.

@@ -126,6 +126,7 @@ impl ApproverClient {
             max_uses: narrowing.max_uses,
             comment: comment.map_or("", Comment::as_str).to_owned(),
             policy_version: String::new(),
+            facts: String::new(),
         };
         Ok(self.call::<methods::BeginVote>(request).await?.statement)
     }

@@ -134,6 +134,7 @@ pub mod methods {
         BeginVote = "dipylon.v1.ApprovalService/BeginVote", BeginVoteRequest, BeginVoteResponse, true;
         CastVote = "dipylon.v1.ApprovalService/CastVote", CastVoteRequest, CastVoteResponse, false;
         InviteApprover = "dipylon.v1.ApprovalService/InviteApprover", InviteApproverRequest, InviteApproverResponse, false;
+        ConfirmPasskey = "dipylon.v1.ApprovalService/ConfirmPasskey", ConfirmPasskeyRequest, ConfirmPasskeyResponse, false;
         ListApprovers = "dipylon.v1.ApprovalService/ListApprovers", ListApproversRequest, ListApproversResponse, true;
         RevokeApproverKeys = "dipylon.v1.ApprovalService/RevokeApproverKeys", RevokeApproverKeysRequest, RevokeApproverKeysResponse, true;
         ApplyPolicyBundle =
@@ -143,6 +144,7 @@ pub mod methods {
         ListAgents = "dipylon.v1.GovernanceService/ListAgents", ListAgentsRequest, ListAgentsResponse, true;
         GetAgent = "dipylon.v1.GovernanceService/GetAgent", GetAgentRequest, GetAgentResponse, true;
         Freeze = "dipylon.v1.GovernanceService/Freeze", FreezeRequest, FreezeResponse, true;
+        WithdrawPolicyProposal = "dipylon.v1.GovernanceService/WithdrawPolicyProposal", WithdrawPolicyProposalRequest, WithdrawPolicyProposalResponse, false;
         Unfreeze = "dipylon.v1.GovernanceService/Unfreeze", UnfreezeRequest, UnfreezeResponse, false;
         ListFreezes = "dipylon.v1.GovernanceService/ListFreezes", ListFreezesRequest, ListFreezesResponse, true;
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;

@@ -7,7 +7,7 @@ use super::EvidenceError;
 use super::vote::SignVoteError;
 use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
-use crate::model::text::escape_invisible_capped;
+use crate::model::text::{escape_invisible_capped, escape_rendered_capped};
 use crate::model::{ParseError, Reason, RetryHint};
 use crate::proto::{ERROR_DOMAIN, code_name};
 
@@ -168,7 +168,7 @@ impl Error {
         Self::Refused(RefusedCall {
             reason: info.as_ref().and_then(|info| Reason::parse(&info.reason)),
             code: status.code(),
-            message: escape_invisible_capped(status.message(), MESSAGE_CHARS_MAX),
+            message: escape_rendered_capped(status.message(), MESSAGE_CHARS_MAX),
             correlation: info
                 .and_then(|info| info.metadata.get(CORRELATION).cloned())
                 .map(|id| escape_invisible_capped(&id, ID_CHARS_MAX)),

@@ -7,13 +7,15 @@ use tonic::Status;
 use super::channel::RpcMethod;
 use super::responses::{
     ActiveToken, AgentInfo, AppliedBundle, ApproverInfo, ApproverStatistics, EnrolmentInvitation,
-    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, ReadWire, RuleStatistics,
-    SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation,
+    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, KeyRevocationReport, ReadWire,
+    RuleStatistics, SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry,
+    TokenRevocation,
 };
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::jose::SigningKey;
 use crate::model::{
-    AgentId, FreezeScope, ParseError, PersonId, Secret, TaskId, Thumbprint, TokenId, UntrustedText,
+    AccessRequestId, AgentId, FreezeScope, ParseError, PersonId, Secret, TaskId, Thumbprint,
+    TokenId, UntrustedText,
 };
 use crate::proto::v1;
 
@@ -135,6 +137,16 @@ impl OperatorClient {
         Ok(self.call::<methods::Freeze>(request).await?.read())
     }
 
+    /// Withdraws a proposal of the operator's own, by its id in [`AppliedBundle::access_request_id`].
+    pub async fn withdraw_policy_proposal(&self, id: AccessRequestId) -> Result<(), Error> {
+        let request = v1::WithdrawPolicyProposalRequest {
+            access_request_id: id.to_string(),
+        };
+        self.call::<methods::WithdrawPolicyProposal>(request)
+            .await?;
+        Ok(())
+    }
+
     /// Lifts a freeze; nothing that ended comes back. Returns the index of the journal entry.
     pub async fn unfreeze(&self, scope: &FreezeScope) -> Result<u64, Error> {
         let request = v1::UnfreezeRequest {
@@ -216,6 +228,17 @@ impl OperatorClient {
         Ok(self.call::<methods::InviteApprover>(request).await?.read())
     }
 
+    /// Confirms that a person enrolled a passkey themselves, by the thumbprint of its key. Refused to the person and to their inviter.
+    /// Returns the position of the entry.
+    pub async fn confirm_passkey(&self, person: &PersonId, key: Thumbprint) -> Result<u64, Error> {
+        let request = v1::ConfirmPasskeyRequest {
+            person_id: person.to_string(),
+            key: key.to_string(),
+        };
+        let response = self.call::<methods::ConfirmPasskey>(request).await?;
+        Ok(response.position)
+    }
+
     /// People with their keys and passkeys, by id.
     pub async fn approvers(&self) -> Result<Vec<ApproverInfo>, Error> {
         self.pages::<methods::ListApprovers, _, _>(
@@ -229,19 +252,19 @@ impl OperatorClient {
         .await
     }
 
-    /// Revokes one key of a person, or all. Returns how many counted until now.
+    /// Revokes one key of a person, or all.
     pub async fn revoke_keys(
         &self,
         person: &PersonId,
         key: Option<Thumbprint>,
-    ) -> Result<u32, Error> {
+    ) -> Result<KeyRevocationReport, Error> {
         let request = v1::RevokeApproverKeysRequest {
             person_id: person.to_string(),
             key: key.map(|k| k.to_string()).unwrap_or_default(),
             compromised: false,
         };
-        let response = self.call::<methods::RevokeApproverKeys>(request).await?;
-        Ok(response.revoked)
+        let revoked = self.call::<methods::RevokeApproverKeys>(request).await?;
+        Ok(revoked.read())
     }
 
     /// The same for keys that somebody else may have: also where no operator with a living key is left. Then only
@@ -250,14 +273,14 @@ impl OperatorClient {
         &self,
         person: &PersonId,
         key: Option<Thumbprint>,
-    ) -> Result<u32, Error> {
+    ) -> Result<KeyRevocationReport, Error> {
         let request = v1::RevokeApproverKeysRequest {
             person_id: person.to_string(),
             key: key.map(|k| k.to_string()).unwrap_or_default(),
             compromised: true,
         };
-        let response = self.call::<methods::RevokeApproverKeys>(request).await?;
-        Ok(response.revoked)
+        let revoked = self.call::<methods::RevokeApproverKeys>(request).await?;
+        Ok(revoked.read())
     }
 
     /// Explains a decision, an access request, a task, a token or a refused call, by its id.

@@ -370,6 +370,7 @@ impl TaskHandle {
                     needs: info.needs.read(),
                     rules: info.rules.read(),
                     ttl: info.ttl.read(),
+                    void_votes: info.void_votes.read(),
                 }))
             }
             request_token_response::Outcome::Denied(info) => {

@@ -347,6 +347,13 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
+    async fn withdraw_policy_proposal(
+        &self,
+        _: Request<v1::WithdrawPolicyProposalRequest>,
+    ) -> Answer<v1::WithdrawPolicyProposalResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn unfreeze(&self, _: Request<v1::UnfreezeRequest>) -> Answer<v1::UnfreezeResponse> {
         Err(Status::unimplemented(""))
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use super::responses::{GrantedTtl, MatchedRule, RequiredProfile};
+use super::responses::{GrantedTtl, MatchedRule, RequiredProfile, VoidApproval};
 use super::token_watch::TokenWatcher;
 use super::{Endpoint, Error, Identity, random_name};
 use crate::jose::SigningKey;
@@ -210,6 +210,7 @@ pub struct PendingApproval {
     pub(super) needs: Vec<RequiredProfile>,
     pub(super) rules: Vec<MatchedRule>,
     pub(super) ttl: Option<GrantedTtl>,
+    pub(super) void_votes: Vec<VoidApproval>,
 }
 
 impl PendingApproval {
@@ -247,6 +248,11 @@ impl PendingApproval {
     /// The step-up profiles it needs, and their votes so far.
     pub fn needs(&self) -> &[RequiredProfile] {
         &self.needs
+    }
+
+    /// Approvals that no longer count, because what they were given for has changed: the agent's user may tell the approver.
+    pub fn void_votes(&self) -> &[VoidApproval] {
+        &self.void_votes
     }
 
     /// The rules that require them.

@@ -3,11 +3,11 @@
 
 use std::fmt;
 
-use crate::card::Card;
+use crate::card::{Card, Requester};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, Comment, Narrowing, ParseError, ProfileName, Realm, Timestamp, Verdict,
-    VoteStatement,
+    AccessRequestId, Comment, Narrowing, ParseError, ProfileName, Realm, StatementRequester,
+    Timestamp, VOTE_STATEMENT_FORM, Verdict, VoteStatement,
 };
 
 /// A card as the approver saw it, and the decision.
@@ -48,7 +48,7 @@ pub enum SignVoteError {
     /// The broker's text is not a statement in canonical JSON, or has members this client does not know.
     #[error("vote not signed: the broker's statement cannot be read")]
     Statement,
-    /// The broker's statement differs from the card in this member.
+    /// The broker's statement differs in this member from the card, or from the facts that the card showed.
     #[error("vote not signed: the broker's statement differs from the card in `{0}`")]
     Differs(&'static str),
     /// `not_after` is over, or more than seven days away.
@@ -109,19 +109,36 @@ fn expected(
         let rule = "is no longer on record";
         return Err(SignVoteError::Card(ParseError::new("action", rule)));
     };
+    // The action in the statement holds commitments in place of sensitive parameters: it must open to the one that was shown.
+    let opened = received.action.reopen(card.openings.as_ref());
+    if opened.ok().as_ref() != Some(&**action) {
+        return Err(SignVoteError::Differs("action"));
+    }
+    let requester = match &card.requester {
+        Requester::Agent(agent) => StatementRequester::Agent {
+            id: agent.id.clone(),
+            owner: agent.owner.id.clone(),
+            task: agent.task,
+            task_key: agent.task_key,
+        },
+        Requester::Person(person) => StatementRequester::Person {
+            id: person.id.clone(),
+        },
+    };
+    let narrowed = review.narrowing.max_ttl.into_iter();
     Ok(VoteStatement {
-        v: 1,
+        v: VOTE_STATEMENT_FORM,
         realm: review.realm.clone(),
         access_request_id: card.access_request,
-        agent: card.agent.id.clone(),
-        owner: card.agent.owner.id.clone(),
-        task: card.task,
-        task_key: card.task_key,
-        action: action.to_json(),
-        max_ttl: review
-            .narrowing
+        requester,
+        action: received.action.clone(),
+        facts: card
+            .facts()
+            .digest()
+            .map_err(|_| SignVoteError::Statement)?,
+        max_ttl: card
             .max_ttl
-            .map_or(card.max_ttl, |narrow| narrow.min(card.max_ttl)),
+            .map(|most| narrowed.chain([most]).min().unwrap_or(most)),
         uses: review.narrowing.max_uses.into_iter().chain(card.uses).min(),
         comment: review.comment.cloned(),
         policy: card.policy,
@@ -150,11 +167,9 @@ fn compare(expected: &VoteStatement, received: &VoteStatement) -> Result<(), Sig
         v,
         realm,
         access_request_id,
-        agent,
-        owner,
-        task,
-        task_key,
+        requester,
         action,
+        facts,
         max_ttl,
         uses,
         comment,
@@ -171,11 +186,9 @@ fn compare(expected: &VoteStatement, received: &VoteStatement) -> Result<(), Sig
             "access_request_id",
             *access_request_id == received.access_request_id,
         ),
-        ("agent", *agent == received.agent),
-        ("owner", *owner == received.owner),
-        ("task", *task == received.task),
-        ("task_key", *task_key == received.task_key),
+        ("requester", *requester == received.requester),
         ("action", *action == received.action),
+        ("facts", *facts == received.facts),
         ("max_ttl", *max_ttl == received.max_ttl),
         ("uses", *uses == received.uses),
         ("comment", *comment == received.comment),
@@ -225,6 +238,8 @@ const NOT_AFTER_S_MAX: i64 = 7 * 86_400;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -233,16 +248,24 @@ mod tests {
 
     const NONCE_TEXT: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
+    fn on_record(target: &str, flag: bool) -> Value {
+        let (record, _) = action(target, flag).on_record(&BTreeSet::new(), &mut || [0; 16]);
+        serde_json::to_value(record).expect("json")
+    }
+
     fn honest() -> Value {
         json!({
-            "v": 1,
+            "v": 2,
             "realm": "prod",
             "access_request_id": AccessRequestId::from_random([1; 16]),
-            "agent": "ci",
-            "owner": "p1",
-            "task": TaskId::from_random([2; 16]),
-            "task_key": Digest::sha256(b"key"),
-            "action": action("ann", true).to_json(),
+            "requester": { "agent": {
+                "id": "ci",
+                "owner": "p1",
+                "task": TaskId::from_random([2; 16]),
+                "task_key": Digest::sha256(b"key"),
+            } },
+            "action": on_record("ann", true),
+            "facts": card().facts().digest().expect("digest"),
             "max_ttl": 300,
             "uses": 1,
             "policy": Digest::sha256(b"policy"),
@@ -315,20 +338,32 @@ mod tests {
 
     #[test]
     fn statement_mismatch_names_the_field() {
+        let by = |change: fn(&mut Value)| {
+            let mut requester = honest()["requester"].clone();
+            change(&mut requester["agent"]);
+            requester
+        };
         let other = |name: &str| json!({ "name": name, "digest": Digest::sha256(b"two-security") });
         let mutations = [
-            ("v", json!(2)),
             ("realm", json!("dev")),
             (
                 "access_request_id",
                 json!(AccessRequestId::from_random([9; 16])),
             ),
-            ("agent", json!("ci2")),
-            ("owner", json!("p2")),
-            ("task", json!(TaskId::from_random([9; 16]))),
-            ("task_key", json!(Digest::sha256(b"their key"))),
-            ("action", action("bob", true).to_json()),
-            ("action", action("ann", false).to_json()),
+            ("requester", by(|agent| agent["id"] = json!("ci2"))),
+            ("requester", by(|agent| agent["owner"] = json!("p2"))),
+            (
+                "requester",
+                by(|agent| agent["task"] = json!(TaskId::from_random([9; 16]))),
+            ),
+            (
+                "requester",
+                by(|agent| agent["task_key"] = json!(Digest::sha256(b"their key"))),
+            ),
+            ("requester", json!({ "person": { "id": "p1" } })),
+            ("action", on_record("bob", true)),
+            ("action", on_record("ann", false)),
+            ("facts", json!(Digest::sha256(b"other facts"))),
             ("max_ttl", json!(301)),
             ("max_ttl", json!(299)),
             ("uses", json!(2)),
@@ -359,6 +394,39 @@ mod tests {
             sign_vote(&card(), &text(&honest()), Some(60)).err(),
             Some(SignVoteError::Differs("max_ttl"))
         );
+    }
+
+    /// A card whose words are not the ones that the broker's statement rests on gets no signature.
+    #[test]
+    fn each_fact_of_the_card_is_signed() {
+        type Change = fn(&mut Card);
+        let changes: [Change; 9] = [
+            |card| card.title = "Enable an account".to_owned(),
+            |card| card.effect = "Nothing.".to_owned(),
+            |card| card.reversible = "no".to_owned(),
+            |card| card.undo.clear(),
+            |card| card.risk = Some(crate::model::Risk::Low),
+            |card| card.parameter_titles.clear(),
+            |card| {
+                card.target_attributes = Some(vec![("environment".to_owned(), "lab".to_owned())])
+            },
+            |card| card.rules[0].why = "Because.".to_owned(),
+            |card| {
+                if let Requester::Agent(agent) = &mut card.requester {
+                    agent.registered.as_mut().expect("claims").model = "m-2".to_owned();
+                }
+            },
+        ];
+        for (n, change) in changes.into_iter().enumerate() {
+            let mut other = card();
+            change(&mut other);
+            assert_eq!(
+                sign_vote(&other, &text(&honest()), None).err(),
+                Some(SignVoteError::Differs("facts")),
+                "{n}"
+            );
+            assert!(!card().facts().changed(&other.facts()).is_empty(), "{n}");
+        }
     }
 
     #[test]
@@ -396,7 +464,8 @@ mod tests {
         for bad in [
             text(&more),
             format!(" {}", text(&honest())),
-            text(&honest()).replace("\"v\":1", "\"v\": 1"),
+            text(&honest()).replace("\"v\":2", "\"v\": 2"),
+            text(&honest()).replace("\"v\":2", "\"v\":1"),
             "{}".to_owned(),
         ] {
             assert_eq!(

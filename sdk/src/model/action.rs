@@ -44,6 +44,20 @@ impl Target {
             .ok_or_else(|| ParseError::new("target", "must be Type::id, such as Account::ann"))?;
         Self::parse(kind, id)
     }
+
+    /// `Type::id` for a sentence: in quotes, as in `Account::"ann [LOW RISK]"`, if the id is more than a name of ASCII letters,
+    /// digits and `-._@/:+=#~`, because agents choose the ids of targets that the policy bundle does not have. Not escaped: the
+    /// sentence is escaped as a whole.
+    pub fn in_sentence(&self) -> String {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-._@/:+=#~".contains(c);
+        let id = &self.id;
+        // `A::B` and `c`, or `A` and `B::c`?
+        if id.chars().all(is_name) && !id.starts_with(':') && !id.contains("::") {
+            self.to_string()
+        } else {
+            format!("{}::{}", self.kind, super::text::quote(id))
+        }
+    }
 }
 
 impl fmt::Display for Target {
@@ -350,6 +364,16 @@ pub struct ActionOnRecord {
 }
 
 impl ActionOnRecord {
+    /// Whether a parameter is sensitive: then parameters and digest are salted commitments.
+    pub fn has_sensitive(&self) -> bool {
+        let is_commitment = |value: &Value| {
+            value
+                .as_object()
+                .is_some_and(|o| o.contains_key(COMMITMENT))
+        };
+        self.parameters.values().any(is_commitment)
+    }
+
     /// Restores the action, with its secret part when it has one, and checks every commitment and the digest.
     pub fn reopen(&self, secret: Option<&ActionSecret>) -> Result<Action, ParseError> {
         let mut parameters = BTreeMap::new();

@@ -80,6 +80,8 @@ pub enum CloseCause {
     Policy,
     /// The action was frozen.
     Frozen,
+    /// Too few people were left who could approve it.
+    NoEligibleApprover,
 }
 
 /// The key that a token's holder must prove (RFC 7800).

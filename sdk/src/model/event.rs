@@ -26,11 +26,13 @@ pub enum Event {
     TaskEnded(TaskEnded),
     RequestDenied(RequestDenied),
     AccessRequestOpened(AccessRequestOpened),
+    AccessRequestReassessed(AccessRequestReassessed),
     VoteCast(VoteCast),
     VoteRefused(VoteRefused),
     AccessRequestClosed(AccessRequestClosed),
     ApproverInvited(ApproverInvited),
     ApproverEnrolled(ApproverEnrolled),
+    PasskeyConfirmed(PasskeyConfirmed),
     ApproverKeysRevoked(ApproverKeysRevoked),
     TokenIssued(TokenIssued),
     TokenReissued(TokenReissued),
@@ -56,11 +58,13 @@ impl Event {
             Self::TaskEnded(_) => "TaskEnded",
             Self::RequestDenied(_) => "RequestDenied",
             Self::AccessRequestOpened(_) => "AccessRequestOpened",
+            Self::AccessRequestReassessed(_) => "AccessRequestReassessed",
             Self::VoteCast(_) => "VoteCast",
             Self::VoteRefused(_) => "VoteRefused",
             Self::AccessRequestClosed(_) => "AccessRequestClosed",
             Self::ApproverInvited(_) => "ApproverInvited",
             Self::ApproverEnrolled(_) => "ApproverEnrolled",
+            Self::PasskeyConfirmed(_) => "PasskeyConfirmed",
             Self::ApproverKeysRevoked(_) => "ApproverKeysRevoked",
             Self::TokenIssued(_) => "TokenIssued",
             Self::TokenReissued(_) => "TokenReissued",
@@ -79,10 +83,22 @@ impl Event {
             Self::Frozen(f) => f.reason.into_iter().collect(),
             Self::TaskOpened(f) => vec![f.purpose],
             Self::RequestDenied(f) => f.secret.into_iter().collect(),
-            Self::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
-            Self::VoteCast(f) => std::iter::once(f.statement).chain(f.assertion).collect(),
+            Self::AccessRequestOpened(f) => {
+                let proposed = f.by_person().map(|by| [by.bundle, by.changes]);
+                let proposed = proposed.into_iter().flatten();
+                f.secret
+                    .into_iter()
+                    .chain(f.reason)
+                    .chain(proposed)
+                    .collect()
+            }
+            Self::VoteCast(f) => [f.statement, f.facts]
+                .into_iter()
+                .chain(f.assertion)
+                .collect(),
             Self::TokenIssued(f) => f.secret.into_iter().chain(f.reason).collect(),
             Self::EpochStarted(_)
+            | Self::AccessRequestReassessed(_)
             | Self::KeyPublished(_)
             | Self::AgentResumed(_)
             | Self::Unfrozen(_)
@@ -92,6 +108,7 @@ impl Event {
             | Self::AccessRequestClosed(_)
             | Self::ApproverInvited(_)
             | Self::ApproverEnrolled(_)
+            | Self::PasskeyConfirmed(_)
             | Self::ApproverKeysRevoked(_)
             | Self::TokenReissued(_)
             | Self::TokenConsumed(_)
@@ -145,6 +162,9 @@ pub struct PolicyApplied {
     /// Present where the owner of the broker's host put it in force, since no operator could act.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<OperatorRecovery>,
+    /// The approved proposal that it consumes; absent where the bundle before it let one operator alone change the rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proposal: Option<AccessRequestId>,
     /// The people of whom the operator says that they return: they are the ones who left or lost a role, and what ended with that
     /// counts again.
     #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
@@ -306,14 +326,8 @@ pub struct RequestDenied {
 pub struct AccessRequestOpened {
     /// Its id.
     pub access_request: AccessRequestId,
-    /// The task.
-    pub task: TaskId,
-    /// The agent.
-    pub agent: AgentId,
-    /// The agent's owner.
-    pub owner: PersonId,
-    /// The client's idempotency key that opened it; further keys may be attached.
-    pub idempotency_key: IdempotencyKey,
+    /// The requester: an agent in a task, or a person who proposes a policy bundle.
+    pub requester: AccessRequester,
     /// The requested action.
     pub action: ActionOnRecord,
     /// Blob: the action's secret part; absent without sensitive parameters.
@@ -322,17 +336,117 @@ pub struct AccessRequestOpened {
     /// Blob: the agent's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
-    /// Longest lifetime of the token, in seconds.
-    pub max_ttl: i64,
+    /// Longest lifetime of the token, in seconds; absent for an access request that asks for no token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ttl: Option<i64>,
     /// Number of uses of the token; absent when its lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
     /// When it expires and is denied.
     pub expires_at: Timestamp,
+}
+
+impl AccessRequestOpened {
+    /// The agent's part; absent for a proposal by a person.
+    pub const fn by_agent(&self) -> Option<&AgentRequester> {
+        match &self.requester {
+            AccessRequester::Agent(agent) => Some(agent),
+            AccessRequester::Person(_) => None,
+        }
+    }
+
+    /// The person's part; absent for the request of an agent.
+    pub const fn by_person(&self) -> Option<&PersonRequester> {
+        match &self.requester {
+            AccessRequester::Agent(_) => None,
+            AccessRequester::Person(person) => Some(person),
+        }
+    }
+
+    /// The task; absent for a proposal by a person.
+    pub fn task(&self) -> Option<TaskId> {
+        self.by_agent().map(|by| by.task)
+    }
+
+    /// The agent; absent for a proposal by a person.
+    pub fn agent(&self) -> Option<&AgentId> {
+        self.by_agent().map(|by| &by.agent)
+    }
+
+    /// The person who answers for it: the agent's owner at the opening, or the proposer.
+    pub const fn owner(&self) -> &PersonId {
+        match &self.requester {
+            AccessRequester::Agent(agent) => &agent.owner,
+            AccessRequester::Person(person) => &person.person,
+        }
+    }
+
+    /// The profiles that it required when it was opened.
+    pub fn required_profiles(&self) -> &[ProfileRef] {
+        match &self.requester {
+            AccessRequester::Agent(agent) => &agent.decision.required_profiles,
+            AccessRequester::Person(person) => std::slice::from_ref(&person.needs),
+        }
+    }
+}
+
+/// The requester of an access request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessRequester {
+    /// An agent, in a task: it asks for a token.
+    Agent(Box<AgentRequester>),
+    /// A person, who proposes a policy bundle: without a task, evidence or token.
+    Person(Box<PersonRequester>),
+}
+
+/// An agent that requests a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentRequester {
+    /// The task.
+    pub task: TaskId,
+    /// The agent.
+    pub agent: AgentId,
+    /// The agent's owner.
+    pub owner: PersonId,
+    /// The client's idempotency key that opened it; further keys may be attached.
+    pub idempotency_key: IdempotencyKey,
     /// The decision, with the profiles it requires.
     pub decision: DecisionRecord,
     /// The evidence that gate 1 verified.
     pub evidence: EvidenceFacts,
+}
+
+/// A person who proposes a policy bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersonRequester {
+    /// The operator.
+    pub person: PersonId,
+    /// The operator's key: the proposal is good while it lives.
+    pub key: Thumbprint,
+    /// The policy bundle in force that it would replace: the proposal is void under another.
+    pub replaces: Digest,
+    /// Blob: the proposed policy bundle; its digest is the bundle's version.
+    pub bundle: Digest,
+    /// People whom the bundle registers again and who are the same as before.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub returning: BTreeSet<PersonId>,
+    /// Blob: what differs, [`PolicyChanges`] in canonical JSON.
+    pub changes: Digest,
+    /// The profile of the people who agree, by the bundle in force.
+    pub needs: ProfileRef,
+}
+
+/// What a pending access request requires has changed, by time, by the agent's evidence, or by a policy bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequestReassessed {
+    /// The access request.
+    pub access_request: AccessRequestId,
+    /// The decision that takes the place of the one it was opened with.
+    pub decision: DecisionRecord,
 }
 
 /// An approver's signed vote.
@@ -349,8 +463,11 @@ pub struct VoteCast {
     pub verdict: Verdict,
     /// The profile it counts for.
     pub profile: ProfileRef,
-    /// Longest token lifetime that the voter approved, in seconds.
-    pub max_ttl: i64,
+    /// Blob: the facts that the voter's card showed, [`CardFacts`](crate::card::CardFacts) in canonical JSON.
+    pub facts: Digest,
+    /// Longest token lifetime that the voter approved, in seconds; absent where no token is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ttl: Option<i64>,
     /// Number of uses that the voter approved; absent when the token's lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
@@ -366,6 +483,16 @@ pub struct VoteCast {
     /// The authenticator's signature counter, for a vote by passkey (WebAuthn L3 §6.1.1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_count: Option<u32>,
+}
+
+impl VoteCast {
+    /// How it was signed.
+    pub const fn method(&self) -> VoteMethod {
+        match self.assertion {
+            Some(_) => VoteMethod::Passkey,
+            None => VoteMethod::Key,
+        }
+    }
 }
 
 /// A vote that was refused and does not count.
@@ -399,6 +526,10 @@ pub struct AccessRequestClosed {
 )]
 const fn is_false(flag: &bool) -> bool {
     !*flag
+}
+
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A person was invited to enrol one passkey. An earlier invitation is void.
@@ -455,6 +586,45 @@ pub struct PasskeyOnRecord {
     pub label: String,
 }
 
+/// A passkey was confirmed: another person than its inviter, or the owner of the broker's host, found that its person enrolled it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PasskeyConfirmed {
+    /// The person of the passkey.
+    pub person: PersonId,
+    /// Thumbprint of its key (RFC 7638).
+    pub key: Thumbprint,
+    /// Who confirmed it.
+    pub by: Confirmer,
+}
+
+/// Who confirmed a passkey.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Confirmer {
+    /// An operator or approver: neither the person of the passkey nor its inviter.
+    Person {
+        /// The person.
+        id: PersonId,
+        /// Their key: registered in the policy bundle, or a confirmed passkey.
+        key: Thumbprint,
+    },
+    /// The owner of the broker's host, where no such person has a key. No call makes it: it needs the files of a stopped broker.
+    Host {
+        /// The user of the host's system who ran the command, as that process found it. A claim: nothing proves it.
+        user: HostUser,
+    },
+}
+
+impl std::fmt::Display for Confirmer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Person { id, .. } => write!(f, "{id}"),
+            Self::Host { user } => write!(f, "the host: {user} (unverified)"),
+        }
+    }
+}
+
 /// Keys were revoked for good: passkeys, or keys of `people.toml`. Their votes are void unless a grant has consumed them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -471,6 +641,13 @@ pub struct ApproverKeysRevoked {
     /// The operator, if an operator ordered it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<PersonId>,
+    /// With compromised keys, and a copied passkey: how many other passkeys were enrolled on invitations given with them and confirmed by
+    /// no other key. They are revoked too.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub invited: u32,
+    /// How many other passkeys were confirmed with them. They await confirmation again.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub unconfirmed: u32,
 }
 
 /// A token was issued. The grant is this entry; the token's claims are a pure function of it.

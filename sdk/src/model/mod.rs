@@ -7,6 +7,7 @@ mod action;
 mod agent;
 mod cause;
 mod claim;
+mod confirmation_code;
 mod decision;
 mod digest;
 mod entry;
@@ -15,6 +16,7 @@ mod freeze;
 mod id;
 pub mod json;
 mod phrase;
+mod policy_changes;
 mod position;
 mod refusal;
 mod risk;
@@ -34,6 +36,7 @@ pub use action::{
 pub use agent::{AgentStatus, RegisteredAgent};
 pub use cause::*;
 pub use claim::{Claim, Counter, OPENINGS_WINDOW_S};
+pub use confirmation_code::ConfirmationCode;
 pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
 pub use digest::{Digest, KeyIdentity, Thumbprint};
 pub use entry::*;
@@ -41,6 +44,9 @@ pub use event::*;
 pub use freeze::FreezeScope;
 pub use id::*;
 pub use phrase::MatchPhrase;
+pub use policy_changes::{
+    FileChange, POLICY_APPLY, POLICY_NAMESPACE, PolicyChanges, proposal_action,
+};
 pub use position::JournalPosition;
 pub use refusal::{DeniedReason, Reason};
 pub use risk::Risk;
@@ -50,7 +56,10 @@ pub use stream::{Stream, Version};
 pub use time::{Timestamp, format_seconds, parse_duration};
 pub use url::{HttpOrigin, is_same_request_uri};
 pub use use_outcome::UseOutcome;
-pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
+pub use vote::{
+    COMMENT_CHARS_MAX, Comment, Narrowing, StatementRequester, VOTE_STATEMENT_FORM, Verdict,
+    VoteMethod, VoteStatement,
+};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 
 /// Input that a type refuses. Names the field and the rule, never the value.

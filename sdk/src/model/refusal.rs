@@ -195,10 +195,13 @@ refusals! {
         "'dipylon request list' shows the pending ones";
     NotEligible = "NOT_ELIGIBLE" PermissionDenied Denied Caller Never,
         "your vote would not count for this access request",
-        "another approver has to vote";
+        "another person has to vote; the message says why";
     LastOperatorKey = "LAST_OPERATOR_KEY" FailedPrecondition Failed Caller Never,
         "no operator would have a living key after it",
-        "apply a policy bundle that registers another operator's key first, or revoke it as compromised: 'dipylon approver revoke --compromised'";
+        "apply a policy bundle that registers another operator's key first, or revoke it as compromised, 'dipylon approver revoke PERSON --compromised', after which only 'dipylon recover operators' on the broker's host puts a bundle in force";
+    ChangeQuorumUnreachable = "CHANGE_QUORUM_UNREACHABLE" FailedPrecondition QuorumUnreachable Caller Never,
+        "too few people are left who could agree to a change of the policy bundle",
+        "'dipylon recover operators' on the broker's host puts a bundle in force; freezing, suspending and revoking need nobody else";
     VoteStatementExpired = "VOTE_STATEMENT_EXPIRED" FailedPrecondition Failed Caller Never,
         "the vote statement is unknown or has expired",
         "vote again: a statement is valid for two minutes";
@@ -214,12 +217,21 @@ refusals! {
     InvalidInvitation = "INVALID_INVITATION" PermissionDenied Denied Operator Never,
         "the invitation is unknown, used, or expired",
         "ask an operator for another one: 'dipylon approver invite'";
+    NotConfirmable = "NOT_CONFIRMABLE" FailedPrecondition Denied Caller Never,
+        "the passkey is confirmed already, or has no living key to confirm",
+        "'dipylon approver list' shows which passkeys await confirmation";
+    NotAnotherHand = "NOT_ANOTHER_HAND" PermissionDenied Denied Caller Never,
+        "a passkey is confirmed by an operator or approver who is neither its person nor its inviter, with a registered key or a confirmed passkey",
+        "ask another operator or approver to confirm it; where there is none, the owner of the broker's host can: 'dipylon approver confirm-on-host PERSON CODE'";
     DwellRequired = "DWELL_REQUIRED" FailedPrecondition Failed Caller AfterMs(SECOND_MS),
         "the card has to be open longer before an approval is accepted",
         "read the card, then vote; `[approvals]` in `people.toml` sets the time";
     PolicyChanged = "POLICY_CHANGED" FailedPrecondition Conflict Caller Never,
         "the policy has changed since the card was shown",
         "read the card again, then vote";
+    ApprovalVoid = "APPROVAL_VOID" FailedPrecondition Conflict Caller Never,
+        "approval void: what it was given for has changed",
+        "read the card again: the message says what has changed; then vote";
     PositionAhead = "POSITION_AHEAD" OutOfRange Failed Caller Never,
         "the position is ahead of the journal",
         "the broker may have lost entries: ask its operators, and start without a position";

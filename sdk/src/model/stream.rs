@@ -31,6 +31,8 @@ pub enum Stream {
     /// The openings of access requests in a task for one action on one target: one is open at a time for the same parameters. The
     /// digest is of the names alone, see [`Stream::task_action`].
     TaskAction(Box<(TaskId, Digest)>),
+    /// The proposals of policy bundles by a person.
+    Proposals(PersonId),
     /// Denials of an agent's access requests by people, which its back-off and its automatic suspension count.
     Denials(AgentId),
     /// A token: issued, consumed, reissued, ended.
@@ -77,6 +79,7 @@ impl fmt::Display for Stream {
                 let (task, names) = &**action;
                 write!(f, "task-action:{task}/{names}")
             }
+            Self::Proposals(person) => write!(f, "proposals:{person}"),
             Self::Denials(agent) => write!(f, "denials:{agent}"),
             Self::Token(id) => write!(f, "token:{id}"),
             Self::Agent(id) => write!(f, "agent:{id}"),
@@ -134,6 +137,7 @@ impl Stream {
             Self::AccessRequest(_) => "access-request",
             Self::RefusedVote(_) => "refused-vote",
             Self::TaskAction(_) => "task-action",
+            Self::Proposals(_) => "proposals",
             Self::Denials(_) => "denials",
             Self::Token(_) => "token",
             Self::Agent(_) => "agent",
@@ -189,6 +193,7 @@ impl Stream {
                 let (task, names) = pair()?;
                 Self::TaskAction(Box::new((TaskId::parse(task)?, Digest::parse(names)?)))
             }
+            "proposals" => Self::Proposals(PersonId::parse(rest)?),
             "denials" => Self::Denials(AgentId::parse(rest)?),
             "token" => Self::Token(TokenId::parse(rest)?),
             "agent" => Self::Agent(AgentId::parse(rest)?),

@@ -23,12 +23,20 @@ pub fn needs_escape(c: char) -> bool {
         || u32::from(c) & 0xFFFE == 0xFFFE
 }
 
-/// The text with every such character written as a code like `<U+202E>`. Safe to print: it has no newline and no escape.
+/// A value as text that is safe to print: one line, no control and no terminal escape. Every such character is a code like
+/// `<U+202E>`, and so is a `<` of the value that would begin a code: different values have different texts
+/// ([`unescape`] is the inverse). Escape a value once: for text that has codes already there is [`escape_rendered`].
 pub fn escape_invisible(text: &str) -> String {
+    escaped(text, needs_escape)
+}
+
+/// Text that was rendered before, such as a broker's explanation, made safe to print: its codes stay as they are.
+/// Not for values: two of them may have one such text.
+pub fn escape_rendered(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if needs_escape(c) {
-            out.push_str(&format!("<U+{:04X}>", c as u32));
+            push_code(&mut out, c);
         } else {
             out.push(c);
         }
@@ -36,18 +44,86 @@ pub fn escape_invisible(text: &str) -> String {
     out
 }
 
-/// Like [`escape_invisible`], but at most `chars_max` characters, with a note of how many more there are.
-pub fn escape_invisible_capped(text: &str, chars_max: usize) -> String {
-    let total = text.chars().count();
-    if total <= chars_max {
-        return escape_invisible(text);
+/// The text with a code for each character that `coded` picks, and for each `<` that would begin a code.
+fn escaped(text: &str, coded: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        if coded(c) || begins_code(text.get(at..).unwrap_or_default()) {
+            push_code(&mut out, c);
+        } else {
+            out.push(c);
+        }
     }
-    let head: String = text.chars().take(chars_max).collect();
-    format!(
-        "{} [{} more characters]",
-        escape_invisible(&head),
-        total - chars_max
-    )
+    out
+}
+
+/// Whether the text begins as a code or a count of what is left out does.
+pub fn begins_code(text: &str) -> bool {
+    text.starts_with("<U+") || text.starts_with("<+")
+}
+
+/// Writes the code of a character: `<U+202E>`.
+pub fn push_code(out: &mut String, c: char) {
+    out.push_str(&format!("<U+{:04X}>", u32::from(c)));
+}
+
+/// The value that [`escape_invisible`], or another function with the same codes, wrote as this text; none if one of its
+/// codes is not complete.
+pub fn unescape(shown: &str) -> Option<String> {
+    let mut out = String::with_capacity(shown.len());
+    let mut left = shown;
+    while let Some(at) = left.find("<U+") {
+        let (plain, code) = left.split_at_checked(at)?;
+        let (digits, rest) = code.strip_prefix("<U+")?.split_once('>')?;
+        out.push_str(plain);
+        out.push(char::from_u32(u32::from_str_radix(digits, 16).ok()?)?);
+        left = rest;
+    }
+    out.push_str(left);
+    Some(out)
+}
+
+/// Like [`escape_invisible`], but at most `chars_max` characters, with a note of how many more there are, as no value has it:
+/// `<+140 characters>`.
+pub fn escape_invisible_capped(text: &str, chars_max: usize) -> String {
+    match cut(text, chars_max) {
+        (head, 0) => escape_invisible(head),
+        (head, more) => format!("{}<+{more} characters>", escape_invisible(head)),
+    }
+}
+
+/// Like [`escape_rendered`], but at most `chars_max` characters, with a note of how many more there are.
+pub fn escape_rendered_capped(text: &str, chars_max: usize) -> String {
+    match cut(text, chars_max) {
+        (head, 0) => escape_rendered(head),
+        (head, more) => format!("{}<+{more} characters>", escape_rendered(head)),
+    }
+}
+
+/// The first characters of a text, and how many more there are.
+pub fn cut(text: &str, chars_max: usize) -> (&str, usize) {
+    match text.char_indices().nth(chars_max) {
+        None => (text, 0),
+        Some((end, _)) => {
+            let (head, rest) = text.split_at_checked(end).unwrap_or((text, ""));
+            (head, rest.chars().count())
+        }
+    }
+}
+
+/// The text in double quotes, with a backslash before each quote and backslash in it, so that it ends where it seems to. It is not
+/// escaped: a sentence that has it is escaped as a whole.
+pub fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+    out
 }
 
 /// The known word closest to `word` by edit distance, if one is close enough to be a misspelling.
@@ -76,10 +152,35 @@ mod tests {
             "a<U+202E>b<U+000A><U+001B>[31m<U+200B>"
         );
         assert_eq!(escape_invisible("Ann Lée 王"), "Ann Lée 王");
-        assert_eq!(
-            escape_invisible_capped("abcdef", 3),
-            "abc [3 more characters]"
+        assert_eq!(escape_invisible_capped("abcdef", 3), "abc<+3 characters>");
+        assert_eq!(escape_rendered("a<U+200B>\u{200B}"), "a<U+200B><U+200B>");
+    }
+
+    #[test]
+    fn typed_codes_are_not_codes() {
+        assert_eq!(escape_invisible("<U+200B>"), "<U+003C>U+200B>");
+        assert_ne!(escape_invisible("<U+200B>"), escape_invisible("\u{200B}"));
+        assert_ne!(
+            escape_invisible("abc<+3 characters>"),
+            escape_invisible_capped("abcdef", 3)
         );
+        assert_eq!(
+            escape_invisible("<b> a < b <U <+"),
+            "<b> a < b <U <U+003C>+"
+        );
+        assert_eq!(unescape("<U+110000>"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_text_has_an_escape_of_its_own(parts in proptest::collection::vec(
+            proptest::prop_oneof!["<|U|\\+|>|200B|\\\\|\"| ", "[\u{200B}\u{202E}\n\r\u{1b}\u{0}\u{E0041}]", "\\PC"], 0..12)
+        ) {
+            let text = parts.concat();
+            let shown = escape_invisible(&text);
+            proptest::prop_assert!(!shown.contains(needs_escape));
+            proptest::prop_assert_eq!(unescape(&shown), Some(text));
+        }
     }
 
     /// Unicode 16: DerivedCoreProperties.txt (Default_Ignorable_Code_Point), PropList.txt (Bidi_Control, Variation_Selector,

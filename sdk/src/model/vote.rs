@@ -1,13 +1,12 @@
 //! Votes: the statement that an approver signs.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
 use super::json::{self, JsonError};
 use super::text::is_invisible;
 use super::{
-    AccessRequestId, AgentId, Digest, ParseError, PersonId, ProfileRef, Realm, TaskId, Thumbprint,
+    AccessRequestId, ActionOnRecord, AgentId, Digest, ParseError, PersonId, ProfileRef, Realm,
+    TaskId, Thumbprint,
 };
+use serde::{Deserialize, Serialize};
 
 /// A vote's verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,6 +24,48 @@ impl Verdict {
         match self {
             Self::Approve => "approve",
             Self::Deny => "deny",
+        }
+    }
+}
+
+/// How a vote is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VoteMethod {
+    /// With a registered key of `people.toml`, which a script can hold. As the method of a profile: with a passkey too.
+    Key,
+    /// With a passkey: by a person, present and verified by their device, at the broker's own console.
+    Passkey,
+}
+
+impl VoteMethod {
+    /// The name in `people.toml`, in receipts and on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Passkey => "passkey",
+        }
+    }
+
+    /// How a vote was signed, in words for people.
+    pub const fn signed_by(self) -> &'static str {
+        match self {
+            Self::Key => "by a registered key",
+            Self::Passkey => "by passkey",
+        }
+    }
+
+    /// Whether a vote that is signed so counts where this method is asked for: a passkey counts in place of a key.
+    pub const fn accepts(self, signed: Self) -> bool {
+        matches!((self, signed), (Self::Key, _) | (_, Self::Passkey))
+    }
+
+    /// Parses the name.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "key" => Ok(Self::Key),
+            "passkey" => Ok(Self::Passkey),
+            _ => Err(ParseError::new("method", "must be \"passkey\" or \"key\"")),
         }
     }
 }
@@ -84,24 +125,21 @@ impl<'de> Deserialize<'de> for Comment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VoteStatement {
-    /// Version of the form: 1.
+    /// Version of the form: 2.
     pub v: u32,
     /// The realm in which it counts.
     pub realm: Realm,
     /// The access request it decides.
     pub access_request_id: AccessRequestId,
-    /// The requesting agent.
-    pub agent: AgentId,
-    /// The agent's owner.
-    pub owner: PersonId,
-    /// The agent's task.
-    pub task: TaskId,
-    /// Thumbprint of the key the token will be bound to.
-    pub task_key: Thumbprint,
-    /// The action, without commitments: `{action, audience, parameters, target}`.
-    pub action: Value,
-    /// Longest lifetime of the token, in seconds, after narrowing.
-    pub max_ttl: i64,
+    /// The requester.
+    pub requester: StatementRequester,
+    /// The action as entries hold it: commitments in place of sensitive parameters, which the signer opens.
+    pub action: ActionOnRecord,
+    /// The digest of the facts that the card showed; compared when the vote is cast and when it is used.
+    pub facts: Digest,
+    /// Longest lifetime of the token, in seconds, after narrowing; absent where no token is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ttl: Option<i64>,
     /// Number of uses of the token, after narrowing; absent when its lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
@@ -120,6 +158,31 @@ pub struct VoteStatement {
     pub nonce: String,
 }
 
+/// The requester in a statement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum StatementRequester {
+    /// An agent, in a task.
+    Agent {
+        /// The agent.
+        id: AgentId,
+        /// The agent's owner when the vote was cast.
+        owner: PersonId,
+        /// The agent's task.
+        task: TaskId,
+        /// Thumbprint of the key the token will be bound to.
+        task_key: Thumbprint,
+    },
+    /// A person, who proposes a policy bundle.
+    Person {
+        /// The proposer.
+        id: PersonId,
+    },
+}
+
+/// Version of the form of [`VoteStatement`].
+pub const VOTE_STATEMENT_FORM: u32 = 2;
+
 impl VoteStatement {
     /// The RFC 8785 form.
     pub fn canonical(&self) -> Result<String, JsonError> {
@@ -137,7 +200,7 @@ impl VoteStatement {
     /// Parses the canonical form; refuses unknown members and any other encoding of the same values.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         let statement: Self = json::parse_as(text.as_bytes())?;
-        if statement.canonical()? == text {
+        if statement.v == VOTE_STATEMENT_FORM && statement.canonical()? == text {
             Ok(statement)
         } else {
             Err(JsonError::Number)

@@ -1,6 +1,6 @@
 //! Card conversion: a card that the broker wrote is read completely, or refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::convert::{
@@ -8,14 +8,15 @@ use super::convert::{
 };
 use super::v1;
 use crate::card::{
-    AccessRequestStatus, AgentRegistration, Attestation, Card, History, PersonRef, ProfileProgress,
-    Requester, RuleSummary,
+    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, History, PersonRef,
+    ProfileProgress, Requester, RequestingAgent, RuleSummary, VoidVote,
 };
 use crate::model::*;
 
 /// Writes a card.
 pub fn to_wire(card: &Card) -> v1::Card {
-    let claims = card.agent.registered.as_ref();
+    let agent = card.requester.agent();
+    let claims = agent.and_then(|agent| agent.registered.as_ref());
     v1::Card {
         access_request_id: card.access_request.to_string(),
         realm: card.realm.to_string(),
@@ -37,18 +38,18 @@ pub fn to_wire(card: &Card) -> v1::Card {
             })
             .collect(),
         target_known: card.target_attributes.is_some(),
-        agent: Some(v1::CardAgent {
-            agent_id: card.agent.id.to_string(),
-            owner: card.agent.owner.id.to_string(),
+        agent: agent.map(|agent| v1::CardAgent {
+            agent_id: agent.id.to_string(),
+            owner: agent.owner.id.to_string(),
             environment: claims.map(|c| c.environment.clone()).unwrap_or_default(),
             model: claims.map(|c| c.model.clone()).unwrap_or_default(),
             autonomy: claims.map(|c| c.autonomy.clone()).unwrap_or_default(),
         }),
-        verification: Some(v1::Verification {
-            evidence_kind: card.verified.kind.clone(),
-            subject: card.verified.subject.to_string(),
-            verified_at: Some(timestamp_to_wire(card.verified.verified_at)),
-            expires_at: Some(timestamp_to_wire(card.verified.expires_at)),
+        verification: agent.map(|agent| v1::Verification {
+            evidence_kind: agent.verified.kind.clone(),
+            subject: agent.verified.subject.to_string(),
+            verified_at: Some(timestamp_to_wire(agent.verified.verified_at)),
+            expires_at: Some(timestamp_to_wire(agent.verified.expires_at)),
         }),
         rules: card
             .rules
@@ -61,9 +62,13 @@ pub fn to_wire(card: &Card) -> v1::Card {
             })
             .collect(),
         needs: card.needs.iter().map(need_to_wire).collect(),
-        task_id: card.task.to_string(),
-        task_key: card.task_key.to_string(),
-        max_ttl: Some(seconds_to_wire(card.max_ttl)),
+        task_id: agent
+            .map(|agent| agent.task.to_string())
+            .unwrap_or_default(),
+        task_key: agent
+            .map(|agent| agent.task_key.to_string())
+            .unwrap_or_default(),
+        max_ttl: card.max_ttl.map(seconds_to_wire),
         uses: card.uses,
         policy_version: card.policy.to_string(),
         opened_at: Some(timestamp_to_wire(card.opened_at)),
@@ -86,6 +91,43 @@ pub fn to_wire(card: &Card) -> v1::Card {
         people: people_of(card)
             .into_iter()
             .map(|(person_id, name)| v1::CardPerson { person_id, name })
+            .collect(),
+        openings: card
+            .openings
+            .iter()
+            .flat_map(|secret| &secret.parameters)
+            .map(|(parameter, opening)| v1::Opening {
+                parameter: parameter.clone(),
+                salt: opening.salt.clone(),
+            })
+            .collect(),
+        digest_salt: card
+            .openings
+            .as_ref()
+            .map(|secret| secret.salt.clone())
+            .unwrap_or_default(),
+        proposer: match &card.requester {
+            Requester::Agent(_) => String::new(),
+            Requester::Person(person) => person.id.to_string(),
+        },
+        changes: card.changes.as_ref().map(|changes| v1::PolicyChanges {
+            summary: changes.summary.clone(),
+            files: changes
+                .files
+                .iter()
+                .map(|file| v1::FileChange {
+                    path: file.path.clone(),
+                    lines: file.lines.clone(),
+                })
+                .collect(),
+        }),
+        void_votes: card
+            .void_votes
+            .iter()
+            .map(|vote| v1::VoidVote {
+                voter: vote.voter.id.to_string(),
+                changed: vote.changed.clone(),
+            })
             .collect(),
     }
 }
@@ -125,8 +167,27 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             name: people.get(id).map(|name| (*name).to_owned()),
         })
     };
-    let agent = required("agent", wire.agent.as_ref())?;
-    let verification = required("verification", wire.verification.as_ref())?;
+    let requester = match wire.proposer.as_str() {
+        "" => Requester::Agent(Box::new(requesting_agent(wire, person)?)),
+        proposer => Requester::Person(person(proposer)?),
+    };
+    let max_ttl = match &requester {
+        Requester::Agent(_) => Some(seconds(
+            "max_ttl",
+            required("max_ttl", wire.max_ttl.as_ref())?,
+        )?),
+        Requester::Person(_) => None,
+    };
+    let openings = openings(wire, card_action.as_deref())?;
+    // Each stands once: the facts that are signed have one value for each.
+    let names = wire.target_attributes.iter().map(|f| f.name.as_str());
+    let is_repeated = !all_differ(names) || !all_differ(wire.rules.iter().map(|r| r.id.as_str()));
+    if is_repeated {
+        return Err(ParseError::new(
+            "card",
+            "must name each attribute and rule once",
+        ));
+    }
     Ok(Card {
         access_request: AccessRequestId::parse(&wire.access_request_id)?,
         status: status(wire.status)?,
@@ -146,21 +207,25 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             let facts = wire.target_attributes.iter();
             facts.map(|f| (f.name.clone(), f.value.clone())).collect()
         }),
-        agent: Requester {
-            id: AgentId::parse(&agent.agent_id)?,
-            owner: person(&agent.owner)?,
-            registered: (!agent.environment.is_empty()).then(|| AgentRegistration {
-                environment: agent.environment.clone(),
-                model: agent.model.clone(),
-                autonomy: agent.autonomy.clone(),
-            }),
+        openings,
+        changes: match (&requester, &wire.changes) {
+            (Requester::Agent(_), _) => None,
+            (Requester::Person(_), changes) => {
+                let changes = required("changes", changes.as_ref())?;
+                Some(PolicyChanges {
+                    summary: changes.summary.clone(),
+                    files: changes
+                        .files
+                        .iter()
+                        .map(|file| FileChange {
+                            path: file.path.clone(),
+                            lines: file.lines.clone(),
+                        })
+                        .collect(),
+                })
+            }
         },
-        verified: Attestation {
-            kind: verification.evidence_kind.clone(),
-            subject: SpiffeId::parse(&verification.subject)?,
-            verified_at: moment("verified_at", verification.verified_at.as_ref())?,
-            expires_at: moment("expires_at", verification.expires_at.as_ref())?,
-        },
+        requester,
         rules: wire
             .rules
             .iter()
@@ -185,15 +250,29 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
                     approvers: need
                         .approvers
                         .iter()
-                        .map(|id| person(id))
-                        .collect::<Result<_, _>>()?,
+                        .map(|approval| {
+                            Ok(CountedApproval {
+                                person: person(&approval.person_id)?,
+                                method: VoteMethod::parse(&approval.method)?,
+                            })
+                        })
+                        .collect::<Result<_, ParseError>>()?,
                     passkey: passkey(&need.method)?,
+                    key_notes: need.key_notes.clone(),
                 })
             })
             .collect::<Result<_, ParseError>>()?,
-        task: TaskId::parse(&wire.task_id)?,
-        task_key: Thumbprint(Digest::parse(&wire.task_key)?),
-        max_ttl: seconds("max_ttl", required("max_ttl", wire.max_ttl.as_ref())?)?,
+        void_votes: wire
+            .void_votes
+            .iter()
+            .map(|vote| {
+                Ok(VoidVote {
+                    voter: person(&vote.voter)?,
+                    changed: vote.changed.clone(),
+                })
+            })
+            .collect::<Result<_, ParseError>>()?,
+        max_ttl,
         uses: wire.uses,
         policy: Digest::parse(&wire.policy_version)?,
         opened_at: moment("opened_at", wire.opened_at.as_ref())?,
@@ -227,33 +306,88 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
     })
 }
 
+fn all_differ<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    let mut seen = BTreeSet::new();
+    names.into_iter().all(|name| seen.insert(name))
+}
+
+fn requesting_agent(
+    wire: &v1::Card,
+    person: impl Fn(&str) -> Result<PersonRef, ParseError>,
+) -> Result<RequestingAgent, ParseError> {
+    let agent = required("agent", wire.agent.as_ref())?;
+    let verification = required("verification", wire.verification.as_ref())?;
+    Ok(RequestingAgent {
+        id: AgentId::parse(&agent.agent_id)?,
+        owner: person(&agent.owner)?,
+        registered: (!agent.environment.is_empty()).then(|| AgentRegistration {
+            environment: agent.environment.clone(),
+            model: agent.model.clone(),
+            autonomy: agent.autonomy.clone(),
+        }),
+        verified: Attestation {
+            kind: verification.evidence_kind.clone(),
+            subject: SpiffeId::parse(&verification.subject)?,
+            verified_at: moment("verified_at", verification.verified_at.as_ref())?,
+            expires_at: moment("expires_at", verification.expires_at.as_ref())?,
+        },
+        task: TaskId::parse(&wire.task_id)?,
+        task_key: Thumbprint(Digest::parse(&wire.task_key)?),
+    })
+}
+
+/// The openings of the signed action's commitments: the wire has the salts, and the values in the action.
+fn openings(wire: &v1::Card, action: Option<&Action>) -> Result<Option<ActionSecret>, ParseError> {
+    let (Some(action), false) = (action, wire.digest_salt.is_empty()) else {
+        return Ok(None);
+    };
+    let opening = |wire: &v1::Opening| {
+        let value = action.parameters.get(&wire.parameter);
+        let value = value.ok_or_else(|| ParseError::new("openings", "name no parameter"))?;
+        let opening = Opening {
+            salt: wire.salt.clone(),
+            value: value.to_json(),
+        };
+        Ok((wire.parameter.clone(), opening))
+    };
+    let parameters = wire.openings.iter().map(opening);
+    Ok(Some(ActionSecret {
+        salt: wire.digest_salt.clone(),
+        digest: action.digest(),
+        parameters: parameters.collect::<Result<_, ParseError>>()?,
+    }))
+}
+
 fn digest_of(action: Option<&Action>) -> String {
     action.map(|a| a.digest().to_string()).unwrap_or_default()
 }
 
 fn need_to_wire(need: &ProfileProgress) -> v1::Profile {
-    let approvers = need.approvers.iter().map(|person| person.id.to_string());
+    let approval = |approval: &CountedApproval| v1::ProfileApproval {
+        person_id: approval.person.id.to_string(),
+        method: approval.method.as_str().to_owned(),
+    };
     v1::Profile {
         name: need.profile.name.to_string(),
         digest: need.profile.digest.to_string(),
         group: need.group.clone(),
         quorum: need.quorum,
         approvals: u32::try_from(need.approvers.len()).unwrap_or(u32::MAX),
-        approvers: approvers.collect(),
-        method: if need.passkey { PASSKEY } else { KEY }.to_owned(),
+        approvers: need.approvers.iter().map(approval).collect(),
+        method: if need.passkey {
+            VoteMethod::Passkey
+        } else {
+            VoteMethod::Key
+        }
+        .as_str()
+        .to_owned(),
+        key_notes: need.key_notes.clone(),
     }
 }
 
-/// The vote method, in the words of `people.toml`.
-const PASSKEY: &str = "passkey";
-const KEY: &str = "key";
-
+/// Whether only passkeys count; the method is empty for a profile that is no longer defined.
 fn passkey(method: &str) -> Result<bool, ParseError> {
-    match method {
-        PASSKEY => Ok(true),
-        KEY | "" => Ok(false),
-        _ => Err(ParseError::new("method", "must be key or passkey")),
-    }
+    Ok(!method.is_empty() && VoteMethod::parse(method)? == VoteMethod::Passkey)
 }
 
 fn history_to_wire(history: &History) -> v1::CardHistory {
@@ -277,9 +411,15 @@ fn history_to_wire(history: &History) -> v1::CardHistory {
 /// The people on the card who have a display name.
 fn people_of(card: &Card) -> BTreeMap<String, String> {
     let history = card.history.iter();
-    let approvers = card.needs.iter().flat_map(|need| &need.approvers);
-    std::iter::once(&card.agent.owner)
+    let approvers = card
+        .needs
+        .iter()
+        .flat_map(|need| &need.approvers)
+        .map(|approval| &approval.person);
+    let void = card.void_votes.iter().map(|vote| &vote.voter);
+    std::iter::once(card.requester.owner())
         .chain(approvers)
+        .chain(void)
         .chain(history.filter_map(|h| h.last_denied_by.as_ref()))
         .filter_map(|person| Some((person.id.to_string(), person.name.clone()?)))
         .collect()
@@ -306,11 +446,7 @@ fn risk(word: &str) -> Result<Option<Risk>, ParseError> {
     if word.is_empty() {
         return Ok(None);
     }
-    let known = [Risk::Low, Risk::Medium, Risk::High];
-    match known.into_iter().find(|risk| risk.as_str() == word) {
-        Some(risk) => Ok(Some(risk)),
-        None => Err(ParseError::new("risk", "must be low, medium or high")),
-    }
+    Risk::parse(word).map(Some)
 }
 
 fn moment(
@@ -346,7 +482,10 @@ mod tests {
             name: Some("Lee Song".to_owned()),
         };
         let mut card = card();
-        card.needs[0].approvers = vec![lee.clone()];
+        card.needs[0].approvers = vec![CountedApproval {
+            person: lee.clone(),
+            method: VoteMethod::Key,
+        }];
         card.needs[0].passkey = true;
         card.anomalies = vec!["no earlier decision on this target".to_owned()];
         card.history = Some(History {
@@ -361,6 +500,38 @@ mod tests {
             first: false,
         });
         card
+    }
+
+    fn unregistered() -> Card {
+        let mut card = card();
+        if let Requester::Agent(agent) = &mut card.requester {
+            agent.registered = None;
+        }
+        card
+    }
+
+    fn proposal() -> Card {
+        let lee = PersonRef {
+            id: PersonId::parse("lee").expect("person"),
+            name: None,
+        };
+        Card {
+            changes: Some(PolicyChanges {
+                summary: vec!["lee gets the role operator".to_owned()],
+                files: vec![FileChange {
+                    path: "people.toml".to_owned(),
+                    lines: vec!["@3".to_owned(), "+roles".to_owned()],
+                }],
+            }),
+            void_votes: vec![VoidVote {
+                voter: lee.clone(),
+                changed: vec!["risk".to_owned()],
+            }],
+            requester: Requester::Person(lee),
+            max_ttl: None,
+            uses: None,
+            ..card()
+        }
     }
 
     #[test]
@@ -379,13 +550,8 @@ mod tests {
                 reason: None,
                 ..card()
             },
-            Card {
-                agent: Requester {
-                    registered: None,
-                    ..card().agent
-                },
-                ..card()
-            },
+            unregistered(),
+            proposal(),
         ] {
             let wire = to_wire(&ours);
             assert_eq!(read(&wire), Ok(ours));

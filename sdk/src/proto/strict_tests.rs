@@ -285,7 +285,7 @@ proptest! {
         let seen = after.map(|(version, _)| v1::AccessRequestCursor { version, status: number });
         passes(&v1::WatchAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone(), after: seen })?;
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
-        passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new(), policy_version: String::new() })?;
+        passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new(), policy_version: String::new(), facts: a.clone() })?;
         passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;
         passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone(), returning: Vec::new() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::approve::facts;
+use crate::approve::votes::{self, VoidApproval};
 use crate::broker::approval::progress::{ProfileState, quorum_reached};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::AccessRequestStatus;
@@ -22,6 +24,8 @@ pub struct AccessView {
     pub title: String,
     /// The catalogue's risk.
     pub risk: Option<Risk>,
+    /// Approvals that do not count, because what they were given for has changed.
+    pub void: Vec<VoidApproval>,
 }
 
 impl Broker {
@@ -65,12 +69,12 @@ impl Broker {
         };
         let status = match request.status {
             StoredStatus::Denied => AccessRequestStatus::Denied,
-            StoredStatus::Consumed(_) => AccessRequestStatus::Consumed,
+            StoredStatus::Consumed(_) | StoredStatus::Applied => AccessRequestStatus::Consumed,
             StoredStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
             StoredStatus::Closed(CloseCause::Expired) => expired,
-            StoredStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
-                AccessRequestStatus::Ended
-            }
+            StoredStatus::Closed(
+                CloseCause::Policy | CloseCause::Frozen | CloseCause::NoEligibleApprover,
+            ) => AccessRequestStatus::Ended,
             StoredStatus::Pending if !self.has_running_task(read, request, now) => {
                 AccessRequestStatus::Ended
             }
@@ -78,12 +82,12 @@ impl Broker {
             StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
             StoredStatus::Pending => AccessRequestStatus::Waiting,
         };
-        let catalogue = rules.bundle.action(&request.opened.action.action);
         AccessView {
             status,
             needs,
-            title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
-            risk: catalogue.and_then(|a| a.risk),
+            title: facts::title(request, &rules.bundle),
+            risk: facts::risk(request, &rules.bundle),
+            void: votes::void_approvals(request, &rules.bundle),
             request: Arc::clone(request.to_answer()),
         }
     }
@@ -96,7 +100,7 @@ impl Broker {
         now: Timestamp,
     ) -> Timestamp {
         let opened = &request.opened;
-        let task = read.task(&opened.task);
+        let task = opened.task().and_then(|task| read.task(&task));
         let ends = task.iter().flat_map(|task| {
             let lease = task.lease.map(|lease| lease.until);
             lease.into_iter().chain([task.opened.deadline])
@@ -149,7 +153,7 @@ impl Broker {
         id: &AccessRequestId,
     ) -> Result<Recorded<'r, AccessRequest>, Refusal> {
         read.access_request(id)
-            .filter(|r| r.opened.task == *task)
+            .filter(|r| r.opened.task() == Some(*task))
             .ok_or_else(|| {
                 let message = format!("no access request {id} in this task");
                 self.refuse(call.method, Reason::NotFound, message)
@@ -167,8 +171,9 @@ impl Broker {
     }
 
     fn has_running_task(&self, read: &Read, request: &AccessRequest, now: Timestamp) -> bool {
-        let task = read.task(&request.opened.task);
-        task.is_some_and(|task| self.is_running(&task, now))
+        // A proposal has no task: the entry that voids it closes it.
+        let task = request.opened.task().map(|task| read.task(&task));
+        task.is_none_or(|task| task.is_some_and(|task| self.is_running(&task, now)))
     }
 
     /// Whether the quorum was reached before this moment.

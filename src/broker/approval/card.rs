@@ -1,14 +1,14 @@
 //! Approval card: everything an approver reads about an access request.
 
-use std::collections::BTreeMap;
-
+use crate::approve::facts::{self, person_ref};
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
 use crate::card::{
-    AgentRegistration, Attestation, Card, PersonRef, ProfileProgress, Requester, RuleSummary,
+    AgentRegistration, Attestation, Card, CountedApproval, PersonRef, ProfileProgress, Requester,
+    RequestingAgent, VoidVote,
 };
 use crate::model::*;
-use crate::policy::{CatalogueAction, ParamSpec, ParamType, PolicyBundle, VoteMethod};
-use crate::state::Read;
+use crate::policy::PolicyBundle;
+use crate::state::{AccessRequest, Passkey, Read};
 
 impl Broker {
     /// The card of an access request that the caller may read, rendered for them. The view is recorded: approving a high-risk action requires a
@@ -29,15 +29,6 @@ impl Broker {
     ) -> Result<Card, Refusal> {
         let rules = self.rules_in_force(read, call)?;
         let request = self.find_readable_request(read, call, reader, id)?;
-        self.record_card_view(reader, &request, &rules, now);
-        let task = read.task(&request.opened.task);
-        let task = task.ok_or_else(|| {
-            self.refuse(
-                call.method,
-                Reason::DecisionUnavailable,
-                "the task of the access request is missing",
-            )
-        })?;
         let dwell = self.dwell_time(&request, &rules);
         let AccessView {
             request,
@@ -45,59 +36,84 @@ impl Broker {
             needs,
             title,
             risk,
+            void,
         } = self.view(read, &request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
+        let facts = facts::card_facts(&request, bundle);
+        self.record_card_view(reader, &request, &facts, now);
         let (anomalies, history) = self.anomalies_and_history(&request, reader, bundle, now);
-        let catalogue = bundle.action(&opened.action.action);
-        let catalogue_text = |pick: fn(&CatalogueAction) -> &Option<String>| {
-            catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
-        };
         let need = |need: crate::broker::ProfileState| ProfileProgress {
+            key_notes: self.key_notes(&request, &need, reader, bundle),
             profile: need.profile,
             group: need.group,
             quorum: need.quorum,
             approvers: need
                 .approvers
                 .into_iter()
-                .map(|id| person_ref(bundle, id))
+                .map(|(id, method)| CountedApproval {
+                    person: person_ref(bundle, id),
+                    method,
+                })
                 .collect(),
             passkey: need.method == Some(VoteMethod::Passkey),
         };
-        let registered = bundle.agent(&opened.agent).map(|agent| AgentRegistration {
-            environment: agent.environment.to_string(),
-            model: agent.model.clone(),
-            autonomy: agent.autonomy.clone(),
-        });
+        let owner = PersonRef {
+            id: facts.owner.id,
+            name: Some(facts.owner.name).filter(|name| !name.is_empty()),
+        };
+        let mut purpose = None;
+        let requester = match &opened.requester {
+            AccessRequester::Person(_) => Requester::Person(owner),
+            AccessRequester::Agent(by) => {
+                let task = read.task(&by.task).ok_or_else(|| {
+                    let message = "the task of the access request is missing";
+                    self.refuse(call.method, Reason::DecisionUnavailable, message)
+                })?;
+                purpose = task.purpose.clone();
+                Requester::Agent(Box::new(RequestingAgent {
+                    id: by.agent.clone(),
+                    owner,
+                    registered: facts.agent.map(|agent| AgentRegistration {
+                        environment: agent.environment,
+                        model: agent.model,
+                        autonomy: agent.autonomy,
+                    }),
+                    verified: Attestation {
+                        kind: by.evidence.kind.as_str().to_owned(),
+                        subject: by.evidence.subject.clone(),
+                        verified_at: by.evidence.verified_at,
+                        expires_at: by.evidence.expires_at,
+                    },
+                    task: by.task,
+                    task_key: task.opened.binding.jkt(),
+                }))
+            }
+        };
         Ok(Card {
             access_request: opened.access_request,
             status,
             realm: self.settings.realm.clone(),
             title,
-            effect: catalogue_text(|a| &a.effect),
-            reversible: catalogue_text(|a| &a.reversible),
-            undo: catalogue_text(|a| &a.undo),
+            effect: facts.action.effect,
+            reversible: facts.action.reversible,
+            undo: facts.action.undo,
             risk,
             action: request.action.clone(),
-            parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
-            target_attributes: bundle
-                .target_attributes(&opened.action.target)
-                .map(fit_attributes),
-            agent: Requester {
-                id: opened.agent.clone(),
-                owner: person_ref(bundle, opened.owner.clone()),
-                registered,
-            },
-            verified: Attestation {
-                kind: opened.evidence.kind.as_str().to_owned(),
-                subject: opened.evidence.subject.clone(),
-                verified_at: opened.evidence.verified_at,
-                expires_at: opened.evidence.expires_at,
-            },
-            rules: self.rules_that_ask(&opened.decision.rules),
+            parameter_titles: facts.action.parameters,
+            target_attributes: facts.target.map(|all| all.into_iter().collect()),
+            openings: request.secret.as_deref().cloned(),
+            changes: facts.changes,
+            requester,
+            rules: facts::asking_rules(request.rules(), bundle),
             needs: needs.into_iter().map(need).collect(),
-            task: opened.task,
-            task_key: task.opened.binding.jkt(),
+            void_votes: void
+                .into_iter()
+                .map(|vote| VoidVote {
+                    voter: person_ref(bundle, vote.voter),
+                    changed: vote.changed,
+                })
+                .collect(),
             max_ttl: opened.max_ttl,
             uses: opened.uses,
             policy: bundle.version(),
@@ -111,85 +127,77 @@ impl Broker {
                 self.relying_party().origin,
                 opened.access_request
             )),
-            purpose: task.purpose.clone(),
+            purpose,
             reason: request.reason.clone(),
         })
     }
 
-    /// The rules that require an approval, without those that allow the action or limit its lifetime; rules that are no longer
-    /// in force are kept, because it is unknown what they did.
-    fn rules_that_ask(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
-        let asks = |rule: &RuleSummary| !matches!(rule.effect.as_str(), "permit" | "max_ttl");
-        let mut shown = self.rules_shown(rules);
-        shown.retain(asks);
-        shown
+    /// What is unusual about the passkeys that people approved with under a profile, and about the reader's own.
+    fn key_notes(
+        &self,
+        request: &AccessRequest,
+        need: &crate::broker::ProfileState,
+        reader: &PersonId,
+        bundle: &PolicyBundle,
+    ) -> Vec<String> {
+        let counted = need.approvers.keys().filter_map(|person| {
+            let mut votes = request.votes.iter().rev();
+            let vote = votes.find(|vote| {
+                vote.cast.voter == *person && vote.cast.profile.name == need.profile.name
+            })?;
+            Some((person, vec![vote.cast.key]))
+        });
+        let may_offer = bundle.person(reader).is_some_and(|person| {
+            person
+                .groups
+                .iter()
+                .any(|group| group.as_str() == need.group)
+        });
+        let offers = may_offer && !need.approvers.contains_key(reader);
+        let offered = offers.then(|| {
+            let enrolled = self.show().person(reader);
+            (
+                reader,
+                enrolled.passkeys.iter().map(|p| p.record.key).collect(),
+            )
+        });
+        let note = |(person, keys): (&PersonId, Vec<Thumbprint>)| -> Vec<String> {
+            let enrolled = self.show().person(person);
+            let passkeys = keys.iter().filter_map(|key| enrolled.passkey(*key));
+            passkeys
+                .filter_map(|passkey| key_note(person, passkey, request))
+                .collect()
+        };
+        counted.chain(offered).flat_map(note).collect()
     }
 }
 
-/// Most bytes of a target's attributes on a card, and of the titles of its parameters: with the longest action, a card fits
-/// into a message.
-const ATTRIBUTES_BYTES_MAX: usize = 6 * 1024;
-const TITLES_BYTES_MAX: usize = 6 * 1024;
-/// Framing of one attribute or title in a message, in bytes.
-const FRAME_BYTES: usize = 8;
-
-/// The first attributes, and a last one that counts the others.
-fn fit_attributes(mut all: Vec<(String, String)>) -> Vec<(String, String)> {
-    let mut left = ATTRIBUTES_BYTES_MAX;
-    let fits = |(name, value): &&(String, String)| {
-        let rest = left.checked_sub(name.len() + value.len() + FRAME_BYTES);
-        left = rest.unwrap_or(0);
-        rest.is_some()
+/// What is unusual about a passkey of a person for an access request: it is younger than a day, or not confirmed.
+pub(in crate::broker) fn key_note(
+    person: &PersonId,
+    passkey: &Passkey,
+    request: &AccessRequest,
+) -> Option<String> {
+    let age_s = request.opened_at.since(passkey.added_at).div_euclid(1_000);
+    if age_s >= YOUNG_KEY_S && passkey.confirmation.is_some() {
+        return None;
+    }
+    let by = &passkey.invited_by;
+    let confirmed = match &passkey.confirmation {
+        Some(known) => format!("confirmed by {}", known.by),
+        None => "not confirmed".to_owned(),
     };
-    let kept = all.iter().take_while(fits).count();
-    let left_out = all.len() - kept;
-    if left_out > 0 {
-        all.truncate(kept);
-        all.push((
-            "…".to_owned(),
-            format!("{left_out} more attributes, too long for a card"),
-        ));
-    }
-    all
+    let key = passkey.record.key;
+    Some(match passkey.index < request.index {
+        true => format!(
+            "the passkey {key} of {person} was enrolled {} before this request, on an invitation of {by}, {confirmed}",
+            format_seconds(age_s.max(0))
+        ),
+        false => format!(
+            "the passkey {key} of {person} was enrolled after this request was opened, on an invitation of {by}, {confirmed}: it does not count for it"
+        ),
+    })
 }
 
-/// A person by id, with the name in the policy bundle.
-pub(in crate::broker) fn person_ref(bundle: &PolicyBundle, id: PersonId) -> PersonRef {
-    PersonRef {
-        name: bundle.person(&id).map(|person| person.name.clone()),
-        id,
-    }
-}
-
-/// Catalogue titles of the parameters, by the paths of [`Card::parameter_titles`].
-fn titles(parameters: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    for (name, spec) in parameters {
-        title_of(name.clone(), spec, &mut found);
-    }
-    // A parameter without its title is shown by its name.
-    let mut left = TITLES_BYTES_MAX;
-    found.retain(|path, title| {
-        let rest = left.checked_sub(path.len() + title.len() + FRAME_BYTES);
-        left = rest.unwrap_or(left);
-        rest.is_some()
-    });
-    found
-}
-
-fn title_of(path: String, spec: &ParamSpec, found: &mut BTreeMap<String, String>) {
-    let mut inside = path.clone();
-    let mut ty = &spec.ty;
-    while let ParamType::Set(of) = ty {
-        inside.push_str("[]");
-        ty = of;
-    }
-    if let ParamType::Record(members) = ty {
-        for (name, member) in members {
-            title_of(format!("{inside}.{name}"), member, found);
-        }
-    }
-    if let Some(title) = &spec.title {
-        found.insert(path, title.clone());
-    }
-}
+/// Age below which a passkey is shown, in seconds.
+const YOUNG_KEY_S: i64 = 86_400;

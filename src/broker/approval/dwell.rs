@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::approve::facts;
 use crate::broker::{Broker, CallContext, Refusal};
+use crate::card::CardFacts;
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::AccessRequest;
@@ -17,14 +19,17 @@ impl Broker {
         call: &CallContext,
         voter: &PersonId,
         request: &AccessRequest,
-        rules: &ActivePolicy,
+        facts: &CardFacts,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let dwell = self.dwell_time(request, rules);
+        let Some(rules) = self.show().rules() else {
+            return Ok(());
+        };
+        let dwell = self.dwell_time(request, &rules);
         if dwell.is_zero() {
             return Ok(());
         }
-        let viewed = self.card_viewed_at(voter, &request.opened.access_request, rules);
+        let viewed = self.card_viewed_at(voter, &request.opened.access_request, facts);
         let left = match viewed {
             Some(viewed) => dwell.saturating_sub(now.after(viewed)),
             None => dwell,
@@ -51,8 +56,7 @@ impl Broker {
         request: &AccessRequest,
         rules: &ActivePolicy,
     ) -> Duration {
-        let action = rules.bundle.action(&request.opened.action.action);
-        match action.and_then(|a| a.risk) {
+        match facts::risk(request, &rules.bundle) {
             Some(Risk::Low | Risk::Medium) => Duration::ZERO,
             Some(Risk::High) | None => {
                 Duration::from_secs(rules.bundle.approval_limits().dwell_s.into())
@@ -60,14 +64,17 @@ impl Broker {
         }
     }
 
-    /// Records that a card was shown to a person; the first view under these rules counts.
+    /// Records that a card was shown to a person; the first view with these facts counts.
     pub(in crate::broker) fn record_card_view(
         &self,
         person: &PersonId,
         request: &AccessRequest,
-        rules: &ActivePolicy,
+        facts: &CardFacts,
         now: Timestamp,
     ) {
+        let Ok(facts) = facts.digest() else {
+            return;
+        };
         let mut views = self.lock(&self.card_views);
         if views.len() >= CARD_VIEWS_MAX {
             views.retain(|(_, id), _| {
@@ -77,28 +84,27 @@ impl Broker {
             });
         }
         if views.len() < CARD_VIEWS_MAX && request.is_pending(now) {
-            let policy = rules.bundle.version();
             let first = views
                 .entry((person.clone(), request.opened.access_request))
-                .or_insert((policy, now));
-            if first.0 != policy {
-                *first = (policy, now);
+                .or_insert((facts, now));
+            if first.0 != facts {
+                *first = (facts, now);
             }
         }
     }
 
-    /// When a card was first shown to a person under the rules in force; other rules make another card.
+    /// When a card was first shown to a person with the facts of now; other facts make another card.
     pub(in crate::broker) fn card_viewed_at(
         &self,
         person: &PersonId,
         id: &AccessRequestId,
-        rules: &ActivePolicy,
+        facts: &CardFacts,
     ) -> Option<Timestamp> {
+        let facts = facts.digest().ok()?;
         let view = self
             .lock(&self.card_views)
             .get(&(person.clone(), *id))
             .copied();
-        view.filter(|(policy, _)| *policy == rules.bundle.version())
-            .map(|(_, at)| at)
+        view.filter(|(shown, _)| *shown == facts).map(|(_, at)| at)
     }
 }

@@ -1,7 +1,7 @@
 //! History on a card: what is unusual about a request, and how similar ones were decided. No gate depends on it.
 
+use crate::approve::facts::person_ref;
 use crate::broker::Broker;
-use crate::broker::approval::card::person_ref;
 use crate::card::History;
 use crate::model::*;
 use crate::policy::PolicyBundle;
@@ -19,7 +19,11 @@ impl Broker {
         now: Timestamp,
     ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
-        let (agent, action) = (&opened.agent, &opened.action.action);
+        // Nothing is counted of proposals by people.
+        let Some(by) = opened.by_agent() else {
+            return (Vec::new(), Some(History::default()));
+        };
+        let (agent, action) = (&by.agent, &opened.action.action);
         let stats = self.show().stats();
         let action_stats = stats.action_stats(agent, action);
         let at_opening = match stats.anomalies(&opened.access_request) {
@@ -27,7 +31,7 @@ impl Broker {
             None => vec![Anomaly::Evicted],
         };
         let at_showing = anomaly::at_view(
-            opened.evidence.verified_at,
+            by.evidence.verified_at,
             request.opened_at,
             action_stats.as_ref(),
             self.show().registration(agent),

@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::approve::votes::{self, Ineligible};
+use crate::approve::facts;
+use crate::approve::votes::{self, Ineligible, SigningWith};
 use crate::broker::approval::access_request::AccessView;
 use crate::broker::approval::progress::quorum_reached;
 use crate::broker::approval::read_access::Readable;
@@ -63,11 +64,13 @@ pub struct InboxRow {
     pub vote: Result<Vec<ProfileName>, Ineligible>,
     /// The group it belongs to.
     pub group: InboxGroupKey,
+    /// Whether the policy bundle has the target; an agent chose the id of any other.
+    pub is_target_known: bool,
     /// Its place in the order.
     pub cursor: InboxCursor,
 }
 
-/// A group of similar access requests. Each is decided by itself.
+/// Access requests for equal actions. Each is decided by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxGroup {
     /// What they have in common.
@@ -78,28 +81,33 @@ pub struct InboxGroup {
     pub size: usize,
 }
 
-/// The same action on targets of the same type, for any agent.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct InboxGroupKey {
-    /// Its name in the catalogue.
-    pub action: ActionName,
-    /// The type of its target.
-    pub target_type: Arc<str>,
+/// The same action on the same target with equal parameters, for any agent: never more, because a group is read as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InboxGroupKey {
+    /// The digest of the action.
+    Action(Digest),
+    /// A request whose action is no longer on record is alone.
+    Request(AccessRequestId),
 }
 
 impl InboxGroupKey {
     fn from_request(request: &AccessRequest) -> Self {
-        let action = &request.opened.action;
-        Self {
-            action: action.action.clone(),
-            target_type: action.target.kind.as_str().into(),
+        let recorded = &request.opened.action;
+        match &request.action {
+            None => Self::Request(request.opened.access_request),
+            // The digest on record of a sensitive action is salted: equal actions have different ones.
+            Some(action) if recorded.has_sensitive() => Self::Action(action.digest()),
+            Some(_) => Self::Action(recorded.digest),
         }
     }
 }
 
 impl fmt::Display for InboxGroupKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.action, self.target_type)
+        match self {
+            Self::Action(digest) => digest.fmt(f),
+            Self::Request(id) => id.fmt(f),
+        }
     }
 }
 
@@ -215,11 +223,12 @@ impl Broker {
             entries.retain(|entry| entry.vote.is_ok());
         }
         let total = entries.len();
-        let mut sizes: BTreeMap<InboxGroupKey, usize> = BTreeMap::new();
+        let mut sizes: BTreeMap<InboxGroupKey, (usize, ActionName)> = BTreeMap::new();
         for entry in &entries {
-            *sizes
+            let (size, _) = sizes
                 .entry(InboxGroupKey::from_request(&entry.request))
-                .or_default() += 1;
+                .or_insert_with(|| (0, entry.request.opened.action.action.clone()));
+            *size += 1;
         }
         let first = match query.after {
             Some(after) => entries.partition_point(|entry| entry.cursor <= after),
@@ -234,6 +243,10 @@ impl Broker {
             .filter_map(|entry| {
                 Some(InboxRow {
                     group: InboxGroupKey::from_request(&entry.request),
+                    is_target_known: rules
+                        .bundle
+                        .target_attributes(&entry.request.opened.action.target)
+                        .is_some(),
                     access: self.preview(|read| {
                         let request = read.access_request(&entry.cursor.id)?;
                         Some(self.view(read, &request, &*read.rules()?, now))
@@ -243,8 +256,8 @@ impl Broker {
                 })
             })
             .collect();
-        let title = |key: &InboxGroupKey| {
-            let action = rules.bundle.action(&key.action);
+        let title = |action: &ActionName| {
+            let action = rules.bundle.action(action);
             action.map(|a| a.title.clone()).unwrap_or_default()
         };
         Ok(InboxPage {
@@ -252,9 +265,9 @@ impl Broker {
             rows: group_alike(page),
             groups: sizes
                 .into_iter()
-                .filter(|(_, size)| *size > 1)
-                .map(|(key, size)| InboxGroup {
-                    title: title(&key),
+                .filter(|(_, (size, _))| *size > 1)
+                .map(|(key, (size, action))| InboxGroup {
+                    title: title(&action),
                     key,
                     size,
                 })
@@ -281,15 +294,15 @@ impl Broker {
         {
             return None;
         }
-        // Most waiting requests have no vote, and need no tally.
-        if !request.votes.is_empty()
+        // Most waiting requests have no vote, and need no tally. One that needs nobody any more waits for its agent alone.
+        if (!request.votes.is_empty() || request.required_profiles().is_empty())
             && quorum_reached(&self.approval_progress(read, &request, &rules, now))
         {
             return None;
         }
-        let risk = rules.bundle.action(&request.opened.action.action);
+        let risk = facts::risk(&request, &rules.bundle);
         Some(QueueEntry {
-            cursor: InboxCursor::from_request(&request, risk.and_then(|a| a.risk)),
+            cursor: InboxCursor::from_request(&request, risk),
             vote: self.may_vote(read, person, &request, &rules, now),
             request: Arc::clone(request.to_answer()),
         })
@@ -307,9 +320,10 @@ impl Broker {
         let voter_context = self.voter_context(read, rules);
         let mut first = None;
         let mut profiles = Vec::new();
-        for need in &request.opened.decision.required_profiles {
+        for need in request.required_profiles() {
             match votes::eligible(
                 person,
+                SigningWith::AnyKey,
                 &need.name,
                 Verdict::Approve,
                 request,
@@ -335,10 +349,11 @@ impl Broker {
         entries: &mut Vec<QueueEntry>,
         now: Timestamp,
     ) -> usize {
+        // Agents have a budget; a proposal by a person is shown at once.
         let waiting: Vec<(AccessRequestId, AgentId)> = entries
             .iter()
             .filter(|entry| entry.vote.is_ok())
-            .map(|entry| (entry.cursor.id, entry.request.opened.agent.clone()))
+            .filter_map(|entry| Some((entry.cursor.id, entry.request.opened.agent()?.clone())))
             .collect();
         let mut budget = self.lock(&self.inbox_budgets);
         if waiting.is_empty() && !budget.contains_key(person) {
@@ -349,7 +364,11 @@ impl Broker {
         let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
         budget.admit(&waiting, per_minute, now);
         let before = entries.len();
-        entries.retain(|entry| entry.vote.is_err() || budget.admitted.contains(&entry.cursor.id));
+        entries.retain(|entry| {
+            entry.vote.is_err()
+                || entry.request.opened.agent().is_none()
+                || budget.admitted.contains(&entry.cursor.id)
+        });
         let queued = before - entries.len();
         budget.waiting = queued > 0;
         queued
@@ -416,7 +435,7 @@ impl Broker {
 fn group_alike(page: Vec<InboxRow>) -> Vec<InboxRow> {
     let mut first: HashMap<InboxGroupKey, InboxCursor> = HashMap::new();
     for row in &page {
-        first.entry(row.group.clone()).or_insert(row.cursor);
+        first.entry(row.group).or_insert(row.cursor);
     }
     let mut page: Vec<_> = page
         .into_iter()

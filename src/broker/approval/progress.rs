@@ -1,9 +1,11 @@
 //! Approval progress: the profiles an access request needs, and the votes each has.
 
+use std::collections::BTreeMap;
+
 use crate::approve::votes;
 use crate::broker::Broker;
 use crate::model::*;
-use crate::policy::{ActivePolicy, VoteMethod};
+use crate::policy::ActivePolicy;
 use crate::state::{AccessRequest, Read, Recorded};
 
 /// A step-up profile and the votes it has.
@@ -15,9 +17,9 @@ pub struct ProfileState {
     pub group: String,
     /// Approvals it needs.
     pub quorum: u32,
-    /// The approvers whose votes count now.
-    pub approvers: Vec<PersonId>,
-    /// How votes are signed; absent when the profile is no longer defined.
+    /// The approvers whose votes count now, each with how the vote is signed.
+    pub approvers: BTreeMap<PersonId, VoteMethod>,
+    /// How votes on this request are signed; absent when the profile is no longer defined.
     pub method: Option<VoteMethod>,
 }
 
@@ -38,26 +40,17 @@ impl Broker {
         now: Timestamp,
     ) -> Vec<ProfileState> {
         let tally = votes::tally(request, self.voter_context(read, rules), now);
+        let action = &request.opened.action.action;
         let state = |need: &ProfileRef| {
             let defined = rules.bundle.profile(&need.name);
             ProfileState {
                 profile: need.clone(),
                 group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
                 quorum: defined.map_or(0, |p| p.quorum),
-                method: defined.map(|p| p.method),
-                approvers: tally
-                    .counted
-                    .get(&need.name)
-                    .map(|set| set.iter().cloned().collect())
-                    .unwrap_or_default(),
+                method: defined.map(|p| rules.bundle.vote_method(p, action)),
+                approvers: tally.counted.get(&need.name).cloned().unwrap_or_default(),
             }
         };
-        request
-            .opened
-            .decision
-            .required_profiles
-            .iter()
-            .map(state)
-            .collect()
+        request.required_profiles().iter().map(state).collect()
     }
 }

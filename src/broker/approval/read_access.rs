@@ -39,20 +39,14 @@ impl Broker {
             Readable::AccessRequest(request) => {
                 let is_asked = |need: &ProfileRef| {
                     let profile = rules.bundle.profile(&need.name);
-                    profile.is_some_and(|profile| registered.groups.contains(&profile.group))
+                    profile.is_some_and(|profile| profile.takes(registered))
                 };
-                is_theirs(&request.opened.owner, request.opened_at)
+                is_theirs(request.opened.owner(), request.opened_at)
                     || request
                         .votes
                         .iter()
                         .any(|vote| is_theirs(&vote.cast.voter, vote.at))
-                    || (registered.roles.contains(&Role::Approver)
-                        && request
-                            .opened
-                            .decision
-                            .required_profiles
-                            .iter()
-                            .any(is_asked))
+                    || request.required_profiles().iter().any(is_asked)
             }
             Readable::Task(task) => {
                 let requests = self.show().requests_of_task(&task.opened.task);

@@ -1,14 +1,19 @@
 //! Votes on access requests: the statement to sign, the signed vote, eligibility and denial limits.
 
+mod statement;
+
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use crate::approve::facts;
 use crate::approve::vote_proof::{self, VoteProofError};
-use crate::approve::votes::{self, Ineligible};
+use crate::approve::votes::{self, Ineligible, SigningWith};
 use crate::broker::auth::session::CountedAssertion;
 use crate::broker::transaction::Step;
 use crate::broker::{AccessView, Broker, CallContext, PersonCaller, Refusal, VoteProof};
-use crate::card::AccessRequestStatus;
+use crate::card::{AccessRequestStatus, CardFacts};
 use crate::journal::Blob;
 use crate::model::*;
 use crate::policy::{ActivePolicy, StepUpProfile};
@@ -19,6 +24,8 @@ use crate::webauthn::WebauthnError;
 #[derive(Clone)]
 pub(in crate::broker) struct PendingStatement {
     text: String,
+    /// The facts that it is for, in canonical JSON.
+    facts: CardFacts,
     statement: VoteStatement,
     voter: PersonId,
     until: Timestamp,
@@ -31,7 +38,7 @@ pub struct VoteStatementReply {
     pub statement: String,
     /// Its digest: what is signed, or the challenge of a passkey.
     pub challenge: Digest,
-    /// The person's passkeys, by credential id in base64url.
+    /// The person's passkeys that would count, by credential id in base64url.
     pub credentials: Vec<String>,
 }
 
@@ -59,6 +66,8 @@ pub struct VoteInput {
     pub comment: Option<Comment>,
     /// The policy bundle of the card that was read; `None` when the client compares the statement with the card itself.
     pub policy: Option<Digest>,
+    /// The digest of the facts that the card showed; `None` when the client compares the statement with the card itself.
+    pub facts: Option<Digest>,
 }
 
 /// Lifetime of an unsigned statement, in milliseconds.
@@ -73,6 +82,10 @@ enum VoteRefusal {
     Ineligible(Ineligible),
     /// The signature counter of its passkey went back, and the passkey was revoked.
     CopiedPasskey,
+    /// The access request requires something else than what was shown.
+    Reassessed,
+    /// The access request can no longer be approved.
+    Ended,
 }
 
 /// A vote that is recorded.
@@ -83,6 +96,9 @@ struct RecordedVote {
     /// Whether this call recorded it, and not an earlier one with the same statement.
     is_new: bool,
 }
+
+/// A statement with the facts that it rests on.
+type BegunVote = (VoteStatement, CardFacts);
 
 /// A call that casts a vote.
 struct CastInput<'a> {
@@ -95,165 +111,10 @@ struct CastInput<'a> {
 }
 
 impl Broker {
-    /// Returns the statement to sign, if the caller's vote would count. It is kept in memory for two minutes.
-    pub async fn begin_vote(
-        &self,
-        call: &CallContext,
-        id: AccessRequestId,
-        input: VoteInput,
-    ) -> Result<VoteStatementReply, Refusal> {
-        let voter = self.authenticate_person(call)?;
-        let mut is_counted = false;
-        let begun = self
-            .transaction(call.method)
-            .run(|read| self.decide_statement(read, call, id, &voter, &input, &mut is_counted))
-            .await?
-            .value;
-        let statement = begun.map_err(|why| self.refuse_vote(call, why))?;
-        let now = self.now();
-        let broken = |e: json::JsonError| {
-            self.refuse(call.method, Reason::DecisionUnavailable, e.to_string())
-        };
-        let text = statement.canonical().map_err(broken)?;
-        let challenge = statement.digest().map_err(broken)?;
-        let enrolled = self.show().person(&voter.id);
-        let credentials = enrolled.passkeys.iter();
-        let credentials = credentials.map(|p| p.record.credential.clone()).collect();
-        self.keep_statement(text.clone(), statement, voter.id, now);
-        Ok(VoteStatementReply {
-            statement: text,
-            challenge,
-            credentials,
-        })
-    }
-
-    /// The statement of a vote that would count.
-    fn decide_statement(
-        &self,
-        read: &Read,
-        call: &CallContext,
-        id: AccessRequestId,
-        voter: &PersonCaller,
-        input: &VoteInput,
-        is_counted: &mut bool,
-    ) -> Result<Step<Result<VoteStatement, VoteRefusal>>, Refusal> {
-        let now = self.now();
-        let rules = self.require_person(read, call, voter)?;
-        let request = self.open_for_votes(read, call, &id, now)?;
-        let vote = (&input.profile, input.verdict);
-        let defined = match self.eligible_profile(read, &rules, &request, &voter.id, vote, now) {
-            Ok(defined) => defined,
-            Err(why) => {
-                return self.record_refusal(read, call, &request, &voter.id, why, is_counted);
-            }
-        };
-        // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
-        if input
-            .policy
-            .is_some_and(|policy| policy != rules.bundle.version())
-        {
-            let message = "other rules are in force than when the card was shown";
-            return Err(self.refuse(call.method, Reason::PolicyChanged, message));
-        }
-        if input.verdict == Verdict::Approve {
-            self.check_dwell(call, &voter.id, &request, &rules, now)?;
-        }
-        let (max_ttl, uses) = self.narrowed(call, &request.opened, &input.narrowing)?;
-        let (Some(action), Some(task)) = (&request.action, read.task(&request.opened.task)) else {
-            return Err(self.refuse(
-                call.method,
-                Reason::AccessRequestClosed,
-                "the action is no longer on record",
-            ));
-        };
-        Ok(Step::Answer(Ok(VoteStatement {
-            v: 1,
-            realm: self.settings.realm.clone(),
-            access_request_id: id,
-            agent: request.opened.agent.clone(),
-            owner: request.opened.owner.clone(),
-            task: request.opened.task,
-            task_key: task.opened.binding.jkt(),
-            action: action.to_json(),
-            max_ttl,
-            uses,
-            comment: input.comment.clone(),
-            policy: rules.bundle.version(),
-            profile: defined.reference(),
-            verdict: input.verdict,
-            not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
-            nonce: URL_SAFE_NO_PAD.encode(self.random_bytes()),
-        })))
-    }
-
-    /// The lifetime and the uses that a vote agrees to: the requested ones, or fewer.
-    fn narrowed(
-        &self,
-        call: &CallContext,
-        opened: &AccessRequestOpened,
-        narrowing: &Narrowing,
-    ) -> Result<(i64, Option<u32>), Refusal> {
-        let uses = match (narrowing.max_uses, opened.uses) {
-            (Some(0), _) => {
-                return Err(self.refuse(
-                    call.method,
-                    Reason::Malformed,
-                    "`max_uses`: expected a number above zero, got 0",
-                ));
-            }
-            (Some(fewer), Some(uses)) if fewer > uses => {
-                let message = format!("`max_uses`: expected 1 to {uses}, got {fewer}");
-                return Err(self.refuse(call.method, Reason::Malformed, message));
-            }
-            (Some(fewer), _) => Some(fewer),
-            (None, uses) => uses,
-        };
-        let max_ttl = match narrowing.max_ttl {
-            Some(ttl) if ttl <= 0 || ttl > opened.max_ttl => {
-                let most = opened.max_ttl;
-                let message = format!("`max_ttl`: expected 1 to {most} seconds, got {ttl}");
-                return Err(self.refuse(call.method, Reason::InvalidTtl, message));
-            }
-            Some(ttl) => ttl,
-            None => opened.max_ttl,
-        };
-        Ok((max_ttl, uses))
-    }
-
-    /// Keeps a statement until it is signed or expires.
-    fn keep_statement(
-        &self,
-        text: String,
-        statement: VoteStatement,
-        voter: PersonId,
-        now: Timestamp,
-    ) {
-        let mut statements = self.lock(&self.statements);
-        statements.retain(|_, pending| now < pending.until);
-        let of_voter = statements
-            .iter()
-            .filter(|(_, pending)| pending.voter == voter);
-        // The person's oldest statement is dropped: one person cannot displace the statements of others.
-        if of_voter.clone().count() >= STATEMENTS_MAX {
-            let oldest = of_voter
-                .min_by_key(|(_, pending)| pending.until)
-                .map(|(nonce, _)| nonce.clone());
-            oldest.map(|nonce| statements.remove(&nonce));
-        }
-        let nonce = statement.nonce.clone();
-        let pending = PendingStatement {
-            text,
-            statement,
-            voter,
-            until: now.plus_millis(STATEMENT_LIFE_MS),
-        };
-        statements.insert(nonce, pending);
-    }
-
     /// Records a signed vote. A vote issues no token. A crash before the append leaves no vote; after it, a vote that counts
     /// while its voter is eligible. The same statement again gets the answer of its recorded vote.
     pub async fn cast_vote(
-        &self,
+        self: &Arc<Self>,
         call: &CallContext,
         id: AccessRequestId,
         text: &str,
@@ -263,7 +124,7 @@ impl Broker {
         // Votes on one request take turns: a repetition of this call waits for the first one.
         let deadline = self.journal.append_deadline();
         let stream = Stream::AccessRequest(id);
-        let _turn = self.take_turn(stream, call.method, deadline).await?;
+        let turn = self.take_turn(stream, call.method, deadline).await?;
         let nonce = VoteStatement::parse(text)
             .ok()
             .map(|s| s.nonce)
@@ -296,11 +157,22 @@ impl Broker {
             self.lock(&self.statements).remove(&nonce);
         }
         let recorded = done?.value.map_err(|why| self.refuse_vote(call, why))?;
-        let view = self.view_of(call, &id)?;
+        drop(turn);
+        let mut view = self.view_of(call, &id)?;
+        if view.request.opened.by_person().is_some() && view.status == AccessRequestStatus::Approved
+        {
+            // In its own task: a voter who disconnects does not cancel it. One that fails is put in force by maintenance.
+            let (broker, method) = (Arc::clone(self), call.method);
+            let applying = tokio::spawn(async move { broker.apply_agreed(method, id, true).await });
+            if let Ok(Err(refusal)) = applying.await {
+                tracing::warn!(access_request = %id, reason = %refusal.reason, "an agreed policy bundle is not in force yet");
+            }
+            view = self.view_of(call, &id)?;
+        }
         if let (true, Some(pending)) = (recorded.is_new, &pending) {
             let now = self.now();
             let took = STATEMENT_LIFE_MS - pending.until.since(now);
-            self.record_vote_metrics(before, &view, took, now);
+            self.record_vote_metrics(before, &view, proof.method(), took, now);
         }
         Ok(VoteOutcome {
             view,
@@ -339,16 +211,34 @@ impl Broker {
         };
         let statement = &pending.statement;
         let request = self.open_for_votes(read, call, &id, now)?;
+        if let Some(step) = self.reassess_first(read, &request, &rules, now) {
+            return Ok(step);
+        }
+        // INVARIANT (a yes is for what was shown): the facts are those of the card.
+        let facts = facts::card_facts(&request, &rules.bundle);
+        if facts != pending.facts {
+            let changed = pending.facts.changed(&facts).join(", ");
+            let message = format!("what was shown has changed: {changed}: read the card again");
+            return Err(self.refuse(call.method, Reason::ApprovalVoid, message));
+        }
         let refuse =
             |why, is_counted| self.record_refusal(read, call, &request, &voter.id, why, is_counted);
         let vote = (&statement.profile.name, statement.verdict);
-        let defined = match self.eligible_profile(read, &rules, &request, &voter.id, vote, now) {
+        let signed = (&voter.id, SigningWith::AnyKey);
+        let defined = match self.eligible_profile(read, &rules, &request, signed, vote, now) {
             Ok(defined) => defined,
             Err(why) => return refuse(why, is_counted),
         };
         let Some(person) = rules.bundle.person(&voter.id) else {
             return refuse(Ineligible::NotApprover, is_counted);
         };
+        if defined.reference() != statement.profile {
+            let message = format!(
+                "the profile {} has changed since the card was shown: read it again",
+                defined.name
+            );
+            return Err(self.refuse(call.method, Reason::ApprovalVoid, message));
+        }
         let (key, signature, evidence) = match proof {
             VoteProof::Signature(signature) => (voter.key, signature, None),
             VoteProof::Passkey(assertion) => {
@@ -363,7 +253,9 @@ impl Broker {
             person,
             &read.person(&voter.id),
             key,
-            defined.method,
+            rules
+                .bundle
+                .vote_method(defined, &request.opened.action.action),
             statement,
             proof,
             &self.limits.party,
@@ -371,11 +263,19 @@ impl Broker {
         let verified = match verified {
             Ok(verified) => verified,
             Err(VoteProofError::PasskeyRequired) => {
-                return refuse(Ineligible::PasskeyRequired, is_counted);
+                return refuse(votes::passkey_required(defined), is_counted);
             }
             Err(error) => return Err(self.refuse_proof(call, &error)),
         };
+        let signed = (&voter.id, SigningWith::Key(key));
+        if let Err(why) = self.eligible_profile(read, &rules, &request, signed, vote, now) {
+            return refuse(why, is_counted);
+        }
         let blob = Blob::new(text);
+        let shown = facts
+            .canonical()
+            .map(Blob::new)
+            .map_err(|e| self.refuse(call.method, Reason::DecisionUnavailable, e.to_string()))?;
         let hash = blob.hash();
         if let Some(passkey) = verified {
             let assertion = CountedAssertion {
@@ -395,6 +295,7 @@ impl Broker {
             key,
             verdict: statement.verdict,
             profile: statement.profile.clone(),
+            facts: shown.hash(),
             max_ttl: statement.max_ttl,
             uses: statement.uses,
             not_after: Timestamp::from_secs(statement.not_after),
@@ -412,7 +313,7 @@ impl Broker {
         };
         let draft = Draft::all(events)
             .not_after(request.opened.expires_at)
-            .with_blobs(std::iter::once(blob).chain(evidence));
+            .with_blobs([blob, shown].into_iter().chain(evidence));
         Ok(Step::Append(draft, Ok(recorded)))
     }
 
@@ -437,7 +338,7 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<Event> {
-        let agent = &request.opened.agent;
+        let agent = request.opened.agent()?;
         let approvals = rules.bundle.approval_limits();
         let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
         let before = read.denials(agent).into_iter().filter(|at| *at > since);
@@ -459,12 +360,13 @@ impl Broker {
         &self,
         before: AccessRequestStatus,
         view: &AccessView,
+        method: VoteMethod,
         took_ms: i64,
         now: Timestamp,
     ) {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
-            .vote_signed(std::time::Duration::from_millis(took));
+            .vote_signed(method.as_str(), std::time::Duration::from_millis(took));
         let outcome = match view.status {
             AccessRequestStatus::Approved => "approved",
             AccessRequestStatus::Denied => "denied",
@@ -488,12 +390,12 @@ impl Broker {
         read: &'a Read,
         rules: &'a ActivePolicy,
         request: &Recorded<'_, AccessRequest>,
-        voter: &PersonId,
+        (voter, signed): (&PersonId, SigningWith),
         (profile, verdict): (&ProfileName, Verdict),
         now: Timestamp,
     ) -> Result<&'a StepUpProfile, Ineligible> {
         let voter_context = self.voter_context(read, rules);
-        votes::eligible(voter, profile, verdict, request, voter_context, now)
+        votes::eligible(voter, signed, profile, verdict, request, voter_context, now)
     }
 
     /// Refuses a vote that would not count. The refusal is on record once for its voter and reason; it changes nothing.
@@ -512,8 +414,10 @@ impl Broker {
             return Ok(Step::Answer(refused));
         }
         // Once for a call, however often its round is asked again.
-        if !std::mem::replace(is_counted, true) {
-            self.count_refusal(call, &request.opened.task)?;
+        if !std::mem::replace(is_counted, true)
+            && let Some(task) = request.opened.task()
+        {
+            self.count_refusal(call, &task)?;
         }
         let event = Event::VoteRefused(VoteRefused {
             access_request: id,
@@ -530,6 +434,15 @@ impl Broker {
                 self.refuse(call.method, Reason::NotEligible, message)
             }
             VoteRefusal::CopiedPasskey => self.refuse_copied_passkey(call.method),
+            VoteRefusal::Ended => {
+                let message =
+                    "the access request can no longer be approved; the vote has no effect";
+                self.refuse(call.method, Reason::AccessRequestClosed, message)
+            }
+            VoteRefusal::Reassessed => {
+                let message = "the approvals that it requires have changed: read the card again";
+                self.refuse(call.method, Reason::ApprovalVoid, message)
+            }
         }
     }
 
@@ -585,10 +498,11 @@ fn recorded_vote(
     let mut votes = request.votes.iter();
     let vote = votes.find(|v| v.cast.voter == *voter && v.cast.statement == statement)?;
     // A denial is the last entry of its request, and the suspension that it caused is the entry after it.
-    let agent = &request.opened.agent;
     let suspended = vote.cast.verdict == Verdict::Deny
-        && read.is_suspended(agent)
-        && read.last_entry(&Stream::Agent(agent.clone())) == Some(request.version);
+        && request.opened.agent().is_some_and(|agent| {
+            read.is_suspended(agent)
+                && read.last_entry(&Stream::Agent(agent.clone())) == Some(request.version)
+        });
     Some(RecordedVote {
         suspended,
         is_new: false,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::approve::facts;
 use crate::broker::{Broker, CallContext, Ineligible, Refusal};
 use crate::model::*;
 
@@ -28,7 +29,8 @@ impl Broker {
             let rules = self.rules_in_force(read, call)?;
             let request = self.find_readable_request(read, call, &person.id, id)?;
             let dwell = self.dwell_time(&request, &rules);
-            let viewed = self.card_viewed_at(&person.id, id, &rules);
+            let facts = facts::card_facts(&request, &rules.bundle);
+            let viewed = self.card_viewed_at(&person.id, id, &facts);
             let dwell_remaining =
                 viewed.map_or(dwell, |viewed| dwell.saturating_sub(now.after(viewed)));
             Ok(VoteOptions {

@@ -1,7 +1,7 @@
-//! Passkey enrolment: an operator invites, the holder of the code enrols, an operator revokes.
+//! Passkey enrolment: an operator invites, the holder of the code enrols, another person confirms, an operator revokes.
 //!
-//! An invitation is a code that is shown once, good for ten minutes and one passkey. A revoked key never counts again, under
-//! any policy bundle.
+//! An invitation is a code that is shown once, good for ten minutes and one passkey. The operator saw it: until another person confirms the
+//! passkey it may be the operator's own. A revoked key never counts again, under any policy bundle.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,7 +13,10 @@ use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::jose::{AuthenticatorKey, PublicKey};
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{Draft, Invitation, KeyRecord, KeyStanding, Read, Recorded};
+use crate::state::{
+    ConfirmationRefusal, Draft, Falls, Invitation, KeyRecord, KeyStanding, PasskeyConfirmation,
+    PersonKey, Read, Recorded,
+};
 use crate::webauthn::{self, Registration};
 
 /// An issued invitation, for the invited person.
@@ -40,6 +43,17 @@ pub struct EnrolmentOptions {
     pub user: Vec<u8>,
     /// Their existing credentials, in base64url: an authenticator holds one of them at most.
     pub exclude: Vec<String>,
+}
+
+/// An enrolled passkey, for its person.
+#[derive(Debug)]
+pub struct EnrolledPasskey {
+    /// The person.
+    pub person: PersonId,
+    /// What the person reads out to the one who confirms it.
+    pub code: ConfirmationCode,
+    /// The first people who could confirm it, at most [`CONFIRMERS_SHOWN_MAX`]; empty where the owner of the broker's host has to.
+    pub confirmers: Vec<PersonId>,
 }
 
 /// A person and their keys.
@@ -76,6 +90,25 @@ pub struct PasskeyView {
     pub last_vote_at: Option<Timestamp>,
     /// Whether it may be synchronised to other devices of its owner.
     pub backup_eligible: bool,
+    /// The operator on whose invitation it was enrolled.
+    pub invited_by: PersonId,
+    /// Who confirmed it, and when; `None` while it awaits confirmation.
+    pub confirmation: Option<PasskeyConfirmation>,
+    /// The first people who could confirm it now, at most [`CONFIRMERS_SHOWN_MAX`]; none for a confirmed one.
+    pub confirmers: Vec<PersonId>,
+    /// Whether the reader could.
+    pub may_confirm: bool,
+}
+
+/// What a revocation of keys ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyRevocationSummary {
+    /// How many keys of the person counted until now.
+    pub keys: usize,
+    /// Other passkeys that were enrolled on invitations given with compromised keys, and that no other key confirmed: revoked too.
+    pub invited: Vec<PersonKey>,
+    /// Other passkeys that were confirmed with compromised keys: they await confirmation again.
+    pub unconfirmed: Vec<PersonKey>,
 }
 
 /// Which keys an operator revokes.
@@ -91,6 +124,8 @@ pub struct KeyRevocation {
 const INVITATION_LIFE_S: i64 = 600;
 /// Passkeys of one person.
 const PASSKEYS_MAX: usize = 10;
+/// Most people whom an answer names as those who could confirm a passkey.
+pub const CONFIRMERS_SHOWN_MAX: usize = 5;
 /// Longest label, in bytes.
 const LABEL_BYTES_MAX: usize = 64;
 
@@ -186,7 +221,7 @@ impl Broker {
         code: &Secret,
         registration: &Registration,
         label: &str,
-    ) -> Result<PersonId, Refusal> {
+    ) -> Result<EnrolledPasskey, Refusal> {
         let label = label.trim();
         if let Err(e) = check_visible("label", label, LABEL_BYTES_MAX) {
             return Err(self.malformed(method, &e));
@@ -195,7 +230,14 @@ impl Broker {
             .transaction(method)
             .run(|read| self.decide_enrolment(read, method, code, registration, label))
             .await?;
-        Ok(done.value)
+        let (person, key) = done.value;
+        let mut confirmers = self.show().confirmers(&person, key);
+        confirmers.truncate(CONFIRMERS_SHOWN_MAX);
+        Ok(EnrolledPasskey {
+            code: ConfirmationCode::of(key),
+            confirmers,
+            person,
+        })
     }
 
     fn decide_enrolment(
@@ -205,7 +247,7 @@ impl Broker {
         code: &Secret,
         registration: &Registration,
         label: &str,
-    ) -> Result<Step<PersonId>, Refusal> {
+    ) -> Result<Step<PersonKey>, Refusal> {
         let now = self.now();
         let wrong = |why: &dyn std::fmt::Display| {
             self.refuse(method, Reason::InvalidPasskeyAssertion, why.to_string())
@@ -251,14 +293,86 @@ impl Broker {
             },
         });
         let draft = Draft::one(event).not_after(invitation.expires_at);
-        Ok(Step::Append(draft, person))
+        Ok(Step::Append(draft, (person, key)))
+    }
+
+    /// Confirms that a person enrolled a passkey themselves. A crash before the append leaves it unconfirmed; after it, confirmed.
+    /// Returns the index of the entry. INVARIANT (no single hand): by a person who neither holds nor invited it, with a key that counts
+    /// by itself.
+    pub async fn confirm_passkey(
+        &self,
+        call: &CallContext,
+        person: PersonId,
+        key: Thumbprint,
+    ) -> Result<u64, Refusal> {
+        let caller = self.authenticate_person(call)?;
+        let by = Confirmer::Person {
+            id: caller.id.clone(),
+            key: caller.key,
+        };
+        let done = self
+            .transaction(call.method)
+            .ordered_by(&caller)
+            .run(|read| {
+                let rules = self.require_person(read, call, &caller)?;
+                if rules.bundle.person(&person).is_none() {
+                    let message = format!("no person {person} is registered");
+                    return Err(self.refuse(call.method, Reason::NotFound, message));
+                }
+                let checked = read.may_confirm(&person, key, &by);
+                checked.map_err(|why| self.refuse_confirmation(call.method, &why))?;
+                let event = Event::PasskeyConfirmed(PasskeyConfirmed {
+                    person: person.clone(),
+                    key,
+                    by: by.clone(),
+                });
+                Ok(Step::Append(Draft::one(event), ()))
+            })
+            .await?;
+        Ok(done.entry.map_or(0, |entry| entry.index))
+    }
+
+    /// The same for the passkey of the person whose code was entered.
+    pub async fn confirm_passkey_by_code(
+        &self,
+        call: &CallContext,
+        person: PersonId,
+        code: ConfirmationCode,
+    ) -> Result<u64, Refusal> {
+        self.authenticate_person(call)?;
+        let enrolled = self.show().person(&person);
+        let mut keys = enrolled.passkeys.iter().map(|passkey| passkey.record.key);
+        let Some(key) = keys.find(|key| ConfirmationCode::of(*key) == code) else {
+            let message = format!(
+                "{person} has no passkey with this code: ask {person} to read it out again; a passkey that {person} did not enrol has to be revoked"
+            );
+            return Err(self.refuse(call.method, Reason::NotFound, message));
+        };
+        self.confirm_passkey(call, person, key).await
+    }
+
+    fn refuse_confirmation(&self, method: &'static str, why: &ConfirmationRefusal) -> Refusal {
+        let reason = match why {
+            ConfirmationRefusal::Unknown(..) => Reason::NotFound,
+            ConfirmationRefusal::NotLiving(_) | ConfirmationRefusal::Confirmed { .. } => {
+                Reason::NotConfirmable
+            }
+            ConfirmationRefusal::Owner(_)
+            | ConfirmationRefusal::Inviter(_)
+            | ConfirmationRefusal::NoRole(_)
+            | ConfirmationRefusal::KeyNotActive(_)
+            | ConfirmationRefusal::KeyNotConfirmed(_)
+            | ConfirmationRefusal::PeopleCan(_) => Reason::NotAnotherHand,
+        };
+        self.refuse(method, reason, why.to_string())
     }
 
     /// All people with their keys: those registered, and those who left and have enrolled or revoked keys.
     pub fn list_approvers(&self, call: &CallContext) -> Result<Vec<ApproverView>, Refusal> {
         let now = self.now();
-        self.authenticate_reader(call, now)?;
+        let reader = self.authenticate_reader_person(call, now)?;
         let rules = self.rules(call)?;
+        let confirmers = self.show().people_who_confirm();
         let mut ids: Vec<PersonId> = rules
             .bundle
             .people()
@@ -288,12 +402,25 @@ impl Broker {
                 passkeys: enrolled
                     .passkeys
                     .iter()
-                    .map(|p| PasskeyView {
-                        key: p.record.key,
-                        label: p.record.label.clone(),
-                        added_at: p.added_at,
-                        last_vote_at: p.last_vote_at,
-                        backup_eligible: p.record.backup_eligible,
+                    .map(|p| {
+                        let could = |by: &&PersonId| {
+                            p.confirmation.is_none() && **by != id && **by != p.invited_by
+                        };
+                        let may_confirm = reader
+                            .as_ref()
+                            .is_some_and(|by| could(&&by.id) && confirmers.contains(&by.id));
+                        let confirmers = confirmers.iter().filter(could);
+                        PasskeyView {
+                            key: p.record.key,
+                            label: p.record.label.clone(),
+                            added_at: p.added_at,
+                            last_vote_at: p.last_vote_at,
+                            backup_eligible: p.record.backup_eligible,
+                            invited_by: p.invited_by.clone(),
+                            confirmation: p.confirmation.clone(),
+                            confirmers: confirmers.take(CONFIRMERS_SHOWN_MAX).cloned().collect(),
+                            may_confirm,
+                        }
                     })
                     .collect(),
                 invited_until: self
@@ -310,13 +437,13 @@ impl Broker {
 
     /// Revokes one key of a person, or all: passkeys, keys of `people.toml`, and an open invitation. They are dead for everyone, for
     /// ever, and their votes that no grant has consumed are void. Refuses to revoke the last living key of the operators, unless it is
-    /// compromised. Returns the number of keys.
+    /// compromised. With compromised keys fall the passkeys that rest on their invitations alone, and the confirmations they gave.
     pub async fn revoke_approver_keys(
         &self,
         call: &CallContext,
         person: PersonId,
         revocation: KeyRevocation,
-    ) -> Result<usize, Refusal> {
+    ) -> Result<KeyRevocationSummary, Refusal> {
         let operator = self.authenticate_person(call)?;
         let done = self
             .transaction(call.method)
@@ -333,7 +460,7 @@ impl Broker {
         operator: &PersonCaller,
         person: &PersonId,
         revocation: KeyRevocation,
-    ) -> Result<Step<usize>, Refusal> {
+    ) -> Result<Step<KeyRevocationSummary>, Refusal> {
         let rules = self.require_operator(read, call, operator)?;
         let registered = rules.bundle.person(person);
         let records = read.key_records(person);
@@ -344,14 +471,17 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::NotFound, message));
         }
         let not_dead = |record: &KeyRecord| record.standing != KeyStanding::Dead;
+        // A key that died before may be found stolen now.
+        let is_news =
+            |record: &KeyRecord| not_dead(record) || revocation.compromised && !record.is_stolen;
         let keys: Vec<Thumbprint> = match revocation.only {
             Some(only) => match read.key_record(person, only) {
                 None => {
                     let message = format!("{person} has no key {only}");
                     return Err(self.refuse(call.method, Reason::NotFound, message));
                 }
-                Some(record) if !not_dead(&record) => return Ok(Step::Answer(0)),
-                Some(record) => vec![record.thumbprint],
+                Some(record) if is_news(&record) => vec![record.thumbprint],
+                Some(_) => return Ok(Step::Answer(KeyRevocationSummary::default())),
             },
             // The entry names those that can act, and passkeys that left. All others die with it: no later bundle brings them back.
             None => {
@@ -369,10 +499,22 @@ impl Broker {
             }
         };
         let all = revocation.only.is_none();
-        let others = all && records.iter().any(|record| not_dead(record));
+        let others = all && records.iter().any(|record| is_news(record));
+        let falls = match revocation.compromised {
+            true => {
+                let others = records.iter().map(|record| record.thumbprint);
+                let stolen = keys.iter().copied().chain(others.filter(|_| all));
+                read.falls_with(&stolen.collect::<Vec<_>>())
+            }
+            false => Falls::default(),
+        };
         if keys.is_empty() && !others && !has_invitation() {
-            return Ok(Step::Answer(0));
+            return Ok(Step::Answer(KeyRevocationSummary::default()));
         }
+        let died = |key: &&Thumbprint| {
+            let record = records.iter().find(|record| record.thumbprint == **key);
+            record.is_some_and(|record| not_dead(record))
+        };
         let governed = |dead: &[Thumbprint]| !read.governors_without(dead).is_empty();
         if !revocation.compromised && governed(&[]) && !governed(&keys) {
             let message = format!(
@@ -380,7 +522,12 @@ impl Broker {
             );
             return Err(self.refuse(call.method, Reason::LastOperatorKey, message));
         }
-        let count = keys.len();
+        let (invited, unconfirmed) = falls.counts();
+        let revoked = KeyRevocationSummary {
+            keys: keys.iter().filter(died).count(),
+            invited: falls.dead,
+            unconfirmed: falls.unconfirmed,
+        };
         let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
             person: person.clone(),
             keys,
@@ -390,8 +537,10 @@ impl Broker {
                 false => RevokeCause::Operator,
             },
             by: Some(operator.id.clone()),
+            invited,
+            unconfirmed,
         });
-        Ok(Step::Append(Draft::one(event), count))
+        Ok(Step::Append(Draft::one(event), revoked))
     }
 
     fn open_invitation<'r>(

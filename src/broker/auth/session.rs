@@ -492,12 +492,15 @@ impl Broker {
                 .or_default()
                 .is_increased(on_record, count, challenge, self.now());
         (!increased).then(|| {
+            let (invited, unconfirmed) = read.falls_with(&[key]).counts();
             Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys: vec![key],
                 all: false,
                 cause: RevokeCause::Counter,
                 by: None,
+                invited,
+                unconfirmed,
             })
         })
     }

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::approve;
+use crate::approve::needs::{self, Reassessment};
 use crate::broker::Broker;
 use crate::broker::sweep::Swept;
 use crate::journal::AppendError;
 use crate::model::*;
 use crate::policy::{ActivePolicy, OperateDecision};
-use crate::state::{Draft, KeyNames, Read, TaskRecord};
+use crate::state::{AccessRequest, Draft, KeyNames, Read, Recorded, TaskRecord};
 
 /// Counts of tasks, tokens and access requests ended because rules or trust no longer allow them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,7 +48,9 @@ impl Broker {
             let grants = self.end_disallowed_grants().await;
             revoked.grants += grants.recorded.len();
             let requests = self.close_disallowed_requests().await;
-            revoked.requests += requests.recorded.len();
+            let closed =
+                |(event, _): &&(Event, Timestamp)| matches!(event, Event::AccessRequestClosed(_));
+            revoked.requests += requests.recorded.iter().filter(closed).count();
             // INVARIANT (a change is enforced once all it disallows has ended): a record that could not be ended leaves it open.
             tasks.outcome()?;
             grants.outcome()?;
@@ -108,14 +110,68 @@ impl Broker {
         self.sweep(&jtis, judge, draft).await
     }
 
-    /// The same for the pending access requests of running tasks.
-    async fn close_disallowed_requests(&self) -> Swept<AccessRequestId> {
-        let mut ids = self.show().unclosed_requests();
-        ids.retain(|id| self.is_candidate(|read| self.is_disallowed_request(read, id)));
-        let judge =
-            |read: &Read, id: &AccessRequestId| self.is_disallowed_request(read, id).then_some(*id);
-        self.sweep(&ids, judge, |ids| close_all(ids, CloseCause::Policy))
+    /// The pending access requests: those that can no longer be approved end, and what the others require is put on record anew.
+    async fn close_disallowed_requests(&self) -> Swept<(Event, Timestamp)> {
+        self.reassess_requests(self.show().unclosed_requests())
             .await
+    }
+
+    /// The same for these access requests.
+    pub(in crate::broker) async fn reassess_requests(
+        &self,
+        mut ids: Vec<AccessRequestId>,
+    ) -> Swept<(Event, Timestamp)> {
+        ids.retain(|id| self.is_candidate(|read| self.reassessment_of(read, id).is_some()));
+        let judge = |read: &Read, id: &AccessRequestId| {
+            let (event, expires_at) = self.reassessment_of(read, id)?;
+            Some((event, expires_at))
+        };
+        // Refused where one of them expires first.
+        let draft = |all: Vec<(Event, Timestamp)>| {
+            let first = all.iter().map(|(_, expires_at)| *expires_at).min();
+            let draft = Draft::all(all.into_iter().map(|(event, _)| event).collect());
+            match first {
+                Some(first) => draft.not_after(first),
+                None => draft,
+            }
+        };
+        self.sweep(&ids, judge, draft).await
+    }
+
+    /// The entry about a pending access request that is not what is on record any more.
+    fn reassessment_of(&self, read: &Read, id: &AccessRequestId) -> Option<(Event, Timestamp)> {
+        let now = self.now();
+        let request = read.access_request(id).filter(|r| r.is_pending(now))?;
+        let rules = read.rules()?;
+        self.is_open_for_votes(read, &request, now).then_some(())?;
+        let event = self.reassessed(read, &request, &rules, now)?;
+        Some((event, request.opened.expires_at))
+    }
+
+    /// The same for one access request, in a round that looks at it.
+    pub(in crate::broker) fn reassessed(
+        &self,
+        read: &Read,
+        request: &Recorded<'_, AccessRequest>,
+        rules: &ActivePolicy,
+        now: Timestamp,
+    ) -> Option<Event> {
+        let access_request = request.opened.access_request;
+        match needs::reassess(request, self.voter_context(read, rules), now) {
+            Reassessment::Same => None,
+            Reassessment::Changed(mut decision) => {
+                decision.id = DecisionId::from_random(self.random_bytes());
+                Some(Event::AccessRequestReassessed(AccessRequestReassessed {
+                    access_request,
+                    decision: *decision,
+                }))
+            }
+            Reassessment::Ends(cause) => Some(Event::AccessRequestClosed(AccessRequestClosed {
+                access_request,
+                cause,
+                voting_started: false,
+            })),
+        }
     }
 
     /// Whether a record is to be judged by the sweep: one that moved while it was looked at is, too.
@@ -163,21 +219,6 @@ impl Broker {
             | EndCause::Suspended
             | EndCause::Frozen => None,
         }
-    }
-
-    /// Whether the rules in force require something else than when a pending access request was opened.
-    fn is_disallowed_request(&self, read: &Read, id: &AccessRequestId) -> bool {
-        let now = self.now();
-        let pending = read.access_request(id).filter(|r| r.is_pending(now));
-        let (Some(request), Some(rules)) = (pending, read.rules()) else {
-            return false;
-        };
-        let task = read.task(&request.opened.task);
-        if !task.is_some_and(|task| task.is_running(now)) {
-            return false;
-        }
-        let agent = rules.bundle.agent(&request.opened.agent);
-        !agent.is_some_and(|agent| approve::still_needs_approval(&request, &agent, &rules.bundle))
     }
 }
 

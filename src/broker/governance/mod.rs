@@ -6,5 +6,6 @@ pub(in crate::broker) mod disallowed;
 pub(in crate::broker) mod freeze;
 pub(in crate::broker) mod pending_revocation;
 pub(in crate::broker) mod policy;
+pub(in crate::broker) mod proposal;
 pub(in crate::broker) mod recovery;
 pub(in crate::broker) mod restriction;

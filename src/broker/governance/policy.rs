@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use tracing::Instrument as _;
 
+use crate::approve::quorum;
 use crate::broker::governance::disallowed::RevocationSummary;
+use crate::broker::governance::proposal::{BundleToPropose, NOBODY_COULD_CHANGE, ProposalReply};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{AppendError, Blob};
@@ -32,6 +34,8 @@ pub struct BundleApplied {
     pub warnings: Vec<String>,
     /// What it changed for people: who left, lost a role, came and returned, each in one sentence.
     pub people: Vec<String>,
+    /// The proposal that waits for others to agree; absent when the bundle is in force.
+    pub proposal: Option<ProposalReply>,
     /// Counts of what it no longer allows and therefore ended.
     pub revoked: RevocationSummary,
 }
@@ -39,6 +43,8 @@ pub struct BundleApplied {
 /// What a round of an apply came to.
 #[derive(Debug, Clone, Copy)]
 enum Applying {
+    /// Others have to agree to it first.
+    Waits(ProposalReply),
     /// The bundle is in force.
     Done,
     /// What the bundle in force disallows is not yet ended.
@@ -72,7 +78,17 @@ impl<'a> StagedBundle<'a> {
         by: Option<PersonId>,
         returning: &BTreeSet<PersonId>,
     ) -> Draft {
-        self.draft_as(by, None, returning)
+        self.draft_as(by, None, None, returning)
+    }
+
+    /// The entry that puts the bundle of an approved proposal in force.
+    pub(super) fn agreed_draft(
+        &self,
+        by: &PersonId,
+        returning: &BTreeSet<PersonId>,
+        proposal: AccessRequestId,
+    ) -> Draft {
+        self.draft_as(Some(by.clone()), None, Some(proposal), returning)
     }
 
     /// The entry that recovers the operators with the bundle.
@@ -81,19 +97,21 @@ impl<'a> StagedBundle<'a> {
         recovery: OperatorRecovery,
         returning: &BTreeSet<PersonId>,
     ) -> Draft {
-        self.draft_as(None, Some(recovery), returning)
+        self.draft_as(None, Some(recovery), None, returning)
     }
 
     fn draft_as(
         &self,
         by: Option<PersonId>,
         recovery: Option<OperatorRecovery>,
+        proposal: Option<AccessRequestId>,
         returning: &BTreeSet<PersonId>,
     ) -> Draft {
         let event = Event::PolicyApplied(PolicyApplied {
             version: self.version,
             by,
             recovery,
+            proposal,
             returning: returning.clone(),
         });
         Draft::one(event).with_blobs([self.content.clone()])
@@ -112,7 +130,8 @@ impl Drop for StagedBundle<'_> {
 }
 
 impl Broker {
-    /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
+    /// Puts a policy bundle in force, whole, or refuses it whole; where the bundle in force asks others to agree to a change, proposes it to
+    /// them. A crash before the append leaves the last one in force;
     /// after it, the new one, and the next start ends what this one did not.
     ///
     /// Runs in its own task, so that a client that disconnects does not cancel it: what a bundle no longer allows is always
@@ -162,6 +181,7 @@ impl Broker {
             self.revoke_disallowed()
                 .await
                 .map_err(|e| self.refuse_append(call.method, &e))?;
+            let changed = self.changed_files(call.method, &files).await?;
             let apply = self.transaction(call.method).applying();
             let done = apply.run(|read| {
                 let in_force = self.require_operator(read, call, operator)?;
@@ -180,24 +200,65 @@ impl Broker {
                 let registration = read.may_register(&staged.bundle, &returning).map_err(|e| {
                     self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string())
                 })?;
-                let (show, now) = (self.show(), self.now());
-                people = PeopleSummary::new(show, &registration, |person| {
-                    let since = show.person(person).since;
-                    self.sessions.of_person(person, since, now)
-                });
-                let by = Some(operator.id.clone());
-                Ok(Step::Append(staged.draft(by, &returning), Applying::Done))
+                people = self.people_summary(&registration);
+                if !read.change_is_possible(&staged.bundle, &registration.returning()) {
+                    people.warnings.insert(0, NOBODY_COULD_CHANGE.to_owned());
+                }
+                let Some(profile) = read.change_profile() else {
+                    let by = Some(operator.id.clone());
+                    return Ok(Step::Append(staged.draft(by, &returning), Applying::Done));
+                };
+                // Another bundle came in force since the comparison.
+                if changed.replaces != Some(in_force.bundle.version()) {
+                    return Ok(Step::Answer(Applying::Unswept));
+                }
+                let now = self.now();
+                let proposed = BundleToPropose {
+                    staged: &staged,
+                    files: &files,
+                    returning: &returning,
+                    operator,
+                    changed: &changed,
+                };
+                let Some(request) = self.own_proposal(read, &proposed, now) else {
+                    let opened = self.open_proposal(
+                        read,
+                        call,
+                        &proposed,
+                        (&in_force, &profile),
+                        &registration,
+                    );
+                    let (draft, reply) = opened?;
+                    return Ok(Step::Append(draft, Applying::Waits(reply)));
+                };
+                let id = request.opened.access_request;
+                if let Some(until) = self.agreed_until(read, &request, &in_force, now) {
+                    let draft = staged.agreed_draft(&operator.id, &returning, id);
+                    return Ok(Step::Append(draft.not_after(until), Applying::Done));
+                }
+                Ok(Step::Answer(Applying::Waits(ProposalReply {
+                    access_request: id,
+                    expires_at: request.opened.expires_at,
+                })))
             });
             let done = done.await?;
             match done.value {
-                Applying::Done => break done,
+                Applying::Done | Applying::Waits(_) => break done,
                 Applying::Unswept => {}
             }
         };
+        if let Applying::Waits(proposal) = done.value {
+            applied.changed = false;
+            applied.people = people.changes;
+            applied.warnings.extend(people.warnings);
+            applied.proposal = Some(proposal);
+            return Ok(applied);
+        }
         applied.changed = done.entry.is_some();
         if applied.changed {
             applied.people = people.changes;
             applied.warnings.extend(people.warnings);
+            applied.warnings.extend(self.unreachable_profiles());
             self.revoke_after_change(&mut applied).await;
         }
         Ok(applied)
@@ -241,6 +302,24 @@ impl Broker {
         }
     }
 
+    /// Profiles of the bundle in force whose quorum cannot be reached now, in words.
+    pub(super) fn unreachable_profiles(&self) -> Vec<String> {
+        self.preview(|read| {
+            let rules = read.rules()?;
+            Some(quorum::unreachable(self.voter_context(read, &rules)))
+        })
+        .unwrap_or_default()
+    }
+
+    /// What a bundle changes for people as they are now.
+    pub(super) fn people_summary(&self, registration: &PeopleRegistration) -> PeopleSummary {
+        let (show, now) = (self.show(), self.now());
+        PeopleSummary::new(show, registration, |person| {
+            let since = show.person(person).since;
+            self.sessions.of_person(person, since, now)
+        })
+    }
+
     /// Loads and checks the files as a policy bundle, with the summary of applying it.
     pub(in crate::broker) async fn load_bundle(
         &self,
@@ -261,16 +340,22 @@ impl Broker {
             .map_err(|e| refuse(&e))?
             .map_err(|e| refuse(&e))?;
         bundle.check_has_operator().map_err(|e| refuse(&e))?;
-        let applied = BundleApplied {
+        let applied = BundleApplied::of(&bundle);
+        Ok((files, bundle, applied))
+    }
+}
+
+impl BundleApplied {
+    /// The summary before anything is known of its effects.
+    pub(super) fn of(bundle: &PolicyBundle) -> Self {
+        Self {
             version: bundle.version().to_string(),
             changed: true,
             rules: bundle.rules().count(),
             agents: bundle.agents().count(),
             warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
-            people: Vec::new(),
-            revoked: RevocationSummary::default(),
-        };
-        Ok((files, bundle, applied))
+            ..Self::default()
+        }
     }
 }
 
@@ -335,21 +420,27 @@ impl PeopleSummary {
         let dead = |(person, key): &(PersonId, Thumbprint)| {
             format!("people.toml: the key {key} of {person} is dead and does nothing: remove it")
         };
-        let gain = |gain: &PersonGain| {
-            let roles = gain
-                .roles
-                .iter()
-                .map(|role| format!("the role {}", role.as_str()));
-            let groups = gain.groups.iter().map(|group| format!("the group {group}"));
-            let keys = (gain.keys > 0).then(|| counted(gain.keys, "registered key"));
-            let all: Vec<String> = roles.chain(groups).chain(keys).collect();
-            format!("{} gets {}", gain.person, all.join(", "))
-        };
         let changes = registration.changes.iter().map(describe);
         Self {
-            changes: changes.chain(registration.gains.iter().map(gain)).collect(),
+            changes: changes
+                .chain(registration.gains.iter().map(Self::gain))
+                .collect(),
             warnings: registration.dead.iter().map(dead).collect(),
         }
+    }
+}
+
+impl PeopleSummary {
+    /// What a person gets, in one sentence.
+    pub(super) fn gain(gain: &PersonGain) -> String {
+        let roles = gain
+            .roles
+            .iter()
+            .map(|role| format!("the role {}", role.as_str()));
+        let groups = gain.groups.iter().map(|group| format!("the group {group}"));
+        let keys = (!gain.keys.is_empty()).then(|| counted(gain.keys.len(), "registered key"));
+        let all: Vec<String> = roles.chain(groups).chain(keys).collect();
+        format!("{} gets {}", gain.person, all.join(", "))
     }
 }
 

@@ -5,7 +5,7 @@
 //! bundle that an apply would refuse, and, unless told that their keys are lost, to overrule operators who can act.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -18,7 +18,10 @@ use crate::journal::{
 };
 use crate::model::*;
 use crate::policy::{BundleFiles, PolicyBundle};
-use crate::state::{DraftError, Read, RecoveryRecord, RegistrationError, State, StateFold};
+use crate::state::{
+    ConfirmationRefusal, Draft, DraftError, Read, RecoveryRecord, RegistrationError, State,
+    StateFold,
+};
 
 /// What a recovery of the operators needs.
 pub struct RecoveryOptions {
@@ -73,8 +76,8 @@ pub enum RecoveryError {
     /// The bundle is in force.
     #[error("the bundle {0} is in force already, and brings no operator back")]
     InForce(Digest),
-    /// Operators can act.
-    #[error("operators with living keys can act: {}", names(.0))]
+    /// Operators can act, and change the policy bundle.
+    #[error("operators with living keys can act and change the policy bundle: {}", names(.0))]
     Governed(Vec<PersonId>),
     /// The bundle registers every key that is said to be lost.
     #[error("`people.toml`: it registers every living key of the operators, though their keys are lost: {}", names(.0))]
@@ -82,6 +85,12 @@ pub enum RecoveryError {
     /// The bundle cannot come in force as the journal is.
     #[error(transparent)]
     Registration(#[from] RegistrationError),
+    /// The person has no such passkey.
+    #[error("{0} has no such passkey")]
+    NoSuchPasskey(PersonId),
+    /// The host may not confirm the passkey.
+    #[error(transparent)]
+    Confirmation(#[from] ConfirmationRefusal),
     /// The entry was not appended.
     #[error("journal: {0}")]
     Append(#[from] AppendError),
@@ -101,36 +110,8 @@ pub async fn recover_operators(
     bundle: PolicyBundle,
 ) -> Result<OperatorsRecovered, RecoveryError> {
     let no_policy = || RecoveryError::NoPolicy(options.data_dir.clone());
-    // First: opening to write would create a journal.
-    match JournalReader::open(&options.data_dir) {
-        Err(_) if !JournalReader::exists(&options.data_dir) => return Err(no_policy()),
-        Err(OpenError::Schema(SchemaError::Empty)) => return Err(no_policy()),
-        Ok(_) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let state = Arc::new(State::default());
-    let latest_seen = Arc::new(AtomicI64::new(0));
-    let (latest, realm) = (Arc::clone(&latest_seen), options.realm.clone());
-    let fold = StateFold::new(Arc::clone(&state), move |committed| {
-        latest.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
-    });
-    let journal_options = JournalOptions {
-        realm,
-        clock: options.clock.clone(),
-        latest_seen: Arc::clone(&latest_seen),
-        faults: options.faults.clone(),
-        observe: None,
-    };
-    let journal = Journal::open(&options.data_dir, journal_options, Box::new(fold));
-    if let Some(why) = state.failure() {
-        return Err(RecoveryError::Unusable(why));
-    }
-    let journal = journal?;
-    let last = Timestamp::from_millis(latest_seen.load(Ordering::SeqCst));
-    let behind_ms = last.since(options.clock.now());
-    if behind_ms > CLOCK_BEHIND_MAX_MS {
-        return Err(RecoveryError::ClockBehind(behind_ms / 1_000));
-    }
+    let (dir, realm) = (&options.data_dir, options.realm.clone());
+    let (journal, state) = open_stopped(dir, realm, &options.clock, options.faults.clone())?;
     let staged = StagedBundle::new(&state, bundle, &options.files);
     let (append, lost_keys, people) = {
         let read = state.read();
@@ -143,11 +124,7 @@ pub async fn recover_operators(
         let registration = read.may_register(staged.bundle(), &options.returning)?;
         let people = PeopleSummary::new(state.show(), &registration, |_| 0);
         let draft = staged.recovery_draft(options.recovery.clone(), &options.returning);
-        let append = read.append(draft).map_err(|error| match error {
-            // Nothing else appends.
-            DraftError::Torn => AppendError::Busy,
-            DraftError::Illegal(illegal) => AppendError::Illegal(illegal),
-        })?;
+        let append = read.append(draft).map_err(refused_draft)?;
         (append, lost_keys, people)
     };
     let entry = journal.append(append).await?;
@@ -161,6 +138,123 @@ pub async fn recover_operators(
     })
 }
 
+/// Opens the journal of a stopped broker to write, with the state it makes. Blocks while the journal is replayed.
+fn open_stopped(
+    data_dir: &Path,
+    realm: Realm,
+    clock: &Clock,
+    faults: FaultInjection,
+) -> Result<(Journal, Arc<State>), RecoveryError> {
+    let no_policy = || RecoveryError::NoPolicy(data_dir.to_owned());
+    // First: opening to write would create a journal.
+    match JournalReader::open(data_dir) {
+        Err(_) if !JournalReader::exists(data_dir) => return Err(no_policy()),
+        Err(OpenError::Schema(SchemaError::Empty)) => return Err(no_policy()),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let state = Arc::new(State::default());
+    let latest_seen = Arc::new(AtomicI64::new(0));
+    let latest = Arc::clone(&latest_seen);
+    let fold = StateFold::new(Arc::clone(&state), move |committed| {
+        latest.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
+    });
+    let journal_options = JournalOptions {
+        realm,
+        clock: clock.clone(),
+        latest_seen: Arc::clone(&latest_seen),
+        faults,
+        observe: None,
+    };
+    let journal = Journal::open(data_dir, journal_options, Box::new(fold));
+    if let Some(why) = state.failure() {
+        return Err(RecoveryError::Unusable(why));
+    }
+    let journal = journal?;
+    let last = Timestamp::from_millis(latest_seen.load(Ordering::SeqCst));
+    let behind_ms = last.since(clock.now());
+    if behind_ms > CLOCK_BEHIND_MAX_MS {
+        return Err(RecoveryError::ClockBehind(behind_ms / 1_000));
+    }
+    Ok((journal, state))
+}
+
+fn refused_draft(error: DraftError) -> AppendError {
+    match error {
+        // Nothing else appends.
+        DraftError::Torn => AppendError::Busy,
+        DraftError::Illegal(illegal) => AppendError::Illegal(illegal),
+    }
+}
+
+/// What a confirmation on the broker's host needs.
+pub struct HostConfirmationOptions {
+    /// Directory of the journal.
+    pub data_dir: PathBuf,
+    /// The realm of the configuration.
+    pub realm: Realm,
+    /// The person of the passkey.
+    pub person: PersonId,
+    /// The user of this host who confirms it.
+    pub user: HostUser,
+    /// The time.
+    pub clock: Clock,
+    /// Faults of the journal, for tests.
+    pub faults: FaultInjection,
+}
+
+/// Summary of a confirmation on the broker's host.
+#[derive(Debug, Clone)]
+pub struct HostConfirmation {
+    /// The passkey.
+    pub key: Thumbprint,
+    /// The entry.
+    pub index: u64,
+    /// The end of the journal after it.
+    pub head: JournalHead,
+}
+
+/// Confirms the passkey of a person that `is_named` finds, by the word of the host's owner, while no broker runs. Refused where another
+/// person could confirm it. A crash before the entry leaves it unconfirmed; after it, confirmed.
+pub async fn confirm_passkey_on_host(
+    options: HostConfirmationOptions,
+    is_named: impl Fn(Thumbprint) -> bool,
+) -> Result<HostConfirmation, RecoveryError> {
+    let HostConfirmationOptions {
+        data_dir,
+        realm,
+        person,
+        user,
+        clock,
+        faults,
+    } = options;
+    let (journal, state) = open_stopped(&data_dir, realm, &clock, faults)?;
+    let (append, key) = {
+        let read = state.read();
+        read.rules()
+            .ok_or_else(|| RecoveryError::NoPolicy(data_dir.clone()))?;
+        let enrolled = read.person(&person);
+        let mut keys = enrolled.passkeys.iter().map(|passkey| passkey.record.key);
+        let key = keys
+            .find(|key| is_named(*key))
+            .ok_or_else(|| RecoveryError::NoSuchPasskey(person.clone()))?;
+        let by = Confirmer::Host { user };
+        read.may_confirm(&person, key, &by)?;
+        let draft = Draft::one(Event::PasskeyConfirmed(PasskeyConfirmed {
+            person,
+            key,
+            by,
+        }));
+        (read.append(draft).map_err(refused_draft)?, key)
+    };
+    let entry = journal.append(append).await?;
+    Ok(HostConfirmation {
+        key,
+        index: entry.index,
+        head: *journal.head().borrow(),
+    })
+}
+
 /// The keys that die with the recovery; an error where it would overrule operators who can act.
 fn lost_keys(
     read: &Read,
@@ -169,9 +263,13 @@ fn lost_keys(
 ) -> Result<Vec<(PersonId, Thumbprint)>, RecoveryError> {
     let governors = read.governors_without(&[]);
     if !options.recovery.operators_lost {
-        return match governors.is_empty() {
-            true => Ok(Vec::new()),
-            false => Err(RecoveryError::Governed(governors)),
+        // Operators who can act and cannot change the bundle, below the quorum of its rule of changes, are recovered too.
+        let rules = read.rules();
+        let governs =
+            rules.is_some_and(|rules| read.change_is_possible(&rules.bundle, &BTreeSet::new()));
+        return match governs {
+            false => Ok(Vec::new()),
+            true => Err(RecoveryError::Governed(governors)),
         };
     }
     let lost = read.lost_operator_keys(bundle);

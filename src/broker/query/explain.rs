@@ -1,6 +1,8 @@
 //! Explanations: why a decision, task, token, access request or refused call is as it is.
 
-use crate::broker::query::rules::rule_effect;
+use crate::approve::facts::rule_effect;
+use crate::approve::votes;
+use crate::broker::approval::card::key_note;
 use crate::broker::refusals::REFUSALS_KEPT_MAX;
 use crate::broker::{AccessRequestStatus, Broker, CallContext, Refusal};
 use crate::model::*;
@@ -9,7 +11,7 @@ use crate::state::{Grant, Shown};
 /// The explanation of a decision, task, token, access request or refused call.
 #[derive(Debug, Default)]
 pub struct Explanation {
-    /// The summary, in one line.
+    /// The summary, in one line that is safe to print.
     pub headline: String,
     /// Labels and texts, in reading order. Every text is safe to print.
     pub lines: Vec<(String, String)>,
@@ -48,6 +50,7 @@ impl Explanation {
     /// Drops the last lines that exceed one message, and says how many. The entries stay whole: an entry is shorter than half
     /// of a message, and there is one at most.
     fn fit(mut self) -> Self {
+        self.headline = text::escape_invisible(&self.headline);
         let entries: usize = self.entries.iter().map(String::len).sum();
         let mut left = EXPLANATION_BYTES_MAX
             .saturating_sub(entries)
@@ -79,6 +82,8 @@ const fn line_bytes(label: &str, text: &str) -> usize {
 const EXPLANATION_BYTES_MAX: usize = 60 * 1024;
 /// Bytes of a line's framing on the wire.
 const LINE_FRAME_BYTES: usize = 16;
+/// Most characters of a task's purpose.
+const PURPOSE_CHARS_MAX: usize = 500;
 /// Most tokens, access requests or uses listed, of each.
 const LISTED_MAX: usize = 200;
 /// Most bytes of such a list on the wire.
@@ -151,7 +156,9 @@ impl Broker {
                 Event::RequestDenied(f) => {
                     out.headline = format!(
                         "denied {}: {} on {}",
-                        f.reason, f.action.action, f.action.target
+                        f.reason,
+                        f.action.action,
+                        f.action.target.in_sentence()
                     );
                     out.line("task", f.task.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
@@ -162,18 +169,36 @@ impl Broker {
                 Event::AccessRequestOpened(f) => {
                     out.headline = format!(
                         "approval needed: {} on {}",
-                        f.action.action, f.action.target
+                        f.action.action,
+                        f.action.target.in_sentence()
                     );
-                    out.line("task", f.task.to_string());
                     out.line("access request", f.access_request.to_string());
-                    self.explain_evidence(&mut out, &f.evidence);
-                    self.explain_decision(&mut out, &f.decision);
+                    match &f.requester {
+                        AccessRequester::Agent(by) => {
+                            out.line("task", by.task.to_string());
+                            self.explain_evidence(&mut out, &by.evidence);
+                            self.explain_decision(&mut out, &by.decision);
+                        }
+                        AccessRequester::Person(by) => {
+                            out.line("proposed by", by.person.to_string());
+                            out.line("replaces", by.replaces.to_string());
+                        }
+                    }
                 }
                 Event::TokenIssued(f) => {
-                    out.headline = format!("approved: {} on {}", f.action.action, f.action.target);
+                    out.headline = format!(
+                        "approved: {} on {}",
+                        f.action.action,
+                        f.action.target.in_sentence()
+                    );
                     out.line("task", f.task.to_string());
                     out.line("token", f.jti.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
+                    self.explain_decision(&mut out, &f.decision);
+                }
+                Event::AccessRequestReassessed(f) => {
+                    out.headline = format!("{} requires other approvals", f.access_request);
+                    out.line("access request", f.access_request.to_string());
                     self.explain_decision(&mut out, &f.decision);
                 }
                 Event::EpochStarted(_)
@@ -192,6 +217,7 @@ impl Broker {
                 | Event::AccessRequestClosed(_)
                 | Event::ApproverInvited(_)
                 | Event::ApproverEnrolled(_)
+                | Event::PasskeyConfirmed(_)
                 | Event::ApproverKeysRevoked(_)
                 | Event::TokenReissued(_)
                 | Event::TokenConsumed(_)
@@ -299,39 +325,60 @@ impl Broker {
         id: &AccessRequestId,
     ) -> Option<Explanation> {
         let request = self.show().access_request(id)?;
-        let mut out = self.explain_entry(self.show().decision_index(&request.opened.decision.id)?);
+        let mut out = self.explain_entry(request.index);
         let view = self.view_of(call, id).ok()?;
         out.headline = format!(
             "{}: {} on {}",
             view.status.as_str(),
             request.opened.action.action,
-            request.opened.action.target
+            request.opened.action.target.in_sentence()
         );
         for need in &view.needs {
-            let names: Vec<&str> = need.approvers.iter().map(PersonId::as_str).collect();
+            let approvals: Vec<String> = need
+                .approvers
+                .iter()
+                .map(|(person, method)| format!("{person} {}", method.signed_by()))
+                .collect();
             out.line(
                 "profile",
                 format!(
                     "{}: {} of {} from {} [{}]",
                     need.profile.name,
-                    names.len(),
+                    approvals.len(),
                     need.quorum,
                     need.group,
-                    names.join(", ")
+                    approvals.join(", ")
                 ),
             );
         }
-        for vote in &request.votes {
+        let rules = self.show().rules();
+        let void = rules.map(|rules| votes::void_votes(&request, &rules.bundle));
+        let void = void.unwrap_or_default();
+        for (n, vote) in request.votes.iter().enumerate() {
+            let changed = void.get(&n).map(|changed| {
+                format!(
+                    "; APPROVAL VOID: what it was given for has changed: {}",
+                    changed.join(", ")
+                )
+            });
             out.line(
                 "vote",
                 format!(
-                    "{} {} under {} at {}",
+                    "{} {} under {}, {}, at {}{}",
                     vote.cast.voter,
                     vote.cast.verdict.as_str(),
                     vote.cast.profile.name,
-                    vote.at
+                    vote.cast.method().signed_by(),
+                    vote.at,
+                    changed.unwrap_or_default()
                 ),
             );
+            let enrolled = self.show().person(&vote.cast.voter);
+            let passkey = enrolled.passkey(vote.cast.key);
+            let note = passkey.and_then(|passkey| key_note(&vote.cast.voter, passkey, &request));
+            if let Some(note) = note {
+                out.line("key", note);
+            }
         }
         // A request that no longer waits has no deadline; its end is what counts.
         let denied = request.votes.iter().rev();
@@ -383,20 +430,22 @@ impl Broker {
         out.line("key", task.opened.binding.jkt().to_string());
         self.explain_evidence(&mut out, &task.opened.evidence);
         if let Some(purpose) = &task.purpose {
-            out.line(
-                "agent says (unverified)",
-                format!(
-                    "\"{}\"",
-                    text::escape_invisible_capped(purpose.as_str(), 500)
-                ),
-            );
+            let (head, more) = text::cut(purpose.as_str(), PURPOSE_CHARS_MAX);
+            let more = match more {
+                0 => String::new(),
+                more => format!(" and {more} more characters"),
+            };
+            let words = format!("{}{more}", text::quote(head));
+            out.line("agent says (unverified)", words);
         }
         out.newest("token", &self.show().grants_of_task(id), |grant| {
             let state = self.token_state(grant, now);
             let issued = &grant.issued;
             format!(
                 "{} {} on {}, {state}",
-                issued.jti, issued.action.action, issued.action.target
+                issued.jti,
+                issued.action.action,
+                issued.action.target.in_sentence()
             )
         });
         out.newest(
@@ -406,7 +455,9 @@ impl Broker {
                 let opened = &request.opened;
                 format!(
                     "{} {} on {}",
-                    opened.access_request, opened.action.action, opened.action.target
+                    opened.access_request,
+                    opened.action.action,
+                    opened.action.target.in_sentence()
                 )
             },
         );
@@ -433,7 +484,8 @@ impl Broker {
         let state = self.token_state(&grant, now);
         out.headline = format!(
             "token, {state}: {} on {}",
-            grant.issued.action.action, grant.issued.action.target
+            grant.issued.action.action,
+            grant.issued.action.target.in_sentence()
         );
         if let Some(uses) = grant.issued.uses {
             out.line("uses", format!("{} of {uses} spent", grant.uses.len()));

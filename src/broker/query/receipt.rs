@@ -192,8 +192,10 @@ fn size_of_parts(parts: &ReceiptParts) -> usize {
     let entries = parts.entries.iter();
     let entries = entries.map(|entry| entry.entry.len() + entry.path.len() * PATH_STEP_BYTES);
     let votes = parts.votes.iter();
-    let votes = votes.flat_map(|vote| [&vote.statement, &vote.assertion]);
-    let votes = votes.flatten().map(String::len);
+    let votes = votes.flat_map(|vote| {
+        let texts = [&vote.statement, &vote.facts].into_iter();
+        texts.chain(&vote.assertion).map(String::len)
+    });
     entries.chain(votes).sum()
 }
 
@@ -233,7 +235,6 @@ impl TokenRecord {
             self.read(index, &mut found)?;
         }
         let mut votes = Vec::new();
-        let mut opened = None;
         if let Some(id) = issued.consumed {
             let stream = Stream::AccessRequest(id);
             let mut before = version_in(&issue.write_set, &stream);
@@ -242,16 +243,13 @@ impl TokenRecord {
                 before = version_in(&entry.write_set, &stream);
                 match &entry.event {
                     Event::VoteCast(_) => votes.push(entry),
-                    Event::AccessRequestOpened(f) => opened = Some(f.clone()),
+                    Event::AccessRequestOpened(_) | Event::AccessRequestReassessed(_) => {}
                     _ => return Err(missing(index, "a vote")),
                 }
             }
             votes.reverse();
         }
-        let (votes, profiles) = match &opened {
-            Some(opened) => self.evidence(opened, issued, &votes, &mut found)?,
-            None => (Vec::new(), Vec::new()),
-        };
+        let (votes, profiles) = self.evidence(issued, &votes, &mut found)?;
         let mut uses_omitted = omit_uses;
         if !omit_uses {
             uses_omitted = !self.read_later(issued.jti, issue.index, &mut found)?;
@@ -313,7 +311,6 @@ impl TokenRecord {
     /// The proof of each vote, the enrolments of the passkeys, and the definitions of the satisfied profiles.
     fn evidence(
         &self,
-        opened: &AccessRequestOpened,
         issued: &TokenIssued,
         votes: &[Entry],
         found: &mut Gathered,
@@ -327,15 +324,11 @@ impl TokenRecord {
             let Event::VoteCast(cast) = &entry.event else {
                 return Err(missing(entry.index, "a vote"));
             };
-            let text = self.blob(&cast.statement)?;
-            let statement = VoteStatement::parse(&text);
-            let digest = statement.and_then(|statement| statement.digest());
-            let digest = digest.map_err(|_| missing(entry.index, "a readable statement"))?;
-            let is_sensitive = opened.secret.is_some();
             let mut proof = VoteEvidence {
                 index: entry.index,
-                statement: (!is_sensitive).then_some(text),
-                statement_digest: is_sensitive.then_some(digest),
+                method: cast.method(),
+                statement: self.blob(&cast.statement)?,
+                facts: self.blob(&cast.facts)?,
                 assertion: None,
                 jwk: None,
             };

@@ -29,6 +29,8 @@ pub struct RuleStatsRow {
     pub step_ups: u64,
     /// Access requests approved, with a token issued.
     pub approved: u64,
+    /// Of these, those with a vote to approve by a registered key.
+    pub approved_by_key: u64,
     /// Access requests denied.
     pub denied: u64,
     /// Access requests expired.
@@ -52,6 +54,8 @@ pub struct ApproverStatsRow {
     pub name: String,
     /// Approving votes.
     pub approvals: u64,
+    /// Of these, votes by a registered key; the others are by passkey.
+    pub approvals_by_key: u64,
     /// Denying votes.
     pub denials: u64,
     /// Share of approvals, in percent, rounded down; `None` without a vote.
@@ -162,6 +166,7 @@ fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
         hits: stats.hits,
         step_ups: stats.requested,
         approved: stats.approved,
+        approved_by_key: stats.approved_by_key,
         denied: stats.denied,
         expired: stats.expired,
         approved_percent: percent(stats.approved, stats.denied),
@@ -177,6 +182,7 @@ fn approver_row(id: PersonId, name: String, stats: &ApproverStats) -> ApproverSt
         id,
         name,
         approvals: stats.approvals,
+        approvals_by_key: stats.approvals_by_key,
         denials: stats.denials,
         approved_percent: percent(stats.approvals, stats.denials),
         median_s,

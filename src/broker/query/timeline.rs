@@ -1,6 +1,8 @@
 //! Timeline of a task, and journal search. Reads entries alone, never the blobs beside them: no agent text, sensitive
 //! parameter or vote statement is returned.
 
+use std::fmt::Write as _;
+
 use serde_json::Value;
 
 use crate::broker::approval::read_access::Readable;
@@ -203,7 +205,7 @@ impl Broker {
             Some(person) => person.to_string(),
             None => BROKER.to_owned(),
         };
-        let doing = |a: &ActionOnRecord| format!("{} on {}", a.action, a.target);
+        let doing = |a: &ActionOnRecord| format!("{} on {}", a.action, a.target.in_sentence());
         let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.event
         {
             Event::EpochStarted(f) => (
@@ -301,6 +303,16 @@ impl Broker {
                 f.passkey.key.to_string(),
                 vec![f.invitation.to_string()],
             ),
+            Event::PasskeyConfirmed(f) => (
+                "PasskeyConfirmed",
+                match &f.by {
+                    Confirmer::Person { .. } => "passkey confirmed",
+                    Confirmer::Host { .. } => "passkey confirmed by the owner of the host",
+                },
+                f.by.to_string(),
+                format!("{}, {}", f.person, f.key),
+                vec![],
+            ),
             Event::ApproverKeysRevoked(f) => (
                 "ApproverKeysRevoked",
                 match f.cause {
@@ -309,7 +321,20 @@ impl Broker {
                     RevokeCause::Counter => "approver's key revoked: its counter went back",
                 },
                 by(&f.by),
-                format!("{}, {} keys", f.person, f.keys.len()),
+                {
+                    let mut text = format!("{}, {} keys", f.person, f.keys.len());
+                    if f.invited > 0 {
+                        let _ = write!(text, "; {} passkeys on their invitations die", f.invited);
+                    }
+                    if f.unconfirmed > 0 {
+                        let _ = write!(
+                            text,
+                            "; {} passkeys await confirmation again",
+                            f.unconfirmed
+                        );
+                    }
+                    text
+                },
                 vec![],
             ),
             Event::TaskOpened(f) => (
@@ -346,18 +371,32 @@ impl Broker {
                 vec![f.id.to_string(), f.task.to_string()],
             ),
             Event::AccessRequestOpened(f) => {
-                let needs: Vec<_> = f
-                    .decision
-                    .required_profiles
-                    .iter()
-                    .map(|n| n.name.as_str())
-                    .collect();
+                let needs = f.required_profiles().iter();
+                let needs: Vec<_> = needs.map(|n| n.name.as_str()).collect();
+                let task = f.task().map(|task| task.to_string());
                 (
                     "AccessRequestOpened",
                     "approval requested",
-                    f.agent.to_string(),
+                    f.agent()
+                        .map_or_else(|| f.owner().to_string(), ToString::to_string),
                     format!("{}, under {}", doing(&f.action), needs.join(", ")),
-                    vec![f.access_request.to_string(), f.task.to_string()],
+                    std::iter::once(f.access_request.to_string())
+                        .chain(task)
+                        .collect(),
+                )
+            }
+            Event::AccessRequestReassessed(f) => {
+                let needs = f.decision.required_profiles.iter();
+                let needs: Vec<_> = needs.map(|n| n.name.as_str()).collect();
+                (
+                    "AccessRequestReassessed",
+                    "approval requirements changed",
+                    BROKER.to_owned(),
+                    match needs.is_empty() {
+                        true => "no approval is required".to_owned(),
+                        false => format!("under {}", needs.join(", ")),
+                    },
+                    vec![f.access_request.to_string()],
                 )
             }
             Event::VoteCast(f) => (
@@ -368,12 +407,20 @@ impl Broker {
                 },
                 f.voter.to_string(),
                 match f.verdict {
-                    Verdict::Approve => format!(
-                        "under {}, for at most {}",
-                        f.profile.name,
-                        format_seconds(f.max_ttl)
-                    ),
-                    Verdict::Deny => format!("under {}", f.profile.name),
+                    Verdict::Approve => {
+                        let most = f
+                            .max_ttl
+                            .map(|ttl| format!(", for at most {}", format_seconds(ttl)));
+                        format!(
+                            "under {}, {}{}",
+                            f.profile.name,
+                            f.method().signed_by(),
+                            most.unwrap_or_default()
+                        )
+                    }
+                    Verdict::Deny => {
+                        format!("under {}, {}", f.profile.name, f.method().signed_by())
+                    }
                 },
                 vec![f.access_request.to_string()],
             ),
@@ -391,6 +438,7 @@ impl Broker {
                     CloseCause::Expired => "request expired",
                     CloseCause::Policy => "request ended by a policy change",
                     CloseCause::Frozen => "request ended by a freeze",
+                    CloseCause::NoEligibleApprover => "request ended: too few approvers",
                 },
                 BROKER.to_owned(),
                 String::new(),
@@ -540,7 +588,8 @@ fn expired(grant: &Grant, task: &TaskRecord, now: Timestamp) -> Option<TimelineE
         who: BROKER.to_owned(),
         detail: text::escape_invisible(&format!(
             "{} on {}",
-            grant.issued.action.action, grant.issued.action.target
+            grant.issued.action.action,
+            grant.issued.action.target.in_sentence()
         )),
         ids: vec![grant.issued.jti.to_string()],
     })

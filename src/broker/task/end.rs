@@ -82,7 +82,7 @@ impl Broker {
             let task = self.held_task(read, call, &task, &possession)?;
             let request = read
                 .access_request(&id)
-                .filter(|request| request.opened.task == task.opened.task)
+                .filter(|request| request.opened.task() == Some(task.opened.task))
                 .ok_or_else(|| {
                     let message = format!("no access request {id} in this task");
                     self.refuse(call.method, Reason::NotFound, message)

@@ -33,6 +33,8 @@ impl Broker {
         }
         let why = if request.status == StoredStatus::Denied {
             DeniedReason::DeniedByApprover
+        } else if request.status == StoredStatus::Closed(CloseCause::NoEligibleApprover) {
+            DeniedReason::NoEligibleApprover
         } else if request.has_approval() {
             DeniedReason::ApprovalExpired
         } else {
@@ -40,8 +42,8 @@ impl Broker {
         };
         let denied = DeniedReply {
             why,
-            decision: Some(request.opened.decision.id),
-            rules: self.rules_shown(&request.opened.decision.rules),
+            decision: request.decision.as_ref().map(|decision| decision.id),
+            rules: self.rules_shown(request.rules()),
             access_request: Some(request.opened.access_request),
             comment: request.comment(),
             facts: authenticated.facts().clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::approve::votes::VoidApproval;
 use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
 use crate::broker::approval::progress::ProfileState;
 use crate::broker::transaction::{Done, Step};
@@ -10,7 +11,7 @@ use crate::broker::{ATTACHED_MAX, Broker, CallContext, Refusal};
 use crate::journal::ReadSet;
 use crate::model::*;
 use crate::policy::ActivePolicy;
-use crate::state::{AccessRequest, KeyOutcome, Read, Recorded, TaskRecord};
+use crate::state::{AccessRequest, Draft, KeyOutcome, Read, Recorded, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
 /// Input of `RequestToken`.
@@ -75,6 +76,8 @@ pub struct PendingReply {
     pub rules: Vec<RuleSummary>,
     /// How the lifetime was computed so far.
     pub ttl: TtlBreakdown,
+    /// Approvals that no longer count, because what they were given for has changed.
+    pub void: Vec<VoidApproval>,
     /// The evidence went stale during the wait: the client must send new evidence.
     pub evidence_required: bool,
     /// The evidence gate 1 verified in this call.
@@ -105,6 +108,8 @@ pub struct DeniedReply {
 
 pub use crate::card::RuleSummary;
 
+/// How often one call records that what its access request requires has changed.
+const REASSESSMENTS_MAX: u32 = 4;
 /// Longest wait for approvers in one call, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
 
@@ -127,6 +132,8 @@ pub(in crate::broker) enum Evaluation {
     Opened(AccessRequestId),
     /// An access request is pending.
     Pending(AccessRequestId),
+    /// It was recorded that the access request requires something else now: the round is asked again.
+    Reassessed,
     /// Denied.
     Denied(Box<DeniedReply>, Option<Arc<[RuleRef]>>),
     /// Refused, after the entry about it.
@@ -194,6 +201,9 @@ impl Broker {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
                 decided => return Ok(decided),
             };
+            if until.is_elapsed() {
+                return Ok(TokenReply::Pending(pending));
+            }
             let due = tokio::time::sleep(pending.due.after(self.now()));
             tokio::pin!(due);
             // A call that only waits holds no concurrency permit.
@@ -237,10 +247,19 @@ impl Broker {
         let _turn = self.take_turn(key, call.method, deadline).await?;
         // An agent that retries is counted once, however often its round is asked again.
         let mut is_counted = false;
-        let done = self
-            .transaction_until(deadline, call.method)
-            .run(|read| self.decide_token(read, call, authenticated, input, &mut is_counted))
-            .await;
+        let mut done;
+        let mut left = REASSESSMENTS_MAX;
+        loop {
+            done = self
+                .transaction_until(deadline, call.method)
+                .run(|read| self.decide_token(read, call, authenticated, input, &mut is_counted))
+                .await;
+            left -= 1;
+            let again = |done: &Done<Evaluation>| matches!(done.value, Evaluation::Reassessed);
+            if left == 0 || !done.as_ref().is_ok_and(again) {
+                break;
+            }
+        }
         let Done {
             value,
             entry,
@@ -271,6 +290,12 @@ impl Broker {
                 };
                 self.pending_reply(call, authenticated, &id, reads)
             }
+            // Once more at the most: a second change in between is found at the next call.
+            Evaluation::Reassessed => Err(self.refuse(
+                call.method,
+                Reason::Conflict,
+                "what the access request requires changes again and again",
+            )),
         }
     }
 
@@ -349,6 +374,18 @@ impl Broker {
                 }
                 None => self.open_access_request(&attempt, *pending),
             },
+            Ok(GateDecision::Reassessed(access_request, decision)) => {
+                let event = AccessRequestReassessed {
+                    access_request,
+                    decision: *decision,
+                };
+                let draft = Draft::one(Event::AccessRequestReassessed(event));
+                let draft = match &waiting {
+                    Some(request) => draft.not_after(request.opened.expires_at),
+                    None => draft,
+                };
+                Ok(Step::Append(draft, Evaluation::Reassessed))
+            }
             Ok(GateDecision::Denied(denied)) => self.deny(&attempt, *denied, is_counted),
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
@@ -381,7 +418,8 @@ impl Broker {
         attempt: &TokenAttempt<'_, '_>,
         request: &AccessRequest,
     ) -> Result<(), Refusal> {
-        if request.opened.idempotency_key == attempt.input.idempotency_key {
+        let opened_with = request.opened.by_agent().map(|by| &by.idempotency_key);
+        if opened_with == Some(&attempt.input.idempotency_key) {
             return Ok(());
         }
         let full = {

@@ -1,6 +1,7 @@
 //! Step-up: opens an access request for approvers.
 
 use crate::approve::PendingDecision;
+use crate::approve::votes;
 use crate::broker::token::request::{Evaluation, PendingReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
@@ -49,18 +50,20 @@ impl Broker {
             .map(|prose| Blob::new(prose.blob(self.random_bytes())));
         let event = AccessRequestOpened {
             access_request: id,
-            task: input.task,
-            agent: task.opened.agent.clone(),
-            owner,
-            idempotency_key: input.idempotency_key.clone(),
+            requester: AccessRequester::Agent(Box::new(AgentRequester {
+                task: input.task,
+                agent: task.opened.agent.clone(),
+                owner,
+                idempotency_key: input.idempotency_key.clone(),
+                decision: pending.decision,
+                evidence: authenticated.facts().clone(),
+            })),
             action,
             secret: secret.as_ref().map(Blob::hash),
             reason: reason.as_ref().map(Blob::hash),
-            max_ttl: pending.max_ttl,
+            max_ttl: Some(pending.max_ttl),
             uses: pending.uses,
             expires_at: now.plus_secs(pending.wait).min(task.opened.deadline),
-            decision: pending.decision,
-            evidence: authenticated.facts().clone(),
         };
         let draft = Draft::one(Event::AccessRequestOpened(event))
             .not_after(pending.not_after)
@@ -126,19 +129,21 @@ impl Broker {
             let rules = read.rules()?;
             let request = read.access_request(id)?;
             let opened = &request.opened;
+            let decision = request.decision.as_ref()?;
             let reply = PendingReply {
                 access_request: opened.access_request,
-                decision: opened.decision.id,
+                decision: decision.id,
                 needs: self.approval_progress(read, &request, &rules, now),
                 expires_at: opened.expires_at,
-                rules: self.rules_shown(&opened.decision.rules),
-                ttl: opened.decision.ttl.clone(),
+                rules: self.rules_shown(&decision.rules),
+                ttl: decision.ttl.clone(),
+                void: votes::void_approvals(&request, &rules.bundle),
                 evidence_required: false,
                 facts: authenticated.facts().clone(),
                 reads,
                 due: self.next_change_by_time(read, &request, now),
             };
-            Some((reply, opened.decision.rules.clone()))
+            Some((reply, decision.rules.clone()))
         });
         let (reply, asked) = found.ok_or_else(|| {
             let message = "the access request is no longer on record";

@@ -1,10 +1,10 @@
-//! JSON requests to the demo's resource server on loopback.
+//! JSON requests to the demo's resource server and the broker's console on loopback.
 
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, SET_COOKIE, WWW_AUTHENTICATE};
 use hyper::{Request, Uri};
 use serde_json::Value;
 
@@ -13,11 +13,13 @@ use crate::cli::http_client;
 use crate::client::{ConnectOptions, Transport};
 use crate::model::Secret;
 
-/// The resource server's response.
+/// A response.
 pub(super) struct JsonResponse {
     pub(super) status: u16,
     pub(super) body: Value,
     pub(super) challenge: String,
+    /// The cookie that it sets, without its attributes.
+    pub(super) cookie: Option<Secret>,
 }
 
 const TIMEOUT_S: u64 = 10;
@@ -54,6 +56,10 @@ pub(super) async fn call(
         .await
         .map_err(|e| failed(&e))?;
     let challenge = response.headers.get(WWW_AUTHENTICATE);
+    let cookie = response.headers.get(SET_COOKIE);
+    let cookie = cookie
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.split(';').next());
     Ok(JsonResponse {
         status: response.status,
         body: serde_json::from_slice(&response.body).unwrap_or(Value::Null),
@@ -61,5 +67,6 @@ pub(super) async fn call(
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default()
             .to_owned(),
+        cookie: cookie.map(|pair| Secret::new(pair.to_owned())),
     })
 }

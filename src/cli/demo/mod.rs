@@ -7,6 +7,7 @@
 
 mod child;
 mod http;
+mod passkey;
 mod person;
 mod resource;
 mod scenario;

@@ -1,5 +1,7 @@
 //! The demo's scenario: a security team's agent contains an incident, and invalid requests are refused.
 
+mod high_risk;
+
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,7 @@ struct Scenario {
     other: Child,
     dana: Child,
     maria: Child,
+    lee: Child,
     olga: Child,
 }
 
@@ -60,6 +63,7 @@ pub(super) async fn run(
         .to_owned();
     fixture.print_setup(&log, &recorded);
     let jti = fixture.step_read_and_disable(&mut log).await?;
+    fixture.step_isolate(&mut log).await?;
     fixture.step_policy_change(&mut log, &jti).await?;
     fixture.step_broker_crash(&mut log).await?;
     fixture.step_task_end(&mut log).await?;
@@ -122,6 +126,7 @@ impl Scenario {
         };
         let dana = person("demo-approver", "dana").await?;
         let maria = person("demo-approver", "maria").await?;
+        let lee = person("demo-approver", "lee").await?;
         let olga = person("demo-operator", "olga").await?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -133,6 +138,7 @@ impl Scenario {
             other,
             dana,
             maria,
+            lee,
             olga,
             dev_config,
         })
@@ -142,7 +148,7 @@ impl Scenario {
         log.note(&format!(
             "  broker           pid {:<7} {}\n  resource server  pid {:<7} {}\n  agent            pid {:<7} spiffe://soc.example/agent/triage\n  \
              another workload pid {:<7} spiffe://soc.example/agent/copycat\n  dana             pid {:<7} approver, and the agent's owner\n  \
-             maria            pid {:<7} approver\n  olga             pid {:<7} operator\n  checkpoint recorded outside the broker: {recorded}\n\n",
+             maria            pid {:<7} approver\n  lee              pid {:<7} approver\n  olga             pid {:<7} operator\n  checkpoint recorded outside the broker: {recorded}\n\n",
             self.broker.pid(),
             self.url,
             self.resource.pid(),
@@ -151,6 +157,7 @@ impl Scenario {
             self.other.pid(),
             self.dana.pid(),
             self.maria.pid(),
+            self.lee.pid(),
             self.olga.pid(),
         ));
     }
@@ -625,6 +632,7 @@ impl Scenario {
             self.other,
             self.dana,
             self.maria,
+            self.lee,
             self.olga,
             self.resource,
             self.broker,

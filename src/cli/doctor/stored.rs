@@ -10,9 +10,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{JournalReader, OpenError};
 use crate::keys;
-use crate::model::{Digest, Entry, Event, KeyId, Timestamp, TrustDomain, format_seconds};
+use crate::model::{Digest, Entry, Event, KeyId, PersonId, Timestamp, TrustDomain, format_seconds};
 use crate::policy::{BundleFiles, PolicyBundle};
-use crate::state::Show;
+use crate::state::{Passkey, Show};
 
 /// What the journal holds about the policy and the signing keys.
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub(super) struct JournalSummary {
     pub(super) keys: Vec<(KeyId, Timestamp)>,
     /// The newest trust bundle of each domain.
     trust: BTreeMap<TrustDomain, Digest>,
-    /// Whether somebody can govern the realm, and whether its operators were recovered lately.
+    /// Whether an operator can govern the realm, whether the operators were recovered lately, and the passkeys that await confirmation.
     pub(super) operators: Vec<Finding>,
 }
 
@@ -39,6 +39,12 @@ fn check_operators(show: Show<'_>, now: Timestamp) -> Vec<Finding> {
         ),
         false => Finding::ok(format!("operators with a living key: {}", names.join(", "))),
     }];
+    if !names.is_empty() && !show.change_is_possible() {
+        findings.push(Finding::warn(
+            "nobody could change the policy bundle: too few people who have to agree to a change have a key that counts",
+            "have passkeys enrolled and confirmed ('dipylon approver invite', 'dipylon approver confirm'); where that is not enough, 'dipylon recover operators' on this host",
+        ));
+    }
     if let Some(known) = show.recovery().filter(|known| known.is_shown(now)) {
         let recovery = &known.recovery;
         findings.push(Finding::warn(
@@ -50,6 +56,33 @@ fn check_operators(show: Show<'_>, now: Timestamp) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Warns of passkeys that await confirmation, each with who could give it.
+fn check_passkeys(show: Show<'_>, now: Timestamp) -> Vec<Finding> {
+    let warn = |(person, passkey): (PersonId, Passkey)| {
+        let age = format_seconds(seconds_between(passkey.added_at, now).max(0));
+        let key = passkey.record.key;
+        let confirmers = show.confirmers(&person, key);
+        let names: Vec<&str> = confirmers.iter().take(5).map(PersonId::as_str).collect();
+        let next = match names.is_empty() {
+            true => format!(
+                "no other person has a key to confirm it with: stop the broker, and run 'dipylon approver confirm-on-host {person} CODE' as its user, with the code that {person} reads out"
+            ),
+            false => format!(
+                "{} confirms it on the console's Approvers page or with 'dipylon approver confirm {person} CODE', with the code that {person} reads out; if {person} did not enrol it, revoke it",
+                names.join(" or ")
+            ),
+        };
+        Finding::warn(
+            format!(
+                "the passkey {key} of {person}, enrolled {age} ago on an invitation of {}, awaits confirmation",
+                passkey.invited_by
+            ),
+            next,
+        )
+    };
+    show.unconfirmed_passkeys().into_iter().map(warn).collect()
 }
 
 /// Verifies the journal as 'audit verify' does, and collects its policy and signing keys.
@@ -77,6 +110,9 @@ pub(super) fn check_journal(dir: &Path, clock: &Clock) -> (Finding, JournalSumma
                 report.head
             )));
             summary.operators = check_operators(state.show(), clock.now());
+            summary
+                .operators
+                .extend(check_passkeys(state.show(), clock.now()));
         }
         Err(error) => {
             let advice = error.next_step.unwrap_or_else(|| {

@@ -8,7 +8,7 @@ use super::program::SpawnError;
 use crate::cli::error::CliError;
 use crate::cli::render;
 use crate::client::{self, AccessToken, Denial, PendingApproval};
-use crate::model::text::escape_invisible;
+use crate::model::text::{escape_invisible, quote};
 use crate::model::{TaskId, format_seconds};
 
 /// Prints events to stderr, since stdout belongs to the command. Callers escape untrusted text.
@@ -78,7 +78,7 @@ impl EventPrinter {
         let action = escape_invisible(&format!(
             "{} on {}",
             token.action().name,
-            token.action().target
+            token.action().target.in_sentence()
         ));
         self.event(
             if by_people { "approved" } else { "allowed" },
@@ -98,7 +98,7 @@ impl EventPrinter {
         };
         let comment = match denied.comment() {
             None => String::new(),
-            Some(text) => format!(": \"{}\"", escape_invisible(text)),
+            Some(text) => format!(": {}", escape_invisible(&quote(text))),
         };
         let next = denied
             .reason()
@@ -174,7 +174,7 @@ impl EventPrinter {
 fn rules<R: std::borrow::Borrow<client::MatchedRule>>(rules: &[R]) -> String {
     let names: Vec<String> = rules
         .iter()
-        .map(|rule| format!("rule \"{}\"", escape_invisible(&rule.borrow().id)))
+        .map(|rule| format!("rule {}", escape_invisible(&quote(&rule.borrow().id))))
         .collect();
     names.join(" and ")
 }

@@ -7,7 +7,7 @@ fn example_bundle_has_no_warnings() {
     let bundle = soc();
     assert_eq!(bundle.warnings(), []);
     assert_eq!(bundle.actions().count(), 4);
-    assert_eq!(bundle.rules().count(), 7);
+    assert_eq!(bundle.rules().count(), 8);
     let disable = bundle
         .action(&ActionName::parse("account.disable").expect("name"))
         .expect("action");

@@ -2,6 +2,7 @@
 
 mod bundle;
 mod decisions;
+mod key_votes;
 mod policy_index;
 mod registry;
 mod rules;

@@ -142,7 +142,8 @@ fn policy_index_leaves_out_other_actions() {
         ids(OPERATE),
         BTreeSet::from(["agents-operate-with-fresh-evidence".to_owned()])
     );
-    assert!(ids("host.isolate").contains("destructive-needs-approval"));
+    assert!(ids("host.isolate").contains("severe-needs-a-passkey"));
+    assert!(!ids("host.isolate").contains("destructive-needs-approval"));
     assert!(
         ids("host.isolate").contains("writes-are-short"),
         "two groups up"

@@ -13,8 +13,8 @@ use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
 use crate::broker::{AccessRequestStatus, Ineligible, VoteOptions};
-use crate::card::{Card, CardRow, CardView, SectionKind};
-use crate::model::{AccessRequestId, ParseField as _};
+use crate::card::{Card, CardRow, CardSection, CardView, FoldLimits, SectionKind, Tone};
+use crate::model::{AccessRequestId, ParseField as _, format_seconds};
 use crate::serve::request_log::record;
 
 #[derive(Template)]
@@ -29,6 +29,10 @@ struct CardPage {
     /// Whether the request waits for approval.
     open: bool,
     risk: &'static str,
+    /// How much room the parameters take: a word of the style sheet.
+    crowd: &'static str,
+    /// How many facts are unusual.
+    unusual: usize,
     until: DisplayTime,
     not_eligible: Option<&'static str>,
     task: String,
@@ -38,13 +42,16 @@ struct CardPage {
 /// The vote form.
 struct VoteForm {
     profiles: Vec<ProfileOption>,
-    max_ttl: i64,
+    /// Longest life of the token, in seconds; absent when no token is asked for.
+    max_ttl: Option<i64>,
     max_uses: String,
     max_uses_label: String,
     /// The limits that an approval signs unless they are narrowed.
     signs: String,
     /// The policy bundle of the card: a vote names it.
     policy: String,
+    /// The digest of the facts of the card: a vote names it.
+    facts: String,
     dwell_ms: u128,
 }
 
@@ -91,20 +98,86 @@ pub(super) async fn page(
         }
         Err(why) => (None, Some(not_eligible(why))),
     };
-    let title = format!("{} {}", view.headline.verb, view.headline.object);
+    let title = format!(
+        "{}: {}::{}",
+        view.headline.verb, view.headline.object_type, view.headline.object
+    );
     Ok(response::html(&CardPage {
         page: Page::new(&console, &request, &user, &title),
         status: card.status.as_str(),
-        status_message: status_message(card.status),
+        status_message: match card.requester.agent() {
+            Some(_) => status_message(card.status),
+            None => proposal_message(card.status),
+        },
         risk: format::risk(card.risk),
         until: DisplayTime::new(card.expires_at, now),
-        task: card.task.to_string(),
+        task: card
+            .requester
+            .agent()
+            .map(|agent| agent.task.to_string())
+            .unwrap_or_default(),
         open,
         name: target_name(&view),
+        crowd: crowd(&view),
+        unusual: card.anomalies.len(),
         view,
         vote,
         not_eligible,
     }))
+}
+
+/// More parameter rows than this stand in two columns, and long values show less of themselves.
+const ROWS_ALONE_MAX: usize = 4;
+/// More lines of parameters than this do not fit above the buttons of a phone, which then come after them.
+const PHONE_LINES_MAX: usize = 22;
+/// More lines than this do not fit beside the buttons of a wide window.
+const DESK_LINES_MAX: usize = 44;
+/// Characters on a line of a narrow column.
+const COLUMN_CHARS: usize = 22;
+
+impl CardPage {
+    /// How much of a row is shown before it is opened.
+    fn limits(&self, row: &CardRow) -> FoldLimits {
+        if row.tone != Tone::Quoted && self.crowd.starts_with("many") {
+            FoldLimits::ONE_OF_MANY
+        } else {
+            row.fold_limits()
+        }
+    }
+
+    /// The first digits of a digest; the whole one is below the value.
+    fn first_digits<'a>(&self, digest: &'a str) -> &'a str {
+        digest.get(..DIGITS).unwrap_or(digest)
+    }
+}
+
+/// Digits of a digest beside the beginning of a value.
+const DIGITS: usize = 32;
+
+/// How much room the parameters take: none of them may be hidden behind the buttons.
+fn crowd(view: &CardView) -> &'static str {
+    let of_parameters = |section: &&CardSection| section.kind == SectionKind::Parameters;
+    let rows = view.sections.iter().find(of_parameters);
+    let rows = rows.map_or(&[][..], |section| &section.rows);
+    let limits = match rows.len() > ROWS_ALONE_MAX {
+        true => FoldLimits::ONE_OF_MANY,
+        false => FoldLimits::VALUE,
+    };
+    let lines = |row: &CardRow| {
+        let folded = row.fold(limits);
+        let head = folded.as_ref().map_or(&row.lines, |(head, _)| head);
+        let wrapped = |line: &String| line.chars().count().div_ceil(COLUMN_CHARS);
+        let value: usize = head.iter().map(wrapped).sum();
+        let label = 1 + usize::from(row.caption.is_some());
+        (value + usize::from(folded.is_some()) + row.flags.len() * 2).max(label)
+    };
+    match (rows.len(), rows.iter().map(lines).sum::<usize>()) {
+        (..=ROWS_ALONE_MAX, PHONE_LINES_MAX..) => "tall",
+        (..=ROWS_ALONE_MAX, _) => "",
+        (_, DESK_LINES_MAX..) => "many tall taller",
+        (_, PHONE_LINES_MAX..) => "many tall",
+        (_, _) => "many",
+    }
 }
 
 /// The name of an environment, without the entity type that policy rules use.
@@ -125,6 +198,7 @@ fn target_name(view: &CardView) -> Option<String> {
 }
 
 fn vote_form(card: &Card, profiles: Vec<ProfileOption>, vote_options: &VoteOptions) -> VoteForm {
+    let life = card.max_ttl.map(format_seconds);
     VoteForm {
         profiles,
         max_ttl: card.max_ttl,
@@ -133,12 +207,19 @@ fn vote_form(card: &Card, profiles: Vec<ProfileOption>, vote_options: &VoteOptio
             || "unlimited unless set".to_owned(),
             |uses| format!("at most {uses}"),
         ),
-        signs: match card.uses {
-            None => format!("{} s, unlimited uses", card.max_ttl),
-            Some(1) => format!("{} s, 1 use", card.max_ttl),
-            Some(uses) => format!("{} s, {uses} uses", card.max_ttl),
+        signs: match (life, card.uses) {
+            (None, _) => "no token".to_owned(),
+            (Some(life), None) => format!("{life}, unlimited uses"),
+            (Some(life), Some(1)) => format!("{life}, 1 use"),
+            (Some(life), Some(uses)) => format!("{life}, {uses} uses"),
         },
         policy: card.policy.to_string(),
+        // Without a digest no vote begins.
+        facts: card
+            .facts()
+            .digest()
+            .map(|facts| facts.to_string())
+            .unwrap_or_default(),
         dwell_ms: vote_options.dwell_remaining.as_millis(),
     }
 }
@@ -170,14 +251,54 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
         Ineligible::Owner => {
             "You own this agent, so you cannot vote on its requests. Other approvers decide."
         }
+        Ineligible::Proposer => {
+            "You proposed this policy bundle, so you cannot agree to it. Another person decides."
+        }
+        Ineligible::NeededElsewhere => {
+            "Too few people would be left for another profile of this request. Vote under that one."
+        }
+        Ineligible::ProfileMet => {
+            "This request has the approvals of your profile. It needs other people."
+        }
         Ineligible::NotInGroup => "This request needs approvers of a group that you are not in.",
         Ineligible::ProfileNotNeeded => "This request does not need your vote.",
         Ineligible::ProfileChanged => {
             "The policy on who approves changed after this request was opened. The agent must request again."
         }
         Ineligible::HasVoted => "You have voted on this request. It still needs other approvers.",
-        Ineligible::PasskeyRequired | Ineligible::NoPasskey => {
+        Ineligible::PasskeyRequired | Ineligible::RiskRequiresPasskey | Ineligible::NoPasskey => {
             "This request needs a vote by passkey, and you have none enrolled. Ask an operator for an invitation."
+        }
+        Ineligible::ApproverAddedLater => {
+            "You became an approver of this group after this request was opened. You can vote on later requests."
+        }
+        Ineligible::KeyAddedLater => {
+            "Your passkey was added after this request was opened. It counts for later requests."
+        }
+        Ineligible::NotConfirmed => {
+            "Your passkey is not confirmed. Read its code out to an operator or approver other than the one who invited you: they confirm it on the Approvers page."
+        }
+        Ineligible::InviterMayNotVote => {
+            "Your passkey is not confirmed, so it counts as that of the person who invited you, who may not vote on this request. Another operator or approver can confirm it on the Approvers page."
+        }
+        Ineligible::InviterHasVoted => {
+            "Your passkey is not confirmed, so it counts as that of the person who invited you, who has voted on this request. Another operator or approver can confirm it on the Approvers page."
+        }
+    }
+}
+
+const fn proposal_message(status: AccessRequestStatus) -> &'static str {
+    match status {
+        AccessRequestStatus::Waiting => "This policy bundle waits for people who agree to it.",
+        AccessRequestStatus::Approved => "Agreed to. It comes in force in a moment.",
+        AccessRequestStatus::Denied => "Denied. The policy bundle does not come in force.",
+        AccessRequestStatus::Consumed => "Agreed to, and in force.",
+        AccessRequestStatus::Cancelled => "Withdrawn by its proposer.",
+        AccessRequestStatus::Expired | AccessRequestStatus::ApprovalExpired => {
+            "Expired before enough people agreed. A vote has no effect now."
+        }
+        AccessRequestStatus::Ended => {
+            "Closed because another policy bundle came in force, or its proposer's key was revoked. A vote has no effect now."
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Inbox: the access requests that wait for approval, highest risk first, then nearest deadline; similar ones grouped.
+//! Inbox: the access requests that wait for approval, highest risk first, then nearest deadline; those for equal actions grouped.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use super::response;
 use super::session_cookie::{ConsoleRequest, QueryString};
 use super::state::Console;
 use crate::broker::{InboxPage, InboxQuery, InboxRow, Ineligible};
+use crate::card::{Headline, compact_parameters};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// The list that the page tokens of the inbox belong to.
@@ -45,7 +46,7 @@ struct InboxView {
 struct RequestGroup {
     key: String,
     title: String,
-    /// Similar requests, on all pages.
+    /// Requests for equal actions, on all pages.
     size: usize,
     requests: Vec<RequestRow>,
 }
@@ -55,14 +56,19 @@ struct RequestRow {
     risk: &'static str,
     status: &'static str,
     title: String,
+    /// `Type::id`.
     target: String,
-    kind: String,
+    /// Names and values; the last name is empty where there are too many.
+    parameters: Vec<(String, String)>,
     agent: String,
     owner: String,
+    is_proposal: bool,
     until: DisplayTime,
     progress: String,
     phrase: String,
     not_eligible: Option<&'static str>,
+    /// Warnings about how verb or target are written.
+    flags: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -111,7 +117,7 @@ fn inbox(
     })
 }
 
-/// The broker sorts similar requests together: each run of them is a group.
+/// The broker sorts requests for equal actions together: each run of them is a group.
 fn inbox_view(page: &InboxPage, now: Timestamp) -> InboxView {
     let mut groups: Vec<RequestGroup> = Vec::new();
     for row in &page.rows {
@@ -146,19 +152,33 @@ fn request_row(row: &InboxRow, now: Timestamp) -> RequestRow {
         .iter()
         .map(|need| format!("{} of {}", need.approvers.len(), need.quorum))
         .collect();
+    let action = row.access.request.action.as_deref();
+    let head = Headline::new(
+        &row.access.title,
+        action,
+        row.is_target_known,
+        None,
+        row.access.risk,
+    );
     RequestRow {
         id: opened.access_request.to_string(),
         risk: format::risk(row.access.risk),
         status: row.access.status.as_str(),
-        title: if row.access.title.is_empty() {
-            escape(opened.action.action.as_str())
-        } else {
-            escape(&row.access.title)
-        },
-        target: escape(&opened.action.target.id),
-        kind: escape(&opened.action.target.kind),
-        agent: escape(opened.agent.as_str()),
-        owner: escape(opened.owner.as_str()),
+        title: head.verb,
+        target: format!("{}::{}", head.object_type, head.object),
+        parameters: row
+            .access
+            .request
+            .action
+            .iter()
+            .flat_map(|action| compact_parameters(action))
+            .collect(),
+        flags: head.flags,
+        agent: opened
+            .agent()
+            .map_or_else(|| "a proposal".to_owned(), |agent| escape(agent.as_str())),
+        owner: escape(opened.owner().as_str()),
+        is_proposal: opened.by_person().is_some(),
         until: DisplayTime::new(opened.expires_at, now),
         progress: progress.join(", "),
         phrase: MatchPhrase::from_request(&opened.access_request).to_string(),
@@ -171,9 +191,20 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
         Ineligible::NotApprover | Ineligible::NotInGroup | Ineligible::ProfileNotNeeded => {
             "other approvers decide"
         }
+        Ineligible::Proposer => "your proposal, so others decide",
+        Ineligible::NeededElsewhere => "needed for another profile",
+        Ineligible::ProfileMet => "your profile has its approvals",
         Ineligible::Owner => "your agent, so others decide",
         Ineligible::ProfileChanged => "the policy changed: the agent must request again",
         Ineligible::HasVoted => "you have voted",
-        Ineligible::PasskeyRequired | Ineligible::NoPasskey => "you have no passkey",
+        Ineligible::PasskeyRequired | Ineligible::RiskRequiresPasskey | Ineligible::NoPasskey => {
+            "you have no passkey"
+        }
+        Ineligible::ApproverAddedLater => "opened before you were an approver of this group",
+        Ineligible::KeyAddedLater => "opened before your passkey was added",
+        Ineligible::NotConfirmed => "your passkey is not confirmed",
+        Ineligible::InviterMayNotVote | Ineligible::InviterHasVoted => {
+            "your passkey is not confirmed, and counts as its inviter's"
+        }
     }
 }

@@ -92,6 +92,7 @@ fn handler(route: RouteId, method: MethodFilter) -> MethodRouter<Arc<Console>> {
         RouteId::Agent => on(method, agents::page),
         RouteId::Rules => on(method, rules::page),
         RouteId::Approvers => on(method, approvers::page),
+        RouteId::ConfirmPasskey => on(method, passkeys::confirm),
         RouteId::Journal => on(method, journal::page),
         RouteId::Asset => on(method, assets::asset),
     }

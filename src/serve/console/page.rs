@@ -6,6 +6,7 @@ use super::session_cookie::ConsoleRequest;
 use super::state::Console;
 use crate::broker::{CallerRole, NO_OPERATOR, SignedInUser};
 use crate::model::Timestamp;
+use crate::model::text::escape_rendered;
 use crate::policy::Role;
 use crate::serve::routes::{self, Route, RouteKind};
 
@@ -66,7 +67,7 @@ impl Page {
             links,
             narrow: false,
             warnings: warnings(console),
-            title: escape(title),
+            title: escape_rendered(title),
             ..Self::signed_out(console, "")
         }
     }

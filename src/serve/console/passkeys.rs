@@ -1,10 +1,11 @@
-//! Sign-in and enrolment: an invitation enrols a passkey, and a passkey opens a session. Neither is ever a vote.
+//! Sign-in and enrolment: an invitation enrols a passkey, another person confirms it, and a passkey opens a session. None is ever a vote.
 
 use std::sync::Arc;
 
 use askama::Template;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::rejection::FormRejection;
+use axum::extract::{Form, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use base64::Engine as _;
@@ -17,7 +18,7 @@ use super::response;
 use super::session_cookie::{self, ConsoleRequest, QueryString};
 use super::state::Console;
 use crate::broker::{Assertion, Registration};
-use crate::model::{ParseError, Secret};
+use crate::model::{ConfirmationCode, ParseError, ParseField as _, PersonId, Secret};
 
 #[derive(Template)]
 #[template(path = "sign_in.html", config = "src/serve/console/askama.toml")]
@@ -88,6 +89,10 @@ struct FinishEnrolmentBody {
 #[derive(Serialize)]
 struct EnrolledBody {
     person: String,
+    /// What the person reads out to the one who confirms the passkey.
+    confirmation_code: String,
+    /// The people who could confirm it: names and ids.
+    confirmers: Vec<String>,
 }
 
 /// Bytes as the script reads them.
@@ -225,11 +230,43 @@ pub(super) async fn finish_enrolment(
         client_data_json: from_base64url("client_data_json", &body.client_data_json)?,
         attestation_object: from_base64url("attestation_object", &body.attestation_object)?,
     };
-    let person = console
+    let enrolled = console
         .broker
         .finish_enrolment(request.route.name, &code, &registration, &body.label)
         .await?;
     Ok(response::json(&EnrolledBody {
-        person: person.to_string(),
+        person: enrolled.person.to_string(),
+        confirmation_code: enrolled.code.to_string(),
+        confirmers: enrolled
+            .confirmers
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     }))
+}
+
+/// The form that confirms a passkey.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConfirmForm {
+    code: String,
+}
+
+/// Confirms the passkey whose code its person read out.
+pub(super) async fn confirm(
+    State(console): State<Arc<Console>>,
+    Path(person): Path<String>,
+    request: ConsoleRequest,
+    form: Result<Form<ConfirmForm>, FormRejection>,
+) -> Result<Response, ConsoleError> {
+    console.broker.signed_in_user(&request.context)?;
+    let person = PersonId::parse(&person).at("id")?;
+    let Form(ConfirmForm { code }) =
+        form.map_err(|_| ParseError::new("body", "expected a form with the field `code`"))?;
+    let code = ConfirmationCode::parse(&code)?;
+    let confirmed = console
+        .broker
+        .confirm_passkey_by_code(&request.context, person.clone(), code);
+    confirmed.await?;
+    Ok(Redirect::to(&format!("/console/approvers?confirmed={person}")).into_response())
 }

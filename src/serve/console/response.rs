@@ -12,7 +12,7 @@ use super::error::ConsoleError;
 use super::page::{self, Page};
 use super::state::Console;
 use crate::broker::Refusal;
-use crate::model::text::escape_invisible_capped;
+use crate::model::text::{self, escape_invisible_capped};
 use crate::model::{Code, ParseError, Reason};
 use crate::serve::errors::{self, ErrorForm};
 use crate::serve::request_log::route_label;
@@ -85,10 +85,8 @@ fn json_rule(error: &serde_json::Error) -> String {
         .any(|start| text.starts_with(start));
     if member {
         let sentence = text.split(", expected").next().unwrap_or_default();
-        return escape_invisible_capped(
-            sentence.split(" at line").next().unwrap_or_default(),
-            MESSAGE_CHARS_MAX,
-        );
+        let sentence = sentence.split(" at line").next().unwrap_or_default();
+        return text::cut(sentence, MESSAGE_CHARS_MAX).0.to_owned();
     }
     format!(
         "expected JSON with the members of this call, got something else at line {} column {}",

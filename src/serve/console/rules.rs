@@ -30,6 +30,8 @@ struct RuleTableRow {
     matches: u64,
     requested: u64,
     approved: String,
+    /// Access requests approved with a vote by a registered key.
+    by_key: u64,
     median: String,
     rubber_stamp: bool,
 }
@@ -60,6 +62,7 @@ fn rule_row(rule: &RuleStatsRow) -> RuleTableRow {
         matches: rule.hits,
         requested: rule.step_ups,
         approved: percent(rule.approved_percent),
+        by_key: rule.approved_by_key,
         median: seconds(rule.median_s),
         rubber_stamp: rule.rubber_stamp,
     }

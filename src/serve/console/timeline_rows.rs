@@ -50,8 +50,8 @@ impl TimelineRow {
             at: DisplayTime::new(moment.at, now),
             index: moment.index,
             what: moment.what,
-            who: escape(&moment.who),
-            detail: escape(&moment.detail),
+            who: moment.who.clone(),
+            detail: moment.detail.clone(),
             ids: moment.ids.iter().map(|id| IdLink::new(id)).collect(),
         }
     }

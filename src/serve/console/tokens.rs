@@ -83,7 +83,7 @@ fn token_row(token: &LiveToken, now: Timestamp) -> TokenRow {
     TokenRow {
         jti: token.jti.to_string(),
         action: escape(token.action.as_str()),
-        target: escape(token.target.to_string()),
+        target: escape(token.target.in_sentence()),
         agent: escape(token.agent.as_str()),
         owner: escape(token.owner.as_str()),
         task: token.task.to_string(),

@@ -23,6 +23,8 @@ struct BeginVoteBody {
     profile: String,
     /// The policy bundle of the card that the approver read.
     policy: String,
+    /// The digest of the facts that the card showed.
+    facts: String,
     verdict: VerdictBody,
     max_ttl: Option<i64>,
     max_uses: Option<u32>,
@@ -87,6 +89,7 @@ pub(super) async fn begin(
         },
         comment: comment?,
         policy: Some(Digest::parse(&body.policy).at("policy")?),
+        facts: Some(Digest::parse(&body.facts).at("facts")?),
     };
     let statement = console
         .broker

@@ -14,8 +14,8 @@ use crate::model::*;
 use crate::proto::convert as proto_convert;
 use crate::proto::v1;
 use crate::serve::authorization::{
-    BEGIN_VOTE, CAST_VOTE, GET_CARD, INVITE_APPROVER, LIST_ACCESS_REQUESTS, LIST_APPROVERS,
-    REVOKE_APPROVER_KEYS,
+    BEGIN_VOTE, CAST_VOTE, CONFIRM_PASSKEY, GET_CARD, INVITE_APPROVER, LIST_ACCESS_REQUESTS,
+    LIST_APPROVERS, REVOKE_APPROVER_KEYS,
 };
 use crate::serve::request_log::record;
 use crate::serve::services::approval_service_server::ApprovalService;
@@ -129,6 +129,22 @@ impl ApprovalService for GrpcService {
         }))
     }
 
+    async fn confirm_passkey(
+        &self,
+        request: Request<v1::ConfirmPasskeyRequest>,
+    ) -> Result<Response<v1::ConfirmPasskeyResponse>, Status> {
+        let (call, message) = self.begin_call(CONFIRM_PASSKEY, request).await?;
+        let parsed = PersonId::parse(&message.person_id)
+            .at("person_id")
+            .and_then(|person| Ok((person, Digest::parse(&message.key).at("key")?)));
+        let (person, key) = parsed.map_err(self.malformed(&call))?;
+        let confirmed = self
+            .broker
+            .confirm_passkey(&call, person, Thumbprint(key))
+            .await;
+        self.respond(confirmed.map(|position| v1::ConfirmPasskeyResponse { position }))
+    }
+
     async fn list_approvers(
         &self,
         request: Request<v1::ListApproversRequest>,
@@ -177,9 +193,7 @@ impl ApprovalService for GrpcService {
             .broker
             .revoke_approver_keys(&call, person, revocation)
             .await;
-        self.respond(revoked.map(|n| v1::RevokeApproverKeysResponse {
-            revoked: convert::count(n),
-        }))
+        self.respond(revoked.map(|revoked| convert::keys_revoked(&revoked)))
     }
 }
 
@@ -223,6 +237,10 @@ fn parse_vote_request(
                 .map(|ttl| proto_convert::seconds("max_ttl", ttl))
                 .transpose()?,
             max_uses: message.max_uses,
+        },
+        facts: match message.facts.as_str() {
+            "" => None,
+            facts => Some(Digest::parse(facts).at("facts")?),
         },
         comment: match message.comment.as_str() {
             "" => None,

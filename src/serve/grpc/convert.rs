@@ -7,9 +7,10 @@ use prost::Message as _;
 use super::page::{PAGE_BYTES_MAX, fit_items, fit_texts};
 use crate::broker::{
     AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxCursor,
-    InboxGroup, InboxPage, InboxRow, LiveToken, ProfileState, RuleStatsRow, RuleSummary, TaskView,
-    TimelineEvent, TokenReply,
+    InboxGroup, InboxPage, InboxRow, KeyRevocationSummary, LiveToken, ProfileState, RuleStatsRow,
+    RuleSummary, TaskView, TimelineEvent, TokenReply, VoidApproval,
 };
+use crate::card::compact_parameters;
 use crate::model::*;
 use crate::policy::Risk;
 use crate::proto::convert::{
@@ -59,6 +60,13 @@ fn rules(rules: Vec<RuleSummary>) -> Vec<v1::Rule> {
         .collect()
 }
 
+fn approval((person, method): (&PersonId, &VoteMethod)) -> v1::ProfileApproval {
+    v1::ProfileApproval {
+        person_id: person.to_string(),
+        method: method.as_str().to_owned(),
+    }
+}
+
 fn profile(state: &ProfileState, names: bool) -> v1::Profile {
     v1::Profile {
         name: state.profile.name.to_string(),
@@ -67,7 +75,7 @@ fn profile(state: &ProfileState, names: bool) -> v1::Profile {
         quorum: state.quorum,
         approvals: count(state.approvers.len()),
         approvers: if names {
-            state.approvers.iter().map(ToString::to_string).collect()
+            state.approvers.iter().map(approval).collect()
         } else {
             Vec::new()
         },
@@ -75,6 +83,8 @@ fn profile(state: &ProfileState, names: bool) -> v1::Profile {
             .method
             .map(|method| method.as_str().to_owned())
             .unwrap_or_default(),
+        // A card has them.
+        key_notes: Vec::new(),
     }
 }
 
@@ -115,6 +125,7 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 evidence_required: pending.evidence_required,
                 ttl: Some(ttl_sum(&pending.ttl)),
                 match_phrase: MatchPhrase::from_request(&pending.access_request).to_string(),
+                void_votes: void_votes(&pending.void, false),
             };
             (
                 Outcome::Pending(message),
@@ -222,8 +233,17 @@ fn inbox_row(row: &InboxRow) -> v1::InboxRow {
         profiles,
         ineligible_reason,
         group: row.group.to_string(),
-        owner: row.access.request.opened.owner.to_string(),
+        owner: row.access.request.opened.owner().to_string(),
         parameters_omitted: false,
+        parameters: row
+            .access
+            .request
+            .action
+            .iter()
+            .flat_map(|action| compact_parameters(action))
+            .map(|(name, value)| v1::CompactParameter { name, value })
+            .collect(),
+        target_known: row.is_target_known,
     };
     if wire.encoded_len() > PAGE_BYTES_MAX / 2
         && let Some(action) = wire
@@ -242,8 +262,8 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
     let opened = &view.request.opened;
     v1::AccessRequest {
         access_request_id: opened.access_request.to_string(),
-        task_id: opened.task.to_string(),
-        agent_id: opened.agent.to_string(),
+        task_id: opened.task().map(|id| id.to_string()).unwrap_or_default(),
+        agent_id: opened.agent().map(ToString::to_string).unwrap_or_default(),
         action: view.request.action.as_deref().map(action_to_wire),
         status: card::status_to_wire(view.status).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
@@ -251,11 +271,51 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         expires_at: Some(timestamp_to_wire(opened.expires_at)),
         title: view.title.clone(),
         risk: risk(view.risk),
+        proposer: opened
+            .by_person()
+            .map(|by| by.person.to_string())
+            .unwrap_or_default(),
+        void_votes: void_votes(&view.void, names),
     }
+}
+
+fn void_votes(void: &[VoidApproval], names: bool) -> Vec<v1::VoidVote> {
+    let wire = |vote: &VoidApproval| v1::VoidVote {
+        voter: match names {
+            true => vote.voter.to_string(),
+            false => String::new(),
+        },
+        changed: vote.changed.clone(),
+    };
+    void.iter().map(wire).collect()
 }
 
 /// Most bytes of one list of ids in a row, so that each row fits into a message.
 const IDS_BYTES_MAX: usize = 8 * 1024;
+
+/// What a revocation of keys ended, as far as it fits into a message.
+pub(super) fn keys_revoked(revoked: &KeyRevocationSummary) -> v1::RevokeApproverKeysResponse {
+    let named = |all: &[(PersonId, Thumbprint)]| {
+        let name = |(person, key): &(PersonId, Thumbprint)| v1::PersonPasskey {
+            person_id: person.to_string(),
+            key: key.to_string(),
+        };
+        fit_items(
+            all.iter().map(name),
+            IDS_BYTES_MAX,
+            v1::PersonPasskey::encoded_len,
+        )
+    };
+    let invited = named(&revoked.invited);
+    let unconfirmed = named(&revoked.unconfirmed);
+    let all = revoked.invited.len() + revoked.unconfirmed.len();
+    v1::RevokeApproverKeysResponse {
+        revoked: count(revoked.keys),
+        left_out: count(all - invited.len() - unconfirmed.len()),
+        invited,
+        unconfirmed,
+    }
+}
 
 pub(super) fn approver(person: &ApproverView) -> v1::Approver {
     let (groups, more_groups) = fit_texts(person.groups.iter(), IDS_BYTES_MAX);
@@ -276,6 +336,16 @@ pub(super) fn approver(person: &ApproverView) -> v1::Approver {
                 added_at: Some(timestamp_to_wire(passkey.added_at)),
                 last_vote_at: passkey.last_vote_at.map(timestamp_to_wire),
                 backup_eligible: passkey.backup_eligible,
+                invited_by: passkey.invited_by.to_string(),
+                confirmed_by: passkey
+                    .confirmation
+                    .as_ref()
+                    .map(|known| known.by.to_string())
+                    .unwrap_or_default(),
+                confirmed_at: passkey
+                    .confirmation
+                    .as_ref()
+                    .map(|known| timestamp_to_wire(known.at)),
             })
             .collect(),
         invited_until: person.invited_until.map(timestamp_to_wire),
@@ -398,6 +468,7 @@ pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleStats {
         approved: row.approved,
         denied: row.denied,
         expired: row.expired,
+        approved_by_key: row.approved_by_key,
         approved_percent: row.approved_percent,
         median_seconds: row.median_s,
         last_at: row.last_at.map(timestamp_to_wire),
@@ -410,6 +481,7 @@ pub(super) fn approver_stats(row: &ApproverStatsRow) -> v1::ApproverStats {
         person_id: row.id.to_string(),
         name: row.name.clone(),
         approved: row.approvals,
+        approved_by_key: row.approvals_by_key,
         denied: row.denials,
         approved_percent: row.approved_percent,
         median_seconds: row.median_s,

@@ -18,7 +18,7 @@ use crate::proto::v1;
 use crate::serve::authorization::{
     APPLY_POLICY_BUNDLE, END_TASK, EXPLAIN, FREEZE, GET_AGENT, GET_TIMELINE, LIST_AGENTS,
     LIST_APPROVER_STATS, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS, RESUME_AGENT,
-    SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, bootstrap_code,
+    SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, WITHDRAW_POLICY_PROPOSAL, bootstrap_code,
 };
 use crate::serve::request_log::record;
 use crate::serve::services::governance_service_server::GovernanceService;
@@ -96,16 +96,39 @@ impl GovernanceService for GrpcService {
                     .await
             }
         };
-        self.respond(applied.map(|a| v1::ApplyPolicyBundleResponse {
-            version: a.version,
-            changed: a.changed,
-            rules: convert::count(a.rules),
-            agents: convert::count(a.agents),
-            warnings: warnings(&a.warnings),
-            tasks_ended: convert::count(a.revoked.tasks),
-            tokens_ended: convert::count(a.revoked.grants),
-            access_requests_closed: convert::count(a.revoked.requests),
-            people: fitting(&a.people, "; 'dipylon approver list' shows every person"),
+        self.respond(applied.map(|a| {
+            v1::ApplyPolicyBundleResponse {
+                version: a.version,
+                changed: a.changed,
+                rules: convert::count(a.rules),
+                agents: convert::count(a.agents),
+                warnings: warnings(&a.warnings),
+                tasks_ended: convert::count(a.revoked.tasks),
+                tokens_ended: convert::count(a.revoked.grants),
+                access_requests_closed: convert::count(a.revoked.requests),
+                people: fitting(&a.people, "; 'dipylon approver list' shows every person"),
+                access_request_id: a
+                    .proposal
+                    .map(|p| p.access_request.to_string())
+                    .unwrap_or_default(),
+                expires_at: a.proposal.map(|p| timestamp_to_wire(p.expires_at)),
+            }
+        }))
+    }
+
+    async fn withdraw_policy_proposal(
+        &self,
+        request: Request<v1::WithdrawPolicyProposalRequest>,
+    ) -> Result<Response<v1::WithdrawPolicyProposalResponse>, Status> {
+        let (call, message) = self.begin_call(WITHDRAW_POLICY_PROPOSAL, request).await?;
+        let id = AccessRequestId::parse(&message.access_request_id)
+            .at("access_request_id")
+            .map_err(self.malformed(&call))?;
+        record("access_request", &id);
+        let withdrawn = self.broker.withdraw_proposal(&call, id).await;
+        let view = withdrawn.and_then(|()| self.broker.view_of(&call, &id));
+        self.respond(view.map(|view| v1::WithdrawPolicyProposalResponse {
+            access_request: Some(convert::access_request(&view, true)),
         }))
     }
 

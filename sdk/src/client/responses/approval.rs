@@ -7,9 +7,9 @@ use crate::proto::{convert, v1};
 responses! {
     /// One page of an approver's inbox.
     InboxListing from ListAccessRequestsResponse {
-        /// Highest risk first (unknown counts as high), then the nearest deadline; similar ones of a page stand together.
+        /// Highest risk first (unknown counts as high), then the nearest deadline; equal actions of a page stand together.
         rows: Vec<InboxEntry> = rows,
-        /// The largest groups of more than one similar entry, counted over all pages.
+        /// The largest groups of more than one entry for equal actions, counted over all pages.
         groups: Vec<InboxEntryGroup> = groups,
         /// `page_token` of the next page; empty on the last.
         next_page_token: String = next_page_token,
@@ -31,15 +31,27 @@ responses! {
         profiles: Vec<String> = profiles,
         /// Why there are none; empty otherwise.
         ineligible_reason: String = ineligible_reason,
-        /// The group of similar entries it belongs to.
+        /// The group of entries for equal actions it belongs to.
         group: String = group,
         /// The agent's owner, by opaque id.
         owner: String = owner,
-        /// Its parameters are too long for a list and left out: the card has them all.
+        /// Its parameters are too long for a list and left out of the action: the card has them all.
         parameters_omitted: bool = parameters_omitted,
+        /// The parameters in a few words; a value that is cut ends with its length and digest.
+        parameters: Vec<CompactParameterText> = parameters,
+        /// Whether the policy bundle has the target; an agent chose the id of any other.
+        target_known: bool = target_known,
     }
 
-    /// Similar access requests: one action on targets of one type. Each is decided by itself.
+    /// A parameter in a few words, as the broker rendered it.
+    CompactParameterText from CompactParameter {
+        /// Its name; empty where the value says how many more parameters there are.
+        name: String = name,
+        /// Its value.
+        value: String = value,
+    }
+
+    /// Access requests for one action on one target with equal parameters. Each is decided by itself.
     InboxEntryGroup from InboxGroup {
         /// Its name, as in [`InboxEntry::group`].
         group: String = group,
@@ -83,6 +95,32 @@ responses! {
         last_vote_at: Option<Timestamp> = last_vote_at,
         /// Whether it may be synchronised between devices.
         backup_eligible: bool = backup_eligible,
+        /// The person on whose invitation it was enrolled.
+        invited_by: String = invited_by,
+        /// Who confirmed it: a person, or the host; empty while it awaits confirmation.
+        confirmed_by: String = confirmed_by,
+        /// When.
+        confirmed_at: Option<Timestamp> = confirmed_at,
+    }
+
+    /// What a revocation of keys ended.
+    KeyRevocationReport from RevokeApproverKeysResponse {
+        /// How many keys of the person counted until now.
+        revoked: u32 = revoked,
+        /// Other passkeys that were enrolled on invitations given with compromised keys, and that no other key confirmed: revoked too.
+        invited: Vec<PersonPasskey> = invited,
+        /// Other passkeys that were confirmed with compromised keys: they await confirmation again.
+        unconfirmed: Vec<PersonPasskey> = unconfirmed,
+        /// How many of them the broker left out because they exceed the message size.
+        left_out: u32 = left_out,
+    }
+
+    /// A passkey and its person.
+    PersonPasskey from PersonPasskey {
+        /// The person.
+        person_id: String = person_id,
+        /// Thumbprint of its key.
+        key: String = key,
     }
 }
 

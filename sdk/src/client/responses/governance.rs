@@ -25,6 +25,10 @@ responses! {
         access_requests_closed: u32 = access_requests_closed,
         /// What it changed for people, each in one sentence.
         people: Vec<String> = people,
+        /// The proposal that waits for others to agree, by the rule of changes in force; empty when the bundle is in force.
+        access_request_id: String = access_request_id,
+        /// When the proposal expires.
+        expires_at: Option<Timestamp> = expires_at,
     }
 
     /// What a suspension ended.
@@ -191,6 +195,8 @@ responses! {
         step_ups: u64 = step_ups,
         /// Those that people approved.
         approved: u64 = approved,
+        /// Of those approved: with at least one vote by a registered key instead of a passkey.
+        approved_by_key: u64 = approved_by_key,
         /// Those that people denied.
         denied: u64 = denied,
         /// Those that expired.
@@ -213,6 +219,8 @@ responses! {
         name: String = name,
         /// Approvals.
         approved: u64 = approved,
+        /// Approvals by a registered key; the others are by passkey.
+        approved_by_key: u64 = approved_by_key,
         /// Denials.
         denied: u64 = denied,
         /// Share of approvals, in percent, rounded down; `None` without a vote.

@@ -42,11 +42,27 @@ responses! {
         quorum: u32 = quorum,
         /// How many have approved.
         approvals: u32 = approvals,
-        /// The people who approved, by opaque id; only approvers and operators see them.
-        approvers: Vec<String> = approvers,
-        /// How an approval is given: `key` (passkeys too), `passkey` (nothing else), empty for a profile that is no longer
-        /// defined.
+        /// The people who approved; only approvers and operators see them.
+        approvers: Vec<ProfileApproval> = approvers,
+        /// How an approval of this request is given: `key` (passkeys too), `passkey` (nothing else, because the profile or the
+        /// action's risk requires it), empty for a profile that is no longer defined.
         method: String = method,
+    }
+
+    /// An approval that counts.
+    ProfileApproval from ProfileApproval {
+        /// The person who approves, by opaque id.
+        person_id: String = person_id,
+        /// How the vote is signed: `key` or `passkey`.
+        method: String = method,
+    }
+
+    /// An approval that no longer counts, because what it was given for has changed.
+    VoidApproval from VoidVote {
+        /// The voter, by opaque id; empty for agents.
+        voter: String = voter,
+        /// What has changed since the vote, in words such as `risk` and `target's name`.
+        changed: Vec<String> = changed,
     }
 
     /// How the lifetime of a token was computed: the least of what was requested and of every limit.
@@ -81,6 +97,8 @@ responses! {
         status: Option<AccessRequestStatus> = status,
         /// The profiles it needs, and their votes so far.
         needs: Vec<RequiredProfile> = needs,
+        /// Approvals that no longer count, because what they were given for has changed.
+        void_votes: Vec<VoidApproval> = void_votes,
         /// When it was opened.
         opened_at: Option<Timestamp> = opened_at,
         /// When it expires: then it is denied.
@@ -89,6 +107,8 @@ responses! {
         title: String = title,
         /// `low`, `medium` or `high`; empty when the catalogue does not say.
         risk: String = risk,
+        /// The proposer of a policy bundle; empty for the request of an agent.
+        proposer: String = proposer,
     }
 
     /// Whether a task runs, until when, and how it ended.

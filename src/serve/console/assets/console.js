@@ -50,7 +50,7 @@
 
   // A card of an earlier policy cannot be voted on.
   function requireReload() {
-    showError('The policy changed after this card was shown. Reload the card and read it again.');
+    showError('What this card shows has changed since. Reload the card and read it again.');
     $('#ballot').hidden = true;
     $('#reread').hidden = false;
     $('#reread').focus();
@@ -63,7 +63,7 @@
       await work();
     } catch (error) {
       showError(errorMessage(error));
-      if (error instanceof RequestError && error.reason === 'POLICY_CHANGED') requireReload();
+      if (error instanceof RequestError && ['POLICY_CHANGED', 'APPROVAL_VOID'].includes(error.reason)) requireReload();
     } finally {
       button.disabled = false;
     }
@@ -138,6 +138,8 @@
           attestation_object: text(made.response.attestationObject),
         });
         $('#enrolled-person').textContent = begun.name || done.person;
+        $('#confirmation-code').textContent = done.confirmation_code;
+        $('#confirmers').textContent = done.confirmers.join(' or ') || "the owner of the broker's host";
         $('#enrolment').hidden = true;
         $('#enrolled').hidden = false;
         $('#enrolled').focus();
@@ -188,6 +190,12 @@
       if (!/^\d{1,6}$/.test(value) || Number(value) < 1) throw new RequestError(`${unit}: expected a whole number, at least 1.`);
       return Number(value);
     };
+    // As the card writes it: 5m 30s.
+    const life = (seconds) => {
+      const parts = [[86400, Infinity, 'd'], [3600, 24, 'h'], [60, 60, 'm'], [1, 60, 's']];
+      const shown = parts.map(([by, below, word]) => [Math.floor(seconds / by) % below, word]).filter(([n]) => n > 0);
+      return shown.map(([n, word]) => `${n}${word}`).join(' ') || '0s';
+    };
     // The values of the fields are signed, whether the panel is open or not; the line beside the buttons shows them.
     const limits = () => ({ max_ttl: number('#narrow-ttl', 'Lifetime in seconds'), max_uses: number('#narrow-uses', 'Uses') });
     const signs = $('#signs');
@@ -196,20 +204,22 @@
         const { max_ttl, max_uses } = limits();
         const uses = max_uses ?? signs.dataset.uses;
         signs.classList.toggle('narrowed', max_ttl !== undefined || max_uses !== undefined);
-        return `${max_ttl ?? signs.dataset.ttl} s, ${uses === '' ? 'unlimited uses' : Number(uses) === 1 ? '1 use' : `${uses} uses`}`;
+        return `${life(max_ttl ?? signs.dataset.ttl)}, ${uses === '' ? 'unlimited uses' : Number(uses) === 1 ? '1 use' : `${uses} uses`}`;
       } catch (problem) {
         signs.classList.add('narrowed');
         return `nothing. ${problem.message}`;
       }
     };
-    const showSigned = () => { $('b', signs).textContent = signed(); };
-    for (const moved of ['input', 'change']) $('#narrow').addEventListener(moved, showSigned);
+    // A proposal by a person asks for no token: nothing of one is signed or narrowed.
+    const showSigned = () => { if (signs) $('b', signs).textContent = signed(); };
+    if (signs) for (const moved of ['input', 'change']) $('#narrow').addEventListener(moved, showSigned);
     // A browser may restore earlier values of a field.
     addEventListener('pageshow', showSigned);
     showSigned();
     addEventListener('keydown', (event) => {
       if (event.key !== 'Escape' || $('#keys[open]')) return;
       const narrow = $('#narrow');
+      if (!narrow) return;
       for (const field of all('input', narrow)) if (!field.readOnly) field.value = '';
       if (narrow.contains(document.activeElement)) $('summary', narrow).focus();
       narrow.open = false;
@@ -218,7 +228,7 @@
     $('#reread').addEventListener('click', () => location.reload());
     const vote = (verdict) => async () => {
       const profile = ($('input[name=profile]:checked') || $('input[name=profile]')).value;
-      const ballot = { profile, policy: $('#ballot').dataset.policy, verdict };
+      const ballot = { profile, policy: $('#ballot').dataset.policy, facts: $('#ballot').dataset.facts, verdict };
       const comment = $('#comment').value.trim();
       if (comment) ballot.comment = comment;
       if (verdict === 'approve') Object.assign(ballot, limits());
@@ -231,9 +241,10 @@
       card.dataset.status = status;
       $('#ballot').hidden = true;
       const outcome = $('#outcome');
-      const words = verdict === 'deny' ? 'You denied the request. The agent is notified.'
+      const isProposal = !signs;
+      const words = verdict === 'deny' ? (isProposal ? 'You denied it. The policy bundle does not come in force.' : 'You denied the request. The agent is notified.')
         : status === 'waiting' ? 'You approved the request. It still needs other approvers.'
-        : 'You approved the request. The agent can now get its token.';
+        : isProposal ? 'You agreed. The policy bundle comes in force.' : 'You approved the request. The agent can now get its token.';
       $('#outcome-text').textContent = words;
       outcome.hidden = false;
       outcome.focus();
@@ -276,8 +287,14 @@
       const answer = await fetch(location.pathname, { credentials: 'same-origin', redirect: 'error' });
       if (!answer.ok) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html').querySelector('#card');
-      const row = '[data-row=needs] dd';
-      if (fresh && $(row, card) && fresh.querySelector(row)) $(row, card).textContent = fresh.querySelector(row).textContent;
+      const rows = '.part.needs .facts';
+      if (fresh && $(rows, card) && $(rows, fresh)) $(rows, card).replaceChildren(...$(rows, fresh).childNodes);
+      // Another card under the same address: it is read from its beginning.
+      const shown = (page) => page.querySelector('#ballot')?.dataset.facts;
+      if (fresh && shown(card) && shown(fresh) && shown(fresh) !== shown(card)) {
+        location.reload();
+        return;
+      }
       if (signing || !fresh || fresh.dataset.status === card.dataset.status || $('#ballot').hidden) return;
       card.dataset.status = fresh.dataset.status;
       $('#ballot').hidden = true;

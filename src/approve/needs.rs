@@ -1,0 +1,219 @@
+//! What the rules in force ask of people for a waiting access request, at this moment.
+//!
+//! In: the access request, its agent as registered, the bundle, the moment. Out: whether it is still what is on record. The record is
+//! what people are shown, vote for and what a token rests on; one that is no longer true is replaced by an entry before anything else.
+
+use std::collections::BTreeSet;
+
+use crate::model::*;
+use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, Remedy};
+use crate::state::{AccessRequest, Recorded};
+
+use super::quorum::{self, VoteSubject};
+use super::votes::{self, VoterContext};
+
+/// The input of rules that changes while an access request waits.
+#[derive(Debug, Clone, Copy)]
+struct AskedInput<'a> {
+    /// Kind of the evidence.
+    evidence_kind: EvidenceKind,
+    /// Age of the evidence, in milliseconds.
+    evidence_age_ms: i64,
+    /// How the token would be bound.
+    binding: &'a str,
+    /// Age of the task, in milliseconds.
+    task_age_ms: i64,
+    /// The moment.
+    now: Timestamp,
+}
+
+impl<'a> AskedInput<'a> {
+    /// As on record.
+    fn of(input: &'a PolicyInput) -> Self {
+        Self {
+            evidence_kind: input.evidence_kind,
+            evidence_age_ms: input.evidence_age_ms,
+            binding: &input.binding,
+            task_age_ms: input.task_age_ms,
+            now: input.now,
+        }
+    }
+}
+
+/// A waiting access request against the rules in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Assessment {
+    /// It requires what is on record.
+    Same,
+    /// It requires something else: the decision to record. Its id is the recorded one's, to be replaced.
+    Changed(Box<DecisionRecord>),
+    /// The rules in force deny it, or its agent may not operate.
+    Denied,
+}
+
+/// What the rules ask of people now for an access request of an agent. Votes are left out: they answer it.
+fn assess(
+    request: &AccessRequest,
+    agent: &RegisteredAgent,
+    bundle: &PolicyBundle,
+    input: &AskedInput<'_>,
+) -> Assessment {
+    let (Some(recorded), Some(action)) = (&request.decision, &request.action) else {
+        return Assessment::Same;
+    };
+    let answer = bundle.authorize(&AuthzRequest {
+        agent,
+        action,
+        ttl_ms: recorded.input.ttl_ms,
+        approvals: &BTreeSet::new(),
+        evidence_kind: input.evidence_kind,
+        evidence_age_ms: input.evidence_age_ms,
+        binding: input.binding,
+        task_age_ms: input.task_age_ms,
+        task_depth: 0,
+        now: input.now,
+    });
+    let (profiles, rules) = match answer {
+        AuthzDecision::Needs {
+            profiles, rules, ..
+        } => (profiles, rules),
+        AuthzDecision::Allowed { rules, .. } => (Vec::new(), rules),
+        AuthzDecision::Denied { .. } => return Assessment::Denied,
+    };
+    let same_rules = asking(bundle, &rules) == asking(bundle, &recorded.rules)
+        && recorded
+            .rules
+            .iter()
+            .all(|rule| bundle.rule(&rule.id).is_some());
+    if profiles == recorded.required_profiles && same_rules {
+        return Assessment::Same;
+    }
+    Assessment::Changed(Box::new(DecisionRecord {
+        id: recorded.id,
+        policy: bundle.version(),
+        rules: rules.into(),
+        required_profiles: profiles,
+        ttl: recorded.ttl.clone(),
+        input: PolicyInput {
+            ttl_ms: recorded.input.ttl_ms,
+            approvals: Vec::new(),
+            evidence_kind: input.evidence_kind,
+            evidence_age_ms: input.evidence_age_ms,
+            binding: input.binding.into(),
+            task_age_ms: input.task_age_ms,
+            now: input.now,
+        },
+    }))
+}
+
+/// The same at a moment, with the evidence on record: the record is one for all calls of the agent.
+pub fn assess_now(
+    request: &AccessRequest,
+    agent: &RegisteredAgent,
+    bundle: &PolicyBundle,
+    task_opened_at: Timestamp,
+    now: Timestamp,
+) -> Assessment {
+    let Some(recorded) = &request.decision else {
+        return Assessment::Same;
+    };
+    let input = AskedInput {
+        task_age_ms: now.since(task_opened_at).max(0),
+        now,
+        ..AskedInput::of(&recorded.input)
+    };
+    assess(request, agent, bundle, &input)
+}
+
+/// The rules among these that ask for an approval.
+fn asking<'r>(bundle: &PolicyBundle, rules: &'r [RuleRef]) -> BTreeSet<&'r str> {
+    let asks = |rule: &&RuleRef| {
+        let rule = bundle.rule(&rule.id);
+        rule.is_some_and(|rule| matches!(rule.remedy, Some(Remedy::StepUp(_))))
+    };
+    rules.iter().filter(asks).map(|rule| &*rule.id).collect()
+}
+
+/// What becomes of a waiting access request without its agent's asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reassessment {
+    /// It stays as it is.
+    Same,
+    /// It requires something else.
+    Changed(Box<DecisionRecord>),
+    /// It can no longer be approved.
+    Ends(CloseCause),
+}
+
+/// The same with the evidence on record, for people and for the sweep: whether it goes on as it is, requires something else, or ends.
+pub fn reassess(
+    request: &Recorded<'_, AccessRequest>,
+    context: VoterContext<'_>,
+    now: Timestamp,
+) -> Reassessment {
+    let Some(by) = request.opened.by_agent() else {
+        return match can_be_agreed(request, context, now) {
+            true => Reassessment::Same,
+            false => Reassessment::Ends(CloseCause::NoEligibleApprover),
+        };
+    };
+    let VoterContext { read, bundle, .. } = context;
+    let (Some(agent), Some(task)) = (bundle.agent(&by.agent), read.task(&by.task)) else {
+        return Reassessment::Ends(CloseCause::Policy);
+    };
+    let Some(recorded) = &request.decision else {
+        return Reassessment::Same;
+    };
+    let operates = bundle.may_operate(
+        &agent,
+        recorded.input.evidence_kind,
+        recorded.input.evidence_age_ms,
+        &recorded.input.binding,
+        recorded.input.now,
+    );
+    if !matches!(operates, OperateDecision::Allowed { .. }) {
+        return Reassessment::Ends(CloseCause::Policy);
+    }
+    let profiles = match assess_now(request, &agent, bundle, task.opened.opened_at, now) {
+        // A denial by time alone may pass; a token is not issued meanwhile.
+        Assessment::Denied => {
+            let then = AskedInput::of(&recorded.input);
+            return match assess(request, &agent, bundle, &then) {
+                Assessment::Denied => Reassessment::Ends(CloseCause::Policy),
+                Assessment::Same | Assessment::Changed(_) => Reassessment::Same,
+            };
+        }
+        Assessment::Changed(decision) => return Reassessment::Changed(decision),
+        Assessment::Same => request.required_profiles(),
+    };
+    let defined: Vec<_> = profiles
+        .iter()
+        .filter_map(|need| bundle.profile(&need.name))
+        .collect();
+    let never = [&agent.owner, &task.opened.owner, &by.owner];
+    let tally = votes::tally(request, context, now);
+    match quorum::can_be_met(&defined, VoteSubject::of(request), &tally, &never, context) {
+        true => Reassessment::Same,
+        false => Reassessment::Ends(CloseCause::NoEligibleApprover),
+    }
+}
+
+fn can_be_agreed(
+    request: &Recorded<'_, AccessRequest>,
+    context: VoterContext<'_>,
+    now: Timestamp,
+) -> bool {
+    let defined: Vec<_> = request
+        .required_profiles()
+        .iter()
+        .filter_map(|need| context.bundle.profile(&need.name))
+        .collect();
+    let tally = votes::tally(request, context, now);
+    quorum::can_be_met(
+        &defined,
+        VoteSubject::of(request),
+        &tally,
+        &[request.opened.owner()],
+        context,
+    )
+}

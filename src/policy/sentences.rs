@@ -1,0 +1,296 @@
+//! What differs between two policy bundles, in sentences: what people read before the lines themselves.
+//!
+//! Every part of a bundle that decides has its sentence, so that no change is only a line among others. Texts that the bundle's author
+//! chose freely are quoted.
+
+use std::collections::BTreeMap;
+
+use super::{
+    ApprovalLimits, CatalogueAction, ParamSpec, ParamType, PolicyBundle, RegisteredService, Remedy,
+    RuleEffect, RuleInfo, ServiceKind, StepUpProfile,
+};
+use crate::jose::PublicKey;
+use crate::model::text::quote;
+use crate::model::{ActionName, RegisteredAgent, Risk, format_seconds};
+
+/// Who agrees to changes, where that differs.
+pub fn change_rule(before: &PolicyBundle, after: &PolicyBundle) -> Option<String> {
+    let agreement = |bundle: &PolicyBundle| {
+        let profile = bundle.change_profile();
+        profile.map_or_else(|| "nobody else".to_owned(), |p| agreement_text(&p))
+    };
+    let (was, is) = (agreement(before), agreement(after));
+    (was != is).then(|| format!("WHO AGREES TO CHANGES: {is} instead of {was}"))
+}
+
+fn agreement_text(profile: &StepUpProfile) -> String {
+    let texts = profile_texts(profile).into_iter();
+    let texts: Vec<String> = texts.map(|(what, text)| format!("{what} {text}")).collect();
+    format!("{} ({})", profile.name, texts.join(", "))
+}
+
+/// What else differs, but for people: limits, profiles, services, agents, rules, actions, targets.
+pub fn changes(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut compare = |kind: &str, things: fn(&PolicyBundle) -> Things| {
+        differences(&mut all, kind, &things(before), &things(after));
+    };
+    compare("the limits of", limits);
+    compare("the profile", profiles);
+    compare("the service", services);
+    compare("the agent", agents);
+    compare("the rule", rules);
+    compare("the action", actions);
+    compare("the entity type", entity_types);
+    compare("the target", PolicyBundle::target_texts);
+    all
+}
+
+/// What each thing is: texts by what they say of it.
+pub(super) type Texts = BTreeMap<String, String>;
+/// Things by name.
+pub(super) type Things = BTreeMap<String, Texts>;
+
+/// A sentence for each thing that comes, goes or is something else; of the last, what differs.
+fn differences(all: &mut Vec<String>, kind: &str, before: &Things, after: &Things) {
+    for (name, texts) in after {
+        let Some(was) = before.get(name) else {
+            let texts: Vec<_> = texts
+                .iter()
+                .map(|(what, is)| format!("{what} {is}"))
+                .collect();
+            all.push(format!("{kind} {name} comes: {}", texts.join(", ")));
+            continue;
+        };
+        let none = "nothing".to_owned();
+        let names: std::collections::BTreeSet<&String> = texts.keys().chain(was.keys()).collect();
+        let differing: Vec<String> = names
+            .into_iter()
+            .map(|what| {
+                (
+                    what,
+                    was.get(what).unwrap_or(&none),
+                    texts.get(what).unwrap_or(&none),
+                )
+            })
+            .filter(|(_, was, is)| was != is)
+            .map(|(what, was, is)| format!("{what} {is} instead of {was}"))
+            .collect();
+        if !differing.is_empty() {
+            all.push(format!("{kind} {name} changes: {}", differing.join(", ")));
+        }
+    }
+    let gone = before.keys().filter(|name| !after.contains_key(*name));
+    all.extend(gone.map(|name| format!("{kind} {name} goes")));
+}
+
+fn texts<const N: usize>(all: [(&str, String); N]) -> Texts {
+    all.into_iter()
+        .map(|(what, text)| (what.to_owned(), text))
+        .collect()
+}
+
+fn limits(bundle: &PolicyBundle) -> Things {
+    let ApprovalLimits {
+        asks_per_minute,
+        pending_per_agent,
+        pending_per_owner,
+        opens_per_minute,
+        dwell_s,
+        back_off_s,
+        quarantine,
+        quarantine_within_s,
+        key_votes_below,
+        confirm_at_or_above,
+    } = bundle.approval_limits();
+    let delays = back_off_s.iter().map(|s| format_seconds((*s).into()));
+    let limits = texts([
+        ("asks_per_minute", asks_per_minute.to_string()),
+        ("pending_per_agent", pending_per_agent.to_string()),
+        ("pending_per_owner", pending_per_owner.to_string()),
+        ("opens_per_minute", opens_per_minute.to_string()),
+        ("dwell", format_seconds((*dwell_s).into())),
+        ("back_off", list(delays)),
+        ("quarantine", quarantine.to_string()),
+        (
+            "quarantine_within",
+            format_seconds((*quarantine_within_s).into()),
+        ),
+        ("key_votes_below", key_votes_below.as_str().to_owned()),
+        (
+            "confirm_at_or_above",
+            confirm_at_or_above.as_str().to_owned(),
+        ),
+    ]);
+    BTreeMap::from([("approvals".to_owned(), limits)])
+}
+
+fn profiles(bundle: &PolicyBundle) -> Things {
+    let profiles = bundle.profiles();
+    profiles
+        .map(|profile| (profile.name.to_string(), profile_texts(profile)))
+        .collect()
+}
+
+fn profile_texts(profile: &StepUpProfile) -> Texts {
+    texts([
+        ("quorum", format!("{} of {}", profile.quorum, profile.group)),
+        ("method", profile.method.as_str().to_owned()),
+        ("wait", format_seconds(profile.wait_s.into())),
+        ("good_for", format_seconds(profile.good_for_s.into())),
+    ])
+}
+
+fn services(bundle: &PolicyBundle) -> Things {
+    let service_texts = |service: &RegisteredService| {
+        let kind = match service.kind {
+            ServiceKind::Validator => "validator",
+            ServiceKind::Auditor => "auditor",
+        };
+        texts([
+            ("kind", kind.to_owned()),
+            ("audiences", list(service.audiences.iter())),
+            ("SPIFFE ID", list(service.spiffe_id.iter())),
+            ("keys", list(service.keys.iter().map(PublicKey::thumbprint))),
+        ])
+    };
+    let services = bundle.services();
+    services
+        .map(|service| (service.id.to_string(), service_texts(service)))
+        .collect()
+}
+
+fn agents(bundle: &PolicyBundle) -> Things {
+    let agent_texts = |agent: &RegisteredAgent| {
+        let key = agent.jkt;
+        texts([
+            ("SPIFFE ID", agent.spiffe_id.to_string()),
+            (
+                "key",
+                key.map_or_else(|| "any".to_owned(), |key| key.to_string()),
+            ),
+            ("owner", agent.owner.to_string()),
+            ("environment", agent.environment.to_string()),
+            ("model", quote(&agent.model)),
+            ("autonomy", quote(&agent.autonomy)),
+            ("groups", list(agent.groups.iter())),
+            (
+                "actions",
+                list(agent.ceiling.iter().map(ActionName::as_str)),
+            ),
+        ])
+    };
+    let agents = bundle.agents();
+    agents
+        .map(|agent| (agent.id.to_string(), agent_texts(agent)))
+        .collect()
+}
+
+/// What each rule does. Its conditions are in the lines that differ: here is their digest.
+fn rules(bundle: &PolicyBundle) -> Things {
+    let rule_texts = |rule: &RuleInfo| {
+        let effect = match (rule.effect, &rule.remedy) {
+            (RuleEffect::Permit, _) => "permit".to_owned(),
+            (RuleEffect::Forbid, None) => "forbid".to_owned(),
+            (RuleEffect::Forbid, Some(Remedy::StepUp(profile))) => {
+                format!("forbid unless approved under {profile}")
+            }
+            (RuleEffect::Forbid, Some(Remedy::MaxTtl(seconds))) => {
+                format!(
+                    "forbid beyond a life of {}",
+                    format_seconds((*seconds).into())
+                )
+            }
+        };
+        texts([
+            ("effect", effect),
+            ("why", said(rule.why.as_deref())),
+            (
+                "conditions with the digest",
+                bundle.rules.conditions(&rule.id),
+            ),
+        ])
+    };
+    let rules = bundle.rules();
+    rules
+        .map(|rule| (rule.id.clone(), rule_texts(rule)))
+        .collect()
+}
+
+fn actions(bundle: &PolicyBundle) -> Things {
+    let action_texts = |action: &CatalogueAction| {
+        let CatalogueAction {
+            name: _,
+            title,
+            effect,
+            reversible,
+            undo,
+            single_use,
+            open_targets,
+            risk,
+            groups,
+            target_types,
+            parameters,
+        } = action;
+        let yes = |is: &bool| if *is { "yes" } else { "no" }.to_owned();
+        texts([
+            ("risk", risk.map_or("not said", Risk::as_str).to_owned()),
+            ("single use", yes(single_use)),
+            ("open targets", yes(open_targets)),
+            ("target types", list(target_types.iter())),
+            ("groups", list(groups.iter())),
+            ("parameters", members(parameters)),
+            ("title", quote(title)),
+            ("effect", said(effect.as_deref())),
+            ("reversible", said(reversible.as_deref())),
+            ("undo", said(undo.as_deref())),
+        ])
+    };
+    let actions = bundle.actions();
+    actions
+        .map(|action| (action.name.to_string(), action_texts(action)))
+        .collect()
+}
+
+fn entity_types(bundle: &PolicyBundle) -> Things {
+    let types = bundle.catalogue.types().iter();
+    types.map(|name| (name.clone(), Texts::new())).collect()
+}
+
+fn said(text: Option<&str>) -> String {
+    text.map_or_else(|| "not said".to_owned(), quote)
+}
+
+fn members(specs: &BTreeMap<String, ParamSpec>) -> String {
+    let member = |(name, spec): (&String, &ParamSpec)| {
+        let ParamSpec {
+            ty,
+            required,
+            sensitive,
+            title,
+        } = spec;
+        let optional = if *required { "" } else { "?" };
+        let sensitive = if *sensitive { ", sensitive" } else { "" };
+        let title = title.as_deref().map(|title| format!(", {}", quote(title)));
+        let title = title.unwrap_or_default();
+        format!("{name}{optional}: {}{sensitive}{title}", type_text(ty))
+    };
+    let all: Vec<String> = specs.iter().map(member).collect();
+    format!("{{{}}}", all.join("; "))
+}
+
+fn type_text(ty: &ParamType) -> String {
+    match ty {
+        ParamType::String => "text".to_owned(),
+        ParamType::Bool => "true or false".to_owned(),
+        ParamType::Long => "an integer".to_owned(),
+        ParamType::Set(of) => format!("a set of {}", type_text(of)),
+        ParamType::Record(of) => format!("a record {}", members(of)),
+    }
+}
+
+/// The items in brackets.
+fn list(items: impl Iterator<Item = impl ToString>) -> String {
+    let items: Vec<String> = items.map(|item| item.to_string()).collect();
+    format!("[{}]", items.join(" "))
+}
