@@ -63,6 +63,19 @@ for v in load("revocation_feed")["vectors"]:
         verdict = feed.judge(token | {"authorization_details": [{"action": token["action"]}]}, 1000 + v["silence_ms"] / 1000)
         check("revocation_feed", f"{v['name']}: {token}", verdict == token["expect"])
 
+votes, pair = load("vote_statements"), keys["keys"]["voter"]["private_jwk"]
+voter = server.read_jwk({name: value for name, value in pair.items() if name != "d"})[0]
+facts = agent.b64u(agent.sha256(votes["facts"]))
+MEMBERS = {"v", "realm", "access_request_id", "requester", "action", "facts", "policy", "profile", "verdict", "not_after", "nonce"}
+for v in votes["vectors"]:
+    text, said = v["statement"], json.loads(v["statement"])
+    challenge = agent.sha256("dipylon/vote/v1\0", text)
+    right = agent.b64u(challenge) == v["challenge"]
+    form = agent.jcs(said).decode() == text and said["v"] == 2 and MEMBERS <= set(said) <= MEMBERS | {"max_ttl", "uses", "comment"}
+    shown = form and said["facts"] == facts and said["action"]["digest"] == agent.action_digest({name: said["action"][name] for name in ("action", "audience", "parameters", "target")})
+    signed = accepts(lambda: server.verify_es256(voter, challenge, server.from_b64u(v["signature"])) or True)
+    check("vote_statements", v["name"], right and bool(shown and signed) == (v["expect"] == "accept"))
+
 for file, (good, wrong) in counts.items():
     print(json.dumps({"file": file, "agreed": good, "wrong": wrong}))
 sys.exit(any(wrong for _, wrong in counts.values()))

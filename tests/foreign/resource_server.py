@@ -59,9 +59,13 @@ def read_jwk(jwk):
     x, y = (int.from_bytes(from_b64u(jwk[name]), "big") for name in "xy")
     return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key(), b64u(sha256(jcs({name: jwk[name] for name in ("crv", "kty", "x", "y")})))
 
-def verify(key, text, signature):
+def verify_es256(key, message, signature):
+    require(len(signature) == 64, "signature")
     der = utils.encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
-    key.verify(der, text.rsplit(".", 1)[0].encode("ascii"), ec.ECDSA(hashes.SHA256()))
+    key.verify(der, message, ec.ECDSA(hashes.SHA256()))
+
+def verify(key, text, signature):
+    verify_es256(key, text.rsplit(".", 1)[0].encode("ascii"), signature)
 
 CLAIMS = {"iss", "aud", "sub", "client_id", "iat", "nbf", "exp", "jti", "txn", "cnf", "authorization_details", "epoch", "pos"}
 

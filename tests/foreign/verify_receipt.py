@@ -158,8 +158,8 @@ RECEIPT = {
 }
 CHECKPOINT = {"epoch": int, "size": int, "root": str, "at": int, "signature": str}
 ENTRY = {"index": int, "entry": str, "path": list}
-VOTE = {"index": int}
-VOTE_OPTIONAL = {"statement": str, "statement_digest": str, "assertion": str, "jwk": dict}
+VOTE = {"index": int, "method": str, "statement": str, "facts": str}
+VOTE_OPTIONAL = {"assertion": str, "jwk": dict}
 PROFILE = {"name": str, "group": str, "quorum": int, "wait": int, "good_for": int, "method": str}
 
 
@@ -191,7 +191,7 @@ def read(text):
             need(len(entry["entry"].encode()) <= ENTRY_BYTES_MAX, "form", "a long entry")
         for vote in receipt["votes"]:
             members(vote, VOTE, VOTE_OPTIONAL)
-            decode(vote.get("statement_digest", encode(bytes(32))), 32)
+            need(vote["method"] in ("key", "passkey"), "form", "an unknown method")
         for profile in receipt["profiles"]:
             members(profile, PROFILE)
         need(receipt["jti"].startswith("tok_"), "form", "jti")
@@ -315,7 +315,7 @@ class Record:
             need(claim is None, "entries", "an approval of no access request")
             return None, []
         need(claim is None or claim["access_request"] == request, "entries", "an approval of another access request")
-        at, votes = self.issue, []
+        at, votes, required = self.issue, [], None
         while True:
             index = at["writes"].get(f"access-request:{request}", 0) - 1
             need(0 <= index < at["index"] and index in self.all, "entries", f"entry {index} of the access request is missing")
@@ -325,11 +325,18 @@ class Record:
             if at["kind"] == "VoteCast":
                 votes.insert(0, at)
                 continue
-            need(at["kind"] == "AccessRequestOpened", "entries", f"entry {index} is neither a vote nor the opening")
-            opened = at["body"]
-            need(opened["task"] == issued["task"] and opened["agent"] == issued["agent"], "entries", "another task or agent")
+            if at["kind"] == "AccessRequestReassessed":
+                if required is None:
+                    required = at["body"]["decision"]["required_profiles"]
+                continue
+            need(at["kind"] == "AccessRequestOpened", "entries", f"entry {index} is no entry of a waiting request")
+            opened, by = at["body"], at["body"]["requester"].get("agent")
+            need(by is not None, "entries", "the request of a person")
+            need(by["task"] == issued["task"] and by["agent"] == issued["agent"], "entries", "another task or agent")
             need(same_action(opened["action"], issued["action"]), "entries", "another action")
-            return opened, votes
+            if required is None:
+                required = by["decision"]["required_profiles"]
+            return {"action": opened["action"], "owner": by["owner"], "required": required}, votes
 
     def enrolment(self, vote):
         cast = vote["body"]
@@ -410,15 +417,21 @@ def check_votes(receipt, record):
     for vote, proof in zip(record.votes, receipt["votes"]):
         cast = vote["body"]
         try:
+            vote["shown"] = shown(cast, proof)
             jwk = check_vote(receipt, record, vote, proof)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Refused("votes", error) from None
         need(holders.setdefault(identity(jwk), cast["voter"]) == cast["voter"], "votes", "two people with one key")
 
 
+def method(cast):
+    return "passkey" if "assertion" in cast else "key"
+
+
 def check_vote(receipt, record, vote, proof):
-    cast, opened = vote["body"], record.request
-    digest = signed_digest(receipt, record, cast, proof)
+    cast = vote["body"]
+    need(proof["method"] == method(cast), "votes", "another method")
+    digest = signed_digest(receipt, record, vote, proof)
     signature = decode(cast["signature"])
     if "assertion" not in cast:
         need("jwk" in proof and "assertion" not in proof and "sign_count" not in cast, "votes", "not the proof of a key")
@@ -450,20 +463,34 @@ def check_vote(receipt, record, vote, proof):
     return passkey["jwk"]
 
 
-def signed_digest(receipt, record, cast, proof):
-    opened = record.request
-    if "secret" in opened:
-        need("statement" not in proof and "statement_digest" in proof, "votes", "expected the digest alone")
-        return decode(proof["statement_digest"], 32)
-    need("statement" in proof and "statement_digest" not in proof, "votes", "expected the statement")
-    text = proof["statement"]
+FACTS = {"action": dict, "owner": dict, "rules": dict}
+FACTS_OPTIONAL = {"target": dict, "agent": dict, "changes": dict}
+ACTION_FACTS = {"title": str, "effect": str, "reversible": str, "undo": str, "risk": str, "parameters": dict}
+
+
+def shown(cast, proof):
+    """What the voter's card showed."""
+    need(encode(sha256(proof["facts"].encode())) == cast["facts"], "votes", "other facts")
+    facts = parse(proof["facts"])
+    need(canonical(facts) == proof["facts"], "votes", "the form of the facts")
+    members(facts, FACTS, FACTS_OPTIONAL)
+    members(facts["action"], ACTION_FACTS)
+    members(facts["owner"], {"id": str, "name": str})
+    return facts
+
+
+def signed_digest(receipt, record, vote, proof):
+    cast, opened, text = vote["body"], record.request, proof["statement"]
     need(encode(sha256(text.encode())) == cast["statement"], "votes", "another statement")
     said = parse(text)
-    need(canonical(said) == text and said["v"] == 1, "votes", "the statement's form")
+    need(canonical(said) == text and said["v"] == 2, "votes", "the statement's form")
+    agent = {
+        "id": record.issued["agent"], "owner": vote["shown"]["owner"]["id"], "task": record.issued["task"],
+        "task_key": record.task["binding"]["jkt"],
+    }
     expected = {
-        "realm": receipt["realm"], "access_request_id": cast["access_request"], "agent": opened["agent"], "owner": opened["owner"],
-        "task": opened["task"], "task_key": record.task["binding"]["jkt"], "action": action_form(opened["action"]),
-        "verdict": cast["verdict"], "profile": cast["profile"], "max_ttl": cast["max_ttl"], "uses": cast.get("uses"),
+        "realm": receipt["realm"], "access_request_id": cast["access_request"], "requester": {"agent": agent},
+        "action": opened["action"], "facts": cast["facts"], "verdict": cast["verdict"], "profile": cast["profile"], "max_ttl": cast["max_ttl"], "uses": cast.get("uses"),
     }
     for name, value in expected.items():
         need(said.get(name) == value, "votes", f"the statement has another {name}")
@@ -488,21 +515,30 @@ def check_token(receipt, record):
     need([profile["name"] for profile in receipt["profiles"]] == satisfied == given["approvals"], part, "other profiles")
     if record.request is None:
         return
-    casts = [vote["body"] for vote in record.votes]
-    need(all(cast["verdict"] == "approve" for cast in casts), part, "a person denied it")
-    latest = {}
-    for cast in casts:
-        if cast["voter"] not in (record.request["owner"], record.task["owner"]) and covers(cast, issued):
-            latest[cast["voter"]] = cast
+    need(all(vote["body"]["verdict"] == "approve" for vote in record.votes), part, "a person denied it")
+    # Votes for what was required last, by the facts that their cards showed: those for other facts were void.
+    by_facts = {}
+    for vote in record.votes:
+        cast, owners = vote["body"], (record.request["owner"], record.task["owner"], vote["shown"]["owner"]["id"])
+        if cast["voter"] not in owners and covers(cast, issued) and cast["profile"] in record.request["required"]:
+            by_facts.setdefault(cast["facts"], {})[cast["voter"]] = cast
+    profiles = []
     for profile in receipt["profiles"]:
         reference = {"name": profile["name"], "digest": encode(tagged("dipylon/profile/v1", profile))}
-        known = reference in record.request["decision"]["required_profiles"] and profile["method"] in ("key", "passkey")
+        known = reference in record.request["required"] and profile["method"] in ("key", "passkey")
         need(known, part, "a profile is not as required")
+        profiles.append((profile, reference))
+
+    def is_met(latest, profile, reference):
         people = [
             cast["voter"] for cast in latest.values()
             if cast["profile"] == reference and (profile["method"] == "key" or "assertion" in cast)
         ]
-        need(0 < profile["quorum"] <= len(people), part, f"too few people for {profile['name']}")
+        return 0 < profile["quorum"] <= len(people)
+
+    groups = list(by_facts.values()) or [{}]
+    met = any(all(is_met(latest, *profile) for profile in profiles) for latest in groups)
+    need(met, part, "too few people for a profile")
 
 
 def covers(cast, issued):
@@ -533,7 +569,8 @@ def verify(text, keys, realm=None, checkpoint=None):
     return {
         "jti": receipt["jti"],
         "entries": [[index, entries[index]["kind"]] for index in sorted(entries)],
-        "votes": [[vote["body"]["voter"], vote["body"]["verdict"]] for vote in record.votes],
+        "votes": [[vote["body"]["voter"], vote["body"]["verdict"], method(vote["body"])] for vote in record.votes],
+        "shown": [[vote["shown"]["action"]["risk"], vote["shown"]["action"]["effect"]] for vote in record.votes],
     }
 
 

@@ -3,7 +3,7 @@
 use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::*;
 
-use crate::support::passkey_votes::{pending_request, with_approvals};
+use crate::support::passkey_votes::{high_risk_with_approvals, pending_request, with_approvals};
 use crate::support::*;
 
 async fn cancel(b: &TestBroker, agent: &TestAgent, task: TaskId, id: AccessRequestId) {
@@ -140,10 +140,15 @@ async fn pending_limit_is_shared_per_owner() {
 
 #[tokio::test]
 async fn high_risk_approval_requires_dwell_time() {
-    let mut env = with_approvals("dwell = \"3s\"");
-    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
-    *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = pending_request(env).await;
+    let env = high_risk_with_approvals("dwell = \"3s\"");
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
+    b.enrol_voters(&["maria", "lee"]).await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let asked = b
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
+        .await;
+    let id = asked.pending().access_request;
     let look = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id)

@@ -15,13 +15,13 @@ const MODULES: &[(&str, &[&str])] = &[
     ("rate_limit", &[]),
     ("cache", &[]),
     ("telemetry", &["model"]),
-    ("audit", &["model", "jose", "policy", "webauthn"]),
+    ("audit", &["model", "card", "jose", "policy", "webauthn"]),
     ("state", &["model", "jose", "policy", "journal"]),
     ("verify", &["model", "jose", "policy", "state"]),
     (
         "approve",
         &[
-            "model", "jose", "policy", "webauthn", "cache", "audit", "state", "verify",
+            "model", "card", "jose", "policy", "webauthn", "cache", "audit", "state", "verify",
         ],
     ),
     ("mint", &["model", "jose", "verify", "approve"]),

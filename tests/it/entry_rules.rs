@@ -173,10 +173,24 @@ async fn every_kind() -> TestBroker {
          forbid (principal, action == Action::\"case.read\", resource);\n";
     let mut without_reads = limited;
     without_reads.insert("rules/30-more.cedar".to_owned(), forbidden.to_owned());
-    b.apply_policy(without_reads).await.expect("applied");
+    b.apply_policy(without_reads.clone())
+        .await
+        .expect("applied");
     let action = disable("ann");
     let waits = b.request_token(&triage, task, &action, 300, "waits");
     let waits = waits.await.pending().access_request;
+    // A rule of another name asks for the same people.
+    let mut renamed = without_reads;
+    let guardrails = renamed.get_mut("rules/20-guardrails.cedar").expect("rules");
+    *guardrails = guardrails.replace("destructive-needs-approval", "destructive-needs-one");
+    // The next bundle has to be agreed to.
+    let people = renamed.get_mut("people.toml").expect("people");
+    people.push_str("\n[changes]\nagree = \"one-security\"\n");
+    b.apply_policy(renamed.clone()).await.expect("applied");
+    renamed.insert("rules/90-none.cedar".to_owned(), String::new());
+    let proposed = b.apply_policy(renamed).await.expect("proposed");
+    let proposed = proposed.proposal.expect("waits").access_request;
+    b.approve("lee", proposed, "one-security").await;
     passkeys(&b, waits).await;
     let call = b.person_call("dipylon.v1.GovernanceService/EndTask", "olga");
     let outcome = None;

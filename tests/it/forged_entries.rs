@@ -25,11 +25,16 @@ struct History {
     /// The opening of an access request.
     asked: usize,
     ended: TaskId,
+    /// A proposal of a policy bundle without a vote.
+    proposed: AccessRequestId,
     copy: JournalCopy,
 }
 
 async fn history() -> History {
-    let b = TestBroker::start().await;
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    people.push_str("\n[changes]\nagree = \"one-security\"\n");
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     b.request_token(&triage, task, &read_case(), 300, "read")
@@ -47,6 +52,11 @@ async fn history() -> History {
     b.complete_task(&triage, ended).await.expect("ended");
     b.suspend("reporter").await.expect("suspended");
     b.freeze("action/case.note").await.expect("frozen");
+    let more = b
+        .env
+        .policy_with("rules/90-proposed.cedar", |_| String::new());
+    let proposed = b.apply_policy(more).await.expect("proposed").proposal;
+    let proposed = proposed.expect("waits").access_request;
     let copy = JournalCopy::read(&b);
     let mint = |consumed: bool| {
         copy.find(|e| matches!(e, Event::TokenIssued(f) if (f.jti == approved) == consumed))
@@ -55,8 +65,9 @@ async fn history() -> History {
         read: mint(false),
         approved: mint(true),
         opened: copy.find(|e| matches!(e, Event::TaskOpened(f) if f.task == task)),
-        asked: copy.find(|e| matches!(e, Event::AccessRequestOpened(_))),
+        asked: copy.find(|e| matches!(e, Event::AccessRequestOpened(f) if f.by_agent().is_some())),
         ended,
+        proposed,
         copy,
         b,
     }
@@ -115,6 +126,7 @@ fn policy(copy: &mut JournalCopy, by: Option<&str>, recovery: Option<bool>) -> E
     files.insert("rules/90-more.cedar".to_owned(), String::new());
     let files = dipylon::policy::BundleFiles::new(files).expect("files");
     Event::PolicyApplied(PolicyApplied {
+        proposal: None,
         version: copy.put_blob(files.canonical()),
         by: by.map(person_id),
         recovery: recovery.map(|operators_lost| OperatorRecovery {
@@ -126,7 +138,74 @@ fn policy(copy: &mut JournalCopy, by: Option<&str>, recovery: Option<bool>) -> E
     })
 }
 
+/// A bundle in force by a proposal.
+fn agreed(h: &History, copy: &mut JournalCopy, version: Option<Digest>) -> usize {
+    let Event::PolicyApplied(mut applied) = policy(copy, Some("olga"), None) else {
+        panic!("no bundle")
+    };
+    applied.proposal = Some(h.proposed);
+    applied.version = version.unwrap_or(applied.version);
+    h.append(copy, Event::PolicyApplied(applied))
+}
+
+/// What the approved request requires, on record again for this one.
+fn reassessed(h: &History, copy: &mut JournalCopy, access_request: AccessRequestId) -> usize {
+    let decision = h.issued(h.approved).decision;
+    let again = AccessRequestReassessed {
+        access_request,
+        decision,
+    };
+    h.append(copy, Event::AccessRequestReassessed(again))
+}
+
 const FORGERIES: &[(&str, Forge, &str)] = &[
+    (
+        "a recovery that rests on a proposal",
+        |h, copy| {
+            let Event::PolicyApplied(mut applied) = policy(copy, None, Some(true)) else {
+                panic!("no bundle")
+            };
+            applied.proposal = Some(h.proposed);
+            h.append(copy, Event::PolicyApplied(applied))
+        },
+        "a recovery of the operators rests on no proposal",
+    ),
+    (
+        "a bundle without the proposal that others agree to",
+        |h, copy| {
+            let applied = policy(copy, Some("olga"), None);
+            h.append(copy, applied)
+        },
+        "no proposal is named",
+    ),
+    (
+        "a bundle that too few people agreed to",
+        |h, copy| {
+            let show = h.b.broker.show();
+            let request = show.access_request(&h.proposed).expect("known");
+            let bundle = request.opened.by_person().expect("a proposal").bundle;
+            agreed(h, copy, Some(bundle))
+        },
+        "too few approvals",
+    ),
+    (
+        "another bundle than the proposed one",
+        |h, copy| agreed(h, copy, None),
+        "a proposal of something else",
+    ),
+    (
+        "a reassessment of a request that is consumed",
+        |h, copy| {
+            let consumed = h.issued(h.approved).consumed.expect("a request");
+            reassessed(h, copy, consumed)
+        },
+        "is not pending",
+    ),
+    (
+        "a reassessment of a proposal",
+        |h, copy| reassessed(h, copy, h.proposed),
+        "is a proposal",
+    ),
     (
         "a bundle that nobody put in force",
         |h, copy| {
@@ -141,7 +220,7 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
             let applied = policy(copy, None, Some(false));
             h.append(copy, applied)
         },
-        "a recovery of operators who have keys that live",
+        "a recovery of operators who can change the bundle",
     ),
     (
         "a recovery by an operator",

@@ -72,6 +72,21 @@ fn on_record() -> (ActionOnRecord, ActionSecret) {
     (record, secret.expect("a sensitive parameter"))
 }
 
+/// The action of a proposal of a policy bundle.
+fn proposal_on_record() -> ActionOnRecord {
+    let proposed = Action::new(
+        word(POLICY_APPLY, ActionName::parse),
+        word("https://broker.soc.example", Audience::parse),
+        Target::parse("PolicyBundle", &digest(21).to_string()).expect("target"),
+        BTreeMap::new(),
+    );
+    let none = BTreeSet::new();
+    proposed
+        .expect("action")
+        .on_record(&none, &mut || [0; 16])
+        .0
+}
+
 fn evidence() -> EvidenceFacts {
     EvidenceFacts {
         kind: EvidenceKind::JwtSvid,
@@ -189,12 +204,14 @@ fn facts() -> Vec<Event> {
             jwk: json!({"kty": "EC"}),
         }),
         Event::PolicyApplied(PolicyApplied {
+            proposal: Some(access_request),
             version: digest(3),
             by: Some(person.clone()),
             recovery: None,
             returning: [word("lee", PersonId::parse)].into(),
         }),
         Event::PolicyApplied(PolicyApplied {
+            proposal: None,
             version: digest(3),
             by: None,
             recovery: Some(OperatorRecovery {
@@ -233,18 +250,42 @@ fn facts() -> Vec<Event> {
         }),
         Event::AccessRequestOpened(AccessRequestOpened {
             access_request,
-            task,
-            agent: agent.clone(),
-            owner: word("dana", PersonId::parse),
-            idempotency_key: word("r-1", IdempotencyKey::parse),
+            requester: AccessRequester::Agent(Box::new(AgentRequester {
+                task,
+                agent: agent.clone(),
+                owner: word("dana", PersonId::parse),
+                idempotency_key: word("r-1", IdempotencyKey::parse),
+                decision: decision(),
+                evidence: evidence(),
+            })),
             action: on_record().0,
             secret: Some(digest(7)),
             reason: Some(digest(6)),
-            max_ttl: 600,
+            max_ttl: Some(600),
             uses: Some(1),
             expires_at: Timestamp::from_millis(1_800_000_900_140),
+        }),
+        Event::AccessRequestOpened(AccessRequestOpened {
+            access_request,
+            requester: AccessRequester::Person(Box::new(PersonRequester {
+                person: person.clone(),
+                key: Thumbprint(digest(8)),
+                replaces: digest(3),
+                bundle: digest(21),
+                returning: [word("lee", PersonId::parse)].into(),
+                changes: digest(22),
+                needs: profile(),
+            })),
+            action: proposal_on_record(),
+            secret: None,
+            reason: None,
+            max_ttl: None,
+            uses: None,
+            expires_at: Timestamp::from_millis(1_800_000_900_140),
+        }),
+        Event::AccessRequestReassessed(AccessRequestReassessed {
+            access_request,
             decision: decision(),
-            evidence: evidence(),
         }),
         Event::VoteCast(VoteCast {
             access_request,
@@ -252,7 +293,8 @@ fn facts() -> Vec<Event> {
             key: Thumbprint(digest(13)),
             verdict: Verdict::Approve,
             profile: profile(),
-            max_ttl: 300,
+            facts: digest(23),
+            max_ttl: Some(300),
             not_after: Timestamp::from_secs(1_800_000_600),
             statement: digest(14),
             signature: "c2ln".into(),
@@ -266,7 +308,8 @@ fn facts() -> Vec<Event> {
             key: Thumbprint(digest(16)),
             verdict: Verdict::Deny,
             profile: profile(),
-            max_ttl: 300,
+            facts: digest(23),
+            max_ttl: Some(300),
             not_after: Timestamp::from_secs(1_800_000_600),
             statement: digest(14),
             signature: "c2ln".into(),
@@ -309,6 +352,8 @@ fn facts() -> Vec<Event> {
             all: false,
             cause: RevokeCause::Operator,
             by: Some(person.clone()),
+            invited: 1,
+            unconfirmed: 0,
         }),
         Event::VoteRefused(VoteRefused {
             access_request,
@@ -343,6 +388,21 @@ fn facts() -> Vec<Event> {
                 reason: Reason::NotAuthenticated,
                 count: 7,
             }],
+        }),
+        Event::PasskeyConfirmed(PasskeyConfirmed {
+            person: word("lee", PersonId::parse),
+            key: Thumbprint(digest(16)),
+            by: Confirmer::Person {
+                id: person.clone(),
+                key: Thumbprint(digest(8)),
+            },
+        }),
+        Event::PasskeyConfirmed(PasskeyConfirmed {
+            person: word("lee", PersonId::parse),
+            key: Thumbprint(digest(16)),
+            by: Confirmer::Host {
+                user: HostUser::claimed(0, Some("root"), Some("olga")),
+            },
         }),
         Event::TaskOpened(TaskOpened {
             heartbeat_seconds: Some(30),
@@ -391,11 +451,13 @@ fn facts() -> Vec<Event> {
             | Event::TaskEnded(_)
             | Event::RequestDenied(_)
             | Event::AccessRequestOpened(_)
+            | Event::AccessRequestReassessed(_)
             | Event::VoteCast(_)
             | Event::VoteRefused(_)
             | Event::AccessRequestClosed(_)
             | Event::ApproverInvited(_)
             | Event::ApproverEnrolled(_)
+            | Event::PasskeyConfirmed(_)
             | Event::ApproverKeysRevoked(_)
             | Event::TokenIssued(_)
             | Event::TokenReissued(_)
@@ -429,6 +491,7 @@ fn streams() -> Vec<Stream> {
         Stream::Token(id(4, TokenId::from_random)),
         Stream::Agent(agent.clone()),
         Stream::Person(voter.clone()),
+        Stream::Proposals(voter.clone()),
         Stream::Invitation(voter.clone()),
         Stream::Credentials,
         Stream::EnrolledKey(KeyIdentity(digest(20))),
@@ -448,6 +511,7 @@ fn streams() -> Vec<Stream> {
             | Stream::OpenTask(_)
             | Stream::TokenRequest(..)
             | Stream::AccessRequest(_)
+            | Stream::Proposals(_)
             | Stream::RefusedVote(_)
             | Stream::TaskAction(_)
             | Stream::Denials(_)
@@ -502,7 +566,10 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
         Event::TrustBundleChanged(_) => (vec![trust], vec![], vec![]),
         Event::KeyPublished(_) => (vec![kid], vec![], vec![]),
         Event::PolicyApplied(f) => (
-            vec![Stream::Policy],
+            [Stream::Policy]
+                .into_iter()
+                .chain(f.proposal.map(Stream::AccessRequest))
+                .collect(),
             [Stream::Credentials]
                 .into_iter()
                 .chain(f.by.clone().map(Stream::Person))
@@ -532,6 +599,22 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
         Event::LeasesExtended(_) => (vec![lease], of_task, vec![]),
         Event::TaskEnded(_) => (vec![one], agent_in_force, vec![]),
         Event::RequestDenied(_) => (vec![request], with(&of_task, &[&trust]), vec![]),
+        Event::AccessRequestReassessed(_) => (
+            vec![Stream::AccessRequest(access_request)],
+            with(&of_task, &[&of_action]),
+            vec![],
+        ),
+        Event::AccessRequestOpened(f) if f.by_person().is_some() => (
+            vec![
+                Stream::AccessRequest(access_request),
+                Stream::Proposals(word("olga", PersonId::parse)),
+            ],
+            with(&author("olga"), &[&Stream::Credentials]),
+            vec![claim(
+                Counter::OwnerPendingRequests(word("olga", PersonId::parse)),
+                20,
+            )],
+        ),
         Event::AccessRequestOpened(_) => (
             vec![
                 Stream::AccessRequest(access_request),
@@ -594,8 +677,16 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
             author("olga"),
             vec![],
         ),
-        Event::ApproverKeysRevoked(_) => (
+        Event::PasskeyConfirmed(f) => (
             vec![person("lee"), Stream::Credentials],
+            match f.by {
+                Confirmer::Person { .. } => author("olga"),
+                Confirmer::Host { .. } => vec![Stream::Policy],
+            },
+            vec![],
+        ),
+        Event::ApproverKeysRevoked(_) => (
+            vec![person("lee"), Stream::Credentials, person("maria")],
             author("olga"),
             vec![],
         ),
@@ -702,15 +793,18 @@ fn action_digest_golden() {
 #[test]
 fn vote_statement_golden() {
     let statement = VoteStatement {
-        v: 1,
+        v: VOTE_STATEMENT_FORM,
         realm: word("soc", Realm::parse),
         access_request_id: id(9, AccessRequestId::from_random),
-        agent: word("triage", AgentId::parse),
-        owner: word("dana", PersonId::parse),
-        task: id(5, TaskId::from_random),
-        task_key: Thumbprint(digest(8)),
-        action: action().to_json(),
-        max_ttl: 300,
+        requester: StatementRequester::Agent {
+            id: word("triage", AgentId::parse),
+            owner: word("dana", PersonId::parse),
+            task: id(5, TaskId::from_random),
+            task_key: Thumbprint(digest(8)),
+        },
+        action: on_record().0,
+        facts: digest(23),
+        max_ttl: Some(300),
         uses: Some(1),
         comment: None,
         policy: digest(3),

@@ -177,7 +177,10 @@ async fn metrics_end_to_end() {
         after["dipylon_approval_wait_seconds_count{outcome=\"approved\"}"],
         1.0
     );
-    assert_eq!(after["dipylon_vote_signing_duration_seconds_count"], 1.0);
+    assert_eq!(
+        after["dipylon_vote_signing_duration_seconds_count{method=\"key\"}"],
+        1.0
+    );
     let calls = |method: &str, code: &str| {
         let name =
             format!("dipylon_rpc_requests_total{{method=\"dipylon.v1.{method}\",code=\"{code}\"}}");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dipylon_sdk::model::*;
 
-use crate::support::passkey_votes::{ENROL, RP_ID, approve, passkeys_alone, pending_request};
+use crate::support::passkey_votes::{ENROL, RP_ID, approve, passkeys_alone, pending_request_for};
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
@@ -128,8 +128,7 @@ async fn empty_user_handle_counts_as_absent() {
 /// A passkey whose backup eligibility changed is refused, and its holder is told to enrol again; no other caller learns it.
 #[tokio::test]
 async fn changed_backup_eligibility_asks_for_a_new_enrolment() {
-    let (b, _, _, request) = pending_request(passkeys_alone()).await;
-    let key = b.enrol("maria").await;
+    let (b, _, _, request, [key]) = pending_request_for(passkeys_alone(), ["maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     let changed = PasskeyBehaviour {
         backup_eligible: false,

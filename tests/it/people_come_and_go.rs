@@ -135,6 +135,30 @@ impl World {
         asked.await
     }
 
+    /// The agent withdraws a request and asks again: people and keys that were added meanwhile count.
+    async fn ask_anew(&self, n: usize) -> AccessRequestId {
+        let method = "dipylon.v1.TaskService/CancelAccessRequest";
+        let call = self.b.call(method, &self.triage.key, None, None);
+        let cancelled = self
+            .b
+            .broker
+            .cancel_access_request(&call, self.task, self.approved[n]);
+        cancelled.await.expect("cancelled");
+        self.ask_again(n).await.pending().access_request
+    }
+
+    async fn ask_again(&self, n: usize) -> Result<TokenReply, Refusal> {
+        let account = [BY_PASSKEY, BY_KEY][n];
+        let evidence = Some(self.b.svid(&self.triage));
+        let action = disable(account);
+        let key = format!("{account}-again");
+        let (agent, task) = (&self.triage, self.task);
+        let asked = self
+            .b
+            .request_token_with_evidence(agent, task, &action, 300, &key, evidence);
+        asked.await
+    }
+
     /// Nothing that lee had before counts.
     async fn assert_ended(&self, case: &str) {
         let b = &self.b;
@@ -320,8 +344,11 @@ async fn comes_and_goes(how: Going, again: Coming, is_restarted: bool) {
     let cast = b
         .vote_in_session(&session, passkey, world.approved[0], approve())
         .await;
+    assert_eq!(refused(cast), Reason::NotEligible, "{case}: opened before");
+    let id = world.ask_anew(0).await;
+    let cast = b.vote_in_session(&session, passkey, id, approve()).await;
     cast.expect("counts");
-    world.ask(BY_PASSKEY).await.token();
+    world.ask_again(0).await.token();
     match (how, again) {
         (Going::Dropped, Coming::Anew) => {
             let vote = b
@@ -358,8 +385,9 @@ async fn comes_and_goes(how: Going, again: Coming, is_restarted: bool) {
             );
         }
         _ => {
-            b.approve("lee", world.approved[1], "one-security").await;
-            world.ask(BY_KEY).await.token();
+            let id = world.ask_anew(1).await;
+            b.approve("lee", id, "one-security").await;
+            world.ask_again(1).await.token();
         }
     }
     b.check_invariants();

@@ -226,7 +226,7 @@ fn operators_who_can_act_are_overruled_only_where_their_keys_are_lost() {
         &site,
         "new",
         &[],
-        "operators with living keys can act: olga",
+        "operators with living keys can act and change the policy bundle: olga",
     );
     let same = site
         .env
@@ -281,6 +281,7 @@ async fn revoke(
     b.broker
         .revoke_approver_keys(&call, person_id(of), revocation)
         .await
+        .map(|revoked| revoked.keys)
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ async fn start(rounds: &Rounds) -> Arc<TestBroker> {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     people.push_str("\n[[person]]\nid = \"otto\"\nname = \"Otto Otis\"\nroles = [\"operator\"]\n");
+    // One operator alone changes the rules here.
+    people.push_str("\n[changes]\nagree = \"nobody\"\n");
     env.add_key("otto");
     Arc::new(TestBroker::start_with(env, rounds.faults()).await)
 }
@@ -88,6 +90,7 @@ async fn revoke_olgas_keys(b: &TestBroker) -> Result<usize, Refusal> {
     b.broker
         .revoke_approver_keys(&call, olga, Default::default())
         .await
+        .map(|revoked| revoked.keys)
 }
 
 fn refused_as_stranger<T: std::fmt::Debug>(answer: Result<T, Refusal>, order: &str) {

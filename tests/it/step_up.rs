@@ -9,15 +9,14 @@ use dipylon::webauthn::Assertion;
 use dipylon_sdk::model::*;
 
 use crate::support::passkey_votes::{
-    approve, deny, passkeys_alone, pending_request, with_approvals,
+    approve, deny, high_risk_with_approvals, passkeys_alone, pending_request_for,
 };
 use crate::support::software_authenticator::PasskeyBehaviour;
 use crate::support::*;
 
 #[tokio::test]
 async fn passkey_vote_yields_a_token() {
-    let (b, triage, task, id) = pending_request(passkeys_alone()).await;
-    let key = b.enrol("maria").await;
+    let (b, triage, task, id, [key]) = pending_request_for(passkeys_alone(), ["maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     assert_eq!(session.person.as_str(), "maria");
     // A fresh session is not a vote.
@@ -72,8 +71,8 @@ async fn passkey_vote_yields_a_token() {
 
 #[tokio::test]
 async fn assertion_is_bound_to_statement_and_voter() {
-    let (b, _, _, id) = pending_request(TestEnvironment::new()).await;
-    let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
+    let voters = ["maria", "lee"];
+    let (b, _, _, id, [marias, lees]) = pending_request_for(TestEnvironment::new(), voters).await;
     let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteStatementReply| begun.challenge.as_bytes().to_vec();
     let wrong = Reason::InvalidPasskeyAssertion;
@@ -174,8 +173,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
 
 #[tokio::test]
 async fn revoked_passkey_voids_unconsumed_votes() {
-    let (b, triage, task, id) = pending_request(TestEnvironment::new()).await;
-    let key = b.enrol("maria").await;
+    let (b, triage, task, id, [key]) = pending_request_for(TestEnvironment::new(), ["maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
         .vote_in_session(&session, &key, id, approve())
@@ -189,6 +187,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
             .revoke_approver_keys(&call, person, Default::default())
             .await
             .expect("revoked")
+            .keys
     };
     assert_eq!(
         revoke("maria").await,
@@ -224,13 +223,12 @@ async fn revoked_passkey_voids_unconsumed_votes() {
         ),
         Reason::NotAuthenticated
     );
-    // A new passkey of hers is valid.
+    // A new passkey of hers is valid, for later requests.
     let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
-    assert!(
-        b.begin_vote_in_session(&session, id, approve())
-            .await
-            .is_ok()
+    assert_eq!(
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
+        Reason::NotEligible
     );
     assert_eq!(revoke("lee").await, 2);
     b.check_invariants();
@@ -238,8 +236,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
 
 #[tokio::test]
 async fn signature_counter_regression_revokes() {
-    let (b, _, _, id) = pending_request(TestEnvironment::new()).await;
-    let key = b.enrol("maria").await;
+    let (b, _, _, id, [key]) = pending_request_for(TestEnvironment::new(), ["maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     let begun = b
         .begin_vote_in_session(&session, id, approve())
@@ -288,8 +285,7 @@ async fn signature_counter_regression_revokes() {
 
 #[tokio::test]
 async fn narrowing_and_denial_comment() {
-    let (b, triage, task, id) = pending_request(TestEnvironment::new()).await;
-    let key = b.enrol("maria").await;
+    let (b, triage, task, id, [key]) = pending_request_for(TestEnvironment::new(), ["maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteInput {
         narrowing: Narrowing { max_ttl, max_uses },
@@ -344,8 +340,7 @@ async fn approver_can_limit_uses() {
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     assert!(schema.contains("@single_use"));
     *schema = schema.replace("@single_use\n", "");
-    let (b, triage, task, id) = pending_request(env).await;
-    let key = b.enrol("maria").await;
+    let (b, triage, task, id, [key]) = pending_request_for(env, ["maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     let three = VoteInput {
         narrowing: Narrowing {
@@ -452,15 +447,12 @@ async fn no_mint_after_vote_key_revocation() {
 
 #[tokio::test]
 async fn vote_requires_card_of_current_policy() {
-    let mut env = with_approvals("dwell = \"3s\"");
-    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
-    *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = pending_request(env).await;
+    let env = high_risk_with_approvals("dwell = \"3s\"");
+    let (b, _, _, id, [key]) = pending_request_for(env, ["maria"]).await;
     let card = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id).expect("a card")
     };
-    let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let read = card("maria").policy;
     b.manual_clock.advance_millis(3_000);
@@ -504,8 +496,7 @@ async fn lapsed_vote_can_be_replaced() {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");
-    let (b, triage, task, id) = pending_request(env).await;
-    let key = b.enrol("maria").await;
+    let (b, triage, task, id, [key, another]) = pending_request_for(env, ["maria", "maria"]).await;
     let session = b.sign_in(&key).await.expect("signed in");
     b.vote_in_session(&session, &key, id, approve())
         .await
@@ -525,11 +516,15 @@ async fn lapsed_vote_can_be_replaced() {
     // Its key is revoked: she votes with another.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let maria = PersonId::parse("maria").expect("id");
+    let first = b.broker.show().person(&maria).passkeys[0].record.key;
+    let revocation = KeyRevocation {
+        only: Some(first),
+        compromised: false,
+    };
     b.broker
-        .revoke_approver_keys(&call, maria, Default::default())
+        .revoke_approver_keys(&call, maria, revocation)
         .await
         .expect("revoked");
-    let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
     b.vote_in_session(&session, &another, id, approve())
         .await

@@ -30,6 +30,7 @@ const GATE_TYPES: &[(&str, &str, &[&str])] = &[
             "grant",
             "person",
             "invitation",
+            "proposals_of",
         ],
     ),
     ("Committed", "journal/mod.rs", &[]),

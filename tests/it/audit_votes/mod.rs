@@ -16,12 +16,36 @@ use dipylon_sdk::model::*;
 use serde_json::{Value, json};
 
 use crate::audit_votes::journal_copy::{Forgery, JournalCopy};
+use crate::support::agent_in_task::person_id;
 use crate::support::passkey_votes::{approve, passkeys_alone};
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 use crate::support::*;
 
 /// A forger's change.
 type Change<T> = fn(&mut T);
+
+/// Changes members of a statement's requester, an agent.
+fn change_requester(
+    statement: &mut VoteStatement,
+    change: impl FnOnce(&mut AgentId, &mut PersonId, &mut TaskId, &mut Thumbprint),
+) {
+    match &mut statement.requester {
+        StatementRequester::Agent {
+            id,
+            owner,
+            task,
+            task_key,
+        } => change(id, owner, task, task_key),
+        StatementRequester::Person { .. } => panic!("the statement is about an agent"),
+    }
+}
+
+fn by_agent(opened: &mut AccessRequestOpened) -> &mut AgentRequester {
+    match &mut opened.requester {
+        AccessRequester::Agent(by) => by,
+        AccessRequester::Person(_) => panic!("the request is an agent's"),
+    }
+}
 
 struct VotedHistory {
     b: TestBroker,
@@ -128,7 +152,7 @@ async fn vote_tampering_is_detected() {
                     Verdict::Deny => Verdict::Approve,
                 }
             }),
-            ("longest life", |f| f.max_ttl += 1),
+            ("longest life", |f| f.max_ttl = f.max_ttl.map(|ttl| ttl + 1)),
             ("number of uses", |f| f.uses = Some(9)),
             ("end of its life", |f| {
                 f.not_after = f.not_after.plus_secs(1)
@@ -181,22 +205,34 @@ async fn vote_tampering_is_detected() {
             );
         }
         let shorter = forgery.rejected_at_vote(|r, at| {
-            r.rewrite_statement(at, |s| s.max_ttl -= 1);
-            r.vote(at).max_ttl -= 1;
+            r.rewrite_statement(at, |s| s.max_ttl = s.max_ttl.map(|ttl| ttl - 1));
+            let vote = r.vote(at);
+            vote.max_ttl = vote.max_ttl.map(|ttl| ttl - 1);
         });
         assert!(
             matches!(shorter, VoteError::Signature | VoteError::Passkey(_)),
             "{shorter}"
         );
         // A statement about something that was not requested.
-        let changes: [(&str, Change<VoteStatement>); 5] = [
-            ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
-            ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
-            ("task", |s| s.task = TaskId::from_random([9; 16])),
-            ("task key", |s| {
-                s.task_key = Thumbprint(Digest::sha256(b"x"))
+        let changes: [(&str, Change<VoteStatement>); 6] = [
+            ("requester", |s| {
+                change_requester(s, |id, _, _, _| *id = AgentId::parse("ci").expect("id"))
             }),
-            ("action", |s| s.action["target"]["id"] = json!("INC-1")),
+            ("requester", |s| {
+                change_requester(s, |_, owner, _, _| *owner = person_id("lee"))
+            }),
+            ("requester", |s| {
+                change_requester(s, |_, _, task, _| *task = TaskId::from_random([9; 16]))
+            }),
+            ("requester", |s| {
+                change_requester(s, |_, _, _, key| *key = Thumbprint(Digest::sha256(b"x")))
+            }),
+            ("requester", |s| {
+                s.requester = StatementRequester::Person {
+                    id: person_id("lee"),
+                }
+            }),
+            ("action", |s| s.action.target.id = "INC-1".to_owned()),
         ];
         for (what, change) in changes {
             let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
@@ -206,8 +242,8 @@ async fn vote_tampering_is_detected() {
             );
         }
         let longer = forgery.rejected_at_vote(|r, at| {
-            r.rewrite_statement(at, |s| s.max_ttl = 10_000);
-            r.vote(at).max_ttl = 10_000;
+            r.rewrite_statement(at, |s| s.max_ttl = Some(10_000));
+            r.vote(at).max_ttl = Some(10_000);
         });
         assert!(matches!(longer, VoteError::RequestMismatch("longest life")));
         assert!(matches!(
@@ -237,9 +273,9 @@ async fn vote_tampering_is_detected() {
         let opened = whole
             .find(|f| matches!(f, Event::AccessRequestOpened(o) if o.access_request == request));
         let changes: [fn(&mut AccessRequestOpened); 4] = [
-            |f| f.agent = AgentId::parse("ci").expect("id"),
+            |f| by_agent(f).agent = AgentId::parse("ci").expect("id"),
             |f| f.action.target.id = "INC-1".to_owned(),
-            |f| f.max_ttl = 1,
+            |f| f.max_ttl = Some(1),
             |f| f.uses = Some(1),
         ];
         for (n, change) in changes.into_iter().enumerate() {
@@ -301,6 +337,8 @@ async fn vote_tampering_is_detected() {
                 all: false,
                 cause: RevokeCause::Counter,
                 by: None,
+                invited: 0,
+                unconfirmed: 0,
             });
             r.entries.insert(at, before);
         });

@@ -218,6 +218,7 @@ impl Caller<'_> {
                     max_uses: None,
                     comment: String::new(),
                     policy_version: String::new(),
+                    facts: String::new(),
                 };
                 approvals
                     .begin_vote(self.request(method, message))
@@ -245,6 +246,16 @@ impl Caller<'_> {
                     .await
                     .map(drop)
             }
+            "ConfirmPasskey" => {
+                let message = v1::ConfirmPasskeyRequest {
+                    person_id: "lee".into(),
+                    key: Digest::sha256(b"unknown").to_string(),
+                };
+                approvals
+                    .confirm_passkey(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
             "ListApprovers" => approvals
                 .list_approvers(self.request(method, v1::ListApproversRequest::default()))
                 .await
@@ -268,6 +279,13 @@ impl Caller<'_> {
                 }];
                 governance
                     .apply_policy_bundle(self.request(method, tokio_stream::iter(pieces)))
+                    .await
+                    .map(drop)
+            }
+            "WithdrawPolicyProposal" => {
+                let message = v1::WithdrawPolicyProposalRequest { access_request_id };
+                governance
+                    .withdraw_policy_proposal(self.request(method, message))
                     .await
                     .map(drop)
             }

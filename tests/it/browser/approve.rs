@@ -121,13 +121,14 @@ async fn inbox_updates_live() {
     if is_skipped() {
         return;
     }
-    let mut env = TestEnvironment::new();
+    let mut env = TestEnvironment::with_high_risk();
     env.policy.get_mut("agents.toml").expect("agents").push_str(
         "\n[[agent]]\nid = \"contain\"\nspiffe_id = \"spiffe://soc.example/agent/contain\"\nowner = \"dana\"\n\
          environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\n\
          actions = [\"account.disable\", \"host.isolate\"]\n",
     );
     let site = ConsoleServer::with_policy(env, dipylon_sdk::clock::Clock::system().now()).await;
+    site.enrol_without_browser("lee").await;
     let maria = site.signed_in_browser("maria").await;
     maria.seen("#empty").await;
     maria.script("window.same = true", json!([])).await;
@@ -376,7 +377,7 @@ async fn narrowed_ttl_shortens_the_token() {
     let signs = async || maria.seen("#signs b").await.text().await;
     let before = signs().await;
     ttl.type_in("7").await;
-    assert!(signs().await.starts_with("7 s, "), "{}", signs().await);
+    assert!(signs().await.starts_with("7s, "), "{}", signs().await);
     maria.press(keys::ESCAPE).await;
     assert_eq!(signs().await, before, "reset");
     assert_eq!(ttl.property("value").await, "");
@@ -387,7 +388,7 @@ async fn narrowed_ttl_shortens_the_token() {
     maria
         .wait_for_script("!document.querySelector('#narrow').open")
         .await;
-    assert!(signs().await.starts_with("45 s, "), "{}", signs().await);
+    assert!(signs().await.starts_with("45s, "), "{}", signs().await);
     maria.seen("#approve").await.click().await;
     voted(&maria).await;
     let token = token(&task, disable("ann"), "r-1").await;

@@ -8,13 +8,14 @@ use super::driver::Browser;
 const COMMON: &str = "
     const text = (b) => btoa(String.fromCharCode(...new Uint8Array(b))).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
     const bytes = (t) => Uint8Array.from(atob(t.replaceAll('-', '+').replaceAll('_', '/')), (c) => c.charCodeAt(0));
-    const policyOf = async (card) => {
+    const shownOn = async (card) => {
         const page = new DOMParser().parseFromString(await (await fetch(card)).text(), 'text/html');
-        return page.querySelector('[data-row=policy] bdi')?.textContent;
+        const row = (name) => page.querySelector(`[data-row=${name}] bdi`)?.textContent;
+        return { policy: row('policy'), facts: row('facts') };
     };
     const post = async (path, body) => {
         const card = path.replace(/\\/vote\\/begin$/, '');
-        if (card !== path && !('policy' in body)) body.policy = await policyOf(card);
+        if (card !== path && !('policy' in body)) Object.assign(body, await shownOn(card));
         const answer = await fetch(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
         return { status: answer.status, body: await answer.json().catch(() => null) };
     };

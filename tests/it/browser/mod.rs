@@ -5,6 +5,7 @@
 mod approve;
 mod attacker_site;
 mod attacks;
+mod card_positions;
 mod ceremony;
 mod driver;
 mod driver_selftest;

@@ -21,7 +21,7 @@ const PICTURE_BYTES_MAX: usize = 150_000;
 const FRIDAY: Timestamp = Timestamp::from_secs(1_795_165_200);
 const DAY_S: u32 = 86_400;
 
-fn scratch_dir() -> PathBuf {
+pub fn scratch_dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("console");
     std::fs::create_dir_all(&dir).expect("dir");
     dir
@@ -47,7 +47,7 @@ fn save_screenshot(name: &str, png: &[u8]) {
 
 /// A policy with two agents, so that equal requests are grouped.
 fn env() -> TestEnvironment {
-    let mut env = TestEnvironment::new();
+    let mut env = TestEnvironment::with_high_risk();
     env.policy.get_mut("agents.toml").expect("agents").push_str(
         "\n[[agent]]\nid = \"containment\"\nspiffe_id = \"spiffe://soc.example/agent/containment\"\nowner = \"dana\"\n\
          environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"unattended\"\ngroups = [\"soc\"]\n\
@@ -117,6 +117,7 @@ async fn console_screenshots() {
     let [maria, phone] = Browser::open_together([desk, night]).await;
     site.enrol_and_sign_in(&maria, "maria").await;
     site.enrol_and_sign_in(&phone, "maria").await;
+    site.enrol_without_browser("lee").await;
 
     let triage = site
         .task_for(
@@ -222,6 +223,7 @@ async fn screenshots_for_readability_test() {
     })
     .await;
     site.enrol_and_sign_in(&phone, "maria").await;
+    site.enrol_without_browser("lee").await;
 
     let purpose = "INC-8841: contain Ann Archer (ann), whose sign-ins come from two continents";
     let reason = "Disable ann, the account of Ann Archer. Two countries within ten minutes, confirmed with her by telephone.";

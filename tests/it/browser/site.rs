@@ -21,7 +21,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::driver::{Browser, Viewport};
+use crate::support::passkey_votes::{CONFIRM, ENROL, RP_ID, confirm_passkeys};
 use crate::support::served_broker::token_request;
+use crate::support::software_authenticator::SoftwareAuthenticator;
 use crate::support::{DOMAIN, TestEnvironment, open_as, origin, rand_u64, settings};
 
 /// Interval at which the manual clock follows the machine's.
@@ -196,7 +198,22 @@ impl ConsoleServer {
         }
     }
 
-    /// A vote signed by a key of people.toml.
+    /// Enrols a passkey without a browser, with which [`ConsoleServer::vote`] votes from then on.
+    pub async fn enrol_without_browser(&self, name: &str) {
+        let call = self.call("dipylon.v1.ApprovalService/InviteApprover", "olga");
+        let person = PersonId::parse(name).expect("person");
+        let invited = self.broker.invite_approver(&call, person).await;
+        let code = invited.expect("invites").code;
+        let begun = self.broker.begin_enrolment(ENROL, &code).expect("begins");
+        let (passkey, made) =
+            SoftwareAuthenticator::create(RP_ID, &self.console, &begun.challenge, &begun.user);
+        let done = self.broker.finish_enrolment(ENROL, &code, &made, "Phone");
+        done.await.expect("enrols");
+        self.env.keep_passkey(name, passkey);
+        self.confirm(name).await;
+    }
+
+    /// A vote signed by the passkey that [`ConsoleServer::enrol_without_browser`] enrolled, or else by a key of people.toml.
     pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
         let ask = VoteInput {
             profile: ProfileName::parse(profile).expect("profile"),
@@ -204,6 +221,7 @@ impl ConsoleServer {
             narrowing: Narrowing::default(),
             comment: None,
             policy: None,
+            facts: None,
         };
         let call = self.call("dipylon.v1.ApprovalService/BeginVote", name);
         let begun = self
@@ -211,8 +229,14 @@ impl ConsoleServer {
             .begin_vote(&call, id, ask)
             .await
             .expect("begins");
-        let signature = self.env.keys[name].sign(begun.challenge.as_bytes());
-        let proof = VoteProof::Signature(signature.expect("signed").to_vec());
+        let challenge = begun.challenge.as_bytes();
+        let proof = match self.env.passkey_among(name, &begun.credentials) {
+            Some(passkey) => VoteProof::Passkey(passkey.get(challenge, &self.console)),
+            None => {
+                let signature = self.env.keys[name].sign(challenge).expect("signed");
+                VoteProof::Signature(signature.to_vec())
+            }
+        };
         let call = self.call("dipylon.v1.ApprovalService/CastVote", name);
         let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
         cast.await.expect("counts");
@@ -245,6 +269,16 @@ impl ConsoleServer {
     pub async fn enrol(&self, browser: &Browser, person: &str) {
         enrol_by_invitation(browser, &self.invite(person).await, "desk key").await;
         browser.seen("#enrolled").await;
+        self.confirm(person).await;
+    }
+
+    /// Has a person's passkeys confirmed by another person.
+    async fn confirm(&self, person: &str) {
+        confirm_passkeys(&self.broker, person, |by| {
+            let known = self.env.keys.contains_key(by);
+            known.then(|| self.call(CONFIRM, by))
+        })
+        .await;
     }
 
     pub async fn sign_in(&self, browser: &Browser) {

@@ -1,5 +1,6 @@
 //! Untrusted text of a card, from gRPC to the terminal.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dipylon_sdk::client::{AgentClient, OpenTaskRequest, TokenOutcome, TokenRequest};
@@ -153,4 +154,124 @@ async fn untrusted_text_end_to_end() {
 fn restrict(key: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).expect("mode");
+}
+
+/// Values that look alike are told apart in the rows of the inbox, on cards and in sentences.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_are_told_apart_on_every_surface() {
+    let served = ServedBroker::start().await;
+    let mut files = served.env.policy_with("schema.cedarschema", |schema| {
+        let note = "end_sessions: Bool,\n      note?: String,";
+        schema.replacen("end_sessions: Bool,", note, 1)
+    });
+    let entities = &files["entities.json"];
+    let entities = entities.replacen("\"ann\"", "\"ann [LOW RISK] on\"", 1);
+    files.insert("entities.json".to_owned(), entities);
+    let olga = served.operator("olga");
+    olga.apply_policy_bundle(&files).await.expect("in force");
+    let agent = AgentClient::new(served.endpoint(), served.evidence("triage"), None);
+    let opening = OpenTaskRequest {
+        purpose: "told apart\" and approved".into(),
+        max_duration_s: 600,
+        idempotency_key: None,
+        heartbeat_s: None,
+    };
+    let task = agent.open_task(&opening).await.expect("opens");
+    let long = "a".repeat(3_000);
+    let mut notes = vec!["\u{200b}".to_owned(), "<U+200B>".to_owned()];
+    notes.extend([format!("{long}1"), format!("{long}2")]);
+    let mut ids = Vec::new();
+    for (n, note) in notes.iter().enumerate() {
+        let parameters = [("end_sessions", Param::Bool(true)), ("note", text(note))];
+        let order = TokenRequest {
+            action: action(
+                "account.disable",
+                "Account",
+                "ann [LOW RISK] on",
+                IDP,
+                &parameters,
+            ),
+            ttl_s: 300,
+            reason: "r".into(),
+            idempotency_key: Some(format!("r-{n}")),
+            wait_s: 0,
+        };
+        match task.request_token(&order).await {
+            Ok(TokenOutcome::Pending(pending)) => ids.push(pending.access_request_id().to_string()),
+            other => panic!("not pending: {other:?}"),
+        }
+    }
+
+    let home = tempfile::tempdir().expect("dir");
+    let key = home.path().join("maria.pem");
+    std::fs::write(&key, served.env.pem_of("maria")).expect("key");
+    restrict(&key);
+    let run = async |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
+        command
+            .args(args)
+            .env("DIPYLON_URL", &served.url)
+            .env("DIPYLON_KEY", &key)
+            .env("HOME", home.path())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output());
+        let output = output.await.expect("in time").expect("runs");
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let inbox = run(&["inbox"]).await;
+    for cell in [
+        "note=\"<U+200B>\"",
+        "note=\"<U+003C>U+200B>\"",
+        "<+ of 3001 characters, SHA-256 ",
+    ] {
+        assert!(inbox.contains(cell), "{cell}:\n{inbox}");
+    }
+    let listed = served.approver("maria").inbox().await.expect("reads").0;
+    let rows: BTreeSet<_> = listed
+        .iter()
+        .map(|row| format!("{:?}", row.parameters))
+        .collect();
+    assert_eq!(rows.len(), notes.len(), "{rows:?}");
+    let groups: BTreeSet<_> = listed.iter().map(|row| &row.group).collect();
+    assert_eq!(
+        groups.len(),
+        notes.len(),
+        "different parameters are not one group"
+    );
+
+    let folded = run(&["request", "show", &ids[2]]).await;
+    assert!(folded.contains("~ … 3001 characters, SHA-256"), "{folded}");
+    assert!(
+        folded.contains("--full") && folded.len() < 5_000,
+        "{folded}"
+    );
+    let full = run(&["request", "show", &ids[2], "--full"]).await;
+    assert!(
+        full.matches('a').count() > 3_000 && !full.contains("--full"),
+        "{full}"
+    );
+
+    // Sentences quote an id that is more than a name.
+    let quoted = "account.disable on Account::\"ann [LOW RISK] on\"";
+    let explained = olga.explain(&ids[0]).await.expect("explains");
+    assert!(
+        explained.headline.ends_with(quoted),
+        "{}",
+        explained.headline
+    );
+    let explained = olga
+        .explain(&task.id().to_string())
+        .await
+        .expect("explains");
+    let lines: Vec<_> = explained
+        .lines
+        .iter()
+        .map(|line| line.text.as_str())
+        .collect();
+    assert!(lines.iter().any(|line| line.contains(quoted)), "{lines:?}");
+    assert!(
+        lines.contains(&"\"told apart\\\" and approved\""),
+        "{lines:?}"
+    );
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dipylon_sdk::card::{self, Card};
+use dipylon_sdk::card::{self, Card, FoldLimits, LongValues};
 use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
@@ -42,6 +42,9 @@ fn rows(card: &Card) -> String {
             if let Some(caption) = &row.caption {
                 out.push_str(&format!("  ({caption})\n"));
             }
+            if let Some((head, extent)) = row.fold(row.fold_limits()) {
+                out.push_str(&format!("  first {head:?} of {extent:?}\n"));
+            }
             for line in &row.lines {
                 out.push_str(&format!("  {line}\n"));
             }
@@ -62,7 +65,7 @@ fn card_layouts_golden() {
     ] {
         golden(
             &format!("card/{name}.text.txt"),
-            &card::render_terminal(&card, NOW, 80),
+            &card::render_terminal(&card, NOW, 80, LongValues::Folded),
         );
         golden(
             &format!("card/{name}.chat.txt"),
@@ -76,7 +79,10 @@ fn card_layouts_golden() {
 fn untrusted_text_cannot_forge_rows() {
     for card in [ordinary(), everything(), hostile()] {
         for columns in [0, 80, 81, 100, 133, 10_000] {
-            assert_layout_is_intact(&card::render_terminal(&card, NOW, columns), columns.max(80));
+            assert_layout_is_intact(
+                &card::render_terminal(&card, NOW, columns, LongValues::Folded),
+                columns.max(80),
+            );
         }
     }
     let chat = card::render_chat(&hostile(), NOW);
@@ -105,15 +111,16 @@ fn untrusted_text_cannot_forge_rows() {
 #[test]
 fn signed_fields_precede_agent_text() {
     let card = everything();
-    let shown = card::render_terminal(&card, NOW, 100_000);
+    let shown = card::render_terminal(&card, NOW, 100_000, LongValues::Full);
     let action = card.action.clone().expect("action");
+    let agent = card.requester.agent().expect("an agent");
     let signed = [
         card.realm.to_string(),
         card.access_request.to_string(),
-        card.agent.id.to_string(),
-        card.agent.owner.id.to_string(),
-        card.task.to_string(),
-        card.task_key.to_string(),
+        agent.id.to_string(),
+        agent.owner.id.to_string(),
+        agent.task.to_string(),
+        agent.task_key.to_string(),
         action.name.to_string(),
         action.audience.to_string(),
         action.target.to_string(),
@@ -134,16 +141,28 @@ fn signed_fields_precede_agent_text() {
     }
     let words = shown.find("The agent says (unverified)").expect("labelled");
     assert!(shown.find(&card.policy.to_string()).expect("policy") < words);
-    assert!(
-        shown.contains("and 140 more characters, not shown"),
-        "{shown}"
-    );
+    assert!(shown.contains("640 characters, SHA-256 "), "{shown}");
     assert!(
         !shown[..words].contains("because because"),
         "only in the agent's words"
     );
-    assert!(shown.find("ISOLATE A HOST").expect("verb") < shown.find("agent ").expect("agent"));
-    let unknown = card::render_terminal(&hostile(), NOW, 80);
+    let order = [
+        "ISOLATE A HOST",
+        "  with ",
+        "  target ",
+        "  effect ",
+        "  unusual ",
+        "  similar requests ",
+        "  agent ",
+        "  rule ",
+        "  token ",
+        "  needs ",
+        "  digest ",
+        "The agent says",
+    ];
+    let places = order.map(|part| shown.find(part).expect(part));
+    assert!(places.is_sorted(), "{places:?}:\n{shown}");
+    let unknown = card::render_terminal(&hostile(), NOW, 80, LongValues::Folded);
     for row in [
         "RISK UNKNOWN",
         "unknown: no figures",
@@ -157,7 +176,7 @@ fn signed_fields_precede_agent_text() {
         target_attributes: None,
         ..ordinary()
     };
-    let removed = card::render_terminal(&removed, NOW, 80);
+    let removed = card::render_terminal(&removed, NOW, 80, LongValues::Folded);
     assert!(
         removed.contains("NO LONGER ON RECORD") && removed.contains("NOT KNOWN"),
         "{removed}"
@@ -202,7 +221,7 @@ proptest! {
             reason: UntrustedText::parse("reason", &text(7)).ok(),
             ..hostile()
         };
-        assert_layout_is_intact(&card::render_terminal(&card, NOW, columns), columns);
+        assert_layout_is_intact(&card::render_terminal(&card, NOW, columns, LongValues::Folded), columns);
         for line in card::render_chat(&card, NOW).lines() {
             prop_assert!(!line.contains(needs_escape), "{line:?}");
         }
@@ -252,7 +271,7 @@ proptest! {
                 ..ordinary()
             }
         };
-        let lines = |card: &Card| card::render_terminal(card, NOW, columns).lines().count();
+        let lines = |card: &Card| card::render_terminal(card, NOW, columns, LongValues::Folded).lines().count();
         let any_text = card(&|text| text.to_owned());
         let (shown, calm) = (lines(&any_text), lines(&card(&plain)));
         // Four rows; at most seven flags of the set and one of each other; each at most ten lines.
@@ -265,18 +284,20 @@ proptest! {
     }
 }
 
-/// Truncated text raises no flag.
+/// A warning is raised for the whole text, also for what is folded away.
 #[test]
-fn truncated_text_is_not_flagged() {
-    let reason = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
+fn folded_text_is_flagged() {
+    let reason = format!(
+        "{}{}",
+        "a".repeat(FoldLimits::AGENT_WORDS.chars),
+        " p\u{430}ypal"
+    );
     let card = Card {
         reason: UntrustedText::parse("reason", &reason).ok(),
         ..ordinary()
     };
-    let shown = card::render_terminal(&card, NOW, 80);
-    assert!(
-        shown.contains("and 7 more characters, not shown"),
-        "{shown}"
-    );
-    assert!(!shown.contains("MIXED SCRIPTS"), "{shown}");
+    let shown = card::render_terminal(&card, NOW, 80, LongValues::Folded);
+    assert!(shown.contains("507 characters, SHA-256"), "{shown}");
+    assert!(shown.contains("MIXED SCRIPTS"), "{shown}");
+    assert!(!shown.contains("ypal"), "{shown}");
 }

@@ -1,5 +1,6 @@
 //! Approval card: the same rows on every surface, and untrusted text confined to its row.
 
+mod distinct;
 mod end_to_end;
 mod layout;
 
@@ -7,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dipylon_sdk::card::{
-    AccessRequestStatus, AgentRegistration, Attestation, Card, History, PersonRef, ProfileProgress,
-    Requester, RuleSummary,
+    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, History, PersonRef,
+    ProfileProgress, Requester, RequestingAgent, RuleSummary,
 };
 use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
@@ -29,10 +30,14 @@ fn person(id: &str, name: &str) -> PersonRef {
     }
 }
 
+fn approval(person: PersonRef, method: VoteMethod) -> CountedApproval {
+    CountedApproval { person, method }
+}
+
 fn profile_progress(
     name: &str,
     quorum: u32,
-    approvers: Vec<PersonRef>,
+    approvers: Vec<CountedApproval>,
     passkey: bool,
 ) -> ProfileProgress {
     ProfileProgress {
@@ -44,6 +49,27 @@ fn profile_progress(
         quorum,
         approvers,
         passkey,
+        key_notes: Vec::new(),
+    }
+}
+
+fn requesting_agent() -> RequestingAgent {
+    RequestingAgent {
+        id: word("triage", AgentId::parse),
+        owner: person("dana", "Dana Ruiz"),
+        registered: Some(AgentRegistration {
+            environment: "prod".to_owned(),
+            model: "example-large-2".to_owned(),
+            autonomy: "supervised".to_owned(),
+        }),
+        verified: Attestation {
+            kind: "jwt-svid".to_owned(),
+            subject: word("spiffe://soc.example/agent/triage", SpiffeId::parse),
+            verified_at: NOW.plus_secs(-12),
+            expires_at: NOW.plus_secs(288),
+        },
+        task: TaskId::from_random([2; 16]),
+        task_key: Thumbprint(Digest::sha256(b"key")),
     }
 }
 
@@ -68,21 +94,9 @@ fn ordinary() -> Card {
             ("name".to_owned(), "Ann Archer".to_owned()),
             ("protected".to_owned(), "false".to_owned()),
         ]),
-        agent: Requester {
-            id: word("triage", AgentId::parse),
-            owner: person("dana", "Dana Ruiz"),
-            registered: Some(AgentRegistration {
-                environment: "prod".to_owned(),
-                model: "example-large-2".to_owned(),
-                autonomy: "supervised".to_owned(),
-            }),
-        },
-        verified: Attestation {
-            kind: "jwt-svid".to_owned(),
-            subject: word("spiffe://soc.example/agent/triage", SpiffeId::parse),
-            verified_at: NOW.plus_secs(-12),
-            expires_at: NOW.plus_secs(288),
-        },
+        openings: None,
+        changes: None,
+        requester: Requester::Agent(Box::new(requesting_agent())),
         rules: vec![RuleSummary {
             id: "destructive-needs-approval".to_owned(),
             file: "rules/20-guardrails.cedar".to_owned(),
@@ -90,9 +104,8 @@ fn ordinary() -> Card {
             effect: "step_up".to_owned(),
         }],
         needs: vec![profile_progress("one-security", 1, Vec::new(), false)],
-        task: TaskId::from_random([2; 16]),
-        task_key: Thumbprint(Digest::sha256(b"key")),
-        max_ttl: 300,
+        void_votes: Vec::new(),
+        max_ttl: Some(300),
         uses: Some(1),
         policy: Digest::sha256(b"policy"),
         opened_at: NOW.plus_secs(-10),
@@ -184,7 +197,12 @@ fn everything() -> Card {
             },
         ],
         needs: vec![
-            profile_progress("two-security", 2, vec![person("lee", "Lee Song")], true),
+            profile_progress(
+                "two-security",
+                2,
+                vec![approval(person("lee", "Lee Song"), VoteMethod::Passkey)],
+                true,
+            ),
             profile_progress("one-oncall", 1, Vec::new(), false),
         ],
         anomalies: vec![
@@ -226,19 +244,19 @@ fn hostile() -> Card {
         action: Some(Arc::new(requested.expect("action"))),
         parameter_titles: [("note".to_owned(), wild())].into(),
         target_attributes: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
-        agent: Requester {
+        requester: Requester::Agent(Box::new(RequestingAgent {
             owner: person("dana", TRICKS),
             registered: Some(AgentRegistration {
                 environment: wild(),
                 model: wild(),
                 autonomy: wild(),
             }),
-            ..ordinary().agent
-        },
-        verified: Attestation {
-            kind: wild(),
-            ..ordinary().verified
-        },
+            verified: Attestation {
+                kind: wild(),
+                ..requesting_agent().verified
+            },
+            ..requesting_agent()
+        })),
         rules: vec![RuleSummary {
             id: wild(),
             file: wild(),
@@ -247,7 +265,7 @@ fn hostile() -> Card {
         }],
         needs: vec![ProfileProgress {
             group: wild(),
-            approvers: vec![person("lee", TRICKS)],
+            approvers: vec![approval(person("lee", TRICKS), VoteMethod::Key)],
             ..profile_progress("one-security", 1, Vec::new(), false)
         }],
         anomalies: vec![wild()],
@@ -290,6 +308,8 @@ const LABELS: &[&str] = &[
     "realm",
     "task",
     "task key",
+    "facts",
+    "proposed by",
     "policy",
     "profile",
     "for",
@@ -333,7 +353,9 @@ fn assert_layout_is_intact(shown: &str, columns: usize) {
             seen.push(label.to_owned());
         }
         let ours = label.starts_with("! ")
+            || label.starts_with("+ ")
             || label.starts_with("The agent says (unverified):")
+            || label.starts_with("long values are folded")
             || label.starts_with("match phrase ");
         assert!(
             known || ours || blank < 2,

@@ -217,6 +217,19 @@ async fn every_verb_prints_one_json_value() {
     v.one("policy check", &["policy"], 0).await;
     v.one("policy apply", &[&["policy"], &olga[..]].concat(), 0)
         .await;
+    // By the next bundle others agree to the one after it.
+    let people = v.setup.path("policy").join("people.toml");
+    let before = std::fs::read_to_string(&people).expect("people");
+    let asking = format!("{before}\n[changes]\nagree = \"one-security\"\n");
+    for (text, code) in [(&asking, 0), (&before, 11)] {
+        std::fs::write(&people, text).expect("people");
+        let args = [&["policy"], &olga[..]].concat();
+        let applied = v.one("policy apply", &args, code).await;
+        if let Some(proposed) = applied["access_request"].as_str() {
+            v.one("policy withdraw", &[&[proposed], &olga[..]].concat(), 0)
+                .await;
+        }
+    }
     v.one("policy rules", &olga, 0).await;
     v.one("agent list", &olga, 0).await;
     v.one("agent show", &[&["triage"], &olga[..]].concat(), 0)
@@ -235,6 +248,10 @@ async fn every_verb_prints_one_json_value() {
         .await;
     assert!(invited["code"].is_string());
     v.one("approver list", &olga, 0).await;
+    let code = ["lee", "0000-0000-0000"];
+    v.one("approver confirm", &[&code[..], &olga].concat(), 1)
+        .await;
+    v.one("approver confirm-on-host", &code, 2).await;
     v.one("approver revoke", &[&["lee"], &olga[..]].concat(), 0)
         .await;
     let scope = ["agent/reporter"];

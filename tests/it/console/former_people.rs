@@ -53,8 +53,7 @@ async fn pages_of_a_former_person_end() {
             );
         }
         assert_eq!(old.get("/console").await.status, 303);
-        let ask =
-            json!({ "profile": "one-security", "verdict": "approve", "policy": "sha256:none" });
+        let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": "sha256:none", "facts": "sha256:none" });
         let vote = old
             .post(&format!("/console/requests/{id}/vote/begin"), &ask)
             .await;

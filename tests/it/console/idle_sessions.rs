@@ -50,6 +50,9 @@ async fn is_signed_in(browser: &HttpBrowser) -> bool {
 async fn a_session_ends_an_hour_after_the_last_own_act() {
     let (s, clock) = served().await;
     let task = s.task("triage").await;
+    let mut maria = ConsoleUser::sign_in(&s, "maria").await;
+    let mut lee = ConsoleUser::sign_in(&s, "lee").await;
+    let mut olga = ConsoleUser::sign_in(&s, "olga").await;
     let [begun, cast] = [("ann", "r-1"), ("cara", "r-2")];
     let begun = pending(&task, disable(begun.0), begun.1).await;
     let cast = pending(&task, disable(cast.0), cast.1).await;
@@ -92,9 +95,6 @@ async fn a_session_ends_an_hour_after_the_last_own_act() {
         ("/console/fragment/inbox", FETCH, 200, false),
         ("/console/fragment/inbox", &forged, 200, false),
     ];
-    let mut maria = ConsoleUser::sign_in(&s, "maria").await;
-    let mut lee = ConsoleUser::sign_in(&s, "lee").await;
-    let mut olga = ConsoleUser::sign_in(&s, "olga").await;
     let mut sessions = Vec::new();
     for (n, (path, headers, status, is_act)) in gets.into_iter().enumerate() {
         let user = if n % 2 == 0 { &mut maria } else { &mut lee };

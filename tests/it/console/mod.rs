@@ -1,6 +1,7 @@
 //! Console over HTTP: a minimal HTTP client with software passkeys, and tests by subject.
 
 mod access;
+mod confirmation;
 mod former_people;
 mod idle_sessions;
 mod limits;
@@ -8,6 +9,7 @@ mod pages;
 mod read_access;
 mod recovery;
 mod sessions;
+mod vote_marks;
 mod votes;
 mod weak_passkeys;
 
@@ -28,6 +30,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::passkey_votes::{CONFIRM, confirm_passkeys};
 use crate::support::rand_u64;
 use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::software_authenticator::SoftwareAuthenticator;
@@ -162,6 +165,11 @@ pub struct ConsoleUser {
 
 /// A call signed by the operator's key.
 fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
+    person_call(s, method, "olga")
+}
+
+/// A call signed by a person's key.
+fn person_call(s: &ServedBroker, method: &str, name: &str) -> CallContext {
     let policy = authorization::method_policy(method).expect("a method with a row");
     let jti = format!(
         "{:032x}",
@@ -181,7 +189,7 @@ fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
     CallContext {
         method: policy.name,
         allowed_roles: policy.allowed_roles,
-        proof: Some(dpop::create(&s.env.keys["olga"], &claims).expect("proof")),
+        proof: Some(dpop::create(&s.env.keys[name], &claims).expect("proof")),
         bearer: None,
         session: None,
         permit: ConcurrencyPermit::unlimited(policy.rate_class),
@@ -217,6 +225,16 @@ async fn invite(s: &ServedBroker, name: &str) -> String {
 
 impl ConsoleUser {
     async fn enrol(s: &ServedBroker, name: &str) -> Self {
+        let user = Self::enrol_unconfirmed(s, name).await;
+        confirm_passkeys(&s.broker, name, |by| {
+            let known = s.env.keys.contains_key(by);
+            known.then(|| person_call(s, CONFIRM, by))
+        })
+        .await;
+        user
+    }
+
+    async fn enrol_unconfirmed(s: &ServedBroker, name: &str) -> Self {
         let code = invite(s, name).await;
         Self::enrol_with(s, &code, name).await
     }
@@ -294,6 +312,9 @@ impl ConsoleUser {
         if ask.get("policy").is_none() {
             ask["policy"] = self.policy(id).await.into();
         }
+        if ask.get("facts").is_none() {
+            ask["facts"] = self.facts(id).await.into();
+        }
         self.browser
             .post(&format!("/console/requests/{id}/vote/begin"), &ask)
             .await
@@ -301,12 +322,22 @@ impl ConsoleUser {
 
     /// The policy digest that a card names.
     async fn policy(&self, id: AccessRequestId) -> String {
+        self.digest_row(id, "policy").await
+    }
+
+    /// The digest of the facts that a card shows.
+    async fn facts(&self, id: AccessRequestId) -> String {
+        self.digest_row(id, "facts").await
+    }
+
+    async fn digest_row(&self, id: AccessRequestId, name: &str) -> String {
         let path = format!("/console/requests/{id}");
         let page = self.browser.get(&path).await.ok().body;
-        let (_, row) = page.split_once("data-row=\"policy\"").expect("a row");
-        let (_, row) = row.split_once("<bdi>").expect("its words");
-        let (policy, _) = row.split_once("</bdi>").expect("its words");
-        policy.to_owned()
+        let row = format!("data-row=\"{name}\"");
+        let (_, row) = page.split_once(&row).expect("a row");
+        let (_, row) = row.split_once("<bdi dir=\"ltr\">").expect("its words");
+        let (digest, _) = row.split_once("</bdi>").expect("its words");
+        digest.to_owned()
     }
 
     async fn cast_vote(

@@ -160,6 +160,10 @@ async fn timeline_ids(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_approver_reads_what_they_may_vote_on() {
     let s = ServedBroker::start_in(env()).await;
+    let mut users = std::collections::BTreeMap::new();
+    for who in ["maria", "nina", "dana", "olga", "lee"] {
+        users.insert(who, ConsoleUser::sign_in(&s, who).await);
+    }
     let mut watches = Vec::new();
     for who in ["maria", "nina"] {
         watches.push(s.approver(who).watch_inbox(None).await.expect("watches"));
@@ -184,10 +188,6 @@ async fn an_approver_reads_what_they_may_vote_on() {
     );
     assert_eq!(first_opened(&mut watches[1]).await, [web.to_string()]);
 
-    let mut users = std::collections::BTreeMap::new();
-    for who in ["maria", "nina", "dana", "olga", "lee"] {
-        users.insert(who, ConsoleUser::sign_in(&s, who).await);
-    }
     // (person, ann, web, alone, both, network, quiet): dana owns triage, maria owns reporter.
     for (who, requests, tasks) in [
         ("maria", [true, false, false], [true, false, true]),

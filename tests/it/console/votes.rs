@@ -9,7 +9,7 @@ use super::{ConsoleUser, decode_base64url, operator_call, pending};
 use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::software_authenticator::PasskeyBehaviour;
 use crate::support::wait::in_time;
-use crate::support::{IDP, action, disable};
+use crate::support::{IDP, TestEnvironment, action, disable};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passkey_vote_end_to_end() {
@@ -103,11 +103,11 @@ async fn passkey_vote_end_to_end() {
 async fn sign_in_assertion_is_not_a_vote() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let id = pending(&task, disable("ann"), "r-1").await;
     let (maria, lee) = (
         ConsoleUser::sign_in(&s, "maria").await,
         ConsoleUser::sign_in(&s, "lee").await,
     );
+    let id = pending(&task, disable("ann"), "r-1").await;
     let origin = &maria.browser.origin;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begin = async || maria.begin_vote(id, ask.clone()).await.ok().json();
@@ -200,18 +200,17 @@ async fn sign_in_assertion_is_not_a_vote() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn high_risk_card_dwell_time_and_quorum() {
-    let s = ServedBroker::start_with_policy(|files| {
-        let people = files.get_mut("people.toml").expect("people");
-        *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
-    })
-    .await;
+    let mut env = TestEnvironment::with_high_risk();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
+    let s = ServedBroker::start_in(env).await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
+    let lee = ConsoleUser::sign_in(&s, "lee").await;
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate.clone(), "r-1").await;
-    let maria = ConsoleUser::sign_in(&s, "maria").await;
-    let lee = ConsoleUser::sign_in(&s, "lee").await;
-    let policy = lee.policy(id).await;
-    let ask = json!({ "profile": "two-security", "verdict": "approve", "policy": policy });
+    let (policy, facts) = (lee.policy(id).await, lee.facts(id).await);
+    let ask = json!({ "profile": "two-security", "verdict": "approve", "policy": policy, "facts": facts });
     let dwell = |page: &str| -> u64 {
         let (_, rest) = page.split_once("data-dwell=\"").expect("a ballot");
         let (ms, _) = rest.split_once('"').expect("a number");
@@ -260,16 +259,18 @@ async fn high_risk_card_dwell_time_and_quorum() {
 async fn vote_names_the_policy_of_its_card() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let id = pending(&task, disable("ann"), "r-1").await;
     let maria = ConsoleUser::sign_in(&s, "maria").await;
-    let policy = maria.policy(id).await;
+    let id = pending(&task, disable("ann"), "r-1").await;
+    let (policy, facts) = (maria.policy(id).await, maria.facts(id).await);
     let page = maria.browser.get(&format!("/console/requests/{id}")).await;
     assert!(page.body.contains(&format!("data-policy=\"{policy}\"")));
     let path = format!("/console/requests/{id}/vote/begin");
     for ask in [
         json!({ "profile": "one-security", "verdict": "approve" }),
-        json!({ "profile": "one-security", "verdict": "approve", "policy": null }),
-        json!({ "profile": "one-security", "verdict": "approve", "policy": "the last one" }),
+        json!({ "profile": "one-security", "verdict": "approve", "policy": policy }),
+        json!({ "profile": "one-security", "verdict": "approve", "policy": policy, "facts": "those" }),
+        json!({ "profile": "one-security", "verdict": "approve", "policy": null, "facts": facts }),
+        json!({ "profile": "one-security", "verdict": "approve", "policy": "the last one", "facts": facts }),
     ] {
         let begun = maria.browser.post(&path, &ask).await;
         assert_eq!(
@@ -278,7 +279,14 @@ async fn vote_names_the_policy_of_its_card() {
             "{ask}"
         );
     }
-    let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
+    let other = Digest::sha256(b"another card").to_string();
+    let ask = |facts: &str| json!({ "profile": "one-security", "verdict": "approve", "policy": policy, "facts": facts });
+    let begun = maria.begin_vote(id, ask(&other)).await;
+    assert_eq!(
+        (begun.status, begun.reason().as_str()),
+        (409, "APPROVAL_VOID")
+    );
+    let ask = ask(&facts);
     maria.begin_vote(id, ask.clone()).await.ok();
     let files = s.env.policy_with("schema.cedarschema", |text| {
         text.replace(

@@ -16,9 +16,9 @@ const LIST: &str = "dipylon.v1.ApprovalService/ListAccessRequests";
 
 const WATCH: &str = "dipylon.v1.ApprovalService/WatchAccessRequests";
 
-/// The default environment with a second agent of another owner, and its own `[approvals]` limits.
+/// The example with a second agent of another owner, and its own `[approvals]` limits.
 fn env(asks_per_minute: u32) -> TestEnvironment {
-    let mut env = TestEnvironment::new();
+    let mut env = TestEnvironment::with_high_risk();
     env.policy.get_mut("agents.toml").expect("agents").push_str(
         "\n[[agent]]\nid = \"hunter\"\nspiffe_id = \"spiffe://soc.example/agent/hunter\"\nowner = \"maria\"\nenvironment = \"prod\"\n\
          model = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"case.read\", \"account.disable\", \"host.isolate\"]\n",
@@ -34,7 +34,14 @@ fn env(asks_per_minute: u32) -> TestEnvironment {
 }
 
 async fn broker(asks_per_minute: u32) -> TestBroker {
-    TestBroker::start_with(env(asks_per_minute), FaultInjection::default()).await
+    start(env(asks_per_minute)).await
+}
+
+/// A broker whose approvers vote with passkeys.
+async fn start(env: TestEnvironment) -> TestBroker {
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
+    b.enrol_voters(&["dana", "lee", "maria"]).await;
+    b
 }
 
 fn isolate() -> Action {
@@ -94,14 +101,23 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     let high = pending(&b, &triage, triage_task, &isolate(), "r-2").await;
     b.manual_clock.advance_millis(1_000);
     let cara = pending(&b, &hunter, hunter_task, &disable("cara"), "r-1").await;
+    b.manual_clock.advance_millis(1_000);
+    let same = pending(&b, &hunter, hunter_task, &disable("ann"), "r-2").await;
+    b.manual_clock.advance_millis(1_000);
+    let mut other_parameters = disable("ann");
+    other_parameters
+        .parameters
+        .insert("end_sessions".to_owned(), Param::Bool(false));
+    let other = pending(&b, &hunter, hunter_task, &other_parameters, "r-3").await;
     let again = pending(&b, &triage, triage_task, &disable("ann"), "r-3").await;
     assert_eq!(again, ann, "one action in one task is one access request");
 
     let lee = first_page(&b, "lee");
-    assert_eq!(ids(&lee), [high, ann, cara]);
+    // Adjacent and grouped are equal actions alone: not another target, nor another parameter.
+    assert_eq!(ids(&lee), [high, ann, same, cara, other]);
     assert_eq!(
         (lee.total, lee.decidable, lee.queued, lee.next),
-        (3, 3, 0, None)
+        (5, 5, 0, None)
     );
     let groups: Vec<_> = lee
         .groups
@@ -110,17 +126,13 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
         .collect();
     assert_eq!(
         groups,
-        [(
-            "account.disable/Account".to_owned(),
-            "Disable an account",
-            2
-        )]
+        [(disable("ann").digest().to_string(), "Disable an account", 2)]
     );
     // Each has its own vote: approving one leaves the other.
     b.approve("lee", ann, "one-security").await;
     assert_eq!(
         ids(&first_page(&b, "lee")),
-        [high, cara],
+        [high, cara, same, other],
         "decided: no longer pending"
     );
 
@@ -131,7 +143,18 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
         .iter()
         .map(|row| row.vote.as_ref().map(Vec::len).map_err(ToString::to_string))
         .collect();
-    assert_eq!(why, [Err("owns the agent".to_owned()), Ok(1)]);
+    assert_eq!(
+        why,
+        [
+            Err(
+                "owns the agent, or owned it when its task or this access request was opened"
+                    .to_owned()
+            ),
+            Ok(1),
+            Ok(1),
+            Ok(1)
+        ]
+    );
     let mine = page(
         &b,
         "dana",
@@ -140,10 +163,13 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
             ..first_inbox_page()
         },
     );
-    assert_eq!((ids(&mine), mine.total, mine.decidable), (vec![cara], 1, 1));
+    assert_eq!(
+        (ids(&mine), mine.total, mine.decidable),
+        (vec![cara, same, other], 3, 3)
+    );
     let olga = first_page(&b, "olga");
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
-    assert_eq!((olga.rows.len(), olga.decidable), (2, 0));
+    assert_eq!((olga.rows.len(), olga.decidable), (4, 0));
     // Half of a quorum: the first approver has voted.
     b.approve("lee", high, "two-security").await;
     let lee = first_page(&b, "lee");
@@ -181,9 +207,17 @@ async fn approved_request_returns_when_a_vote_lapses() {
     assert_eq!(waiting(), [ann].into());
     b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert_eq!(waiting(), [ann].into());
-    b.approve("lee", ann, "one-security").await;
+    let voted = b.vote("lee", ann, "one-security", Verdict::Approve).await;
+    assert_eq!(refused(voted), Reason::NotEligible, "opened before");
+    b.approve("maria", ann, "one-security").await;
     assert_eq!(waiting(), [].into());
     // Key revocation.
+    let other = b.try_open_task(&triage, "contain INC-8842", "open-2").await;
+    let other = other.expect("opens").task.task;
+    let later = pending(&b, &triage, other, &disable("ann"), "r-3").await;
+    assert_eq!(waiting(), [later].into());
+    b.approve("lee", later, "one-security").await;
+    assert_eq!(waiting(), [].into());
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let lee = PersonId::parse("lee").expect("id");
     let revoked = b
@@ -191,12 +225,12 @@ async fn approved_request_returns_when_a_vote_lapses() {
         .revoke_approver_keys(&call, lee, Default::default())
         .await;
     revoked.expect("revoked");
-    assert_eq!(waiting(), [ann].into());
+    assert_eq!(waiting(), [later].into());
     // Expiry of the vote.
     b.manual_clock.advance_millis(599_000);
-    assert_eq!(waiting(), [ann].into());
+    assert_eq!(waiting(), [later].into());
     b.manual_clock.advance_millis(1_000);
-    assert_eq!(waiting(), [ann, cara].into());
+    assert_eq!(waiting(), [ann, later, cara].into());
 }
 
 /// How `people.toml` has lee in the group that approves.
@@ -208,7 +242,9 @@ async fn unrated_risk_is_listed_first() {
     let mut env = env(1_000);
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")\n", "");
-    let b = TestBroker::start_with(env, FaultInjection::default()).await;
+    let people = env.policy.get_mut("people.toml").expect("people");
+    *people = people.replace("method = \"key\"", "method = \"passkey\"");
+    let b = start(env).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -269,7 +305,9 @@ async fn pagination_is_stable_under_changes() {
             after: first.next,
         },
     );
-    assert_eq!(ids(&second), opened[3..]);
+    // In the order of deadlines, but for equal actions, which are adjacent.
+    let rest: BTreeSet<_> = ids(&second).into_iter().collect();
+    assert_eq!(rest, opened[3..].iter().copied().collect());
     assert_eq!(second.total, 8);
     assert_eq!(ids(&first_page(&b, "lee"))[0], high);
 }

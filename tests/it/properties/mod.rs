@@ -1,6 +1,7 @@
 //! Property tests: INV-1 to INV-5 and INV-7 to INV-12 over random histories of requests, votes, policy changes, time, ends, crashes and
 //! restarts. After each step [`crate::support::invariants`] checks the journal, which must hold all acknowledged work.
 
+mod changes;
 mod operations;
 mod simulation;
 mod untrusted_bytes;

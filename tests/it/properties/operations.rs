@@ -42,6 +42,11 @@ pub enum Op {
         /// One of the pool, instead of a new key.
         key: Option<PoolKey>,
     },
+    /// Confirms the newest passkey of a person.
+    Confirm {
+        voter: usize,
+        by: usize,
+    },
     /// Revokes all keys of a person, or the newest passkey.
     RevokeKeys {
         voter: usize,
@@ -203,6 +208,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         4 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
             .prop_map(|(request, voter, approve, max_ttl)| Op::PasskeyVote { request, voter, approve, max_ttl }),
         3 => (0..3_usize, prop::option::weighted(0.4, pool_key())).prop_map(|(voter, key)| Op::Enrol { voter, key }),
+        3 => (0..3_usize, 0..CONFIRMERS.len()).prop_map(|(voter, by)| Op::Confirm { voter, by }),
         2 => (0..3_usize, prop::bool::weighted(0.2), any::<bool>())
             .prop_map(|(voter, all, compromised)| Op::RevokeKeys { voter, all, compromised }),
         1 => (0..3_usize).prop_map(|voter| Op::CopiedPasskey { voter }),
@@ -223,7 +229,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         4 => (0..SCOPES.len()).prop_map(|scope| Op::Unfreeze { scope }),
         1 => any_index().prop_map(|token| Op::Revoke { token }),
         3 => any_index().prop_map(|task| Op::KeepAlive { task }),
-        3 => prop_oneof![Just(0), 0..7_usize].prop_map(|which| Op::Rules { which }),
+        3 => prop_oneof![Just(0), 0..8_usize].prop_map(|which| Op::Rules { which }),
         4 => prop_oneof![6 => 0..5_000_u32, 3 => 0..200_000_u32, 1 => Just(1_000_000)].prop_map(|ms| Op::Advance { ms }),
         1 => Just(Op::Upkeep),
         5 => (0..4_usize, 0..4_u8, any::<u8>()).prop_map(|(step, after, cut)| Op::Crash { step, after, cut }),
@@ -242,6 +248,9 @@ pub const SCOPES: [&str; 5] = [
 ];
 
 pub const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
+
+/// The operator invites everyone, and confirms nobody.
+pub const CONFIRMERS: [&str; 4] = ["dana", "maria", "lee", "olga"];
 
 pub const STEPS: [CrashPoint; 4] = [
     CrashPoint::Checked,
@@ -304,6 +313,12 @@ fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
             t.replacen("name = \"Maria Moreau\"\ngroups = [\"security\"]", "name = \"Maria Moreau\"\ngroups = []", 1)
         }),
         5 => env.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
+        // Keys lift nothing, and nothing needs to be lifted.
+        6 => {
+            let mut files = env.policy_with("schema.cedarschema", |t| t.replace("@risk(\"medium\")", "@risk(\"high\")"));
+            files.remove("rules/20-guardrails.cedar").expect("the file");
+            files
+        }
         _ => env.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
     }
 }

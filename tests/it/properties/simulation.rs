@@ -10,8 +10,8 @@ use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 
 use crate::properties::operations::{
-    AGENTS, Op, POOL, PersonChange, PoolKey, Registration, SCOPES, STEPS, VOTERS, actions,
-    with_people,
+    AGENTS, CONFIRMERS, Op, POOL, PersonChange, PoolKey, Registration, SCOPES, STEPS, VOTERS,
+    actions, with_people,
 };
 use crate::support::invariants;
 use crate::support::own_key::OwnKey;
@@ -337,6 +337,16 @@ impl Simulation {
                     self.passkeys[*voter].push(key);
                 }
             }
+            Op::Confirm { voter, by } => {
+                let person = PersonId::parse(VOTERS[*voter]).expect("id");
+                let enrolled = b.broker.show().person(&person);
+                let Some(newest) = enrolled.passkeys.last() else {
+                    return;
+                };
+                let by = CONFIRMERS[*by];
+                let confirmed = b.confirm(by, VOTERS[*voter], newest.record.key).await;
+                assert!(confirmed.is_err() || ![VOTERS[*voter], "olga"].contains(&by));
+            }
             Op::RevokeKeys {
                 voter,
                 all,
@@ -449,9 +459,10 @@ impl Simulation {
                 let Some(view) = b.broker.show().access_request(id) else {
                     return;
                 };
+                let by = view.opened.by_agent().expect("an agent's");
                 let agent = AGENTS
                     .iter()
-                    .position(|a| *a == view.opened.agent.as_str())
+                    .position(|a| *a == by.agent.as_str())
                     .expect("known");
                 let call = b.call(
                     "dipylon.v1.TaskService/CancelAccessRequest",
@@ -459,10 +470,7 @@ impl Simulation {
                     None,
                     None,
                 );
-                let _answer = b
-                    .broker
-                    .cancel_access_request(&call, view.opened.task, *id)
-                    .await;
+                let _answer = b.broker.cancel_access_request(&call, by.task, *id).await;
             }
             Op::Suspend { agent } => {
                 if b.suspend(AGENTS[*agent]).await.is_ok() {
@@ -613,6 +621,7 @@ fn vote_input(profile: &str, verdict: Verdict, max_ttl: Option<i64>) -> VoteInpu
         },
         comment: None,
         policy: None,
+        facts: None,
     }
 }
 

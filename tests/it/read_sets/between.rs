@@ -106,4 +106,5 @@ async fn revoke_keys(w: &World, by: &str, of: &str) -> Result<usize, Refusal> {
     w.b.broker
         .revoke_approver_keys(&call, person_id(of), Default::default())
         .await
+        .map(|revoked| revoked.keys)
 }

@@ -177,7 +177,7 @@ fn new_environment() -> TestEnvironment {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     // A second operator, who is not an approver.
-    people.push_str("\n[[person]]\nid = \"otto\"\nname = \"Otto Otis\"\nroles = [\"operator\"]\n");
+    people.push_str("\n[[person]]\nid = \"otto\"\nname = \"Otto Otis\"\nroles = [\"operator\"]\n\n[changes]\nagree = \"nobody\"\n");
     env.add_key("otto");
     let mut entities: Vec<serde_json::Value> =
         serde_json::from_str(&env.policy["entities.json"]).expect("entities");
@@ -292,7 +292,7 @@ calls! {
         let method = "dipylon.v1.ApprovalService/RevokeApproverKeys";
         let call = w.b.person_call(method, "olga");
         let revoked = w.b.broker.revoke_approver_keys(&call, person_id("maria"), Default::default()).await;
-        outcome(revoked, |n| format!("{n} revoked"))
+        outcome(revoked, |revoked| format!("{} revoked", revoked.keys))
     };
 }
 

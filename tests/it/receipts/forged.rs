@@ -147,12 +147,23 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
             r.votes.swap(0, 1);
             (r.votes[0].index, r.votes[1].index) = (first, second);
         }),
-        ("the digest in place of a statement", by_key, Votes, &|r| {
-            r.votes[0].statement = None;
-            r.votes[0].statement_digest = Some(Digest::sha256(b"digest"));
-        }),
         ("another statement", by_key, Votes, &|r| {
-            r.votes[0].statement = Some("{}".to_owned())
+            r.votes[0].statement = "{}".to_owned()
+        }),
+        ("the statement of another vote", two, Votes, &|r| {
+            r.votes[0].statement = r.votes[1].statement.clone()
+        }),
+        ("a lower risk that was shown", by_key, Votes, &|r| {
+            r.votes[0].facts = r.votes[0].facts.replace("\"risk\":\"", "\"risk\":\"not ");
+        }),
+        ("facts that are none", "sensitive", Votes, &|r| {
+            r.votes[0].facts = "{}".to_owned()
+        }),
+        ("said to be by passkey", by_key, Votes, &|r| {
+            r.votes[0].method = VoteMethod::Passkey;
+        }),
+        ("said to be by key", "by passkey", Votes, &|r| {
+            r.votes[0].method = VoteMethod::Key;
         }),
         ("another person's key", by_key, Votes, &|r| {
             let other = SigningKey::generate().expect("key").0;
@@ -161,14 +172,6 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
         ("another assertion", "by passkey", Votes, &|r| {
             r.votes[0].assertion = Some("{}".to_owned())
         }),
-        (
-            "another digest of a withheld statement",
-            "sensitive",
-            Votes,
-            &|r| {
-                r.votes[0].statement_digest = Some(Digest::sha256(b"digest"));
-            },
-        ),
         ("a smaller quorum", two, Token, &|r| {
             r.profiles[0].quorum = 1
         }),
@@ -265,7 +268,7 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
             "a longer life in the entry of a vote",
             by_key,
             Votes,
-            &|r| change_vote(r, |f| f.max_ttl += 1),
+            &|r| change_vote(r, |f| f.max_ttl = f.max_ttl.map(|ttl| ttl + 1)),
         ),
         ("an approval for a denial", by_key, Votes, &|r| {
             change_vote(r, |f| f.verdict = Verdict::Deny)
@@ -313,13 +316,36 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
                 f.action = action.into();
             });
         }),
-        ("the owner's own vote", by_key, Votes, &|r| {
+        ("the owner's own vote", by_key, Token, &|r| {
             change(r, "AccessRequestOpened", |entry| {
                 if let Event::AccessRequestOpened(f) = &mut entry.event {
-                    f.owner = PersonId::parse("maria").expect("a person");
+                    let AccessRequester::Agent(by) = &mut f.requester else {
+                        panic!("the request of an agent");
+                    };
+                    by.owner = PersonId::parse("maria").expect("a person");
                 }
             });
         }),
+        (
+            "what the request requires now taken out",
+            "reassessed",
+            Entries,
+            &|r| without(r, "AccessRequestReassessed"),
+        ),
+        (
+            "what the request required at first",
+            "reassessed",
+            Token,
+            &|r| {
+                change(r, "AccessRequestReassessed", |entry| {
+                    if let Event::AccessRequestReassessed(f) = &mut entry.event {
+                        for profile in &mut f.decision.required_profiles {
+                            profile.digest = Digest::sha256(b"one-security");
+                        }
+                    }
+                });
+            },
+        ),
         ("one of two votes skipped over", two, Token, &|r| {
             // The chain goes around the first vote, as if there had been one.
             let opening = r.votes[0].index - 1;
@@ -377,8 +403,7 @@ fn recast(receipts: &Receipts, keys: [&SigningKey; 2], edit: Recast<'_>) -> Stri
         let Event::VoteCast(cast) = &mut entry.event else {
             panic!("no vote");
         };
-        let text = proof.statement.as_ref().expect("a statement");
-        let mut statement = VoteStatement::parse(text).expect("a statement");
+        let mut statement = VoteStatement::parse(&proof.statement).expect("a statement");
         cast.key = own.thumbprint();
         (cast.assertion, cast.sign_count) = (None, None);
         let before = statement.clone();
@@ -390,7 +415,8 @@ fn recast(receipts: &Receipts, keys: [&SigningKey; 2], edit: Recast<'_>) -> Stri
             _ => statement,
         };
         cast.signature = signature(own, signed.digest().expect("digest"));
-        (proof.statement, proof.assertion) = (Some(text), None);
+        (proof.statement, proof.assertion) = (text, None);
+        proof.method = VoteMethod::Key;
         proof.jwk = Some(own.public().to_jwk());
         stored.entry = entry.canonical().expect("canonical");
     }
@@ -412,7 +438,27 @@ fn recasts(receipts: &Receipts) -> Vec<Forgery> {
     let keys = [SigningKey::generate(), SigningKey::generate()];
     let [first, second] = keys.map(|key| key.expect("key").0);
     let granted = 1;
-    let changes: [(&'static str, ReceiptPart, Recast<'_>); 8] = [
+    let changes: [(&'static str, ReceiptPart, Recast<'_>); 11] = [
+        ("facts that were not signed", Votes, &|n, cast, _| {
+            if n == 0 {
+                cast.facts = Digest::sha256(b"facts");
+            }
+        }),
+        ("other facts that were signed", Votes, &|n, _, statement| {
+            if n == 0 {
+                statement.facts = Digest::sha256(b"facts");
+            }
+        }),
+        (
+            "another owner than the card showed",
+            Votes,
+            &|n, _, statement| {
+                if let (0, StatementRequester::Agent { owner, .. }) = (n, &mut statement.requester)
+                {
+                    *owner = PersonId::parse("lee").expect("a person");
+                }
+            },
+        ),
         (
             "a statement that was not signed",
             Votes,
@@ -438,8 +484,8 @@ fn recasts(receipts: &Receipts) -> Vec<Forgery> {
             Token,
             &|n, cast, statement| {
                 if n == 0 {
-                    cast.max_ttl = granted;
-                    statement.max_ttl = granted;
+                    cast.max_ttl = Some(granted);
+                    statement.max_ttl = Some(granted);
                 }
             },
         ),
@@ -463,8 +509,8 @@ fn recasts(receipts: &Receipts) -> Vec<Forgery> {
             cast.voter = PersonId::parse("maria").expect("a person");
         }),
         ("the owner as a voter", Token, &|n, cast, statement| {
-            if n == 0 {
-                cast.voter = statement.owner.clone();
+            if let (0, StatementRequester::Agent { owner, .. }) = (n, &statement.requester) {
+                cast.voter = owner.clone();
             }
         }),
         ("a denial", Token, &|n, cast, statement| {

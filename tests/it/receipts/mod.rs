@@ -155,6 +155,24 @@ impl Receipts {
             .expect("revoked");
         kinds.push(("revoked", revoked.jti()));
 
+        // A policy bundle changes what a waiting request requires: what people agree to then is what is on record last.
+        let id = pending(&task, &disable("ann"), "reassessed").await;
+        let two = |rules: &str| {
+            rules.replacen(
+                "@step_up(\"one-security\")",
+                "@step_up(\"two-security\")",
+                1,
+            )
+        };
+        let changed = s.env.policy_with("rules/20-guardrails.cedar", two);
+        let applied = s.operator("olga").apply_policy_bundle(&changed).await;
+        applied.expect("applied");
+        approve(&maria, id, "two-security").await;
+        let yes = json!({ "profile": "two-security", "verdict": "approve" });
+        lee.vote(id, yes).await.ok();
+        let reassessed = issued(&task, &disable("ann"), "reassessed").await;
+        kinds.push(("reassessed", reassessed.jti()));
+
         self.early = early;
         for (kind, jti) in kinds {
             let text = self.fetch(kind, jti);
@@ -342,6 +360,16 @@ fn receipts_verify(receipts: &Receipts, mut foreign: Option<&mut ForeignVerifier
         let (code, out, err) = receipts.run(&[&args[..], &["--checkpoint", &noted]].concat());
         assert_eq!(code, 0, "{kind}: {err}");
         assert!(out.starts_with("verified: tok_"), "{kind}: {out}");
+        for vote in verified.votes() {
+            let words = format!("{} {}", vote.method.signed_by(), vote.key);
+            assert!(out.contains(&words), "{kind}: {words}: {out}");
+            let shown = &vote.facts.action;
+            let line = format!("{} saw risk {}, effect: ", vote.voter, shown.risk);
+            assert!(
+                out.contains(&line) && !shown.effect.is_empty(),
+                "{kind}: {out}"
+            );
+        }
         if let Some(foreign) = &mut foreign {
             let found = foreign.answer(text, Some("test"));
             let entries: Vec<Value> = verified
@@ -356,9 +384,15 @@ fn receipts_verify(receipts: &Receipts, mut foreign: Option<&mut ForeignVerifier
             let votes: Vec<Value> = verified
                 .votes()
                 .iter()
-                .map(|vote| json!([vote.voter, vote.verdict]))
+                .map(|vote| json!([vote.voter, vote.verdict, vote.method]))
                 .collect();
             assert_eq!(found["verified"]["votes"], json!(votes), "{kind}");
+            let shown: Vec<Value> = verified
+                .votes()
+                .iter()
+                .map(|vote| json!([vote.facts.action.risk, vote.facts.action.effect]))
+                .collect();
+            assert_eq!(found["verified"]["shown"], json!(shown), "{kind}");
         }
         let has = |name: &str| kinds_of(&verified).contains(&name);
         match *kind {
@@ -378,11 +412,17 @@ fn receipts_verify(receipts: &Receipts, mut foreign: Option<&mut ForeignVerifier
                     (token.reissues, token.uses, verified.votes().len()),
                     (1, 1, 1)
                 );
-                assert!(!verified.votes()[0].by_passkey && has("TokenConsumed"));
+                assert!(verified.votes()[0].method == VoteMethod::Key && has("TokenConsumed"));
             }
-            "by passkey" => assert!(verified.votes()[0].by_passkey && has("ApproverEnrolled")),
+            "by passkey" => assert!(
+                verified.votes()[0].method == VoteMethod::Passkey && has("ApproverEnrolled")
+            ),
             "by two" => assert_eq!(verified.votes().len(), 2),
-            "sensitive" => assert!(verified.votes()[0].is_withheld && out.contains("sensitive")),
+            "sensitive" => assert!(
+                verified.votes().len() == 1 && out.contains("sensitive"),
+                "{out}"
+            ),
+            "reassessed" => assert!(has("AccessRequestReassessed") && verified.votes().len() == 2),
             "ended" => assert_eq!(verified.token().end.expect("ended").2, "TaskEnded"),
             "revoked" => assert_eq!(verified.token().end.expect("ended").2, "GrantsEnded"),
             other => panic!("{other} is not checked"),
@@ -556,15 +596,17 @@ fn receipt_form() {
         votes: vec![
             VoteEvidence {
                 index: 5,
-                statement: Some("{\"v\":1}".to_owned()),
-                statement_digest: None,
+                method: VoteMethod::Key,
+                statement: "{\"v\":2}".to_owned(),
+                facts: "{}".to_owned(),
                 assertion: None,
                 jwk: Some(json!({ "kty": "EC" })),
             },
             VoteEvidence {
                 index: 6,
-                statement: None,
-                statement_digest: Some(digest(5)),
+                method: VoteMethod::Passkey,
+                statement: "{\"v\":2,\"verdict\":\"deny\"}".to_owned(),
+                facts: "{\"action\":{}}".to_owned(),
                 assertion: Some("{}".to_owned()),
                 jwk: None,
             },

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use crate::support::URL;
 use crate::support::own_key::{OwnKey, row};
+use crate::support::software_authenticator::SoftwareAuthenticator;
 
 /// Everything outside the broker: the trust domain's signer, the people's keys, the policy files.
 pub struct TestEnvironment {
@@ -18,10 +20,27 @@ pub struct TestEnvironment {
     pub keys: BTreeMap<String, SigningKey>,
     pub policy: BTreeMap<String, String>,
     pkcs8: BTreeMap<String, Vec<u8>>,
+    /// Passkeys that people vote with, each with its person.
+    passkeys: Mutex<Vec<(String, Arc<SoftwareAuthenticator>)>>,
 }
 
 impl TestEnvironment {
+    /// No action is of high risk, and every profile takes keys: most tests vote by key.
     pub fn new() -> Self {
+        let mut env = Self::with_high_risk();
+        for (file, from, to) in [
+            ("schema.cedarschema", "@risk(\"high\")", "@risk(\"medium\")"),
+            ("people.toml", "method = \"passkey\"", "method = \"key\""),
+        ] {
+            let text = env.policy.get_mut(file).expect("a file");
+            assert!(text.contains(from), "{file}");
+            *text = text.replace(from, to);
+        }
+        env
+    }
+
+    /// The example as it is, but for its approval limits: `host.isolate` is of high risk and takes votes by passkey alone.
+    pub fn with_high_risk() -> Self {
         let mut policy = soc();
         // Most tests vote repeatedly without advancing the clock, so the approval limits are off here; they have their
         // own tests.
@@ -34,6 +53,7 @@ impl TestEnvironment {
             keys: BTreeMap::new(),
             policy,
             pkcs8: BTreeMap::new(),
+            passkeys: Mutex::default(),
         };
         for name in ["dana", "maria", "lee", "olga", "idp", "cases", "audit"] {
             env.add_key(name);
@@ -53,6 +73,25 @@ impl TestEnvironment {
     /// A second handle on a person's key, for code that owns its key.
     pub fn key_of(&self, name: &str) -> SigningKey {
         SigningKey::from_pkcs8(&self.pkcs8[name]).expect("key")
+    }
+
+    /// Keeps a passkey that the person votes with from now on.
+    pub fn keep_passkey(&self, name: &str, passkey: SoftwareAuthenticator) {
+        let mut kept = self.passkeys.lock().expect("passkeys");
+        kept.push((name.to_owned(), Arc::new(passkey)));
+    }
+
+    /// The person's kept passkey among these credentials, in base64url.
+    pub fn passkey_among(
+        &self,
+        name: &str,
+        credentials: &[String],
+    ) -> Option<Arc<SoftwareAuthenticator>> {
+        let kept = self.passkeys.lock().expect("passkeys");
+        let found = kept.iter().find(|(of, passkey)| {
+            of == name && credentials.contains(&URL_SAFE_NO_PAD.encode(passkey.credential()))
+        });
+        found.map(|(_, passkey)| Arc::clone(passkey))
     }
 
     /// A key of a person or service with its private half.

@@ -9,7 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::approve::audit::ApprovalVerifier;
 use dipylon::audit::{Checkpoint, JournalVerifier};
 use dipylon::journal::{self, JournalReader};
-use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
+use dipylon::policy::{
+    AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, Risk, Role, StepUpProfile, VoteMethod,
+};
 use dipylon::state::{BundleCache, State, StateFold};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 use dipylon_sdk::model::*;
@@ -32,11 +34,21 @@ struct InvariantChecker {
     ended_tokens: BTreeSet<TokenId>,
     uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
     idempotency_keys: BTreeSet<(TaskId, IdempotencyKey)>,
-    open_requests: BTreeMap<(TaskId, Digest), AccessRequestId>,
+    /// By task, proposer and action: two people may propose the same bundle.
+    open_requests: BTreeMap<RequestKey, AccessRequestId>,
     invitations: BTreeSet<InvitationId>,
     passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
     revoked: BTreeSet<Thumbprint>,
     keys: KeyChecker,
+    /// The operators who held a living key since the first bundle or the last recovery.
+    operators_ever: BTreeSet<PersonId>,
+}
+
+type RequestKey = (Option<TaskId>, Option<PersonId>, Digest);
+
+fn request_key(f: &AccessRequestOpened) -> RequestKey {
+    let proposer = f.by_person().map(|by| by.person.clone());
+    (f.task(), proposer, f.action.digest)
 }
 
 /// Findings of a check, for comparison with acknowledged work.
@@ -123,8 +135,35 @@ impl InvariantChecker {
                     };
                     std::rc::Rc::clone(known.entry(f.version).or_insert_with(load))
                 });
+                if let Some(id) = f.proposal {
+                    assert!(self.consumed.insert(id), "a proposal came in force twice");
+                    assert!(
+                        !self.closed.contains(&id),
+                        "a closed proposal came in force"
+                    );
+                    self.close_open_request(&id);
+                }
+                self.assert_agreed(f, entry);
                 self.keys.bundle(entry.index, f, &bundle);
                 self.policy = Some((f.version, bundle));
+                if f.recovery.is_some() {
+                    self.operators_ever.clear();
+                }
+                self.note_operators();
+            }
+            Event::AccessRequestReassessed(f) => {
+                let request = &self.requests[&f.access_request];
+                assert!(
+                    !self.closed.contains(&f.access_request)
+                        && !self.consumed.contains(&f.access_request)
+                        && entry.at < request.expires_at,
+                    "an access request that does not wait was reassessed"
+                );
+                let version = self.policy.as_ref().expect("rules in force").0;
+                assert_eq!(
+                    version, f.decision.policy,
+                    "reassessed by a bundle that is not in force"
+                );
             }
             Event::AgentSuspended(f) => {
                 self.suspended.insert(f.agent.clone());
@@ -151,8 +190,13 @@ impl InvariantChecker {
                     .passkeys
                     .insert(key, (f.person.clone(), f.passkey.clone()));
                 assert!(before.is_none(), "one key belongs to two people");
+                self.note_operators();
             }
-            Event::ApproverKeysRevoked(f) => self.revoked.extend(f.keys.iter().copied()),
+            Event::PasskeyConfirmed(_) => {}
+            Event::ApproverKeysRevoked(f) => {
+                let fallen = self.keys.fallen.iter().copied();
+                self.revoked.extend(f.keys.iter().copied().chain(fallen));
+            }
             Event::AgentResumed(f) => {
                 self.suspended.remove(&f.agent);
             }
@@ -234,14 +278,12 @@ impl InvariantChecker {
             }
             Event::AccessRequestOpened(f) => {
                 assert!(
-                    !self.ended.contains(&f.task),
+                    !f.task().is_some_and(|task| self.ended.contains(&task)),
                     "an ended task opened an access request"
                 );
                 // An expired request is no longer pending, whether or not its expiry was journaled.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
-                let other = self
-                    .open_requests
-                    .insert((f.task, f.action.digest), f.access_request);
+                let other = self.open_requests.insert(request_key(f), f.access_request);
                 assert!(
                     !other.is_some_and(|id| waits(&id)),
                     "two open access requests for one action"
@@ -317,7 +359,7 @@ impl InvariantChecker {
 
     fn close_open_request(&mut self, id: &AccessRequestId) {
         let request = &self.requests[id];
-        let key = (request.task, request.action.digest);
+        let key = request_key(request);
         if self.open_requests.get(&key) == Some(id) {
             self.open_requests.remove(&key);
         }
@@ -327,11 +369,90 @@ impl InvariantChecker {
         std::rc::Rc::clone(&self.policy.as_ref().expect("rules in force").1)
     }
 
+    /// Law 14: as many others as the bundle before it asks for, each with a hand and a key of their own, agreed to exactly this bundle.
+    fn assert_agreed(&self, f: &PolicyApplied, entry: &Entry) {
+        let Some((version, before)) = &self.policy else {
+            return;
+        };
+        let asked = before.change_profile().filter(|profile| {
+            let is_first = profile.role == Role::Operator && self.operators_ever.len() < 2;
+            f.recovery.is_none() && !is_first
+        });
+        let Some(profile) = asked else {
+            assert_eq!(f.proposal, None, "nobody was asked");
+            return;
+        };
+        let id = f.proposal.expect("a change to which others agree");
+        let request = &self.requests[&id];
+        let by = request.by_person().expect("a proposal");
+        let of = (Some(&by.person), &by.bundle, &by.replaces);
+        assert_eq!(of, (f.by.as_ref(), &f.version, version), "another proposal");
+        assert!(entry.at < request.expires_at, "a late change");
+        let (mut hands, mut keys) = (BTreeSet::new(), BTreeSet::new());
+        for vote in self.votes.get(&id).into_iter().flatten() {
+            assert_eq!(vote.verdict, Verdict::Approve, "a change despite a no");
+            let person = before.person(&vote.voter);
+            let is_taken = person.is_some_and(|person| {
+                person.roles.contains(&profile.role)
+                    && (profile.role == Role::Operator || person.groups.contains(&profile.group))
+            });
+            let by_method = vote.assertion.is_some() || profile.method == VoteMethod::Key;
+            let voters = (profile.role, &profile.group);
+            let key = self.keys.counted(vote);
+            let hand = self.keys.hand(vote, voters, true);
+            if let (Some(key), Some(hand)) = (key, hand)
+                && is_taken
+                && by_method
+                && entry.at < vote.not_after
+                && vote.voter != by.person
+                && hand != by.person
+            {
+                hands.insert(hand);
+                keys.insert(key);
+            }
+        }
+        let quorum = usize::try_from(profile.quorum).expect("small");
+        assert!(
+            hands.len().min(keys.len()) >= quorum,
+            "a change by fewer hands than the bundle before it asks for"
+        );
+    }
+
+    fn note_operators(&mut self) {
+        let bundle = self.bundle();
+        let operators = bundle.people().filter(|person| {
+            person.roles.contains(&Role::Operator) && self.keys.has_living_key(&person.id)
+        });
+        let operators: Vec<PersonId> = operators.map(|person| person.id.clone()).collect();
+        self.operators_ever.extend(operators);
+    }
+
+    /// Whose hand a vote is; `None` for a key that does not count for the request.
+    fn hand(&self, vote: &VoteCast) -> Option<PersonId> {
+        let bundle = self.bundle();
+        let request = &self.requests[&vote.access_request];
+        let action = bundle.action(&request.action.action);
+        let risk = action.and_then(|action| action.risk).unwrap_or(Risk::High);
+        let needs_confirmation = risk >= bundle.approval_limits().confirm_at_or_above;
+        let profile = bundle.profile(&vote.profile.name)?;
+        let voters = (profile.role, &profile.group);
+        let hand = self.keys.hand(vote, voters, needs_confirmation)?;
+        let mut owners = vec![request.owner().clone()];
+        if let Some(by) = request.by_agent() {
+            owners.push(bundle.agent(&by.agent)?.owner.clone());
+            owners.push(self.tasks[&by.task].owner.clone());
+        }
+        (!owners.contains(&hand)).then_some(hand)
+    }
+
     /// Law 4, at the vote: an eligible person, a valid signature over exactly this statement.
     fn vote(&mut self, f: &VoteCast, entry: &Entry, journal: &JournalReader) {
         let request = &self.requests[&f.access_request];
         assert!(
-            !self.ended.contains(&request.task) && !self.closed.contains(&f.access_request),
+            !request
+                .task()
+                .is_some_and(|task| self.ended.contains(&task))
+                && !self.closed.contains(&f.access_request),
             "a vote on a closed request"
         );
         assert!(
@@ -342,13 +463,12 @@ impl InvariantChecker {
         let bundle = self.bundle();
         let person = bundle.person(&f.voter).expect("registered");
         let profile = bundle.profile(&f.profile.name).expect("profile");
-        assert!(person.groups.contains(&profile.group), "not in the group");
-        assert_ne!(f.voter, request.owner, "the owner voted");
-        assert_ne!(
-            f.voter,
-            bundle.agent(&request.agent).expect("agent").owner,
-            "the owner voted"
-        );
+        assert!(profile.takes(person), "not in the group");
+        assert_ne!(f.voter, *request.owner(), "the owner voted");
+        if let Some(agent) = request.agent() {
+            let agent = bundle.agent(agent).expect("agent");
+            assert_ne!(f.voter, agent.owner, "the owner voted");
+        }
         let text = journal
             .blob(&f.statement)
             .expect("readable")
@@ -388,24 +508,35 @@ impl InvariantChecker {
         };
         assert!(signed, "the signature does not verify");
         assert!(
-            profile.method == VoteMethod::Key || f.assertion.is_some(),
-            "INV-4: a passkey profile accepted another method"
+            f.assertion.is_some() || takes_keys(&bundle, profile, &request.action.action),
+            "INV-4: a vote by key where profile or risk take passkeys alone"
         );
         assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
         assert_eq!(statement.access_request_id, f.access_request);
-        let votes = self.votes.entry(f.access_request).or_default();
+        let votes = self
+            .votes
+            .get(&f.access_request)
+            .cloned()
+            .unwrap_or_default();
         assert!(
             !votes.iter().any(|v| v.voter == f.voter
                 && v.verdict == f.verdict
                 && v.profile == f.profile
+                && v.facts == f.facts
                 && entry.at < v.not_after
-                && self.keys.counted(v).is_some()),
+                && self.keys.counted(v).is_some()
+                && self.hand(v).is_some()),
             "one person voted twice"
+        );
+        assert!(
+            self.hand(f).is_some(),
+            "a vote by a key that does not count"
         );
         assert!(
             votes.iter().all(|v| v.verdict == Verdict::Approve),
             "a vote after a denial"
         );
+        let votes = self.votes.entry(f.access_request).or_default();
         votes.push(f.clone());
         if f.verdict == Verdict::Deny {
             self.close_open_request(&f.access_request);
@@ -485,7 +616,7 @@ impl InvariantChecker {
                 votes.iter().all(|v| v.verdict == Verdict::Approve),
                 "INV-4: minted despite a denial"
             );
-            // Distinct people, with distinct keys.
+            // Distinct hands, with distinct keys: an unconfirmed passkey is its inviter's, and none for an action of high risk.
             type Voters = (BTreeSet<PersonId>, BTreeSet<Coordinate>);
             let mut by_profile: BTreeMap<ProfileName, Voters> = BTreeMap::new();
             let mut counted = Vec::new();
@@ -494,15 +625,20 @@ impl InvariantChecker {
                 let person = bundle.person(&vote.voter);
                 let key = self.keys.counted(vote);
                 let counts = entry.at < vote.not_after
-                    && profile.is_some_and(|p| p.digest() == vote.profile.digest)
+                    && profile.is_some_and(|p| {
+                        p.digest() == vote.profile.digest
+                            && (vote.assertion.is_some()
+                                || takes_keys(&bundle, p, &f.action.action))
+                    })
                     && vote.voter != agent.owner
                     && person.is_some_and(|p| {
-                        p.roles.contains(&dipylon::policy::Role::Approver)
+                        p.roles.contains(&Role::Approver)
                             && profile.is_some_and(|q| p.groups.contains(&q.group))
                     });
-                if let (true, Some(key)) = (counts, key) {
+                let hand = profile.and_then(|_| self.hand(vote));
+                if let (true, Some(key), Some(hand)) = (counts, key, hand) {
                     let voters = by_profile.entry(vote.profile.name.clone()).or_default();
-                    voters.0.insert(vote.voter.clone());
+                    voters.0.insert(hand);
                     voters.1.insert(key);
                     counted.push(vote);
                 }
@@ -520,7 +656,7 @@ impl InvariantChecker {
             };
             for vote in counted.iter().filter(claims) {
                 assert!(
-                    f.exp - f.iat <= vote.max_ttl,
+                    vote.max_ttl.is_some_and(|most| f.exp - f.iat <= most),
                     "INV-5: beyond a voter's narrowing"
                 );
                 assert!(
@@ -602,4 +738,18 @@ impl InvariantChecker {
         );
         self.grants.insert(f.jti, f.clone());
     }
+}
+
+/// Whether a vote by a registered key may count under a profile on an action: by the risk that the catalogue declares today.
+fn takes_keys(bundle: &PolicyBundle, profile: &StepUpProfile, action: &ActionName) -> bool {
+    if action.as_str() == POLICY_APPLY {
+        return profile.method == VoteMethod::Key;
+    }
+    let risk = bundle.action(action).and_then(|known| known.risk);
+    profile.method == VoteMethod::Key
+        && risk.is_some_and(|risk| match bundle.approval_limits().key_votes_below {
+            Risk::Low => false,
+            Risk::Medium => risk == Risk::Low,
+            Risk::High => risk != Risk::High,
+        })
 }

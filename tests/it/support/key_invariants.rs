@@ -24,6 +24,8 @@ struct Key {
     holder: String,
     is_passkey: bool,
     life: Life,
+    /// An operator said so, a counter went back, or a recovery found it lost.
+    is_stolen: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -47,6 +49,31 @@ pub struct KeyChecker {
     invitations: BTreeMap<InvitationId, (PersonId, Thumbprint, u64)>,
     /// The entry of each vote, by its statement.
     votes: BTreeMap<Digest, u64>,
+    passkeys: BTreeMap<Thumbprint, Enrolled>,
+    /// The entry that last gave a person something.
+    added: BTreeMap<(PersonId, Added), u64>,
+    /// The entry that opened each access request.
+    opened: BTreeMap<AccessRequestId, u64>,
+    /// The passkeys that died because a revoked key was stolen.
+    pub fallen: BTreeSet<Thumbprint>,
+}
+
+/// A passkey as it was enrolled, and who confirmed it.
+#[derive(Debug)]
+struct Enrolled {
+    person: PersonId,
+    inviter: PersonId,
+    invited_with: Thumbprint,
+    index: u64,
+    confirmed: Option<Confirmer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Added {
+    Person,
+    Role(Role),
+    Group(GroupId),
+    Key(Thumbprint),
 }
 
 fn coordinate(jwk: &serde_json::Value) -> Coordinate {
@@ -80,12 +107,50 @@ impl KeyChecker {
                     holder: holder_of(&f.person),
                     is_passkey: true,
                     life: Life::Living,
+                    is_stolen: false,
                 };
                 let own = coordinate(&f.passkey.jwk);
                 self.named.insert(f.passkey.key, own.clone());
                 self.identities.insert(f.passkey.key_identity, own.clone());
+                let enrolled = Enrolled {
+                    person: f.person.clone(),
+                    inviter: by,
+                    invited_with: self.invitations[&f.invitation].1,
+                    index: entry.index,
+                    confirmed: None,
+                };
+                self.passkeys.insert(f.passkey.key, enrolled);
                 let before = self.keys.insert(own, key);
                 assert!(before.is_none(), "a key was enrolled that was {before:?}");
+            }
+            Event::PasskeyConfirmed(f) => {
+                self.acts(&f.person, f.key)
+                    .expect("a living passkey is confirmed");
+                let known = &self.passkeys[&f.key];
+                assert_eq!((&known.person, &known.confirmed), (&f.person, &None));
+                match &f.by {
+                    Confirmer::Person { id, key } => assert!(
+                        self.could_confirm(known, id, *key),
+                        "{id} confirmed the passkey of {} on the invitation of {}",
+                        known.person,
+                        known.inviter
+                    ),
+                    Confirmer::Host { .. } => {
+                        let people = self.people.iter().flatten();
+                        for (id, key) in
+                            people.flat_map(|(id, _)| self.named.keys().map(move |key| (id, key)))
+                        {
+                            assert!(
+                                !self.could_confirm(known, id, *key),
+                                "{id} could confirm, not the host"
+                            );
+                        }
+                    }
+                }
+                self.passkeys.get_mut(&f.key).expect("known").confirmed = Some(f.by.clone());
+            }
+            Event::AccessRequestOpened(f) => {
+                self.opened.insert(f.access_request, entry.index);
             }
             Event::ApproverKeysRevoked(f) => {
                 if let Some(by) = &f.by {
@@ -95,13 +160,29 @@ impl KeyChecker {
                 for key in &f.keys {
                     let key = self.keys.get_mut(&self.named[key]).expect("known");
                     assert_eq!(key.holder, holder, "another's key was revoked");
-                    assert_ne!(key.life, Life::Dead, "a key was revoked twice");
+                    let is_found = f.cause == RevokeCause::Compromised && !key.is_stolen;
+                    assert!(
+                        key.life != Life::Dead || is_found,
+                        "a key was revoked twice"
+                    );
                     key.life = Life::Dead;
                 }
-                let others = self.keys.values_mut().filter(|key| key.holder == holder);
-                for key in others.filter(|_| f.all) {
-                    key.life = Life::Dead;
+                let mut stolen: BTreeSet<Coordinate> =
+                    f.keys.iter().map(|key| self.named[key].clone()).collect();
+                for (own, key) in &mut self.keys {
+                    if f.all && key.holder == holder {
+                        key.life = Life::Dead;
+                        stolen.insert(own.clone());
+                    }
                 }
+                let (dead, again) = match f.cause {
+                    RevokeCause::Compromised | RevokeCause::Counter => self.fall_with(&stolen),
+                    RevokeCause::Operator => Default::default(),
+                };
+                let count = |n: u32| usize::try_from(n).expect("small");
+                let said = (count(f.invited), count(f.unconfirmed));
+                assert_eq!(said, (dead.len(), again.len()));
+                self.fallen.extend(dead);
             }
             Event::VoteCast(f) => {
                 self.assert_acts(&f.voter, f.key, "a vote");
@@ -165,6 +246,7 @@ impl KeyChecker {
                 holder: holder.clone(),
                 is_passkey: false,
                 life: Life::Living,
+                is_stolen: false,
             });
             assert_eq!(known.holder, holder, "a key was given to another holder");
             assert!(!known.is_passkey, "a passkey was registered");
@@ -183,8 +265,67 @@ impl KeyChecker {
         self.people = Some(after);
     }
 
+    fn could_confirm(&self, known: &Enrolled, id: &PersonId, key: Thumbprint) -> bool {
+        let registered = self.people.as_ref().and_then(|people| people.get(id));
+        *id != known.person
+            && *id != known.inviter
+            && registered.is_some_and(|person| !person.roles.is_empty())
+            && self.acts(id, key).is_ok()
+            && self
+                .passkeys
+                .get(&key)
+                .is_none_or(|passkey| passkey.confirmed.is_some())
+    }
+
+    /// What falls with stolen keys: passkeys that die, and those that are no longer confirmed.
+    fn fall_with(
+        &mut self,
+        stolen: &BTreeSet<Coordinate>,
+    ) -> (BTreeSet<Thumbprint>, BTreeSet<Thumbprint>) {
+        for own in stolen {
+            self.keys.get_mut(own).expect("known").is_stolen = true;
+        }
+        let mut fallen = stolen.clone();
+        let (mut dead, mut again) = (BTreeSet::new(), BTreeSet::new());
+        // However many steps away: a passkey that falls confirms nothing.
+        loop {
+            let before = fallen.len();
+            for (key, passkey) in &mut self.passkeys {
+                let own = &self.named[key];
+                let is_fallen = |key: &Thumbprint| fallen.contains(&self.named[key]);
+                if self.keys[own].life == Life::Dead || is_fallen(key) {
+                    continue;
+                }
+                let was_confirmed = passkey.confirmed.is_some();
+                let stands = match &passkey.confirmed {
+                    None => false,
+                    Some(Confirmer::Person { key, .. }) => !is_fallen(key),
+                    Some(Confirmer::Host { .. }) => true,
+                };
+                let on_stolen = self.keys[&self.named[&passkey.invited_with]].is_stolen;
+                if !stands && on_stolen {
+                    dead.insert(*key);
+                } else if !stands && was_confirmed {
+                    again.insert(*key);
+                    passkey.confirmed = None;
+                } else {
+                    continue;
+                }
+                fallen.insert(own.clone());
+            }
+            if fallen.len() == before {
+                break;
+            }
+        }
+        for key in &dead {
+            self.keys.get_mut(&self.named[key]).expect("known").life = Life::Dead;
+        }
+        (dead, again)
+    }
+
     /// The keys of the operators before a recovery die, but for those that its bundle registers.
     fn lose_operators(&mut self, after: &BTreeMap<PersonId, Registered>) {
+        let mut stolen = BTreeSet::new();
         for (id, before) in self.people.iter().flatten() {
             if !before.roles.contains(&Role::Operator) {
                 continue;
@@ -193,11 +334,13 @@ impl KeyChecker {
             let kept: BTreeSet<&Coordinate> = kept.filter_map(|key| self.named.get(key)).collect();
             let holder = holder_of(id);
             for (own, key) in &mut self.keys {
-                if key.holder == holder && !kept.contains(own) {
+                if key.holder == holder && !kept.contains(own) && key.life != Life::Dead {
                     key.life = Life::Dead;
+                    stolen.insert(own.clone());
                 }
             }
         }
+        self.fall_with(&stolen);
     }
 
     fn changes(
@@ -211,6 +354,20 @@ impl KeyChecker {
         for id in ids {
             let returns = returning.contains(id);
             let (was, is) = (before.get(id), after.get(id));
+            if let Some(is) = is {
+                let none = Registered::default();
+                let was = was.unwrap_or(&none);
+                let roles = is
+                    .roles
+                    .difference(&was.roles)
+                    .map(|role| Added::Role(*role));
+                let groups = is.groups.difference(&was.groups).cloned().map(Added::Group);
+                let keys = is.keys.difference(&was.keys).map(|key| Added::Key(*key));
+                let person = returns.then_some(Added::Person);
+                for what in roles.chain(groups).chain(keys).chain(person) {
+                    self.added.insert((id.clone(), what), index);
+                }
+            }
             let none = BTreeSet::new();
             let roles = |of: Option<&Registered>| of.map_or(none.clone(), |of| of.roles.clone());
             let (had, has) = (roles(was), roles(is));
@@ -277,11 +434,46 @@ impl KeyChecker {
         let registered = self.people.as_ref().and_then(|people| people.get(person));
         let is_operator = registered.is_some_and(|p| p.roles.contains(&Role::Operator));
         assert!(is_operator, "an order of {person}, who is no operator");
-        let lives = |key: &Thumbprint| self.acts(person, *key).is_ok();
         assert!(
-            self.named.keys().any(lives),
+            self.has_living_key(person),
             "an order of {person}, who has no living key"
         );
+    }
+
+    /// Whether some key may act for a person now.
+    pub fn has_living_key(&self, person: &PersonId) -> bool {
+        let lives = |key: &Thumbprint| self.acts(person, *key).is_ok();
+        self.named.keys().any(lives)
+    }
+
+    /// Whose hand a vote for a group is, if its key was there when the request was opened: `needs_confirmation`: an unconfirmed passkey is
+    /// no hand at all.
+    pub fn hand(
+        &self,
+        vote: &VoteCast,
+        (role, group): (Role, &GroupId),
+        needs_confirmation: bool,
+    ) -> Option<PersonId> {
+        let opened = self.opened[&vote.access_request];
+        let gains = [
+            Added::Person,
+            Added::Role(role),
+            Added::Group(group.clone()),
+            Added::Key(vote.key),
+        ];
+        for what in gains {
+            let added = self.added.get(&(vote.voter.clone(), what));
+            if added.is_some_and(|added| *added > opened) {
+                return None;
+            }
+        }
+        match self.passkeys.get(&vote.key) {
+            Some(passkey) if passkey.index > opened => None,
+            Some(passkey) if passkey.confirmed.is_none() => {
+                (!needs_confirmation).then(|| passkey.inviter.clone())
+            }
+            Some(_) | None => Some(vote.voter.clone()),
+        }
     }
 
     /// What tells the voter's key from others, if the vote counts now: its key lives and is registered, and its voter has neither come

@@ -31,7 +31,10 @@ pub fn recount(dir: &std::path::Path, state: Show<'_>) {
     }
     let mut recounted: BTreeMap<(AgentId, ActionName), RecountedActionStats> = BTreeMap::new();
     let mut hits: BTreeMap<String, u64> = BTreeMap::new();
-    let mut votes: BTreeMap<PersonId, (u64, u64)> = BTreeMap::new();
+    let mut votes: BTreeMap<PersonId, (u64, u64, u64)> = BTreeMap::new();
+    let mut voted_by_key: BTreeSet<AccessRequestId> = BTreeSet::new();
+    let mut approved_by_key: BTreeMap<String, u64> = BTreeMap::new();
+    let mut asked_by: BTreeMap<AccessRequestId, Vec<String>> = BTreeMap::new();
     let mut agents: BTreeMap<TaskId, AgentId> = BTreeMap::new();
     let mut decided: BTreeMap<AgentId, u64> = BTreeMap::new();
     let mut requests: BTreeMap<AccessRequestId, (AgentId, ActionName)> = BTreeMap::new();
@@ -58,30 +61,44 @@ pub fn recount(dir: &std::path::Path, state: Show<'_>) {
                 }
             }
             Event::AccessRequestOpened(f) => {
-                hit(&f.decision);
-                let key = (f.agent, f.action.action);
-                recounted.entry(key.clone()).or_default().requested += 1;
-                asks.insert(f.access_request, (entry.at, f.action.target));
-                requests.insert(f.access_request, key);
+                // A proposal by a person counts for no agent.
+                if let AccessRequester::Agent(by) = f.requester {
+                    hit(&by.decision);
+                    let rules = by.decision.rules.iter().map(|rule| rule.id.to_string());
+                    asked_by.insert(f.access_request, rules.collect());
+                    let key = (by.agent, f.action.action);
+                    recounted.entry(key.clone()).or_default().requested += 1;
+                    asks.insert(f.access_request, (entry.at, f.action.target));
+                    requests.insert(f.access_request, key);
+                }
             }
             Event::VoteCast(f) => {
-                let (approvals, denials) = votes.entry(f.voter).or_default();
+                let by_key = f.assertion.is_none();
+                let (approvals, approvals_by_key, denials) = votes.entry(f.voter).or_default();
                 match f.verdict {
-                    Verdict::Approve => *approvals += 1,
+                    Verdict::Approve => {
+                        *approvals += 1;
+                        *approvals_by_key += u64::from(by_key);
+                        if by_key {
+                            voted_by_key.insert(f.access_request);
+                        }
+                    }
                     Verdict::Deny => {
                         *denials += 1;
-                        let key = requests[&f.access_request].clone();
-                        *decided.entry(key.0.clone()).or_default() += 1;
-                        let action_stats = recounted.entry(key).or_default();
-                        action_stats.denied += 1;
-                        let (at, target) = &asks[&f.access_request];
-                        action_stats.count_decided(*at, target);
+                        if let Some(key) = requests.get(&f.access_request).cloned() {
+                            *decided.entry(key.0.clone()).or_default() += 1;
+                            let action_stats = recounted.entry(key).or_default();
+                            action_stats.denied += 1;
+                            let (at, target) = &asks[&f.access_request];
+                            action_stats.count_decided(*at, target);
+                        }
                     }
                 }
             }
             Event::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
-                let key = requests[&f.access_request].clone();
-                recounted.entry(key).or_default().expired += 1;
+                if let Some(key) = requests.get(&f.access_request).cloned() {
+                    recounted.entry(key).or_default().expired += 1;
+                }
             }
             Event::TokenIssued(f) => {
                 hit(&f.decision);
@@ -93,6 +110,12 @@ pub fn recount(dir: &std::path::Path, state: Show<'_>) {
                 action_stats.requested += u64::from(f.consumed.is_none());
                 action_stats.granted += 1;
                 action_stats.approved += u64::from(f.approval.is_some());
+                let by_key = f.approval.and(f.consumed);
+                for id in by_key.iter().filter(|id| voted_by_key.contains(id)) {
+                    for rule in &asked_by[id] {
+                        *approved_by_key.entry(rule.clone()).or_default() += 1;
+                    }
+                }
             }
             _ => {}
         }
@@ -136,9 +159,16 @@ pub fn recount(dir: &std::path::Path, state: Show<'_>) {
     }
     for (rule, count) in &hits {
         assert_eq!(stats.rule(rule).hits, *count, "{rule}");
+        let by_key = approved_by_key.get(rule).copied().unwrap_or_default();
+        assert_eq!(stats.rule(rule).approved_by_key, by_key, "{rule}");
     }
     for (person, counts) in &votes {
         let approver = stats.approver(person);
-        assert_eq!((approver.approvals, approver.denials), *counts, "{person}");
+        let counted = (
+            approver.approvals,
+            approver.approvals_by_key,
+            approver.denials,
+        );
+        assert_eq!(counted, *counts, "{person}");
     }
 }

@@ -220,6 +220,7 @@ impl TestBroker {
                     },
                     comment: None,
                     policy: None,
+                    facts: None,
                 },
             )
             .await
@@ -242,6 +243,7 @@ impl TestBroker {
         cast.map(|done| done.view)
     }
 
+    /// A complete vote: by the passkey that [`TestBroker::enrol_voters`] kept, or else by key.
     pub async fn vote(
         &self,
         name: &str,
@@ -250,7 +252,14 @@ impl TestBroker {
         verdict: Verdict,
     ) -> Result<AccessView, Refusal> {
         let begun = self.begin_vote(name, id, profile, verdict).await?;
-        self.cast_vote(name, id, &begun.statement).await
+        let Some(passkey) = self.env.passkey_among(name, &begun.credentials) else {
+            return self.cast_vote(name, id, &begun.statement).await;
+        };
+        let assertion = passkey.get(begun.challenge.as_bytes(), CONSOLE);
+        let call = self.person_call("dipylon.v1.ApprovalService/CastVote", name);
+        let proof = VoteProof::Passkey(assertion);
+        let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
+        cast.await.map(|done| done.view)
     }
 
     /// A complete vote with any key.
@@ -361,6 +370,7 @@ impl TestBroker {
         self.broker
             .revoke_approver_keys(&call, person, revocation)
             .await
+            .map(|revoked| revoked.keys)
     }
 
     pub async fn suspend(&self, agent: &str) -> Result<(usize, u64), Refusal> {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use dipylon::verify::{DpopInput, Possession, VerifyError};
 use dipylon::webauthn::{self, Assertion, RelyingParty, WebauthnError};
+use dipylon_sdk::card::CardFacts;
 use dipylon_sdk::jose::{AuthenticatorKey, JoseError, Nonces, ProofError, PublicKey};
 use dipylon_sdk::model::json::canonical;
 use dipylon_sdk::model::*;
@@ -279,6 +280,9 @@ fn proofs_for_the_broker() {
 fn vote_statements() {
     let file = load("vote_statements.json");
     let voter = keys::fixed("voter");
+    let shown: CardFacts =
+        dipylon_sdk::model::json::parse_as(text(&file, "facts").as_bytes()).expect("facts");
+    assert_eq!(shown.canonical().expect("canonical"), text(&file, "facts"));
     for vector in list(&file, "vectors") {
         let statement = text(vector, "statement");
         let challenge = Digest::tagged("dipylon/vote/v1", statement.as_bytes());
@@ -287,6 +291,7 @@ fn vote_statements() {
             Err(_) => Err("statement"),
             Ok(stated) => {
                 assert_eq!(stated.digest().expect("digest"), challenge);
+                assert_eq!(stated.facts, shown.digest().expect("digest"));
                 let signature = decode(text(vector, "signature"));
                 let holds = voter.public().verify(challenge.as_bytes(), &signature);
                 holds.then_some(()).ok_or("signature")

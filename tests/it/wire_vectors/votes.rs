@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use super::keys::{self, der, encode, from_der};
 use super::{Former, named};
 
-const STATEMENT: &str = r#"{"access_request_id":"areq_CQkJCQkJCQkJCQkJCQkJCQ","action":{"action":"account.disable","audience":"https://idp.soc.example","parameters":{"end_sessions":true},"target":{"id":"ann","type":"Account"}},"agent":"triage","max_ttl":300,"nonce":"AAAAAAAAAAAAAAAAAAAAAA","not_after":1800000600,"owner":"dana","policy":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM","profile":{"digest":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI","name":"two-security"},"realm":"soc","task":"task_BQUFBQUFBQUFBQUFBQUFBQ","task_key":"cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s","uses":1,"v":1,"verdict":"approve"}"#;
+/// The facts that the card of these statements showed.
+const FACTS: &str = r#"{"action":{"effect":"The account can no longer sign in.","parameters":{"end_sessions":"Also end open sessions"},"reversible":"yes","risk":"medium","title":"Disable an account","undo":"Enable the account."},"agent":{"autonomy":"supervised","environment":"prod","model":"example-large-2"},"owner":{"id":"dana","name":"Dana Diaz"},"rules":{"destructive-needs-approval":"Security approves every action that stops something from working."},"target":{"environment":"prod","name":"Ann Archer","protected":"false"}}"#;
+
+const STATEMENT: &str = r#"{"access_request_id":"areq_CQkJCQkJCQkJCQkJCQkJCQ","action":{"action":"account.disable","audience":"https://idp.soc.example","digest":"nz2mNwPSsX03rF7iHCBzIbnrpWci0g5SXyz-vpAAsnM","parameters":{"end_sessions":true},"target":{"id":"ann","type":"Account"}},"facts":"BM6ihINcM5FgUoTXKrEvurkjHo0ejoGvK2Kx2Wmtla8","max_ttl":300,"nonce":"AAAAAAAAAAAAAAAAAAAAAA","not_after":1800000600,"policy":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM","profile":{"digest":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI","name":"two-security"},"realm":"soc","requester":{"agent":{"id":"triage","owner":"dana","task":"task_BQUFBQUFBQUFBQUFBQUFBQ","task_key":"cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s"}},"uses":1,"v":2,"verdict":"approve"}"#;
 
 /// The relying party of the assertions: the console's host and origin.
 const RP_ID: &str = "console.soc.example";
@@ -16,12 +19,13 @@ const ORIGIN: &str = "https://console.soc.example";
 pub fn vote_statements(former: &Former) -> Value {
     let (voter, agent) = (keys::fixed("voter"), keys::fixed("agent"));
     let challenge = |statement: &str| Digest::tagged("dipylon/vote/v1", statement.as_bytes());
-    let commented = STATEMENT.replace(r#","max_ttl""#, r#","comment":"ok, été","max_ttl""#);
+    let commented = STATEMENT.replace(r#","facts""#, r#","comment":"ok, été","facts""#);
     let denial = STATEMENT
         .replace("approve", "deny")
         .replace(r#""uses":1,"#, "");
     let shorter = STATEMENT.replace(r#""max_ttl":300"#, r#""max_ttl":600"#);
-    let spaced = STATEMENT.replace(r#""v":1"#, r#""v": 1"#);
+    let spaced = STATEMENT.replace(r#""v":2"#, r#""v": 2"#);
+    let first_form = STATEMENT.replace(r#""v":2"#, r#""v":1"#);
     let extra = STATEMENT.replace(r#","verdict""#, r#","urgent":true,"verdict""#);
     let by_key = |name: &str, statement: &str, signed: &[u8], key, why: Option<&str>| {
         let kept = former.text("vectors", name, "signature");
@@ -75,6 +79,13 @@ pub fn vote_statements(former: &Former) -> Value {
             Some("statement"),
         ),
         by_key(
+            "of another form",
+            &first_form,
+            challenge(&first_form).as_bytes(),
+            &voter,
+            Some("statement"),
+        ),
+        by_key(
             "an unknown member",
             &extra,
             challenge(&extra).as_bytes(),
@@ -96,10 +107,12 @@ pub fn vote_statements(former: &Former) -> Value {
     json!({
         "comment": "`challenge` = b64u(SHA-256(\"dipylon/vote/v1\" 0x00 statement)). `vectors`: `signature` is ES256 (r, s) by the \
             key `voter` over the 32 bytes of the challenge; a voter's program must compute the challenge and make signatures of this \
-            form, the broker refuses the bad ones. `passkeys`: assertions (binary members as b64u) by a passkey of the key `voter`, \
+            form, the broker refuses the bad ones. `facts` in a statement is b64u(SHA-256) of the text `facts` here: what the card \
+            showed. `passkeys`: assertions (binary members as b64u) by a passkey of the key `voter`, \
             for this `rp_id` and `origin`.",
         "rp_id": RP_ID,
         "origin": ORIGIN,
+        "facts": FACTS,
         "vectors": vectors,
         "passkeys": passkeys(former, digest),
     })
