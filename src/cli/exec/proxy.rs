@@ -160,10 +160,13 @@ impl Proxy {
         };
         let ended = self.holder.ended();
         tokio::select! {
-            // First: the end also breaks the transfer off, which looks like an unreachable audience.
             biased;
             error = ended => Err(ProxyProblem::unavailable(&error)),
-            response = self.exchange(&outgoing, body) => response,
+            response = self.exchange(&outgoing, body) => response.map_err(|problem| {
+                // The end also breaks the transfer off, in a task of its own, which looks like an unreachable audience.
+                let end = self.holder.end_on_record();
+                end.map_or(problem, |end| ProxyProblem::unavailable(&end))
+            }),
         }
     }
 

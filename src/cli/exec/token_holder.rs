@@ -73,8 +73,8 @@ impl TokenHolder {
 
     /// Fails once the token expired or ended, and while its task may have ended unheard. The audience checks for itself on every request.
     pub(super) fn check_available(&self) -> Result<(), TokenUnavailable> {
-        if let Some(cause) = self.end_cause.borrow().as_ref() {
-            return Err(TokenUnavailable::Ended(cause.clone()));
+        if let Some(end) = self.end_on_record() {
+            return Err(end);
         }
         let expires_at = self.token.expires_at();
         let has_expired = match self.usable_until {
@@ -88,6 +88,12 @@ impl TokenHolder {
             Some(lease) if !lease.is_current() => Err(TokenUnavailable::Unconfirmed),
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// The end of the token, if it has ended. Expiry does not count.
+    pub(super) fn end_on_record(&self) -> Option<TokenUnavailable> {
+        let end_cause = self.end_cause.borrow();
+        end_cause.clone().map(TokenUnavailable::Ended)
     }
 
     /// Ends the use of the token; the first cause stays.
