@@ -266,19 +266,19 @@ impl Browser {
 
     /// The first element that a CSS selector matches, if any does.
     pub async fn find(&self, css: &str) -> Option<Element<'_>> {
-        self.all(css).await.into_iter().next()
+        let id = self.find_id(css).await?;
+        Some(Element {
+            browser: self,
+            css: css.to_owned(),
+            id,
+        })
     }
 
-    pub async fn all(&self, css: &str) -> Vec<Element<'_>> {
+    async fn find_id(&self, css: &str) -> Option<String> {
         let query = json!({ "using": "css selector", "value": css });
         let found = self.post("/elements", query).await;
-        let found = found.as_array().expect("a list").iter();
-        found
-            .map(|element| Element {
-                browser: self,
-                id: text(&element[ELEMENT]),
-            })
-            .collect()
+        let first = found.as_array().expect("a list").first()?;
+        Some(text(&first[ELEMENT]))
     }
 
     /// Waits for an element; the test fails if it never comes.
@@ -295,10 +295,10 @@ impl Browser {
         .await
     }
 
-    /// Clicks on a matching element, retrying: on a page that updates, a found element may be stale.
+    /// Clicks on a matching element, retrying while another one covers it.
     pub async fn click_on(&self, css: &str) {
         self.until(css, async || {
-            let path = format!("/element/{}/click", self.find(css).await?.id);
+            let path = format!("/element/{}/click", self.find_id(css).await?);
             self.attempt("POST", &path, Some(json!({}))).await.ok()
         })
         .await;
@@ -551,16 +551,28 @@ impl Browser {
     }
 }
 
-/// A web element; stale after the page replaces it.
+/// A web element. Where a page that updates has replaced it, the element that its selector finds now takes its place.
 pub struct Element<'a> {
     browser: &'a Browser,
+    css: String,
     id: String,
 }
 
 impl Element<'_> {
+    /// A command on the element. One on a stale element has done nothing, so it is sent again to the element in its place.
     async fn element_command(&self, method: &str, what: &str, body: Option<Value>) -> Value {
-        let path = format!("/element/{}{what}", self.id);
-        self.browser.command(method, &path, body).await
+        let mut id = self.id.clone();
+        loop {
+            let path = format!("/element/{id}{what}");
+            match self.browser.attempt(method, &path, body.clone()).await {
+                Ok(value) => return value,
+                Err(e) if e.starts_with("stale element reference") => {
+                    let look = async || self.browser.find_id(&self.css).await;
+                    id = self.browser.until(&self.css, look).await;
+                }
+                Err(e) => panic!("{method} {path}: {e}"),
+            }
+        }
     }
 
     pub async fn click(&self) {
