@@ -226,7 +226,11 @@ impl CardRow {
         for line in self.lines.iter().take(limits.lines) {
             let (first, more) = cut_shown(line, left);
             left = left.saturating_sub(first.chars().count());
-            head.push(first.trim_end_matches(' ').to_owned());
+            let first = first.trim_end_matches(' ');
+            // A line of which nothing is left would look like the end of the value.
+            if more == 0 || !first.is_empty() {
+                head.push(first.to_owned());
+            }
             if more > 0 || left == 0 {
                 break;
             }
