@@ -122,7 +122,7 @@ mod tests {
         let [one, other] = ["1", "2"].map(|end| compact_parameters(&long(end)));
         assert_ne!(one, other);
         let (_, value) = one.first().expect("a parameter");
-        assert!(value.chars().count() < 120, "{value}");
+        assert!(value.chars().count() < 140, "{value}");
         assert!(value.contains("<+ of 4001 characters, SHA-256 "), "{value}");
         let typed = action_with(&[("note", Param::Str(value.clone()))]);
         assert_ne!(compact_parameters(&typed), one, "a value has no such end");
