@@ -10,6 +10,7 @@ mod fsync_probe;
 mod offline_validation;
 mod report;
 mod revocation_latency;
+mod rules;
 pub mod scale;
 mod setup;
 
@@ -42,6 +43,10 @@ pub struct Counts {
     pub votes: usize,
     /// Times that sixteen tasks are opened at once, and sixteen access requests in them; at most 900.
     pub bursts: usize,
+    /// Rules of the large bundle, three quarters of it with conditions; from 268 on, so that every action is granted.
+    pub rules: usize,
+    /// Decisions with one bundle.
+    pub decisions: usize,
 }
 
 impl Counts {
@@ -61,6 +66,8 @@ impl Counts {
             watches: 1_000,
             votes: 300,
             bursts: 96,
+            rules: 10_000,
+            decisions: 20_000,
         }
     }
 
@@ -80,6 +87,8 @@ impl Counts {
             watches: 50,
             votes: 20,
             bursts: 8,
+            rules: 1_000,
+            decisions: 1_000,
         }
     }
 
@@ -99,6 +108,8 @@ impl Counts {
             watches: 4,
             votes: 2,
             bursts: 2,
+            rules: 280,
+            decisions: 20,
         }
     }
 }
@@ -116,13 +127,14 @@ pub enum ReplayMemory {
 
 /// The names of the parts.
 #[allow(dead_code, reason = "for the bench")]
-pub const PARTS: [&str; 6] = [
+pub const PARTS: [&str; 7] = [
     "calls",
     "offline",
     "revocations",
     "conflicts",
     "scale",
     "approvals",
+    "rules",
 ];
 
 /// Runs the named benchmarks, or all when none is named, and prints the report.
@@ -150,6 +162,9 @@ pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
     }
     if wanted("approvals") {
         approvals::run(counts, &mut report);
+    }
+    if wanted("rules") {
+        rules::run(counts, &mut report);
     }
     report.end();
 }

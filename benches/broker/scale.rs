@@ -139,7 +139,7 @@ fn child(dir: &Path) -> [u64; 2] {
 }
 
 /// proc(5): `VmRSS`, in KiB.
-fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());

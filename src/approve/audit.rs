@@ -16,7 +16,7 @@ use super::DECISION_LIFE_MS;
 use super::facts;
 use super::vote_proof::{VoteProof, VoteProofCache, VoteProofError, VotingKey};
 use super::votes::{self, SigningWith, VoterContext, uses_within};
-use crate::audit::{AgreementError, AuditError, GrantError, VoteError, VoteReport};
+use crate::audit::{AgreementError, AuditError, DecisionError, GrantError, VoteError, VoteReport};
 use crate::model::*;
 use crate::policy::{BundleFiles, PolicyBundle, diff};
 use crate::state::{AccessRequest, Read, Recorded, State};
@@ -63,6 +63,10 @@ impl ApprovalVerifier {
                 false => Err(AuditError::BlobChanged(*name).into()),
             }
         };
+        decided(&read, entry).map_err(|why| AuditError::Decision {
+            index: entry.index,
+            why,
+        })?;
         match &entry.event {
             Event::EpochStarted(f) => self.realm = Some(f.realm.clone()),
             Event::VoteCast(f) => {
@@ -101,7 +105,7 @@ impl ApprovalVerifier {
                 }
             }
             Event::TokenIssued(f) => {
-                let checked = self.grant(&read, f, entry.at);
+                let checked = self.grant(&read, f);
                 checked.map_err(|why| AuditError::Grant {
                     index: entry.index,
                     why,
@@ -254,12 +258,7 @@ impl ApprovalVerifier {
 
     /// INVARIANT (a grant rests on the votes that it names): the profiles it says were satisfied are those that the tally finds, by
     /// distinct people with distinct living keys, and it is within what their votes allow.
-    fn grant(
-        &mut self,
-        read: &Read,
-        issued: &TokenIssued,
-        at: Timestamp,
-    ) -> Result<(), GrantError> {
+    fn grant(&mut self, read: &Read, issued: &TokenIssued) -> Result<(), GrantError> {
         let (Some(rules), Some(realm)) = (read.rules(), self.realm.as_ref()) else {
             return Ok(());
         };
@@ -267,11 +266,8 @@ impl ApprovalVerifier {
             return Ok(());
         };
         let context = self.voter_context(read, &rules.bundle, realm);
-        // When the decision was made, at most a moment before its entry.
+        // At most a moment before its entry.
         let decided_at = issued.decision.input.now;
-        if decided_at > at || at.since(decided_at) > DECISION_LIFE_MS {
-            return Err(GrantError::DecidedAt(decided_at));
-        }
         let tally = votes::tally(&request, context, decided_at);
         let says = issued.approval.iter().flat_map(|claim| &claim.profiles);
         let says: Vec<ProfileName> = says.cloned().collect();
@@ -359,6 +355,72 @@ impl ApprovalVerifier {
         ];
         all(&same).map_err(VoteError::EntryMismatch)
     }
+}
+
+/// INVARIANT (a decision names the evidence that it rests on): the ages that rules saw are those of the entry's evidence when it was decided,
+/// at most a moment before the entry. What an access request requires anew rests on the ages on record, or on lesser ones of newer evidence.
+fn decided(read: &Read, entry: &Entry) -> Result<(), DecisionError> {
+    let (decision, evidence) = match &entry.event {
+        Event::TokenIssued(f) => (&f.decision, &*f.evidence),
+        Event::RequestDenied(f) => match &f.decision {
+            Some(decision) => (decision, &f.evidence),
+            None => return Ok(()),
+        },
+        Event::AccessRequestOpened(f) => match f.by_agent() {
+            Some(by) => (&by.decision, &by.evidence),
+            None => return Ok(()),
+        },
+        Event::AccessRequestReassessed(f) => {
+            let request = read.access_request(&f.access_request);
+            let recorded = request.as_ref().and_then(|r| r.decision.as_ref());
+            return recorded.map_or(Ok(()), |was| {
+                reassessed(&was.input, &f.decision.input, entry.at)
+            });
+        }
+        _ => return Ok(()),
+    };
+    let (now, at) = (decision.input.now, entry.at);
+    if now > at || at.since(now) > DECISION_LIFE_MS {
+        return Err(DecisionError::Moment { now, at });
+    }
+    let (says, found) = (decision.input.evidence_ages(), evidence.ages(now));
+    let differs = ages_by_field(says, found).find(|(_, says, found)| says != found);
+    match differs {
+        None => Ok(()),
+        Some((field, says, found)) => Err(DecisionError::Age { field, says, found }),
+    }
+}
+
+/// What an access request requires anew, after what it required: when it was decided is not after its entry, and no age has grown.
+fn reassessed(was: &PolicyInput, is: &PolicyInput, at: Timestamp) -> Result<(), DecisionError> {
+    if is.now > at {
+        return Err(DecisionError::Moment { now: is.now, at });
+    }
+    let mut ages = ages_by_field(is.evidence_ages(), was.evidence_ages());
+    match ages.find(|(_, says, recorded)| says > recorded) {
+        None => Ok(()),
+        Some((field, says, recorded)) => Err(DecisionError::OlderThanRecorded {
+            field,
+            says,
+            recorded,
+        }),
+    }
+}
+
+/// Each age of one and of another, with its name in the entry.
+fn ages_by_field(
+    one: EvidenceAges,
+    other: EvidenceAges,
+) -> impl Iterator<Item = (&'static str, i64, i64)> {
+    [
+        ("evidence_issued_age_ms", one.issued_ms, other.issued_ms),
+        (
+            "evidence_verified_age_ms",
+            one.verified_ms,
+            other.verified_ms,
+        ),
+    ]
+    .into_iter()
 }
 
 /// The access request, while it waits for votes.

@@ -32,7 +32,7 @@ pub fn card_facts(request: &AccessRequest, bundle: &PolicyBundle) -> CardFacts {
         agent: agent.map(|agent| AgentFacts {
             environment: agent.environment.to_string(),
             model: agent.model.clone(),
-            autonomy: agent.autonomy.clone(),
+            autonomy: agent.autonomy.as_str().to_owned(),
         }),
         owner: PersonFacts::from_ref(&person_ref(bundle, owner)),
         rules: asking_rules(request.rules(), bundle)
@@ -49,7 +49,7 @@ fn proposal_facts() -> ActionFacts {
         title: "Change the policy bundle".to_owned(),
         effect: "The proposed policy bundle comes in force: what it no longer allows ends"
             .to_owned(),
-        reversible: "yes".to_owned(),
+        reversible: Reversibility::Reversible.as_str().to_owned(),
         undo: "Apply the policy bundle in force now again; what has ended stays ended".to_owned(),
         risk: Risk::High.as_str().to_owned(),
         parameters: BTreeMap::from([
@@ -69,7 +69,7 @@ fn action_facts(action: &CatalogueAction) -> ActionFacts {
     ActionFacts {
         title: action.title.clone(),
         effect: action.effect.clone().unwrap_or_default(),
-        reversible: action.reversible.clone().unwrap_or_default(),
+        reversible: action.reversibility().as_str().to_owned(),
         undo: action.undo.clone().unwrap_or_default(),
         risk: action.risk.map(Risk::as_str).unwrap_or_default().to_owned(),
         parameters: titles(&action.parameters),

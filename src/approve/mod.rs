@@ -90,6 +90,14 @@ pub enum ApproveError {
     /// Less than a second of lifetime is left.
     #[error("no time is left: {0}")]
     NoTime(&'static str),
+    /// The rules refuse the action for the evidence's age alone: newer evidence answers it.
+    #[error("the rules refuse evidence of this age")]
+    StaleEvidence {
+        /// The ages of the evidence.
+        ages: EvidenceAges,
+        /// The rules that deny it, or ask for more; empty when no rule allows it.
+        rules: Vec<RuleRef>,
+    },
     /// The rules in force would not issue the recorded grant.
     #[error("the rules in force would not issue it")]
     NotAllowed,
@@ -136,7 +144,7 @@ pub struct DeniedDecision {
 }
 
 /// Longest time between a decision and its entry, in milliseconds.
-const DECISION_LIFE_MS: i64 = 10_000;
+pub const DECISION_LIFE_MS: i64 = 10_000;
 
 /// Decides one action for a verified agent. `is_held`: this process enforces a freeze of the action that is not in the journal yet.
 pub fn decide<'r>(
@@ -162,7 +170,9 @@ pub fn decide<'r>(
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
     if let Some(request) = waiting {
-        let assessment = needs::assess_now(request, verified.agent(), bundle, task.opened_at, now);
+        let shown = Some(verified.evidence_ages());
+        let agent = verified.agent();
+        let assessment = needs::assess_now(request, agent, bundle, task.opened_at, shown, now);
         if let Assessment::Changed(mut decision) = assessment {
             decision.id = id;
             let id = request.opened.access_request;
@@ -213,20 +223,48 @@ pub fn decide<'r>(
         ttl_ms: ttl.0.granted.saturating_mul(1000),
         approvals: &tally.satisfied,
         evidence_kind: verified.facts().kind,
-        evidence_age_ms: verified.evidence_age_ms(),
+        evidence_ages: verified.evidence_ages(),
         binding: verified.binding().as_str(),
         task_age_ms: now.since(task.opened_at).max(0),
         task_depth: 0,
         now,
     };
+    let never = [&verified.agent().owner, &task.owner];
+    let subject = waiting.map_or(VoteSubject::action(&terms.action.name), |request| {
+        VoteSubject::of(request)
+    });
+    // Whether the action is to be had at all: at once, or once people approve it who can.
+    let is_obtainable = |answer: &AuthzDecision| match answer {
+        AuthzDecision::Allowed { .. } => true,
+        AuthzDecision::Needs { profiles, .. } => {
+            let defined = profiles.iter().filter_map(|n| bundle.profile(&n.name));
+            let defined: Vec<&StepUpProfile> = defined.collect();
+            defined.len() == profiles.len()
+                && quorum::can_be_met(&defined, subject, &tally, &never, voter_context)
+        }
+        AuthzDecision::Denied { .. } => false,
+    };
     let scope = FreezeScope::Action(terms.action.name.clone());
-    let answer = if read.is_frozen(&scope) || is_held {
-        AuthzDecision::Denied {
+    let (answer, obtainable) = if read.is_frozen(&scope) || is_held {
+        let frozen = AuthzDecision::Denied {
             why: DeniedReason::Frozen,
             rules: Vec::new(),
-        }
+        };
+        (frozen, false)
     } else {
-        bundle.authorize(&question)
+        let answer = bundle.authorize(&question);
+        let obtainable = is_obtainable(&answer);
+        let newest = AuthzRequest {
+            evidence_ages: EvidenceAges::ZERO,
+            ..question
+        };
+        if !obtainable && is_obtainable(&bundle.authorize(&newest)) {
+            return Err(ApproveError::StaleEvidence {
+                ages: question.evidence_ages,
+                rules: answer.into_rules(),
+            });
+        }
+        (answer, obtainable)
     };
     let mut decision = crate::model::DecisionRecord {
         id,
@@ -238,7 +276,8 @@ pub fn decide<'r>(
             ttl_ms: question.ttl_ms,
             approvals: tally.satisfied.iter().cloned().collect(),
             evidence_kind: question.evidence_kind,
-            evidence_age_ms: question.evidence_age_ms,
+            evidence_issued_age_ms: question.evidence_ages.issued_ms,
+            evidence_verified_age_ms: question.evidence_ages.verified_ms,
             binding: question.binding.into(),
             task_age_ms: question.task_age_ms,
             now,
@@ -268,11 +307,13 @@ pub fn decide<'r>(
                 let recorded = request.decision.as_ref();
                 required.all(|need| tally.satisfied.contains(&need.name))
                     && recorded.is_some_and(|recorded| {
-                        question.evidence_age_ms > recorded.input.evidence_age_ms
+                        let recorded = recorded.input.evidence_ages();
+                        question.evidence_ages.exceeds(recorded)
                     })
             });
             if is_met {
-                return Err(ApproveError::NoTime("evidence"));
+                let ages = question.evidence_ages;
+                return Err(ApproveError::StaleEvidence { ages, rules });
             }
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
@@ -282,15 +323,7 @@ pub fn decide<'r>(
                 .iter()
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
-            let never = [&verified.agent().owner, &task.owner];
-            let reachable = {
-                let action = &terms.action.name;
-                let subject = waiting.map_or(VoteSubject::action(action), |request| {
-                    VoteSubject::of(request)
-                });
-                quorum::can_be_met(&defined, subject, &tally, &never, voter_context)
-            };
-            if defined.len() != decision.required_profiles.len() || !reachable {
+            if !obtainable {
                 return Ok(GateDecision::Denied(Box::new(DeniedDecision {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
@@ -459,19 +492,44 @@ pub fn reapprove<'r>(
     if read.is_frozen(&scope) || is_held || !is_still_allowed(read, &grant) {
         return Err(ApproveError::NotAllowed);
     }
+    // INVARIANT (a retry is no way around a bound on ages): the token is signed now, on the evidence of this call.
+    let ages = verified.evidence_ages();
+    let greatest = grant.issued.decision.input.evidence_ages().greatest(ages);
+    let answer = ask_again(read, &grant, &verified.rules().bundle, greatest);
+    if !allows(&grant, answer.as_ref()) {
+        let rules = answer.map_or_else(Vec::new, AuthzDecision::into_rules);
+        return Err(ApproveError::StaleEvidence { ages, rules });
+    }
     Ok(Reapproved { verified, grant })
 }
 
-/// Whether the rules in force still allow a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
+/// Whether the rules in force still allow a grant.
 pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
-    let Some(rules) = read.rules() else {
-        return false;
-    };
-    let bundle = &rules.bundle;
+    read.rules()
+        .is_some_and(|rules| is_allowed_by(read, grant, &rules.bundle))
+}
+
+/// Whether a bundle allows a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
+pub fn is_allowed_by(read: &Read, grant: &Recorded<'_, Grant>, bundle: &PolicyBundle) -> bool {
+    let ages = grant.issued.decision.input.evidence_ages();
+    allows(grant, ask_again(read, grant, bundle, ages).as_ref())
+}
+
+/// Whether an answer allows a grant for as long as it was given.
+fn allows(grant: &Grant, answer: Option<&AuthzDecision>) -> bool {
+    let granted_ms = grant.issued.decision.input.ttl_ms;
+    matches!(answer, Some(AuthzDecision::Allowed { ttl_ms, .. }) if *ttl_ms >= granted_ms)
+}
+
+/// The answer of a bundle about a grant with its recorded input, but for the ages of the evidence; `None` where its agent may not operate.
+fn ask_again(
+    read: &Read,
+    grant: &Recorded<'_, Grant>,
+    bundle: &PolicyBundle,
+    ages: EvidenceAges,
+) -> Option<AuthzDecision> {
     let input = &grant.issued.decision.input;
-    let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
-        return false;
-    };
+    let (agent, action) = (agent_of(&grant.issued, bundle)?, grant.action.as_ref()?);
     // INVARIANT (a consumed vote stays counted): the revocation of a voter's key, or the voter's leaving, ends no grant by itself.
     // A profile counts while its definition is the one that people voted under, and the action's risk accepts how they voted.
     let request = grant
@@ -491,8 +549,15 @@ pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
             .collect(),
         (Some(_) | None, _) => BTreeSet::new(),
     };
-    let answer = re_evaluate(input, &agent, action, &approvals, bundle);
-    matches!(answer, Some(AuthzDecision::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
+    let operates = bundle.may_operate(&agent, input.evidence_kind, ages, &input.binding, input.now);
+    match operates {
+        OperateDecision::Allowed { .. } => {}
+        OperateDecision::Denied { .. } => return None,
+    }
+    Some(bundle.authorize(&AuthzRequest {
+        evidence_ages: ages,
+        ..AuthzRequest::recorded(input, &agent, action, &approvals)
+    }))
 }
 
 /// Whether enough people approved under this very definition of a profile, each as the action's risk accepts it today.
@@ -513,37 +578,6 @@ fn is_still_satisfied(
         .map(|vote| &vote.cast.voter)
         .collect();
     voters.len() >= usize::try_from(profile.quorum).unwrap_or(usize::MAX)
-}
-
-fn re_evaluate(
-    input: &PolicyInput,
-    agent: &RegisteredAgent,
-    action: &Action,
-    approvals: &BTreeSet<ProfileName>,
-    bundle: &PolicyBundle,
-) -> Option<AuthzDecision> {
-    match bundle.may_operate(
-        agent,
-        input.evidence_kind,
-        input.evidence_age_ms,
-        &input.binding,
-        input.now,
-    ) {
-        OperateDecision::Allowed { .. } => {}
-        OperateDecision::Denied { .. } => return None,
-    }
-    Some(bundle.authorize(&AuthzRequest {
-        agent,
-        action,
-        ttl_ms: input.ttl_ms,
-        approvals,
-        evidence_kind: input.evidence_kind,
-        evidence_age_ms: input.evidence_age_ms,
-        binding: &input.binding,
-        task_age_ms: input.task_age_ms,
-        task_depth: 0,
-        now: input.now,
-    }))
 }
 
 /// The agent of a grant as registered now: the same id for the same workload and key.

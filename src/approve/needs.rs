@@ -17,8 +17,8 @@ use super::votes::{self, VoterContext};
 struct AskedInput<'a> {
     /// Kind of the evidence.
     evidence_kind: EvidenceKind,
-    /// Age of the evidence, in milliseconds.
-    evidence_age_ms: i64,
+    /// Ages of the evidence.
+    evidence_ages: EvidenceAges,
     /// How the token would be bound.
     binding: &'a str,
     /// Age of the task, in milliseconds.
@@ -32,7 +32,7 @@ impl<'a> AskedInput<'a> {
     fn of(input: &'a PolicyInput) -> Self {
         Self {
             evidence_kind: input.evidence_kind,
-            evidence_age_ms: input.evidence_age_ms,
+            evidence_ages: input.evidence_ages(),
             binding: &input.binding,
             task_age_ms: input.task_age_ms,
             now: input.now,
@@ -67,7 +67,7 @@ fn assess(
         ttl_ms: recorded.input.ttl_ms,
         approvals: &BTreeSet::new(),
         evidence_kind: input.evidence_kind,
-        evidence_age_ms: input.evidence_age_ms,
+        evidence_ages: input.evidence_ages,
         binding: input.binding,
         task_age_ms: input.task_age_ms,
         task_depth: 0,
@@ -98,7 +98,8 @@ fn assess(
             ttl_ms: recorded.input.ttl_ms,
             approvals: Vec::new(),
             evidence_kind: input.evidence_kind,
-            evidence_age_ms: input.evidence_age_ms,
+            evidence_issued_age_ms: input.evidence_ages.issued_ms,
+            evidence_verified_age_ms: input.evidence_ages.verified_ms,
             binding: input.binding.into(),
             task_age_ms: input.task_age_ms,
             now: input.now,
@@ -106,21 +107,27 @@ fn assess(
     }))
 }
 
-/// The same at a moment, with the evidence on record: the record is one for all calls of the agent.
+/// The same at a moment, with the evidence on record: the record is one for all calls of the agent. `shown`: the ages of the evidence of
+/// a call. Each counts where it is less than the one on record, so that newer evidence is answered by what the rules ask for it, and
+/// older evidence of another call never makes the record ask for more.
 pub fn assess_now(
     request: &AccessRequest,
     agent: &RegisteredAgent,
     bundle: &PolicyBundle,
     task_opened_at: Timestamp,
+    shown: Option<EvidenceAges>,
     now: Timestamp,
 ) -> Assessment {
     let Some(recorded) = &request.decision else {
         return Assessment::Same;
     };
+    let recorded = AskedInput::of(&recorded.input);
+    let ages = recorded.evidence_ages;
     let input = AskedInput {
+        evidence_ages: shown.map_or(ages, |shown| shown.least(ages)),
         task_age_ms: now.since(task_opened_at).max(0),
         now,
-        ..AskedInput::of(&recorded.input)
+        ..recorded
     };
     assess(request, agent, bundle, &input)
 }
@@ -167,14 +174,14 @@ pub fn reassess(
     let operates = bundle.may_operate(
         &agent,
         recorded.input.evidence_kind,
-        recorded.input.evidence_age_ms,
+        recorded.input.evidence_ages(),
         &recorded.input.binding,
         recorded.input.now,
     );
     if !matches!(operates, OperateDecision::Allowed { .. }) {
         return Reassessment::Ends(CloseCause::Policy);
     }
-    let profiles = match assess_now(request, &agent, bundle, task.opened.opened_at, now) {
+    let profiles = match assess_now(request, &agent, bundle, task.opened.opened_at, None, now) {
         // A denial by time alone may pass; a token is not issued meanwhile.
         Assessment::Denied => {
             let then = AskedInput::of(&recorded.input);

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::tree::{Frontier, leaf_hash};
-use super::vote_error::{AgreementError, GrantError, VoteError};
+use super::vote_error::{AgreementError, DecisionError, GrantError, VoteError};
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, ParseError, Stream, Timestamp, Version};
 
@@ -137,6 +137,14 @@ pub enum AuditError {
         index: u64,
         /// The cause.
         why: GrantError,
+    },
+    /// A decision does not fit the evidence or the time of its entry.
+    #[error("the decision of entry {index} {why}")]
+    Decision {
+        /// Index of the entry.
+        index: u64,
+        /// The cause.
+        why: DecisionError,
     },
     /// The policy bundle in force from an entry on registers what the journal does not permit.
     #[error("the policy bundle of entry {index} could not be in force: {why}")]

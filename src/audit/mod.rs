@@ -24,4 +24,4 @@ pub use receipt_entries::RecordedToken;
 pub use receipt_verifier::{ExpectedReceipt, VerifiedReceipt, verify_receipt};
 pub use receipt_votes::VerifiedVote;
 pub use tree::{Frontier, Inclusion, leaf_hash, verify_inclusion};
-pub use vote_error::{AgreementError, GrantError, VoteError, VoteReport};
+pub use vote_error::{AgreementError, DecisionError, GrantError, VoteError, VoteReport};

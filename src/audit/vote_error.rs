@@ -65,12 +65,44 @@ pub enum GrantError {
         /// As the votes say.
         counted: Vec<ProfileName>,
     },
-    /// Its decision is not of the time of its entry.
-    #[error("it was decided at {0}, and entered at another time")]
-    DecidedAt(Timestamp),
     /// It allows more than the votes that counted.
     #[error("it has a longer life, a later end or more uses than its votes allowed")]
     Wider,
+}
+
+/// Why a decision on record cannot be one about its agent's evidence at its time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecisionError {
+    /// An age is not that of the evidence in the entry.
+    #[error("has {field} {says}, and its evidence was {found} ms old at `input.now`")]
+    Age {
+        /// The member of `decision.input`.
+        field: &'static str,
+        /// As the decision says, in milliseconds.
+        says: i64,
+        /// By the evidence, in milliseconds.
+        found: i64,
+    },
+    /// A reassessment says an age greater than the one that was on record.
+    #[error("has {field} {says}, and {recorded} was on record before it, which never grows")]
+    OlderThanRecorded {
+        /// The member of `decision.input`.
+        field: &'static str,
+        /// As the decision says, in milliseconds.
+        says: i64,
+        /// As the decision before it says, in milliseconds.
+        recorded: i64,
+    },
+    /// Its moment is not within the life of a decision before the entry.
+    #[error(
+        "has `input.now` {now}, and was entered at {at}: a decision is entered within 10 s after it"
+    )]
+    Moment {
+        /// As the decision says.
+        now: Timestamp,
+        /// The time of the entry.
+        at: Timestamp,
+    },
 }
 
 /// Why the agreement to a change of the policy bundle cannot be verified.

@@ -201,6 +201,7 @@ pub(super) const fn failure_label(error: &VerifyError) -> &'static str {
         VerifyError::TaskKeyMismatch => "not_of_task",
         VerifyError::WorkloadMismatch { .. } => "other_workload",
         VerifyError::Stale => "stale",
+        VerifyError::TooOldForRules { .. } => "too_old_for_rules",
         VerifyError::NoRules => "no_rules",
         VerifyError::NotRegistered => "not_registered",
         VerifyError::KeyMayNotAct(_) => "key_may_not_act",

@@ -60,14 +60,20 @@ pub use auth::enrolment::{
 pub use auth::session::{Session, SignInOptions, SignedInUser};
 pub use governance::bootstrap::FirstOperator;
 pub use governance::freeze::FreezeSummary;
+pub use governance::plan::{PlanReply, PlanState};
 pub use governance::policy::BundleApplied;
 pub use governance::recovery::{
     HostConfirmation, HostConfirmationOptions, NO_OPERATOR, OperatorsRecovered, RecoveryError,
     RecoveryOptions, confirm_passkey_on_host, recover_operators,
 };
+pub use query::decision_facts::{CeilingMiss, RuleInput};
 pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskCursor, TaskFilter, TaskView};
 pub use query::page_token::PageTokens;
+pub use query::policy_history::{
+    PolicyBundleOrigin, PolicyBundleRecord, PolicyBundleReply, PolicyBundleSelector,
+    PolicyHistoryPage,
+};
 pub use query::receipt::TokenReceiptReply;
 pub use query::revocation_feed::FeedStart;
 pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
@@ -202,6 +208,8 @@ pub struct Broker {
     before_append: Option<crate::journal::BeforeAppend>,
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     policy_lock: tokio::sync::Mutex<()>,
+    /// What policy bundles would change, as far as it was asked for.
+    plans: Mutex<governance::plan::Plans>,
     /// The first operator's code, while there is one.
     bootstrap_code: governance::bootstrap::BootstrapCode,
     /// Version of the last policy bundle under which everything disallowed has ended.

@@ -235,7 +235,9 @@ impl Broker {
     ) -> Refusal {
         let (reason, gives_nonce) = match error {
             VerifyError::InvalidNonce => (Reason::UseDpopNonce, true),
-            VerifyError::Stale => (Reason::EvidenceStale, true),
+            VerifyError::Stale | VerifyError::TooOldForRules { .. } => {
+                (Reason::EvidenceStale, true)
+            }
             VerifyError::TooManyProofs => (Reason::Overloaded, true),
             VerifyError::Evidence(_)
             | VerifyError::Claim(_)

@@ -175,6 +175,7 @@ impl Broker {
             order_queue: OrderQueue::default(),
             before_append,
             policy_lock: tokio::sync::Mutex::default(),
+            plans: Mutex::default(),
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
             enforced_policy_version: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
@@ -212,7 +213,7 @@ impl Broker {
         }
         broker.publish_key().await?;
         if let Some(files) = options.seed.filter(|_| broker.show().rules().is_none()) {
-            let bundle = PolicyBundle::load(&files)?;
+            let bundle = PolicyBundle::load_checked(&files)?;
             bundle
                 .check_has_operator()
                 .map_err(BrokerOpenError::Ungovernable)?;

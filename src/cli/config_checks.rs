@@ -12,8 +12,8 @@ use crate::config::{AdminAddress, Config, ConfigError, ConfigOverrides};
 use crate::jose::{KeySet, Usage};
 use crate::journal::{JournalReader, OpenError, SchemaError};
 use crate::keys::{self, FileError};
-use crate::model::{Entry, Event, Realm, Timestamp, TrustDomain};
-use crate::policy::{PolicyBundle, Remedy, StepUpProfile};
+use crate::model::{AgentId, Entry, Event, Realm, Timestamp, TrustDomain};
+use crate::policy::{PolicyBundle, StepUpProfile};
 use crate::serve::tls::Tls;
 
 /// Checks the configuration file with values of the command line in place of its own, and returns the configuration if it is
@@ -309,25 +309,19 @@ pub(super) fn check_policy(message: String, bundle: &PolicyBundle) -> Finding {
             "correct the bundle, or ignore this if it is intended",
         ));
     }
-    let used: BTreeSet<_> = bundle
-        .rules()
-        .filter_map(|rule| match &rule.remedy {
-            Some(Remedy::StepUp(profile)) => Some(profile),
-            Some(Remedy::MaxTtl(_)) | None => None,
-        })
-        .collect();
+    let asked = bundle.asking_agents();
     for profile in bundle.profiles() {
         let name = &profile.name;
-        if !used.contains(name) {
+        let Some(agents) = asked.get(name) else {
             children.push(Finding::warn(
-                format!("profile {name}: no rule uses it"),
+                format!("profile {name}: no request of any agent asks for it"),
                 format!("add @step_up(\"{name}\") to a forbid rule, or remove the profile"),
             ));
             continue;
-        }
-        children.push(match agents_short_of_approvers(bundle, profile) {
+        };
+        children.push(match agents_short_of_approvers(bundle, profile, agents) {
             None => Finding::ok(format!(
-                "profile {name}: a quorum of {} from group {} is reachable for every agent",
+                "profile {name}: a quorum of {} from group {} is reachable for every agent that can ask",
                 profile.quorum, profile.group
             )),
             Some(short) => Finding::warn(
@@ -343,11 +337,15 @@ pub(super) fn check_policy(message: String, bundle: &PolicyBundle) -> Finding {
 }
 
 /// Agents with fewer eligible approvers than the profile's quorum, each with that number; the first few by name.
-fn agents_short_of_approvers(bundle: &PolicyBundle, profile: &StepUpProfile) -> Option<String> {
+fn agents_short_of_approvers(
+    bundle: &PolicyBundle,
+    profile: &StepUpProfile,
+    asking: &BTreeSet<AgentId>,
+) -> Option<String> {
     let eligible = bundle.eligible_approvers(profile);
     let mut named = Vec::new();
     let mut more = 0_usize;
-    for agent in bundle.agents() {
+    for agent in bundle.agents().filter(|agent| asking.contains(&agent.id)) {
         let n = eligible.len() - usize::from(eligible.contains(&agent.owner));
         if u32::try_from(n).is_ok_and(|n| n < profile.quorum) {
             if named.len() < AGENTS_NAMED_MAX {
@@ -361,18 +359,6 @@ fn agents_short_of_approvers(bundle: &PolicyBundle, profile: &StepUpProfile) -> 
         named.push(format!("{more} more agents"));
     }
     (!named.is_empty()).then(|| named.join(", "))
-}
-
-/// A warning for each profile whose quorum is unreachable for some agent.
-pub(super) fn unreachable_quorums(bundle: &PolicyBundle) -> Vec<String> {
-    let warning = |profile: &StepUpProfile| {
-        let short = agents_short_of_approvers(bundle, profile)?;
-        Some(format!(
-            "profile {}: needs {} approvers of group {}; too few with a key are eligible for {short}",
-            profile.name, profile.quorum, profile.group,
-        ))
-    };
-    bundle.profiles().filter_map(warning).collect()
 }
 
 /// Checks what a configuration changed since the last start against the journal, as the start does.

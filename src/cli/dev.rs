@@ -25,7 +25,9 @@ const TRUST_DOMAIN: &str = "soc.example";
 const TRUST_DOMAIN_KEY: &str = "trust-domain.pem";
 const TRUST_BUNDLE: &str = "trust-bundle.json";
 /// The people and services of the example.
-const KEY_HOLDERS: [&str; 7] = ["dana", "maria", "lee", "olga", "idp", "cases", "audit"];
+const KEY_HOLDERS: [&str; 9] = [
+    "dana", "maria", "lee", "olga", "idp", "cases", "logs", "vault", "audit",
+];
 /// The port tried first: the one in the documentation.
 const PORT: u16 = 7700;
 

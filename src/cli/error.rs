@@ -173,6 +173,7 @@ impl From<Error> for CliError {
                 Exit::Unavailable
             }
             Error::Refused(_)
+            | Error::NoNewerEvidence(_)
             | Error::TokenEnded { .. }
             | Error::Evidence(_)
             | Error::Answer(_)
@@ -194,6 +195,9 @@ impl From<Error> for CliError {
             ),
             Error::SignVote(_) => Some(
                 "the broker's statement differs from the card: do not vote, and tell your security team",
+            ),
+            Error::NoNewerEvidence(_) => Some(
+                "get newer evidence from its issuer (--evidence FILE is read for each call; --agent ID makes it in development)",
             ),
             Error::Refused(_)
             | Error::TokenEnded { .. }

@@ -33,6 +33,8 @@ mod output;
 mod parse;
 mod policy;
 mod policy_dir;
+mod policy_plan;
+mod policy_versions;
 mod receipt;
 mod recover;
 mod render;
@@ -148,7 +150,7 @@ enum Command {
     Approve(vote::VoteArgs),
     /// Short form of 'request deny'
     Deny(vote::VoteArgs),
-    /// Check a policy bundle, apply it, list its rules (operators)
+    /// Check, apply, compare, export and roll back policy bundles, list their rules (operators); auditors read them
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// List, show, suspend and resume agents (operators)

@@ -409,6 +409,11 @@ impl Journal {
         self.head.clone()
     }
 
+    /// A reader with a connection of its own: what it reads for long keeps no other reader waiting. Blocks.
+    pub fn new_reader(&self) -> Result<JournalReader, OpenError> {
+        JournalReader::open(&self.dir)
+    }
+
     /// Reads one stored entry; `None` beyond the end. Blocks.
     pub fn entry(&self, index: u64) -> Result<Option<StoredEntry>, OpenError> {
         self.reader.entry(index)

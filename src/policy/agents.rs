@@ -8,36 +8,52 @@ use super::problem::{Problems, nearest};
 use super::spellings::{NameClash, RegisteredNames};
 use super::toml_reader::{TableReader, TomlSource};
 use crate::model::{
-    ActionName, AgentId, Digest, EnvironmentName, GroupId, PersonId, RegisteredAgent, SpiffeId,
-    Thumbprint,
+    ActionName, AgentId, Autonomy, Digest, EnvironmentName, GroupId, PersonId, RegisteredAgent,
+    SpiffeId, Thumbprint,
 };
 
+/// The content of `agents.toml`.
+#[derive(Debug, Default)]
+pub(super) struct Agents {
+    pub(super) registered: BTreeMap<AgentId, Arc<RegisteredAgent>>,
+    /// The environments of agents and targets.
+    pub(super) environments: BTreeSet<EnvironmentName>,
+}
+
 /// Reads `agents.toml`: registered workloads, each with an owner among `people` and a ceiling within the catalogue.
-/// Without a catalogue, which is then a problem of its own, ceilings stay unchecked.
+/// Without a catalogue, which is then a problem of its own, ceilings stay unchecked. Nothing for a file that is no TOML.
 pub(super) fn read(
     text: &str,
     people: &People,
     catalogue: Option<&Catalogue>,
     problems: &mut Problems,
-) -> BTreeMap<AgentId, Arc<RegisteredAgent>> {
+) -> Option<Agents> {
     let mut agents = BTreeMap::new();
     let source = TomlSource { file: AGENTS, text };
-    let Some(root) = source.read(problems) else {
-        return agents;
-    };
+    let root = source.read(problems)?;
     let mut top = TableReader::new(source, "agents", None, root.get_ref(), problems);
+    let declared = top.text_set("environments", EnvironmentName::parse);
+    let tables = top.tables("agent");
+    if declared.is_empty() && !tables.is_empty() {
+        top.problem("environments is missing: list those of agents and targets at the top, such as environments = [\"prod\", \"staging\"]");
+    }
     let mut spiffe_ids = BTreeSet::new();
     let mut pins: BTreeMap<Thumbprint, AgentId> = BTreeMap::new();
     let (mut ids, mut group_names) = (RegisteredNames::default(), RegisteredNames::default());
     let mut environments = RegisteredNames::default();
-    for (at, table) in top.tables("agent") {
+    for environment in &declared {
+        if let Err(message) = environments.add_use(environment.as_str(), None) {
+            top.problem(format!("environment {message}"));
+        }
+    }
+    for (at, table) in tables {
         let mut fields = TableReader::new(source, "agent", Some(at), table, top.problems());
         let id = fields.required("id", AgentId::parse);
         let spiffe_id = fields.required("spiffe_id", SpiffeId::parse);
         let owner = fields.required("owner", PersonId::parse);
         let environment = fields.required("environment", EnvironmentName::parse);
         let model = fields.required("model", |text| line("model", text));
-        let autonomy = fields.required("autonomy", |text| line("autonomy", text));
+        let autonomy = fields.required("autonomy", Autonomy::parse);
         let jkt = fields.optional("jkt", |text| Digest::parse(text).map(Thumbprint));
         let groups = fields.text_set("groups", GroupId::parse);
         let ceiling = fields.text_set("actions", ActionName::parse);
@@ -47,10 +63,16 @@ pub(super) fn read(
                 fields.problem(format!("group {message}"));
             }
         }
-        if let Some(environment) = &environment
-            && let Err(message) = environments.add_use(environment.as_str(), line)
+        if let Some(environment) = environment
+            .as_ref()
+            .filter(|e| !declared.contains(e) && !declared.is_empty())
         {
-            fields.problem(format!("environment {message}"));
+            let names: Vec<&str> = declared.iter().map(EnvironmentName::as_str).collect();
+            let near = nearest(environment.as_str(), names.iter().copied());
+            fields.problem(format!(
+                "environment \"{environment}\" is not among `environments` at the top of this file{near}: they are {}",
+                names.join(", ")
+            ));
         }
         let clash = id.as_ref().and_then(|id| ids.add(id.as_str(), line).err());
         let is_taken = matches!(clash, Some(NameClash::Same(_)));
@@ -79,6 +101,13 @@ pub(super) fn read(
                 catalogue.into_iter().flat_map(Catalogue::names),
             );
             fields.problem(format!("action \"{name}\" is not in the catalogue{near}"));
+        }
+        let never = |name: &&ActionName| {
+            let action = catalogue.and_then(|catalogue| catalogue.action(name));
+            action.is_some_and(|action| action.never)
+        };
+        for name in ceiling.iter().filter(never) {
+            fields.problem_at("actions", format!("\"{name}\" is marked @never in the catalogue: no agent may have it; take it out"));
         }
         if let (
             Some(id),
@@ -126,5 +155,8 @@ pub(super) fn read(
         fields.finish();
     }
     top.finish();
-    agents
+    Some(Agents {
+        registered: agents,
+        environments: declared,
+    })
 }

@@ -1,15 +1,20 @@
 //! Authorization: the decision about an agent's action, and the remedies that would lift its forbids.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use cedar_policy::{PolicyId, PolicySet};
+
 use super::PolicyBundle;
-use super::evaluator::{EvalOutcome, EvalRequest, EvidenceContext};
+use super::evaluator::{EvalError, EvalOutcome, EvalRequest, EvidenceContext};
+use super::nearest::{RuleFailure, reads_sensitive};
 use super::people::StepUpProfile;
+use super::policy_index::RequestScope;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RegisteredAgent, RuleRef,
-    Timestamp,
+    Action, AgentId, DeniedReason, EvidenceAges, EvidenceKind, PolicyInput, ProfileName,
+    ProfileRef, RegisteredAgent, RuleRef, Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
@@ -25,8 +30,8 @@ pub struct AuthzRequest<'a> {
     pub approvals: &'a BTreeSet<ProfileName>,
     /// Kind of the evidence.
     pub evidence_kind: EvidenceKind,
-    /// Milliseconds since this broker verified it.
-    pub evidence_age_ms: i64,
+    /// Its ages.
+    pub evidence_ages: EvidenceAges,
     /// How the task is bound to its key, such as `jkt`.
     pub binding: &'a str,
     /// Milliseconds since the task was opened.
@@ -35,6 +40,29 @@ pub struct AuthzRequest<'a> {
     pub task_depth: i64,
     /// The time of the request.
     pub now: Timestamp,
+}
+
+impl<'a> AuthzRequest<'a> {
+    /// The request with the input of a decision on record, under these approvals.
+    pub fn recorded(
+        input: &'a PolicyInput,
+        agent: &'a RegisteredAgent,
+        action: &'a Action,
+        approvals: &'a BTreeSet<ProfileName>,
+    ) -> Self {
+        Self {
+            agent,
+            action,
+            ttl_ms: input.ttl_ms,
+            approvals,
+            evidence_kind: input.evidence_kind,
+            evidence_ages: input.evidence_ages(),
+            binding: &input.binding,
+            task_age_ms: input.task_age_ms,
+            task_depth: 0,
+            now: input.now,
+        }
+    }
 }
 
 /// The decision of a bundle's rules.
@@ -65,6 +93,17 @@ pub enum AuthzDecision {
     },
 }
 
+impl AuthzDecision {
+    /// The rules that decided.
+    pub fn into_rules(self) -> Vec<RuleRef> {
+        match self {
+            Self::Allowed { rules, .. }
+            | Self::Needs { rules, .. }
+            | Self::Denied { rules, .. } => rules,
+        }
+    }
+}
+
 /// The decision whether an agent may operate at all. There are no remedies for this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperateDecision {
@@ -88,33 +127,87 @@ impl PolicyBundle {
     /// A forbid's remedy is a hint: each `@max_ttl` is applied before any profile is assumed, and Cedar evaluates again after
     /// each step. An action allowed without an assumed profile costs one evaluation, or one more for a shorter life.
     pub fn authorize(&self, q: &AuthzRequest<'_>) -> AuthzDecision {
+        self.decide(q, &mut DecisionTrace::default())
+    }
+
+    /// The rules for which a request is denied because they cannot be evaluated, with Cedar's errors; empty for another decision. Of a
+    /// rule that reads a sensitive parameter the error is named by its kind alone: Cedar's words carry values.
+    pub fn rule_failures(&self, q: &AuthzRequest<'_>) -> Vec<RuleFailure> {
+        let mut trace = DecisionTrace::default();
+        let why = match self.decide(q, &mut trace) {
+            AuthzDecision::Denied { why, .. } => why,
+            AuthzDecision::Allowed { .. } | AuthzDecision::Needs { .. } => return Vec::new(),
+        };
+        let failures = trace.failures;
+        if why == DeniedReason::RuleEvaluationFailed && failures.is_empty() {
+            let error = match self.check_action(q.action) {
+                Err(error) => error.to_string(),
+                Ok(_) => "a value of the request is out of Cedar's range".to_owned(),
+            };
+            return vec![RuleFailure { rule: None, error }];
+        }
+        let sensitive = self.action(&q.action.name).map(|a| a.sensitive());
+        let sensitive = sensitive.unwrap_or_default();
+        let failure = |(id, error): (String, EvalError)| {
+            let policy = self.rules.set.policy(&PolicyId::new(&id));
+            let is_withheld = policy.is_none_or(|policy| reads_sensitive(policy, &sensitive));
+            RuleFailure {
+                rule: self.rule(&id).map(|info| (info.reference(), info.line)),
+                error: match is_withheld {
+                    true => format!(
+                        "{}; the rule reads a sensitive parameter, so no value is shown",
+                        error.kind
+                    ),
+                    false => error.text,
+                },
+            }
+        };
+        failures.into_iter().map(failure).collect()
+    }
+
+    /// The profiles of a request that the bundle has: an approval under one that no longer exists counts for nothing.
+    pub(super) fn held_approvals(&self, q: &AuthzRequest<'_>) -> BTreeSet<ProfileName> {
+        let approvals = q.approvals.iter();
+        let held = approvals.filter(|name| self.profile(name).is_some());
+        held.cloned().collect()
+    }
+
+    /// What the last evaluation asked of a request that no rule allows: the lifetime that was left, and the profiles held or assumed.
+    pub(super) fn asked_last(&self, q: &AuthzRequest<'_>) -> (i64, BTreeSet<ProfileName>) {
+        let mut trace = DecisionTrace::default();
+        self.decide(q, &mut trace);
+        let last = trace.unallowed.map(|search| {
+            let approvals = search.approvals().cloned().collect();
+            (search.ttl_ms, approvals)
+        });
+        last.unwrap_or_else(|| (q.ttl_ms, self.held_approvals(q)))
+    }
+
+    fn decide(&self, q: &AuthzRequest<'_>, trace: &mut DecisionTrace) -> AuthzDecision {
         if !q.agent.ceiling.contains(&q.action.name) {
             return self.denied(DeniedReason::OutsideCeiling, &BTreeSet::new());
         }
         if q.ttl_ms <= 0 || self.check_action(q.action).is_err() {
             return self.denied(DeniedReason::RuleEvaluationFailed, &BTreeSet::new());
         }
-        // An approval under a profile that no longer exists counts for nothing.
-        let held = q
-            .approvals
-            .iter()
-            .filter(|name| self.profile(name).is_some())
-            .cloned()
-            .collect();
         let mut search = RemedySearch {
-            held,
+            held: self.held_approvals(q),
             assumed: BTreeMap::new(),
             ttl_ms: q.ttl_ms,
             shortened_by: BTreeSet::new(),
         };
+        let target = &q.action.target;
+        let target = (target.kind.as_str(), target.id.as_str());
+        let rules = self.rules_for(&q.agent.id, q.action.name.as_str(), target);
         let mut forbids = BTreeSet::new();
         for _ in 0..EVALUATIONS_MAX {
-            forbids = match self.evaluate(q, &search) {
-                EvalOutcome::Failed(rules) => {
-                    return self.denied(DeniedReason::RuleEvaluationFailed, &rules);
+            forbids = match self.evaluate(q, &rules, &search) {
+                EvalOutcome::Failed(errors) => return self.failed(errors, trace),
+                EvalOutcome::Allow(permits) => {
+                    return self.allowed(q, &rules, search, permits, trace);
                 }
-                EvalOutcome::Allow(permits) => return self.allowed(q, search, permits),
                 EvalOutcome::Deny(forbids) if forbids.is_empty() => {
+                    trace.unallowed = Some(search);
                     return self.denied(DeniedReason::NoRuleAllows, &forbids);
                 }
                 EvalOutcome::Deny(forbids) => forbids,
@@ -149,8 +242,10 @@ impl PolicyBundle {
     fn allowed(
         &self,
         q: &AuthzRequest<'_>,
+        rules: &PolicySet,
         mut search: RemedySearch,
         mut permits: BTreeSet<String>,
+        trace: &mut DecisionTrace,
     ) -> AuthzDecision {
         let mut profiles: Vec<_> = search
             .assumed
@@ -160,17 +255,15 @@ impl PolicyBundle {
         profiles.sort_by_key(|profile| (profile.quorum, &profile.name));
         if profiles.len() > 1 {
             for profile in profiles {
-                let Some(rules) = search.assumed.remove(&profile.name) else {
+                let Some(asking) = search.assumed.remove(&profile.name) else {
                     continue;
                 };
-                match self.evaluate(q, &search) {
+                match self.evaluate(q, rules, &search) {
                     EvalOutcome::Allow(still) => permits = still,
                     EvalOutcome::Deny(_) => {
-                        search.assumed.insert(profile.name.clone(), rules);
+                        search.assumed.insert(profile.name.clone(), asking);
                     }
-                    EvalOutcome::Failed(rules) => {
-                        return self.denied(DeniedReason::RuleEvaluationFailed, &rules);
-                    }
+                    EvalOutcome::Failed(errors) => return self.failed(errors, trace),
                 }
             }
         }
@@ -199,35 +292,35 @@ impl PolicyBundle {
         }
     }
 
-    fn evaluate(&self, q: &AuthzRequest<'_>, search: &RemedySearch) -> EvalOutcome {
-        let approvals = search
-            .held
-            .iter()
-            .chain(search.assumed.keys())
-            .cloned()
-            .collect();
-        let request = EvalRequest {
-            agent: &q.agent.id,
-            action: &q.action.name,
-            target: &q.action.target,
-            audience: &q.action.audience,
-            parameters: &q.action.parameters,
-            ttl_ms: search.ttl_ms,
-            approvals: &approvals,
-            evidence: EvidenceContext {
-                kind: q.evidence_kind,
-                age_ms: q.evidence_age_ms,
-                binding: q.binding,
-                now: q.now,
-            },
-            task_age_ms: q.task_age_ms,
-            task_depth: q.task_depth,
-        };
-        self.evaluator.evaluate(
-            self.policy_index
-                .policies_for(request.action.as_str(), &self.rules.set),
-            &request,
-        )
+    fn evaluate(
+        &self,
+        q: &AuthzRequest<'_>,
+        rules: &PolicySet,
+        search: &RemedySearch,
+    ) -> EvalOutcome {
+        let approvals = search.approvals().cloned().collect();
+        let request = eval_request(q, search.ttl_ms, &approvals);
+        self.evaluator.evaluate(rules, &request)
+    }
+
+    /// The rules that Cedar evaluates for a request: those whose scope can match it.
+    fn rules_for(&self, agent: &AgentId, action: &str, target: (&str, &str)) -> Cow<'_, PolicySet> {
+        let (all, store) = (&self.rules.set, self.evaluator.store());
+        match RequestScope::new(store, agent, action, target) {
+            Some(scope) => self.policy_index.policies_for(&scope, all, store),
+            // Such a request is invalid, and fails with any rules.
+            None => Cow::Borrowed(all),
+        }
+    }
+
+    fn failed(
+        &self,
+        errors: BTreeMap<String, EvalError>,
+        trace: &mut DecisionTrace,
+    ) -> AuthzDecision {
+        let rules = errors.keys().cloned().collect();
+        trace.failures = errors;
+        self.denied(DeniedReason::RuleEvaluationFailed, &rules)
     }
 
     fn denied(&self, why: DeniedReason, rules: &BTreeSet<String>) -> AuthzDecision {
@@ -242,13 +335,13 @@ impl PolicyBundle {
         &self,
         agent: &RegisteredAgent,
         evidence_kind: EvidenceKind,
-        evidence_age_ms: i64,
+        evidence_ages: EvidenceAges,
         binding: &str,
         now: Timestamp,
     ) -> OperateDecision {
         let evidence = EvidenceContext {
             kind: evidence_kind,
-            age_ms: evidence_age_ms,
+            ages: evidence_ages,
             binding,
             now,
         };
@@ -256,12 +349,12 @@ impl PolicyBundle {
             why,
             rules: self.references(rules),
         };
-        match self.evaluator.evaluate_operate(
-            self.policy_index.policies_for(OPERATE, &self.rules.set),
-            &agent.id,
-            &agent.environment,
-            evidence,
-        ) {
+        let environment = ("Environment", agent.environment.as_str());
+        let rules = self.rules_for(&agent.id, OPERATE, environment);
+        match self
+            .evaluator
+            .evaluate_operate(&rules, &agent.id, &agent.environment, evidence)
+        {
             EvalOutcome::Allow(permits) => OperateDecision::Allowed {
                 rules: self.references(&permits),
             },
@@ -269,7 +362,10 @@ impl PolicyBundle {
                 denied(DeniedReason::NoRuleAllows, &forbids)
             }
             EvalOutcome::Deny(forbids) => denied(DeniedReason::ForbiddenByRule, &forbids),
-            EvalOutcome::Failed(rules) => denied(DeniedReason::RuleEvaluationFailed, &rules),
+            EvalOutcome::Failed(errors) => {
+                let rules = errors.into_keys().collect();
+                denied(DeniedReason::RuleEvaluationFailed, &rules)
+            }
         }
     }
 
@@ -292,6 +388,31 @@ impl PolicyBundle {
     }
 }
 
+/// A request of gate 2 with this lifetime and these approvals.
+pub(super) fn eval_request<'a>(
+    q: &AuthzRequest<'a>,
+    ttl_ms: i64,
+    approvals: &'a BTreeSet<ProfileName>,
+) -> EvalRequest<'a> {
+    EvalRequest {
+        agent: &q.agent.id,
+        action: &q.action.name,
+        target: &q.action.target,
+        audience: &q.action.audience,
+        parameters: &q.action.parameters,
+        ttl_ms,
+        approvals,
+        evidence: EvidenceContext {
+            kind: q.evidence_kind,
+            ages: q.evidence_ages,
+            binding: q.binding,
+            now: q.now,
+        },
+        task_age_ms: q.task_age_ms,
+        task_depth: q.task_depth,
+    }
+}
+
 /// The search for remedies: approvals and time to live as assumed so far.
 struct RemedySearch {
     held: BTreeSet<ProfileName>,
@@ -301,7 +422,21 @@ struct RemedySearch {
     shortened_by: BTreeSet<String>,
 }
 
+/// What a decision came upon, for explanations.
+#[derive(Default)]
+struct DecisionTrace {
+    /// Rules that could not be evaluated, by id.
+    failures: BTreeMap<String, EvalError>,
+    /// The search as it was when no rule allowed the request.
+    unallowed: Option<RemedySearch>,
+}
+
 impl RemedySearch {
+    /// Profiles held or assumed.
+    fn approvals(&self) -> impl Iterator<Item = &ProfileName> {
+        self.held.iter().chain(self.assumed.keys())
+    }
+
     /// Applies every `@max_ttl` below the current time to live; false when there is none.
     fn shorten(&mut self, remedies: &[(&str, &Remedy)]) -> bool {
         let before = self.ttl_ms;

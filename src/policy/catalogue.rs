@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use super::files::SCHEMA;
 use super::problem::{Problems, nearest};
-use super::schema::{MergedSchema, check_annotations, declaration_line, parameters};
+use super::schema::{
+    BUILT_IN_MEMBERS, COMMON_MEMBERS, MergedSchema, check_annotations, declaration_line, parameters,
+};
 use super::schema_types::{RecordMember, SchemaType, annotations};
 use super::spellings::RegisteredNames;
-use crate::model::{ActionName, Param, Risk, check_visible};
+use crate::model::{ActionName, Param, ParseError, Reversibility, Risk, check_visible};
 
 /// One action of the catalogue: its texts for people and its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,14 +22,16 @@ pub struct CatalogueAction {
     pub title: String,
     /// Its effect, in words for people.
     pub effect: Option<String>,
-    /// `yes`, `no`, or a sentence.
-    pub reversible: Option<String>,
+    /// How far it can be undone, if the catalogue says.
+    pub reversible: Option<Reversibility>,
     /// How to undo it.
     pub undo: Option<String>,
     /// Whether a token for it is spent by its first use.
     pub single_use: bool,
     /// Whether targets outside the policy bundle are allowed.
     pub open_targets: bool,
+    /// Whether no agent may ever do it.
+    pub never: bool,
     /// How much harm it can do, if the catalogue says.
     pub risk: Option<Risk>,
     /// Every group it is in, directly or through other groups.
@@ -79,6 +83,11 @@ impl CatalogueAction {
     /// The declared risk; an action whose risk the catalogue does not say counts as high.
     pub fn risk_or_high(&self) -> Risk {
         self.risk.unwrap_or(Risk::High)
+    }
+
+    /// How far it can be undone; an action of which the catalogue does not say it counts as irreversible.
+    pub fn reversibility(&self) -> Reversibility {
+        self.reversible.unwrap_or(Reversibility::Irreversible)
     }
 
     /// Checks `given` against the catalogue; the error names the parameter, never its value.
@@ -186,9 +195,18 @@ pub(super) struct Catalogue {
     groups: BTreeSet<String>,
     /// The entity types the team declares.
     types: BTreeSet<String>,
+    /// The attributes of these types, with the members of records in them.
+    attributes: BTreeSet<String>,
 }
 
 impl Catalogue {
+    /// Every name that a part of a request can have beside parameters: of the team's entities, and of what every bundle gets.
+    pub(super) fn members(&self) -> BTreeSet<&str> {
+        let built_in = BUILT_IN_MEMBERS.iter().chain(&COMMON_MEMBERS).copied();
+        let attributes = self.attributes.iter().map(String::as_str);
+        attributes.chain(built_in).collect()
+    }
+
     /// Reads the catalogue out of a schema that Cedar accepted. `text` serves only to find lines.
     pub(super) fn read(merged: &MergedSchema, text: &str, problems: &mut Problems) -> Self {
         let mut catalogue = Self {
@@ -202,6 +220,10 @@ impl Catalogue {
         for (name, json) in merged.entity_types() {
             let line = declaration_line(text, name);
             check_annotations(json, &format!("entity {name}"), &["title"], line, problems);
+            let shape = json.get("shape").map(|shape| types.read(shape));
+            if let Some(Ok(shape)) = shape {
+                shape.member_names(&mut catalogue.attributes);
+            }
             for part in ["shape", "tags"].iter().filter_map(|part| json.get(part)) {
                 check_member_annotations(
                     part,
@@ -279,16 +301,15 @@ impl Catalogue {
             if target_types.is_empty() {
                 problem("must have a resource: the entity types it is done to".to_owned());
             }
-            let context = json
-                .pointer("/appliesTo/context")
-                .map_or(Ok(SchemaType::record([])), |context| types.read(context));
+            let context = json.pointer("/appliesTo/context");
+            let context = context.map_or(Ok(SchemaType::record([])), |context| types.read(context));
             let mut specs = BTreeMap::new();
-            match context.as_ref().map_err(String::clone).and_then(parameters) {
+            match context.and_then(parameters) {
                 Ok(members) => {
                     for (member, spec) in members {
-                        match param_spec(spec, true) {
+                        match param_spec(&spec, true) {
                             Ok(spec) => {
-                                specs.insert(member.clone(), spec);
+                                specs.insert(member, spec);
                             }
                             Err(message) => problem(format!("parameter {member}: {message}")),
                         }
@@ -325,18 +346,45 @@ impl Catalogue {
                     name.clone()
                 }),
                 effect: texts.text("effect"),
-                reversible: texts.text("reversible"),
+                reversible: texts.word("reversible", Reversibility::parse),
                 undo: texts.text("undo"),
                 single_use: texts.flag("single_use"),
                 open_targets: texts.flag("open_targets"),
-                risk: texts.risk(),
-                groups: ancestors(name, &parents),
+                never: texts.flag("never"),
+                risk: texts.word("risk", Risk::parse),
+                groups: BTreeSet::new(),
                 target_types,
                 parameters: specs,
             };
-            catalogue.actions.insert(parsed, action);
+            let mut groups = ancestors(name, &parents);
+            groups.insert(action.reversibility().as_str().to_owned());
+            catalogue
+                .actions
+                .insert(parsed, CatalogueAction { groups, ..action });
         }
+        catalogue.check_degrees(text, problems);
         catalogue
+    }
+
+    /// Refuses an action inside of another one that can be undone otherwise: it would be in the built-in groups of both.
+    fn check_degrees(&self, text: &str, problems: &mut Problems) {
+        for action in self.actions.values() {
+            let above = action.groups.iter().filter_map(|group| {
+                let group = ActionName::parse(group).ok()?;
+                self.action(&group)
+            });
+            for above in above.filter(|a| a.reversibility() != action.reversibility()) {
+                let line = declaration_line(text, action.name.as_str());
+                let message = format!(
+                    "action \"{}\" is in \"{}\", whose @reversible is \"{}\", and its own is \"{}\": make the group an action that applies to nothing",
+                    action.name,
+                    above.name,
+                    above.reversibility().as_str(),
+                    action.reversibility().as_str()
+                );
+                problems.add(SCHEMA, line, message);
+            }
+        }
     }
 
     pub(super) fn action(&self, name: &ActionName) -> Option<&CatalogueAction> {
@@ -357,6 +405,7 @@ impl Catalogue {
 
     /// Every name that is valid on the right of `action in`: groups, and actions that are groups to others.
     pub(super) fn group_names(&self) -> BTreeSet<&str> {
+        // With the built-in groups.
         let of_actions = self.actions.values().flat_map(|a| a.groups.iter());
         self.groups
             .iter()
@@ -499,12 +548,16 @@ impl AnnotationReader<'_> {
         }
     }
 
-    fn risk(&mut self) -> Option<Risk> {
-        let text = self.text("risk")?;
-        match Risk::parse(&text) {
-            Ok(risk) => Some(risk),
+    fn word<T>(&mut self, key: &str, parse: fn(&str) -> Result<T, ParseError>) -> Option<T> {
+        let text = self.text(key)?;
+        match parse(&text) {
+            Ok(word) => Some(word),
             Err(e) => {
-                self.problem(&format!("@risk {}", e.reason));
+                self.problem(&format!(
+                    "@{key} {}, not \"{}\"",
+                    e.reason,
+                    text.escape_debug()
+                ));
                 None
             }
         }
@@ -512,13 +565,14 @@ impl AnnotationReader<'_> {
 }
 
 const PARAMETER_ANNOTATIONS: [&str; 2] = ["title", "sensitive"];
-const ACTION_ANNOTATIONS: [&str; 7] = [
+const ACTION_ANNOTATIONS: [&str; 8] = [
     "title",
     "effect",
     "reversible",
     "undo",
     "single_use",
     "open_targets",
+    "never",
     "risk",
 ];
 /// Longest text of an annotation, in bytes, so that it fits on a card.

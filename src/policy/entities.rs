@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{
@@ -12,12 +11,23 @@ use cedar_policy::{
 };
 use serde_json::Value;
 
+use super::agents::Agents;
 use super::files::ENTITIES;
+use super::nesting;
 use super::people::People;
 use super::problem::{Problems, nearest};
 use super::sentences::{Texts, Things};
 use super::spellings::Spellings;
-use crate::model::{AgentId, RegisteredAgent, Target, json};
+use crate::model::{Target, json};
+
+/// An agent or a target as rules see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EntityFacts {
+    /// Attributes with their values in Cedar's notation, by name.
+    pub attributes: Vec<(String, String)>,
+    /// Groups that it is in, at any depth, in Cedar's notation.
+    pub groups: Vec<String>,
+}
 
 /// The entities of a bundle, as policies see them.
 pub(super) struct EntityStore {
@@ -32,7 +42,7 @@ impl EntityStore {
         schema: &Schema,
         types: &BTreeSet<String>,
         targets: &str,
-        agents: &BTreeMap<AgentId, Arc<RegisteredAgent>>,
+        agents: &Agents,
         people: &People,
         problems: &mut Problems,
     ) -> Option<Self> {
@@ -85,8 +95,43 @@ impl EntityStore {
             .is_some_and(|uid| self.contains(&uid))
     }
 
+    /// Every target of these types, in the order of types and ids.
+    pub(super) fn targets(&self, types: &BTreeSet<String>) -> Vec<Target> {
+        let target = |entity: &Entity| {
+            let (kind, id) = (entity.uid().type_name().to_string(), entity.uid());
+            let target = Target::parse(&kind, id.id().unescaped()).ok()?;
+            types.contains(&kind).then_some(target)
+        };
+        let mut targets: Vec<Target> = self.entities.iter().filter_map(target).collect();
+        targets.sort();
+        targets
+    }
+
     pub(super) fn entities(&self) -> &Entities {
         &self.entities
+    }
+
+    /// The groups above an entity, at any depth, in Cedar's notation.
+    pub(super) fn groups(&self, uid: &EntityUid) -> Vec<String> {
+        let groups = self.entities.ancestors(uid).into_iter().flatten();
+        let groups: BTreeSet<String> = groups.map(ToString::to_string).collect();
+        groups.into_iter().collect()
+    }
+
+    /// The attributes and groups of an entity; `None` for one that the bundle does not have.
+    pub(super) fn facts(&self, kind: &str, id: &str) -> Option<EntityFacts> {
+        let uid = self.uid(kind, id)?;
+        let entity = self.entities.get(&uid)?;
+        let mut attributes = Vec::new();
+        for (name, value) in entity.attrs() {
+            let text = value.map_or_else(|_| "unreadable".to_owned(), |v| inner_text(&v));
+            attributes.push((name.to_owned(), text));
+        }
+        attributes.sort();
+        Some(EntityFacts {
+            attributes,
+            groups: self.groups(&uid),
+        })
     }
 
     /// The attributes of a target as text, in the order of their names.
@@ -118,10 +163,8 @@ impl EntityStore {
                     (format!("attribute {}", quote(name)), text)
                 })
                 .collect();
-            let ancestors = self.entities.ancestors(&uid).into_iter().flatten();
-            let ancestors: BTreeSet<String> = ancestors.map(ToString::to_string).collect();
-            let ancestors: Vec<String> = ancestors.into_iter().collect();
-            texts.insert("groups".to_owned(), format!("[{}]", ancestors.join(", ")));
+            let groups = self.groups(&uid).join(", ");
+            texts.insert("groups".to_owned(), format!("[{groups}]"));
             (uid.to_string(), texts)
         };
         declared.map(texts).collect()
@@ -172,14 +215,10 @@ fn read_targets(
         problems.add(ENTITIES, None, "must be a list of entities");
         return None;
     };
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     let mut valid = true;
     for (n, item) in items.iter().enumerate() {
-        let uid = item
-            .get("uid")
-            .map(|uid| uid.get("__entity").unwrap_or(uid));
-        let word = |key| uid.and_then(|uid| uid.get(key)).and_then(Value::as_str);
-        let (Some(kind), Some(id)) = (word("type"), word("id")) else {
+        let Some((kind, id)) = item.get("uid").and_then(uid_of) else {
             problems.add(
                 ENTITIES,
                 None,
@@ -196,13 +235,24 @@ fn read_targets(
                 nearest(kind, types.iter().map(String::as_str))
             )),
             Ok(target) => {
-                (!seen.insert(target.clone())).then(|| format!("{target}: is listed twice"))
+                let parents = item.get("parents").and_then(Value::as_array);
+                let parents = parents.into_iter().flatten().filter_map(uid_of);
+                let parents = parents.filter_map(|(kind, id)| Target::parse(kind, id).ok());
+                let before = seen.insert(target.clone(), parents.collect());
+                before.map(|_: Vec<Target>| format!("{target}: is listed twice"))
             }
         };
         if let Some(message) = problem {
             problems.add(ENTITIES, None, message);
             valid = false;
         }
+    }
+    if let Some(target) = nesting::too_deep(&seen) {
+        let message = format!(
+            "{target}: is the member of a chain of too many targets; name its groups directly"
+        );
+        problems.add(ENTITIES, None, message);
+        valid = false;
     }
     if !valid {
         return None;
@@ -219,6 +269,12 @@ fn read_targets(
             None
         }
     }
+}
+
+/// Type and id.
+fn uid_of(json: &Value) -> Option<(&str, &str)> {
+    let uid = json.get("__entity").unwrap_or(json);
+    Some((uid.get("type")?.as_str()?, uid.get("id")?.as_str()?))
 }
 
 /// Agents, people, their groups and environments as entities.
@@ -238,11 +294,7 @@ impl Registry<'_> {
         ))
     }
 
-    fn entities(
-        &self,
-        agents: &BTreeMap<AgentId, Arc<RegisteredAgent>>,
-        people: &People,
-    ) -> Result<Vec<Entity>, String> {
+    fn entities(&self, agents: &Agents, people: &People) -> Result<Vec<Entity>, String> {
         let mut plain = BTreeSet::new();
         let mut entities = Vec::new();
         for person in people.persons.values() {
@@ -256,7 +308,10 @@ impl Registry<'_> {
                 parents,
             ));
         }
-        for agent in agents.values() {
+        for environment in &agents.environments {
+            plain.insert(("Environment", environment.as_str()));
+        }
+        for agent in agents.registered.values() {
             let mut parents = HashSet::new();
             for group in &agent.groups {
                 plain.insert(("AgentGroup", group.as_str()));
@@ -281,7 +336,7 @@ impl Registry<'_> {
                 ),
                 (
                     "autonomy".to_owned(),
-                    RestrictedExpression::new_string(agent.autonomy.clone()),
+                    RestrictedExpression::new_string(agent.autonomy.as_str().to_owned()),
                 ),
             ]);
             let uid = self.uid("Agent", agent.id.as_str())?;
@@ -330,7 +385,7 @@ fn reads_as_another_type(text: &str) -> bool {
 }
 
 /// A value inside another: texts are quoted, so that none looks like two.
-fn inner_text(value: &EvalResult) -> String {
+pub(super) fn inner_text(value: &EvalResult) -> String {
     match value {
         EvalResult::String(text) => quote(text),
         EvalResult::EntityUid(uid) => {

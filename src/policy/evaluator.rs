@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use cedar_policy::{
-    Authorizer, Context, Decision, EntityUid, PolicySet, Request, RestrictedExpression, Schema,
+    AuthorizationError, Authorizer, Context, Decision, EntityUid, EvalResult, EvaluationError,
+    Expression, Policy, PolicySet, Request, RestrictedExpression, Schema, eval_expression,
 };
 
 use cedar_policy_core::ast::{Name, RestrictedExpr};
+use serde_json::Value;
 
-use super::entities::EntityStore;
+use super::entities::{EntityStore, inner_text};
 use super::schema::OPERATE;
 use crate::model::{
-    ActionName, AgentId, Audience, EnvironmentName, EvidenceKind, Param, ProfileName, Target,
-    Timestamp,
+    ActionName, AgentId, Audience, EnvironmentName, EvidenceAges, EvidenceKind, Param, ProfileName,
+    Target, Timestamp,
 };
 
 /// The Cedar authorizer with a bundle's schema and entities, without its policies.
@@ -41,7 +43,7 @@ pub(super) struct EvalRequest<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct EvidenceContext<'a> {
     pub(super) kind: EvidenceKind,
-    pub(super) age_ms: i64,
+    pub(super) ages: EvidenceAges,
     pub(super) binding: &'a str,
     pub(super) now: Timestamp,
 }
@@ -53,9 +55,37 @@ pub(super) enum EvalOutcome {
     Allow(BTreeSet<String>),
     /// These forbids apply; none of them when no permit does either.
     Deny(BTreeSet<String>),
-    /// These policies could not be evaluated; none when the request itself is invalid. Cedar skips a failing policy, a
-    /// forbid included; here it denies.
-    Failed(BTreeSet<String>),
+    /// These policies could not be evaluated, each with Cedar's error; none when the request itself is invalid. Cedar skips a
+    /// failing policy, a forbid included; here it denies.
+    Failed(BTreeMap<String, EvalError>),
+}
+
+/// Why Cedar could not evaluate a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EvalError {
+    /// Cedar's words, which may carry values of the request.
+    pub(super) text: String,
+    /// The kind of the error, without any value.
+    pub(super) kind: &'static str,
+}
+
+impl EvalError {
+    fn of(error: &EvaluationError) -> Self {
+        let kind = match error {
+            EvaluationError::IntegerOverflow(_) => "integer overflow",
+            EvaluationError::TypeError(_) => "values of the wrong type",
+            EvaluationError::EntityDoesNotExist(_) => "an entity that does not exist",
+            EvaluationError::EntityAttrDoesNotExist(_)
+            | EvaluationError::RecordAttrDoesNotExist(_) => "an attribute that does not exist",
+            EvaluationError::FailedExtensionFunctionExecution(_) => "a function that fails",
+            EvaluationError::RecursionLimit(_) => "too deep a recursion",
+            _ => "an error of evaluation",
+        };
+        Self {
+            text: error.to_string(),
+            kind,
+        }
+    }
 }
 
 impl Evaluator {
@@ -79,7 +109,7 @@ impl Evaluator {
     /// Whether these policies allow the agent this action now.
     pub(super) fn evaluate(&self, policies: &PolicySet, request: &EvalRequest<'_>) -> EvalOutcome {
         self.cedar_request(request)
-            .map_or(EvalOutcome::Failed(BTreeSet::new()), |request| {
+            .map_or(EvalOutcome::Failed(BTreeMap::new()), |request| {
                 self.decide(policies, &request)
             })
     }
@@ -106,12 +136,13 @@ impl Evaluator {
                 context.into_iter().collect::<Option<Vec<_>>>()?,
             )
         };
-        request().map_or(EvalOutcome::Failed(BTreeSet::new()), |request| {
+        request().map_or(EvalOutcome::Failed(BTreeMap::new()), |request| {
             self.decide(policies, &request)
         })
     }
 
-    fn cedar_request(&self, request: &EvalRequest<'_>) -> Option<Request> {
+    /// The request in Cedar's form; `None` for an invalid one.
+    pub(super) fn cedar_request(&self, request: &EvalRequest<'_>) -> Option<Request> {
         let resource = self.store.uid(&request.target.kind, &request.target.id)?;
         let approvals = request
             .approvals
@@ -154,6 +185,41 @@ impl Evaluator {
         )
     }
 
+    /// Whether a permit in JSON form allows a request; the error of one that cannot be evaluated.
+    pub(super) fn is_met(&self, permit: &Value, request: &Request) -> Result<bool, String> {
+        let policy = Policy::from_json(None, permit.clone()).map_err(|e| e.to_string())?;
+        let policies = PolicySet::from_policies([policy]).map_err(|e| e.to_string())?;
+        match self.decide(&policies, request) {
+            EvalOutcome::Allow(_) => Ok(true),
+            EvalOutcome::Deny(_) => Ok(false),
+            EvalOutcome::Failed(errors) => {
+                Err(errors.into_values().map(|error| error.text).collect())
+            }
+        }
+    }
+
+    /// The value of a variable or an attribute in a request, in Cedar's notation; of an entity that is no attribute, with the groups
+    /// it is in.
+    pub(super) fn value_text(&self, path: &str, request: &Request) -> String {
+        let Ok(expression) = path.parse::<Expression>() else {
+            return "unreadable".to_owned();
+        };
+        match eval_expression(request, self.store.entities(), &expression) {
+            Ok(EvalResult::EntityUid(uid)) if !path.contains(['.', '[']) => {
+                let groups = self.store.groups(&uid);
+                let groups = groups.iter().map(|group| format!(", in {group}"));
+                format!("{uid}{}", groups.collect::<String>())
+            }
+            Ok(value) => inner_text(&value),
+            Err(
+                EvaluationError::EntityDoesNotExist(_)
+                | EvaluationError::EntityAttrDoesNotExist(_)
+                | EvaluationError::RecordAttrDoesNotExist(_),
+            ) => "absent".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
     fn request_by(
         &self,
         agent: &AgentId,
@@ -174,17 +240,19 @@ impl Evaluator {
     }
 
     fn decide(&self, policies: &PolicySet, request: &Request) -> EvalOutcome {
-        let response = self
-            .authorizer
-            .is_authorized(request, policies, self.store.entities());
+        // Cedar fails an evaluation when the stack runs short: the deepest rule that a bundle may have has enough.
+        let response = stacker::maybe_grow(STACK_LEFT_BYTES, STACK_BYTES, || {
+            self.authorizer
+                .is_authorized(request, policies, self.store.entities())
+        });
         let diagnostics = response.diagnostics();
         let mut failed = diagnostics.errors().peekable();
         if failed.peek().is_some() {
             return EvalOutcome::Failed(
                 failed
                     .map(|error| match error {
-                        cedar_policy::AuthorizationError::PolicyEvaluationError(e) => {
-                            e.policy_id().to_string()
+                        AuthorizationError::PolicyEvaluationError(e) => {
+                            (e.policy_id().to_string(), EvalError::of(e.inner()))
                         }
                     })
                     .collect(),
@@ -198,6 +266,14 @@ impl Evaluator {
     }
 }
 
+/// The stack that an evaluation needs, with room to spare: with less, it gets one of its own. Unoptimized frames are far larger.
+const STACK_LEFT_BYTES: usize = if cfg!(debug_assertions) {
+    4 << 20
+} else {
+    512 << 10
+};
+const STACK_BYTES: usize = 8 << 20;
+
 type ContextMember = Option<(String, RestrictedExpression)>;
 
 fn member(name: &str, value: RestrictedExpression) -> ContextMember {
@@ -208,7 +284,11 @@ fn evidence_member(evidence: EvidenceContext<'_>) -> ContextMember {
     let kind = RestrictedExpression::new_string(evidence.kind.as_str().to_owned());
     member(
         "evidence",
-        record([("kind", kind), ("age", milliseconds(evidence.age_ms)?)])?,
+        record([
+            ("kind", kind),
+            ("issued_age", milliseconds(evidence.ages.issued_ms)?),
+            ("verified_age", milliseconds(evidence.ages.verified_ms)?),
+        ])?,
     )
 }
 
@@ -220,15 +300,28 @@ fn binding_member(evidence: EvidenceContext<'_>) -> ContextMember {
 }
 
 /// Cedar takes a time as RFC 3339 with milliseconds, in the years 0 to 9999; any other time makes the request invalid.
-fn now_member(evidence: EvidenceContext<'_>) -> ContextMember {
-    let seconds = evidence.now.to_string();
+pub(super) fn instant(at: Timestamp) -> Option<RestrictedExpression> {
+    let seconds = at.to_string();
     let seconds = seconds.strip_suffix('Z')?;
-    let text = format!("{seconds}.{:03}Z", evidence.now.millis().rem_euclid(1000));
-    member("now", extension_value(&DATETIME, &text)?)
+    datetime(&format!("{seconds}.{:03}Z", at.millis().rem_euclid(1000)))
 }
 
-fn milliseconds(ms: i64) -> Option<RestrictedExpression> {
-    extension_value(&DURATION, &format!("{ms}ms"))
+/// A time in Cedar's own form.
+pub(super) fn datetime(text: &str) -> Option<RestrictedExpression> {
+    extension_value(&DATETIME, text)
+}
+
+/// A duration in Cedar's own form.
+pub(super) fn duration(text: &str) -> Option<RestrictedExpression> {
+    extension_value(&DURATION, text)
+}
+
+fn now_member(evidence: EvidenceContext<'_>) -> ContextMember {
+    member("now", instant(evidence.now)?)
+}
+
+pub(super) fn milliseconds(ms: i64) -> Option<RestrictedExpression> {
+    duration(&format!("{ms}ms"))
 }
 
 /// The same as `RestrictedExpression::new_datetime` and `new_duration`, which parse the constructor's name with Cedar's

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::problem::{BundleError, Problems};
+use crate::model::text::escape_invisible_capped;
 use crate::model::{Digest, json};
 
 /// The files of one policy bundle, by path: known paths only, within bounds, not yet parsed.
@@ -40,10 +41,14 @@ impl BundleFiles {
         for path in files.keys() {
             if !is_known(path) {
                 let message = format!(
-                    "is not a file of a policy bundle; expected {}, rules/*.cedar, README.md",
+                    "is not a file of a policy bundle; expected {}, rules/*.cedar, {CHECKS}, {TESTS}, tests/*.toml, README.md",
                     REQUIRED.join(", ")
                 );
-                problems.add(&path.chars().take(256).collect::<String>(), None, message);
+                problems.add(
+                    &escape_invisible_capped(path, PATH_CHARS_MAX),
+                    None,
+                    message,
+                );
             }
         }
         for (path, text) in &files {
@@ -129,6 +134,18 @@ impl BundleFiles {
             .map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
+    /// The same files, with another text of one.
+    pub(super) fn with_text(&self, path: &str, text: String) -> Result<Self, BundleError> {
+        let mut files = self.files.clone();
+        files.insert(path.to_owned(), text);
+        Self::new(files)
+    }
+
+    /// The files of tests.
+    pub(super) fn tests(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.iter().filter(|(path, _)| is_tests(path))
+    }
+
     /// The files of `rules/`.
     pub(super) fn rules(&self) -> impl Iterator<Item = (&str, &str)> {
         self.iter().filter(|(path, _)| is_rules(path))
@@ -136,13 +153,26 @@ impl BundleFiles {
 }
 
 fn is_known(path: &str) -> bool {
-    REQUIRED.contains(&path) || path == "README.md" || is_rules(path)
+    REQUIRED.contains(&path)
+        || [CHECKS, "README.md"].contains(&path)
+        || is_rules(path)
+        || is_tests(path)
 }
 
-/// `rules/NAME.cedar`, one level deep, NAME of letters, digits, `.`, `_` and `-`.
+/// `rules/NAME.cedar`, one level deep.
 fn is_rules(path: &str) -> bool {
-    path.strip_prefix("rules/")
-        .and_then(|rest| rest.strip_suffix(".cedar"))
+    is_in_folder(path, "rules/", ".cedar")
+}
+
+/// `tests.toml` or `tests/NAME.toml`, one level deep.
+fn is_tests(path: &str) -> bool {
+    path == TESTS || is_in_folder(path, "tests/", ".toml")
+}
+
+/// A file of a folder, whose NAME is of letters, digits, `.`, `_` and `-`.
+fn is_in_folder(path: &str, folder: &str, suffix: &str) -> bool {
+    path.strip_prefix(folder)
+        .and_then(|rest| rest.strip_suffix(suffix))
         .is_some_and(|name| {
             name.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && name.len() <= 64
@@ -160,10 +190,16 @@ pub(super) const ENTITIES: &str = "entities.json";
 pub(super) const AGENTS: &str = "agents.toml";
 /// People, services, keys and step-up profiles.
 pub(super) const PEOPLE: &str = "people.toml";
+/// The findings of the check that are intended; optional.
+pub(super) const CHECKS: &str = "checks.toml";
+/// The tests of the bundle, beside those of `tests/`; optional.
+pub(super) const TESTS: &str = "tests.toml";
 const REQUIRED: [&str; 4] = [SCHEMA, ENTITIES, AGENTS, PEOPLE];
 
 /// Most files of one policy bundle.
 pub const FILES_MAX: usize = 256;
+/// Most characters of an unknown path that a problem shows.
+const PATH_CHARS_MAX: usize = 256;
 /// Most bytes of one policy bundle, paths and texts together.
 pub const BYTES_MAX: usize = 1 << 20;
 
@@ -204,13 +240,22 @@ mod tests {
         files.remove("agents.toml");
         files.insert("rules/../x.cedar".into(), String::new());
         files.insert("rules/deep/x.cedar".into(), String::new());
-        files.insert("tests/x.toml".into(), String::new());
+        files.insert("tests/deep/x.toml".into(), String::new());
+        files.insert(
+            "rules/\u{1b}[2J\nrules/b.cedar: is fine".into(),
+            String::new(),
+        );
         let text = BundleFiles::new(files).expect_err("refused").to_string();
+        assert!(
+            !text.contains('\u{1b}') && text.lines().count() == 5,
+            "{text}"
+        );
         for part in [
+            "rules/<U+001B>[2J<U+000A>rules/b.cedar: is fine: is not a file",
             "agents.toml: is missing",
             "rules/../x.cedar",
             "rules/deep/x.cedar",
-            "tests/x.toml",
+            "tests/deep/x.toml",
         ] {
             assert!(text.contains(part), "{text}");
         }

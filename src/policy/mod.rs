@@ -11,16 +11,21 @@ mod active_policy;
 mod agents;
 mod approvals;
 mod authorize;
+mod cases;
 mod catalogue;
 mod changes;
+mod check;
 pub mod diff;
 mod entities;
 mod evaluator;
 mod files;
 mod key_votes;
+mod nearest;
+mod nesting;
 mod people;
 mod policy_index;
 mod problem;
+pub mod replay;
 mod rule;
 mod schema;
 mod schema_types;
@@ -38,9 +43,12 @@ pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
 pub use approvals::ApprovalLimits;
 pub use authorize::{AuthzDecision, AuthzRequest, OperateDecision};
+pub use cases::TestReport;
 pub use catalogue::{CatalogueAction, ParamSpec, ParamType};
 pub use changes::{ANOTHER_OPERATOR, ChangeAgreement, ChangeRule};
+pub use entities::EntityFacts;
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
+pub use nearest::{NearestPermit, PermitMiss, PermitPart, ReadValue, RuleFailure};
 pub use people::{Person, QUORUM_MAX, RegisteredService, Role, ServiceKind, StepUpProfile};
 pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
@@ -57,7 +65,7 @@ use people::People;
 use policy_index::PolicyIndex;
 use problem::Problems;
 use rule::RuleSet;
-use schema::{MergedSchema, OPERATE};
+use schema::MergedSchema;
 
 /// People and profiles, each by name.
 pub type PeopleAndProfiles = (
@@ -120,55 +128,114 @@ impl PolicyBundle {
         self.people.changes.profile(&self.people.profiles)
     }
 
-    /// Reads and checks every file, then verifies by a self-test that forbids apply. All problems are found in one pass, as
-    /// far as one does not hide another.
+    /// Reads every file, then verifies by a self-test that forbids apply: a bundle that can decide. All problems are found in one
+    /// pass, as far as one does not hide another.
     pub fn load(files: &BundleFiles) -> Result<Self, BundleError> {
+        read_on_large_stack(|| {
+            let mut problems = Problems::default();
+            let mut warnings = Problems::default();
+            let bundle = Self::read(files, &mut problems, &mut warnings);
+            Self::or_problems(bundle, files, problems, warnings)
+        })
+    }
+
+    /// The same for a bundle that is to be put in force: also refuses what its authors cannot have meant, such as a name that nothing
+    /// declares, a rule that never matches, a remedy that lifts nothing, and a bundle whose own tests fail.
+    pub fn load_checked(files: &BundleFiles) -> Result<Self, BundleError> {
+        let (bundle, report) = Self::load_and_test(files)?;
+        match report.failures.is_empty() {
+            true => Ok(bundle),
+            false => Err(BundleError::of_tests(report.failures)),
+        }
+    }
+
+    /// The same, with the result of its tests, which may have failed.
+    pub fn load_and_test(files: &BundleFiles) -> Result<(Self, TestReport), BundleError> {
+        read_on_large_stack(|| Self::load_and_test_here(files))
+    }
+
+    fn load_and_test_here(files: &BundleFiles) -> Result<(Self, TestReport), BundleError> {
         let mut problems = Problems::default();
         let mut warnings = Problems::default();
+        let bundle = Self::read(files, &mut problems, &mut warnings);
+        let mut report = TestReport::default();
+        if let Some(bundle) = &bundle {
+            let is_sound = problems.is_empty();
+            let samples_max = check::SAMPLES_MAX;
+            check::check(
+                bundle,
+                files,
+                is_sound,
+                samples_max,
+                &mut problems,
+                &mut warnings,
+            );
+            let tests = cases::read(files, bundle, &mut problems);
+            if problems.is_empty() {
+                report = cases::run(&tests, bundle, files);
+            }
+        }
+        let bundle = Self::or_problems(bundle, files, problems, warnings)?;
+        Ok((bundle, report))
+    }
+
+    fn or_problems(
+        bundle: Option<Self>,
+        files: &BundleFiles,
+        mut problems: Problems,
+        mut warnings: Problems,
+    ) -> Result<Self, BundleError> {
+        problems.attach_sources(files);
+        warnings.attach_sources(files);
+        match bundle {
+            Some(bundle) => problems.or_value(Self {
+                warnings: warnings.into_sorted(),
+                ..bundle
+            }),
+            None => Err(problems.into_error()),
+        }
+    }
+
+    /// The bundle as far as it can be read; nothing without a schema or entities.
+    fn read(files: &BundleFiles, problems: &mut Problems, warnings: &mut Problems) -> Option<Self> {
         let text = |path| files.text(path).unwrap_or_default();
 
-        let people = People::read(text(files::PEOPLE), &mut problems, &mut warnings);
+        let people = People::read(text(files::PEOPLE), problems, warnings);
+        if !people.is_read {
+            // What the other files name would all seem to be missing.
+            return None;
+        }
         let schema_text = text(files::SCHEMA);
-        let merged =
-            MergedSchema::read(schema_text, &people.profiles, &mut problems, &mut warnings);
+        let merged = MergedSchema::read(schema_text, &people.declared_profiles, problems, warnings);
         let catalogue = merged
             .as_ref()
-            .map(|merged| Catalogue::read(merged, schema_text, &mut problems));
-        let agents = agents::read(
-            text(files::AGENTS),
-            &people,
-            catalogue.as_ref(),
-            &mut problems,
-        );
+            .map(|merged| Catalogue::read(merged, schema_text, problems));
+        let agents = agents::read(text(files::AGENTS), &people, catalogue.as_ref(), problems);
         let schema = merged.as_ref().map(|merged| &merged.schema);
         let rules = RuleSet::read(
             files.rules(),
-            &people.profiles,
+            &people.declared_profiles,
             schema,
-            &mut problems,
-            &mut warnings,
+            problems,
+            warnings,
         );
-        let (Some(merged), Some(catalogue)) = (merged, catalogue) else {
-            return Err(problems.into_error());
+        let (Some(merged), Some(catalogue), Some(agents)) = (merged, catalogue, agents) else {
+            return None;
         };
         let targets = text(files::ENTITIES);
-        let Some(store) = EntityStore::build(
+        let store = EntityStore::build(
             &merged.schema,
             catalogue.types(),
             targets,
             &agents,
             &people,
-            &mut problems,
-        ) else {
-            return Err(problems.into_error());
-        };
+            problems,
+        )?;
         let mut spellings = spellings::Spellings::default();
-        entities::check_spellings(targets, &mut spellings, &mut problems);
-        rules.check_spellings(&mut spellings, &mut problems);
-        rules.warn_unknown_entities(&store, &mut warnings);
-        key_votes::check(&rules, &people, &catalogue, &store, &mut problems);
-        let actions = catalogue.names().chain([OPERATE]);
-        let policy_index = PolicyIndex::build(&rules.set, &store, actions);
+        entities::check_spellings(targets, &mut spellings, problems);
+        rules.check_spellings(&mut spellings, problems);
+        key_votes::check(&rules, &people, &catalogue, &store, problems);
+        let policy_index = PolicyIndex::build(&rules.set);
         let evaluator = Evaluator::new(merged.schema, store);
         if problems.is_empty()
             && let Err(failures) = selftest::verify(&evaluator, &catalogue)
@@ -178,25 +245,24 @@ impl PolicyBundle {
                 .for_each(|message| problems.add("bundle", None, format!("self-test: {message}")));
         }
         let mut by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<RegisteredAgent>>> = BTreeMap::new();
-        for agent in agents.values() {
+        for agent in agents.registered.values() {
             by_spiffe_id
                 .entry(agent.spiffe_id.clone())
                 .or_default()
                 .push(Arc::clone(agent));
         }
         let version = files.version();
-        let warnings = warnings.into_sorted();
         let another_operator = people.changes.another_operator();
-        problems.or_value(Self {
+        Some(Self {
             version,
             catalogue,
             people,
-            agents,
+            agents: agents.registered,
             by_spiffe_id,
             rules,
             policy_index,
             evaluator,
-            warnings,
+            warnings: Vec::new(),
             another_operator,
         })
     }
@@ -231,6 +297,12 @@ impl PolicyBundle {
             profile.takes(p) && (profile.method == VoteMethod::Passkey || !p.keys.is_empty())
         };
         self.people().filter(able).map(|p| &p.id).collect()
+    }
+
+    /// For each profile of a remedy the agents whose requests may ask for it, by sample requests; none for a profile that no request
+    /// of any agent asks for.
+    pub fn asking_agents(&self) -> BTreeMap<ProfileName, BTreeSet<AgentId>> {
+        on_large_stack(|| check::askers(self)).unwrap_or_default()
     }
 
     /// Limits on access requests, and the consequences of denials.
@@ -342,6 +414,16 @@ impl PolicyBundle {
         self.evaluator.store().attributes(target)
     }
 
+    /// An agent as rules see it; `None` for one that the bundle does not register.
+    pub fn agent_facts(&self, id: &AgentId) -> Option<EntityFacts> {
+        self.evaluator.store().facts("Agent", id.as_str())
+    }
+
+    /// A target as rules see it; `None` for one that the bundle does not have.
+    pub fn target_facts(&self, target: &Target) -> Option<EntityFacts> {
+        self.evaluator.store().facts(&target.kind, &target.id)
+    }
+
     /// What each target of the bundle is, by its name.
     fn target_texts(&self) -> sentences::Things {
         self.evaluator.store().things(self.catalogue.types())
@@ -380,6 +462,30 @@ impl PolicyBundle {
         Ok(known)
     }
 }
+
+/// The result of a reader of a whole bundle.
+fn read_on_large_stack<T: Send>(
+    read: impl FnOnce() -> Result<T, BundleError> + Send,
+) -> Result<T, BundleError> {
+    on_large_stack(read).unwrap_or_else(|| {
+        let mut problems = Problems::default();
+        let message = "could not be read: the system gave no thread to its reader; try again";
+        problems.add("bundle", None, message);
+        Err(problems.into_error())
+    })
+}
+
+/// Runs beside the caller's stack what takes rules apart and puts them together: Cedar calls itself for each level of an expression,
+/// and the bounds on nesting are to hold with room to spare. Nothing without a thread.
+fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        thread.spawn_scoped(scope, run).ok()?.join().ok()
+    })
+}
+
+/// The stack of the thread that reads a bundle; only what is used of it takes memory.
+const STACK_BYTES: usize = 64 << 20;
 
 /// The version only: a bundle is long.
 impl std::fmt::Debug for PolicyBundle {

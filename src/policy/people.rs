@@ -152,9 +152,13 @@ impl StepUpProfile {
 /// The content of `people.toml`.
 #[derive(Debug, Default)]
 pub(super) struct People {
+    /// Whether the file is TOML at all.
+    pub(super) is_read: bool,
     pub(super) persons: BTreeMap<PersonId, Person>,
     pub(super) services: BTreeMap<ServiceId, RegisteredService>,
     pub(super) profiles: BTreeMap<ProfileName, StepUpProfile>,
+    /// Profiles with a problem included.
+    pub(super) declared_profiles: BTreeSet<ProfileName>,
     pub(super) audiences: BTreeSet<Audience>,
     pub(super) approvals: ApprovalLimits,
     pub(super) changes: ChangeRule,
@@ -177,6 +181,7 @@ impl People {
         let Some(root) = source.read(problems) else {
             return people;
         };
+        people.is_read = true;
         let mut top = TableReader::new(source, "people", None, root.get_ref(), problems);
         let persons = top.tables("person");
         let validators = top.tables("validator");
@@ -387,6 +392,7 @@ impl People {
         {
             fields.problem(format!("name {clash}"));
         }
+        self.declared_profiles.extend(name.clone());
         let reserved =
             |name: &ProfileName| matches!(name.as_str(), ANOTHER_OPERATOR | "operator" | "nobody");
         if name.as_ref().is_some_and(reserved) {

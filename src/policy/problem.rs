@@ -1,10 +1,12 @@
 //! Problems of a policy bundle, each with its file and line.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use cedar_policy::ffi::DetailedError;
 
-use crate::model::text::nearest_word;
+use super::files::BundleFiles;
+use crate::model::text::{escape_invisible, nearest_word};
 
 /// A problem of a policy bundle, with the place to correct.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,15 +15,59 @@ pub struct BundleProblem {
     pub file: String,
     /// Line in that file, from 1, where it is known.
     pub line: Option<usize>,
+    /// Character in that line, from 1, where it is known.
+    pub column: Option<usize>,
     /// What is wrong and, where it helps, what to write instead.
     pub message: String,
+    /// The name of the check that found it, by which a bundle can silence it; `None` for what no bundle may have.
+    pub check: Option<&'static str>,
+    /// The text of the line.
+    pub source: Option<String>,
 }
 
+impl BundleProblem {
+    pub(super) fn new(file: &str, line: Option<usize>, message: impl Into<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line,
+            column: None,
+            message: message.into(),
+            check: None,
+            source: None,
+        }
+    }
+
+    /// The problem, with the line of the file below it and a caret under the place.
+    pub fn with_source(&self) -> String {
+        let (Some(line), Some(source)) = (self.line, &self.source) else {
+            return self.to_string();
+        };
+        let blank = source.chars().take_while(|c| c.is_whitespace()).count();
+        let caret = self.column.map_or(blank, |column| column.saturating_sub(1));
+        // Tabs stay, so that the caret stands below its place.
+        let before: String = source
+            .chars()
+            .take(caret)
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
+        let number = line.to_string();
+        let margin = " ".repeat(number.len());
+        let source = escape_invisible(source);
+        format!("{self}\n  {number} | {source}\n  {margin} | {before}^")
+    }
+}
+
+/// One line: the place, the message, and the name of the check.
 impl fmt::Display for BundleProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.file, self.message),
-            None => write!(f, "{}: {}", self.file, self.message),
+        f.write_str(&self.file)?;
+        for place in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{place}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        match self.check {
+            Some(check) => write!(f, " [{check}]"),
+            None => Ok(()),
         }
     }
 }
@@ -34,6 +80,17 @@ pub struct BundleError {
 }
 
 impl BundleError {
+    /// The tests that failed; of very many, the first.
+    pub(super) fn of_tests(mut failures: Vec<BundleProblem>) -> Self {
+        let more = failures.len().saturating_sub(FAILURES_MAX);
+        failures.truncate(FAILURES_MAX);
+        if more > 0 {
+            let message = format!("and {more} more requests fail");
+            failures.push(BundleProblem::new("tests", None, message));
+        }
+        Self { problems: failures }
+    }
+
     /// The problems, in the order of files and lines.
     pub fn problems(&self) -> &[BundleProblem] {
         &self.problems
@@ -46,11 +103,25 @@ pub(super) struct Problems(Vec<BundleProblem>);
 
 impl Problems {
     pub(super) fn add(&mut self, file: &str, line: Option<usize>, message: impl Into<String>) {
-        self.0.push(BundleProblem {
-            file: file.to_owned(),
-            line,
-            message: message.into(),
-        });
+        self.push(BundleProblem::new(file, line, message));
+    }
+
+    pub(super) fn push(&mut self, problem: BundleProblem) {
+        self.0.push(problem);
+    }
+
+    /// Gives each problem the text of its line.
+    pub(super) fn attach_sources(&mut self, files: &BundleFiles) {
+        let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for problem in &mut self.0 {
+            let text = || files.text(&problem.file).unwrap_or_default();
+            let lines = lines.entry(problem.file.clone());
+            let lines = lines.or_insert_with(|| text().lines().collect());
+            let line = problem
+                .line
+                .and_then(|line| lines.get(line.checked_sub(1)?));
+            problem.source = line.map(|line| line.chars().take(SOURCE_CHARS_MAX).collect());
+        }
     }
 
     /// An error of Cedar's about `file`, with its related errors. Its positions refer to the given text, which begins on the
@@ -62,9 +133,12 @@ impl Problems {
         prefix: &str,
         error: &DetailedError,
     ) {
-        let line = error.source_locations.first().and_then(|at| {
+        let place = error.source_locations.first().and_then(|at| {
             let (text, first_line) = text?;
-            Some(first_line + line_of(text, at.loc.start)? - 1)
+            let (lines, column) = line_and_column(text, at.loc.start)?;
+            // A rule may begin behind another one on the same line.
+            let column = (first_line == 1 || lines > 1).then_some(column);
+            Some((first_line + lines - 1, column))
         });
         let label = error
             .source_locations
@@ -75,7 +149,9 @@ impl Problems {
             message.push_str("; ");
             message.push_str(extra);
         }
-        self.add(file, line, message);
+        let mut problem = BundleProblem::new(file, place.map(|(line, _)| line), message);
+        problem.column = place.and_then(|(_, column)| column);
+        self.push(problem);
         for related in &error.related {
             self.add_cedar(file, text, prefix, related);
         }
@@ -111,6 +187,11 @@ impl Problems {
     }
 }
 
+/// Most failing tests that are listed.
+const FAILURES_MAX: usize = 50;
+/// Most characters of a line that a problem shows.
+const SOURCE_CHARS_MAX: usize = 200;
+
 /// The line, from 1, of a byte offset.
 pub(super) fn line_of(text: &str, offset: usize) -> Option<usize> {
     Some(
@@ -121,6 +202,12 @@ pub(super) fn line_of(text: &str, offset: usize) -> Option<usize> {
             .count()
             + 1,
     )
+}
+
+/// The line and the character in it, both from 1, of a byte offset.
+pub(super) fn line_and_column(text: &str, offset: usize) -> Option<(usize, usize)> {
+    let before = text.get(..offset)?.rsplit('\n').next()?;
+    Some((line_of(text, offset)?, before.chars().count() + 1))
 }
 
 /// ` (did you mean "…"?)` with the known word nearest to `word`, when one is near.

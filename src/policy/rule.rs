@@ -1,14 +1,16 @@
 //! Rules: Cedar policies with an `@id`, their annotations and their places in the files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy::ffi::DetailedError;
-use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{
+    Policy, PolicyId, PolicySet, Schema, ValidationError, ValidationMode, Validator,
+};
 
 use super::catalogue::TEXT_BYTES_MAX;
-use super::entities::EntityStore;
-use super::people::StepUpProfile;
-use super::problem::{Problems, nearest};
+use super::check::location;
+use super::nesting;
+use super::problem::{BundleProblem, Problems, line_and_column, nearest};
 use super::spellings::Spellings;
 use crate::model::{Digest, ProfileName, RuleRef, check_visible, parse_duration};
 
@@ -70,13 +72,17 @@ impl RuleSet {
     /// Reads every file of `rules/`. Without a schema, which is then a problem of its own, rules stay unvalidated.
     pub(super) fn read<'a>(
         files: impl Iterator<Item = (&'a str, &'a str)>,
-        profiles: &BTreeMap<ProfileName, StepUpProfile>,
+        profiles: &BTreeSet<ProfileName>,
         schema: Option<&Schema>,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Self {
         let mut rules = Self::default();
+        let mut texts = BTreeMap::new();
         for (file, text) in files {
+            if !nesting::check_rules(file, text, problems) {
+                continue;
+            }
             let parsed = match text.parse::<PolicySet>() {
                 Ok(parsed) => parsed,
                 Err(e) => {
@@ -101,17 +107,22 @@ impl RuleSet {
                 );
                 continue;
             }
-            for (line, piece) in pieces {
-                match Policy::parse(None, piece) {
-                    Ok(policy) => rules.add(file, line, piece, &policy, profiles, problems),
-                    Err(e) => {
-                        problems.add_cedar(file, Some((piece, line)), "", &DetailedError::from(&e))
-                    }
+            for (n, (line, piece)) in pieces.into_iter().enumerate() {
+                // Cedar numbers the policies of a text in their order, and keeps the text of each.
+                let policy = parsed.policy(&PolicyId::new(format!("policy{n}")));
+                match policy.filter(|policy| policy.to_cedar().as_deref() == Some(piece)) {
+                    Some(policy) => rules.add(file, line, piece, policy, profiles, problems),
+                    None => problems.add(
+                        file,
+                        Some(line),
+                        "its rules could not be split into single policies",
+                    ),
                 }
             }
+            texts.insert(file, text);
         }
         if let Some(schema) = schema {
-            rules.validate(schema, problems, warnings);
+            rules.validate(schema, &texts, problems, warnings);
         }
         rules
     }
@@ -122,82 +133,99 @@ impl RuleSet {
         line: usize,
         text: &str,
         policy: &Policy,
-        profiles: &BTreeMap<ProfileName, StepUpProfile>,
+        profiles: &BTreeSet<ProfileName>,
         problems: &mut Problems,
     ) {
         // Rule ids have the alphabet of profile names.
-        let id = match policy.annotation("id").map(ProfileName::parse) {
+        // Cedar parses a key that is asked for by name.
+        let annotations: BTreeMap<&str, &str> = policy.annotations().collect();
+        let id = match annotations.get("id").copied().map(ProfileName::parse) {
             Some(Ok(id)) => id.as_str().to_owned(),
             Some(Err(e)) => {
                 return problems.add(file, Some(line), format!("the rule's @id {}", e.reason));
             }
             None => return problems.add(file, Some(line), "the rule needs an @id(\"…\")"),
         };
-        let mut problem =
-            |message: String| problems.add(file, Some(line), format!("rule \"{id}\": {message}"));
-        for (key, _) in policy
-            .annotations()
-            .filter(|(key, _)| !ANNOTATIONS.contains(key))
-        {
-            problem(format!(
-                "unknown annotation @{key}{}",
-                nearest(key, ANNOTATIONS)
-            ));
+        let mut problem_at = |annotation: Option<&str>, message: String| {
+            let mut problem =
+                BundleProblem::new(file, Some(line), format!("rule \"{id}\": {message}"));
+            let at = annotation.and_then(|name| location::annotation(text, name));
+            if let Some((lines, column)) = at.and_then(|at| line_and_column(text, at)) {
+                problem.line = Some(line + lines - 1);
+                // A rule may begin behind another one on the same line.
+                problem.column = (lines > 1).then_some(column);
+            }
+            problems.push(problem);
+        };
+        for key in annotations.keys().filter(|key| !ANNOTATIONS.contains(key)) {
+            problem_at(
+                Some(key),
+                format!("unknown annotation @{key}{}", nearest(key, ANNOTATIONS)),
+            );
         }
-        let why = policy.annotation("why").map(str::to_owned);
+        let why = annotations.get("why").map(|text| (*text).to_owned());
         if let Some(Err(e)) = why
             .as_deref()
             .map(|text| check_visible("why", text, TEXT_BYTES_MAX))
         {
-            problem(format!("@why {}", e.reason));
+            problem_at(Some("why"), format!("@why {}", e.reason));
         }
         let effect = match policy.effect() {
             cedar_policy::Effect::Permit => RuleEffect::Permit,
             cedar_policy::Effect::Forbid => RuleEffect::Forbid,
         };
-        let remedy = match (policy.annotation("step_up"), policy.annotation("max_ttl")) {
+        let remedy = match (annotations.get("step_up"), annotations.get("max_ttl")) {
             (None, None) => None,
             (Some(_), Some(_)) => {
-                problem(
-                    "a forbid may carry its remedy, one each: @step_up or @max_ttl, not both"
-                        .to_owned(),
+                problem_at(
+                    Some("step_up"),
+                    "a forbid has at most one remedy, @step_up or @max_ttl: write one rule for each".to_owned(),
                 );
                 None
             }
             (Some(name), None) => match ProfileName::parse(name)
                 .ok()
-                .filter(|name| profiles.contains_key(name))
+                .filter(|name| profiles.contains(name))
             {
                 Some(name) => Some(Remedy::StepUp(name)),
                 None => {
-                    let near = nearest(name, profiles.keys().map(ProfileName::as_str));
-                    problem(format!(
-                        "@step_up(\"{}\") is not a profile of people.toml{near}",
-                        name.escape_debug()
-                    ));
+                    let near = nearest(name, profiles.iter().map(ProfileName::as_str));
+                    problem_at(
+                        Some("step_up"),
+                        format!(
+                            "@step_up(\"{}\") is not a profile of people.toml{near}",
+                            name.escape_debug()
+                        ),
+                    );
                     None
                 }
             },
             (None, Some(text)) => match parse_duration("max_ttl", text) {
                 Ok(seconds) => Some(Remedy::MaxTtl(seconds)),
                 Err(e) => {
-                    problem(format!("@max_ttl {}", e.reason));
+                    problem_at(Some("max_ttl"), format!("@max_ttl {}", e.reason));
                     None
                 }
             },
         };
         if remedy.is_some() && effect == RuleEffect::Permit {
-            problem("only a forbid may carry a remedy; nothing lifts a permit".to_owned());
+            problem_at(
+                None,
+                "only a forbid may carry a remedy; nothing lifts a permit".to_owned(),
+            );
         }
         if let Some(first) = self.infos.get(&id) {
-            problem(format!(
-                "this @id is taken by the rule at {}:{}",
-                first.file, first.line
-            ));
+            problem_at(
+                Some("id"),
+                format!(
+                    "this @id is taken by the rule at {}:{}",
+                    first.file, first.line
+                ),
+            );
             return;
         }
         if let Err(e) = self.set.add(policy.new_id(PolicyId::new(&id))) {
-            problem(e.to_string());
+            problem_at(None, e.to_string());
             return;
         }
         let info = RuleInfo {
@@ -245,52 +273,81 @@ impl RuleSet {
         }
     }
 
-    /// Warns of every entity in a rule that this bundle does not have: most often a typing error.
-    pub(super) fn warn_unknown_entities(&self, store: &EntityStore, warnings: &mut Problems) {
-        for policy in self.set.policies() {
-            let id: &str = policy.id().as_ref();
-            let Some(rule) = self.infos.get(id) else {
-                continue;
-            };
-            for uid in policy.entity_literals() {
-                // Cedar itself refuses undeclared step-up profiles and actions.
-                if !matches!(uid.type_name().basename(), "StepUp" | "Action")
-                    && !store.contains(&uid)
-                {
-                    let message = format!("rule \"{id}\": nothing in this bundle is {uid}");
-                    warnings.add(&rule.file, Some(rule.line), message);
-                }
-            }
-        }
-    }
-
-    fn validate(&self, schema: &Schema, problems: &mut Problems, warnings: &mut Problems) {
+    /// `texts`: each file, in which Cedar places what it finds.
+    fn validate(
+        &self,
+        schema: &Schema,
+        texts: &BTreeMap<&str, &str>,
+        problems: &mut Problems,
+        warnings: &mut Problems,
+    ) {
         let result = Validator::new(schema.clone()).validate(&self.set, ValidationMode::Strict);
-        for error in result.validation_errors() {
-            let id: &str = error.policy_id().as_ref();
-            self.add_diagnostic(id, &DetailedError::from(error), problems);
+        let errors: Vec<&ValidationError> = result.validation_errors().collect();
+        let is_unknown = |error: &ValidationError| {
+            matches!(
+                error,
+                ValidationError::UnrecognizedActionId(_)
+                    | ValidationError::UnrecognizedEntityType(_)
+            )
+        };
+        for error in &errors {
+            // The types of a rule that names something unknown are wrong for that reason.
+            let follows = !is_unknown(error)
+                && errors
+                    .iter()
+                    .any(|e| is_unknown(e) && e.policy_id() == error.policy_id());
+            if !follows {
+                let id: &str = error.policy_id().as_ref();
+                self.add_diagnostic(id, texts, &DetailedError::from(*error), problems);
+            }
         }
         for warning in result.validation_warnings() {
             let id: &str = warning.policy_id().as_ref();
-            self.add_diagnostic(id, &DetailedError::from(warning), warnings);
+            self.add_diagnostic(id, texts, &DetailedError::from(warning), warnings);
         }
     }
 
-    fn add_diagnostic(&self, id: &str, diagnostic: &DetailedError, to: &mut Problems) {
+    fn add_diagnostic(
+        &self,
+        id: &str,
+        texts: &BTreeMap<&str, &str>,
+        diagnostic: &DetailedError,
+        to: &mut Problems,
+    ) {
         match self.infos.get(id) {
             Some(rule) => to.add_cedar(
                 &rule.file,
-                Some((&rule.text, rule.line)),
+                texts.get(rule.file.as_str()).map(|text| (*text, 1)),
                 &format!("rule \"{id}\": "),
-                diagnostic,
+                &without_policy(diagnostic, id),
             ),
             None => to.add_cedar("rules/", None, "", diagnostic),
         }
     }
 }
 
-/// The policies of one file with the line on which each begins. A policy ends at a `;` outside of text and comments; Cedar
-/// parses each again, so a wrong split can only refuse.
+/// A diagnostic of Cedar's whose text does not name the rule again. Evidence has two ages: which one an author means by one alone is
+/// not to be guessed.
+fn without_policy(diagnostic: &DetailedError, id: &str) -> DetailedError {
+    let mut diagnostic = diagnostic.clone();
+    for end in [", ", ": "] {
+        let prefix = format!("for policy `{id}`{end}");
+        if let Some(rest) = diagnostic.message.strip_prefix(&prefix) {
+            diagnostic.message = rest.to_owned();
+        }
+    }
+    if diagnostic.message.contains(EVIDENCE_AGE) {
+        diagnostic.help = Some(EVIDENCE_AGES.to_owned());
+    }
+    diagnostic
+}
+
+const EVIDENCE_AGE: &str = "`evidence.age`";
+const EVIDENCE_AGES: &str = "evidence has two ages: `context.evidence.issued_age`, since its issuer issued it, and \
+    `context.evidence.verified_age`, since this broker last verified it";
+
+/// The policies of one file with the line on which each begins. A policy ends at a `;` outside of text and comments; each
+/// is compared with what Cedar took for it, so a wrong split can only refuse.
 fn split_policies(text: &str) -> Vec<(usize, &str)> {
     let mut pieces = Vec::new();
     let mut begin: Option<(usize, usize)> = None;

@@ -1,19 +1,19 @@
 //! The schema: the bundle's own fragment merged with the built-in one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Schema, SchemaFragment};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::files::SCHEMA;
-use super::people::StepUpProfile;
+use super::nesting;
 use super::problem::{Problems, nearest};
 use super::schema_types::{
     BUILT_IN, EXTENSIONS, RecordMember, SchemaType, TypeReader, annotations,
 };
-use crate::model::POLICY_NAMESPACE;
-use crate::model::ProfileName;
+use crate::model::{POLICY_NAMESPACE, ProfileName, Reversibility};
 
 /// The bundle's schema merged with the built-in fragment, with the checks that Cedar does not make.
 pub(super) struct MergedSchema {
@@ -27,10 +27,13 @@ impl MergedSchema {
     /// Reads `schema.cedarschema` and merges it with the fragment every bundle gets.
     pub(super) fn read(
         text: &str,
-        profiles: &BTreeMap<ProfileName, StepUpProfile>,
+        profiles: &BTreeSet<ProfileName>,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Option<Self> {
+        if !nesting::check_schema(text, problems) {
+            return None;
+        }
         let team = match SchemaFragment::from_cedarschema_str(text) {
             Ok((fragment, schema_warnings)) => {
                 schema_warnings.for_each(|w| warnings.add(SCHEMA, None, w.to_string()));
@@ -41,31 +44,41 @@ impl MergedSchema {
                 return None;
             }
         };
-        let built_in = match SchemaFragment::from_cedarschema_str(&built_in_fragment(profiles)) {
-            Ok((fragment, _)) => fragment,
-            Err(e) => {
-                problems.add_cedar(
-                    SCHEMA,
-                    None,
-                    "built-in fragment: ",
-                    &DetailedError::from(&e),
-                );
+        let fixed = LazyLock::force(&BUILT_IN_FRAGMENT).clone();
+        let built_in = match (fixed, step_up_fragment(profiles)) {
+            (Ok(fixed), Ok(step_up)) => [fixed, step_up],
+            (Err(message), _) | (_, Err(message)) => {
+                problems.add(SCHEMA, None, format!("built-in fragment: {message}"));
                 return None;
             }
         };
         let team_json = namespace(team.clone(), problems)?;
-        let built_in_json = namespace(built_in.clone(), problems)?;
-        if !check_reserved_names(&team_json, text, problems) {
+        let [fixed, _] = built_in.clone();
+        let built_in_json = namespace(fixed, problems)?;
+        if !nesting::check_types(&team_json, text, problems)
+            || !check_reserved_names(&team_json, text, problems)
+        {
             return None;
         }
-        match Schema::from_schema_fragments([built_in, team]) {
+        // Problems of the team's own text have places; the completed form has none.
+        let fragments = built_in.clone().into_iter();
+        if let Err(e) = Schema::from_schema_fragments(fragments.chain([team])) {
+            problems.add_cedar(SCHEMA, Some((text, 1)), "", &DetailedError::from(&e));
+            return None;
+        }
+        let completed = json!({ "": complete_actions(&team_json) });
+        let schema = match SchemaFragment::from_json_value(completed) {
+            Ok(team) => Schema::from_schema_fragments(built_in.into_iter().chain([team])),
+            Err(e) => Err(e),
+        };
+        match schema {
             Ok(schema) => Some(Self {
                 schema,
                 team: team_json,
                 built_in: built_in_json,
             }),
             Err(e) => {
-                problems.add_cedar(SCHEMA, Some((text, 1)), "", &DetailedError::from(&e));
+                problems.add_cedar(SCHEMA, None, "", &DetailedError::from(&e));
                 None
             }
         }
@@ -157,11 +170,12 @@ fn check_reserved_names(team: &Map<String, Value>, text: &str, problems: &mut Pr
         }
     }
     for (name, json) in part(team, "actions") {
-        if name == OPERATE {
+        let is_group = Reversibility::parse(name).is_ok();
+        if name == OPERATE || is_group {
             problems.add(
                 SCHEMA,
                 declaration_line(text, name),
-                "\"operate\" is already declared for every bundle; choose another name",
+                format!("\"{name}\" is already declared for every bundle; choose another name"),
             );
             free = false;
         }
@@ -223,107 +237,163 @@ pub(super) fn check_annotations(
     }
 }
 
-/// Checks that an action declares the common context, and returns its `parameters`; the error lists every difference.
-pub(super) fn parameters(context: &SchemaType) -> Result<&BTreeMap<String, RecordMember>, String> {
-    let SchemaType::Record(members) = context else {
-        return Err("context must be a record".to_owned());
+/// The `parameters` of an action's context, which declares nothing else: the rest of the context is the same for every action.
+pub(super) fn parameters(context: SchemaType) -> Result<BTreeMap<String, RecordMember>, String> {
+    let SchemaType::Record(mut members) = context else {
+        return Err(format!("context must be a record; write {CONTEXT}"));
     };
-    let SchemaType::Record(expected) = expected_context() else {
-        return Err("context must be a record".to_owned());
-    };
-    let mut differs = Vec::new();
-    for (name, member) in &expected {
-        match members.get(name) {
-            None => differs.push(format!("{name}: {} is missing", member.ty)),
-            Some(found) if !found.required => differs.push(format!("{name} must not be optional")),
-            Some(found) if !found.annotations.is_empty() => {
-                differs.push(format!("{name} takes no annotations"))
-            }
-            Some(found) if name == PARAMETERS => {
-                if !matches!(found.ty, SchemaType::Record(_)) {
-                    differs.push(format!("parameters must be a record, not {}", found.ty));
-                }
-            }
-            Some(found) if !found.ty.is_same(&member.ty) => {
-                differs.push(format!("{name} must be {}, not {}", member.ty, found.ty));
-            }
-            Some(_) => {}
+    let declared = members.remove(PARAMETERS);
+    if let Some(name) = members.keys().next() {
+        let hint = match COMMON_MEMBERS.contains(&name.as_str()) {
+            true => "every action has it".to_owned(),
+            false => format!(
+                "parameters belong into `parameters`{}",
+                nearest(name, [PARAMETERS])
+            ),
+        };
+        return Err(format!("context declares {name}: {hint}; write {CONTEXT}"));
+    }
+    match declared {
+        None => Ok(BTreeMap::new()),
+        Some(member) if !member.required => Err("parameters must not be optional".to_owned()),
+        Some(member) if !member.annotations.is_empty() => {
+            Err("parameters takes no annotations: put them on each parameter".to_owned())
+        }
+        Some(member) => match member.ty {
+            SchemaType::Record(parameters) => Ok(parameters),
+            other => Err(format!("parameters must be a record, not {other}")),
+        },
+    }
+}
+
+/// Gives each action of a fragment the common context and the built-in group of its `@reversible`.
+fn complete_actions(team: &Map<String, Value>) -> Map<String, Value> {
+    let mut team = team.clone();
+    let actions = team.get_mut("actions").and_then(Value::as_object_mut);
+    for action in actions.into_iter().flatten().map(|(_, action)| action) {
+        let degree = annotations(action).get("reversible").cloned().flatten();
+        let degree = degree.and_then(|text| Reversibility::parse(&text).ok());
+        let degree = degree.unwrap_or(Reversibility::Irreversible);
+        let Some(members) = action.as_object_mut() else {
+            continue;
+        };
+        let applies_to = members.get_mut("appliesTo").and_then(Value::as_object_mut);
+        // A group applies to nothing, and has no degree of its own: what is in it has.
+        let Some(applies_to) = applies_to.filter(|applies_to| {
+            let targets = applies_to.get("resourceTypes").and_then(Value::as_array);
+            targets.is_some_and(|targets| !targets.is_empty())
+        }) else {
+            continue;
+        };
+        let none = json!({ "type": "Record", "attributes": {} });
+        let parameters = applies_to
+            .get("context")
+            .and_then(|context| context.pointer("/attributes/parameters").cloned());
+        let mut context = common_context();
+        let attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
+        if let Some(attributes) = attributes {
+            attributes.insert(PARAMETERS.to_owned(), parameters.unwrap_or(none));
+        }
+        applies_to.insert("context".to_owned(), context);
+        let groups = members.entry("memberOf").or_insert_with(|| json!([]));
+        if groups.is_null() {
+            *groups = json!([]);
+        }
+        if let Some(groups) = groups.as_array_mut() {
+            groups.push(json!({ "id": degree.as_str() }));
         }
     }
-    let unknown = members.keys().filter(|name| !expected.contains_key(*name));
-    differs.extend(unknown.map(|name| {
-        format!(
-            "{name} is not known{}",
-            nearest(name, expected.keys().map(String::as_str))
-        )
-    }));
-    match members.get(PARAMETERS).map(|m| &m.ty) {
-        Some(SchemaType::Record(parameters)) if differs.is_empty() => Ok(parameters),
-        Some(_) | None => Err(format!(
-            "context differs ({}); write {CONTEXT}",
-            differs.join(", ")
-        )),
-    }
+    team
 }
 
-fn expected_context() -> SchemaType {
-    let duration = || SchemaType::Extension("duration".to_owned());
-    SchemaType::record([
-        ("ttl", duration()),
-        (
-            "approvals",
-            SchemaType::Set(Box::new(SchemaType::Entity("StepUp".to_owned()))),
-        ),
-        (
-            "evidence",
-            SchemaType::record([("kind", SchemaType::String), ("age", duration())]),
-        ),
-        ("binding", SchemaType::String),
-        (
-            "task",
-            SchemaType::record([("age", duration()), ("depth", SchemaType::Long)]),
-        ),
-        ("now", SchemaType::Extension("datetime".to_owned())),
-        ("target_known", SchemaType::Bool),
-        ("audience", SchemaType::String),
-        (PARAMETERS, SchemaType::record([])),
-    ])
+/// The context of every action, in JSON form, without `parameters`.
+fn common_context() -> Value {
+    let named = |name: &str| json!({ "type": "EntityOrCommon", "name": name });
+    json!({
+        "type": "Record",
+        "attributes": {
+            "ttl": named("duration"),
+            "approvals": { "type": "Set", "element": named("StepUp") },
+            "evidence": named("Evidence"),
+            "binding": named("String"),
+            "task": named("TaskContext"),
+            "now": named("datetime"),
+            "target_known": named("Bool"),
+            "audience": named("String"),
+        },
+    })
 }
 
-/// The built-in fragment: agents, people, environments, step-up profiles, and the action `operate`.
-fn built_in_fragment(profiles: &BTreeMap<ProfileName, StepUpProfile>) -> String {
-    let names = profiles
-        .keys()
-        .map(|name| format!("\"{name}\""))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let step_up = if names.is_empty() {
-        "entity StepUp;".to_owned()
-    } else {
-        format!("entity StepUp enum [{names}];")
-    };
-    format!(
-        "{step_up}
-entity Environment;
+/// The part of the built-in fragment that is the same for every bundle: agents, people, environments, and the action `operate`.
+/// It is parsed once: a broker reads many bundles.
+static BUILT_IN_FRAGMENT: LazyLock<Result<SchemaFragment, String>> = LazyLock::new(|| {
+    let groups = Reversibility::ALL.map(|degree| format!("action \"{}\";", degree.as_str()));
+    let groups = groups.join("\n");
+    fragment(&format!(
+        "entity Environment;
 entity AgentGroup;
 entity PersonGroup;
 entity Person in [PersonGroup];
 entity Agent in [AgentGroup] = {{ owner: Person, environment: Environment, model: String, autonomy: String }};
-type Evidence = {{ kind: String, age: duration }};
+type Evidence = {{ kind: String, issued_age: duration, verified_age: duration }};
 type TaskContext = {{ age: duration, depth: Long }};
+{groups}
 action \"{OPERATE}\" appliesTo {{
   principal: [Agent],
   resource: [Environment],
   context: {{ evidence: Evidence, binding: String, now: datetime }}
 }};"
-    )
+    ))
+});
+
+/// The step-up profiles of a bundle.
+fn step_up_fragment(profiles: &BTreeSet<ProfileName>) -> Result<SchemaFragment, String> {
+    let names = profiles
+        .iter()
+        .map(|name| format!("\"{name}\""))
+        .collect::<Vec<_>>()
+        .join(", ");
+    match names.is_empty() {
+        true => fragment("entity StepUp;"),
+        false => fragment(&format!("entity StepUp enum [{names}];")),
+    }
+}
+
+fn fragment(text: &str) -> Result<SchemaFragment, String> {
+    let parsed = SchemaFragment::from_cedarschema_str(text);
+    parsed
+        .map(|(fragment, _)| fragment)
+        .map_err(|e| e.to_string())
 }
 
 /// The built-in action of gate 1.
 pub(super) const OPERATE: &str = "operate";
 const PARAMETERS: &str = "parameters";
-const CONTEXT: &str = "context: { ttl: duration, approvals: Set<StepUp>, evidence: Evidence, binding: String, \
-     task: TaskContext, now: datetime, target_known: Bool, audience: String, parameters: { … } }";
+const CONTEXT: &str = "context: { parameters: { … } }";
+/// Members of the context that the broker declares for every action.
+pub(super) const COMMON_MEMBERS: [&str; 8] = [
+    "ttl",
+    "approvals",
+    "evidence",
+    "binding",
+    "task",
+    "now",
+    "target_known",
+    "audience",
+];
+/// Attributes of the built-in types, members of records in the context, and the context's own part of each action.
+pub(super) const BUILT_IN_MEMBERS: [&str; 10] = [
+    PARAMETERS,
+    "owner",
+    "environment",
+    "model",
+    "autonomy",
+    "kind",
+    "issued_age",
+    "verified_age",
+    "age",
+    "depth",
+];
 const RESERVED_NAMES: [&str; 9] = [
     "StepUp",
     "Environment",

@@ -1,6 +1,6 @@
 //! The types of a Cedar schema, read from its JSON form with every common type resolved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::{Map, Value};
@@ -28,6 +28,20 @@ pub(super) struct RecordMember {
 }
 
 impl SchemaType {
+    /// Adds the names of its members, and of those of records in it.
+    pub(super) fn member_names(&self, found: &mut BTreeSet<String>) {
+        match self {
+            Self::Set(of) => of.member_names(found),
+            Self::Record(members) => {
+                for (name, member) in members {
+                    found.insert(name.clone());
+                    member.ty.member_names(found);
+                }
+            }
+            Self::String | Self::Bool | Self::Long | Self::Extension(_) | Self::Entity(_) => {}
+        }
+    }
+
     /// The record with these members, all required.
     pub(super) fn record<const N: usize>(members: [(&str, SchemaType); N]) -> Self {
         let member = |ty| RecordMember {
@@ -41,30 +55,6 @@ impl SchemaType {
                 .map(|(name, ty)| (name.to_owned(), member(ty)))
                 .collect(),
         )
-    }
-
-    /// Whether both types are equal, annotations aside.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Set(a), Self::Set(b)) => a.is_same(b),
-            (Self::Record(a), Self::Record(b)) => {
-                a.len() == b.len()
-                    && a.iter().zip(b).all(|((n, x), (m, y))| {
-                        n == m && x.required == y.required && x.ty.is_same(&y.ty)
-                    })
-            }
-            (Self::Extension(a), Self::Extension(b)) | (Self::Entity(a), Self::Entity(b)) => a == b,
-            (Self::String, Self::String) | (Self::Bool, Self::Bool) | (Self::Long, Self::Long) => {
-                true
-            }
-            (Self::String, _)
-            | (Self::Bool, _)
-            | (Self::Long, _)
-            | (Self::Extension(_), _)
-            | (Self::Entity(_), _)
-            | (Self::Set(_), _)
-            | (Self::Record(_), _) => false,
-        }
     }
 }
 

@@ -6,47 +6,44 @@ use cedar_policy::PolicySet;
 
 use super::catalogue::{Catalogue, CatalogueAction};
 use super::evaluator::{EvalOutcome, EvalRequest, Evaluator, EvidenceContext};
-use super::policy_index::PolicyIndex;
-use crate::model::{AgentId, Audience, EvidenceKind, Target, Timestamp};
+use super::policy_index::{PolicyIndex, RequestScope};
+use crate::model::{AgentId, Audience, EvidenceAges, EvidenceKind, Target, Timestamp};
 
 /// Verifies, with the entities and requests of real decisions, that a permitted action is allowed and that a forbid over a
 /// group reaches every action in it. Returns every check that failed.
 pub(super) fn verify(evaluator: &Evaluator, catalogue: &Catalogue) -> Result<(), Vec<String>> {
+    let groups: Vec<&str> = catalogue.group_names().into_iter().collect();
+    let permit = "permit (principal, action, resource);".to_owned();
+    let forbid = |group: &&str| {
+        let group = group.escape_debug();
+        format!("forbid (principal, action in Action::\"{group}\", resource);")
+    };
+    // Cedar numbers the policies of a text: the permit is policy0.
+    let both = permit.clone() + &groups.iter().map(forbid).collect::<String>();
+    let parse = |text: String| text.parse::<PolicySet>().map_err(|e| vec![e.to_string()]);
+    let (permit, both) = (parse(permit)?, parse(both)?);
     let mut failures = Vec::new();
-    match policies(None) {
-        Ok(permit) => {
-            for action in catalogue.actions() {
-                match evaluate(evaluator, action, &permit) {
-                    Ok(EvalOutcome::Allow(_)) => {}
-                    Ok(outcome) => failures.push(format!(
-                        "permitted action \"{}\" is not allowed: {outcome:?}",
-                        action.name
-                    )),
-                    Err(message) => failures.push(format!("action \"{}\": {message}", action.name)),
-                }
-            }
+    for action in catalogue.actions() {
+        let name = &action.name;
+        match evaluate(evaluator, action, &permit) {
+            Ok(EvalOutcome::Allow(_)) => {}
+            Ok(outcome) => failures.push(format!(
+                "permitted action \"{name}\" is not allowed: {outcome:?}"
+            )),
+            Err(message) => failures.push(format!("action \"{name}\": {message}")),
         }
-        Err(message) => failures.push(message),
-    }
-    for group in catalogue.group_names() {
-        let forbid = match policies(Some(group)) {
-            Ok(forbid) => forbid,
+        let reached = match evaluate(evaluator, action, &both) {
+            Ok(EvalOutcome::Deny(forbids)) => forbids,
+            Ok(EvalOutcome::Allow(_) | EvalOutcome::Failed(_)) => BTreeSet::new(),
             Err(message) => {
-                failures.push(message);
+                failures.push(format!("action \"{name}\": {message}"));
                 continue;
             }
         };
-        for action in catalogue
-            .actions()
-            .filter(|a| a.groups.contains(group) || a.name.as_str() == group)
-        {
-            match evaluate(evaluator, action, &forbid) {
-                Ok(EvalOutcome::Deny(forbids)) if !forbids.is_empty() => {}
-                Ok(outcome) => failures.push(format!(
-                    "forbid over \"{group}\" does not reach \"{}\": {outcome:?}",
-                    action.name
-                )),
-                Err(message) => failures.push(format!("action \"{}\": {message}", action.name)),
+        for (n, group) in groups.iter().enumerate() {
+            let is_in = action.groups.contains(*group) || name.as_str() == *group;
+            if is_in && !reached.contains(&format!("policy{}", n + 1)) {
+                failures.push(format!("forbid over \"{group}\" does not reach \"{name}\""));
             }
         }
     }
@@ -55,18 +52,6 @@ pub(super) fn verify(evaluator: &Evaluator, catalogue: &Catalogue) -> Result<(),
     } else {
         Err(failures)
     }
-}
-
-fn policies(forbidden: Option<&str>) -> Result<PolicySet, String> {
-    let mut text = "permit (principal, action, resource);".to_owned();
-    if let Some(group) = forbidden {
-        text.push_str(&format!(
-            "forbid (principal, action in Action::\"{}\", resource);",
-            group.escape_debug()
-        ));
-    }
-    text.parse()
-        .map_err(|e: cedar_policy::ParseErrors| e.to_string())
 }
 
 fn evaluate(
@@ -85,7 +70,7 @@ fn evaluate(
         approvals: &BTreeSet::new(),
         evidence: EvidenceContext {
             kind: EvidenceKind::JwtSvid,
-            age_ms: 0,
+            ages: EvidenceAges::ZERO,
             binding: "self-test",
             now: Timestamp::from_millis(0),
         },
@@ -93,7 +78,15 @@ fn evaluate(
         task_depth: 0,
     };
     // Indexed as the bundle's own rules are: an index that lost the forbid fails here.
-    let name = action.name.as_str();
-    let policy_index = PolicyIndex::build(policies, evaluator.store(), [name].into_iter());
-    Ok(evaluator.evaluate(policy_index.policies_for(name, policies), &request))
+    let target = (kind.as_str(), "self-test");
+    let scope = RequestScope::new(
+        evaluator.store(),
+        request.agent,
+        action.name.as_str(),
+        target,
+    );
+    let scope = scope.ok_or("has a type of target that is not declared")?;
+    let policy_index = PolicyIndex::build(policies);
+    let policies = policy_index.policies_for(&scope, policies, evaluator.store());
+    Ok(evaluator.evaluate(&policies, &request))
 }

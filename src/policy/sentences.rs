@@ -3,7 +3,7 @@
 //! Every part of a bundle that decides has its sentence, so that no change is only a line among others. Texts that the bundle's author
 //! chose freely are quoted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ApprovalLimits, CatalogueAction, ParamSpec, ParamType, PolicyBundle, RegisteredService, Remedy,
@@ -11,10 +11,35 @@ use super::{
 };
 use crate::jose::PublicKey;
 use crate::model::text::quote;
-use crate::model::{ActionName, RegisteredAgent, Risk, format_seconds};
+use crate::model::{ActionName, RegisteredAgent, Reversibility, Risk, format_seconds};
+
+/// Everything that differs, in the order in which people read it, without figures: who agrees to changes, what people lose and get
+/// (`people`), everything else, and what the check warns of and did not before (`warned`).
+pub fn summary(
+    before: &PolicyBundle,
+    after: &PolicyBundle,
+    people: impl IntoIterator<Item = String>,
+    warned: &BTreeSet<String>,
+) -> Vec<String> {
+    let mut all: Vec<String> = change_rule(before, after).into_iter().collect();
+    all.extend(people);
+    all.extend(changes(before, after));
+    let new = warnings(after);
+    let new = new.difference(warned);
+    all.extend(new.map(|warning| format!("WARNING: {warning}")));
+    all
+}
+
+/// What the check warns of, without lines, which move.
+pub fn warnings(bundle: &PolicyBundle) -> BTreeSet<String> {
+    let warnings = bundle.warnings().iter();
+    warnings
+        .map(|warning| format!("{}: {}", warning.file, warning.message))
+        .collect()
+}
 
 /// Who agrees to changes, where that differs.
-pub fn change_rule(before: &PolicyBundle, after: &PolicyBundle) -> Option<String> {
+fn change_rule(before: &PolicyBundle, after: &PolicyBundle) -> Option<String> {
     let agreement = |bundle: &PolicyBundle| {
         let profile = bundle.change_profile();
         profile.map_or_else(|| "nobody else".to_owned(), |p| agreement_text(&p))
@@ -30,7 +55,7 @@ fn agreement_text(profile: &StepUpProfile) -> String {
 }
 
 /// What else differs, but for people: limits, profiles, services, agents, rules, actions, targets.
-pub fn changes(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
+fn changes(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
     let mut all = Vec::new();
     let mut compare = |kind: &str, things: fn(&PolicyBundle) -> Things| {
         differences(&mut all, kind, &things(before), &things(after));
@@ -63,7 +88,7 @@ fn differences(all: &mut Vec<String>, kind: &str, before: &Things, after: &Thing
             continue;
         };
         let none = "nothing".to_owned();
-        let names: std::collections::BTreeSet<&String> = texts.keys().chain(was.keys()).collect();
+        let names: BTreeSet<&String> = texts.keys().chain(was.keys()).collect();
         let differing: Vec<String> = names
             .into_iter()
             .map(|what| {
@@ -172,7 +197,7 @@ fn agents(bundle: &PolicyBundle) -> Things {
             ("owner", agent.owner.to_string()),
             ("environment", agent.environment.to_string()),
             ("model", quote(&agent.model)),
-            ("autonomy", quote(&agent.autonomy)),
+            ("autonomy", quote(agent.autonomy.as_str())),
             ("groups", list(agent.groups.iter())),
             (
                 "actions",
@@ -227,6 +252,7 @@ fn actions(bundle: &PolicyBundle) -> Things {
             undo,
             single_use,
             open_targets,
+            never,
             risk,
             groups,
             target_types,
@@ -242,7 +268,13 @@ fn actions(bundle: &PolicyBundle) -> Things {
             ("parameters", members(parameters)),
             ("title", quote(title)),
             ("effect", said(effect.as_deref())),
-            ("reversible", said(reversible.as_deref())),
+            (
+                "reversible",
+                reversible
+                    .map_or("not said", Reversibility::as_str)
+                    .to_owned(),
+            ),
+            ("never", yes(never)),
             ("undo", said(undo.as_deref())),
         ])
     };

@@ -31,7 +31,8 @@ impl<'a> TomlSource<'a> {
         }
     }
 
-    fn line<T>(self, at: &Spanned<T>) -> Option<usize> {
+    /// The line of a value.
+    pub(super) fn line<T>(self, at: &Spanned<T>) -> Option<usize> {
         line_of(self.text, at.span().start)
     }
 }
@@ -66,6 +67,11 @@ impl<'a, 'p> TableReader<'a, 'p> {
         }
     }
 
+    /// What messages call the table.
+    pub(super) fn what(&self) -> &str {
+        &self.what
+    }
+
     pub(super) fn line(&self) -> Option<usize> {
         self.line
     }
@@ -78,13 +84,22 @@ impl<'a, 'p> TableReader<'a, 'p> {
         );
     }
 
+    /// The same about a field, on its line where it is present.
+    pub(super) fn problem_at(&mut self, key: &'static str, message: impl AsRef<str>) {
+        match self.table.get(key) {
+            Some(at) => self.invalid(key, at, message.as_ref()),
+            None => self.problem(format!("{key}: {}", message.as_ref())),
+        }
+    }
+
     /// The field's value, if present.
     pub(super) fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.known.insert(key);
         self.table.get(key)
     }
 
-    fn invalid(&mut self, key: &str, at: &Spanned<DeValue<'a>>, message: &str) {
+    /// A problem of one value, on its line.
+    pub(super) fn invalid(&mut self, key: &str, at: &Spanned<DeValue<'a>>, message: &str) {
         self.problems.add(
             self.source.file,
             self.source.line(at),
@@ -158,6 +173,35 @@ impl<'a, 'p> TableReader<'a, 'p> {
             }
         }
         words
+    }
+
+    /// Whether the field is `"*"`, which stands for everything that a list could have.
+    pub(super) fn is_all(&mut self, key: &'static str) -> bool {
+        let value = self.get(key);
+        value.is_some_and(|value| value.get_ref().as_str() == Some("*"))
+    }
+
+    /// A list of texts with their lines; empty when the field is absent.
+    pub(super) fn texts(&mut self, key: &'static str) -> Vec<(&'a str, Option<usize>)> {
+        let Some(value) = self.get(key) else {
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for item in value
+            .get_ref()
+            .as_array()
+            .into_iter()
+            .flat_map(|a| a.iter())
+        {
+            match item.get_ref().as_str() {
+                Some(text) => texts.push((text, self.source.line(item))),
+                None => self.invalid(key, item, "must be a list of texts"),
+            }
+        }
+        if value.get_ref().as_array().is_none() {
+            self.invalid(key, value, "must be a list of texts");
+        }
+        texts
     }
 
     /// A whole number within `bounds`, if the field is present.

@@ -37,8 +37,8 @@ pub(super) struct AdmissionControl {
     /// Apart from the streams of access requests: those must not keep a running command from hearing that its token ended.
     agent_token_streams: Arc<PerKeyLimit<AgentId>>,
     person_streams: Arc<PerKeyLimit<PersonId>>,
-    /// Receipts, by the id of the operator or auditor who reads them.
-    receipt_streams: Arc<PerKeyLimit<String>>,
+    /// Receipts and policy bundles, by the id of the operator or auditor who reads them.
+    document_streams: Arc<PerKeyLimit<String>>,
     /// Health watches, which need no credentials.
     health_streams: Arc<PerKeyLimit<PeerSource>>,
     log_throttle: LogThrottle,
@@ -52,8 +52,8 @@ const STREAMS_PER_AGENT_MAX: usize = 64;
 const TOKEN_STREAMS_PER_AGENT_MAX: usize = 256;
 /// Inboxes one person may watch at once: a few windows.
 const STREAMS_PER_PERSON_MAX: usize = 16;
-/// Receipts that one caller reads at once: each is up to 1 MiB in memory.
-const RECEIPT_STREAMS_PER_CALLER_MAX: usize = 4;
+/// Receipts and policy bundles that one caller reads at once: each is up to 1 MiB in memory.
+const DOCUMENT_STREAMS_PER_CALLER_MAX: usize = 4;
 /// Health watches of one source at once: a proxy may have a few for each of its connections.
 const HEALTH_STREAMS_PER_SOURCE_MAX: usize = 32;
 
@@ -73,7 +73,7 @@ impl AdmissionControl {
             agent_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_AGENT_MAX)),
             agent_token_streams: Arc::new(PerKeyLimit::new(TOKEN_STREAMS_PER_AGENT_MAX)),
             person_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
-            receipt_streams: Arc::new(PerKeyLimit::new(RECEIPT_STREAMS_PER_CALLER_MAX)),
+            document_streams: Arc::new(PerKeyLimit::new(DOCUMENT_STREAMS_PER_CALLER_MAX)),
             health_streams: Arc::new(PerKeyLimit::new(HEALTH_STREAMS_PER_SOURCE_MAX)),
             log_throttle: LogThrottle::default(),
             broker,
@@ -139,8 +139,15 @@ impl AdmissionControl {
 
     /// Counts one more receipt that a caller reads, until the permit is dropped.
     pub(super) fn receipt_stream(&self, caller: &String) -> Result<StreamPermit<String>, Status> {
-        let slot = self.stream_slot(&self.receipt_streams, caller, Class::General)?;
+        let slot = self.stream_slot(&self.document_streams, caller, Class::General)?;
         let gauge = self.broker.metrics().stream_opened("receipt");
+        Ok(StreamPermit::new(slot, gauge))
+    }
+
+    /// Counts one more policy bundle that a caller reads, until the permit is dropped.
+    pub(super) fn bundle_stream(&self, caller: &String) -> Result<StreamPermit<String>, Status> {
+        let slot = self.stream_slot(&self.document_streams, caller, Class::General)?;
+        let gauge = self.broker.metrics().stream_opened("policy_bundle");
         Ok(StreamPermit::new(slot, gauge))
     }
 

@@ -78,6 +78,8 @@ methods! {
     REVOKE_APPROVER_KEYS = "ApprovalService/RevokeApproverKeys", [Operator], Reserved, Unary;
 
     APPLY_POLICY_BUNDLE = "GovernanceService/ApplyPolicyBundle", [Operator], General, Client;
+    PLAN_POLICY_BUNDLE = "GovernanceService/PlanPolicyBundle", [Operator], General, Client;
+    GET_POLICY_PLAN = "GovernanceService/GetPolicyPlan", [Operator, Auditor], General, Server;
     SUSPEND_AGENT = "GovernanceService/SuspendAgent", [Operator], Reserved, Unary;
     RESUME_AGENT = "GovernanceService/ResumeAgent", [Operator], General, Unary;
     END_TASK = "GovernanceService/EndTask", [Operator], Reserved, Unary;
@@ -86,6 +88,8 @@ methods! {
     LIST_AGENTS = "GovernanceService/ListAgents", [Operator, Auditor], General, Unary;
     GET_AGENT = "GovernanceService/GetAgent", [Operator, Auditor], General, Unary;
     WITHDRAW_POLICY_PROPOSAL = "GovernanceService/WithdrawPolicyProposal", [Operator], General, Unary;
+    LIST_POLICY_BUNDLES = "GovernanceService/ListPolicyBundles", [Operator, Auditor], General, Unary;
+    GET_POLICY_BUNDLE = "GovernanceService/GetPolicyBundle", [Operator, Auditor], General, Server;
     FREEZE = "GovernanceService/Freeze", [Operator], Reserved, Unary;
     UNFREEZE = "GovernanceService/Unfreeze", [Operator], General, Unary;
     LIST_FREEZES = "GovernanceService/ListFreezes", [Operator, Auditor], General, Unary;

@@ -3,7 +3,7 @@
 use std::hash::Hash;
 use std::sync::Arc;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 
 /// A concurrent map of `Arc` values. No lock guard leaves it, so that no reader can block the writer or deadlock.
 #[derive(Debug)]
@@ -48,9 +48,18 @@ impl<K: Eq + Hash + Clone, V> ArcMap<K, V> {
         self.0.remove(key);
     }
 
-    /// Inserts a shared value, replacing any other.
-    pub fn insert_arc(&self, key: K, value: Arc<V>) {
-        self.0.insert(key, value);
+    /// Inserts a shared value unless the one there is preferred. `is_kept` must not use this map: it would deadlock.
+    pub fn insert_arc_unless(&self, key: K, value: Arc<V>, is_kept: impl FnOnce(&V) -> bool) {
+        match self.0.entry(key) {
+            Entry::Occupied(mut there) => {
+                if !is_kept(there.get()) {
+                    there.insert(value);
+                }
+            }
+            Entry::Vacant(free) => {
+                free.insert(value);
+            }
+        }
     }
 
     /// Keeps only the keys for which `keep` is true. `keep` must not use this map: it would deadlock.

@@ -59,7 +59,7 @@ pub use key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyStanding, 
 use people::person_changes;
 pub use people::{
     PeopleRegistration, PersonChange, PersonChangeKind, PersonGain, RecoveryRecord,
-    RegistrationError,
+    RegistrationError, people_sentences,
 };
 pub use read::{Draft, DraftError, KeyOutcome, PeopleCredentials, Read, Recorded};
 pub use show::{EntryRuleView, Show, Shown};

@@ -51,6 +51,35 @@ impl PersonChange {
             | PersonChangeKind::Returned => false,
         }
     }
+
+    /// The change in one sentence, without figures.
+    pub fn sentence(&self) -> String {
+        let person = &self.person;
+        match &self.kind {
+            PersonChangeKind::Left => format!("{person} leaves"),
+            PersonChangeKind::LostRoles(roles) => {
+                let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
+                format!("{person} loses the role {}", roles.join(", "))
+            }
+            PersonChangeKind::Narrowed { .. } => {
+                format!("{person} loses groups or registered keys")
+            }
+            PersonChangeKind::Came => format!("{person} comes"),
+            PersonChangeKind::Returned => format!("{person} returns"),
+        }
+    }
+}
+
+/// What a bundle changes for people against another, in sentences: what they lose, then what they get. A person who comes counts as
+/// another than one of this id who left.
+pub fn people_sentences(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
+    let changes = person_changes(Some(before), after, &BTreeSet::new());
+    let gains = person_gains(Some(before), after);
+    changes
+        .iter()
+        .map(PersonChange::sentence)
+        .chain(gains.iter().map(PersonGain::sentence))
+        .collect()
 }
 
 /// The changes between two bundles, by person. A person changes in one way: who loses a role and gains another has lost one.
@@ -122,6 +151,24 @@ pub struct PersonGain {
     pub groups: Vec<GroupId>,
     /// Keys, by their thumbprints.
     pub keys: Vec<Thumbprint>,
+}
+
+impl PersonGain {
+    /// What the person gets, in one sentence.
+    pub fn sentence(&self) -> String {
+        let roles = self
+            .roles
+            .iter()
+            .map(|role| format!("the role {}", role.as_str()));
+        let groups = self.groups.iter().map(|group| format!("the group {group}"));
+        let keys = match self.keys.len() {
+            0 => None,
+            1 => Some("1 registered key".to_owned()),
+            n => Some(format!("{n} registered keys")),
+        };
+        let all: Vec<String> = roles.chain(groups).chain(keys).collect();
+        format!("{} gets {}", self.person, all.join(", "))
+    }
 }
 
 /// What the bundle after another gives people, by person. The first bundle of a realm gives nothing that is news.

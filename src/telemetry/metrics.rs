@@ -196,7 +196,14 @@ impl Default for Metrics {
                 );
             }
         }
-        for kind in ["access_request", "health", "inbox", "token"] {
+        for kind in [
+            "access_request",
+            "health",
+            "inbox",
+            "policy_bundle",
+            "receipt",
+            "token",
+        ] {
             drop(metrics.open_streams.get_or_create(&StreamLabel { kind }));
         }
         for outcome in ["approved", "denied", "expired"] {
@@ -323,7 +330,7 @@ impl Metrics {
         InFlightGuard::raise(&self.feed_subscribers)
     }
 
-    /// A stream of an access request or an inbox is open until the guard is dropped.
+    /// A stream of this kind is open until the guard is dropped.
     pub fn stream_opened(&self, kind: &'static str) -> InFlightGuard {
         let gauge = self
             .open_streams

@@ -46,13 +46,14 @@ pub(super) fn check(
         return Err(VerifyError::Expired(expires_at));
     }
     let ahead = now.plus_secs(LEEWAY_S);
-    for name in ["iat", "nbf"] {
-        if claims
-            .optional_seconds(name)?
-            .is_some_and(|at| Timestamp::from_secs(at) > ahead)
-        {
-            return Err(VerifyError::InvalidDates);
-        }
+    let issued_at = claims.optional_seconds("iat")?.map(Timestamp::from_secs);
+    let not_before = claims.optional_seconds("nbf")?.map(Timestamp::from_secs);
+    if [issued_at, not_before]
+        .into_iter()
+        .flatten()
+        .any(|at| at > ahead)
+    {
+        return Err(VerifyError::InvalidDates);
     }
     if expires_at > now.plus_secs(LIFETIME_MAX_S) {
         return Err(VerifyError::InvalidDates);
@@ -62,6 +63,7 @@ pub(super) fn check(
         subject,
         kid: jws.kid().clone(),
         sha256: Digest::sha256(compact.as_bytes()),
+        issued_at,
         verified_at: now,
         expires_at,
     })

@@ -81,6 +81,16 @@ pub enum VerifyError {
     /// The evidence has expired, or was verified too long ago. Decided after possession.
     #[error("the evidence has expired, or was verified too long ago")]
     Stale,
+    /// The rules refuse the evidence for its age alone. Decided after possession.
+    #[error("the rules refuse evidence of this age: {}, {} s since it was verified{}", since_issue(*issued_at, *ages), ages.verified_ms.div_euclid(1000), listed(rules))]
+    TooOldForRules {
+        /// When it was issued, where it says so.
+        issued_at: Option<Timestamp>,
+        /// The ages of the evidence.
+        ages: EvidenceAges,
+        /// The rules that deny it; empty when no rule allows it.
+        rules: Vec<RuleRef>,
+    },
     /// No policy bundle is in force.
     #[error("no policy bundle is in force")]
     NoRules,
@@ -121,13 +131,27 @@ pub enum VerifyError {
     #[error("the key that verified the evidence is no longer trusted")]
     UntrustedKey,
     /// The rules do not let the agent operate now.
-    #[error("the rules do not let the agent operate: {why}{}", rules.iter().map(|r| format!(", {} ({})", r.id, r.file)).collect::<String>())]
+    #[error("the rules do not let the agent operate: {why}{}", listed(rules))]
     MayNotOperate {
         /// The reason.
         why: DeniedReason,
         /// The rules that deny it.
         rules: Vec<RuleRef>,
     },
+}
+
+fn since_issue(issued_at: Option<Timestamp>, ages: EvidenceAges) -> String {
+    match issued_at {
+        Some(_) => format!("{} s since it was issued", ages.issued_ms.div_euclid(1000)),
+        None => "it does not say when it was issued".to_owned(),
+    }
+}
+
+fn listed(rules: &[RuleRef]) -> String {
+    rules
+        .iter()
+        .map(|rule| format!(", {} ({})", rule.id, rule.file))
+        .collect()
 }
 
 /// Evidence that was valid when it was checked. Made only by [`attest`].
@@ -212,8 +236,8 @@ impl Authenticated {
         now: Timestamp,
     ) -> Result<Verified<'r>, VerifyError> {
         let facts = &self.attested.facts;
-        let age_ms = now.since(facts.verified_at).max(0);
-        if now >= facts.expires_at || age_ms > max_evidence_age_ms {
+        let ages = facts.ages(now);
+        if now >= facts.expires_at || ages.verified_ms > max_evidence_age_ms {
             return Err(VerifyError::Stale);
         }
         let rules = read.rules().ok_or(VerifyError::NoRules)?;
@@ -254,14 +278,19 @@ impl Authenticated {
             }
         }
         let binding = Binding::Jkt(jkt);
-        match rules
-            .bundle
-            .may_operate(&agent, facts.kind, age_ms, binding.as_str(), now)
-        {
-            OperateDecision::Allowed { .. } => {}
-            OperateDecision::Denied { why, rules } => {
-                return Err(VerifyError::MayNotOperate { why, rules });
-            }
+        let asked = |ages| {
+            let bundle = &rules.bundle;
+            bundle.may_operate(&agent, facts.kind, ages, binding.as_str(), now)
+        };
+        if let OperateDecision::Denied { why, rules } = asked(ages) {
+            return Err(match asked(EvidenceAges::ZERO) {
+                OperateDecision::Allowed { .. } => VerifyError::TooOldForRules {
+                    issued_at: facts.issued_at,
+                    ages,
+                    rules,
+                },
+                OperateDecision::Denied { .. } => VerifyError::MayNotOperate { why, rules },
+            });
         }
         let mut not_after = facts
             .expires_at
@@ -281,7 +310,7 @@ impl Authenticated {
             binding,
             task,
             action_digest: self.possession.action_digest(),
-            evidence_age_ms: age_ms,
+            evidence_ages: ages,
             not_after,
             now,
         })
@@ -318,7 +347,7 @@ pub struct Verified<'r> {
     binding: Binding,
     task: Option<Recorded<'r, TaskRecord>>,
     action_digest: Option<Digest>,
-    evidence_age_ms: i64,
+    evidence_ages: EvidenceAges,
     not_after: Timestamp,
     now: Timestamp,
 }
@@ -359,9 +388,9 @@ impl<'r> Verified<'r> {
         self.action_digest
     }
 
-    /// Milliseconds since the evidence was verified.
-    pub const fn evidence_age_ms(&self) -> i64 {
-        self.evidence_age_ms
+    /// The ages of the evidence.
+    pub const fn evidence_ages(&self) -> EvidenceAges {
+        self.evidence_ages
     }
 
     /// Until when it is valid at most.

@@ -11,7 +11,7 @@ use crate::support::*;
 
 fn policy_forbidding_reads(b: &TestBroker) -> std::collections::BTreeMap<String, String> {
     b.env.policy_with("rules/20-guardrails.cedar", |text| {
-        format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
+        format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n")
     })
 }
 
@@ -98,7 +98,7 @@ async fn operator_removed_during_upload_applies_nothing() {
     b.manual_clock.advance_millis(3_600_000);
     let late = b
         .broker
-        .apply_policy_bundle(&call, olga, b.env.policy.clone(), Default::default())
+        .apply_policy_bundle(&call, olga, b.env.policy.clone(), Default::default(), None)
         .await;
     assert_eq!(refused(late), Reason::NotPermitted);
 }
@@ -228,7 +228,7 @@ async fn policy_sweep_survives_concurrent_task_ends() {
     let last = *tasks.last().expect("one");
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!(
-            "{text}\n@id(\"nobody\") forbid (principal, action == Action::\"operate\", resource);\n"
+            "{text}\n@id(\"nobody\") forbid (principal, action == Action::\"operate\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n"
         )
     });
     let mut tail = b.broker.journal().head();

@@ -32,7 +32,7 @@ fn large_bundle(served: &ServedBroker) -> BTreeMap<String, String> {
     for n in 0..PROFILES {
         write!(
             people,
-            "\n[profile.profile-{n:04}]\ngroup = \"a-group-without-any-members-{n:04}\"\nquorum = 1\nwait = \"15m\"\n\
+            "\n[profile.profile-{n:04}]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\n\
              good_for = \"10m\"\nmethod = \"key\"\n"
         )
         .expect("text");
@@ -46,16 +46,25 @@ fn large_bundle(served: &ServedBroker) -> BTreeMap<String, String> {
         )
         .expect("text");
     }
+    let mut silences = String::new();
     let agents = files.get_mut("agents.toml").expect("agents");
     for n in 0..AGENTS {
         let (model, id) = ("m".repeat(120), format!("agent-{n:04}"));
         write!(
             agents,
             "\n[[agent]]\nid = \"{id}\"\nspiffe_id = \"spiffe://soc.example/agent/{id}\"\nowner = \"dana\"\n\
-             environment = \"prod\"\nmodel = \"{model}\"\nautonomy = \"{model}\"\ngroups = [{}]\nactions = [\"case.read\"]\n",
+             environment = \"prod\"\nmodel = \"{model}\"\nautonomy = \"supervised\"\ngroups = [{}]\nactions = [\"case.read\"]\n",
             groups(20)
         )
         .expect("text");
+        for check in ["cannot-operate", "never-granted"] {
+            write!(
+                silences,
+                "[[silence]]\ncheck = \"{check}\"\nof = \"{id}\"\nreason = \"{}\"\n",
+                "because ".repeat(60)
+            )
+            .expect("text");
+        }
     }
     // Far more groups than a message holds.
     let many = format!("groups = [\"soc\", {}]", groups(1_200));
@@ -70,6 +79,7 @@ fn large_bundle(served: &ServedBroker) -> BTreeMap<String, String> {
         )
         .expect("text");
     }
+    files.insert("checks.toml".to_owned(), silences);
     files.insert("rules/30-many.cedar".to_owned(), rules);
     let entities = files.get_mut("entities.json").expect("entities");
     *entities = entities.replacen("Ann Archer", &"A".repeat(90_000), 1);
@@ -127,7 +137,7 @@ async fn answers_of_a_large_realm_fit_into_messages() {
     assert!(operator.rules().await.expect("rules").len() > RULES);
 
     let agents = operator.agents().await.expect("agents");
-    assert_eq!(agents.len(), AGENTS + 2);
+    assert_eq!(agents.len(), AGENTS + 3);
     let triage = operator
         .agent(&AgentId::parse("triage").expect("id"))
         .await

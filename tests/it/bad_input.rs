@@ -392,7 +392,15 @@ async fn malformed_messages_are_rejected() {
 
 #[tokio::test]
 async fn pending_and_refusal_caps() {
-    let b = TestBroker::start().await;
+    let mut env = TestEnvironment::new();
+    let entities = env.policy.get_mut("entities.json").expect("entities");
+    let web = entities
+        .find("{ \"uid\": { \"type\": \"Host\", \"id\": \"web-1\"")
+        .expect("a host");
+    let next = entities[web..].find("},\n  {").expect("another") + 3;
+    let another = entities[web..web + next].replace("web-1", "web-2");
+    entities.insert_str(web, &another);
+    let b = TestBroker::start_with(env, Default::default()).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     // Five may be pending.
@@ -414,7 +422,7 @@ async fn pending_and_refusal_caps() {
     b.request_token(&triage, task, &host, 300, "p-4")
         .await
         .pending();
-    let other = action("host.isolate", "Host", "web-1", CASES, &[]);
+    let other = action("host.isolate", "Host", "web-2", IDP, &[]);
     assert_eq!(
         refused(b.request_token(&triage, task, &other, 300, "p-5").await),
         Reason::TooManyPending

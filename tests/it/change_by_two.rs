@@ -48,7 +48,7 @@ async fn apply_as(b: &TestBroker, name: &str, files: Files) -> Result<BundleAppl
     let call = b.person_call(APPLY, name);
     let operator = b.broker.authenticate_person(&call)?;
     b.broker
-        .apply_policy_bundle(&call, operator, files, Default::default())
+        .apply_policy_bundle(&call, operator, files, Default::default(), None)
         .await
 }
 
@@ -365,12 +365,12 @@ const SENTENCES: &[SummaryRow] = &[
     (
         "rules/20-guardrails.cedar",
         "@max_ttl(\"10m\")\nforbid",
-        "@max_ttl(\"20m\")\nforbid",
-        "the rule writes-are-short changes: effect forbid beyond a life of 20m instead of forbid beyond a life of 10m",
+        "@max_ttl(\"5m\")\nforbid",
+        "the rule writes-are-short changes: effect forbid beyond a life of 5m instead of forbid beyond a life of 10m",
     ),
     (
         "schema.cedarschema",
-        "      @sensitive\n",
+        "    @sensitive\n",
         "",
         "the action case.note changes: parameters {text: text, \"Text of the note\"} instead of {text: text, sensitive, \"Text of the note\"}",
     ),
@@ -383,14 +383,14 @@ const SENTENCES: &[SummaryRow] = &[
     (
         "rules/90-more.cedar",
         "",
-        "@id(\"more\") forbid (principal, action, resource) when { context.binding == \"\" };",
+        "@id(\"more\") forbid (principal, action == Action::\"case.read\", resource == Case::\"INC-8850\");",
         "the rule more comes: conditions with the digest ",
     ),
     (
-        "people.toml",
-        "[profile.two-security]",
-        "[profile.unused]\ngroup = \"nobody\"\nwait = \"5m\"\ngood_for = \"5m\"\nmethod = \"key\"\n\n[profile.two-security]",
-        "WARNING: people.toml:",
+        "schema.cedarschema",
+        "@reversible(\"reversible\")\n@undo(\"Delete",
+        "@reversible(\"irreversible\")\n@undo(\"Delete",
+        "WARNING: schema.cedarschema: action \"case.note\" is irreversible, and no person is asked",
     ),
 ];
 

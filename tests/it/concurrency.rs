@@ -224,7 +224,7 @@ async fn no_mint_after_revocation() {
             1 => b.suspend("triage").await.map(|(_, index)| index),
             _ => {
                 let shut = b.env.policy_with("rules/20-guardrails.cedar", |t| {
-                    format!("{t}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
+                    format!("{t}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n")
                 });
                 b.apply_policy(shut)
                     .await

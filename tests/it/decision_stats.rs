@@ -403,6 +403,6 @@ async fn stats_over_grpc() {
         "opened, requested, issued: {found:?}"
     );
     let agent = olga.agent(&agent_id("triage")).await.expect("may read");
-    assert_eq!(agent.activity.len(), 4);
+    assert_eq!(agent.activity.len(), 7);
     assert!(agent.attested_at.is_some());
 }

@@ -170,7 +170,7 @@ async fn every_kind() -> TestBroker {
     b.apply_policy(limited.clone()).await.expect("applied");
     let task = life(&b, &triage, Some(60)).await;
     let forbidden = "@id(\"no-reads\")\n@why(\"Nothing is read.\")\n\
-         forbid (principal, action == Action::\"case.read\", resource);\n";
+         forbid (principal, action == Action::\"case.read\", resource) when { context.evidence.verified_age < duration(\"365d\") };\n";
     let mut without_reads = limited;
     without_reads.insert("rules/30-more.cedar".to_owned(), forbidden.to_owned());
     b.apply_policy(without_reads.clone())

@@ -40,10 +40,10 @@ async fn malformed_evidence_is_rejected() {
     open_task_with_svid(
         &b,
         b.env
-            .svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })),
+            .svid_with(json!({ "sub": ID, "aud": URL, "iat": now, "exp": now + 300 })),
     )
     .await
-    .expect("iat is optional, aud may be a string");
+    .expect("aud may be a string");
     let fractions = json!({
         "sub": ID, "aud": URL, "exp": now as f64 + 300.75, "iat": now as f64 + 0.25, "nbf": now as f64 - 0.5,
     });

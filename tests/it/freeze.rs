@@ -461,13 +461,20 @@ async fn operators_list_tasks_and_agents() {
         .iter()
         .map(|a| (a.id.as_str(), a.suspended, a.frozen.len(), a.tasks_running))
         .collect();
-    assert_eq!(shown, [("reporter", false, 1, 0), ("triage", true, 0, 0)]);
+    assert_eq!(
+        shown,
+        [
+            ("reporter", false, 1, 0),
+            ("responder", false, 1, 0),
+            ("triage", true, 0, 0)
+        ]
+    );
     let after = AgentId::parse("reporter").expect("id");
     let page = b
         .broker
         .list_agents(&call("ListAgents"), Some(&after), 100)
         .expect("lists");
-    assert_eq!(page.len(), 1);
+    assert_eq!(page.len(), 2);
     // An approver without the operator role is refused.
     let call = b.person_call("dipylon.v1.GovernanceService/ListTasks", "maria");
     let refusal = b.broker.list_tasks(&call, &TaskFilter::default());

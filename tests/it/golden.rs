@@ -93,6 +93,7 @@ fn evidence() -> EvidenceFacts {
         subject: word("spiffe://soc.example/agent/triage", SpiffeId::parse),
         kid: word("k-1", KeyId::parse),
         sha256: digest(1),
+        issued_at: Some(Timestamp::from_secs(1_799_999_985)),
         verified_at: Timestamp::from_millis(1_800_000_000_123),
         expires_at: Timestamp::from_secs(1_800_000_300),
     }
@@ -127,7 +128,8 @@ fn decision() -> DecisionRecord {
             ttl_ms: 600_000,
             approvals: vec![profile().name],
             evidence_kind: EvidenceKind::JwtSvid,
-            evidence_age_ms: 17,
+            evidence_issued_age_ms: 15_140,
+            evidence_verified_age_ms: 17,
             binding: "jkt".into(),
             task_age_ms: 99,
             now: Timestamp::from_millis(1_800_000_000_140),

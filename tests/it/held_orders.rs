@@ -38,7 +38,7 @@ async fn apply_as(b: &TestBroker, by: &str, files: std::collections::BTreeMap<St
     let operator = b.broker.authenticate_person(&call).expect("an operator");
     let applied = b
         .broker
-        .apply_policy_bundle(&call, operator, files, Default::default())
+        .apply_policy_bundle(&call, operator, files, Default::default(), None)
         .await;
     assert!(applied.expect("applied").changed);
 }

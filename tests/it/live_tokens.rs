@@ -37,7 +37,10 @@ async fn agent_ceiling_usage() {
             ("account.disable", 1, true),
             ("case.read", 1, true),
             ("case.note", 0, true),
+            ("host.collect", 0, true),
             ("host.isolate", 0, true),
+            ("logs.search", 0, true),
+            ("session.end", 0, true),
         ]
     );
     let reporter = show("reporter");

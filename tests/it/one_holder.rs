@@ -288,7 +288,7 @@ async fn bundle_registers_no_key_twice() {
         for (path, text) in &files {
             site.write(&format!("policy/{path}"), text);
         }
-        let (code, _, error) = site.run(&["policy", "check", "policy"]);
+        let (code, error, _) = site.run(&["policy", "check", "policy"]);
         assert_eq!(code, 1, "{what}: {error}");
         assert!(says_why(&error), "{what}: {error}");
         let refusal = b.apply_policy(files.clone()).await.expect_err(what);

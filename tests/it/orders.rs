@@ -163,7 +163,7 @@ async fn a_frozen_token_has_one_end() {
     let frozen = b.freeze("action/case.read").await.expect("frozen");
     assert_eq!(frozen.tokens, 1);
     let forbid = "@id(\"stop\")\n@why(\"Stop.\")\n\
-        forbid (principal, action == Action::\"case.read\", resource);\n";
+        forbid (principal, action == Action::\"case.read\", resource) when { context.evidence.verified_age < duration(\"365d\") };\n";
     let files = b
         .env
         .policy_with("rules/30-stop.cedar", |_| forbid.to_owned());

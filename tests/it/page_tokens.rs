@@ -16,11 +16,12 @@ use crate::support::served_broker::{ServedBroker, token_request};
 use crate::support::{disable, rand_u64, read_case};
 
 /// The lists with pages, by the method that reads one row of them.
-const LISTS: [&str; 10] = [
+const LISTS: [&str; 11] = [
     "ApprovalService/ListAccessRequests",
     "ApprovalService/ListApprovers",
     "GovernanceService/ListAgents",
     "GovernanceService/ListFreezes",
+    "GovernanceService/ListPolicyBundles",
     "GovernanceService/ListTasks",
     "GovernanceService/ListRules",
     "GovernanceService/ListApproverStats",
@@ -104,6 +105,11 @@ impl<'a> Reader<'a> {
                 freezes,
                 |row: v1::ActiveFreeze| row.scope
             ),
+            "ListPolicyBundles" => read!(
+                governance.list_policy_bundles(ListPolicyBundlesRequest {}),
+                bundles,
+                |row: v1::PolicyBundleInForce| row.version
+            ),
             "ListTasks" => read!(
                 governance.list_tasks(ListTasksRequest {
                     agent_id: String::new(),
@@ -154,6 +160,11 @@ async fn with_two_of_each() -> ServedBroker {
             .expect("issued");
     }
     let operator = served.operator("olga");
+    let documented = served
+        .env
+        .policy_with("README.md", |_| "Ours.\n".to_owned());
+    let applied = operator.apply_policy_bundle(&documented).await;
+    applied.expect("in force");
     for scope in ["action/case.note", "action/host.isolate"] {
         let scope = FreezeScope::parse(scope).expect("scope");
         operator.freeze(&scope, "").await.expect("frozen");

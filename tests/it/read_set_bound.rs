@@ -100,7 +100,7 @@ async fn entries_rest_on_few_streams_in_a_large_realm() {
             text.replace(&old, &new)
         })
     });
-    let forbid = "@id(\"stop\")\n@why(\"Stop.\")\nforbid (principal, action == Action::\"case.read\", resource);\n";
+    let forbid = "@id(\"stop\")\n@why(\"Stop.\")\nforbid (principal, action == Action::\"case.read\", resource) when { context.evidence.verified_age < duration(\"365d\") };\n";
     files.insert("rules/30-stop.cedar".to_owned(), forbid.to_owned());
     let applied = b.apply_policy(files).await.expect("in force");
     assert_eq!((applied.revoked.tasks, applied.revoked.grants), (0, AGENTS));

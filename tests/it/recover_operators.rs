@@ -300,9 +300,9 @@ async fn a_rollback_to_revoked_operators_is_refused() {
     assert_eq!(refused(last), Reason::LastOperatorKey);
     let call = b.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "otto");
     let otto = b.broker.authenticate_person(&call).expect("otto");
-    let rollback = b
-        .broker
-        .apply_policy_bundle(&call, otto, without_otto, Default::default());
+    let rollback =
+        b.broker
+            .apply_policy_bundle(&call, otto, without_otto, Default::default(), None);
     let refusal = rollback.await.expect_err("only olga is left in it");
     assert_eq!(refusal.reason, Reason::InvalidPolicyBundle);
     assert!(

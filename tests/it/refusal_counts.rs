@@ -61,17 +61,19 @@ async fn refusals_before_authentication_are_counted() {
     // What is left is counted at the stop.
     let last = malformed();
     b.broker.record_final_counts().await;
-    let explain = |b: &TestBroker, id: String| {
+    let explain = async |b: &TestBroker, id: String| {
         let call = b.person_call(&format!("{GOVERNANCE}/Explain"), "olga");
-        b.broker.explain(&call, &id)
+        b.broker.explain(&call, &id).await
     };
-    let remembered = explain(&b, last.correlation.to_string()).expect("remembered");
+    let remembered = explain(&b, last.correlation.to_string()).await;
+    let remembered = remembered.expect("remembered");
     assert!(remembered.headline.contains("MALFORMED"), "{remembered:?}");
     let b = b.restart(FaultInjection::default()).await;
     let counted = counts(&b).await;
     assert_eq!(counted.len(), 2);
     assert!(counted[0].starts_with("1 since "), "{counted:?}");
-    let forgotten = explain(&b, last.correlation.to_string()).expect_err("before the start");
+    let forgotten = explain(&b, last.correlation.to_string()).await;
+    let forgotten = forgotten.expect_err("before the start");
     assert_eq!(forgotten.reason, Reason::NotFound);
     let message = &forgotten.message;
     assert!(message.contains("since its start at 20"), "{message}");
@@ -84,11 +86,11 @@ async fn a_strangers_flood_pushes_out_no_refusal_of_an_operator() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    let explain = |id: String| {
+    let explain = async |id: String| {
         let call = b.person_call(&format!("{GOVERNANCE}/Explain"), "olga");
-        b.broker.explain(&call, &id)
+        b.broker.explain(&call, &id).await
     };
-    let refused_call = explain(DecisionId::from_random([7; 16]).to_string());
+    let refused_call = explain(DecisionId::from_random([7; 16]).to_string()).await;
     let refused_call = refused_call.expect_err("no such decision");
 
     let thief = TestAgent {
@@ -109,7 +111,7 @@ async fn a_strangers_flood_pushes_out_no_refusal_of_an_operator() {
         let begun = b.broker.begin_enrolment("console/enrol/begin", &guess);
         assert_eq!(refused(begun), Reason::InvalidInvitation);
     }
-    let remembered = explain(refused_call.correlation.to_string());
+    let remembered = explain(refused_call.correlation.to_string()).await;
     assert!(remembered.is_ok(), "{remembered:?}");
     b.broker.record_final_counts().await;
     let counted = counts(&b).await.concat();

@@ -75,7 +75,7 @@ async fn names_that_letter_case_alone_tells_apart_are_refused() {
     for (path, text) in &files {
         site.write(&format!("policy/{path}"), text);
     }
-    let (code, _, checked) = site.run(&["policy", "check", "policy"]);
+    let (code, checked, _) = site.run(&["policy", "check", "policy"]);
     assert_ne!(code, 0);
     let applied = s.operator("olga").apply_policy_bundle(&files).await;
     let applied = applied.expect_err("refused").to_string();
@@ -100,7 +100,7 @@ async fn names_that_letter_case_alone_tells_apart_are_refused() {
         ),
         (
             format!("agents.toml:{}", line(agents, "[[agent]]\nid = \"Triage\"")),
-            "environment \"Prod\" differs from \"prod\"",
+            "environment \"Prod\" is not among `environments`",
         ),
         (
             format!("agents.toml:{}", line(agents, "[[agent]]\nid = \"Triage\"")),

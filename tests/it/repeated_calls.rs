@@ -467,10 +467,11 @@ async fn an_expired_approval_has_a_reason_of_its_own() {
             .status
             .as_str()
     };
-    let explained = |id: AccessRequestId| {
+    let explained = async |id: AccessRequestId| {
         let call = b.person_call("dipylon.v1.GovernanceService/Explain", "olga");
         b.broker
             .explain(&call, &id.to_string())
+            .await
             .expect("explains")
             .headline
     };
@@ -480,14 +481,14 @@ async fn an_expired_approval_has_a_reason_of_its_own() {
         assert_eq!(status(approved), "approval_expired");
         assert_eq!(status(ignored), "expired");
         assert!(
-            explained(approved).starts_with("approval_expired: "),
+            explained(approved).await.starts_with("approval_expired: "),
             "{}",
-            explained(approved)
+            explained(approved).await
         );
         assert!(
-            explained(ignored).starts_with("expired: "),
+            explained(ignored).await.starts_with("expired: "),
             "{}",
-            explained(ignored)
+            explained(ignored).await
         );
         let denied = ask("ann", "r-1").await.denied();
         assert_eq!(denied.why, DeniedReason::ApprovalExpired);

@@ -77,7 +77,7 @@ async fn apply(
     let operator = b.broker.authenticate_person(&call)?;
     let applied = b
         .broker
-        .apply_policy_bundle(&call, operator, files, Default::default())
+        .apply_policy_bundle(&call, operator, files, Default::default(), None)
         .await?;
     assert!(applied.changed);
     Ok(())
@@ -129,7 +129,7 @@ async fn a_loop_of_applies_does_not_keep_a_revocation_out() {
             let applied =
                 thief
                     .broker
-                    .apply_policy_bundle(&call, operator, files, Default::default());
+                    .apply_policy_bundle(&call, operator, files, Default::default(), None);
             applied.await
         };
         let mut applying = tokio::spawn(applying);

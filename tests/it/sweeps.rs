@@ -155,7 +155,7 @@ async fn the_records_of_many_agents_fit_into_entries() {
     // Rules that allow nothing any more: tasks go on, tokens and access requests end.
     let mut files = bundle(&fleet.b.env.policy, 1);
     let forbid = "@id(\"stop\")\n@why(\"Stop.\")\n\
-        forbid (principal, action in [Action::\"read\", Action::\"write\"], resource);\n";
+        forbid (principal, action in [Action::\"read\", Action::\"write\"], resource) when { context.evidence.verified_age < duration(\"365d\") };\n";
     files.insert("rules/30-stop.cedar".to_owned(), forbid.to_owned());
     let revoked = fleet.apply(files).await.revoked;
     assert_eq!(

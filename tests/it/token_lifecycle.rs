@@ -178,7 +178,7 @@ async fn policy_tightened_before_mint_denies() {
         .access_request;
     b.approve("maria", id, "one-security").await;
     let tight = b.env.policy_with("rules/20-guardrails.cedar", |text| {
-        format!("{text}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
+        format!("{text}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n")
     });
     let applied = b.apply_policy(tight).await.expect("applied");
     assert!(applied.changed);
@@ -198,7 +198,7 @@ async fn policy_tightened_before_mint_denies() {
         "a token that is still allowed stays active"
     );
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
-        format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
+        format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n")
     });
     assert_eq!(
         b.apply_policy(shut).await.expect("applied").revoked.grants,

@@ -31,7 +31,7 @@ const CHANGES: [FactChange; 9] = [
     (
         "agents.toml",
         "autonomy = \"supervised\"",
-        "autonomy = \"unattended\"",
+        "autonomy = \"autonomous\"",
         "agent's autonomy",
     ),
     (

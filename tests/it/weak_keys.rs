@@ -22,7 +22,7 @@ fn weak_keys_of_people_are_refused() {
             key.jwk["x"], key.jwk["y"]
         );
         site.write("policy/people.toml", &(people.clone() + &entry));
-        let (code, _, error) = site.run(&["policy", "check", "policy"]);
+        let (code, error, _) = site.run(&["policy", "check", "policy"]);
         assert_eq!(code, 1, "{}: {error}", key.name);
         assert!(
             error.contains("people.toml") && error.contains(key.why),
@@ -31,7 +31,7 @@ fn weak_keys_of_people_are_refused() {
         );
     }
     site.write("policy/people.toml", people);
-    let (code, _, error) = site.run(&["policy", "check", "policy"]);
+    let (code, error, _) = site.run(&["policy", "check", "policy"]);
     assert_eq!(code, 0, "{error}");
 }
 

@@ -115,6 +115,7 @@ const fn opens_a_group(kind: SectionKind) -> bool {
     match kind {
         SectionKind::Parameters
         | SectionKind::Changes
+        | SectionKind::Plan
         | SectionKind::Target
         | SectionKind::Unusual
         | SectionKind::Who

@@ -63,6 +63,9 @@ pub struct Card {
     pub openings: Option<ActionSecret>,
     /// What a proposed policy bundle changes; absent for the request of an agent.
     pub changes: Option<PolicyChanges>,
+    /// What it would end, and how it would have decided what is on record, in sentences that say when that was looked at. Beside what is
+    /// signed. Empty for the request of an agent.
+    pub plan: Vec<String>,
     /// The requester: an agent, or a person who proposes a policy bundle.
     pub requester: Requester,
     /// The rules that require approval.
@@ -233,6 +236,8 @@ pub struct Attestation {
     pub kind: String,
     /// The workload it names.
     pub subject: SpiffeId,
+    /// When its issuer issued it; absent when it does not say.
+    pub issued_at: Option<Timestamp>,
     /// When the broker verified it.
     pub verified_at: Timestamp,
     /// When it expires.

@@ -17,6 +17,7 @@ impl Card {
         let sections = [
             (SectionKind::Parameters, self.parameters()),
             (SectionKind::Changes, self.changes()),
+            (SectionKind::Plan, self.plan()),
             (SectionKind::Target, self.target()),
             (SectionKind::Effect, self.effect()),
             (SectionKind::Unusual, self.anomalies()),
@@ -90,6 +91,10 @@ impl Card {
             relative_time(attestation.verified_at, now),
             attestation.verified_at
         ));
+        verified.lines.push(match attestation.issued_at {
+            Some(at) => format!("issued {} ({at})", relative_time(at, now)),
+            None => "which does not say when it was issued".to_owned(),
+        });
         let claims = match &by.registered {
             Some(claims) => vec![
                 CardRow::known("environment", &claims.environment),
@@ -122,14 +127,19 @@ impl Card {
     }
 
     fn effect(&self) -> Vec<CardRow> {
-        let for_good = self.reversible.trim().eq_ignore_ascii_case("no");
-        let mut rows = vec![
-            CardRow::known("effect", &self.effect),
-            match for_good {
-                true => CardRow::alarm("reversible", "NO: it cannot be undone"),
-                false => CardRow::known("reversible", &self.reversible),
-            },
-        ];
+        let reversible = match Reversibility::parse(&self.reversible) {
+            Ok(Reversibility::NothingChanges) => CardRow::known("reversible", "nothing changes"),
+            Ok(Reversibility::Reversible) => CardRow::known("reversible", "yes"),
+            Ok(Reversibility::Recoverable) => {
+                CardRow::alarm("reversible", "only by another process")
+            }
+            Ok(Reversibility::Irreversible) => {
+                CardRow::alarm("reversible", "NO: it cannot be undone")
+            }
+            // Of a broker with other words.
+            Err(_) => CardRow::known("reversible", &self.reversible),
+        };
+        let mut rows = vec![CardRow::known("effect", &self.effect), reversible];
         if !self.undo.is_empty() {
             rows.push(CardRow::new("undo", &self.undo));
         }
@@ -218,6 +228,11 @@ impl Card {
             row
         }));
         rows
+    }
+
+    fn plan(&self) -> Vec<CardRow> {
+        let lines = self.plan.iter();
+        lines.map(|line| CardRow::new("plan", line)).collect()
     }
 
     fn target(&self) -> Vec<CardRow> {

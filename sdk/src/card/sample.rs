@@ -59,7 +59,7 @@ pub fn card() -> Card {
         realm: Realm::parse("prod").expect("realm"),
         title: "Disable an account".to_owned(),
         effect: "The person cannot sign in.".to_owned(),
-        reversible: "yes".to_owned(),
+        reversible: "reversible".to_owned(),
         undo: "Enable it again.".to_owned(),
         risk: Some(Risk::High),
         action: Some(Arc::new(action("ann", true))),
@@ -67,6 +67,7 @@ pub fn card() -> Card {
         target_attributes: Some(vec![("environment".to_owned(), "prod".to_owned())]),
         openings: None,
         changes: None,
+        plan: Vec::new(),
         requester: Requester::Agent(Box::new(RequestingAgent {
             id: AgentId::parse("ci").expect("agent"),
             owner: PersonRef {
@@ -81,6 +82,7 @@ pub fn card() -> Card {
             verified: Attestation {
                 kind: "jwt-svid".to_owned(),
                 subject: SpiffeId::parse("spiffe://soc.example/ci").expect("subject"),
+                issued_at: Some(NOW.plus_secs(-42)),
                 verified_at: NOW.plus_secs(-12),
                 expires_at: NOW.plus_secs(288),
             },

@@ -100,6 +100,8 @@ pub enum SectionKind {
     Parameters,
     /// What does a proposed policy bundle change?
     Changes,
+    /// What would it end, and have decided?
+    Plan,
     /// What is known of the target?
     Target,
     /// What happens, and can it be undone?
@@ -131,6 +133,7 @@ impl SectionKind {
             Self::Effect => "effect",
             Self::Parameters => "parameters",
             Self::Changes => "changes",
+            Self::Plan => "plan",
             Self::Target => "target",
             Self::Unusual => "unusual",
             Self::History => "history",
@@ -148,6 +151,7 @@ impl SectionKind {
             Self::Effect => "Effect",
             Self::Parameters => "Parameters",
             Self::Changes => "Changes of the policy bundle",
+            Self::Plan => "Plan of the broker (not signed)",
             Self::Target => "Target",
             Self::Unusual => "Unusual",
             Self::History => "History",

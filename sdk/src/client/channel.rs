@@ -145,6 +145,14 @@ pub mod methods {
         GetAgent = "dipylon.v1.GovernanceService/GetAgent", GetAgentRequest, GetAgentResponse, true;
         Freeze = "dipylon.v1.GovernanceService/Freeze", FreezeRequest, FreezeResponse, true;
         WithdrawPolicyProposal = "dipylon.v1.GovernanceService/WithdrawPolicyProposal", WithdrawPolicyProposalRequest, WithdrawPolicyProposalResponse, false;
+        ListPolicyBundles =
+            "dipylon.v1.GovernanceService/ListPolicyBundles", ListPolicyBundlesRequest, ListPolicyBundlesResponse, true;
+        PlanPolicyBundle =
+            "dipylon.v1.GovernanceService/PlanPolicyBundle", PlanPolicyBundleRequest, PlanPolicyBundleResponse, true;
+        GetPolicyPlan =
+            "dipylon.v1.GovernanceService/GetPolicyPlan", GetPolicyPlanRequest, GetPolicyPlanResponse, true;
+        GetPolicyBundle =
+            "dipylon.v1.GovernanceService/GetPolicyBundle", GetPolicyBundleRequest, GetPolicyBundleResponse, true;
         Unfreeze = "dipylon.v1.GovernanceService/Unfreeze", UnfreezeRequest, UnfreezeResponse, false;
         ListFreezes = "dipylon.v1.GovernanceService/ListFreezes", ListFreezesRequest, ListFreezesResponse, true;
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
@@ -444,6 +452,7 @@ impl RetryState {
             Error::Refused(_) => M::REPEATABLE && status.code() == Code::Unavailable,
             Error::Unreachable { .. } => M::REPEATABLE,
             Error::TimedOut { .. }
+            | Error::NoNewerEvidence(_)
             | Error::TokenEnded { .. }
             | Error::Url(_)
             | Error::Trust(_)

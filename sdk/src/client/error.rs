@@ -37,6 +37,11 @@ pub enum Error {
     /// The broker refused the call.
     #[error("{0}")]
     Refused(RefusedCall),
+    /// The broker refused the evidence as too old that its source had just given: newer evidence must come from the issuer.
+    #[error(
+        "{0}; the evidence is what its source gave for this very call: renew it at its issuer, then call again"
+    )]
+    NoNewerEvidence(RefusedCall),
     /// The token has ended: it is no longer presented.
     #[error("the token has ended: {cause}")]
     TokenEnded {
@@ -102,7 +107,8 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Refused(refused) => refused.is_retryable(),
-            Self::Url(_)
+            Self::NoNewerEvidence(_)
+            | Self::Url(_)
             | Self::Trust(_)
             | Self::TokenEnded { .. }
             | Self::Evidence(_)
@@ -123,9 +129,19 @@ impl Error {
         }
     }
 
+    /// The error of a call that carried evidence fetched for it: asking the same source again would not help.
+    pub(super) fn of_fresh_evidence(self) -> Self {
+        match self {
+            Self::Refused(refused) if refused.reason == Some(Reason::EvidenceStale) => {
+                Self::NoNewerEvidence(refused)
+            }
+            other => other,
+        }
+    }
+
     fn refused(&self) -> Option<&RefusedCall> {
         match self {
-            Self::Refused(refused) => Some(refused),
+            Self::Refused(refused) | Self::NoNewerEvidence(refused) => Some(refused),
             Self::Url(_)
             | Self::Trust(_)
             | Self::Unreachable { .. }

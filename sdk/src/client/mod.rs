@@ -18,6 +18,7 @@ pub(crate) mod http;
 #[cfg(feature = "internals")]
 pub mod http;
 mod operator;
+mod policy_chunks;
 mod responses;
 mod task_handle;
 #[cfg(test)]

@@ -5,24 +5,37 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::channel::RpcMethod;
+use super::policy_chunks::{BundleAssembly, chunks, plan_chunks};
 use super::responses::{
     ActiveToken, AgentInfo, AppliedBundle, ApproverInfo, ApproverStatistics, EnrolmentInvitation,
-    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, KeyRevocationReport, ReadWire,
-    RuleStatistics, SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry,
-    TokenRevocation,
+    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, KeyRevocationReport,
+    PolicyBundleContent, PolicyBundleInfo, PolicyStatus, ReadWire, RuleStatistics,
+    SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation,
 };
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, FreezeScope, ParseError, PersonId, Secret, TaskId, Thumbprint,
-    TokenId, UntrustedText,
+    AccessRequestId, AgentId, Digest, DigestPrefix, FreezeScope, ParseError, PersonId, PolicyPlan,
+    Secret, TaskId, Thumbprint, TokenId, UntrustedText, json,
 };
 use crate::proto::v1;
 
 /// Longest receipt that a broker sends, in bytes.
 const RECEIPT_BYTES_MAX: usize = 1024 * 1024;
-/// Longest wait for the whole receipt.
-const RECEIPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest plan that a broker sends, in bytes.
+const PLAN_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Time between two questions for a plan that is being made.
+const PLAN_POLL: Duration = Duration::from_millis(300);
+/// Longest wait for a whole receipt or policy bundle.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the broker sent of a plan.
+enum PlanPart {
+    Whole(String),
+    /// It is being made: decisions looked at so far.
+    Running(u64),
+    TooLong,
+}
 
 /// A client for operators and auditors: policy, agents, freezes, people, statistics and the journal.
 ///
@@ -48,18 +61,86 @@ impl OperatorClient {
         &self,
         files: &BTreeMap<String, String>,
     ) -> Result<AppliedBundle, Error> {
-        self.apply_policy_bundle_returning(files, &[]).await
+        self.apply_policy_bundle_returning(files, &[], None).await
     }
 
     /// The same, with the people who return: the bundle registers them again, or gives a role back, and they are the same as before,
-    /// so their passkeys and registered keys count again.
+    /// so their passkeys and registered keys count again. With a base version, the bundle is refused while another one is in force.
     pub async fn apply_policy_bundle_returning(
         &self,
         files: &BTreeMap<String, String>,
         returning: &[PersonId],
+        base: Option<&Digest>,
     ) -> Result<AppliedBundle, Error> {
         let options = CallOptions::by(&self.identity);
-        self.apply(options, files, returning).await
+        self.apply(options, files, returning, base).await
+    }
+
+    /// Plans a policy bundle: what it would end, and what it would have decided of the decisions of so many days (1 to 366). Waits for
+    /// the plan; `progress` is told how many decisions were looked at. When the future is dropped, the broker gives the plan up within
+    /// half a minute, and at once for another plan of the same operator.
+    pub async fn plan_policy_bundle(
+        &self,
+        files: &BTreeMap<String, String>,
+        returning: &[PersonId],
+        days: u32,
+        mut progress: impl FnMut(u64),
+    ) -> Result<PolicyPlan, Error> {
+        let options = CallOptions::by(&self.identity);
+        let begun = self
+            .endpoint
+            .call::<methods::PlanPolicyBundle>(options, &plan_chunks(files, returning, days))
+            .await?;
+        let request = v1::GetPolicyPlanRequest {
+            plan_id: begun.plan_id,
+        };
+        loop {
+            match self.policy_plan(&request).await? {
+                Ok(plan) => return Ok(plan),
+                Err(decisions) => progress(decisions),
+            }
+            tokio::time::sleep(PLAN_POLL).await;
+        }
+    }
+
+    /// A plan, or how many decisions were looked at so far.
+    async fn policy_plan(
+        &self,
+        request: &v1::GetPolicyPlanRequest,
+    ) -> Result<Result<PolicyPlan, u64>, Error> {
+        let options = CallOptions::by(&self.identity);
+        let mut parts = self
+            .endpoint
+            .watch::<methods::GetPolicyPlan>(options, request)
+            .await?;
+        let mut text = String::new();
+        let received = async {
+            while let Some(message) = parts.message().await? {
+                if text.len().saturating_add(message.part.len()) > PLAN_BYTES_MAX {
+                    return Ok(PlanPart::TooLong);
+                }
+                text.push_str(&message.part);
+                if message.is_last {
+                    return Ok(PlanPart::Whole(text));
+                }
+                if message.part.is_empty() {
+                    return Ok(PlanPart::Running(message.decisions));
+                }
+            }
+            Err(Status::unavailable("the plan was cut; get it again"))
+        };
+        let received = tokio::time::timeout(DOCUMENT_TIMEOUT, received).await;
+        let received = received
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("the plan did not arrive in time")));
+        let wrong = |why: String| Error::Answer(ParseError::new("plan", why));
+        match received.map_err(|status| self.endpoint.stream_error(&status))? {
+            PlanPart::Whole(text) => {
+                let plan = json::parse_as(text.as_bytes());
+                Ok(Ok(plan.map_err(|e| wrong(e.to_string()))?))
+            }
+            PlanPart::Running(decisions) => Ok(Err(decisions)),
+            PlanPart::TooLong => Err(wrong("is beyond 4 MiB".to_owned())),
+        }
     }
 
     /// Applies the first policy bundle of a broker, with the one-time code that the broker printed at its start. The bundle
@@ -73,7 +154,7 @@ impl OperatorClient {
             code: Some(code),
             ..CallOptions::by(&self.identity)
         };
-        self.apply(options, files, &[]).await
+        self.apply(options, files, &[], None).await
     }
 
     async fn apply(
@@ -81,12 +162,78 @@ impl OperatorClient {
         options: CallOptions<'_>,
         files: &BTreeMap<String, String>,
         returning: &[PersonId],
+        base: Option<&Digest>,
     ) -> Result<AppliedBundle, Error> {
         let response = self
             .endpoint
-            .call::<methods::ApplyPolicyBundle>(options, &chunks(files, returning))
+            .call::<methods::ApplyPolicyBundle>(options, &chunks(files, returning, base))
             .await?;
         Ok(response.read())
+    }
+
+    /// The policy bundle in force, since when and by whom, and the proposals that wait. For auditors too.
+    pub async fn policy_status(&self) -> Result<PolicyStatus, Error> {
+        let request = v1::ListPolicyBundlesRequest {
+            page_size: 1,
+            page_token: String::new(),
+        };
+        Ok(self
+            .call::<methods::ListPolicyBundles>(request)
+            .await?
+            .read())
+    }
+
+    /// At most `max` policy bundles that came in force, the newest first. For auditors too.
+    pub async fn policy_bundles(&self, max: usize) -> Result<Vec<PolicyBundleInfo>, Error> {
+        self.pages::<methods::ListPolicyBundles, _, _>(
+            max,
+            |page_token, left| v1::ListPolicyBundlesRequest {
+                page_size: page_rows(left),
+                page_token,
+            },
+            |page| (page.bundles, page.next_page_token),
+        )
+        .await
+    }
+
+    /// The files of a policy bundle that is or was in force, by the first characters of its version; `None`: of the one in force.
+    /// Verifies here that the files have the version. For auditors too.
+    pub async fn policy_bundle(
+        &self,
+        version: Option<&DigestPrefix>,
+    ) -> Result<PolicyBundleContent, Error> {
+        let request = v1::GetPolicyBundleRequest {
+            version: version.map(DigestPrefix::to_string).unwrap_or_default(),
+        };
+        let options = CallOptions::by(&self.identity);
+        let mut parts = self
+            .endpoint
+            .watch::<methods::GetPolicyBundle>(options, &request)
+            .await?;
+        let mut bundle = BundleAssembly::default();
+        let received = async {
+            while let Some(message) = parts.message().await? {
+                let is_last = message.is_last;
+                if let Err(wrong) = bundle.add(message) {
+                    return Ok(Err(wrong));
+                }
+                if is_last {
+                    return Ok(bundle.finish(version));
+                }
+            }
+            Err(Status::unavailable(
+                "the policy bundle was cut; get it again",
+            ))
+        };
+        let received = tokio::time::timeout(DOCUMENT_TIMEOUT, received).await;
+        let received = received.unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(
+                "the policy bundle did not arrive in time",
+            ))
+        });
+        received
+            .map_err(|status| self.endpoint.stream_error(&status))?
+            .map_err(Error::Answer)
     }
 
     /// Suspends an agent, and ends its tasks, tokens and access requests. `reason` has at most 2,000 bytes.
@@ -180,9 +327,7 @@ impl OperatorClient {
             |page_token, left| v1::ListTasksRequest {
                 agent_id: agent.map(ToString::to_string).unwrap_or_default(),
                 include_ended: ended,
-                page_size: u32::try_from(left)
-                    .unwrap_or(TASKS_PAGE_ROWS)
-                    .min(TASKS_PAGE_ROWS),
+                page_size: page_rows(left),
                 page_token,
             },
             |page| (page.tasks, page.next_page_token),
@@ -312,7 +457,7 @@ impl OperatorClient {
             }
             Err(Status::unavailable("the receipt was cut; get it again"))
         };
-        let received = tokio::time::timeout(RECEIPT_TIMEOUT, received).await;
+        let received = tokio::time::timeout(DOCUMENT_TIMEOUT, received).await;
         let received = received.unwrap_or_else(|_| {
             Err(Status::deadline_exceeded(
                 "the receipt did not arrive in time",
@@ -412,70 +557,12 @@ impl OperatorClient {
     }
 }
 
-/// The last character boundary at or before `at`; `str::floor_char_boundary` needs a newer Rust than this crate.
-fn char_boundary_below(text: &str, at: usize) -> usize {
-    let boundaries = (0..=at.min(text.len())).rev();
-    boundaries
-        .into_iter()
-        .find(|index| text.is_char_boundary(*index))
-        .unwrap_or(0)
+/// The rows to ask for of a page where so many are wanted still.
+fn page_rows(left: usize) -> u32 {
+    u32::try_from(left)
+        .unwrap_or(PAGE_ROWS_MAX)
+        .min(PAGE_ROWS_MAX)
 }
 
-/// The files in chunks of at most [`CHUNK_BYTES_MAX`] bytes, split between characters; an empty file is one empty chunk.
-fn chunks(
-    files: &BTreeMap<String, String>,
-    returning: &[PersonId],
-) -> Vec<v1::ApplyPolicyBundleRequest> {
-    let mut out = Vec::new();
-    for (path, content) in files {
-        let mut rest = content.as_str();
-        loop {
-            let (chunk, after) = rest.split_at(char_boundary_below(rest, CHUNK_BYTES_MAX));
-            out.push(v1::ApplyPolicyBundleRequest {
-                path: path.clone(),
-                content: chunk.to_owned(),
-                returning: Vec::new(),
-            });
-            if after.is_empty() {
-                break;
-            }
-            rest = after;
-        }
-    }
-    if let Some(first) = out.first_mut() {
-        first.returning = returning.iter().map(PersonId::to_string).collect();
-    }
-    out
-}
-
-/// Most rows of a page of tasks.
-const TASKS_PAGE_ROWS: u32 = 100;
-/// Most bytes of one message of a policy upload: well below the broker's bound on a message.
-const CHUNK_BYTES_MAX: usize = 32 * 1024;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn policy_upload_chunks_reassemble() {
-        let files = BTreeMap::from([
-            ("a.cedar".to_owned(), String::new()),
-            ("b.cedar".to_owned(), "x".repeat(CHUNK_BYTES_MAX)),
-            // Three bytes each: no chunk may split one.
-            ("c.toml".to_owned(), "王".repeat(CHUNK_BYTES_MAX)),
-        ]);
-        let chunks = chunks(&files, &[]);
-        assert_eq!(chunks.len(), 1 + 1 + 4);
-        assert!(
-            chunks
-                .iter()
-                .all(|chunk| chunk.content.len() <= CHUNK_BYTES_MAX)
-        );
-        let mut back: BTreeMap<String, String> = BTreeMap::new();
-        for chunk in chunks {
-            back.entry(chunk.path).or_default().push_str(&chunk.content);
-        }
-        assert_eq!(back, files);
-    }
-}
+/// Most rows of a page.
+const PAGE_ROWS_MAX: u32 = 100;

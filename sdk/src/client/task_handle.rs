@@ -274,10 +274,12 @@ impl TaskHandle {
         let wait_s = wait_s.min(WAIT_S_MAX);
         let answer = match self.request_once(request, key, wait_s, send_evidence).await {
             Err(error) if error.reason() == Some(Reason::EvidenceStale) && !send_evidence => {
-                self.request_once(request, key, wait_s, true).await?
+                self.request_once(request, key, wait_s, true).await
             }
-            answer => answer?,
+            answer => answer,
         };
+        // Without evidence in it, the call was repeated with some.
+        let answer = answer.map_err(Error::of_fresh_evidence)?;
         self.outcome(answer, &request.action, key)
             .map_err(Error::Answer)
     }

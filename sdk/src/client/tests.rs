@@ -14,8 +14,8 @@ use crate::clock::Clock;
 use crate::jose::dpop::{self, CheckedProof, ExpectedProof, Freshness};
 use crate::jose::{Nonces, SigningKey};
 use crate::model::{
-    Action, ActionName, AgentId, Audience, DecisionId, Digest, Reason, Secret, Target, TaskId,
-    TaskOutcome, TokenId,
+    Action, ActionName, AgentId, Audience, DecisionId, Digest, DigestPrefix, Reason, Secret,
+    Target, TaskId, TaskOutcome, TokenId,
 };
 use crate::proto::convert;
 use crate::proto::servers::v1::{self as servers, task_service_server as task};
@@ -40,6 +40,8 @@ struct FakeBroker {
     end_cause: Arc<Mutex<String>>,
     /// How many connections it accepted.
     connections: Arc<Mutex<usize>>,
+    /// The messages of a policy bundle.
+    bundle: Arc<Mutex<Vec<v1::GetPolicyBundleResponse>>>,
 }
 
 fn refusal(code: Code, reason: Reason) -> Status {
@@ -62,6 +64,7 @@ impl FakeBroker {
             requests: Arc::default(),
             end_cause: Arc::default(),
             connections: Arc::default(),
+            bundle: Arc::default(),
         };
         let server = tonic::transport::Server::builder()
             .add_service(task::TaskServiceServer::new(broker.clone()))
@@ -317,6 +320,22 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
         )
     }
 
+    async fn plan_policy_bundle(
+        &self,
+        _: Request<tonic::Streaming<v1::PlanPolicyBundleRequest>>,
+    ) -> Answer<v1::PlanPolicyBundleResponse> {
+        Err(Status::unimplemented("of the broker's own tests"))
+    }
+
+    type GetPolicyPlanStream = tokio_stream::Empty<Result<v1::GetPolicyPlanResponse, Status>>;
+
+    async fn get_policy_plan(
+        &self,
+        _: Request<v1::GetPolicyPlanRequest>,
+    ) -> Answer<Self::GetPolicyPlanStream> {
+        Err(Status::unimplemented("of the broker's own tests"))
+    }
+
     async fn suspend_agent(
         &self,
         request: Request<v1::SuspendAgentRequest>,
@@ -407,6 +426,28 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
 
     async fn explain(&self, _: Request<v1::ExplainRequest>) -> Answer<v1::ExplainResponse> {
         Err(Status::unimplemented(""))
+    }
+
+    async fn list_policy_bundles(
+        &self,
+        _: Request<v1::ListPolicyBundlesRequest>,
+    ) -> Answer<v1::ListPolicyBundlesResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    type GetPolicyBundleStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<v1::GetPolicyBundleResponse, Status>>>;
+
+    async fn get_policy_bundle(
+        &self,
+        request: Request<v1::GetPolicyBundleRequest>,
+    ) -> Answer<Self::GetPolicyBundleStream> {
+        let nonce = self.admit("GovernanceService/GetPolicyBundle", &request)?;
+        let parts = self.bundle.lock().expect("parts").clone();
+        Self::answer(
+            &nonce,
+            tokio_stream::iter(parts.into_iter().map(Ok).collect::<Vec<_>>()),
+        )
     }
 
     type GetTokenReceiptStream = tokio_stream::Empty<Result<v1::GetTokenReceiptResponse, Status>>;
@@ -613,6 +654,9 @@ async fn stale_evidence_is_resent_once() {
     broker.refuse([stale(), stale()]);
     let error = task.request_token(&order("")).await.expect_err("refused");
     assert_eq!(error.reason(), Some(Reason::EvidenceStale));
+    assert!(matches!(error, Error::NoNewerEvidence(_)), "{error:?}");
+    let sent = broker.requests.lock().expect("requests").len();
+    assert!(!error.is_retryable() && sent <= 4, "{sent}");
 }
 
 #[tokio::test]
@@ -675,6 +719,54 @@ async fn policy_bundle_is_uploaded_in_chunks() {
             .rules,
         100_001
     );
+}
+
+/// What a broker sends as a bundle is taken only if it is the one that was asked for, whole and with its version.
+#[tokio::test]
+async fn policy_bundle_is_verified() {
+    let broker = FakeBroker::start().await;
+    let operator = OperatorClient::new(
+        broker.endpoint(),
+        Arc::new(SigningKey::generate().expect("key").0),
+    );
+    let version = Digest::sha256(br#"{"a.cedar":"one two","b.toml":""}"#);
+    let part = |path: &str, content: &str, is_last| v1::GetPolicyBundleResponse {
+        version: version.to_string(),
+        path: path.to_owned(),
+        content: content.to_owned(),
+        is_last,
+    };
+    let whole = vec![
+        part("a.cedar", "one ", false),
+        part("a.cedar", "two", false),
+        part("b.toml", "", true),
+    ];
+    let asked = DigestPrefix::parse(&version.to_string()[..8]).expect("prefix");
+    let read = async |parts: &[v1::GetPolicyBundleResponse], asked: Option<&DigestPrefix>| {
+        *broker.bundle.lock().expect("parts") = parts.to_vec();
+        operator.policy_bundle(asked).await
+    };
+    for asked in [None, Some(&asked)] {
+        let bundle = read(&whole, asked).await.expect("the bundle");
+        assert_eq!(bundle.version, version);
+        assert_eq!(bundle.files["a.cedar"], "one two");
+        assert_eq!(bundle.files["b.toml"], "");
+    }
+    let another = DigestPrefix::from(Digest::sha256(b"another"));
+    let wrong = read(&whole, Some(&another)).await.expect_err("another");
+    assert!(wrong.to_string().contains("another version"), "{wrong}");
+    let cut = read(&whole[..2], None).await.expect_err("cut");
+    assert!(cut.to_string().contains("cut"), "{cut}");
+    let mut changed = whole.clone();
+    changed[1].content.push('!');
+    let changed = read(&changed, None).await.expect_err("changed");
+    assert!(changed.to_string().contains("version"), "{changed}");
+    let mut mixed = whole.clone();
+    mixed[1].version = Digest::sha256(b"another").to_string();
+    assert!(read(&mixed, None).await.is_err());
+    let long = part("a.cedar", &"x".repeat(48 * 1024), false);
+    let long = read(&vec![long; 30], None).await.expect_err("too long");
+    assert!(long.to_string().contains("1 MiB"), "{long}");
 }
 
 #[tokio::test]

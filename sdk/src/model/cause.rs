@@ -93,10 +93,13 @@ pub enum Binding {
 }
 
 impl Binding {
+    /// The name that rules see of a binding to a key.
+    pub const JKT: &'static str = "jkt";
+
     /// The name that rules see.
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Jkt(_) => "jkt",
+            Self::Jkt(_) => Self::JKT,
         }
     }
 

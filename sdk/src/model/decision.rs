@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecisionId, Digest, EvidenceKind, ProfileName, Timestamp};
+use super::{DecisionId, Digest, EvidenceAges, EvidenceKind, ProfileName, Timestamp};
 
 /// A rule, by its `@id` and its file in the policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -53,14 +53,26 @@ pub struct PolicyInput {
     pub approvals: Vec<ProfileName>,
     /// The kind of the evidence.
     pub evidence_kind: EvidenceKind,
-    /// Milliseconds since this broker verified the evidence.
-    pub evidence_age_ms: i64,
+    /// Milliseconds since the issuer issued the evidence; since 1970 where the evidence does not say when.
+    pub evidence_issued_age_ms: i64,
+    /// Milliseconds since this broker last verified the evidence.
+    pub evidence_verified_age_ms: i64,
     /// How the token is bound to its holder: `jkt`.
     pub binding: Arc<str>,
     /// Milliseconds since the task was opened.
     pub task_age_ms: i64,
     /// The time of the decision.
     pub now: Timestamp,
+}
+
+impl PolicyInput {
+    /// The ages of the evidence.
+    pub const fn evidence_ages(&self) -> EvidenceAges {
+        EvidenceAges {
+            issued_ms: self.evidence_issued_age_ms,
+            verified_ms: self.evidence_verified_age_ms,
+        }
+    }
 }
 
 /// One decision of gate 2, complete enough to be explained and evaluated again.

@@ -80,6 +80,56 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// The first characters of a digest as it is written, at least [`DigestPrefix::CHARS_MIN`]: how people name one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DigestPrefix(String);
+
+impl DigestPrefix {
+    /// Fewest characters.
+    pub const CHARS_MIN: usize = 8;
+    /// All characters of a digest.
+    const CHARS: usize = 43;
+
+    /// Reads the first 8 to 43 characters of a digest's base64url form.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let is_base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if !(Self::CHARS_MIN..=Self::CHARS).contains(&text.len()) || !text.bytes().all(is_base64url)
+        {
+            return Err(ParseError::new(
+                "digest",
+                format!(
+                    "expected its first {} to {} characters, of letters, digits, `-` and `_`",
+                    Self::CHARS_MIN,
+                    Self::CHARS
+                ),
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the digest begins with it.
+    pub fn matches(&self, digest: &Digest) -> bool {
+        digest.to_string().starts_with(&self.0)
+    }
+}
+
+impl From<Digest> for DigestPrefix {
+    fn from(digest: Digest) -> Self {
+        Self(digest.to_string())
+    }
+}
+
+impl fmt::Display for DigestPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Writes a prefix and bytes as base64url, `LENGTH` characters in all, without an allocation: ids are written many times in
 /// each call.
 pub(super) fn write_base64<const LENGTH: usize>(
@@ -129,5 +179,35 @@ impl fmt::Display for KeyIdentity {
 impl fmt::Debug for KeyIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_prefix_has_eight_characters_at_least() {
+        let digest = Digest::sha256(b"a");
+        let whole = digest.to_string();
+        for length in 0..=whole.len() {
+            let prefix = DigestPrefix::parse(&whole[..length]);
+            assert_eq!(
+                prefix.is_ok(),
+                length >= DigestPrefix::CHARS_MIN,
+                "{length}"
+            );
+            assert!(prefix.is_err() || prefix.is_ok_and(|prefix| prefix.matches(&digest)));
+        }
+        for wrong in [
+            "sha256:abcdefgh",
+            "abcdefg=",
+            "abcdefg ",
+            &format!("{whole}A"),
+        ] {
+            assert!(DigestPrefix::parse(wrong).is_err(), "{wrong}");
+        }
+        let other = DigestPrefix::from(Digest::sha256(b"b"));
+        assert!(!other.matches(&digest) && DigestPrefix::from(digest).matches(&digest));
     }
 }

@@ -17,6 +17,7 @@ mod id;
 pub mod json;
 mod phrase;
 mod policy_changes;
+mod policy_plan;
 mod position;
 mod refusal;
 mod risk;
@@ -33,12 +34,12 @@ mod workload;
 pub use action::{
     Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target,
 };
-pub use agent::{AgentStatus, RegisteredAgent};
+pub use agent::{AgentStatus, Autonomy, RegisteredAgent};
 pub use cause::*;
 pub use claim::{Claim, Counter, OPENINGS_WINDOW_S};
 pub use confirmation_code::ConfirmationCode;
 pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
-pub use digest::{Digest, KeyIdentity, Thumbprint};
+pub use digest::{Digest, DigestPrefix, KeyIdentity, Thumbprint};
 pub use entry::*;
 pub use event::*;
 pub use freeze::FreezeScope;
@@ -47,9 +48,13 @@ pub use phrase::MatchPhrase;
 pub use policy_changes::{
     FileChange, POLICY_APPLY, POLICY_NAMESPACE, PolicyChanges, proposal_action,
 };
+pub use policy_plan::{
+    AskedOfPeople, PlannedEnds, PlannedItem, PlannedList, PolicyPlan, ReplayClass, ReplayExample,
+    ReplayOutcome, ReplaySummary,
+};
 pub use position::JournalPosition;
 pub use refusal::{DeniedReason, Reason};
-pub use risk::Risk;
+pub use risk::{Reversibility, Risk};
 pub use secret::Secret;
 pub use status::{Code, DetailVisibility, Exit, RetryHint};
 pub use stream::{Stream, Version};
@@ -60,7 +65,7 @@ pub use vote::{
     COMMENT_CHARS_MAX, Comment, Narrowing, StatementRequester, VOTE_STATEMENT_FORM, Verdict,
     VoteMethod, VoteStatement,
 };
-pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
+pub use workload::{Evidence, EvidenceAges, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 
 /// Input that a type refuses. Names the field and the rule, never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -227,8 +227,8 @@ refusals! {
         "the card has to be open longer before an approval is accepted",
         "read the card, then vote; `[approvals]` in `people.toml` sets the time";
     PolicyChanged = "POLICY_CHANGED" FailedPrecondition Conflict Caller Never,
-        "the policy has changed since the card was shown",
-        "read the card again, then vote";
+        "the policy has changed since the card was shown, or the bundle was planned",
+        "read the card again, then vote; or plan the bundle again: 'dipylon policy plan'";
     ApprovalVoid = "APPROVAL_VOID" FailedPrecondition Conflict Caller Never,
         "approval void: what it was given for has changed",
         "read the card again: the message says what has changed; then vote";

@@ -142,8 +142,63 @@ pub struct EvidenceFacts {
     pub kid: KeyId,
     /// SHA-256 of the evidence as presented.
     pub sha256: Digest,
+    /// When its issuer issued it, as the evidence says; absent when it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
     /// When this broker verified it.
     pub verified_at: Timestamp,
     /// Its own expiry.
     pub expires_at: Timestamp,
+}
+
+impl EvidenceFacts {
+    /// Its ages at a moment. Evidence that does not say when it was issued counts as issued in 1970, so that every bound on that age
+    /// refuses it; an issuer's or a broker's clock that was ahead gives age 0.
+    pub fn ages(&self, now: Timestamp) -> EvidenceAges {
+        let issued_at = self.issued_at.unwrap_or(Timestamp::from_millis(0));
+        EvidenceAges {
+            issued_ms: now.since(issued_at).max(0),
+            verified_ms: now.since(self.verified_at).max(0),
+        }
+    }
+}
+
+/// The two ages of evidence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EvidenceAges {
+    /// Milliseconds since its issuer issued it.
+    pub issued_ms: i64,
+    /// Milliseconds since this broker last verified it.
+    pub verified_ms: i64,
+}
+
+impl EvidenceAges {
+    /// Evidence that was issued and verified at this moment.
+    pub const ZERO: Self = Self {
+        issued_ms: 0,
+        verified_ms: 0,
+    };
+
+    /// Each age, or the other's where that is less.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        Self {
+            issued_ms: self.issued_ms.min(other.issued_ms),
+            verified_ms: self.verified_ms.min(other.verified_ms),
+        }
+    }
+
+    /// Each age, or the other's where that is greater.
+    #[must_use]
+    pub fn greatest(self, other: Self) -> Self {
+        Self {
+            issued_ms: self.issued_ms.max(other.issued_ms),
+            verified_ms: self.verified_ms.max(other.verified_ms),
+        }
+    }
+
+    /// Whether one of the ages is greater than the other's.
+    pub const fn exceeds(self, other: Self) -> bool {
+        self.issued_ms > other.issued_ms || self.verified_ms > other.verified_ms
+    }
 }

@@ -50,6 +50,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
             subject: agent.verified.subject.to_string(),
             verified_at: Some(timestamp_to_wire(agent.verified.verified_at)),
             expires_at: Some(timestamp_to_wire(agent.verified.expires_at)),
+            issued_at: agent.verified.issued_at.map(timestamp_to_wire),
         }),
         rules: card
             .rules
@@ -110,6 +111,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
             Requester::Agent(_) => String::new(),
             Requester::Person(person) => person.id.to_string(),
         },
+        plan: card.plan.clone(),
         changes: card.changes.as_ref().map(|changes| v1::PolicyChanges {
             summary: changes.summary.clone(),
             files: changes
@@ -208,6 +210,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             facts.map(|f| (f.name.clone(), f.value.clone())).collect()
         }),
         openings,
+        plan: wire.plan.clone(),
         changes: match (&requester, &wire.changes) {
             (Requester::Agent(_), _) => None,
             (Requester::Person(_), changes) => {
@@ -328,6 +331,10 @@ fn requesting_agent(
         verified: Attestation {
             kind: verification.evidence_kind.clone(),
             subject: SpiffeId::parse(&verification.subject)?,
+            issued_at: match verification.issued_at.as_ref() {
+                None => None,
+                at @ Some(_) => Some(moment("issued_at", at)?),
+            },
             verified_at: moment("verified_at", verification.verified_at.as_ref())?,
             expires_at: moment("expires_at", verification.expires_at.as_ref())?,
         },
@@ -523,6 +530,7 @@ mod tests {
                     lines: vec!["@3".to_owned(), "+roles".to_owned()],
                 }],
             }),
+            plan: vec!["1 task would end".to_owned()],
             void_votes: vec![VoidVote {
                 voter: lee.clone(),
                 changed: vec!["risk".to_owned()],

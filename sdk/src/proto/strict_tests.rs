@@ -287,7 +287,7 @@ proptest! {
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
         passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new(), policy_version: String::new(), facts: a.clone() })?;
         passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;
-        passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone(), returning: Vec::new() })?;
+        passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone(), returning: Vec::new(), base_version: d.clone() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;
         passes(&v1::ResumeAgentRequest { agent_id: a.clone() })?;
         passes(&v1::RevokeTokenRequest { jti: a.clone() })?;
@@ -296,6 +296,10 @@ proptest! {
         passes(&v1::FreezeRequest { scope: a.clone(), reason: c.clone() })?;
         passes(&v1::UnfreezeRequest { scope: a.clone() })?;
         passes(&v1::ListFreezesRequest { page_size: 7, page_token: a.clone() })?;
+        passes(&v1::ListPolicyBundlesRequest { page_size: 7, page_token: a.clone() })?;
+        passes(&v1::GetPolicyBundleRequest { version: a.clone() })?;
+        passes(&v1::PlanPolicyBundleRequest { path: a.clone(), content: c.clone(), days: 7, returning: vec![d.clone()] })?;
+        passes(&v1::GetPolicyPlanRequest { plan_id: d.clone() })?;
         passes(&v1::ListTasksRequest { agent_id: a.clone(), include_ended: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::EndTaskRequest { task_id: a.clone() })?;
         passes(&v1::ListRulesRequest { page_size: 7, page_token: a.clone() })?;

@@ -1,5 +1,7 @@
 //! Approval card: everything an approver reads about an access request.
 
+use std::sync::Arc;
+
 use crate::approve::facts::{self, person_ref};
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
 use crate::card::{
@@ -13,10 +15,22 @@ use crate::state::{AccessRequest, Passkey, Read};
 impl Broker {
     /// The card of an access request that the caller may read, rendered for them. The view is recorded: approving a high-risk action requires a
     /// dwell time.
-    pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
+    pub fn card(
+        self: &Arc<Self>,
+        call: &CallContext,
+        id: &AccessRequestId,
+    ) -> Result<Card, Refusal> {
         let now = self.now();
         let reader = self.authenticate_person(call)?;
-        self.preview(|read| self.card_for(read, call, &reader.id, id, now))
+        let mut card = self.preview(|read| self.card_for(read, call, &reader.id, id, now))?;
+        let request = self.show().access_request(id);
+        let proposal = request.as_ref().filter(|request| request.is_pending(now));
+        if let Some(proposal) = proposal
+            && let Some(by) = proposal.opened.by_person()
+        {
+            card.plan = self.plan_of_proposal(by, proposal.opened_at);
+        }
+        Ok(card)
     }
 
     fn card_for(
@@ -82,6 +96,7 @@ impl Broker {
                     verified: Attestation {
                         kind: by.evidence.kind.as_str().to_owned(),
                         subject: by.evidence.subject.clone(),
+                        issued_at: by.evidence.issued_at,
                         verified_at: by.evidence.verified_at,
                         expires_at: by.evidence.expires_at,
                     },
@@ -104,6 +119,7 @@ impl Broker {
             target_attributes: facts.target.map(|all| all.into_iter().collect()),
             openings: request.secret.as_deref().cloned(),
             changes: facts.changes,
+            plan: Vec::new(),
             requester,
             rules: facts::asking_rules(request.rules(), bundle),
             needs: needs.into_iter().map(need).collect(),

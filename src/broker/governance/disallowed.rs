@@ -299,18 +299,17 @@ fn is_agents_own_key(read: &Read, opened: &TaskOpened) -> bool {
 }
 
 /// Whether the agent of a task may still operate, evaluated with the input at the task's opening.
-fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
+pub(super) fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
     let agent: Option<Arc<RegisteredAgent>> = rules
         .bundle
         .agent(&opened.agent)
         .filter(|a| a.spiffe_id == opened.evidence.subject)
         .filter(|a| a.jkt.is_none_or(|pinned| pinned == opened.binding.jkt()));
     agent.is_some_and(|agent| {
-        let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
         let answer = rules.bundle.may_operate(
             &agent,
             opened.evidence.kind,
-            age,
+            opened.evidence.ages(opened.opened_at),
             opened.binding.as_str(),
             opened.opened_at,
         );

@@ -5,6 +5,7 @@ pub(in crate::broker) mod bootstrap;
 pub(in crate::broker) mod disallowed;
 pub(in crate::broker) mod freeze;
 pub(in crate::broker) mod pending_revocation;
+pub(in crate::broker) mod plan;
 pub(in crate::broker) mod policy;
 pub(in crate::broker) mod proposal;
 pub(in crate::broker) mod recovery;

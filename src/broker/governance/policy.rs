@@ -136,12 +136,14 @@ impl Broker {
     ///
     /// Runs in its own task, so that a client that disconnects does not cancel it: what a bundle no longer allows is always
     /// ended before the next bundle.
+    /// With `base`, refuses while another version than this one is in force.
     pub async fn apply_policy_bundle(
         self: &Arc<Self>,
         call: &CallContext,
         operator: PersonCaller,
         files: BTreeMap<String, String>,
         returning: BTreeSet<PersonId>,
+        base: Option<Digest>,
     ) -> Result<BundleApplied, Refusal> {
         let broker = Arc::clone(self);
         let call = CallContext {
@@ -155,14 +157,26 @@ impl Broker {
         let method = call.method;
         let uncancellable = async move {
             broker
-                .apply_uncancellable(&call, &operator, files, returning)
+                .apply_uncancellable(&call, &operator, files, returning, base)
                 .await
         };
         let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
         // Cut by the end of the process, before or after an append.
-        applying
+        let applied = applying
             .await
-            .unwrap_or_else(|e| Err(self.refuse(method, Reason::OutcomeUnknown, e.to_string())))
+            .unwrap_or_else(|e| Err(self.refuse(method, Reason::OutcomeUnknown, e.to_string())));
+        if let Ok(applied) = &applied
+            && let Some(proposal) = applied.proposal
+        {
+            // Made now, so that the first card has it.
+            let request = self.show().access_request(&proposal.access_request);
+            if let Some(request) = &request
+                && let Some(by) = request.opened.by_person()
+            {
+                let _shown_later = self.plan_of_proposal(by, request.opened_at);
+            }
+        }
+        applied
     }
 
     async fn apply_uncancellable(
@@ -171,6 +185,7 @@ impl Broker {
         operator: &PersonCaller,
         files: BTreeMap<String, String>,
         returning: BTreeSet<PersonId>,
+        base: Option<Digest>,
     ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
         let mut people = PeopleSummary::default();
@@ -191,6 +206,14 @@ impl Broker {
                         return Err(self.refuse(call.method, Reason::InvalidPolicyBundle, why));
                     }
                     return Ok(Step::Answer(Applying::Done));
+                }
+                // INVARIANT (a bundle comes in force on the one it was planned on): as this round reads it.
+                let in_force_now = in_force.bundle.version();
+                if let Some(base) = base.filter(|base| *base != in_force_now) {
+                    let why = format!(
+                        "the bundle was planned on version {base}, and version {in_force_now} is in force: plan it again"
+                    );
+                    return Err(self.refuse(call.method, Reason::PolicyChanged, why));
                 }
                 // The bundle of an earlier apply, whose outcome was unknown, came in force after the sweep.
                 if !self.is_enforced(read) {
@@ -333,7 +356,7 @@ impl Broker {
         let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
         // Loading parses, validates and self-tests: long enough to keep off the threads that answer calls.
         let loading = tokio::task::spawn_blocking(move || {
-            PolicyBundle::load(&files).map(|bundle| (files, bundle))
+            PolicyBundle::load_checked(&files).map(|bundle| (files, bundle))
         });
         let (files, bundle) = loading
             .await
@@ -423,24 +446,10 @@ impl PeopleSummary {
         let changes = registration.changes.iter().map(describe);
         Self {
             changes: changes
-                .chain(registration.gains.iter().map(Self::gain))
+                .chain(registration.gains.iter().map(PersonGain::sentence))
                 .collect(),
             warnings: registration.dead.iter().map(dead).collect(),
         }
-    }
-}
-
-impl PeopleSummary {
-    /// What a person gets, in one sentence.
-    pub(super) fn gain(gain: &PersonGain) -> String {
-        let roles = gain
-            .roles
-            .iter()
-            .map(|role| format!("the role {}", role.as_str()));
-        let groups = gain.groups.iter().map(|group| format!("the group {group}"));
-        let keys = (!gain.keys.is_empty()).then(|| counted(gain.keys.len(), "registered key"));
-        let all: Vec<String> = roles.chain(groups).chain(keys).collect();
-        format!("{} gets {}", gain.person, all.join(", "))
     }
 }
 

@@ -11,12 +11,14 @@ use crate::approve::votes;
 use crate::broker::governance::policy::{BundleApplied, PeopleSummary, StagedBundle};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
-use crate::journal::Blob;
+use crate::journal::{Blob, Journal};
 use crate::model::*;
 use crate::policy::{
     ActivePolicy, BundleFiles, PolicyBundle, Role, StepUpProfile, diff, sentences,
 };
-use crate::state::{AccessRequest, Draft, PeopleRegistration, PersonChangeKind, Read, Recorded};
+use crate::state::{
+    AccessRequest, Draft, PeopleRegistration, PersonChange, PersonGain, Read, Recorded,
+};
 
 /// A proposal that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub(super) struct ChangedFiles {
     /// The bundle in force.
     pub(super) replaces: Option<Digest>,
     files: Vec<FileChange>,
+    /// What the check warns of in the bundle in force.
+    warned: BTreeSet<String>,
 }
 
 impl Broker {
@@ -112,7 +116,7 @@ impl Broker {
         }
         let refuse = |why: String| self.refuse(call.method, Reason::DecisionUnavailable, why);
         let changes = PolicyChanges {
-            summary: summary(read, &rules.bundle, bundle.staged.bundle(), registration),
+            summary: summary(read, &rules.bundle, bundle, registration),
             files: bundle.changed.files.clone(),
         };
         let text = json::canonical_of(&changes).map_err(|e| refuse(e.to_string()))?;
@@ -173,13 +177,20 @@ impl Broker {
         };
         let refuse = |why: String| self.refuse(method, Reason::DecisionUnavailable, why);
         let (before, after) = (self.bundle_files(&replaces).map_err(refuse)?, files.clone());
-        let comparing = tokio::task::spawn_blocking(move || diff::file_changes(&before, &after));
-        let compared = comparing.await.map_err(|e| refuse(e.to_string()))?;
+        let comparing = tokio::task::spawn_blocking(move || {
+            // A bundle of an earlier broker may no longer pass the check; then every warning is new.
+            let checked = PolicyBundle::load_checked(&before);
+            let warned =
+                checked.map_or_else(|_| BTreeSet::new(), |bundle| sentences::warnings(&bundle));
+            (diff::file_changes(&before, &after), warned)
+        });
+        let (compared, warned) = comparing.await.map_err(|e| refuse(e.to_string()))?;
         let files =
             compared.map_err(|why| self.refuse(method, Reason::InvalidPolicyBundle, why))?;
         Ok(ChangedFiles {
             replaces: Some(replaces),
             files,
+            warned,
         })
     }
 
@@ -197,9 +208,7 @@ impl Broker {
 
     /// The files of a bundle that the journal has.
     fn bundle_files(&self, version: &Digest) -> Result<BundleFiles, String> {
-        let text = self.journal.blob(version).map_err(|e| e.to_string())?;
-        let text = text.ok_or_else(|| format!("the bundle {version} is no longer on record"))?;
-        BundleFiles::parse(&text).map_err(|e| e.to_string())
+        stored_bundle(&self.journal, version)
     }
 
     /// Puts the bundle of a proposal in force that enough people agree to, in its proposer's name. Nothing when they do not, or when
@@ -363,6 +372,16 @@ impl Broker {
     }
 }
 
+/// The files of a bundle that the journal has. Blocks.
+pub(in crate::broker) fn stored_bundle(
+    journal: &Journal,
+    version: &Digest,
+) -> Result<BundleFiles, String> {
+    let text = journal.blob(version).map_err(|e| e.to_string())?;
+    let text = text.ok_or_else(|| format!("the bundle {version} is no longer on record"))?;
+    BundleFiles::parse(&text).map_err(|e| e.to_string())
+}
+
 /// What a round that puts an agreed bundle in force came to.
 #[derive(Debug, Clone)]
 enum Agreed {
@@ -388,39 +407,22 @@ where
 fn summary(
     read: &Read,
     before: &PolicyBundle,
-    after: &PolicyBundle,
+    proposed: &BundleToPropose<'_>,
     registration: &PeopleRegistration,
 ) -> Vec<String> {
+    let after = proposed.staged.bundle();
     let mut all = Vec::new();
     if !read.change_is_possible(after, &registration.returning()) {
         all.push(NOBODY_COULD_CHANGE.to_owned());
     }
-    all.extend(sentences::change_rule(before, after));
-    all.extend(registration.changes.iter().map(|change| {
-        let person = &change.person;
-        match &change.kind {
-            PersonChangeKind::Left => format!("{person} leaves"),
-            PersonChangeKind::LostRoles(roles) => {
-                let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
-                format!("{person} loses the role {}", roles.join(", "))
-            }
-            PersonChangeKind::Narrowed { .. } => {
-                format!("{person} loses groups or registered keys")
-            }
-            PersonChangeKind::Came => format!("{person} comes"),
-            PersonChangeKind::Returned => format!("{person} returns"),
-        }
-    }));
-    all.extend(registration.gains.iter().map(PeopleSummary::gain));
-    all.extend(sentences::changes(before, after));
-    let new = |warning: &&crate::policy::BundleProblem| !before.warnings().contains(warning);
-    all.extend(
-        after
-            .warnings()
-            .iter()
-            .filter(new)
-            .map(|warning| format!("WARNING: {warning}")),
-    );
+    let people = registration.changes.iter().map(PersonChange::sentence);
+    let people = people.chain(registration.gains.iter().map(PersonGain::sentence));
+    all.extend(sentences::summary(
+        before,
+        after,
+        people,
+        &proposed.changed.warned,
+    ));
     all
 }
 

@@ -1,12 +1,15 @@
 //! Explanations: why a decision, task, token, access request or refused call is as it is.
 
+use super::facts_lines;
 use crate::approve::facts::rule_effect;
 use crate::approve::votes;
 use crate::broker::approval::card::key_note;
+use crate::broker::query::decision_facts::{CeilingMiss, DecisionFacts, RuleInput};
 use crate::broker::refusals::REFUSALS_KEPT_MAX;
 use crate::broker::{AccessRequestStatus, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::state::{Grant, Shown};
+use crate::policy::{NearestPermit, RuleFailure};
+use crate::state::{AccessRequest, Grant, Shown};
 
 /// The explanation of a decision, task, token, access request or refused call.
 #[derive(Debug, Default)]
@@ -17,10 +20,18 @@ pub struct Explanation {
     pub lines: Vec<(String, String)>,
     /// The journal entries behind it.
     pub entries: Vec<String>,
+    /// What rules saw, for an id with a decision of gate 2.
+    pub input: Option<RuleInput>,
+    /// Of a denial because no rule allows it: the permit that came closest.
+    pub nearest: Option<NearestPermit>,
+    /// Of a denial because rules could not be evaluated: these, with the errors.
+    pub failures: Vec<RuleFailure>,
+    /// Of a denial by the agent's ceiling: what the ceiling has.
+    pub ceiling: Option<CeilingMiss>,
 }
 
 impl Explanation {
-    fn line(&mut self, label: &str, text: impl Into<String>) {
+    pub(super) fn line(&mut self, label: &str, text: impl Into<String>) {
         self.lines
             .push((label.to_owned(), text::escape_invisible(&text.into())));
     }
@@ -47,12 +58,13 @@ impl Explanation {
         }
     }
 
-    /// Drops the last lines that exceed one message, and says how many. The entries stay whole: an entry is shorter than half
-    /// of a message, and there is one at most.
-    fn fit(mut self) -> Self {
+    /// Drops the last lines that exceed one message with so many bytes reserved in it, and says how many. The entries stay whole: an
+    /// entry is shorter than half of a message, and there is one at most.
+    fn fit(mut self, reserved: usize) -> Self {
         self.headline = text::escape_invisible(&self.headline);
         let entries: usize = self.entries.iter().map(String::len).sum();
         let mut left = EXPLANATION_BYTES_MAX
+            .saturating_sub(reserved)
             .saturating_sub(entries)
             .saturating_sub(self.headline.len());
         let fits = |(label, text): &&(String, String)| {
@@ -80,6 +92,8 @@ const fn line_bytes(label: &str, text: &str) -> usize {
 
 /// Most bytes of an explanation on the wire: below the longest message.
 const EXPLANATION_BYTES_MAX: usize = 60 * 1024;
+/// Bytes of them that the facts of a decision take at most.
+const FACTS_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of a line's framing on the wire.
 const LINE_FRAME_BYTES: usize = 16;
 /// Most characters of a task's purpose.
@@ -91,29 +105,44 @@ const LISTED_BYTES_MAX: usize = 20 * 1024;
 
 impl Broker {
     /// Explains an id: a decision, an access request, a task, a token, or a refused call.
-    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explanation, Refusal> {
+    pub async fn explain(&self, call: &CallContext, id: &str) -> Result<Explanation, Refusal> {
         let now = self.now();
         self.authenticate_reader(call, now)?;
+        let facts = match self.decision_entry(id) {
+            Some(index) => self.decision_facts(index).await,
+            None => DecisionFacts::default(),
+        };
         let found = match id.split_once('_').map(|(prefix, _)| prefix) {
             Some("dec") => DecisionId::parse(id)
                 .ok()
                 .and_then(|id| self.show().decision_index(&id))
-                .map(|i| self.explain_entry(i)),
+                .map(|i| self.explain_entry(i, &facts, true)),
             Some("areq") => AccessRequestId::parse(id)
                 .ok()
-                .and_then(|id| self.explain_access_request(call, &id)),
+                .and_then(|id| self.explain_access_request(call, &id, &facts)),
             Some("task") => TaskId::parse(id)
                 .ok()
                 .and_then(|id| self.explain_task(&id, now)),
             Some("tok") => TokenId::parse(id)
                 .ok()
-                .and_then(|id| self.explain_token(&id, now)),
+                .and_then(|id| self.explain_token(&id, now, &facts)),
             Some("cor") => CorrelationId::parse(id)
                 .ok()
                 .and_then(|id| self.explain_refusal(&id)),
             _ => None,
         };
-        found.map(Explanation::fit).ok_or_else(|| {
+        let reserved = match &facts.input {
+            Some(_) => FACTS_BYTES_MAX,
+            None => 0,
+        };
+        let found = found.map(|found| Explanation {
+            input: facts.input,
+            nearest: facts.nearest,
+            failures: facts.failures,
+            ceiling: facts.ceiling,
+            ..found.fit(reserved)
+        });
+        found.ok_or_else(|| {
             let message = if id.starts_with("cor_") {
                 format!(
                     "no refused call with this id is remembered: the broker remembers the latest {REFUSALS_KEPT_MAX} before and \
@@ -131,6 +160,24 @@ impl Broker {
         })
     }
 
+    /// The entry of the decision that an id stands for.
+    fn decision_entry(&self, id: &str) -> Option<u64> {
+        let show = self.show();
+        match id.split_once('_')?.0 {
+            "dec" => show.decision_index(&DecisionId::parse(id).ok()?),
+            // The one in force, where the request was reassessed.
+            "areq" => {
+                let request = show.access_request(&AccessRequestId::parse(id).ok()?)?;
+                let decision = request.decision.as_ref();
+                decision
+                    .and_then(|decision| show.decision_index(&decision.id))
+                    .or(Some(request.index))
+            }
+            "tok" => Some(show.grant(&TokenId::parse(id).ok()?)?.index),
+            _ => None,
+        }
+    }
+
     fn explain_refusal(&self, id: &CorrelationId) -> Option<Explanation> {
         let refused = self.recent_refusals.find(id)?;
         let mut out = Explanation {
@@ -142,7 +189,12 @@ impl Broker {
         Some(out)
     }
 
-    fn explain_entry(&self, index: u64) -> Explanation {
+    fn explain_entry(
+        &self,
+        index: u64,
+        facts: &DecisionFacts,
+        shows_decision: bool,
+    ) -> Explanation {
         let mut out = Explanation {
             headline: format!("entry {index}"),
             ..Explanation::default()
@@ -163,7 +215,7 @@ impl Broker {
                     out.line("task", f.task.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
                     if let Some(decision) = &f.decision {
-                        self.explain_decision(&mut out, decision);
+                        self.explain_decision(&mut out, decision, &f.reason, facts);
                     }
                 }
                 Event::AccessRequestOpened(f) => {
@@ -177,7 +229,10 @@ impl Broker {
                         AccessRequester::Agent(by) => {
                             out.line("task", by.task.to_string());
                             self.explain_evidence(&mut out, &by.evidence);
-                            self.explain_decision(&mut out, &by.decision);
+                            self.superseded(&mut out, &f.access_request, &by.decision.id);
+                            if shows_decision {
+                                self.explain_decision(&mut out, &by.decision, "", facts);
+                            }
                         }
                         AccessRequester::Person(by) => {
                             out.line("proposed by", by.person.to_string());
@@ -194,12 +249,13 @@ impl Broker {
                     out.line("task", f.task.to_string());
                     out.line("token", f.jti.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
-                    self.explain_decision(&mut out, &f.decision);
+                    self.explain_decision(&mut out, &f.decision, "", facts);
                 }
                 Event::AccessRequestReassessed(f) => {
                     out.headline = format!("{} requires other approvals", f.access_request);
                     out.line("access request", f.access_request.to_string());
-                    self.explain_decision(&mut out, &f.decision);
+                    self.superseded(&mut out, &f.access_request, &f.decision.id);
+                    self.explain_decision(&mut out, &f.decision, "", facts);
                 }
                 Event::EpochStarted(_)
                 | Event::TrustBundleChanged(_)
@@ -229,47 +285,75 @@ impl Broker {
         out
     }
 
+    /// The decision in force about an access request that was reassessed, and since when; `None` where the one that opened it is.
+    fn decision_in_force<'d>(
+        &self,
+        request: &'d AccessRequest,
+    ) -> Option<(&'d DecisionRecord, Timestamp)> {
+        let decision = request.decision.as_deref()?;
+        let index = self.show().decision_index(&decision.id)?;
+        if index == request.index {
+            return None;
+        }
+        let stored = self.journal.entry(index).ok().flatten()?;
+        Some((decision, Entry::parse(&stored.text).ok()?.at))
+    }
+
+    /// A line about a decision that is not in force any more, because its access request was reassessed after it.
+    fn superseded(&self, out: &mut Explanation, id: &AccessRequestId, decision: &DecisionId) {
+        let Some(request) = self.show().access_request(id) else {
+            return;
+        };
+        if let Some((now, since)) = self.decision_in_force(&request)
+            && now.id != *decision
+        {
+            let text = format!("{decision}, by {}, in force since {since}", now.id);
+            out.line("superseded", text);
+        }
+    }
+
     fn explain_evidence(&self, out: &mut Explanation, facts: &EvidenceFacts) {
         out.line(
             "gate 1",
             format!(
-                "{} verified {} by key {} at {}",
+                "{} verified {} by key {} at {}, {}",
                 facts.subject,
                 facts.kind.as_str(),
                 facts.kid,
-                facts.verified_at
+                facts.verified_at,
+                match facts.issued_at {
+                    Some(at) => format!("issued at {at}"),
+                    None => "which does not say when it was issued".to_owned(),
+                }
             ),
         );
     }
 
-    fn explain_decision(&self, out: &mut Explanation, decision: &DecisionRecord) {
-        let rules = self.show().rules();
-        let same = rules
-            .as_ref()
-            .is_some_and(|r| r.bundle.version() == decision.policy);
+    fn explain_decision(
+        &self,
+        out: &mut Explanation,
+        decision: &DecisionRecord,
+        denied: &str,
+        facts: &DecisionFacts,
+    ) {
+        let in_force = match facts.input.as_ref().map(|input| input.is_in_force) {
+            Some(true) => " (in force)",
+            Some(false) => " (no longer in force)",
+            None => "",
+        };
         out.line("decision", decision.id.to_string());
-        out.line(
-            "policy bundle",
-            format!(
-                "{}{}",
-                decision.policy,
-                if same {
-                    " (in force)"
-                } else {
-                    " (no longer in force)"
-                }
-            ),
-        );
-        if decision.rules.is_empty() {
+        out.line("policy bundle", format!("{}{in_force}", decision.policy));
+        if denied == DeniedReason::NoRuleAllows.as_str() {
             out.line("rules", "no rule allows it: the default is deny");
         }
         for rule in decision.rules.iter() {
-            let known = rules
-                .as_ref()
-                .filter(|_| same)
-                .and_then(|r| r.bundle.rule(&rule.id));
+            let known = facts.bundle.as_ref();
+            let known = known.and_then(|bundle| bundle.rule(&rule.id));
             // Named apart: the rule that allows the action, and the rule because of which it is not simply allowed.
             let label = match known.map(rule_effect) {
+                Some(_) if facts.failures.iter().any(|failed| failed.is_of(rule)) => {
+                    "rule that fails"
+                }
                 Some("permit") => "allowed by rule",
                 Some("step_up") => "approval required by rule",
                 Some("max_ttl") => "lifetime limited by rule",
@@ -285,6 +369,7 @@ impl Broker {
             };
             out.line(label, format!("{} ({location}) {why}", rule.id));
         }
+        facts_lines::misses(out, facts);
         for need in &decision.required_profiles {
             out.line("needs", format!("an approval under {}", need.name));
         }
@@ -303,29 +388,21 @@ impl Broker {
                 bounds.join(", ")
             ),
         );
-        let input = &decision.input;
-        let approvals: Vec<&str> = input.approvals.iter().map(ProfileName::as_str).collect();
-        out.line(
-            "input",
-            format!(
-                "evidence {} aged {} ms, bound {}, task aged {} ms, approvals [{}], at {}",
-                input.evidence_kind.as_str(),
-                input.evidence_age_ms,
-                input.binding,
-                input.task_age_ms,
-                approvals.join(", "),
-                input.now
-            ),
-        );
+        facts_lines::input(out, facts);
     }
 
     fn explain_access_request(
         &self,
         call: &CallContext,
         id: &AccessRequestId,
+        facts: &DecisionFacts,
     ) -> Option<Explanation> {
         let request = self.show().access_request(id)?;
-        let mut out = self.explain_entry(request.index);
+        let in_force = self.decision_in_force(&request);
+        let mut out = self.explain_entry(request.index, facts, in_force.is_none());
+        if let Some((decision, _)) = in_force {
+            self.explain_decision(&mut out, decision, "", facts);
+        }
         let view = self.view_of(call, id).ok()?;
         out.headline = format!(
             "{}: {} on {}",
@@ -478,9 +555,14 @@ impl Broker {
         }
     }
 
-    fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explanation> {
+    fn explain_token(
+        &self,
+        id: &TokenId,
+        now: Timestamp,
+        facts: &DecisionFacts,
+    ) -> Option<Explanation> {
         let grant = self.show().grant(id)?;
-        let mut out = self.explain_entry(grant.index);
+        let mut out = self.explain_entry(grant.index, facts, true);
         let state = self.token_state(&grant, now);
         out.headline = format!(
             "token, {state}: {} on {}",

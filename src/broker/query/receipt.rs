@@ -408,7 +408,7 @@ impl Bundles<'_> {
 }
 
 /// The entry that advanced a stream last, as an entry that read or advances it names it: its index.
-fn version_in(set: &[(Stream, Version)], stream: &Stream) -> Option<u64> {
+pub(super) fn version_in(set: &[(Stream, Version)], stream: &Stream) -> Option<u64> {
     let found = set.iter().find(|(named, _)| named == stream);
     found.and_then(|(_, version)| version.checked_sub(1))
 }

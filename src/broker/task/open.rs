@@ -198,10 +198,13 @@ impl Broker {
         self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()))
     }
 
-    /// Keeps the evidence of a task as it was verified in this call.
+    /// Keeps the evidence of a task as it was verified in this call, unless a later call has verified evidence since.
     pub(in crate::broker) fn cache_attestation(&self, task: TaskId, authenticated: &Authenticated) {
-        self.attestations
-            .insert_arc(task, authenticated.attested().clone());
+        let attested = authenticated.attested().clone();
+        let verified_at = attested.facts().verified_at;
+        self.attestations.insert_arc_unless(task, attested, |kept| {
+            kept.facts().verified_at > verified_at
+        });
     }
 
     /// The evidence of a task as it was last verified here.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::approve::DeniedDecision;
+use crate::approve::{self, DeniedDecision};
 use crate::broker::token::request::{DeniedReply, Evaluation, RequestTokenInput, TokenAttempt};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, Refusal};
@@ -152,6 +152,7 @@ impl Broker {
         let id = decision
             .as_ref()
             .map_or_else(|| DecisionId::from_random(self.random_bytes()), |d| d.id);
+        let decided_at = decision.as_ref().map(|decision| decision.input.now);
         let event = RequestDenied {
             id,
             task: input.task,
@@ -162,9 +163,13 @@ impl Broker {
             decision,
             evidence: authenticated.facts().clone(),
         };
+        let draft = Draft::one(Event::RequestDenied(event)).with_blobs(secret);
         // Before the append, whose answer may be lost.
         self.last_denials.insert(key, (answer, version));
-        let draft = Draft::one(Event::RequestDenied(event)).with_blobs(secret);
+        let draft = match decided_at {
+            Some(at) => draft.not_after(at.plus_millis(approve::DECISION_LIFE_MS)),
+            None => draft,
+        };
         Ok(Step::Append(draft, evaluation))
     }
 

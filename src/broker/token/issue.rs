@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::approve::{self, Approved};
+use crate::approve::{self, ApproveError, Approved};
 use crate::broker::token::request::{Evaluation, IssuedReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, Refusal};
@@ -92,8 +92,18 @@ impl Broker {
         let issued = grant.issued.clone();
         let scope = FreezeScope::Action(input.action.name.clone());
         let is_held = self.is_freeze_held(&scope);
-        let Ok(reapproved) = approve::reapprove(verified, grant, is_held) else {
-            return inactive("the rules in force would not issue it".to_owned());
+        let reapproved = match approve::reapprove(verified, grant, is_held) {
+            Ok(reapproved) => reapproved,
+            Err(ApproveError::StaleEvidence { ages, rules }) => {
+                let issued_at = facts.issued_at;
+                let too_old = VerifyError::TooOldForRules {
+                    issued_at,
+                    ages,
+                    rules,
+                };
+                return Err(self.refuse_gate_1(call.method, &too_old));
+            }
+            Err(_) => return inactive("the rules in force would not issue it".to_owned()),
         };
         let reissued = self
             .token_issuer

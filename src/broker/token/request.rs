@@ -388,6 +388,14 @@ impl Broker {
             }
             Ok(GateDecision::Denied(denied)) => self.deny(&attempt, *denied, is_counted),
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
+            Err(ApproveError::StaleEvidence { ages, rules }) => {
+                let issued_at = authenticated.facts().issued_at;
+                Err(closed(&VerifyError::TooOldForRules {
+                    issued_at,
+                    ages,
+                    rules,
+                }))
+            }
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
                 call.method,
                 Reason::TaskEnded,

@@ -6,14 +6,14 @@ use super::*;
 fn example_bundle_has_no_warnings() {
     let bundle = soc();
     assert_eq!(bundle.warnings(), []);
-    assert_eq!(bundle.actions().count(), 4);
-    assert_eq!(bundle.rules().count(), 8);
+    assert_eq!(bundle.actions().count(), 12);
+    assert_eq!(bundle.rules().count(), 17);
     let disable = bundle
         .action(&ActionName::parse("account.disable").expect("name"))
         .expect("action");
     assert_eq!(
         disable.groups,
-        BTreeSet::from(["destructive".to_owned(), "write".to_owned()])
+        BTreeSet::from(["destructive", "reversible", "write"].map(str::to_owned))
     );
     assert!(disable.single_use && !disable.open_targets);
     assert_eq!(disable.risk, Some(Risk::Medium));
@@ -52,7 +52,7 @@ fn self_test_detects_missing_action_entities() {
     bundle.rules.set = "permit (principal, action, resource); forbid (principal, action in Action::\"write\", resource);"
         .parse()
         .expect("policy");
-    bundle.policy_index = PolicyIndex::default();
+    bundle.policy_index = PolicyIndex::build(&bundle.rules.set);
     assert!(matches!(
         authorize(&bundle, &disable("ann"), 60, &[]),
         AuthzDecision::Allowed { .. }
@@ -88,16 +88,18 @@ fn all_problems_are_reported_at_once() {
     let error = load(files).expect_err("refused");
     let text = error.to_string();
     for part in [
-        "agents.toml:4: agent: owner is missing",
-        "agents.toml:7: agent: unknown key \"ownr\" (did you mean \"owner\"?)",
+        "agents.toml:6: agent: owner is missing",
+        "agents.toml:9: agent: unknown key \"ownr\" (did you mean \"owner\"?)",
         "quorum: must be a whole number from 1 to 20",
-        "rules/20-guardrails.cedar:6: rule \"writes-are-short\": @max_ttl must be",
+        "rules/20-guardrails.cedar:8:1: rule \"writes-are-short\": @max_ttl must be",
         "unknown annotation @titel (did you mean \"title\"?)",
         "action \"case.read\": @title is missing",
     ] {
         assert!(text.contains(part), "wanted {part:?} in:\n{text}");
     }
     assert_eq!(text.lines().count(), error.problems().len());
+    // Nothing follows from a profile with a problem, which is declared all the same.
+    assert_eq!(error.problems().len(), 6, "{text}");
 }
 
 #[test]

@@ -4,6 +4,40 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The nearest permit is that of the question which no rule allowed: shortened, with the approvals assumed.
+#[test]
+fn nearest_permits_are_asked_as_the_last_evaluation_was() {
+    let bundle = soc_and(
+        r#"
+@id("nearly")
+permit (principal in AgentGroup::"soc", action == Action::"account.disable", resource)
+when {
+  context.approvals.contains(StepUp::"one-security") && context.ttl <= duration("10m") &&
+  resource.environment == Environment::"prod"
+};
+"#,
+    );
+    let bundle = bundle.expect("loads");
+    let (agent, action, none) = (agent(&bundle, "triage"), disable("bob"), profiles(&[]));
+    let question = AuthzRequest {
+        agent: &agent,
+        action: &action,
+        ttl_ms: 900_000,
+        approvals: &none,
+        evidence_kind: crate::model::EvidenceKind::JwtSvid,
+        evidence_ages: crate::model::EvidenceAges::ZERO,
+        binding: "jkt",
+        task_age_ms: 0,
+        task_depth: 0,
+        now: crate::model::Timestamp::from_secs(1_800_000_000),
+    };
+    assert_eq!(summary(&bundle.authorize(&question)), "NO_RULE_ALLOWS []");
+    let nearest = bundle.nearest_permit(&question).expect("a permit");
+    assert_eq!(&*nearest.rule.id, "nearly");
+    let clauses: Vec<&str> = nearest.misses.iter().map(|miss| &*miss.clause).collect();
+    assert_eq!(clauses, ["resource.environment == Environment::\"prod\""]);
+}
+
 #[test]
 fn example_readme_table() {
     let bundle = soc();
@@ -123,7 +157,13 @@ fn invalid_requests_are_denied() {
     let triage = agent(&bundle, "triage");
     let far = Timestamp::from_millis(i64::MAX);
     assert_eq!(
-        bundle.may_operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
+        bundle.may_operate(
+            &triage,
+            EvidenceKind::JwtSvid,
+            EvidenceAges::ZERO,
+            "jkt",
+            far
+        ),
         OperateDecision::Denied {
             why: DeniedReason::RuleEvaluationFailed,
             rules: vec![]
@@ -140,11 +180,14 @@ fn invalid_requests_are_denied() {
 fn operate_requires_fresh_evidence_and_a_key() {
     let bundle = soc();
     let triage = agent(&bundle, "triage");
-    let operate = |age_ms, binding| {
+    let operate = |issued_ms, binding| {
         bundle.may_operate(
             &triage,
             EvidenceKind::JwtSvid,
-            age_ms,
+            EvidenceAges {
+                issued_ms,
+                verified_ms: 0,
+            },
             binding,
             Timestamp::from_secs(0),
         )
@@ -167,7 +210,7 @@ fn operate_requires_fresh_evidence_and_a_key() {
     let answer = bundle.may_operate(
         &agent(&bundle, "triage"),
         EvidenceKind::JwtSvid,
-        0,
+        EvidenceAges::ZERO,
         "jkt",
         Timestamp::from_secs(5),
     );
@@ -177,10 +220,23 @@ fn operate_requires_fresh_evidence_and_a_key() {
 }
 
 #[test]
+fn one_age_of_evidence_is_refused_with_both() {
+    let rule = "@id(\"old\") forbid (principal, action, resource) when { context.evidence.age > duration(\"5m\") };";
+    let error = soc_and(rule).expect_err("two ages").to_string();
+    for part in [
+        "evidence.age",
+        "`context.evidence.issued_age`, since its issuer issued it",
+        "`context.evidence.verified_age`, since this broker last verified it",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
 fn context_has_millisecond_precision() {
     let rule = "@id(\"exact\") forbid (principal, action == Action::\"case.read\", resource) unless {
         context.now == datetime(\"2026-10-22T08:00:00.123Z\") && context.task.age == duration(\"1m\") &&
-        context.evidence.age == duration(\"1500ms\") && context.evidence.kind == \"jwt-svid\" && context.task.depth == 0 &&
+        context.evidence.verified_age == duration(\"1500ms\") && context.evidence.issued_age == duration(\"31s\") && context.evidence.kind == \"jwt-svid\" && context.task.depth == 0 &&
         context.ttl == duration(\"1m\") && context.target_known && context.audience == \"https://cases.soc.example\" &&
         context.binding == \"jkt\" && principal.model == \"example-large-2\" && principal.autonomy == \"supervised\" &&
         principal.owner in PersonGroup::\"security\" };";

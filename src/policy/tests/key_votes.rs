@@ -26,13 +26,14 @@ fn rules_that_ask_keys_for_high_risk_are_refused() {
         "principal, action, resource == Host::\"web-1\"",
         "principal in AgentGroup::\"soc\", action, resource is Host",
     ] {
-        let bundle = asked_by_key(scope);
-        refused(
-            bundle,
-            &format!(
-                "{REFUSED}\"host.isolate\" (high risk); a vote by key counts only below high risk"
-            ),
-        );
+        let why = asked_by_key(scope).expect_err(scope).to_string();
+        for part in [
+            REFUSED,
+            "\"host.isolate\" (high risk)",
+            "; a vote by key counts only below high risk",
+        ] {
+            assert!(why.contains(part), "{scope}: {why}");
+        }
     }
     for advice in [
         "`key_votes_below`",
@@ -50,8 +51,8 @@ fn rules_that_cannot_ask_keys_for_high_risk_are_accepted() {
         "principal, action == Action::\"account.disable\", resource",
         "principal, action in Action::\"destructive\", resource",
         "principal, action in [Action::\"read\", Action::\"case.note\"], resource",
-        // No action of high risk is done to an account.
-        "principal, action, resource is Account",
+        // No action of high risk is done to a log.
+        "principal, action, resource is LogSource",
         "principal, action, resource == Case::\"INC-8841\"",
     ] {
         if let Err(error) = asked_by_key(scope) {
@@ -60,7 +61,7 @@ fn rules_that_cannot_ask_keys_for_high_risk_are_accepted() {
     }
     soc_and(
         "@id(\"ask\") @step_up(\"one-security\") forbid (principal, action == Action::\"operate\", resource)
-         when { context.evidence.age > duration(\"1h\") };",
+         when { context.evidence.verified_age > duration(\"1h\") };",
     )
     .expect("no approval lifts it");
     let unused = "[profile.unused]\ngroup = \"security\"\nwait = \"5m\"\ngood_for = \"5m\"\nmethod = \"key\"\n\n[approvals]";
@@ -99,10 +100,8 @@ fn key_votes_below_is_a_risk() {
         soc_with("people.toml", "key_votes_below   = \"high\"", &to)
     };
     for risk in ["\"low\"", "\"medium\""] {
-        refused(
-            below(risk),
-            "\"account.disable\" (medium risk); a vote by key counts only below",
-        );
+        refused(below(risk), "\"account.disable\" (medium risk)");
+        refused(below(risk), "; a vote by key counts only below");
     }
     for wrong in ["\"any\"", "\"\"", "\"High\"", "\"highest\""] {
         refused(

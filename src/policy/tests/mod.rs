@@ -1,8 +1,11 @@
 //! Tests of the policy: the example bundle, changed in one place each.
 
 mod bundle;
+mod check;
 mod decisions;
 mod key_votes;
+mod nesting;
+mod oracle;
 mod policy_index;
 mod registry;
 mod rules;
@@ -11,7 +14,7 @@ mod schema;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::model::{DeniedReason, EvidenceKind, Param, Timestamp};
+use crate::model::{DeniedReason, EvidenceAges, EvidenceKind, Param, Timestamp};
 
 const SOC: [(&str, &str); 7] = [
     (
@@ -137,7 +140,10 @@ fn authorize_as(
         ttl_ms: ttl_s * 1000,
         approvals: &profiles(approvals),
         evidence_kind: EvidenceKind::JwtSvid,
-        evidence_age_ms: 1_500,
+        evidence_ages: EvidenceAges {
+            issued_ms: 31_000,
+            verified_ms: 1_500,
+        },
         binding: "jkt",
         task_age_ms: 60_000,
         task_depth: 0,

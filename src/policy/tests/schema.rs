@@ -1,6 +1,7 @@
 //! Schema and entities: parameters, targets and their attributes.
 
 use super::*;
+use crate::model::Reversibility;
 
 #[test]
 fn nested_parameters_are_typed() {
@@ -77,25 +78,27 @@ fn target_attributes_as_text() {
 #[test]
 fn schema_validation_errors() {
     let schema = |from: &str, to: &str| soc_with("schema.cedarschema", from, to);
+    let more = |member: &str| {
+        schema(
+            "context: { parameters: {",
+            &format!("context: {{ {member}, parameters: {{"),
+        )
+    };
     refused(
-        schema("ttl: duration, ", ""),
-        "context differs (ttl: duration is missing); write context: { ttl: duration",
+        more("ttl: duration"),
+        "context declares ttl: every action has it; write context: { parameters: { … } }",
     );
     refused(
-        schema("ttl: duration", "ttl: Long"),
-        "ttl must be duration, not Long",
+        more("depth: Long"),
+        "context declares depth: parameters belong into `parameters`; write",
     );
     refused(
-        schema("audience: String", "audience?: String"),
-        "audience must not be optional",
+        schema("context: { parameters: {", "context: { paramters: {"),
+        "(did you mean \"parameters\"?)",
     );
     refused(
-        schema("audience: String", "audience: String, depth: Long"),
-        "depth is not known",
-    );
-    refused(
-        schema("evidence: Evidence", "evidence: { kind: String }"),
-        "evidence must be { age: duration, kind: String }",
+        schema("context: { parameters: {", "context: { parameters?: {"),
+        "parameters must not be optional",
     );
     refused(
         schema("end_sessions: Bool", "end_sessions: decimal"),
@@ -122,12 +125,8 @@ fn schema_validation_errors() {
         "@single_use takes no text",
     );
     refused(
-        schema("parameters: {\n", "@sensitive parameters: {\n"),
+        schema("{ parameters: {\n", "{ @sensitive parameters: {\n"),
         "parameters takes no annotations",
-    );
-    refused(
-        schema("binding: String", "@title(\"x\") binding: String"),
-        "binding takes no annotations",
     );
     refused(
         schema(
@@ -180,12 +179,14 @@ fn schema_validation_errors() {
         "schema.cedarschema:",
     );
     refused(schema("\"case.read\"", "\"case read\""), "its name must be");
-    // A common type with the same members is equal.
-    schema(
-        "evidence: Evidence",
-        "evidence: { age: duration, kind: String }",
-    )
-    .expect("same shape");
+    refused(
+        schema("@reversible(\"reversible\")", "@reversible(\"maybe\")"),
+        "@reversible must be \"nothing-changes\", \"reversible\", \"recoverable\" or \"irreversible\", not \"maybe\"",
+    );
+    refused(
+        schema("entity Host = {", "action irreversible;\nentity Host = {"),
+        "\"irreversible\" is already declared",
+    );
 }
 
 #[test]
@@ -226,4 +227,55 @@ fn entities_are_targets_only() {
         ),
         "duplicate member",
     );
+}
+
+/// A rule that names `Action::"irreversible"` is about those actions alone, and not about what shares a group with them.
+#[test]
+fn every_action_is_in_the_group_of_its_own_degree_alone() {
+    let bundle = soc();
+    let store = bundle.evaluator.store();
+    for action in bundle.actions() {
+        let uid = store.uid("Action", action.name.as_str()).expect("uid");
+        for degree in Reversibility::ALL {
+            let group = store.uid("Action", degree.as_str()).expect("uid");
+            let is_in = store.is_ancestor(&group, &uid);
+            assert_eq!(
+                is_in,
+                degree == action.reversibility(),
+                "{} in {}",
+                action.name,
+                degree.as_str()
+            );
+        }
+    }
+    for group in ["read", "write", "destructive"] {
+        let uid = store.uid("Action", group).expect("uid");
+        let degrees = Reversibility::ALL.map(|degree| store.uid("Action", degree.as_str()));
+        assert!(
+            !degrees
+                .iter()
+                .flatten()
+                .any(|degree| store.is_ancestor(degree, &uid)),
+            "{group}"
+        );
+    }
+    let inside = soc_with(
+        "schema.cedarschema",
+        "action \"case.note\" in [\"write\"]",
+        "action \"case.note\" in [\"case.read\"]",
+    );
+    refused(
+        inside,
+        "\"case.note\" is in \"case.read\", whose @reversible is \"nothing-changes\", and its own is \"reversible\"",
+    );
+}
+
+#[test]
+fn no_agent_may_have_an_action_that_is_never_done() {
+    let never = soc_with(
+        "schema.cedarschema",
+        "@title(\"Isolate a host\")",
+        "@never\n@title(\"Isolate a host\")",
+    );
+    refused(never, "\"host.isolate\" is marked @never in the catalogue");
 }

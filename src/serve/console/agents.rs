@@ -140,7 +140,7 @@ fn facts(view: &AgentView, row: &AgentRow) -> Vec<(&'static str, String)> {
         ("Model", row.model.clone()),
     ];
     if let Some(agent) = &view.registered {
-        facts.push(("Autonomy", escape(&agent.autonomy)));
+        facts.push(("Autonomy", agent.autonomy.as_str().to_owned()));
         facts.push(("Identity", escape(agent.spiffe_id.to_string())));
     }
     facts.push(("Last verified", row.verified.clone()));

@@ -30,6 +30,7 @@ pub(super) fn verification(facts: &EvidenceFacts) -> v1::Verification {
         subject: facts.subject.to_string(),
         verified_at: Some(timestamp_to_wire(facts.verified_at)),
         expires_at: Some(timestamp_to_wire(facts.expires_at)),
+        issued_at: facts.issued_at.map(timestamp_to_wire),
     }
 }
 
@@ -441,7 +442,7 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         wire.owner = agent.owner.to_string();
         wire.environment = agent.environment.to_string();
         wire.model = agent.model.clone();
-        wire.autonomy = agent.autonomy.clone();
+        wire.autonomy = agent.autonomy.as_str().to_owned();
         let (groups, more_groups) = fit_texts(agent.groups.iter(), IDS_BYTES_MAX);
         let (actions, more_actions) = fit_texts(agent.ceiling.iter(), IDS_BYTES_MAX);
         wire.groups = groups;

@@ -1,18 +1,19 @@
 //! GovernanceService, for operators and auditors: policy bundles, agents, freezes, tasks and the journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
+use super::explanation::explanation;
 use super::page::{fit_page, fit_texts};
+use super::policy_bundles::BundleUpload;
 use super::service::GrpcService;
 use super::streams::Messages;
 use crate::broker::{
     EndTaskInput, FirstOperator, LiveToken, PersonCaller, TaskFilter, TaskView, TimelineCursor,
 };
 use crate::model::*;
-use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::serve::authorization::{
@@ -46,47 +47,40 @@ impl GovernanceService for GrpcService {
         let author = author.map_err(|refusal| self.status(&refusal))?;
         // The pieces arrive as slowly as the operator's connection is: meanwhile the call holds no permit.
         call.permit.release();
-        let mut files: BTreeMap<String, String> = BTreeMap::new();
+        let mut upload = BundleUpload::default();
         let mut returning = BTreeSet::new();
-        let mut size = 0_usize;
+        let mut base = None;
         while let Some(piece) = pieces.message().await? {
-            let too_large = |rule: String| self.malformed(&call)(ParseError::new("content", rule));
-            size = size
-                .saturating_add(piece.content.len())
-                .saturating_add(piece.path.len())
-                .saturating_add(piece.returning.iter().map(String::len).sum());
-            if size > policy::BYTES_MAX.saturating_mul(2) {
-                return Err(too_large(format!(
-                    "must be at most {} bytes",
-                    policy::BYTES_MAX
-                )));
-            }
+            let more = piece.returning.iter().map(String::len).sum();
+            upload
+                .add(piece.path, &piece.content, more)
+                .map_err(self.malformed(&call))?;
             for person in &piece.returning {
                 let person = PersonId::parse(person).at("returning");
                 returning.insert(person.map_err(self.malformed(&call))?);
             }
-            files
-                .entry(piece.path)
-                .or_default()
-                .push_str(&piece.content);
-            if files.len() > policy::FILES_MAX {
-                return Err(too_large(format!(
-                    "must have at most {} files",
-                    policy::FILES_MAX
-                )));
+            if let Some(version) = optional(&piece.base_version) {
+                let version = Digest::parse(version).at("base_version");
+                let version = version.map_err(self.malformed(&call))?;
+                if base.is_some_and(|base| base != version) {
+                    let why = ParseError::new("base_version", "is another one in each message");
+                    return Err(self.malformed(&call)(why));
+                }
+                base = Some(version);
             }
         }
+        let files = upload.files;
         call.permit.reacquire().await;
         let applied = match author {
             Author::Operator(operator) => {
                 self.broker
-                    .apply_policy_bundle(&call, operator, files, returning)
+                    .apply_policy_bundle(&call, operator, files, returning, base)
                     .await
             }
-            Author::First(_) if !returning.is_empty() => {
+            Author::First(_) if !returning.is_empty() || base.is_some() => {
                 let why = ParseError::new(
-                    "returning",
-                    "must be empty with a one-time code: no person was registered before",
+                    "returning, base_version",
+                    "must be empty with a one-time code: no bundle was in force before",
                 );
                 return Err(self.malformed(&call)(why));
             }
@@ -116,6 +110,22 @@ impl GovernanceService for GrpcService {
         }))
     }
 
+    async fn plan_policy_bundle(
+        &self,
+        request: Request<Streaming<v1::PlanPolicyBundleRequest>>,
+    ) -> Result<Response<v1::PlanPolicyBundleResponse>, Status> {
+        self.begin_policy_plan(request).await
+    }
+
+    type GetPolicyPlanStream = Messages<v1::GetPolicyPlanResponse>;
+
+    async fn get_policy_plan(
+        &self,
+        request: Request<v1::GetPolicyPlanRequest>,
+    ) -> Result<Response<Self::GetPolicyPlanStream>, Status> {
+        self.read_policy_plan(request).await
+    }
+
     async fn withdraw_policy_proposal(
         &self,
         request: Request<v1::WithdrawPolicyProposalRequest>,
@@ -130,6 +140,22 @@ impl GovernanceService for GrpcService {
         self.respond(view.map(|view| v1::WithdrawPolicyProposalResponse {
             access_request: Some(convert::access_request(&view, true)),
         }))
+    }
+
+    async fn list_policy_bundles(
+        &self,
+        request: Request<v1::ListPolicyBundlesRequest>,
+    ) -> Result<Response<v1::ListPolicyBundlesResponse>, Status> {
+        self.policy_history(request).await
+    }
+
+    type GetPolicyBundleStream = Messages<v1::GetPolicyBundleResponse>;
+
+    async fn get_policy_bundle(
+        &self,
+        request: Request<v1::GetPolicyBundleRequest>,
+    ) -> Result<Response<Self::GetPolicyBundleStream>, Status> {
+        self.read_policy_bundle(request).await
     }
 
     async fn suspend_agent(
@@ -336,17 +362,8 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let (call, message) = self.begin_call(EXPLAIN, request).await?;
         let id = explain_id(&message.id).map_err(self.malformed(&call))?;
-        self.respond(self.broker.explain(&call, id).map(|e| {
-            v1::ExplainResponse {
-                headline: e.headline,
-                lines: e
-                    .lines
-                    .into_iter()
-                    .map(|(label, text)| v1::ExplainLine { label, text })
-                    .collect(),
-                entries: e.entries,
-            }
-        }))
+        let explained = self.broker.explain(&call, id).await;
+        self.respond(explained.map(explanation))
     }
 
     type GetTokenReceiptStream = Messages<v1::GetTokenReceiptResponse>;

@@ -2,8 +2,10 @@
 
 mod approval;
 mod convert;
+mod explanation;
 mod governance;
 mod page;
+mod policy_bundles;
 mod service;
 mod streams;
 mod task;

@@ -26,12 +26,12 @@ pub(super) type Messages<T> = ReceiverStream<Result<T, Status>>;
 
 /// A client that reads no message for this long is disconnected; it resumes from its position.
 const SLOW_MAX: Duration = Duration::from_secs(10);
-/// Messages between a watch and a slow connection: there are thousands of watches.
-const BUFFER: usize = 4;
-/// Longest part of a receipt in one message, in bytes.
-const RECEIPT_PART_BYTES: usize = 48 * 1024;
-/// Longest time to send a receipt.
-const RECEIPT_LIFE_MS: u64 = 30_000;
+/// Messages between a stream and a slow connection: there are thousands of watches.
+pub(super) const STREAM_BUFFER: usize = 4;
+/// Longest part of a text in one message, in bytes.
+const PART_BYTES_MAX: usize = 48 * 1024;
+/// Longest time to send a receipt or a policy bundle.
+pub(super) const DOCUMENT_LIFE_MS: u64 = 30_000;
 /// Ids in one message: 1,000 of 27 bytes are well below the longest message.
 const IDS_MAX: usize = 1_000;
 
@@ -104,7 +104,7 @@ impl GrpcService {
                 }
             }
         };
-        Ok(self.stream(BUFFER, life_ms, permit, produce))
+        Ok(self.stream(STREAM_BUFFER, life_ms, permit, produce))
     }
 
     pub(super) async fn watch_one_token(
@@ -129,7 +129,7 @@ impl GrpcService {
                 }
             }
         };
-        Ok(self.stream(BUFFER, life_ms, permit, produce))
+        Ok(self.stream(STREAM_BUFFER, life_ms, permit, produce))
     }
 
     pub(super) async fn watch_inboxes(
@@ -153,7 +153,7 @@ impl GrpcService {
                 }
             }
         };
-        Ok(self.stream(BUFFER, life_ms, permit, produce))
+        Ok(self.stream(STREAM_BUFFER, life_ms, permit, produce))
     }
 }
 
@@ -171,7 +171,7 @@ impl GrpcService {
         let receipt = receipt.map_err(|refusal| self.status(&refusal))?;
         let permit = self.admission.receipt_stream(&receipt.caller)?;
         let produce = |sender: StreamSender<_>| async move {
-            let mut parts = receipt_parts(&receipt.text).into_iter().peekable();
+            let mut parts = text_parts(&receipt.text).into_iter().peekable();
             while let Some(part) = parts.next() {
                 let message = v1::GetTokenReceiptResponse {
                     part: part.to_owned(),
@@ -182,16 +182,16 @@ impl GrpcService {
                 }
             }
         };
-        Ok(self.stream(BUFFER, RECEIPT_LIFE_MS, permit, produce))
+        Ok(self.stream(STREAM_BUFFER, DOCUMENT_LIFE_MS, permit, produce))
     }
 }
 
 /// The text in parts that each fit into a message.
-fn receipt_parts(text: &str) -> Vec<&str> {
+pub(super) fn text_parts(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
-        let (part, after) = rest.split_at(rest.floor_char_boundary(RECEIPT_PART_BYTES));
+        let (part, after) = rest.split_at(rest.floor_char_boundary(PART_BYTES_MAX));
         parts.push(part);
         rest = after;
     }

@@ -275,7 +275,7 @@ impl Caller<'_> {
                 let pieces = vec![v1::ApplyPolicyBundleRequest {
                     path: "agents.toml".into(),
                     content: "x".into(),
-                    returning: Vec::new(),
+                    ..v1::ApplyPolicyBundleRequest::default()
                 }];
                 governance
                     .apply_policy_bundle(self.request(method, tokio_stream::iter(pieces)))
@@ -362,6 +362,34 @@ impl Caller<'_> {
                         id: self.task.clone(),
                     },
                 ))
+                .await
+                .map(drop),
+            "ListPolicyBundles" => governance
+                .list_policy_bundles(self.request(method, v1::ListPolicyBundlesRequest::default()))
+                .await
+                .map(drop),
+            "PlanPolicyBundle" => {
+                let pieces = vec![v1::PlanPolicyBundleRequest {
+                    path: "agents.toml".into(),
+                    content: "x".into(),
+                    days: 1,
+                    returning: Vec::new(),
+                }];
+                governance
+                    .plan_policy_bundle(self.request(method, tokio_stream::iter(pieces)))
+                    .await
+                    .map(drop)
+            }
+            "GetPolicyPlan" => {
+                let plan_id = Digest::sha256(b"").to_string();
+                let message = v1::GetPolicyPlanRequest { plan_id };
+                governance
+                    .get_policy_plan(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "GetPolicyBundle" => governance
+                .get_policy_bundle(self.request(method, v1::GetPolicyBundleRequest::default()))
                 .await
                 .map(drop),
             "GetTokenReceipt" => {

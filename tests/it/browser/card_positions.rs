@@ -22,7 +22,7 @@ entity Database = { name: String, environment: Environment, owner_team: String }
 
 @title("Grant access to a database")
 @effect("The grantee can use the schema with the role until the grant ends.")
-@reversible("yes")
+@reversible("reversible")
 @undo("Revoke the grant.")
 @risk("high")
 @single_use
@@ -30,8 +30,6 @@ action "grant.create" in ["destructive"] appliesTo {
   principal: [Agent],
   resource: [Database],
   context: {
-    ttl: duration, approvals: Set<StepUp>, evidence: Evidence, binding: String, task: TaskContext,
-    now: datetime, target_known: Bool, audience: String,
     parameters: {
       @title("Schema") a_schema: String,
       @title("Tables, all of them if empty") b_tables: Set<String>,
@@ -55,11 +53,6 @@ entity Job = { name: String, environment: Environment };
 action "job.run" appliesTo {
   principal: [Agent],
   resource: [Job],
-  context: {
-    ttl: duration, approvals: Set<StepUp>, evidence: Evidence, binding: String, task: TaskContext,
-    now: datetime, target_known: Bool, audience: String,
-    parameters: {},
-  },
 };
 "#;
 
@@ -73,6 +66,10 @@ permit (principal in AgentGroup::"soc", action == Action::"job.run", resource);
 @step_up("one-security")
 forbid (principal, action == Action::"job.run", resource)
 unless { context.approvals.contains(StepUp::"one-security") };
+
+@id("grants-and-jobs-belong-to-the-identity-provider")
+forbid (principal, action in [Action::"grant.create", Action::"job.run"], resource)
+unless { context.audience == "https://idp.soc.example" };
 "#;
 
 fn env() -> TestEnvironment {

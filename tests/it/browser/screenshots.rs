@@ -50,7 +50,7 @@ fn env() -> TestEnvironment {
     let mut env = TestEnvironment::with_high_risk();
     env.policy.get_mut("agents.toml").expect("agents").push_str(
         "\n[[agent]]\nid = \"containment\"\nspiffe_id = \"spiffe://soc.example/agent/containment\"\nowner = \"dana\"\n\
-         environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"unattended\"\ngroups = [\"soc\"]\n\
+         environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"autonomous\"\ngroups = [\"soc\"]\n\
          actions = [\"account.disable\", \"host.isolate\", \"case.read\"]\n",
     );
     env

@@ -10,8 +10,7 @@ use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, authorization};
 use dipylon_sdk::client::{
-    AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, TaskHandle, TokenOutcome,
-    TokenRequest,
+    AgentClient, Endpoint, Identity, OpenTaskRequest, TaskHandle, TokenOutcome, TokenRequest,
 };
 use dipylon_sdk::clock::{Clock, ManualClock};
 use dipylon_sdk::jose::{SigningKey, dpop};
@@ -125,8 +124,8 @@ impl ConsoleServer {
 
     pub async fn task_for(&self, agent: &str, purpose: &str) -> TaskHandle {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
-        let evidence = self.env.svid_for(&self.wire, &id, self.now(), 36_000);
-        let agent = AgentClient::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let evidence = self.env.fresh_evidence(&self.wire, &id, &self.clock);
+        let agent = AgentClient::new(self.endpoint(), evidence, None);
         let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 3_600,

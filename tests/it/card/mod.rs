@@ -65,6 +65,7 @@ fn requesting_agent() -> RequestingAgent {
         verified: Attestation {
             kind: "jwt-svid".to_owned(),
             subject: word("spiffe://soc.example/agent/triage", SpiffeId::parse),
+            issued_at: Some(NOW.plus_secs(-600)),
             verified_at: NOW.plus_secs(-12),
             expires_at: NOW.plus_secs(288),
         },
@@ -80,7 +81,7 @@ fn ordinary() -> Card {
         realm: word("soc", Realm::parse),
         title: "Disable an account".to_owned(),
         effect: "The account can no longer sign in.".to_owned(),
-        reversible: "yes".to_owned(),
+        reversible: "reversible".to_owned(),
         undo: "Enable the account at the identity provider.".to_owned(),
         risk: Some(Risk::Medium),
         action: Some(Arc::new(crate::support::disable("ann"))),
@@ -96,6 +97,7 @@ fn ordinary() -> Card {
         ]),
         openings: None,
         changes: None,
+        plan: Vec::new(),
         requester: Requester::Agent(Box::new(requesting_agent())),
         rules: vec![RuleSummary {
             id: "destructive-needs-approval".to_owned(),
@@ -183,7 +185,7 @@ fn everything() -> Card {
     ];
     Card {
         title: "Isolate a host".to_owned(),
-        reversible: "no".to_owned(),
+        reversible: "irreversible".to_owned(),
         risk: Some(Risk::High),
         action: Some(Arc::new(requested)),
         parameter_titles: titles.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
@@ -253,6 +255,7 @@ fn hostile() -> Card {
             }),
             verified: Attestation {
                 kind: wild(),
+                issued_at: None,
                 ..requesting_agent().verified
             },
             ..requesting_agent()

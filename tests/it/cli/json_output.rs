@@ -215,6 +215,9 @@ async fn every_verb_prints_one_json_value() {
         .await;
 
     v.one("policy check", &["policy"], 0).await;
+    v.one("policy test", &["policy"], 0).await;
+    v.one("policy plan", &[&["policy"], &olga[..]].concat(), 0)
+        .await;
     v.one("policy apply", &[&["policy"], &olga[..]].concat(), 0)
         .await;
     // By the next bundle others agree to the one after it.
@@ -231,6 +234,29 @@ async fn every_verb_prints_one_json_value() {
         }
     }
     v.one("policy rules", &olga, 0).await;
+    let status = v.one("policy status", &olga, 0).await;
+    let history = v.one("policy history", &olga, 0).await;
+    assert_eq!(history[0]["version"], status["version"]);
+    let exported = [&["exported"], &olga[..]].concat();
+    v.one("policy export", &exported, 0).await;
+    error(&v.one("policy export", &exported, 1).await, 1);
+    let same = v.one("policy diff", &exported, 0).await;
+    assert_eq!(same["differs"], false);
+    let other = [&["policy"], &olga[..]].concat();
+    assert_eq!(v.one("policy diff", &other, 1).await["differs"], true);
+    error(
+        &v.one("policy diff", &[&["nowhere"], &olga[..]].concat(), 2)
+            .await,
+        2,
+    );
+    let waits = v.one("policy rollback", &olga, 11).await;
+    let waits = text(&waits["access_request"]);
+    v.one(
+        "policy withdraw",
+        &[&[waits.as_str()], &olga[..]].concat(),
+        0,
+    )
+    .await;
     v.one("agent list", &olga, 0).await;
     v.one("agent show", &[&["triage"], &olga[..]].concat(), 0)
         .await;

@@ -3,7 +3,7 @@
 mod json_output;
 mod messages;
 mod parameters;
-mod setup;
+pub mod setup;
 mod tasks;
 mod token_use;
 mod unseen_card;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::served_broker::ServedBroker;
-use crate::support::{CASES, DOMAIN, IDP};
+use crate::support::{CASES, DOMAIN, IDP, TestEnvironment};
 
 pub const READ: [&str; 6] = [
     "--action",
@@ -38,11 +38,15 @@ pub struct CliSetup {
 
 impl CliSetup {
     pub async fn start() -> Self {
+        Self::start_in(TestEnvironment::new()).await
+    }
+
+    pub async fn start_in(env: TestEnvironment) -> Self {
         let setup = Self {
-            served: ServedBroker::start().await,
+            served: ServedBroker::start_in(env).await,
             home: tempfile::tempdir().expect("dir"),
         };
-        for person in ["maria", "olga", "cases", "idp"] {
+        for person in setup.served.env.keys.keys() {
             let path = setup.path(&format!("{person}.pem"));
             std::fs::write(&path, setup.served.env.pem_of(person)).expect("key");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("mode");

@@ -26,12 +26,12 @@ async fn a_wait_fetches_evidence_once() {
     let fetched = Arc::new(AtomicUsize::new(0));
     let evidence = {
         let (fetched, svid) = (fetched.clone(), served.evidence("triage"));
-        let EvidenceSource::Fixed(svid) = svid else {
-            panic!("fixed evidence")
+        let EvidenceSource::Fn(svid) = svid else {
+            panic!("evidence of a function")
         };
         EvidenceSource::Fn(Arc::new(move || {
             fetched.fetch_add(1, Ordering::Relaxed);
-            Ok(svid.clone())
+            svid()
         }))
     };
     let opening = OpenTaskRequest {

@@ -34,7 +34,7 @@ async fn pages_of_a_former_person_end() {
         let words = gone.expect("in force").people.concat();
         assert!(words.contains("1 passkey, 1 session end"), "{words}");
         // At once: what the stream rests on is the session, not the passkey that lives again.
-        let back = operator.apply_policy_bundle_returning(&s.env.policy, &lee);
+        let back = operator.apply_policy_bundle_returning(&s.env.policy, &lee, None);
         let words = back.await.expect("in force").people.concat();
         assert!(
             words.starts_with("lee returns: 1 passkey and registered keys count again"),

@@ -222,7 +222,10 @@ async fn an_approver_reads_what_they_may_vote_on() {
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     users["lee"].vote(ann, ask).await.ok();
     let files = s.env.policy_with("people.toml", |text| {
-        text.replace("groups = [\"security\"]", "groups = []")
+        let others = ["sam", "uma"].map(|id| {
+            format!("\n[[person]]\nid = \"{id}\"\nname = \"{id}\"\ngroups = [\"security\"]\nroles = [\"approver\"]\n")
+        });
+        text.replace("groups = [\"security\"]", "groups = []") + &others.concat()
     });
     s.operator("olga")
         .apply_policy_bundle(&files)

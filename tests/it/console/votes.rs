@@ -298,7 +298,7 @@ async fn vote_names_the_policy_of_its_card() {
     let operator = s.broker.authenticate_person(&call).expect("an operator");
     let applied = s
         .broker
-        .apply_policy_bundle(&call, operator, files, Default::default())
+        .apply_policy_bundle(&call, operator, files, Default::default(), None)
         .await;
     applied.expect("applied");
     let stale = maria.begin_vote(id, ask).await;

@@ -245,9 +245,10 @@ async fn a_clock_ahead_of_the_brokers_expires_nothing() {
     *people = people.replace("good_for = \"10m\"", "good_for = \"1h\"");
     let served = ServedBroker::start_with_clock(env, RateLimitConfig::default(), clock).await;
     let setup = ExecSetup::start_at(served, None).await;
-    let EvidenceSource::Fixed(svid) = setup.served.evidence("triage") else {
-        panic!("fixed evidence")
+    let EvidenceSource::Fn(svid) = setup.served.evidence("triage") else {
+        panic!("evidence of a function")
     };
+    let svid = svid().expect("evidence");
     std::fs::write(setup.svid(), svid.expose_secret()).expect("evidence");
     let mut running =
         RunningCommand::start(setup.exec(&DISABLE, &["curl", "-sS", "http://127.0.0.1:1"]));

@@ -132,7 +132,7 @@ async fn history(ops: Vec<Op>) {
                 };
                 let applied = b
                     .broker
-                    .apply_policy_bundle(&call, operator, files.clone(), Default::default())
+                    .apply_policy_bundle(&call, operator, files.clone(), Default::default(), None)
                     .await;
                 match applied {
                     Ok(applied) => match applied.proposal {

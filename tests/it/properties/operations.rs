@@ -305,7 +305,7 @@ fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
     match which {
         0 => env.policy.clone(),
         1 => env.policy_with("rules/20-guardrails.cedar", |t| {
-            format!("{t}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
+            format!("{t}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n")
         }),
         2 => env.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
         3 => env.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),

@@ -58,7 +58,7 @@ between! {
         |w| (w.b.freeze("action/case.read").await, w.b.unfreeze("action/case.read").await);
     "an unfreeze" orders |w| w.b.unfreeze("action/case.note").await;
     "rules that forbid all" |w| w.apply(
-        "@id(\"stop\")\n@why(\"Stop.\")\nforbid (principal, action, resource);\n",
+        "@id(\"stop\")\n@why(\"Stop.\")\nforbid (principal, action, resource) when { context.evidence.verified_age < duration(\"365d\") };\n",
     ).await;
     "rules that change nothing" orders |w| w.apply(NEUTRAL).await;
     "rules, rolled back" |w| (w.apply(NEUTRAL).await, w.apply("").await);

@@ -684,18 +684,7 @@ impl InvariantChecker {
             input.approvals.iter().all(|p| approved.contains(p)),
             "INV-4: the policy input has approvals that do not count"
         );
-        let question = AuthzRequest {
-            agent: &agent,
-            action: &action,
-            ttl_ms: input.ttl_ms,
-            approvals: &approved,
-            evidence_kind: input.evidence_kind,
-            evidence_age_ms: input.evidence_age_ms,
-            binding: &input.binding,
-            task_age_ms: input.task_age_ms,
-            task_depth: 0,
-            now: input.now,
-        };
+        let question = AuthzRequest::recorded(input, &agent, &action, &approved);
         assert!(
             matches!(bundle.authorize(&question), AuthzDecision::Allowed { ttl_ms, .. } if ttl_ms >= (f.exp - f.iat) * 1000),
             "INV-1: the policy does not allow it"

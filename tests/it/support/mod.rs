@@ -10,6 +10,7 @@ pub mod environment;
 pub mod invariants;
 pub mod jwt_crosscheck;
 pub mod key_invariants;
+pub mod many_rules;
 pub mod own_key;
 pub mod passkey_votes;
 pub mod raw_http;
@@ -29,7 +30,7 @@ pub mod weak_keys;
 use dipylon_sdk::model::{HttpOrigin, Timestamp};
 
 pub use actions::{action, disable, read_case};
-pub use environment::{NO_LIMITS, TestEnvironment, soc};
+pub use environment::{NO_LIMITS, TestEnvironment, silence, soc};
 pub use test_broker::{TestBroker, open_as, settings};
 pub use test_broker_calls::{ExpectReply, TestAgent, first_inbox_page, refused};
 

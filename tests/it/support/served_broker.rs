@@ -163,7 +163,7 @@ impl ServedBroker {
 
     pub fn evidence(&self, agent: &str) -> EvidenceSource {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
-        EvidenceSource::Fixed(self.env.svid_for(&self.url, &id, self.clock.now(), 3_600))
+        self.env.fresh_evidence(&self.url, &id, &self.clock)
     }
 
     pub async fn task(&self, agent: &str) -> TaskHandle {

@@ -351,7 +351,7 @@ impl TestBroker {
             .map(|id| PersonId::parse(id).expect("id"))
             .collect();
         self.broker
-            .apply_policy_bundle(&call, operator, files, returning)
+            .apply_policy_bundle(&call, operator, files, returning, None)
             .await
     }
 

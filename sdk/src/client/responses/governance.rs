@@ -1,8 +1,19 @@
 //! Responses to operators and auditors: policy, agents, freezes, tasks, explanations, statistics and timelines.
 
+use std::collections::BTreeMap;
+
 use super::{ReadWire, responses};
-use crate::model::Timestamp;
+use crate::model::{Digest, Target, Timestamp};
 use crate::proto::v1;
+
+/// The files of a policy bundle, which have its version: the client verified it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyBundleContent {
+    /// The version.
+    pub version: Digest,
+    /// The texts of the files, by their paths inside the bundle.
+    pub files: BTreeMap<String, String>,
+}
 
 responses! {
     /// What applying a policy bundle changed.
@@ -28,6 +39,50 @@ responses! {
         /// The proposal that waits for others to agree, by the rule of changes in force; empty when the bundle is in force.
         access_request_id: String = access_request_id,
         /// When the proposal expires.
+        expires_at: Option<Timestamp> = expires_at,
+    }
+
+    /// The policy bundle in force, and the proposals that wait.
+    PolicyStatus from ListPolicyBundlesResponse {
+        /// The bundle in force; empty while there is none.
+        in_force: Vec<PolicyBundleInfo> = bundles,
+        /// Proposals, by their expiry.
+        proposals: Vec<PolicyProposalInfo> = proposals,
+        /// How many more proposals wait.
+        proposals_left_out: u32 = proposals_left_out,
+    }
+
+    /// A policy bundle that came in force.
+    PolicyBundleInfo from PolicyBundleInForce {
+        /// Its version: its digest.
+        version: String = version,
+        /// When it came in force.
+        since: Option<Timestamp> = since,
+        /// `seed`, `alone`, `agreed` or `recovery`.
+        how: String = how,
+        /// The operator, by opaque id; empty for a seed and a recovery.
+        by: String = by,
+        /// The proposal that others agreed to; empty without one.
+        access_request_id: String = access_request_id,
+        /// Why the operators were recovered; empty without a recovery.
+        recovery_reason: String = recovery_reason,
+        /// The user of the broker's host who recovered them, unverified; empty without a recovery.
+        recovery_host_user: String = recovery_host_user,
+        /// Index of the journal entry.
+        position: u64 = position,
+    }
+
+    /// A proposal of a policy bundle that waits.
+    PolicyProposalInfo from PolicyProposal {
+        /// Its id.
+        access_request_id: String = access_request_id,
+        /// The version that it would put in force.
+        version: String = version,
+        /// The proposer, by opaque id.
+        by: String = by,
+        /// When it was opened.
+        opened_at: Option<Timestamp> = opened_at,
+        /// When it expires.
         expires_at: Option<Timestamp> = expires_at,
     }
 
@@ -165,6 +220,116 @@ responses! {
         lines: Vec<ExplanationLine> = lines,
         /// The journal entries it rests on, each as JSON.
         entries: Vec<String> = entries,
+        /// What rules saw, for an id with a decision of gate 2, as of the policy bundle that decided.
+        input: Option<RuleInputInfo> = input,
+        /// Of a denial because no rule allows it: the permit that came closest.
+        nearest_permit: Option<NearestPermitInfo> = nearest_permit,
+        /// Of a denial because rules could not be evaluated: what could not.
+        rule_failures: Vec<RuleFailureInfo> = rule_failures,
+        /// Of a denial by the agent's ceiling: what the agent may request.
+        ceiling: Option<CeilingMissInfo> = ceiling,
+    }
+
+    /// What rules saw. Long values are cut, and say by how much.
+    RuleInputInfo from RuleInput {
+        /// Version of the policy bundle that decided.
+        policy_version: String = policy_version,
+        /// Whether it is in force.
+        policy_in_force: bool = policy_in_force,
+        /// The agent; empty when the policy bundle can no longer be read.
+        agent_id: String = agent_id,
+        /// The agent's attributes and groups.
+        agent: Option<RuleEntityInfo> = agent,
+        /// The action.
+        action: String = action,
+        /// The target.
+        target: Option<Target> = target,
+        /// The target's attributes and groups; `None` for a target that the policy bundle does not have.
+        target_entity: Option<RuleEntityInfo> = target_entity,
+        /// The audience.
+        audience: String = audience,
+        /// The parameters as JSON; sensitive ones as `commitment …`.
+        parameters: Vec<RuleValueInfo> = parameters,
+        /// Lifetime that the token would have, in milliseconds.
+        ttl_ms: i64 = ttl_ms,
+        /// Profiles that votes satisfied.
+        approvals: Vec<String> = approvals,
+        /// The kind of the evidence.
+        evidence_kind: String = evidence_kind,
+        /// Milliseconds since the issuer issued the evidence; `None` when it does not say when, and counts as issued in 1970.
+        evidence_issued_age_ms: Option<i64> = evidence_issued_age_ms,
+        /// Milliseconds since the broker last verified the evidence.
+        evidence_verified_age_ms: i64 = evidence_verified_age_ms,
+        /// How the token is bound to its holder.
+        binding: String = binding,
+        /// Milliseconds since the task was opened.
+        task_age_ms: i64 = task_age_ms,
+        /// The time of the decision.
+        now: Option<Timestamp> = now,
+        /// Attributes, groups and parameters that are left out.
+        left_out: u32 = left_out,
+    }
+
+    /// An agent or a target as rules see it, in Cedar's notation.
+    RuleEntityInfo from RuleEntity {
+        /// Its attributes.
+        attributes: Vec<RuleValueInfo> = attributes,
+        /// The groups it is in, at any depth.
+        groups: Vec<String> = groups,
+    }
+
+    /// A name and a value.
+    RuleValueInfo from RuleValue {
+        /// The name, or the path as in `principal.environment`.
+        name: String = name,
+        /// The value.
+        value: String = value,
+    }
+
+    /// The permit that came closest to allowing a request.
+    NearestPermitInfo from NearestPermit {
+        /// Its `@id`.
+        rule_id: String = rule_id,
+        /// Its path in the policy bundle.
+        file: String = file,
+        /// Its line, from 1.
+        line: u32 = line,
+        /// The parts that exclude the request.
+        misses: Vec<PermitMissInfo> = misses,
+    }
+
+    /// A part of a permit that excludes a request.
+    PermitMissInfo from PermitMiss {
+        /// `principal`, `action`, `resource`, `when` or `unless`.
+        part: String = part,
+        /// What it asks for, in Cedar's notation.
+        clause: String = clause,
+        /// Why it could not be evaluated; empty where it is not met.
+        error: String = error,
+        /// What it read.
+        values: Vec<RuleValueInfo> = values,
+    }
+
+    /// A rule that could not be evaluated.
+    RuleFailureInfo from RuleFailure {
+        /// Its `@id`; empty when the request itself was invalid.
+        rule_id: String = rule_id,
+        /// Its path in the policy bundle.
+        file: String = file,
+        /// Its line, from 1.
+        line: u32 = line,
+        /// The error.
+        error: String = error,
+    }
+
+    /// What an agent may request, where it requested something else.
+    CeilingMissInfo from CeilingMiss {
+        /// The nearest action; empty when none is near.
+        nearest: String = nearest,
+        /// The actions by name, at most 40.
+        actions: Vec<String> = actions,
+        /// How many more there are.
+        left_out: u32 = left_out,
     }
 
     /// One detail of an explanation.

@@ -1,0 +1,328 @@
+//! Plans of policy bundles: what one would change before it is applied, as JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ActionName, Digest, PersonId, ProfileName, RuleRef};
+
+/// What a policy bundle would change. It decides nothing: an apply looks at everything again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyPlan {
+    /// Version of the bundle that was in force when it was planned.
+    pub base_version: Digest,
+    /// Version of the planned bundle.
+    pub version: Digest,
+    /// When (RFC 3339).
+    pub planned_at: String,
+    /// The decisions since this time are decided again (RFC 3339).
+    pub since: String,
+    /// The people who return with it, as for an apply.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub returning: BTreeSet<PersonId>,
+    /// What differs, for people and otherwise, in sentences.
+    pub changes: Vec<String>,
+    /// What an apply would warn of.
+    pub warnings: Vec<String>,
+    /// What would end of what is open, or would need other approvals.
+    pub ends: PlannedEnds,
+    /// The decisions on record, decided again.
+    pub replay: ReplaySummary,
+}
+
+impl PolicyPlan {
+    /// What it says, in a few sentences, what is most dangerous first: for a card.
+    pub fn sentences(&self) -> Vec<String> {
+        let (ends, replay) = (&self.ends, &self.replay);
+        let mut all = vec![format!(
+            "looked at {}, on version {}: {}, {} and {} would end, {} would need other approvals",
+            self.planned_at,
+            self.base_version,
+            counted(ends.tasks.count, "task"),
+            counted(ends.tokens.count, "token"),
+            counted(ends.access_requests.count, "access request"),
+            ends.reassessed.count,
+        )];
+        if ends.uncertain.count > 0 {
+            let waiting = counted(ends.uncertain.count, "access request");
+            all.push(format!(
+                "{waiting} wait while people or keys change: they may end or need other approvals, too"
+            ));
+        }
+        all.extend(
+            self.warnings
+                .iter()
+                .map(|warning| format!("WARNING: {warning}")),
+        );
+        all.extend(
+            replay
+                .warnings()
+                .iter()
+                .map(|warning| format!("WARNING: {warning}")),
+        );
+        for (what, list) in [
+            ("tasks", &ends.tasks),
+            ("tokens", &ends.tokens),
+            ("access requests", &ends.access_requests),
+        ] {
+            if list.count > 0 {
+                all.push(format!("would end, {what}: {}", list.names()));
+            }
+        }
+        let cut = if replay.is_cut {
+            " (older ones are left out: too many)"
+        } else {
+            ""
+        };
+        all.push(format!(
+            "of {} since {}, {} would stay as they are{cut}",
+            counted(replay.decisions, "decision"),
+            self.since,
+            replay.same
+        ));
+        let mut classes: Vec<&ReplayClass> = replay.changes.iter().collect();
+        classes.sort_by_key(|class| (class.danger(), std::cmp::Reverse(class.count)));
+        let more = classes.len().saturating_sub(SENTENCE_ITEMS_MAX);
+        all.extend(classes.iter().take(SENTENCE_ITEMS_MAX).map(|class| {
+            let decisions = counted(class.count, "decision");
+            format!(
+                "{decisions} about {}: {} would be {}",
+                class.action, class.was, class.would_be
+            )
+        }));
+        if more > 0 {
+            all.push(format!(
+                "and {more} more kinds of change: 'dipylon policy plan' lists them"
+            ));
+        }
+        let (asked, would_ask) = (&replay.asked, &replay.would_ask);
+        all.push(format!(
+            "people would be asked {} instead of {}, {} instead of {} at night, for {} instead of {}",
+            counted(would_ask.requests, "time"),
+            asked.requests,
+            would_ask.at_night,
+            asked.at_night,
+            counted(would_ask.approvals, "approval"),
+            asked.approvals,
+        ));
+        let unknown: u64 = replay.not_replayed.values().sum();
+        if unknown > 0 {
+            all.push(format!(
+                "{} cannot be decided again",
+                counted(unknown, "decision")
+            ));
+        }
+        all
+    }
+}
+
+impl PlannedList {
+    /// The first of them by name.
+    fn names(&self) -> String {
+        let named = self.named.iter().take(SENTENCE_ITEMS_MAX);
+        let mut names: Vec<String> = named
+            .map(|item| {
+                format!("{} of {} {}", item.id, item.who, item.what)
+                    .trim_end()
+                    .to_owned()
+            })
+            .collect();
+        let named = u64::try_from(names.len()).unwrap_or(u64::MAX);
+        let more = self.count.saturating_sub(named);
+        if more > 0 {
+            names.push(format!("and {more} more"));
+        }
+        names.join(", ")
+    }
+}
+
+impl ReplaySummary {
+    /// What would be allowed that was not, in sentences.
+    pub fn warnings(&self) -> Vec<String> {
+        let count = |danger: u8| -> u64 {
+            let classes = self.changes.iter().filter(|class| class.danger() == danger);
+            classes.map(|class| class.count).sum()
+        };
+        let kinds = [
+            (0, "that was refused would be allowed"),
+            (
+                1,
+                "that people were asked about would be allowed without them",
+            ),
+            (2, "that was refused would go to people"),
+        ];
+        kinds
+            .into_iter()
+            .filter(|(danger, _)| count(*danger) > 0)
+            .map(|(danger, what)| format!("{} {what}", counted(count(danger), "request")))
+            .collect()
+    }
+}
+
+impl ReplayClass {
+    /// How far it opens what was closed: 0 is the farthest.
+    pub fn danger(&self) -> u8 {
+        let is_allowed = |outcome: &ReplayOutcome| match outcome {
+            ReplayOutcome::Allowed
+            | ReplayOutcome::AllowedShorter
+            | ReplayOutcome::AllowedLonger => true,
+            ReplayOutcome::Pending(_) | ReplayOutcome::Denied => false,
+        };
+        match (&self.was, &self.would_be) {
+            (ReplayOutcome::Denied, now) if is_allowed(now) => 0,
+            (ReplayOutcome::Pending(_), now) if is_allowed(now) => 1,
+            (ReplayOutcome::Denied, ReplayOutcome::Pending(_)) => 2,
+            (ReplayOutcome::Pending(_), ReplayOutcome::Pending(_)) => 3,
+            (_, ReplayOutcome::AllowedLonger) => 3,
+            (_, _) => 4,
+        }
+    }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    }
+}
+
+/// Most things of one kind in the sentences of a plan.
+const SENTENCE_ITEMS_MAX: usize = 8;
+
+/// What would end of what was open at the time of a plan, or would need other approvals.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedEnds {
+    /// Tasks that would end.
+    pub tasks: PlannedList,
+    /// Tokens that would end, those of these tasks among them.
+    pub tokens: PlannedList,
+    /// Access requests that would end, those of these tasks among them.
+    pub access_requests: PlannedList,
+    /// Access requests that would go on with other approvals, or without some that they have.
+    pub reassessed: PlannedList,
+    /// Other access requests that wait while the bundle changes people or their keys: who could still approve them is not looked at.
+    pub uncertain: PlannedList,
+}
+
+/// Things by name, of very many the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedList {
+    /// How many they are.
+    pub count: u64,
+    /// The first 50 of them.
+    pub named: Vec<PlannedItem>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedItem {
+    /// Its id.
+    pub id: String,
+    /// The agent, or the person who proposes.
+    pub who: String,
+    /// The action with its target; empty for a task.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub what: String,
+}
+
+/// What deciding the decisions on record again found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaySummary {
+    /// Decisions that were decided again.
+    pub decisions: u64,
+    /// Those that stay as they are.
+    pub same: u64,
+    /// Those that differ, the most frequent class first.
+    pub changes: Vec<ReplayClass>,
+    /// Those that cannot be decided again, by action: their input is not on record.
+    pub not_replayed: BTreeMap<ActionName, u64>,
+    /// What people are asked under the bundle in force.
+    pub asked: AskedOfPeople,
+    /// What they would be asked.
+    pub would_ask: AskedOfPeople,
+    /// The replay ended at its bound: older decisions of the span are left out.
+    pub is_cut: bool,
+}
+
+/// What people are asked for the replayed decisions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskedOfPeople {
+    /// Access requests: the same request of one task is one.
+    pub requests: u64,
+    /// Those of them between 22:00 and 06:00 UTC.
+    pub at_night: u64,
+    /// Approvals that they need together: each profile counts with its quorum.
+    pub approvals: u64,
+}
+
+/// Decisions about one action that differ alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayClass {
+    /// The action.
+    pub action: ActionName,
+    /// What the bundle in force decides.
+    pub was: ReplayOutcome,
+    /// What the planned one would decide.
+    pub would_be: ReplayOutcome,
+    /// Decisions.
+    pub count: u64,
+    /// The newest of them, at most three.
+    pub examples: Vec<ReplayExample>,
+}
+
+/// The kind of a decision.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayOutcome {
+    /// A token at once.
+    Allowed,
+    /// A token at once that lives shorter than by the other bundle.
+    AllowedShorter,
+    /// A token at once that lives longer than by the other bundle.
+    AllowedLonger,
+    /// People are asked, under these profiles.
+    Pending(Vec<ProfileName>),
+    /// No token.
+    Denied,
+}
+
+impl fmt::Display for ReplayOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allowed => f.write_str("allowed"),
+            Self::AllowedShorter => f.write_str("allowed for a shorter time"),
+            Self::AllowedLonger => f.write_str("allowed for a longer time"),
+            Self::Denied => f.write_str("denied"),
+            Self::Pending(profiles) => {
+                let names: Vec<&str> = profiles.iter().map(ProfileName::as_str).collect();
+                write!(f, "pending on {}", names.join(" and "))
+            }
+        }
+    }
+}
+
+/// One decision of a class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayExample {
+    /// Its id, for `dipylon explain`.
+    pub decision: String,
+    /// When it was made (RFC 3339).
+    pub at: String,
+    /// The workload that asked.
+    pub subject: String,
+    /// What it asked for, as `Type::id`.
+    pub target: String,
+    /// The rules that decide by the bundle in force.
+    pub was_by: Vec<RuleRef>,
+    /// The rules that would decide.
+    pub would_be_by: Vec<RuleRef>,
+}

@@ -1,0 +1,361 @@
+//! Rules that cannot do what they say: never met, met whatever they ask, or with a remedy that does not lift them.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use super::report::{Check, Report};
+use super::samples::{Answer, RuleCase, Samples, Scene};
+use super::values::{Assignment, Sample};
+use super::{direction, location};
+use crate::model::ActionName;
+use crate::policy::rule::{Remedy, RuleEffect};
+
+/// What the samples say about one rule.
+#[derive(Default)]
+struct Verdict {
+    is_in_scope: bool,
+    matches: bool,
+    /// Of each condition, whether it was met and unmet once, where those before it were met.
+    met: Vec<bool>,
+    unmet: Vec<bool>,
+    is_whole: bool,
+    /// A scene in which the remedy lifts nothing.
+    unlifted: Option<String>,
+    /// Whether the remedy lifted nothing in some scene, or was not tried there, and the samples prove nothing.
+    lift_is_undecided: bool,
+    /// Actions of which the rule matches every request.
+    covered: Vec<String>,
+    covers_operate: bool,
+    /// Actions for which the answer depends on the audience.
+    by_audience: BTreeSet<ActionName>,
+    asked: usize,
+}
+
+/// Examines every rule. Returns the actions that a rule binds to audiences, and how many rules were not examined.
+pub(super) fn check<'b>(
+    samples: &Samples<'b>,
+    cases: &[RuleCase<'b>],
+    report: &mut Report<'_>,
+) -> (BTreeSet<ActionName>, usize) {
+    let mut by_audience = BTreeSet::new();
+    let mut left_out = 0;
+    for case in cases {
+        if !report.is_declared(case.info) {
+            continue;
+        }
+        if samples.is_spent() {
+            left_out += 1;
+            continue;
+        }
+        let verdict = examine(samples, case);
+        if samples.is_spent() {
+            left_out += 1;
+            continue;
+        }
+        report_verdict(case, &verdict, report);
+        // How a rule that never matches would change says nothing.
+        if verdict.matches || !verdict.is_whole {
+            direction::check(case, report);
+        }
+        by_audience.extend(verdict.by_audience);
+    }
+    (by_audience, left_out)
+}
+
+fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> Verdict {
+    let conditions = case.exceptions.len();
+    let mut verdict = Verdict {
+        met: vec![false; conditions],
+        unmet: vec![false; conditions],
+        is_whole: true,
+        ..Verdict::default()
+    };
+    let is_final = case.info.effect == RuleEffect::Forbid && case.info.remedy.is_none();
+    let reads_audience = case.reading.variables.contains_key(&audience()[..]);
+    for action in case.actions.iter().copied() {
+        let is_narrowed = |kind: &str| case.population.narrowed.contains(kind);
+        let kinds = action
+            .map(|action| &action.target_types)
+            .into_iter()
+            .flatten();
+        let reaches_all = !is_narrowed("Agent") && !kinds.into_iter().any(|kind| is_narrowed(kind));
+        let (mut is_asked, mut covers) = (false, is_final && reaches_all);
+        for scene in samples.scenes(case, action) {
+            let is_settled = verdict.is_settled() && !covers;
+            let binds = reads_audience
+                && action.is_some_and(|action| !verdict.by_audience.contains(&action.name));
+            if is_settled && case.info.remedy.is_none() && !binds {
+                break;
+            }
+            if verdict.asked > ASKED_MAX {
+                verdict.is_whole = false;
+                verdict.lift_is_undecided |= case.info.remedy.is_some();
+                break;
+            }
+            let whole = ask(
+                samples,
+                case,
+                &scene,
+                binds,
+                &mut verdict,
+                &mut is_asked,
+                &mut covers,
+            );
+            verdict.is_whole &= whole;
+        }
+        if is_asked && covers && verdict.is_whole {
+            match action {
+                Some(action) if !action.never => {
+                    verdict.covered.push(format!("\"{}\"", action.name))
+                }
+                Some(_) => {}
+                None => verdict.covers_operate = true,
+            }
+        }
+    }
+    verdict
+}
+
+/// Asks about one scene.
+fn ask<'b>(
+    samples: &Samples<'b>,
+    case: &RuleCase<'b>,
+    scene: &Scene<'b>,
+    binds: bool,
+    verdict: &mut Verdict,
+    is_asked: &mut bool,
+    covers: &mut bool,
+) -> bool {
+    let (mut matches, mut is_lifted, mut binds) = (false, false, binds);
+    let lifetime = match &case.info.remedy {
+        Some(Remedy::MaxTtl(seconds)) => Some(i64::from(*seconds).saturating_mul(1000)),
+        Some(Remedy::StepUp(_)) | None => None,
+    };
+    let extra: Vec<_> = lifetime
+        .iter()
+        .map(|ms| (vec!["ttl".to_owned()], *ms))
+        .collect();
+    let whole = samples.ask(case, scene, &extra, |assignment, answer| {
+        verdict.asked += 1;
+        let met = match answer {
+            Answer::OutOfScope => {
+                *covers = false;
+                return ControlFlow::Continue(());
+            }
+            Answer::Fails => {
+                *covers = false;
+                return ControlFlow::Continue(());
+            }
+            Answer::Unmet(at) => {
+                verdict
+                    .unmet
+                    .iter_mut()
+                    .skip(at)
+                    .take(1)
+                    .for_each(|seen| *seen = true);
+                at
+            }
+            Answer::Matches => case.exceptions.len(),
+        };
+        (verdict.is_in_scope, *is_asked) = (true, true);
+        verdict
+            .met
+            .iter_mut()
+            .take(met)
+            .for_each(|seen| *seen = true);
+        if answer == Answer::Matches {
+            (verdict.matches, matches) = (true, true);
+            if !is_lifted && let Some(lifted) = remedied(case, assignment, lifetime) {
+                is_lifted = samples.ask_once(case, scene, &lifted) != Answer::Matches;
+            }
+            if binds && depends_on_audience(samples, case, scene, assignment) {
+                binds = false;
+                verdict
+                    .by_audience
+                    .extend(scene.action.map(|a| a.name.clone()));
+            }
+        } else {
+            *covers = false;
+        }
+        let is_done = verdict.is_settled() && !*covers && !binds;
+        match is_done && (case.info.remedy.is_none() || is_lifted) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    if matches && !is_lifted && case.info.remedy.is_some() {
+        match whole {
+            true if verdict.unlifted.is_none() => verdict.unlifted = Some(samples.describe(scene)),
+            true => {}
+            false => verdict.lift_is_undecided = true,
+        }
+    }
+    whole
+}
+
+impl Verdict {
+    /// Whether the rule was seen to match, and each condition to be met and unmet.
+    fn is_settled(&self) -> bool {
+        let all = |seen: &[bool]| seen.iter().all(|seen| *seen);
+        self.matches && all(&self.met) && all(&self.unmet)
+    }
+}
+
+/// The sample with the remedy applied; nothing where it changes nothing.
+fn remedied(
+    case: &RuleCase<'_>,
+    assignment: &Assignment,
+    lifetime: Option<i64>,
+) -> Option<Assignment> {
+    let mut lifted = assignment.clone();
+    match (&case.info.remedy, lifetime) {
+        (Some(Remedy::StepUp(profile)), _) => {
+            let (_, value) = lifted
+                .iter_mut()
+                .find(|(path, _)| path.as_slice() == ["approvals"])?;
+            *value = value.take().map(|held| held.with_approval(profile));
+        }
+        (Some(Remedy::MaxTtl(_)), Some(most)) => {
+            let (_, value) = lifted
+                .iter_mut()
+                .find(|(path, _)| path.as_slice() == ["ttl"])?;
+            match value {
+                Some(Sample::Duration(ms)) if *ms > most => *ms = most,
+                _ => return None,
+            }
+        }
+        (Some(Remedy::MaxTtl(_)), None) | (None, _) => return None,
+    }
+    Some(lifted)
+}
+
+fn depends_on_audience<'b>(
+    samples: &Samples<'b>,
+    case: &RuleCase<'b>,
+    scene: &Scene<'b>,
+    assignment: &Assignment,
+) -> bool {
+    samples.audiences().any(|other| {
+        let mut changed = assignment.clone();
+        changed.retain(|(path, _)| *path != audience());
+        changed.push((audience(), Some(other)));
+        matches!(samples.ask_once(case, scene, &changed), Answer::Unmet(_))
+    })
+}
+
+fn audience() -> Vec<String> {
+    vec!["audience".to_owned()]
+}
+
+fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_>) {
+    let rule = case.info;
+    let places = location::conditions(&rule.text);
+    let undecided = |what: &str| {
+        format!(
+            "{what} could not be decided: the check decides ==, !=, in, has, contains and comparisons of one variable with constants or \
+             with attributes of the agent or the target; write the rule so, or try it with a request that meets it"
+        )
+    };
+    if !verdict.is_in_scope {
+        let message = match case.actions.is_empty() {
+            true => "can never match: its scope holds no action".to_owned(),
+            false => format!(
+                "can never match: no agent of agents.toml and target of entities.json is in its scope; {}",
+                "name a group that has members, or remove the rule"
+            ),
+        };
+        match verdict.is_whole {
+            true => report.rule(Check::NeverMatches, rule, None, message),
+            false => report.undecided(rule, None, undecided("whether it ever matches")),
+        }
+        return;
+    }
+    // The first condition that was never met lets no request through.
+    let blocking = verdict.met.iter().position(|met| !met);
+    if !verdict.matches {
+        let at = blocking.and_then(|at| places.get(at)).copied();
+        let is_exception = blocking.and_then(|at| case.exceptions.get(at)).copied();
+        if !verdict.is_whole {
+            report.undecided(rule, at, undecided("whether it ever matches"));
+            return;
+        }
+        let why = match is_exception {
+            Some(true) => "this exception always holds",
+            Some(false) | None => "this condition is never true",
+        };
+        let message = format!(
+            "can never match: {why}, for any agent, target and value that the bundle declares; correct it, or remove the rule"
+        );
+        report.rule(Check::NeverMatches, rule, at, message);
+        return;
+    }
+    for (at, is_exception) in case.exceptions.iter().enumerate() {
+        if verdict.unmet.get(at).copied().unwrap_or(true) {
+            continue;
+        }
+        let place = places.get(at).copied();
+        let (what, message) = match is_exception {
+            false => (
+                "whether this condition is always true",
+                "this condition is always true, so that it restricts nothing; correct it, or remove it",
+            ),
+            true => (
+                "whether this exception ever holds",
+                "this exception never holds, so that it excepts nothing; correct it, or remove it",
+            ),
+        };
+        match verdict.is_whole {
+            true => report.rule(Check::AlwaysTrue, rule, place, message),
+            false => report.undecided(rule, place, undecided(what)),
+        }
+    }
+    if let (Some(scene), Some(remedy)) = (&verdict.unlifted, &rule.remedy) {
+        let annotation = annotation_of(remedy);
+        let lifts = match remedy {
+            Remedy::StepUp(profile) => {
+                format!("unless {{ context.approvals.contains(StepUp::\"{profile}\") }}")
+            }
+            Remedy::MaxTtl(seconds) => {
+                format!("unless {{ context.ttl <= duration(\"{seconds}s\") }}")
+            }
+        };
+        let message = format!(
+            "@{annotation} does not lift it: the rule still forbids {scene}; write {lifts}, or remove @{annotation}, which makes the rule final"
+        );
+        let at = location::annotation(&rule.text, annotation);
+        report.rule(Check::RemedyNeverLifts, rule, at, message);
+    }
+    if verdict.lift_is_undecided
+        && verdict.unlifted.is_none()
+        && let Some(remedy) = &rule.remedy
+    {
+        let annotation = annotation_of(remedy);
+        let at = location::annotation(&rule.text, annotation);
+        let what = format!("whether @{annotation} lifts it for every request");
+        report.undecided(rule, at, undecided(&what));
+    }
+    if !verdict.covered.is_empty() {
+        let message = format!(
+            "forbids every request for {}, and no remedy lifts it; mark an action @never in schema.cedarschema if no agent may ever do it, or \
+             narrow the rule",
+            verdict.covered.join(", ")
+        );
+        report.rule(Check::ForbidsAll, rule, None, message);
+    }
+    if verdict.covers_operate {
+        let message =
+            "forbids every agent to operate, so that none can work; narrow the rule".to_owned();
+        report.rule(Check::ForbidsAll, rule, None, message);
+    }
+}
+
+/// The annotation that names a remedy.
+fn annotation_of(remedy: &Remedy) -> &'static str {
+    match remedy {
+        Remedy::StepUp(_) => "step_up",
+        Remedy::MaxTtl(_) => "max_ttl",
+    }
+}
+
+/// Most samples of one rule.
+const ASKED_MAX: usize = 20_000;

@@ -1,0 +1,276 @@
+//! Rules by which an approval more, or a shorter lifetime, turns a yes into a no. Remedies go one way, and people who approve expect
+//! that it helps: a forbid may stop to apply as approvals are added and the lifetime is shortened, and a permit may begin to.
+//!
+//! Decided by the form of a condition alone: whether it can only become true, or only become false, that way.
+
+use serde_json::Value;
+
+use super::location;
+use super::reading::{Place, place, single};
+use super::report::{Check, Report};
+use super::samples::RuleCase;
+use crate::policy::rule::RuleEffect;
+
+/// How the answer of an expression can change as approvals are added, or as the lifetime is shortened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Change {
+    /// From false to true.
+    rises: bool,
+    /// From true to false.
+    falls: bool,
+}
+
+impl Change {
+    const NONE: Self = Self {
+        rises: false,
+        falls: false,
+    };
+    const RISES: Self = Self {
+        rises: true,
+        falls: false,
+    };
+    const FALLS: Self = Self {
+        rises: false,
+        falls: true,
+    };
+    const BOTH: Self = Self {
+        rises: true,
+        falls: true,
+    };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            rises: self.rises || other.rises,
+            falls: self.falls || other.falls,
+        }
+    }
+
+    fn opposite(self) -> Self {
+        Self {
+            rises: self.falls,
+            falls: self.rises,
+        }
+    }
+}
+
+/// What grows or shrinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variable {
+    Approvals,
+    Lifetime,
+}
+
+impl Variable {
+    const fn member(self) -> &'static str {
+        match self {
+            Self::Approvals => "approvals",
+            Self::Lifetime => "ttl",
+        }
+    }
+
+    /// Whether an expression is this variable.
+    fn is(self, expression: &Value) -> bool {
+        matches!(place(expression), Some(Place::Context(path)) if path == [self.member()])
+    }
+
+    /// Whether an expression reads it.
+    fn is_in(self, expression: &Value) -> bool {
+        self.is(expression)
+            || match expression {
+                Value::Array(items) => items.iter().any(|item| self.is_in(item)),
+                Value::Object(members) => members.values().any(|part| self.is_in(part)),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+            }
+    }
+}
+
+/// How a condition can change in the wrong way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Direction {
+    approvals: Change,
+    lifetime: Change,
+}
+
+impl Direction {
+    /// Of a condition in its JSON form.
+    pub(super) fn of(condition: &Value) -> Self {
+        let body = condition.get("body").unwrap_or(&Value::Null);
+        let is_exception = condition.get("kind").and_then(Value::as_str) == Some("unless");
+        let change = |variable| match is_exception {
+            false => of(variable, body),
+            true => of(variable, body).opposite(),
+        };
+        Self {
+            approvals: change(Variable::Approvals),
+            lifetime: change(Variable::Lifetime),
+        }
+    }
+}
+
+/// Refuses the conditions of a rule by which it refuses more as people approve, or as the token lives shorter.
+pub(super) fn check(case: &RuleCase<'_>, report: &mut Report<'_>) {
+    let rule = case.info;
+    let places = location::conditions(&rule.text);
+    for (at, direction) in case.directions.iter().enumerate() {
+        for check in direction.wrong(rule.effect) {
+            let (what, form) = match check {
+                Check::ApprovalForbids => ("an approval more", "context.approvals.contains(…)"),
+                _ => ("a shorter lifetime", "context.ttl <= duration(…)"),
+            };
+            let advice = match rule.effect {
+                RuleEffect::Forbid => {
+                    format!("a forbid may only end by it, as with unless {{ {form} }}")
+                }
+                RuleEffect::Permit => {
+                    format!("a permit may only begin by it, as with when {{ {form} }}")
+                }
+            };
+            let message = format!("{what} can turn a yes into a no by this condition: {advice}");
+            report.rule(check, rule, places.get(at).copied(), message);
+        }
+    }
+}
+
+impl Direction {
+    /// What is found about a condition of a rule with this effect.
+    fn wrong(self, effect: RuleEffect) -> impl Iterator<Item = Check> {
+        let is_wrong = move |change: Change| match effect {
+            RuleEffect::Forbid => change.rises,
+            RuleEffect::Permit => change.falls,
+        };
+        let found = [
+            (self.approvals, Check::ApprovalForbids),
+            (self.lifetime, Check::ShorterForbids),
+        ];
+        found
+            .into_iter()
+            .filter(move |(change, _)| is_wrong(*change))
+            .map(|(_, check)| check)
+    }
+}
+
+/// What is found about the direction of one rule, by name.
+#[cfg(test)]
+pub(in crate::policy) fn findings(rule: &str) -> Vec<&'static str> {
+    let policy = cedar_policy::Policy::parse(None, rule).expect("a rule");
+    let effect = match policy.effect() {
+        cedar_policy::Effect::Permit => RuleEffect::Permit,
+        cedar_policy::Effect::Forbid => RuleEffect::Forbid,
+    };
+    let form = policy.to_json().expect("JSON");
+    let conditions = form["conditions"].as_array().expect("conditions");
+    let directions = conditions.iter().map(Direction::of);
+    directions
+        .flat_map(|direction| direction.wrong(effect))
+        .map(Check::name)
+        .collect()
+}
+
+/// How a condition changes.
+fn of(variable: Variable, expression: &Value) -> Change {
+    if !variable.is_in(expression) {
+        return Change::NONE;
+    }
+    let Some((operator, operands)) = single(expression) else {
+        return Change::BOTH;
+    };
+    let operand = |name| operands.get(name).unwrap_or(&Value::Null);
+    let (left, right) = (operand("left"), operand("right"));
+    match operator {
+        "!" => of(variable, operand("arg")).opposite(),
+        "&&" | "||" => of(variable, left).and(of(variable, right)),
+        "if-then-else" => alternative(variable, operand("if"), operand("then"), operand("else")),
+        _ => match variable {
+            Variable::Approvals => of_set(operator, operands),
+            Variable::Lifetime => of_order(operator, left, right),
+        },
+    }
+}
+
+/// `if C then A else B`: `C && A || !C && B`.
+fn alternative(variable: Variable, of_which: &Value, then: &Value, other: &Value) -> Change {
+    let literal = |expression: &Value| expression.get("Value").and_then(Value::as_bool);
+    let (condition, parts) = (
+        of(variable, of_which),
+        of(variable, then).and(of(variable, other)),
+    );
+    if condition == Change::NONE {
+        return parts;
+    }
+    match (literal(then), literal(other)) {
+        (Some(true), _) | (_, Some(false)) => condition.and(parts),
+        (Some(false), _) | (_, Some(true)) => condition.opposite().and(parts),
+        _ => Change::BOTH,
+    }
+}
+
+/// How a question about a set changes as approvals are added.
+fn of_set(operator: &str, operands: &Value) -> Change {
+    let operand = |name| operands.get(name).unwrap_or(&Value::Null);
+    let is_set = |name| Variable::Approvals.is(operand(name));
+    let is_other = |name| !Variable::Approvals.is_in(operand(name));
+    match operator {
+        "isEmpty" if is_set("arg") => Change::FALLS,
+        "contains" | "containsAll" | "containsAny" if is_set("left") && is_other("right") => {
+            Change::RISES
+        }
+        "containsAny" if is_other("left") && is_set("right") => Change::RISES,
+        "containsAll" if is_other("left") && is_set("right") => Change::FALLS,
+        _ => Change::BOTH,
+    }
+}
+
+/// How a comparison changes as the lifetime is shortened.
+fn of_order(operator: &str, left: &Value, right: &Value) -> Change {
+    let (Some(left), Some(right)) = (slope(left), slope(right)) else {
+        return Change::BOTH;
+    };
+    let Some(difference) = sum(left, -right) else {
+        return Change::BOTH;
+    };
+    let shrinks = match difference {
+        1.. => Change::RISES,
+        0 => Change::NONE,
+        _ => Change::FALLS,
+    };
+    match operator {
+        "<" | "<=" => shrinks,
+        ">" | ">=" => shrinks.opposite(),
+        _ => Change::BOTH,
+    }
+}
+
+/// Whether a value grows with the lifetime (1), shrinks (-1) or neither (0); nothing where that is not known.
+fn slope(expression: &Value) -> Option<i8> {
+    if !Variable::Lifetime.is_in(expression) {
+        return Some(0);
+    }
+    if Variable::Lifetime.is(expression) {
+        return Some(1);
+    }
+    let (operator, operands) = single(expression)?;
+    let argument = |at: usize| operands.as_array().and_then(|operands| operands.get(at));
+    match operator {
+        "toMilliseconds" | "toSeconds" | "toMinutes" | "toHours" | "toDays" => slope(argument(0)?),
+        "offset" => sum(slope(argument(0)?)?, slope(argument(1)?)?),
+        "durationSince" => sum(slope(argument(0)?)?, -slope(argument(1)?)?),
+        "neg" => slope(operands.get("arg")?).map(|slope| -slope),
+        "+" => sum(
+            slope(operands.get("left")?)?,
+            slope(operands.get("right")?)?,
+        ),
+        "-" => sum(
+            slope(operands.get("left")?)?,
+            -slope(operands.get("right")?)?,
+        ),
+        _ => None,
+    }
+}
+
+/// The slope of a sum of two values.
+fn sum(one: i8, other: i8) -> Option<i8> {
+    match (one, other) {
+        (0, slope) | (slope, 0) => Some(slope),
+        (one, other) => (one == other).then_some(one),
+    }
+}

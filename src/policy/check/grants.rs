@@ -1,0 +1,509 @@
+//! What agents can have: that each may operate, that each action of a ceiling can be granted, to whom tokens for it may go, and that
+//! enough people could approve what rules ask for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use cedar_policy::EntityUid;
+
+use super::reading::{Compared, Path};
+use super::report::{Check, Report};
+use super::samples::{Answer, RuleCase, Samples};
+use super::values::{self, Assignment, BINDING};
+use crate::model::{
+    Action, ActionName, AgentId, Audience, EvidenceAges, EvidenceKind, ProfileName,
+    RegisteredAgent, Reversibility, Target, Timestamp, VoteMethod,
+};
+use crate::policy::catalogue::CatalogueAction;
+use crate::policy::files::{self, AGENTS, BundleFiles, PEOPLE, SCHEMA};
+use crate::policy::policy_index::{ScopeKey, met_by};
+use crate::policy::rule::{Remedy, RuleEffect};
+use crate::policy::schema::declaration_line;
+use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
+
+/// Checks what the rules give to agents. `bound`: the actions that a rule binds to audiences.
+pub(super) fn check<'b>(
+    samples: &Samples<'b>,
+    cases: &[RuleCase<'b>],
+    files: &BundleFiles,
+    bound: &BTreeSet<ActionName>,
+    report: &mut Report<'_>,
+) {
+    let bundle = samples.bundle;
+    let store = bundle.evaluator.store();
+    let mut permits: BTreeMap<Option<&ActionName>, Vec<&RuleCase<'b>>> = BTreeMap::new();
+    for case in cases.iter().filter(|case| is_permit(case)) {
+        for action in &case.actions {
+            let name = action.map(|action| &action.name);
+            permits.entry(name).or_default().push(case);
+        }
+    }
+    let agents_text = files.text(AGENTS).unwrap_or_default();
+    for agent in bundle.agents.values() {
+        let place = (AGENTS, id_line(agents_text, agent.id.as_str()));
+        let Some(uid) = store.uid("Agent", agent.id.as_str()) else {
+            continue;
+        };
+        let met: BTreeSet<ScopeKey> = met_by(&uid, store).into_iter().collect();
+        let grants = |action: Option<&'b CatalogueAction>| {
+            let name = action.map(|action| &action.name);
+            let cases = permits.get(&name).into_iter().flatten();
+            let mut cases = cases.filter(|case| met.contains(&case.agents));
+            cases.any(|case| may_match(samples, case, &uid, action))
+        };
+        let of_agent = |case: &&RuleCase<'b>| met.contains(&case.agents);
+        if grants(None) {
+            let in_scope = cases.iter().filter(of_agent);
+            if let Some(rules) = operation_denials(samples, in_scope, agent) {
+                let message = format!(
+                    "the rules never let the agent \"{}\" operate, with evidence just issued and at any hour of a week: {} it; narrow what forbids",
+                    agent.id,
+                    match rules.is_empty() {
+                        true => "no rule allows".to_owned(),
+                        false => format!(
+                            "{} forbid{}",
+                            rules.join(", "),
+                            if rules.len() == 1 { "s" } else { "" }
+                        ),
+                    }
+                );
+                report.thing(Check::CannotOperate, agent.id.as_str(), place, message);
+            }
+        } else {
+            let message = format!(
+                "no rule lets the agent \"{}\" operate, so that it can open no task: write a permit with action == Action::\"operate\" for it",
+                agent.id
+            );
+            report.thing(Check::CannotOperate, agent.id.as_str(), place, message);
+        }
+        let ceiling = agent.ceiling.iter().filter_map(|name| bundle.action(name));
+        let (granted, never): (Vec<&CatalogueAction>, Vec<&CatalogueAction>) =
+            ceiling.partition(|action| grants(Some(action)));
+        let named = |action: &CatalogueAction| format!("\"{}\"", action.name);
+        let never: Vec<String> = never.into_iter().map(named).collect();
+        let is_excluded = |action: &&CatalogueAction| {
+            let of_action = |case: &&RuleCase<'b>| {
+                let mut actions = case.actions.iter().flatten();
+                of_agent(case) && actions.any(|of| of.name == action.name)
+            };
+            let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
+            is_excluded(samples, &in_scope, &uid, action)
+        };
+        let excluded = granted.into_iter().filter(is_excluded);
+        let excluded: Vec<String> = excluded.map(named).collect();
+        if !excluded.is_empty() {
+            let message = format!(
+                "the forbids without a remedy together exclude every request of the agent \"{}\" for {}, though its `actions` have it: narrow a \
+                 forbid, or take it out of `actions`",
+                agent.id,
+                excluded.join(", ")
+            );
+            report.thing(Check::NeverGranted, agent.id.as_str(), place, message);
+        }
+        if !never.is_empty() {
+            let message = format!(
+                "no rule ever grants {} to the agent \"{}\", though its `actions` have it: write a permit, or take it out of `actions`",
+                never.join(", "),
+                agent.id
+            );
+            report.thing(Check::NeverGranted, agent.id.as_str(), place, message);
+        }
+    }
+    let asked = askers(samples, cases);
+    // Where not every rule was asked about, neither is known.
+    if !samples.is_spent() {
+        quorums(bundle, files, &asked, report);
+        audiences(bundle, files, bound, report);
+    }
+    irreversible(samples, cases, files, report);
+}
+
+/// The rules by which an agent may never operate, at any hour of a week and at any moment that a rule names; nothing if it may, or if
+/// the moments prove nothing.
+fn operation_denials<'c, 'b: 'c>(
+    samples: &Samples<'b>,
+    in_scope: impl Iterator<Item = &'c RuleCase<'b>>,
+    agent: &RegisteredAgent,
+) -> Option<Vec<String>> {
+    let of_operate = in_scope.filter(|case| case.actions.iter().any(Option::is_none));
+    let (moments, is_whole) = moments(of_operate, WEEK_HOURS);
+    let mut denials = Vec::new();
+    for now in moments {
+        if !samples.spend(1) {
+            return None;
+        }
+        let kind = EvidenceKind::JwtSvid;
+        let ages = EvidenceAges::ZERO;
+        match samples.bundle.may_operate(agent, kind, ages, BINDING, now) {
+            OperateDecision::Allowed { .. } => return None,
+            OperateDecision::Denied { rules, .. } => denials = rules,
+        }
+    }
+    let named = denials.iter().map(|rule| format!("\"{}\"", rule.id));
+    is_whole.then(|| named.collect())
+}
+
+/// The moments that tell the rules apart, and so many hours from their own day on; one moment where no rule asks for the time. Whether
+/// no other moment can change an answer.
+fn moments<'c, 'b: 'c>(
+    cases: impl Iterator<Item = &'c RuleCase<'b>>,
+    hours: i64,
+) -> (Vec<Timestamp>, bool) {
+    let mut moments = BTreeSet::new();
+    let mut is_whole = true;
+    for case in cases {
+        if let Some(compared) = case.reading.variables.get(&["now".to_owned()][..]) {
+            let (own, are_all) = values::moments(compared);
+            is_whole &= are_all && !case.reading.is_undecided;
+            moments.extend(own);
+        }
+    }
+    if moments.is_empty() {
+        moments.insert(LATER_MS);
+    } else {
+        moments.extend((0..hours).map(|hour| LATER_MS + hour * 3_600_000));
+    }
+    is_whole &= moments.len() <= MOMENTS_MAX;
+    let moments = moments.into_iter().take(MOMENTS_MAX);
+    (moments.map(Timestamp::from_millis).collect(), is_whole)
+}
+
+/// Whether the forbids without a remedy together exclude every request of an agent for an action that a permit matches. Only forbids
+/// of every target count that read the context alone: of others the samples of one rule are not those of the next.
+fn is_excluded<'b>(
+    samples: &Samples<'b>,
+    in_scope: &[&RuleCase<'b>],
+    agent: &EntityUid,
+    action: &'b CatalogueAction,
+) -> bool {
+    let excludes = |case: &&&RuleCase<'b>| {
+        let is_narrowed = |kind: &String| case.population.narrowed.contains(kind);
+        // A forbid for every agent without a condition is a finding of its own.
+        let is_found = case.exceptions.is_empty() && !case.population.narrowed.contains("Agent");
+        case.info.effect == RuleEffect::Forbid
+            && case.info.remedy.is_none()
+            && case.reading.is_of_context()
+            && !action.target_types.iter().any(is_narrowed)
+            && !is_found
+    };
+    let forbids: Vec<_> = in_scope.iter().filter(excludes).collect();
+    if forbids.is_empty() || action.never {
+        return false;
+    }
+    for permit in in_scope.iter().filter(|case| is_permit(case)) {
+        let mut compared: BTreeMap<Path, Compared> = BTreeMap::new();
+        for case in forbids.iter().copied().chain([permit]) {
+            if case.reading.is_undecided {
+                return false;
+            }
+            for (path, with) in &case.reading.variables {
+                compared.entry(path.clone()).or_default().merge(with);
+            }
+        }
+        if !permit.population.is_whole {
+            return false;
+        }
+        for scene in samples.scenes_of(permit, agent, Some(action)) {
+            let (assignments, are_all) = samples.assignments(&scene, &compared);
+            let is_met = |case: &RuleCase<'b>, assignment: &Assignment| {
+                samples.ask_once(case, &scene, assignment) == Answer::Matches
+            };
+            let is_granted = |assignment: &Assignment| {
+                is_met(permit, assignment) && !forbids.iter().any(|case| is_met(case, assignment))
+            };
+            if assignments.iter().any(is_granted) || !are_all || samples.is_spent() {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// For each profile of a remedy the agents whose requests may ask for it.
+pub(super) fn askers<'b>(
+    samples: &Samples<'b>,
+    cases: &[RuleCase<'b>],
+) -> BTreeMap<ProfileName, BTreeSet<AgentId>> {
+    let bundle = samples.bundle;
+    let store = bundle.evaluator.store();
+    let mut asked: BTreeMap<ProfileName, BTreeSet<AgentId>> = BTreeMap::new();
+    for agent in bundle.agents.values() {
+        let Some(uid) = store.uid("Agent", agent.id.as_str()) else {
+            continue;
+        };
+        let met: BTreeSet<ScopeKey> = met_by(&uid, store).into_iter().collect();
+        let mut profiles: BTreeSet<&ProfileName> = BTreeSet::new();
+        for case in cases.iter().filter(|case| met.contains(&case.agents)) {
+            let Some(Remedy::StepUp(profile)) = &case.info.remedy else {
+                continue;
+            };
+            if profiles.contains(profile) {
+                continue;
+            }
+            let in_ceiling = |action: &&'b CatalogueAction| agent.ceiling.contains(&action.name);
+            let mut actions = case.actions.iter().copied().flatten().filter(in_ceiling);
+            if actions.any(|action| may_match(samples, case, &uid, Some(action))) {
+                profiles.insert(profile);
+            }
+        }
+        for profile in profiles {
+            let agents = asked.entry(profile.clone()).or_default();
+            agents.insert(agent.id.clone());
+        }
+    }
+    asked
+}
+
+fn is_permit(case: &RuleCase<'_>) -> bool {
+    case.info.effect == RuleEffect::Permit
+}
+
+/// Whether a rule whose scope has this action matches some request of this agent for it; also when that could not be decided.
+fn may_match<'b>(
+    samples: &Samples<'b>,
+    case: &RuleCase<'b>,
+    agent: &EntityUid,
+    action: Option<&'b CatalogueAction>,
+) -> bool {
+    // What cannot be asked about any more is no finding.
+    if samples.is_spent() {
+        return true;
+    }
+    samples.scenes_of(case, agent, action).iter().any(|scene| {
+        let mut matches = false;
+        let whole = samples.ask(case, scene, &[], |_, answer| {
+            matches = answer == Answer::Matches;
+            match matches {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        matches || !whole
+    })
+}
+
+/// Profiles that some agent's request may ask for, and that too few people could satisfy.
+fn quorums(
+    bundle: &PolicyBundle,
+    files: &BundleFiles,
+    asked: &BTreeMap<ProfileName, BTreeSet<AgentId>>,
+    report: &mut Report<'_>,
+) {
+    let text = files.text(PEOPLE).unwrap_or_default();
+    for (name, agents) in asked {
+        let Some(profile) = bundle.profile(name) else {
+            continue;
+        };
+        let members: BTreeSet<_> = bundle
+            .people()
+            .filter(|p| profile.takes(p))
+            .map(|p| &p.id)
+            .collect();
+        let short: Vec<String> = agents
+            .iter()
+            .filter_map(|id| bundle.agents.get(id))
+            .filter_map(|agent| {
+                let able = members.len() - usize::from(members.contains(&agent.owner));
+                let is_short = u32::try_from(able).is_ok_and(|able| able < profile.quorum);
+                is_short.then(|| format!("{} ({able})", agent.id))
+            })
+            .collect();
+        if short.is_empty() {
+            continue;
+        }
+        let passkeys = match profile.method {
+            VoteMethod::Passkey => "; who has a passkey is not known here",
+            VoteMethod::Key => "",
+        };
+        let message = format!(
+            "profile {name}: its quorum is {}, and fewer people of group \"{}\" could approve for {}: an agent's owner never counts{passkeys}; add \
+             approvers to the group, or lower the quorum",
+            profile.quorum,
+            profile.group,
+            first_of(&short)
+        );
+        let line = table_line(text, &format!("profile.{name}"));
+        report.thing(
+            Check::QuorumUnreachable,
+            name.as_str(),
+            (PEOPLE, line),
+            message,
+        );
+    }
+}
+
+/// Actions whose tokens may be for the validator of another one.
+fn audiences(
+    bundle: &PolicyBundle,
+    files: &BundleFiles,
+    bound: &BTreeSet<ActionName>,
+    report: &mut Report<'_>,
+) {
+    let known = &bundle.people.audiences;
+    if known.len() < 2 {
+        return;
+    }
+    let text = files.text(SCHEMA).unwrap_or_default();
+    for action in bundle
+        .catalogue
+        .actions()
+        .filter(|action| !bound.contains(&action.name) && !action.never)
+    {
+        let line = declaration_line(text, action.name.as_str());
+        let message = format!(
+            "action \"{}\": a token for it may be for each of {} audiences: bind it to its own with a rule, such as forbid (principal, action == \
+             Action::\"{}\", resource) unless {{ context.audience == \"{}\" }}",
+            action.name,
+            known.len(),
+            action.name,
+            known.first().map_or("", Audience::as_str)
+        );
+        report.thing(
+            Check::AnyAudience,
+            action.name.as_str(),
+            (SCHEMA, line),
+            message,
+        );
+    }
+}
+
+/// Irreversible actions that an agent can have while nobody is asked.
+fn irreversible<'b>(
+    samples: &Samples<'b>,
+    cases: &[RuleCase<'b>],
+    files: &BundleFiles,
+    report: &mut Report<'_>,
+) {
+    let bundle = samples.bundle;
+    let text = files.text(files::SCHEMA).unwrap_or_default();
+    for action in bundle
+        .catalogue
+        .actions()
+        .filter(|action| action.reversibility() == Reversibility::Irreversible)
+    {
+        let with = bundle
+            .agents
+            .values()
+            .filter(|agent| agent.ceiling.contains(&action.name));
+        let of_action = |case: &&RuleCase<'b>| {
+            let mut actions = case.actions.iter().flatten();
+            actions.any(|of| of.name == action.name)
+        };
+        let (moments, _) = moments(cases.iter().filter(of_action), DAY_HOURS);
+        let alone: Vec<String> = with
+            .filter(|agent| is_allowed_alone(samples, agent, action, &moments))
+            .map(|agent| agent.id.to_string())
+            .collect();
+        if !alone.is_empty() {
+            let line = declaration_line(text, action.name.as_str());
+            let message = format!(
+                "action \"{}\" is irreversible, and no person is asked before {} may have it: write a forbid with @step_up for it",
+                action.name,
+                first_of(&alone)
+            );
+            report.thing(
+                Check::IrreversibleAlone,
+                action.name.as_str(),
+                (SCHEMA, line),
+                message,
+            );
+        }
+    }
+}
+
+/// Whether the rules allow an agent an action on some target without an approval, with evidence just verified.
+fn is_allowed_alone(
+    samples: &Samples<'_>,
+    agent: &RegisteredAgent,
+    action: &CatalogueAction,
+    moments: &[Timestamp],
+) -> bool {
+    let bundle = samples.bundle;
+    let kinds = samples.world.kinds();
+    let of_type = kinds.filter(|(kind, _)| action.target_types.contains(*kind));
+    let known = of_type.flat_map(|(kind, known)| known.iter().map(move |known| (kind, known)));
+    let targets =
+        known.filter_map(|(kind, known)| Target::parse(kind, known.uid.id().unescaped()).ok());
+    let mut targets: Vec<Target> = targets.collect();
+    if action.open_targets {
+        let unknown = action
+            .target_types
+            .iter()
+            .filter_map(|kind| Target::parse(kind, "unknown").ok());
+        targets.extend(unknown);
+    }
+    let approvals = BTreeSet::new();
+    targets.into_iter().take(TARGETS_MAX).any(|target| {
+        bundle.people.audiences.iter().any(|audience| {
+            let action = Action {
+                name: action.name.clone(),
+                target: target.clone(),
+                audience: audience.clone(),
+                parameters: action.sample_parameters(),
+            };
+            moments.iter().any(|now| {
+                if !samples.spend(1) {
+                    return false;
+                }
+                let decision = bundle.authorize(&AuthzRequest {
+                    agent,
+                    action: &action,
+                    ttl_ms: 60_000,
+                    approvals: &approvals,
+                    evidence_kind: EvidenceKind::JwtSvid,
+                    evidence_ages: EvidenceAges::ZERO,
+                    binding: BINDING,
+                    task_age_ms: 0,
+                    task_depth: 0,
+                    now: *now,
+                });
+                matches!(decision, AuthzDecision::Allowed { .. })
+            })
+        })
+    })
+}
+
+/// The line of the table that has this id.
+fn id_line(text: &str, id: &str) -> Option<usize> {
+    let has_id = |line: &str| {
+        let line = line.trim_start();
+        line.strip_prefix("id").is_some_and(|rest| {
+            rest.trim_start().starts_with('=') && rest.contains(&format!("\"{id}\""))
+        })
+    };
+    text.lines().position(has_id).map(|at| at + 1)
+}
+
+/// The line of a table's head.
+pub(super) fn table_line(text: &str, name: &str) -> Option<usize> {
+    let head = format!("[{name}]");
+    text.lines()
+        .position(|line| line.trim_start().starts_with(&head))
+        .map(|at| at + 1)
+}
+
+/// The first few of these names.
+fn first_of(names: &[String]) -> String {
+    let mut text = names
+        .iter()
+        .take(NAMED_MAX)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    let more = names.len().saturating_sub(NAMED_MAX);
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+/// Most names in one message.
+const NAMED_MAX: usize = 5;
+/// 00:00 on Friday, 1 January 2100: after every moment that a rule is likely to name.
+const LATER_MS: i64 = 4_102_444_800_000;
+const DAY_HOURS: i64 = 24;
+const WEEK_HOURS: i64 = 7 * DAY_HOURS;
+/// Most moments that are tried.
+const MOMENTS_MAX: usize = 1_024;
+/// Most targets that are tried for one agent.
+const TARGETS_MAX: usize = 200;

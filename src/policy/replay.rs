@@ -1,0 +1,338 @@
+//! Replay: decisions on record, decided again on their recorded input by two bundles, and what differs.
+//!
+//! In: entries of the journal, with the secret part of each action. Out: how many decisions stay, each class of change with
+//! examples, and what people would have been asked. What cannot be decided again, since its input is not on record, is counted and
+//! never guessed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
+use crate::model::*;
+
+/// A decision of gate 2 in an entry.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordedDecision<'e> {
+    at: Timestamp,
+    task: TaskId,
+    subject: &'e SpiffeId,
+    action: &'e ActionOnRecord,
+    /// Blob: the secret part of the action; absent without sensitive parameters.
+    pub secret: Option<Digest>,
+    record: Option<&'e DecisionRecord>,
+}
+
+impl<'e> RecordedDecision<'e> {
+    /// The decision of an entry; nothing for an entry of another kind, and for a proposal by a person.
+    pub fn of(entry: &'e Entry) -> Option<Self> {
+        let at = entry.at;
+        match &entry.event {
+            // A freeze refused it, and no rule.
+            Event::RequestDenied(denied) if denied.reason == DeniedReason::Frozen.as_str() => None,
+            Event::RequestDenied(denied) => Some(Self {
+                at,
+                task: denied.task,
+                subject: &denied.evidence.subject,
+                action: &denied.action,
+                secret: denied.secret,
+                record: denied.decision.as_ref(),
+            }),
+            Event::AccessRequestOpened(opened) => {
+                let by = opened.by_agent()?;
+                Some(Self {
+                    at,
+                    task: by.task,
+                    subject: &by.evidence.subject,
+                    action: &opened.action,
+                    secret: opened.secret,
+                    record: Some(&by.decision),
+                })
+            }
+            Event::TokenIssued(issued) => Some(Self {
+                at,
+                task: issued.task,
+                subject: &issued.subject,
+                action: &issued.action,
+                secret: issued.secret,
+                record: Some(&issued.decision),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the text of an entry may be one of a decision: cheaper than to parse it.
+    pub fn is_in(text: &str) -> bool {
+        [
+            "\"kind\":\"TokenIssued\"",
+            "\"kind\":\"RequestDenied\"",
+            "\"kind\":\"AccessRequestOpened\"",
+        ]
+        .iter()
+        .any(|kind| text.contains(kind))
+    }
+}
+
+/// An access request of the replay.
+#[derive(Clone, Copy)]
+struct Question {
+    at_night: bool,
+    approvals: u64,
+}
+
+/// Decides recorded decisions again by a bundle and by another one.
+pub struct Replay {
+    bundles: [Arc<PolicyBundle>; 2],
+    summary: ReplaySummary,
+    classes: BTreeMap<(ActionName, ReplayOutcome, ReplayOutcome), ReplayClass>,
+    /// What people are asked, by task and action.
+    asked: [HashMap<(TaskId, Digest), Question>; 2],
+}
+
+impl Replay {
+    /// Compares what `in_force` decides with what `candidate` would decide.
+    pub fn new(in_force: Arc<PolicyBundle>, candidate: Arc<PolicyBundle>) -> Self {
+        Self {
+            bundles: [in_force, candidate],
+            summary: ReplaySummary::default(),
+            classes: BTreeMap::new(),
+            asked: [HashMap::new(), HashMap::new()],
+        }
+    }
+
+    /// Decides one decision again. `secret`: the secret part of its action, if it has one and it is still on record.
+    pub fn add(&mut self, decision: &RecordedDecision<'_>, secret: Option<&ActionSecret>) {
+        let action = decision.action.reopen(secret).ok();
+        let (Some(record), Some(action)) = (decision.record, action) else {
+            self.not_replayed(decision);
+            return;
+        };
+        // Which key a task had is not on record with its decisions: under another pin nothing can be said.
+        let pins = self
+            .bundles
+            .each_ref()
+            .map(|bundle| pin(bundle, decision.subject));
+        if let [was, Some(is)] = &pins
+            && was.as_ref() != Some(is)
+        {
+            self.not_replayed(decision);
+            return;
+        }
+        self.summary.decisions += 1;
+        let answers = [0, 1].map(|of| {
+            let bundle = self.bundles.get(of)?;
+            Some(decide(bundle, decision.subject, &action, &record.input))
+        });
+        let [Some(was), Some(would_be)] = answers else {
+            return;
+        };
+        for (of, answer) in [&was, &would_be].into_iter().enumerate() {
+            self.count_question(of, answer, decision, record);
+        }
+        let outcomes = (was.outcome(would_be.ttl_ms), would_be.outcome(was.ttl_ms));
+        if outcomes.0 == outcomes.1 {
+            self.summary.same += 1;
+            return;
+        }
+        let key = (action.name.clone(), outcomes.0.clone(), outcomes.1.clone());
+        let class = self.classes.entry(key).or_insert_with(|| ReplayClass {
+            action: action.name.clone(),
+            was: outcomes.0,
+            would_be: outcomes.1,
+            count: 0,
+            examples: Vec::new(),
+        });
+        class.count += 1;
+        if class.examples.len() < EXAMPLES_MAX {
+            class.examples.push(ReplayExample {
+                decision: record.id.to_string(),
+                at: decision.at.to_string(),
+                subject: decision.subject.to_string(),
+                target: action.target.in_sentence(),
+                was_by: was.rules,
+                would_be_by: would_be.rules,
+            });
+        }
+    }
+
+    fn not_replayed(&mut self, decision: &RecordedDecision<'_>) {
+        let name = decision.action.action.clone();
+        *self.summary.not_replayed.entry(name).or_default() += 1;
+    }
+
+    /// A request that no approval has answered yet, and that needs one, is a question; the same one of a task is asked once.
+    fn count_question(
+        &mut self,
+        of: usize,
+        answer: &Answer,
+        decision: &RecordedDecision<'_>,
+        record: &DecisionRecord,
+    ) {
+        let (Some(asked), Some(bundle)) = (self.asked.get_mut(of), self.bundles.get(of)) else {
+            return;
+        };
+        if answer.profiles.is_empty() || !record.input.approvals.is_empty() {
+            return;
+        }
+        let hour = decision.at.secs().div_euclid(3_600).rem_euclid(24);
+        let quorums = answer
+            .profiles
+            .iter()
+            .filter_map(|name| bundle.profile(name));
+        let question = Question {
+            at_night: !DAY_HOURS.contains(&hour),
+            approvals: quorums.map(|profile| u64::from(profile.quorum)).sum(),
+        };
+        if asked.len() >= QUESTIONS_MAX {
+            self.summary.is_cut = true;
+            return;
+        }
+        asked
+            .entry((decision.task, decision.action.digest))
+            .or_insert(question);
+    }
+
+    /// Adds what another replay by the same bundles found, of other decisions.
+    pub fn merge(&mut self, other: Self) {
+        self.summary.decisions += other.summary.decisions;
+        self.summary.same += other.summary.same;
+        for (action, count) in other.summary.not_replayed {
+            *self.summary.not_replayed.entry(action).or_default() += count;
+        }
+        for (key, class) in other.classes {
+            match self.classes.get_mut(&key) {
+                None => drop(self.classes.insert(key, class)),
+                Some(own) => {
+                    own.count += class.count;
+                    own.examples.extend(class.examples);
+                    own.examples.sort_by(|a, b| b.at.cmp(&a.at));
+                    own.examples.truncate(EXAMPLES_MAX);
+                }
+            }
+        }
+        self.summary.is_cut |= other.summary.is_cut;
+        for (own, other) in self.asked.iter_mut().zip(other.asked) {
+            own.extend(other);
+        }
+    }
+
+    /// What it found.
+    pub fn finish(self) -> ReplaySummary {
+        let mut changes: Vec<ReplayClass> = self.classes.into_values().collect();
+        changes.sort_by_key(|class| std::cmp::Reverse(class.count));
+        let [asked, would_ask] = self.asked.map(|questions| {
+            let all = questions.values();
+            AskedOfPeople {
+                requests: u64::try_from(all.len()).unwrap_or(u64::MAX),
+                at_night: all
+                    .clone()
+                    .map(|question| u64::from(question.at_night))
+                    .sum(),
+                approvals: all.map(|question| question.approvals).sum(),
+            }
+        });
+        ReplaySummary {
+            changes,
+            asked,
+            would_ask,
+            ..self.summary
+        }
+    }
+
+    /// Decisions decided again so far.
+    pub const fn decisions(&self) -> u64 {
+        self.summary.decisions
+    }
+}
+
+/// The key that a bundle pins the agent of a workload to.
+fn pin(bundle: &PolicyBundle, subject: &SpiffeId) -> Option<Thumbprint> {
+    let agents = bundle.agents_matching(subject);
+    agents.first().and_then(|agent| agent.jkt)
+}
+
+/// The answer of one bundle.
+struct Answer {
+    /// Milliseconds a token lives; zero for a denial.
+    ttl_ms: i64,
+    /// Profiles that people are asked under.
+    profiles: Vec<ProfileName>,
+    rules: Vec<RuleRef>,
+}
+
+impl Answer {
+    fn denied(rules: Vec<RuleRef>) -> Self {
+        Self {
+            ttl_ms: 0,
+            profiles: Vec::new(),
+            rules,
+        }
+    }
+
+    /// The outcome, beside the answer of another bundle.
+    fn outcome(&self, other_ttl_ms: i64) -> ReplayOutcome {
+        if self.ttl_ms <= 0 {
+            return ReplayOutcome::Denied;
+        }
+        if !self.profiles.is_empty() {
+            return ReplayOutcome::Pending(self.profiles.clone());
+        }
+        match self.ttl_ms.cmp(&other_ttl_ms) {
+            std::cmp::Ordering::Less if other_ttl_ms > 0 => ReplayOutcome::AllowedShorter,
+            std::cmp::Ordering::Greater if other_ttl_ms > 0 => ReplayOutcome::AllowedLonger,
+            _ => ReplayOutcome::Allowed,
+        }
+    }
+}
+
+/// Both gates' rules on a recorded input.
+fn decide(
+    bundle: &PolicyBundle,
+    subject: &SpiffeId,
+    action: &Action,
+    input: &PolicyInput,
+) -> Answer {
+    let agents = bundle.agents_matching(subject);
+    let [agent] = agents.as_slice() else {
+        return Answer::denied(Vec::new());
+    };
+    let operates = bundle.may_operate(
+        agent,
+        input.evidence_kind,
+        input.evidence_ages(),
+        &input.binding,
+        input.now,
+    );
+    if let OperateDecision::Denied { rules, .. } = operates {
+        return Answer::denied(rules);
+    }
+    if bundle.check_action(action).is_err() {
+        return Answer::denied(Vec::new());
+    }
+    let approvals: BTreeSet<ProfileName> = input.approvals.iter().cloned().collect();
+    let request = AuthzRequest::recorded(input, agent, action, &approvals);
+    let decision = bundle.authorize(&request);
+    match decision {
+        AuthzDecision::Allowed { ttl_ms, rules } => Answer {
+            ttl_ms,
+            profiles: Vec::new(),
+            rules,
+        },
+        AuthzDecision::Needs {
+            profiles,
+            ttl_ms,
+            rules,
+        } => Answer {
+            ttl_ms,
+            profiles: profiles.into_iter().map(|profile| profile.name).collect(),
+            rules,
+        },
+        AuthzDecision::Denied { rules, .. } => Answer::denied(rules),
+    }
+}
+
+/// The hours of a day that are not night, UTC.
+const DAY_HOURS: std::ops::Range<i64> = 6..22;
+/// Most access requests of a replay that are told apart in one thread: 65 bytes each, in two maps.
+const QUESTIONS_MAX: usize = 500_000;
+/// Most examples of a class of changes.
+const EXAMPLES_MAX: usize = 3;
