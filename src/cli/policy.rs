@@ -59,7 +59,7 @@ pub(super) enum PolicyCommand {
     },
     /// Show what a policy directory would change: what differs, what would end, and how the decisions of the last days would come out
     ///
-    /// Nothing is applied. The broker makes one plan at a time, and gives it up when this command ends. With --json it is a document
+    /// Nothing is applied. The broker makes one plan at a time, and cancels it within half a minute after this command ends. With --json it is a document
     /// for 'policy apply --plan'.
     Plan {
         /// The policy directory

@@ -315,7 +315,7 @@ async fn newer_evidence_is_asked_what_the_rules_ask_of_it() {
 }
 
 #[tokio::test]
-async fn newer_evidence_that_needs_nobody_is_allowed() {
+async fn newer_evidence_that_needs_no_approval_is_allowed() {
     let rule = BY_AGE.split("@id").nth(2).expect("two rules");
     let b = broker_with_lead(&format!("\n@id{rule}")).await;
     let triage = b.agent("triage");
@@ -355,9 +355,9 @@ async fn a_retry_needs_evidence_within_the_bound() {
     b.check_invariants();
 }
 
-/// Old evidence asks a profile whom nobody can satisfy, fresh evidence asks nobody.
+/// Old evidence asks a profile that no person can satisfy; fresh evidence needs no approval.
 #[tokio::test]
-async fn nobody_to_ask_about_old_evidence_is_no_denial() {
+async fn an_unreachable_profile_for_old_evidence_is_no_denial() {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     people.push_str("\n[profile.three]\ngroup = \"security\"\nquorum = 3\nwait = \"15m\"\ngood_for = \"10m\"\nmethod = \"key\"\n");

@@ -454,7 +454,7 @@ async fn a_refused_bundle_is_never_in_force() {
     assert!(refused.contains(finding), "{refused}");
 }
 
-/// Rules and types that nest too deep for the stack of whoever reads them are refused, and the broker lives.
+/// Rules and types that nest too deep for the stack of a reader are refused, and the broker lives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bundle_that_nests_too_deep_is_refused() {
     let s = ServedBroker::start_in(TestEnvironment::new()).await;

@@ -86,7 +86,7 @@ expect = "allowed"
         "every outcome, otherwise than expected",
         r#"
 [[case]]
-name = "nobody reads cases"
+name = "no agent reads cases"
 agent = "triage"
 action = "case.read"
 target = "Case::INC-8841"

@@ -77,7 +77,7 @@ impl OperatorClient {
     }
 
     /// Plans a policy bundle: what it would end, and what it would have decided of the decisions of so many days (1 to 366). Waits for
-    /// the plan; `progress` is told how many decisions were looked at. When the future is dropped, the broker gives the plan up within
+    /// the plan; `progress` is told how many decisions were looked at. When the future is dropped, the broker cancels the plan within
     /// half a minute, and at once for another plan of the same operator.
     pub async fn plan_policy_bundle(
         &self,

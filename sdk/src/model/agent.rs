@@ -36,7 +36,7 @@ pub enum Autonomy {
     Advisory,
     /// `supervised`: it acts while people watch.
     Supervised,
-    /// `autonomous`: it acts while nobody watches.
+    /// `autonomous`: it acts without a person beside it; rules decide.
     Autonomous,
 }
 

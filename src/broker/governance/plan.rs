@@ -1,7 +1,7 @@
 //! Plans: what a policy bundle would change, before it is applied: what differs, what would end, and what it would have decided.
 //!
 //! One plan is made at a time, in threads of low priority with a connection of their own to the journal: calls are served as before.
-//! A plan that nobody asks for any more is given up. It decides nothing: an apply looks at everything again.
+//! A plan that no client asks for any more is cancelled. It decides nothing: an apply looks at everything again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ const PLAN_DAYS_MAX: u32 = 366;
 const PLAN_DAYS: u32 = 7;
 /// Most decisions of one plan: beyond them, older ones are left out.
 const DECISIONS_MAX: u64 = 10_000_000;
-/// A plan that is not asked for within this time is given up, in milliseconds.
+/// A plan that is not asked for within this time is cancelled, in milliseconds.
 const ABANDONED_MS: i64 = 30_000;
 /// A plan on a card is not older than this, in milliseconds.
 const CARD_PLAN_MS: i64 = 3_600_000;
@@ -95,7 +95,7 @@ pub(in crate::broker) struct PlanJob {
     began_at: Timestamp,
     since: Timestamp,
     decisions: AtomicU64,
-    /// When somebody last asked for it, in milliseconds of uptime.
+    /// When a client last asked for it, in milliseconds of uptime.
     asked_at: AtomicI64,
     is_cancelled: AtomicBool,
 }
@@ -312,7 +312,7 @@ impl Broker {
         }
     }
 
-    /// Starts the thread of a plan; false while one of another operator runs. One for a card, and one of the same operator, is given up.
+    /// Starts the thread of a plan; false while one of another operator runs. One for a card, and one of the same operator, is cancelled.
     fn begin_plan(self: &Arc<Self>, job: PlanJob) -> bool {
         let job = Arc::new(job);
         {
@@ -347,7 +347,7 @@ impl Broker {
         let plan = self.make_plan(&job);
         let was_cancelled = job.is_cancelled.load(Ordering::Relaxed);
         ending.plan = plan.map(Arc::new).map_err(|error| match was_cancelled {
-            true => "it was given up, since nobody asked for it any more".to_owned(),
+            true => "it was cancelled, since no client asked for it any more".to_owned(),
             false => error.to_string(),
         });
     }

@@ -1,4 +1,4 @@
-//! Texts that nest too deep for the stack of whoever reads them.
+//! Texts that nest too deep for the stack of a reader.
 
 use super::*;
 
