@@ -4,7 +4,9 @@
 //! not state must be denied. They are decided by the bundle itself, as its own rules decide. A bundle whose tests fail is refused
 //! wherever one that its check refuses is; a start does not run them.
 
+mod matrix;
 mod reading;
+mod request_parts;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
