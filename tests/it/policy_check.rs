@@ -2,11 +2,12 @@
 //! `DIPYLON_BLESS=1` rewrites the golden file: read it aloud.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use dipylon_sdk::jose::SigningKey;
 
+use crate::golden::golden;
 use crate::support::many_rules::{RuleScopes, many_rules};
 use crate::support::served_broker::ServedBroker;
 use crate::support::*;
@@ -283,13 +284,6 @@ fn with(changes: &[(&str, &str, &str)]) -> BTreeMap<String, String> {
     files
 }
 
-fn write(dir: &Path, files: &BTreeMap<String, String>) {
-    std::fs::create_dir_all(dir.join("rules")).expect("a directory");
-    for (path, text) in files {
-        std::fs::write(dir.join(path), text).expect("written");
-    }
-}
-
 fn check(dir: &Path, options: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
     command.current_dir(dir.parent().expect("a parent"));
@@ -303,7 +297,7 @@ fn each_mistake_is_told_what_to_do() {
     let mut said = String::new();
     for (what, changes) in MISTAKES {
         let dir = temp.path().join("policy");
-        write(&dir, &with(changes));
+        write_policy(&dir, &with(changes));
         let output = check(&dir, &[]);
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let text: Vec<&str> = text
@@ -316,18 +310,13 @@ fn each_mistake_is_told_what_to_do() {
             output.status.code().expect("a code")
         ));
     }
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden/policy_mistakes.md");
     // The version changes with every word of the example.
     let said: Vec<&str> = said
         .lines()
         .map(|line| line.split(", version ").next().unwrap_or(line))
         .collect();
     let said = format!("{}\n", said.join("\n").trim_end());
-    if std::env::var_os("DIPYLON_BLESS").is_some() {
-        std::fs::write(&path, &said).expect("written");
-    }
-    let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(golden, said, "run this test with DIPYLON_BLESS=1");
+    golden("policy_mistakes.md", &said);
 }
 
 /// Rules about many agents, actions and targets are all decided, and the one that is wrong is found among them.
@@ -337,7 +326,7 @@ fn a_bundle_of_many_rules_is_decided() {
     let dir = temp.path().join("policy");
     for scopes in [RuleScopes::Spread, RuleScopes::Conditions] {
         let mut files = many_rules(800, scopes);
-        write(&dir, &files);
+        write_policy(&dir, &files);
         let output = check(&dir, &[]);
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         assert_eq!(output.status.code(), Some(0), "{text}");
@@ -347,7 +336,7 @@ fn a_bundle_of_many_rules_is_decided() {
         );
         let rules = files.get_mut("rules/many.cedar").expect("a file");
         rules.push_str("@id(\"wrong\") permit (principal == Agent::\"agent-3\", action == Action::\"a3\", resource == Host::\"h9\")\nwhen { context.ttl < duration(\"0s\") };");
-        write(&dir, &files);
+        write_policy(&dir, &files);
         let output = check(&dir, &[]);
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         assert_eq!(output.status.code(), Some(1), "{text}");
@@ -371,7 +360,7 @@ fn findings_are_objects() {
     );
     let note = "@reversible(\"reversible\")\n@undo(\"Delete the note in the case system.\")";
     let warning = (CATALOGUE, note, "@reversible(\"irreversible\")");
-    write(&dir, &with(&[typo]));
+    write_policy(&dir, &with(&[typo]));
     let output = check(&dir, &["--json"]);
     assert_eq!(output.status.code(), Some(1));
     let refused: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -388,7 +377,7 @@ fn findings_are_objects() {
             .contains("production"),
         "{finding}"
     );
-    write(&dir, &with(&[warning]));
+    write_policy(&dir, &with(&[warning]));
     let output = check(&dir, &["--json"]);
     assert_eq!(output.status.code(), Some(0));
     let valid: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -22,11 +22,7 @@ async fn as_olga(setup: &CliSetup, args: &[&str], code: i32) -> Value {
 }
 
 fn write(setup: &CliSetup, dir: &str, files: &Files) {
-    for (path, content) in files {
-        let path = setup.path(dir).join(path);
-        std::fs::create_dir_all(path.parent().expect("parent")).expect("dir");
-        std::fs::write(path, content).expect("written");
-    }
+    write_policy(&setup.path(dir), files);
 }
 
 /// The bundle in which reading a case takes a person, and disabling an account does not.

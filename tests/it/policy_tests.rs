@@ -2,12 +2,13 @@
 //! fail is never in force. `DIPYLON_BLESS=1` rewrites the golden file: read it aloud.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use dipylon_sdk::jose::SigningKey;
 use serde_json::Value;
 
+use crate::golden::golden;
 use crate::support::served_broker::ServedBroker;
 use crate::support::*;
 
@@ -264,15 +265,6 @@ fn run(dir: &Path, options: &[&str]) -> Output {
     command.output().expect("runs")
 }
 
-fn write(dir: &Path, files: &BTreeMap<String, String>) {
-    for folder in ["rules", "tests"] {
-        std::fs::create_dir_all(dir.join(folder)).expect("a directory");
-    }
-    for (path, text) in files {
-        std::fs::write(dir.join(path), text).expect("written");
-    }
-}
-
 fn with_tests(text: &str) -> BTreeMap<String, String> {
     let mut files = soc();
     files.insert(
@@ -288,7 +280,7 @@ fn each_outcome_and_each_mistake_is_said() {
     let dir = temp.path().join("policy");
     let mut said = String::new();
     for (what, tests) in FILES {
-        write(&dir, &with_tests(tests));
+        write_policy(&dir, &with_tests(tests));
         let output = run(&dir, &[]);
         // What covers which rules is of the example, not of these tests.
         let text = String::from_utf8(output.stdout).expect("UTF-8")
@@ -308,12 +300,7 @@ fn each_outcome_and_each_mistake_is_said() {
         ));
     }
     let said = format!("{}\n", said.trim_end());
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden/policy_tests.md");
-    if std::env::var_os("DIPYLON_BLESS").is_some() {
-        std::fs::write(&path, &said).expect("written");
-    }
-    let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(golden, said, "run this test with DIPYLON_BLESS=1");
+    golden("policy_tests.md", &said);
 }
 
 /// The share of rules that passing tests rest on decides, where it is asked for.
@@ -321,7 +308,7 @@ fn each_outcome_and_each_mistake_is_said() {
 fn coverage_is_counted_and_demanded() {
     let temp = tempfile::tempdir().expect("a directory");
     let dir = temp.path().join("policy");
-    write(&dir, &with_tests(FILES[0].1));
+    write_policy(&dir, &with_tests(FILES[0].1));
     let json = |options: &[&str]| {
         let output = run(&dir, options);
         let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -350,7 +337,7 @@ fn coverage_is_counted_and_demanded() {
     let (code, report) = json(&["--json", "--fail-under", &(percent + 1).to_string()]);
     assert_eq!((code, &report["passed"]), (Some(1), &false.into()));
     // What fails covers nothing, and is an object with its place.
-    write(&dir, &with_tests(FILES[1].1));
+    write_policy(&dir, &with_tests(FILES[1].1));
     let (code, report) = json(&["--json"]);
     assert_eq!(code, Some(1));
     assert_eq!(report["covered_percent"], 0);
@@ -372,7 +359,7 @@ fn files_of_tests_are_one() {
         "tests/more.toml".to_owned(),
         format!("{ACTIONS}{}", FILES[0].1),
     );
-    write(&dir, &files);
+    write_policy(&dir, &files);
     let output = run(&dir, &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -381,7 +368,7 @@ fn files_of_tests_are_one() {
     );
     let renamed = FILES[0].1.replace("name = \"", "name = \"again: ");
     files.insert("tests/more.toml".to_owned(), format!("{ACTIONS}{renamed}"));
-    write(&dir, &files);
+    write_policy(&dir, &files);
     let output = run(&dir, &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("passed: 14 requests of 14 cases"), "{said}");
@@ -408,7 +395,7 @@ fn too_many_requests_are_refused() {
             "\n[[agent]]\nid = \"more-{n}\"\nspiffe_id = \"spiffe://soc.example/agent/more-{n}\"\nowner = \"dana\"\nenvironment = \"prod\"\nmodel = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"case.read\"]\n"
         ));
     }
-    write(&dir, &files);
+    write_policy(&dir, &files);
     let output = run(&dir, &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));

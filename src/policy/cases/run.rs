@@ -40,13 +40,13 @@ pub(in crate::policy) fn run(
             Err(problem) => Err(problem.to_owned()),
         };
         let failure = match outcome {
-            Ok(decision) => match test.expected.difference(&decision) {
-                None => {
+            Ok(decision) => match test.expected.is_met_by(&decision) {
+                true => {
                     let rules = rules_of(&decision).iter().map(|rule| rule.id.to_string());
                     report.covered.extend(rules);
                     None
                 }
-                Some(()) => Some(format!(
+                false => Some(format!(
                     "expected {}, got {}",
                     test.expected.in_words(),
                     in_words(&decision, bundle)
@@ -157,12 +157,12 @@ impl Expected {
         matches!(self, Self::Denied { rules: None })
     }
 
-    /// Whether a decision differs from the expected one.
-    fn difference(&self, decision: &AuthzDecision) -> Option<()> {
+    /// Whether a decision is the expected one.
+    fn is_met_by(&self, decision: &AuthzDecision) -> bool {
         let lives = |ttl_ms: &i64, expected: &Option<u32>| {
             expected.is_none_or(|seconds| *ttl_ms == i64::from(seconds).saturating_mul(1000))
         };
-        let same = match (self, decision) {
+        match (self, decision) {
             (Self::Allowed { lifetime_s }, AuthzDecision::Allowed { ttl_ms, .. }) => {
                 lives(ttl_ms, lifetime_s)
             }
@@ -200,8 +200,7 @@ impl Expected {
                 | AuthzDecision::Needs { .. }
                 | AuthzDecision::Denied { .. },
             ) => false,
-        };
-        (!same).then_some(())
+        }
     }
 
     fn in_words(&self) -> String {

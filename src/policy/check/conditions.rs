@@ -12,7 +12,7 @@ use crate::policy::rule::{Remedy, RuleEffect};
 
 /// What the samples say about one rule.
 #[derive(Default)]
-struct Verdict {
+struct SampleFindings {
     is_in_scope: bool,
     matches: bool,
     /// Of each condition, whether it was met and unmet once, where those before it were met.
@@ -47,28 +47,28 @@ pub(super) fn check<'b>(
             left_out += 1;
             continue;
         }
-        let verdict = examine(samples, case);
+        let findings = examine(samples, case);
         if samples.is_spent() {
             left_out += 1;
             continue;
         }
-        report_verdict(case, &verdict, report);
+        report_findings(case, &findings, report);
         // How a rule that never matches would change says nothing.
-        if verdict.matches || !verdict.is_whole {
+        if findings.matches || !findings.is_whole {
             direction::check(case, report);
         }
-        by_audience.extend(verdict.by_audience);
+        by_audience.extend(findings.by_audience);
     }
     (by_audience, left_out)
 }
 
-fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> Verdict {
+fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> SampleFindings {
     let conditions = case.exceptions.len();
-    let mut verdict = Verdict {
+    let mut findings = SampleFindings {
         met: vec![false; conditions],
         unmet: vec![false; conditions],
         is_whole: true,
-        ..Verdict::default()
+        ..SampleFindings::default()
     };
     let is_final = case.info.effect == RuleEffect::Forbid && case.info.remedy.is_none();
     let reads_audience = case.reading.variables.contains_key(&audience()[..]);
@@ -81,15 +81,15 @@ fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> Verdict {
         let reaches_all = !is_narrowed("Agent") && !kinds.into_iter().any(|kind| is_narrowed(kind));
         let (mut is_asked, mut covers) = (false, is_final && reaches_all);
         for scene in samples.scenes(case, action) {
-            let is_settled = verdict.is_settled() && !covers;
+            let is_settled = findings.is_settled() && !covers;
             let binds = reads_audience
-                && action.is_some_and(|action| !verdict.by_audience.contains(&action.name));
+                && action.is_some_and(|action| !findings.by_audience.contains(&action.name));
             if is_settled && case.info.remedy.is_none() && !binds {
                 break;
             }
-            if verdict.asked > ASKED_MAX {
-                verdict.is_whole = false;
-                verdict.lift_is_undecided |= case.info.remedy.is_some();
+            if findings.asked > ASKED_MAX {
+                findings.is_whole = false;
+                findings.lift_is_undecided |= case.info.remedy.is_some();
                 break;
             }
             let whole = ask(
@@ -97,23 +97,23 @@ fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> Verdict {
                 case,
                 &scene,
                 binds,
-                &mut verdict,
+                &mut findings,
                 &mut is_asked,
                 &mut covers,
             );
-            verdict.is_whole &= whole;
+            findings.is_whole &= whole;
         }
-        if is_asked && covers && verdict.is_whole {
+        if is_asked && covers && findings.is_whole {
             match action {
                 Some(action) if !action.never => {
-                    verdict.covered.push(format!("\"{}\"", action.name))
+                    findings.covered.push(format!("\"{}\"", action.name))
                 }
                 Some(_) => {}
-                None => verdict.covers_operate = true,
+                None => findings.covers_operate = true,
             }
         }
     }
-    verdict
+    findings
 }
 
 /// Asks about one scene.
@@ -122,7 +122,7 @@ fn ask<'b>(
     case: &RuleCase<'b>,
     scene: &Scene<'b>,
     binds: bool,
-    verdict: &mut Verdict,
+    findings: &mut SampleFindings,
     is_asked: &mut bool,
     covers: &mut bool,
 ) -> bool {
@@ -136,7 +136,7 @@ fn ask<'b>(
         .map(|ms| (vec!["ttl".to_owned()], *ms))
         .collect();
     let whole = samples.ask(case, scene, &extra, |assignment, answer| {
-        verdict.asked += 1;
+        findings.asked += 1;
         let met = match answer {
             Answer::OutOfScope => {
                 *covers = false;
@@ -147,7 +147,7 @@ fn ask<'b>(
                 return ControlFlow::Continue(());
             }
             Answer::Unmet(at) => {
-                verdict
+                findings
                     .unmet
                     .iter_mut()
                     .skip(at)
@@ -157,27 +157,27 @@ fn ask<'b>(
             }
             Answer::Matches => case.exceptions.len(),
         };
-        (verdict.is_in_scope, *is_asked) = (true, true);
-        verdict
+        (findings.is_in_scope, *is_asked) = (true, true);
+        findings
             .met
             .iter_mut()
             .take(met)
             .for_each(|seen| *seen = true);
         if answer == Answer::Matches {
-            (verdict.matches, matches) = (true, true);
+            (findings.matches, matches) = (true, true);
             if !is_lifted && let Some(lifted) = remedied(case, assignment, lifetime) {
                 is_lifted = samples.ask_once(case, scene, &lifted) != Answer::Matches;
             }
             if binds && depends_on_audience(samples, case, scene, assignment) {
                 binds = false;
-                verdict
+                findings
                     .by_audience
                     .extend(scene.action.map(|a| a.name.clone()));
             }
         } else {
             *covers = false;
         }
-        let is_done = verdict.is_settled() && !*covers && !binds;
+        let is_done = findings.is_settled() && !*covers && !binds;
         match is_done && (case.info.remedy.is_none() || is_lifted) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
@@ -185,15 +185,17 @@ fn ask<'b>(
     });
     if matches && !is_lifted && case.info.remedy.is_some() {
         match whole {
-            true if verdict.unlifted.is_none() => verdict.unlifted = Some(samples.describe(scene)),
+            true if findings.unlifted.is_none() => {
+                findings.unlifted = Some(samples.describe(scene))
+            }
             true => {}
-            false => verdict.lift_is_undecided = true,
+            false => findings.lift_is_undecided = true,
         }
     }
     whole
 }
 
-impl Verdict {
+impl SampleFindings {
     /// Whether the rule was seen to match, and each condition to be met and unmet.
     fn is_settled(&self) -> bool {
         let all = |seen: &[bool]| seen.iter().all(|seen| *seen);
@@ -247,7 +249,7 @@ fn audience() -> Vec<String> {
     vec!["audience".to_owned()]
 }
 
-fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_>) {
+fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut Report<'_>) {
     let rule = case.info;
     let places = location::conditions(&rule.text);
     let undecided = |what: &str| {
@@ -256,7 +258,7 @@ fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_
              with attributes of the agent or the target; write the rule so, or try it with a request that meets it"
         )
     };
-    if !verdict.is_in_scope {
+    if !findings.is_in_scope {
         let message = match case.actions.is_empty() {
             true => "can never match: its scope holds no action".to_owned(),
             false => format!(
@@ -264,18 +266,18 @@ fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_
                 "name a group that has members, or remove the rule"
             ),
         };
-        match verdict.is_whole {
+        match findings.is_whole {
             true => report.rule(Check::NeverMatches, rule, None, message),
             false => report.undecided(rule, None, undecided("whether it ever matches")),
         }
         return;
     }
     // The first condition that was never met lets no request through.
-    let blocking = verdict.met.iter().position(|met| !met);
-    if !verdict.matches {
+    let blocking = findings.met.iter().position(|met| !met);
+    if !findings.matches {
         let at = blocking.and_then(|at| places.get(at)).copied();
         let is_exception = blocking.and_then(|at| case.exceptions.get(at)).copied();
-        if !verdict.is_whole {
+        if !findings.is_whole {
             report.undecided(rule, at, undecided("whether it ever matches"));
             return;
         }
@@ -290,7 +292,7 @@ fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_
         return;
     }
     for (at, is_exception) in case.exceptions.iter().enumerate() {
-        if verdict.unmet.get(at).copied().unwrap_or(true) {
+        if findings.unmet.get(at).copied().unwrap_or(true) {
             continue;
         }
         let place = places.get(at).copied();
@@ -304,12 +306,12 @@ fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_
                 "this exception never holds, so that it excepts nothing; correct it, or remove it",
             ),
         };
-        match verdict.is_whole {
+        match findings.is_whole {
             true => report.rule(Check::AlwaysTrue, rule, place, message),
             false => report.undecided(rule, place, undecided(what)),
         }
     }
-    if let (Some(scene), Some(remedy)) = (&verdict.unlifted, &rule.remedy) {
+    if let (Some(scene), Some(remedy)) = (&findings.unlifted, &rule.remedy) {
         let annotation = annotation_of(remedy);
         let lifts = match remedy {
             Remedy::StepUp(profile) => {
@@ -325,8 +327,8 @@ fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_
         let at = location::annotation(&rule.text, annotation);
         report.rule(Check::RemedyNeverLifts, rule, at, message);
     }
-    if verdict.lift_is_undecided
-        && verdict.unlifted.is_none()
+    if findings.lift_is_undecided
+        && findings.unlifted.is_none()
         && let Some(remedy) = &rule.remedy
     {
         let annotation = annotation_of(remedy);
@@ -334,15 +336,15 @@ fn report_verdict(case: &RuleCase<'_>, verdict: &Verdict, report: &mut Report<'_
         let what = format!("whether @{annotation} lifts it for every request");
         report.undecided(rule, at, undecided(&what));
     }
-    if !verdict.covered.is_empty() {
+    if !findings.covered.is_empty() {
         let message = format!(
             "forbids every request for {}, and no remedy lifts it; mark an action @never in schema.cedarschema if no agent may ever do it, or \
              narrow the rule",
-            verdict.covered.join(", ")
+            findings.covered.join(", ")
         );
         report.rule(Check::ForbidsAll, rule, None, message);
     }
-    if verdict.covers_operate {
+    if findings.covers_operate {
         let message =
             "forbids every agent to operate, so that none can work; narrow the rule".to_owned();
         report.rule(Check::ForbidsAll, rule, None, message);

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::location;
-use super::reading::{Place, place, single};
+use super::reading::{ValueSource, single, value_source};
 use super::report::{Check, Report};
 use super::samples::RuleCase;
 use crate::policy::rule::RuleEffect;
@@ -70,7 +70,7 @@ impl Variable {
 
     /// Whether an expression is this variable.
     fn is(self, expression: &Value) -> bool {
-        matches!(place(expression), Some(Place::Context(path)) if path == [self.member()])
+        matches!(value_source(expression), Some(ValueSource::Context(path)) if path == [self.member()])
     }
 
     /// Whether an expression reads it.

@@ -419,7 +419,7 @@ fn is_allowed_alone(
     moments: &[Timestamp],
 ) -> bool {
     let bundle = samples.bundle;
-    let kinds = samples.world.kinds();
+    let kinds = samples.known_entities.kinds();
     let of_type = kinds.filter(|(kind, _)| action.target_types.contains(*kind));
     let known = of_type.flat_map(|(kind, known)| known.iter().map(move |known| (kind, known)));
     let targets =

@@ -45,7 +45,7 @@ impl Names {
             entities: BTreeMap::new(),
             texts: BTreeMap::new(),
         };
-        for (kind, entities) in samples.world.kinds() {
+        for (kind, entities) in samples.known_entities.kinds() {
             for known in entities {
                 let ids = names.entities.entry(kind.clone()).or_default();
                 ids.push(known.uid.id().unescaped().to_owned());

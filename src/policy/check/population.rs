@@ -59,10 +59,10 @@ pub(super) struct Population {
 }
 
 /// The entities of a bundle, and what they could become.
-pub(super) struct World<'b> {
+pub(super) struct BundleEntities<'b> {
     bundle: &'b PolicyBundle,
     /// By type, each in the order of its name.
-    kinds: BTreeMap<String, Vec<Known>>,
+    kinds: BTreeMap<String, Vec<KnownEntity>>,
     /// Places in `kinds` by what they meet of a scope and by type.
     meeting: HashMap<ScopeKey, BTreeMap<String, Vec<usize>>>,
     environments: Vec<EvalResult>,
@@ -72,16 +72,16 @@ pub(super) struct World<'b> {
 }
 
 /// An entity of the bundle.
-pub(super) struct Known {
+pub(super) struct KnownEntity {
     pub(super) uid: EntityUid,
     pub(super) attributes: BTreeMap<String, EvalResult>,
     groups: Vec<String>,
 }
 
-impl<'b> World<'b> {
+impl<'b> BundleEntities<'b> {
     pub(super) fn of(bundle: &'b PolicyBundle) -> Self {
         let store = bundle.evaluator.store();
-        let mut kinds: BTreeMap<String, Vec<Known>> = BTreeMap::new();
+        let mut kinds: BTreeMap<String, Vec<KnownEntity>> = BTreeMap::new();
         for entity in store.entities().iter() {
             let uid = entity.uid();
             let attributes = entity.attrs();
@@ -90,7 +90,7 @@ impl<'b> World<'b> {
             let groups = store.entities().ancestors(&uid).into_iter().flatten();
             let mut groups: Vec<String> = groups.map(ToString::to_string).collect();
             groups.sort();
-            let known = Known {
+            let known = KnownEntity {
                 attributes: attributes.collect(),
                 groups,
                 uid,
@@ -122,11 +122,11 @@ impl<'b> World<'b> {
     }
 
     /// The entities of each type.
-    pub(super) fn kinds(&self) -> impl Iterator<Item = (&String, &Vec<Known>)> {
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (&String, &Vec<KnownEntity>)> {
         self.kinds.iter()
     }
 
-    /// The samples of a rule. The entities that it adds are those of [`World::entities`].
+    /// The samples of a rule. The entities that it adds are those of [`BundleEntities::entities`].
     pub(super) fn population(&mut self, distinctions: &Distinctions) -> Population {
         let mut population = Population {
             is_whole: true,

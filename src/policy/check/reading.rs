@@ -137,7 +137,7 @@ impl Reading {
 
     /// A value of which also members matter that the rule does not name, if it is a set.
     fn whole(&mut self, expression: &Value) {
-        if let Some(Place::Context(path)) = place(expression) {
+        if let Some(ValueSource::Context(path)) = value_source(expression) {
             self.variable(path).as_a_whole = true;
         }
     }
@@ -153,10 +153,10 @@ impl Reading {
 
     /// A value that is read: a variable, an attribute, a constant, or an expression of these.
     fn operand(&mut self, expression: &Value) {
-        match place(expression) {
-            Some(Place::Context(path)) => drop(self.variable(path)),
-            Some(Place::Entity { attributes, .. }) => self.entity(attributes),
-            Some(Place::Action) => {}
+        match value_source(expression) {
+            Some(ValueSource::Context(path)) => drop(self.variable(path)),
+            Some(ValueSource::Entity { attributes, .. }) => self.entity(attributes),
+            Some(ValueSource::Action) => {}
             None if constant(expression).is_some() => {}
             None => self.expression(expression),
         }
@@ -179,27 +179,29 @@ impl Reading {
                 return;
             }
         }
-        match (place(left), place(right)) {
-            (Some(Place::Context(one)), Some(Place::Context(other))) => {
+        match (value_source(left), value_source(right)) {
+            (Some(ValueSource::Context(one)), Some(ValueSource::Context(other))) => {
                 self.is_undecided = true;
                 // So that each is the greater once.
                 self.variable(one).numbers.insert(1_000);
                 self.variable(other).numbers.insert(1_000);
             }
-            (Some(Place::Context(path)), Some(Place::Entity { attributes, .. }))
-            | (Some(Place::Entity { attributes, .. }), Some(Place::Context(path))) => {
+            (Some(ValueSource::Context(path)), Some(ValueSource::Entity { attributes, .. }))
+            | (Some(ValueSource::Entity { attributes, .. }), Some(ValueSource::Context(path))) => {
                 // The values of direct attributes are samples.
                 self.is_undecided |= attributes.len() != 1;
                 self.variable(path).with_entities = true;
                 self.entity(attributes);
             }
-            (Some(Place::Context(path)), _) => self.compared(path, right),
-            (_, Some(Place::Context(path))) => self.compared(path, left),
-            (Some(Place::Entity { root, attributes }), _) => {
+            (Some(ValueSource::Context(path)), _) => self.compared(path, right),
+            (_, Some(ValueSource::Context(path))) => self.compared(path, left),
+            (Some(ValueSource::Entity { root, attributes }), _) => {
                 self.attribute(root, attributes, right)
             }
-            (_, Some(Place::Entity { root, attributes })) => self.attribute(root, attributes, left),
-            (Some(Place::Action) | None, Some(Place::Action) | None) => {
+            (_, Some(ValueSource::Entity { root, attributes })) => {
+                self.attribute(root, attributes, left)
+            }
+            (Some(ValueSource::Action) | None, Some(ValueSource::Action) | None) => {
                 // An entity in a set of entities, such as `[…].contains(principal)`.
                 self.operand(left);
                 self.operand(right);
@@ -244,13 +246,13 @@ impl Reading {
     }
 
     fn membership(&mut self, member: &Value, group: &Value) {
-        match place(member) {
-            Some(Place::Action) => {}
-            Some(Place::Context(path)) => {
+        match value_source(member) {
+            Some(ValueSource::Action) => {}
+            Some(ValueSource::Context(path)) => {
                 self.is_undecided = true;
                 self.variable(path);
             }
-            Some(Place::Entity { attributes, .. }) => {
+            Some(ValueSource::Entity { attributes, .. }) => {
                 self.reads_groups = true;
                 self.attributes.extend(attributes);
             }
@@ -275,10 +277,10 @@ impl Reading {
                 .collect()
         };
         let matching = [text(""), text(OTHER_TEXT)];
-        match place(left) {
-            Some(Place::Context(path)) => self.variable(path).matching.extend(matching),
-            Some(Place::Entity { attributes, .. }) => self.entity(attributes),
-            Some(Place::Action) | None => {
+        match value_source(left) {
+            Some(ValueSource::Context(path)) => self.variable(path).matching.extend(matching),
+            Some(ValueSource::Entity { attributes, .. }) => self.entity(attributes),
+            Some(ValueSource::Action) | None => {
                 self.is_undecided = true;
                 self.operand(left);
             }
@@ -300,25 +302,25 @@ impl Reading {
             let condition = self.condition;
             self.presences.entry(member.clone()).or_insert(condition);
         }
-        let base = match place(of) {
+        let base = match value_source(of) {
             // `context has x`: the context itself.
             None if single(of).is_some_and(|(op, var)| op == "Var" && var == "context") => {
-                Some(Place::Context(Vec::new()))
+                Some(ValueSource::Context(Vec::new()))
             }
             other => other,
         };
         match base {
-            Some(Place::Context(mut path)) => {
+            Some(ValueSource::Context(mut path)) => {
                 for member in members {
                     path.push(member);
                     self.variable(path.clone());
                 }
             }
-            Some(Place::Entity { attributes, .. }) => {
+            Some(ValueSource::Entity { attributes, .. }) => {
                 self.attributes.extend(attributes);
                 self.attributes.extend(members);
             }
-            Some(Place::Action) | None => {
+            Some(ValueSource::Action) | None => {
                 self.is_undecided = true;
                 self.operand(of);
             }
@@ -352,7 +354,7 @@ impl Compared {
 }
 
 /// What a value belongs to.
-pub(super) enum Place {
+pub(super) enum ValueSource {
     /// A member of the context.
     Context(Path),
     /// The agent or the target, or an attribute of it.
@@ -364,7 +366,7 @@ pub(super) enum Place {
 }
 
 /// The member of the context, or the attribute, that an expression is.
-pub(super) fn place(expression: &Value) -> Option<Place> {
+pub(super) fn value_source(expression: &Value) -> Option<ValueSource> {
     let mut members = Vec::new();
     let mut base = expression;
     loop {
@@ -378,16 +380,16 @@ pub(super) fn place(expression: &Value) -> Option<Place> {
                 members.reverse();
                 return match operands.as_str()? {
                     "context" if members.is_empty() => None,
-                    "context" => Some(Place::Context(members)),
-                    "principal" => Some(Place::Entity {
+                    "context" => Some(ValueSource::Context(members)),
+                    "principal" => Some(ValueSource::Entity {
                         root: "principal",
                         attributes: members,
                     }),
-                    "resource" => Some(Place::Entity {
+                    "resource" => Some(ValueSource::Entity {
                         root: "resource",
                         attributes: members,
                     }),
-                    _ if members.is_empty() => Some(Place::Action),
+                    _ if members.is_empty() => Some(ValueSource::Action),
                     _ => None,
                 };
             }
@@ -403,9 +405,9 @@ fn time_of_day(expression: &Value) -> Option<Option<Path>> {
         return None;
     }
     let receiver = operands.as_array()?.first()?;
-    Some(match place(receiver) {
-        Some(Place::Context(path)) => Some(path),
-        Some(Place::Entity { .. } | Place::Action) | None => None,
+    Some(match value_source(receiver) {
+        Some(ValueSource::Context(path)) => Some(path),
+        Some(ValueSource::Entity { .. } | ValueSource::Action) | None => None,
     })
 }
 

@@ -11,7 +11,7 @@ use cedar_policy::{
 use serde_json::{Value, json};
 
 use super::direction::Direction;
-use super::population::{Distinctions, Population, UNKNOWN, World};
+use super::population::{BundleEntities, Distinctions, Population, UNKNOWN};
 use super::reading::{Compared, Path, Reading, named};
 use super::values::{Assignment, Sample, Situation, TTL_MAX_MS};
 use crate::model::{Audience, ProfileName};
@@ -24,7 +24,7 @@ use crate::policy::schema::OPERATE;
 /// The sample requests of one bundle.
 pub(super) struct Samples<'b> {
     pub(super) bundle: &'b PolicyBundle,
-    pub(super) world: World<'b>,
+    pub(super) known_entities: BundleEntities<'b>,
     /// Those of the bundle and of every case.
     entities: Entities,
     audiences: BTreeSet<Audience>,
@@ -80,7 +80,7 @@ pub(super) enum Answer {
 /// What the cases of a bundle share while they are made.
 struct Cases<'b> {
     bundle: &'b PolicyBundle,
-    world: World<'b>,
+    known_entities: BundleEntities<'b>,
     actions: Vec<Option<&'b CatalogueAction>>,
     /// Places in `actions` by what they meet of a scope.
     actions_meeting: HashMap<ScopeKey, Vec<usize>>,
@@ -101,7 +101,7 @@ impl<'b> Cases<'b> {
         }
         Self {
             bundle,
-            world: World::of(bundle),
+            known_entities: BundleEntities::of(bundle),
             actions,
             actions_meeting,
             populations: BTreeMap::new(),
@@ -165,7 +165,7 @@ impl<'b> Cases<'b> {
         if let Some(population) = self.populations.get(&distinctions) {
             return Rc::clone(population);
         }
-        let built = Rc::new(self.world.population(&distinctions));
+        let built = Rc::new(self.known_entities.population(&distinctions));
         self.populations.insert(distinctions, Rc::clone(&built));
         built
     }
@@ -216,8 +216,8 @@ impl<'b> Samples<'b> {
         });
         let samples = Self {
             bundle,
-            entities: making.world.entities()?,
-            world: making.world,
+            entities: making.known_entities.entities()?,
+            known_entities: making.known_entities,
             audiences: bundle.people.audiences.clone(),
             asked: asked.cloned().collect(),
             authorizer: Authorizer::new(),
@@ -435,9 +435,9 @@ impl<'b> Samples<'b> {
     pub(super) fn describe(&self, scene: &Scene<'_>) -> String {
         format!(
             "{}, {} on {}",
-            self.world.name(&scene.agent),
+            self.known_entities.name(&scene.agent),
             action_name(scene.action),
-            self.world.name(&scene.target)
+            self.known_entities.name(&scene.target)
         )
     }
 

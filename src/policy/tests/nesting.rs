@@ -145,7 +145,7 @@ fn the_deepest_rules_decide() {
                 .agent(&AgentId::parse("triage").expect("id"))
                 .expect("agent");
             let action = super::note();
-            let decision = bundle.authorize(&AuthzRequest {
+            let request = AuthzRequest {
                 agent: &agent,
                 action: &action,
                 ttl_ms: 60_000,
@@ -156,19 +156,9 @@ fn the_deepest_rules_decide() {
                 task_age_ms: 0,
                 task_depth: 0,
                 now: Timestamp::from_millis(0),
-            });
-            let nearest = permits.nearest_permit(&AuthzRequest {
-                agent: &agent,
-                action: &action,
-                ttl_ms: 60_000,
-                approvals: &BTreeSet::new(),
-                evidence_kind: EvidenceKind::JwtSvid,
-                evidence_ages: EvidenceAges::ZERO,
-                binding: "jkt",
-                task_age_ms: 0,
-                task_depth: 0,
-                now: Timestamp::from_millis(0),
-            });
+            };
+            let decision = bundle.authorize(&request);
+            let nearest = permits.nearest_permit(&request);
             drop(nearest);
             // Evaluated, whatever it says.
             let failed = matches!(

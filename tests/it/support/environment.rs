@@ -220,6 +220,15 @@ pub fn silence(files: &mut BTreeMap<String, String>, check: &str, of: &str) {
     ));
 }
 
+/// Writes a policy bundle below a directory.
+pub fn write_policy(dir: &Path, files: &BTreeMap<String, String>) {
+    for (path, text) in files {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a directory");
+        std::fs::write(path, text).expect("written");
+    }
+}
+
 /// Approval limits switched off.
 pub const NO_LIMITS: &str = "[approvals]\nasks_per_minute = 100000\nopens_per_minute = 0\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
 

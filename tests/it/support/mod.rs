@@ -30,7 +30,7 @@ pub mod weak_keys;
 use dipylon_sdk::model::{HttpOrigin, Timestamp};
 
 pub use actions::{action, disable, read_case};
-pub use environment::{NO_LIMITS, TestEnvironment, silence, soc};
+pub use environment::{NO_LIMITS, TestEnvironment, silence, soc, write_policy};
 pub use test_broker::{TestBroker, open_as, settings};
 pub use test_broker_calls::{ExpectReply, TestAgent, first_inbox_page, refused};
 
