@@ -211,6 +211,7 @@ expect = ["triage case.read Case::INC-8841 alowed", "triage case.read", "triage 
 [defaults]
 ttl = "0s"
 at = "tomorrow"
+target_attributes = { protected = true }
 
 [[case]]
 name = "audience"

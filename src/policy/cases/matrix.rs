@@ -58,10 +58,7 @@ impl<'a> FileReading<'a, '_> {
             },
             |this, target, fields| this.is_target(target, &actions, fields),
         );
-        let parts = RequestParts::read(self.bundle, &mut fields);
-        if !parts.attributes.is_empty() {
-            fields.problem_at("target_attributes", "is for a single target: write cases");
-        }
+        let parts = RequestParts::read_shared(self.bundle, &mut fields);
         let mut expectations = self.expectations(&mut fields);
         let (line, file) = (fields.line(), self.source.file.to_owned());
         let mut count = 0_usize;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::request_parts::{RequestParts, profile};
+use super::request_parts::{RequestParts, attributes, profile};
 use super::{
     CHANGED_MAX, ChangedAttributes, Expected, REQUESTS_MAX, RULES_ASKED_MAX, TestRequest, Tests,
 };
@@ -90,13 +90,13 @@ impl<'a> FileReading<'a, '_> {
         if let Some((at, table)) = top.table("defaults") {
             let mut fields =
                 TableReader::new(self.source, "defaults", Some(at), table, top.problems());
-            self.defaults = RequestParts::read(self.bundle, &mut fields);
+            self.defaults = RequestParts::read_shared(self.bundle, &mut fields);
             fields.finish();
         }
         for (name, at, table) in top.named_tables("action") {
             let what = format!("action.\"{name}\"");
             let mut fields = TableReader::new(self.source, what, Some(at), table, top.problems());
-            let parts = RequestParts::read(self.bundle, &mut fields);
+            let parts = RequestParts::read_shared(self.bundle, &mut fields);
             match ActionName::parse(name) {
                 Ok(name) if self.bundle.action(&name).is_some() => {
                     self.actions.insert(name, parts);
@@ -123,6 +123,7 @@ impl<'a> FileReading<'a, '_> {
         let action = fields.required("action", |text| Ok(text.to_owned()));
         let target = fields.optional("target", Target::parse_pair);
         let parts = RequestParts::read(self.bundle, &mut fields);
+        let values = attributes(&mut fields);
         let expected = self.expected(&mut fields);
         let line = fields.line();
         let request = action
@@ -150,10 +151,14 @@ impl<'a> FileReading<'a, '_> {
             });
         if let (Some(name), Some(agent), Some((action, expected, parts))) = (name, agent, request) {
             self.tests.cases += 1;
-            let attributes = changed_attributes(action.as_ref(), &parts);
-            if attributes.is_none() && !parts.attributes.is_empty() {
+            if action.is_none() && !values.is_empty() {
                 fields.problem_at("target_attributes", "`operate` has no target");
             }
+            let changed = action.as_ref().filter(|_| !values.is_empty());
+            let attributes = changed.map(|action| {
+                let target = action.target.clone();
+                Arc::new(ChangedAttributes { target, values })
+            });
             self.tests.requests.push(TestRequest {
                 name: format!("case \"{}\"", name.escape_debug()),
                 file: self.source.file.to_owned(),
@@ -334,17 +339,6 @@ impl Outcome {
             }
         }
     }
-}
-
-fn changed_attributes(
-    action: Option<&Action>,
-    parts: &RequestParts,
-) -> Option<Arc<ChangedAttributes>> {
-    let target = action.filter(|_| !parts.attributes.is_empty())?;
-    Some(Arc::new(ChangedAttributes {
-        target: target.target.clone(),
-        values: parts.attributes.clone(),
-    }))
 }
 
 /// Longest name of a case or matrix, in bytes.

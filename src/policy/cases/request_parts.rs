@@ -19,7 +19,6 @@ use crate::policy::toml_reader::TableReader;
 pub(super) struct RequestParts {
     pub(super) audience: Option<Audience>,
     pub(super) parameters: Option<BTreeMap<String, Param>>,
-    pub(super) attributes: BTreeMap<String, String>,
     approvals: Option<BTreeSet<ProfileName>>,
     ttl_s: Option<u32>,
     issued_age_s: Option<u32>,
@@ -29,6 +28,17 @@ pub(super) struct RequestParts {
 }
 
 impl RequestParts {
+    /// Reads the parts of many requests: their targets have the attributes of `entities.json`.
+    pub(super) fn read_shared<'a>(bundle: &PolicyBundle, fields: &mut TableReader<'a, '_>) -> Self {
+        if fields.get("target_attributes").is_some() {
+            fields.problem_at(
+                "target_attributes",
+                "is for a single target: write it in a case",
+            );
+        }
+        Self::read(bundle, fields)
+    }
+
     /// Reads the parts that a table has.
     pub(super) fn read<'a>(bundle: &PolicyBundle, fields: &mut TableReader<'a, '_>) -> Self {
         let approvals = fields.get("approvals").is_some().then(|| {
@@ -38,7 +48,6 @@ impl RequestParts {
         Self {
             audience: fields.optional("audience", Audience::parse),
             parameters: parameters(fields),
-            attributes: attributes(fields),
             approvals,
             ttl_s: fields.optional("ttl", |text| parse_duration("ttl", text)),
             issued_age_s: fields.optional("issued_age", age),
@@ -53,10 +62,6 @@ impl RequestParts {
         Self {
             audience: self.audience.or_else(|| other.audience.clone()),
             parameters: self.parameters.or_else(|| other.parameters.clone()),
-            attributes: match self.attributes.is_empty() {
-                true => other.attributes.clone(),
-                false => self.attributes,
-            },
             approvals: self.approvals.or_else(|| other.approvals.clone()),
             ttl_s: self.ttl_s.or(other.ttl_s),
             issued_age_s: self.issued_age_s.or(other.issued_age_s),
@@ -152,7 +157,8 @@ fn timestamp(at: toml::value::Datetime) -> Option<Timestamp> {
     Some(Timestamp::from_secs(seconds))
 }
 
-fn attributes(fields: &mut TableReader<'_, '_>) -> BTreeMap<String, String> {
+/// The attributes that the target of a case has, other than in `entities.json`, as JSON.
+pub(super) fn attributes(fields: &mut TableReader<'_, '_>) -> BTreeMap<String, String> {
     let Some((at, table)) = fields.table("target_attributes") else {
         return BTreeMap::new();
     };
