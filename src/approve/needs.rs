@@ -80,12 +80,16 @@ fn assess(
         AuthzDecision::Allowed { rules, .. } => (Vec::new(), rules),
         AuthzDecision::Denied { .. } => return Assessment::Denied,
     };
-    let same_rules = asking(bundle, &rules) == asking(bundle, &recorded.rules)
-        && recorded
-            .rules
-            .iter()
-            .all(|rule| bundle.rule(&rule.id).is_some());
-    if profiles == recorded.required_profiles && same_rules {
+    let (asks, asked) = (asking(bundle, &rules), asking(bundle, &recorded.rules));
+    // Under one bundle who agrees to what several rules ask agrees to what some of them ask: newer evidence voids no approval.
+    let is_covered = match recorded.policy == bundle.version() {
+        true => asks.is_subset(&asked),
+        false => {
+            let mut rules = recorded.rules.iter();
+            asks == asked && rules.all(|rule| bundle.rule(&rule.id).is_some())
+        }
+    };
+    if profiles == recorded.required_profiles && is_covered {
         return Assessment::Same;
     }
     Assessment::Changed(Box::new(DecisionRecord {

@@ -1,11 +1,13 @@
 //! Quorums: whether enough people could still vote under the required profiles.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::votes::{VoteTally, VoterContext, inviter_stands, is_confirmed, requires_confirmation};
+use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{Person, PolicyBundle, StepUpProfile};
-use crate::state::AccessRequest;
+use crate::state::{AccessRequest, PeopleRegistration, PersonChangeKind, Read};
 
 /// What votes are about, as far as it decides whose votes count.
 #[derive(Debug, Clone, Copy)]
@@ -133,19 +135,234 @@ fn find_seat<'p>(
     false
 }
 
+/// What a person who may vote under a profile has to vote with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    /// A passkey, or a living key that the profile takes.
+    Key,
+    /// Nothing yet: they were never invited, as far as their registration goes back.
+    Uninvited,
+    /// Nothing yet: an invitation waits for them.
+    Invited,
+    /// Nothing: their invitation was not used in time.
+    Lapsed,
+    /// Nothing: their keys were revoked.
+    Revoked,
+}
+
+impl Means {
+    fn of(read: &Read, person: &Person, profile: &StepUpProfile, now: Timestamp) -> Self {
+        let known = read.person(&person.id);
+        let mut registered = person.keys.iter().map(PublicKey::thumbprint);
+        let has_key = profile.method == VoteMethod::Key
+            && registered.any(|key| !known.revoked.contains(&key));
+        if has_key || !known.passkeys.is_empty() {
+            return Self::Key;
+        }
+        match read.invitation(&person.id) {
+            Some(invitation) if invitation.expires_at > now => Self::Invited,
+            Some(_) => Self::Lapsed,
+            None if known.revoked.is_empty() => Self::Uninvited,
+            None => Self::Revoked,
+        }
+    }
+
+    /// The same once a bundle is in force: who comes with it, or loses a role, begins anew.
+    fn after(
+        read: &Read,
+        person: &Person,
+        profile: &StepUpProfile,
+        registration: &PeopleRegistration,
+        now: Timestamp,
+    ) -> Self {
+        let mut changes = registration.changes.iter();
+        let change = changes.find(|change| change.person == person.id);
+        match change.map(|change| &change.kind) {
+            Some(PersonChangeKind::Came | PersonChangeKind::LostRoles(_)) => Self::Uninvited,
+            Some(PersonChangeKind::Returned) if !read.person(&person.id).left.is_empty() => {
+                Self::Key
+            }
+            _ => Self::of(read, person, profile, now),
+        }
+    }
+
+    /// Whether they have a key, or may still come by their first.
+    const fn may_vote(self) -> bool {
+        matches!(self, Self::Key | Self::Uninvited | Self::Invited)
+    }
+
+    /// What is the matter with a person, in words.
+    fn sentence(self, person: &PersonId) -> Option<String> {
+        let what = match self {
+            Self::Key => return None,
+            Self::Uninvited => "was not invited yet",
+            Self::Invited => "has not used the invitation yet",
+            Self::Lapsed => "did not use the invitation in time",
+            Self::Revoked => "has no key that is not revoked",
+        };
+        Some(format!("{person} {what}"))
+    }
+}
+
+/// Profiles that requests of a bundle ask for and too few people could satisfy, in words.
+#[derive(Debug, Default)]
+pub struct ShortProfiles {
+    /// They stand against an apply.
+    pub refused: Vec<String>,
+    /// They do not: the bundle says that it means them, or they are as short under the bundle in force.
+    pub warned: Vec<String>,
+}
+
+/// Whether enough people could satisfy each profile of a bundle that is to come in force, for every agent whose requests may ask for it.
+/// A person without a key counts until their first invitation lapses.
+pub fn after_change(
+    read: &Read,
+    bundle: &PolicyBundle,
+    registration: &PeopleRegistration,
+    now: Timestamp,
+) -> ShortProfiles {
+    let in_force = read.rules();
+    let mut short = ShortProfiles::default();
+    for (name, agents) in bundle.asking_agents() {
+        let Some(profile) = bundle.profile(name) else {
+            continue;
+        };
+        let voters = Voters::of(bundle, profile, |person| {
+            Means::after(read, person, profile, registration, now)
+        });
+        let short_of = voters.short_of(bundle, profile, agents);
+        if short_of.is_empty() {
+            continue;
+        }
+        let was_short = in_force.as_ref().is_some_and(|rules| {
+            let before = &rules.bundle;
+            let voters = Voters::of(before, profile, |p| Means::of(read, p, profile, now));
+            let was_short = voters.short_of(before, profile, agents);
+            before.profile(name).map(StepUpProfile::reference) == Some(profile.reference())
+                && short_of.iter().all(|(agent, _)| {
+                    let mut was_short = was_short.iter();
+                    was_short.any(|(was, _)| was.id == agent.id && was.owner == agent.owner)
+                })
+        });
+        let message = format!("people.toml: {}", voters.sentence(profile, &short_of));
+        match bundle.silenced_quorum(name) {
+            Some(reason) => short.warned.push(format!(
+                "silenced by the bundle ({}): {message}",
+                text::quote(reason)
+            )),
+            None if was_short => short.warned.push(message),
+            None => short.refused.push(format!(
+                "{message}; a [[silence]] of quorum-unreachable in checks.toml lets it through [quorum-unreachable]"
+            )),
+        }
+    }
+    short
+}
+
+/// The profiles of the bundle in force that too few people can satisfy, in words: for those who can invite, until it is mended. A
+/// person without a key counts until their first invitation lapses. `asking`: whose requests ask for each profile.
+pub fn lapsed(
+    read: &Read,
+    bundle: &PolicyBundle,
+    asking: &BTreeMap<ProfileName, BTreeSet<AgentId>>,
+    now: Timestamp,
+) -> Vec<String> {
+    let sentence = |(name, agents): (&ProfileName, &BTreeSet<AgentId>)| {
+        let profile = bundle.profile(name)?;
+        let voters = Voters::of(bundle, profile, |p| Means::of(read, p, profile, now));
+        let short_of = voters.short_of(bundle, profile, agents);
+        (!short_of.is_empty()).then(|| voters.sentence(profile, &short_of))
+    };
+    asking.iter().filter_map(sentence).collect()
+}
+
+/// Everyone whom a profile takes, with what they have to vote with.
+struct Voters<'b>(Vec<(&'b PersonId, Means)>);
+
+/// Agents, with how many people could approve for each.
+type ShortOf = Vec<(Arc<RegisteredAgent>, usize)>;
+
+impl<'b> Voters<'b> {
+    fn of(
+        bundle: &'b PolicyBundle,
+        profile: &StepUpProfile,
+        means: impl Fn(&Person) -> Means,
+    ) -> Self {
+        let people = bundle.people().filter(|person| profile.takes(person));
+        Self(people.map(|person| (&person.id, means(person))).collect())
+    }
+
+    /// The agents among these for which too few could approve: an agent's owner never counts.
+    fn short_of(
+        &self,
+        bundle: &PolicyBundle,
+        profile: &StepUpProfile,
+        agents: &BTreeSet<AgentId>,
+    ) -> ShortOf {
+        let able = |owner: &PersonId| {
+            let able = self.0.iter().filter(|(_, means)| means.may_vote());
+            able.filter(|(person, _)| *person != owner).count()
+        };
+        let agents = agents.iter().filter_map(|agent| bundle.agent(agent));
+        agents
+            .map(|agent| {
+                let count = able(&agent.owner);
+                (agent, count)
+            })
+            .filter(|(_, count)| is_short(*count, profile))
+            .collect()
+    }
+
+    fn sentence(&self, profile: &StepUpProfile, short_of: &ShortOf) -> String {
+        let agents = short_of.iter().take(NAMED_MAX);
+        let agents: Vec<String> = agents
+            .map(|(agent, count)| format!("{} ({count})", agent.id))
+            .collect();
+        let without = self.0.iter();
+        let without: Vec<String> = without
+            .filter_map(|(person, means)| means.sentence(person))
+            .take(NAMED_MAX)
+            .collect();
+        format!(
+            "profile {}: its quorum is {}, and fewer people of group \"{}\" could approve for {}{}: an agent's owner never counts; invite \
+             people ('dipylon approver invite PERSON'), add approvers to the group, or lower the quorum",
+            profile.name,
+            profile.quorum,
+            profile.group,
+            agents.join(", "),
+            match without.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", without.join(", ")),
+            },
+        )
+    }
+}
+
+fn is_short(able: usize, profile: &StepUpProfile) -> bool {
+    u32::try_from(able).is_ok_and(|able| able < profile.quorum)
+}
+
 /// Profiles whose quorum cannot be reached as registrations and keys are now, and a rule of changes that no other than some operator
 /// could satisfy: warnings, in words.
-pub fn unreachable(voter_context: VoterContext<'_>) -> Vec<String> {
+pub fn unreachable(voter_context: VoterContext<'_>, now: Timestamp) -> Vec<String> {
     let VoterContext { bundle, read, .. } = voter_context;
     let short = |profile: &StepUpProfile| {
         let hands = potential_hands(profile, VoteSubject::any(), &[], voter_context);
         let people: BTreeSet<&PersonId> = hands.iter().map(|(person, _)| person).collect();
         let able = people.len();
-        let quorum = usize::try_from(profile.quorum).unwrap_or(usize::MAX);
-        (able < quorum).then(|| {
+        let without = bundle
+            .people()
+            .filter(|person| profile.takes(person) && !people.contains(&person.id))
+            .filter_map(|p| Means::of(read, p, profile, now).sentence(&p.id));
+        let without: Vec<String> = without.take(NAMED_MAX).collect();
+        is_short(able, profile).then(|| {
+            let why = match without.is_empty() {
+                true => "passkeys and living keys count".to_owned(),
+                false => format!("{}: 'dipylon approver invite PERSON'", without.join(", ")),
+            };
             format!(
-                "profile {}: {able} people could vote now, fewer than the quorum {quorum}: passkeys and living keys count",
-                profile.name
+                "profile {}: {able} people could vote now, fewer than the quorum {}: {why}",
+                profile.name, profile.quorum
             )
         })
     };
@@ -218,3 +435,6 @@ pub fn potential_hands(
     };
     bundle.people().flat_map(hands_of).collect()
 }
+
+/// Most people or agents that a sentence names.
+const NAMED_MAX: usize = 5;

@@ -231,7 +231,23 @@ impl Broker {
         broker.revoke_disallowed().await?;
         broker.start_serving().map_err(BrokerOpenError::StopMark)?;
         broker.warn_about_operators();
+        broker.learn_asking_agents();
         Ok(broker)
+    }
+
+    /// Finds out beside everything else which requests ask for which profile: the bundle in force was not checked in this process.
+    fn learn_asking_agents(&self) {
+        let Some(rules) = self.show().rules() else {
+            return;
+        };
+        let thread = std::thread::Builder::new().name("policy".to_owned());
+        let learning = thread.spawn(move || {
+            let _lowered = rustix::process::setpriority_process(None, 15);
+            let _known = rules.bundle.asking_agents();
+        });
+        if let Err(error) = learning {
+            tracing::warn!(%error, "quorums that nobody can reach are not shown");
+        }
     }
 
     /// Records a trust bundle that differs from the one in the journal before it is used.

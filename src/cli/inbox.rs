@@ -12,7 +12,7 @@ use super::{Common, Output, card, render};
 use crate::card::{Headline, escape_untrusted};
 use crate::client;
 use crate::clock::Clock;
-use crate::model::text::escape_rendered;
+use crate::model::text::{escape_invisible, escape_rendered};
 use crate::model::{AccessRequestId, MatchPhrase, Risk, Timestamp};
 
 #[derive(Debug, Args)]
@@ -37,7 +37,11 @@ pub(super) async fn list(
     output: &Output,
     args: ListRequestsArgs,
 ) -> Result<ExitCode, CliError> {
-    let (rows, queued) = args.key.approver_client(common)?.inbox().await?;
+    let listing = args.key.approver_client(common)?.inbox().await?;
+    let (rows, queued) = (listing.rows, listing.queued);
+    for notice in &listing.notices {
+        output.warn(&format!("warning: {}", escape_invisible(notice)));
+    }
     let now = Clock::system().now();
     output.print(
         || rows.iter().map(to_json).collect::<Value>(),

@@ -213,7 +213,7 @@ async fn print_inbox(
     event: &str,
     only: Option<&[String]>,
 ) -> Result<(), CliError> {
-    let (mut rows, _) = client.inbox().await?;
+    let mut rows = client.inbox().await?.rows;
     if let Some(ids) = only {
         rows.retain(|row| ids.contains(&row.access_request.access_request_id));
     }

@@ -173,10 +173,21 @@ impl PolicyBundle {
     }
 
     /// What the last evaluation asked of a request that no rule allows: the lifetime that was left, and the profiles held or assumed.
+    /// Where a rule that reads a sensitive parameter shortened or assumed, what was asked at first: the rest would tell its value.
     pub(super) fn asked_last(&self, q: &AuthzRequest<'_>) -> (i64, BTreeSet<ProfileName>) {
         let mut trace = DecisionTrace::default();
         self.decide(q, &mut trace);
-        let last = trace.unallowed.map(|search| {
+        let sensitive = self.action(&q.action.name).map(|a| a.sensitive());
+        let sensitive = sensitive.unwrap_or_default();
+        let tells = |id: &String| {
+            let policy = self.rules.set.policy(&PolicyId::new(id));
+            policy.is_none_or(|policy| reads_sensitive(policy, &sensitive))
+        };
+        let last = trace.unallowed.filter(|search| {
+            let assumed = search.assumed.values().flatten();
+            !search.shortened_by.iter().chain(assumed).any(tells)
+        });
+        let last = last.map(|search| {
             let approvals = search.approvals().cloned().collect();
             (search.ttl_ms, approvals)
         });

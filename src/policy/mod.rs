@@ -37,7 +37,7 @@ mod tests;
 mod toml_reader;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
@@ -85,6 +85,8 @@ pub struct PolicyBundle {
     evaluator: Evaluator,
     warnings: Vec<BundleProblem>,
     another_operator: Option<StepUpProfile>,
+    asking: OnceLock<BTreeMap<ProfileName, BTreeSet<AgentId>>>,
+    silenced_quorums: BTreeMap<String, String>,
 }
 
 /// Why a request for an action is invalid.
@@ -131,7 +133,7 @@ impl PolicyBundle {
     /// Reads every file, then verifies by a self-test that forbids apply: a bundle that can decide. All problems are found in one
     /// pass, as far as one does not hide another.
     pub fn load(files: &BundleFiles) -> Result<Self, BundleError> {
-        read_on_large_stack(|| {
+        on_large_stack(|| {
             let mut problems = Problems::default();
             let mut warnings = Problems::default();
             let bundle = Self::read(files, &mut problems, &mut warnings);
@@ -151,18 +153,18 @@ impl PolicyBundle {
 
     /// The same, with the result of its tests, which may have failed.
     pub fn load_and_test(files: &BundleFiles) -> Result<(Self, TestReport), BundleError> {
-        read_on_large_stack(|| Self::load_and_test_here(files))
+        on_large_stack(|| Self::load_and_test_here(files))
     }
 
     fn load_and_test_here(files: &BundleFiles) -> Result<(Self, TestReport), BundleError> {
         let mut problems = Problems::default();
         let mut warnings = Problems::default();
-        let bundle = Self::read(files, &mut problems, &mut warnings);
+        let mut bundle = Self::read(files, &mut problems, &mut warnings);
         let mut report = TestReport::default();
-        if let Some(bundle) = &bundle {
+        if let Some(bundle) = &mut bundle {
             let is_sound = problems.is_empty();
             let samples_max = check::SAMPLES_MAX;
-            check::check(
+            let checked = check::check(
                 bundle,
                 files,
                 is_sound,
@@ -170,6 +172,8 @@ impl PolicyBundle {
                 &mut problems,
                 &mut warnings,
             );
+            bundle.asking = checked.asking.map(OnceLock::from).unwrap_or_default();
+            bundle.silenced_quorums = checked.silenced_quorums;
             let tests = cases::read(files, bundle, &mut problems);
             if problems.is_empty() {
                 report = cases::run(&tests, bundle, files);
@@ -264,6 +268,8 @@ impl PolicyBundle {
             evaluator,
             warnings: Vec::new(),
             another_operator,
+            asking: OnceLock::new(),
+            silenced_quorums: BTreeMap::new(),
         })
     }
 
@@ -300,9 +306,22 @@ impl PolicyBundle {
     }
 
     /// For each profile of a remedy the agents whose requests may ask for it, by sample requests; none for a profile that no request
-    /// of any agent asks for.
-    pub fn asking_agents(&self) -> BTreeMap<ProfileName, BTreeSet<AgentId>> {
-        on_large_stack(|| check::askers(self)).unwrap_or_default()
+    /// of any agent asks for. Of a bundle that was not checked the first call takes as long as a check.
+    pub fn asking_agents(&self) -> &BTreeMap<ProfileName, BTreeSet<AgentId>> {
+        self.asking
+            .get_or_init(|| on_large_stack(|| check::askers(self)))
+    }
+
+    /// The same where it is known already.
+    pub fn known_asking_agents(&self) -> Option<&BTreeMap<ProfileName, BTreeSet<AgentId>>> {
+        self.asking.get()
+    }
+
+    /// Why the bundle is meant to come in force though too few people could satisfy a profile, if its `checks.toml` says so.
+    pub fn silenced_quorum(&self, profile: &ProfileName) -> Option<&str> {
+        self.silenced_quorums
+            .get(profile.as_str())
+            .map(String::as_str)
     }
 
     /// Limits on access requests, and the consequences of denials.
@@ -463,28 +482,13 @@ impl PolicyBundle {
     }
 }
 
-/// The result of a reader of a whole bundle.
-fn read_on_large_stack<T: Send>(
-    read: impl FnOnce() -> Result<T, BundleError> + Send,
-) -> Result<T, BundleError> {
-    on_large_stack(read).unwrap_or_else(|| {
-        let mut problems = Problems::default();
-        let message = "could not be read: the system gave no thread to its reader; try again";
-        problems.add("bundle", None, message);
-        Err(problems.into_error())
-    })
+/// Runs on a stack of its own what takes rules apart and puts them together: Cedar calls itself for each level of an expression, and
+/// the bounds on nesting are to hold with room to spare.
+fn on_large_stack<T>(run: impl FnOnce() -> T) -> T {
+    stacker::grow(STACK_BYTES, run)
 }
 
-/// Runs beside the caller's stack what takes rules apart and puts them together: Cedar calls itself for each level of an expression,
-/// and the bounds on nesting are to hold with room to spare. Nothing without a thread.
-fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> Option<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-        thread.spawn_scoped(scope, run).ok()?.join().ok()
-    })
-}
-
-/// The stack of the thread that reads a bundle; only what is used of it takes memory.
+/// The stack of what reads a bundle; only what is used of it takes memory.
 const STACK_BYTES: usize = 64 << 20;
 
 /// The version only: a bundle is long.

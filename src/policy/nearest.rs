@@ -15,7 +15,7 @@ use super::evaluator::Evaluator;
 use super::rule::{RuleEffect, RuleInfo};
 use super::schema::OPERATE;
 use super::{AuthzRequest, PolicyBundle, on_large_stack};
-use crate::model::RuleRef;
+use crate::model::{ActionName, RuleRef};
 
 /// The permit that came closest to allowing a request: the one whose scope excludes the least, of equals one for the action, then the
 /// one with the most terms of its conditions met.
@@ -142,7 +142,7 @@ impl PolicyBundle {
     /// The permit that came closest to allowing a request of gate 2; `None` when the bundle has no permit for an action, or when the
     /// request is invalid. Values of sensitive parameters are left out.
     pub fn nearest_permit(&self, q: &AuthzRequest<'_>) -> Option<NearestPermit> {
-        on_large_stack(|| self.nearest_permit_here(q)).flatten()
+        on_large_stack(|| self.nearest_permit_here(q))
     }
 
     fn nearest_permit_here(&self, q: &AuthzRequest<'_>) -> Option<NearestPermit> {
@@ -329,6 +329,33 @@ impl Asked<'_> {
             path: text.to_owned(),
             value,
         }
+    }
+}
+
+impl PolicyBundle {
+    /// Whether no rule of either bundle reads a sensitive parameter of an action, or the same rules of both do, over the same agents,
+    /// targets and parameters.
+    pub(super) fn asks_the_same_of_secrets(&self, other: &Self, action: &ActionName) -> bool {
+        let parameters = |bundle: &Self| bundle.action(action).map(|a| a.parameters.clone());
+        let (own, others) = (parameters(self), parameters(other));
+        let sensitive = |bundle: &Self| bundle.action(action).map(|a| a.sensitive());
+        let sensitive: BTreeSet<String> = [sensitive(self), sensitive(other)]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
+        let readers = |bundle: &Self| -> BTreeSet<String> {
+            let rules = bundle.rules.set.policies();
+            let reading = rules.filter(|rule| reads_sensitive(rule, &sensitive));
+            reading.map(ToString::to_string).collect()
+        };
+        let (reading, read_by_other) = (readers(self), readers(other));
+        if own != others || reading != read_by_other {
+            return false;
+        }
+        // Cedar's `==` compares names alone.
+        let (own, others) = (self.evaluator.store(), other.evaluator.store());
+        reading.is_empty() || own.entities().deep_eq(others.entities())
     }
 }
 

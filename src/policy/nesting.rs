@@ -63,7 +63,7 @@ pub(super) fn check_types(team: &Map<String, Value>, text: &str, problems: &mut 
         is_within = false;
         problems.add(SCHEMA, declaration_line(text, name), message);
     };
-    // A type is measured once those that it names are; types in a cycle never are, and Cedar refuses them.
+    // A type is measured once those that it names are.
     let mut waiting: BTreeMap<&str, (&Value, BTreeSet<&str>)> = BTreeMap::new();
     let mut used_by: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut ready: Vec<(&str, &Value)> = Vec::new();
@@ -94,8 +94,12 @@ pub(super) fn check_types(team: &Map<String, Value>, text: &str, problems: &mut 
             }
         }
     }
+    if let Some(name) = waiting.keys().next() {
+        let message = format!("type {name} is made of itself, through the types that it names");
+        refuse(name, message);
+    }
     for (name, declared) in named("entityTypes").chain(named("actions")) {
-        let size = TypeSize::of(declared, &sizes);
+        let size = TypeSize::of_declared(declared, &sizes);
         total = total.saturating_add(size.count);
         if let Some(message) = size.exceeds() {
             refuse(name, format!("\"{name}\": {message}"));
@@ -172,11 +176,13 @@ fn problem_at(file: &str, text: &str, at: usize, message: String) -> BundleProbl
 #[derive(Default)]
 struct RuleSize {
     operators: usize,
-    /// Of each open bracket the accesses before it.
-    brackets: Vec<usize>,
+    /// Of each open bracket what closes it, and the accesses before it.
+    brackets: Vec<(&'static str, usize)>,
     /// Accesses of the value that stands here, such as 2 in `context.task.age`.
     accesses: usize,
     is_value: bool,
+    /// The `!` or `-` that stands here, and what makes it no operator where it follows: `=`, or a digit (as `0`).
+    unless_before: Option<&'static str>,
     last: Option<char>,
 }
 
@@ -184,26 +190,44 @@ impl RuleSize {
     /// Counts a word; what it exceeds, if anything.
     fn exceeded_by(&mut self, word: &str) -> Option<String> {
         let before = self.last;
-        self.last = word.chars().next();
-        let was_value = std::mem::replace(&mut self.is_value, false);
+        let first = word.chars().next();
+        self.last = first;
+        let was_value = std::mem::take(&mut self.is_value);
+        // `!=` compares, and a sign before digits is part of a number.
+        let is_number = first.is_some_and(|c| c.is_ascii_digit());
+        match self.unless_before.take() {
+            Some("=") if word == "=" => {}
+            Some("0") if is_number => {}
+            Some(_) => self.operators = self.operators.saturating_add(1),
+            None => {}
+        }
         match word {
             // Of two characters the second counts.
             "&" | "|" if before != self.last => {}
-            "&" | "|" | "!" | "-" | "+" | "*" | "if" | "when" | "unless" => {
+            "!" => (self.unless_before, self.accesses) = (Some("="), 0),
+            "-" if !was_value => (self.unless_before, self.accesses) = (Some("0"), 0),
+            "&" | "|" | "-" | "+" | "*" | "if" | "when" | "unless" => {
                 self.last = None;
                 self.operators = self.operators.saturating_add(1);
                 self.accesses = 0;
             }
             "(" | "[" | "{" => {
+                let closing = match word {
+                    "(" => ")",
+                    "[" => "]",
+                    _ => "}",
+                };
                 // A call, or an access by `["name"]`.
                 let is_step = was_value && word != "{";
-                self.brackets
-                    .push(self.accesses.saturating_add(usize::from(is_step)));
+                let accesses = self.accesses.saturating_add(usize::from(is_step));
+                self.brackets.push((closing, accesses));
                 self.accesses = 0;
             }
             ")" | "]" | "}" => {
-                let outer = self.brackets.pop().unwrap_or(0);
-                self.accesses = self.accesses.saturating_add(outer);
+                // What closes another bracket closes none.
+                if let Some((_, outer)) = self.brackets.pop_if(|(closing, _)| *closing == word) {
+                    self.accesses = self.accesses.max(outer);
+                }
                 self.is_value = true;
             }
             "." => self.accesses = self.accesses.saturating_add(1),
@@ -218,11 +242,12 @@ impl RuleSize {
                 self.is_value = !is_head;
             }
             ":" => {}
+            text if text.starts_with('"') => (self.accesses, self.is_value) = (0, true),
             _ => self.accesses = 0,
         }
         if self.operators > OPERATORS_MAX {
             return Some(format!(
-                "a rule has more than {OPERATORS_MAX} operators (`&&`, `||`, `!`, `if`, arithmetic and conditions); compare with \
+                "a rule has more than {OPERATORS_MAX} operators (`&&`, `||`, `!`, `if`, arithmetic, `when` and `unless`); compare with \
                  a set, as [\"a\", \"b\"].contains(…), or write several rules"
             ));
         }
@@ -245,25 +270,39 @@ struct TypeSize {
 }
 
 impl TypeSize {
-    /// Of a part of the JSON form, which the text's brackets bound; a type that was not measured counts as one name.
-    fn of(json: &Value, sizes: &BTreeMap<&str, Self>) -> Self {
+    /// Of an entity type (its shape and its tags) or of an action (its context), and of the names that it lists.
+    fn of_declared(declared: &Value, sizes: &BTreeMap<&str, Self>) -> Self {
+        let applies_to = declared.get("appliesTo");
+        let context = applies_to.and_then(|applies| applies.get("context"));
+        let types = [declared.get("shape"), declared.get("tags"), context];
+        let types = types.into_iter().flatten();
+        types.fold(Self { depth: 0, count: 1 }, |size, ty| {
+            size.with(Self::of(ty, sizes))
+        })
+    }
+
+    /// Of a type, which the text's brackets bound; a common type that was not measured counts as one name.
+    fn of(ty: &Value, sizes: &BTreeMap<&str, Self>) -> Self {
         let mut size = Self { depth: 0, count: 1 };
-        let parts: Vec<&Value> = match json {
-            Value::Object(members) => members.values().collect(),
-            Value::Array(items) => items.iter().collect(),
-            Value::String(name) => return sizes.get(&name[..]).copied().unwrap_or(size),
-            Value::Null | Value::Bool(_) | Value::Number(_) => return size,
-        };
-        let kind = json.get("type").and_then(Value::as_str);
-        let is_nesting = matches!(kind, Some("Set" | "Record"));
-        for part in parts {
+        let parts = TypeParts::of(ty);
+        if let Some(named) = parts.name.and_then(|name| sizes.get(name)) {
+            return size.with(*named);
+        }
+        for part in parts.inner {
             let part = Self::of(part, sizes);
-            size.count = size.count.saturating_add(part.count);
-            size.depth = size
-                .depth
-                .max(part.depth.saturating_add(usize::from(is_nesting)));
+            size = size.with(Self {
+                depth: part.depth.saturating_add(1),
+                ..part
+            });
         }
         size
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self {
+            depth: self.depth.max(other.depth),
+            count: self.count.saturating_add(other.count),
+        }
     }
 
     fn exceeds(self) -> Option<String> {
@@ -278,21 +317,54 @@ impl TypeSize {
     }
 }
 
-/// The common types that a type names; a name in another place only counts too much.
+/// What a type in its JSON form is made of.
+#[derive(Default)]
+struct TypeParts<'v> {
+    /// Types within it.
+    inner: Vec<&'v Value>,
+    /// What it names, without a namespace: a common type, or an entity type.
+    name: Option<&'v str>,
+}
+
+impl<'v> TypeParts<'v> {
+    fn of(ty: &'v Value) -> Self {
+        let member = |name: &str| ty.get(name);
+        let text = |name: &str| member(name).and_then(Value::as_str);
+        let name = match text("type") {
+            Some("Set") => {
+                return Self {
+                    inner: member("element").into_iter().collect(),
+                    name: None,
+                };
+            }
+            Some("Record") => {
+                let attributes = member("attributes").and_then(Value::as_object);
+                return Self {
+                    inner: attributes.into_iter().flat_map(Map::values).collect(),
+                    name: None,
+                };
+            }
+            Some("EntityOrCommon") => text("name"),
+            Some("Entity" | "Extension") | None => None,
+            Some(name) => Some(name),
+        };
+        Self {
+            inner: Vec::new(),
+            name: name.and_then(|name| name.rsplit("::").next()),
+        }
+    }
+}
+
+/// The common types that a type names.
 fn common_types_in<'v>(
-    json: &'v Value,
+    ty: &'v Value,
     common: &BTreeMap<&'v str, &'v Value>,
     found: &mut BTreeSet<&'v str>,
 ) {
-    match json {
-        Value::Object(members) => members
-            .values()
-            .for_each(|part| common_types_in(part, common, found)),
-        Value::Array(items) => items
-            .iter()
-            .for_each(|item| common_types_in(item, common, found)),
-        Value::String(name) if common.contains_key(&name[..]) => drop(found.insert(name)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    let parts = TypeParts::of(ty);
+    found.extend(parts.name.filter(|name| common.contains_key(name)));
+    for part in parts.inner {
+        common_types_in(part, common, found);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! In: entries of the journal, with the secret part of each action. Out: how many decisions stay, each class of change with
 //! examples, and what people would have been asked. What cannot be decided again, since its input is not on record, is counted and
-//! never guessed.
+//! never guessed. Nor is what would tell a sensitive value: a rule written for it could ask for the value, letter by letter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -86,6 +86,8 @@ pub struct Replay {
     classes: BTreeMap<(ActionName, ReplayOutcome, ReplayOutcome), ReplayClass>,
     /// What people are asked, by task and action.
     asked: [HashMap<(TaskId, Digest), Question>; 2],
+    /// Of actions with sensitive parameters, whether decisions that have them are decided again.
+    tells_nothing: BTreeMap<ActionName, bool>,
 }
 
 impl Replay {
@@ -96,11 +98,16 @@ impl Replay {
             summary: ReplaySummary::default(),
             classes: BTreeMap::new(),
             asked: [HashMap::new(), HashMap::new()],
+            tells_nothing: BTreeMap::new(),
         }
     }
 
     /// Decides one decision again. `secret`: the secret part of its action, if it has one and it is still on record.
     pub fn add(&mut self, decision: &RecordedDecision<'_>, secret: Option<&ActionSecret>) {
+        if decision.secret.is_some() && !self.tells_nothing_of(&decision.action.action) {
+            self.not_replayed(decision);
+            return;
+        }
         let action = decision.action.reopen(secret).ok();
         let (Some(record), Some(action)) = (decision.record, action) else {
             self.not_replayed(decision);
@@ -152,6 +159,17 @@ impl Replay {
                 would_be_by: would_be.rules,
             });
         }
+    }
+
+    /// Whether both bundles ask the same of the sensitive parameters of an action: then what differs tells nothing about their values.
+    fn tells_nothing_of(&mut self, action: &ActionName) -> bool {
+        if let Some(known) = self.tells_nothing.get(action) {
+            return *known;
+        }
+        let [base, candidate] = &self.bundles;
+        let tells_nothing = base.asks_the_same_of_secrets(candidate, action);
+        self.tells_nothing.insert(action.clone(), tells_nothing);
+        tells_nothing
     }
 
     fn not_replayed(&mut self, decision: &RecordedDecision<'_>) {

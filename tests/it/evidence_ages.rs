@@ -314,6 +314,35 @@ async fn newer_evidence_is_asked_what_the_rules_ask_of_it() {
     b.check_invariants();
 }
 
+/// Of two rules that ask for one profile newer evidence takes one away: the approvals that were given count on.
+#[tokio::test]
+async fn newer_evidence_voids_no_approval_for_more() {
+    let rules = BY_AGE.replace("StepUp::\"lead\"", "StepUp::\"one-security\"");
+    let rules = rules.replace("@step_up(\"lead\")", "@step_up(\"one-security\")");
+    let always = "when { context.evidence.verified_age <= duration(\"1m\") }\n";
+    assert!(rules.contains(always));
+    let rules = rules.replace(always, "");
+    let b = broker_with_lead(&rules).await;
+    let triage = b.agent("triage");
+    let old = issued_before(&b, 10);
+    let task = open(&b, &triage, &old).await.expect("opens").task.task;
+    b.manual_clock.advance_millis(60_001);
+    let id = read(&b, &triage, task, None).await.pending().access_request;
+    let asked = |b: &TestBroker| {
+        let request = b.broker.show().access_request(&id).expect("there");
+        let decision = request.decision.as_ref().expect("decided");
+        (decision.id, decision.rules.len())
+    };
+    let before = asked(&b);
+    b.approve("maria", id, "one-security").await;
+    let issued = read(&b, &triage, task, Some(issued_before(&b, 0))).await;
+    let issued = issued.token().issued;
+    assert_eq!(issued.consumed, Some(id));
+    assert!(issued.approval.is_some());
+    assert_eq!(asked(&b), before, "nothing was replaced");
+    b.check_invariants();
+}
+
 #[tokio::test]
 async fn newer_evidence_that_needs_no_approval_is_allowed() {
     let rule = BY_AGE.split("@id").nth(2).expect("two rules");

@@ -27,6 +27,18 @@ forbid (principal, action == Action::"host.isolate", resource)
 when { context.ttl.toMilliseconds() + 9223372036854775807 > 0 };
 "#;
 
+/// A note of two words lives for a minute only, and no rule allows one that lives for less than an hour.
+const SHORTENED: &str = r#"
+@id("short-notes")
+@max_ttl("1m")
+forbid (principal in AgentGroup::"guests", action == Action::"case.note", resource)
+when { context.parameters.text == "hush" && context.ttl > duration("1m") };
+
+@id("guests-note-at-length")
+permit (principal in AgentGroup::"guests", action == Action::"case.note", resource is Case)
+when { context.target_known && resource.title like "Sign-ins*" && context.ttl > duration("50m") };
+"#;
+
 const EXPORT: &str = r#"
 @title("Export a case")
 @effect("The case leaves the case system.")
@@ -82,7 +94,11 @@ struct Explained {
 
 impl Explained {
     async fn start() -> Self {
-        let s = ServedBroker::start_with_policy(policy).await;
+        Self::start_with(policy).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut BTreeMap<String, String>)) -> Self {
+        let s = ServedBroker::start_with_policy(change).await;
         let home = tempfile::tempdir().expect("dir");
         let key = home.path().join("olga.pem");
         std::fs::write(&key, s.env.pem_of("olga")).expect("key");
@@ -210,6 +226,28 @@ async fn denials_by_default_name_the_nearest_permit() {
     // Met or not, the explanation is the same.
     let seen = denied_by_default(&visitor, note("seen"), "r-3").await.1;
     assert_eq!(seen["nearest"], json["nearest"]);
+}
+
+/// Nor does what a rule that reads one asks for: the lifetime and the approvals shown are those of the request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn remedies_for_a_sensitive_parameter_tell_no_value() {
+    let e = Explained::start_with(|files| {
+        policy(files);
+        let rules = files.get_mut("rules/20-guardrails.cedar").expect("rules");
+        rules.push_str(SHORTENED);
+        silence(files, "shorter-forbids", "guests-note-at-length");
+    })
+    .await;
+    let visitor = e.s.task("visitor").await;
+    let mut told = Vec::new();
+    for (text, key) in [("hush", "r-1"), ("loud", "r-2")] {
+        let denied = denied(&visitor, note(text), key).await;
+        assert_eq!(denied.reason(), Some(DeniedReason::NoRuleAllows));
+        let (text, json) = e.explain(&denied.decision_id().to_string()).await;
+        says(&text, "context.ttl is duration(\"300000ms\")");
+        told.push(json["nearest"].clone());
+    }
+    assert_eq!(told[0], told[1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

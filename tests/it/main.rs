@@ -81,6 +81,7 @@ mod policy_tests;
 mod policy_transcripts;
 mod policy_versions;
 mod properties;
+mod quorums;
 mod read_set_bound;
 mod read_sets;
 mod readiness;

@@ -239,6 +239,81 @@ async fn what_cannot_be_decided_again_is_counted() {
     );
 }
 
+/// What a rule would have decided by a sensitive value is not said: a plan for each guess would tell the value.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_tells_no_sensitive_value() {
+    let setup = CliSetup::start().await;
+    let seed = setup.served.env.policy.clone();
+    setup.open_task("triage").await;
+    let note = [
+        "--action",
+        "case.note",
+        "--target",
+        "Case::INC-8841",
+        "--audience",
+        CASES,
+        "--param",
+        "text=seen from a tower",
+    ];
+    setup
+        .json(&[&["token", "request"], &note[..]].concat(), 0)
+        .await;
+    let replay = async |name: &str, files: &Files| {
+        write(&setup, name, files);
+        as_olga(&setup, &["plan", name], 0).await["replay"].clone()
+    };
+    let with_rule = |files: &Files, id: &str, action: &str, condition: &str| {
+        let mut files = files.clone();
+        let rules = files.get_mut(GUARDS).expect("rules");
+        rules.push_str(&format!(
+            "\n@id(\"{id}\")\nforbid (principal, action == Action::\"{action}\", resource)\nwhen {{ {condition} }};\n"
+        ));
+        files
+    };
+    let guess = |text: &str| format!("context.parameters.text == \"{text}\"");
+    let is_withheld = |replay: &Value| {
+        assert_eq!(replay["decisions"], 0, "{replay}");
+        assert_eq!(replay["changes"], json!([]), "{replay}");
+        assert_eq!(
+            replay["not_replayed"],
+            json!({ "case.note": 1 }),
+            "{replay}"
+        );
+    };
+    let right = with_rule(&seed, "guess", "case.note", &guess("seen from a tower"));
+    is_withheld(&replay("right", &right).await);
+    let wrong = with_rule(&seed, "guess", "case.note", &guess("seen from a hill"));
+    is_withheld(&replay("wrong", &wrong).await);
+    // Nor by a rule that compares it with what another bundle says of a target.
+    let compared = "context.target_known && context.parameters.text == resource.title";
+    let compared = with_rule(&seed, "compared", "case.note", compared);
+    write(&setup, "compared", &compared);
+    as_olga(&setup, &["apply", "compared"], 0).await;
+    let mut retitled = compared.clone();
+    let entities = retitled.get_mut("entities.json").expect("entities");
+    *entities = entities.replacen("Sign-ins from two continents", "seen from a tower", 1);
+    assert_ne!(retitled, compared);
+    is_withheld(&replay("retitled", &retitled).await);
+    // A parameter that is no longer sensitive is no way around it.
+    let mut open = right.clone();
+    let catalogue = open.get_mut("schema.cedarschema").expect("catalogue");
+    *catalogue = catalogue.replace("@sensitive", "");
+    is_withheld(&replay("open", &open).await);
+    // What asks nothing about it is decided again.
+    let other = with_rule(
+        &compared,
+        "closed",
+        "case.read",
+        "context.ttl > duration(\"1m\")",
+    );
+    let replay = replay("other", &other).await;
+    assert_eq!(
+        (&replay["decisions"], &replay["not_replayed"]),
+        (&json!(1), &json!({})),
+        "{replay}"
+    );
+}
+
 /// The card of a proposal shows its plan beside what is signed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_card_of_a_proposal_has_its_plan() {
@@ -260,7 +335,7 @@ async fn the_card_of_a_proposal_has_its_plan() {
     };
     let mut shown = card().await;
     for _ in 0..200 {
-        if !shown.contains("a plan is being made") {
+        if !shown.contains("plan is being made") {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

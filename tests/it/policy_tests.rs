@@ -400,7 +400,7 @@ fn too_many_requests_are_refused() {
     let output = run(&dir, &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("has more than 20000 requests"), "{said}");
+    assert!(said.contains("have more than 20000 requests"), "{said}");
 }
 
 /// A bundle whose tests fail is refused at the apply and as the seed, with the test; the bundle in force goes on to decide.

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tonic::Streaming;
 
 use super::channel::RpcMethod;
-use super::responses::{AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, ReadWire};
+use super::responses::{AccessRequestInfo, InboxListing, InboxUpdate, ReadWire};
 use super::vote::{self, ReviewedCard, SignedVote};
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::card::Card;
@@ -52,25 +52,25 @@ impl ApproverClient {
         required("access_request", complete.then(|| page.read()))
     }
 
-    /// The whole inbox, highest risk first, then the nearest deadline; and how many more access requests wait for their turn,
-    /// which are not among the entries.
-    pub async fn inbox(&self) -> Result<(Vec<InboxEntry>, u32), Error> {
-        let (mut rows, mut token, mut queued) = (Vec::new(), String::new(), 0);
-        for _ in 0..PAGES_MAX {
-            let page = self.inbox_page(false, PAGE_ROWS, &token).await?;
-            rows.extend(page.rows);
-            queued = page.queued;
-            token = page.next_page_token;
-            if token.is_empty() {
+    /// The whole inbox, highest risk first, then the nearest deadline.
+    pub async fn inbox(&self) -> Result<InboxListing, Error> {
+        let mut listing = self.inbox_page(false, PAGE_ROWS, "").await?;
+        for _ in 1..PAGES_MAX {
+            if listing.next_page_token.is_empty() {
                 break;
             }
+            let token = &listing.next_page_token;
+            let page = self.inbox_page(false, PAGE_ROWS, token).await?;
+            let rows = std::mem::take(&mut listing.rows);
+            listing = page;
+            listing.rows.splice(..0, rows);
         }
-        Ok((rows, queued))
+        Ok(listing)
     }
 
     /// The access requests of [`ApproverClient::inbox`].
     pub async fn access_requests(&self) -> Result<Vec<AccessRequestInfo>, Error> {
-        let rows = self.inbox().await?.0.into_iter();
+        let rows = self.inbox().await?.rows.into_iter();
         Ok(rows.map(|row| row.access_request).collect())
     }
 

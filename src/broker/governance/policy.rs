@@ -227,7 +227,21 @@ impl Broker {
                 if !read.change_is_possible(&staged.bundle, &registration.returning()) {
                     people.warnings.insert(0, NOBODY_COULD_CHANGE.to_owned());
                 }
+                let now = self.now();
+                // It decides nothing later: what changes meanwhile is no conflict.
+                let quorums = self.preview(|read| {
+                    quorum::after_change(read, &staged.bundle, &registration, now)
+                });
+                let require_quorums = || match quorums.refused.is_empty() {
+                    true => Ok(()),
+                    false => {
+                        let why = quorums.refused.join("\n");
+                        Err(self.refuse(call.method, Reason::InvalidPolicyBundle, why))
+                    }
+                };
+                people.warnings.extend(quorums.warned.iter().cloned());
                 let Some(profile) = read.change_profile() else {
+                    require_quorums()?;
                     let by = Some(operator.id.clone());
                     return Ok(Step::Append(staged.draft(by, &returning), Applying::Done));
                 };
@@ -235,7 +249,6 @@ impl Broker {
                 if changed.replaces != Some(in_force.bundle.version()) {
                     return Ok(Step::Answer(Applying::Unswept));
                 }
-                let now = self.now();
                 let proposed = BundleToPropose {
                     staged: &staged,
                     files: &files,
@@ -244,6 +257,7 @@ impl Broker {
                     changed: &changed,
                 };
                 let Some(request) = self.own_proposal(read, &proposed, now) else {
+                    require_quorums()?;
                     let opened = self.open_proposal(
                         read,
                         call,
@@ -329,7 +343,21 @@ impl Broker {
     pub(super) fn unreachable_profiles(&self) -> Vec<String> {
         self.preview(|read| {
             let rules = read.rules()?;
-            Some(quorum::unreachable(self.voter_context(read, &rules)))
+            Some(quorum::unreachable(
+                self.voter_context(read, &rules),
+                self.now(),
+            ))
+        })
+        .unwrap_or_default()
+    }
+
+    /// Profiles that too few people can satisfy now and once waiting invitations are used, in words: for everyone who signs in, until
+    /// it is mended. Nothing as long as it is not known which requests ask for them, shortly after a start.
+    pub fn lapsed_quorums(&self) -> Vec<String> {
+        self.preview(|read| {
+            let rules = read.rules()?;
+            let asking = rules.bundle.known_asking_agents()?;
+            Some(quorum::lapsed(read, &rules.bundle, asking, self.now()))
         })
         .unwrap_or_default()
     }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::SKEW_S;
+use crate::approve::quorum;
 use crate::cli::finding::Finding;
 use crate::cli::{audit, config_checks};
 use crate::clock::Clock;
@@ -12,7 +14,7 @@ use crate::journal::{JournalReader, OpenError};
 use crate::keys;
 use crate::model::{Digest, Entry, Event, KeyId, PersonId, Timestamp, TrustDomain, format_seconds};
 use crate::policy::{BundleFiles, PolicyBundle};
-use crate::state::{Passkey, Show};
+use crate::state::{Passkey, Show, State};
 
 /// What the journal holds about the policy and the signing keys.
 #[derive(Default)]
@@ -56,6 +58,17 @@ fn check_operators(show: Show<'_>, now: Timestamp) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Warns of the profiles that too few people can satisfy, though a person without a key counts until their first invitation lapses.
+fn check_quorums(state: &Arc<State>, now: Timestamp) -> Vec<Finding> {
+    let read = state.read();
+    let Some(rules) = read.rules() else {
+        return Vec::new();
+    };
+    let lapsed = quorum::lapsed(&read, &rules.bundle, rules.bundle.asking_agents(), now);
+    let warn = |sentence| Finding::warn(sentence, "requests that ask for it are denied meanwhile");
+    lapsed.into_iter().map(warn).collect()
 }
 
 /// Warns of passkeys that await confirmation, each with who could give it.
@@ -113,6 +126,7 @@ pub(super) fn check_journal(dir: &Path, clock: &Clock) -> (Finding, JournalSumma
             summary
                 .operators
                 .extend(check_passkeys(state.show(), clock.now()));
+            summary.operators.extend(check_quorums(&state, clock.now()));
         }
         Err(error) => {
             let advice = error.next_step.unwrap_or_else(|| {

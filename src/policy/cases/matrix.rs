@@ -61,7 +61,6 @@ impl<'a> FileReading<'a, '_> {
         let parts = RequestParts::read_shared(self.bundle, &mut fields);
         let mut expectations = self.expectations(&mut fields);
         let (line, file) = (fields.line(), self.source.file.to_owned());
-        let mut count = 0_usize;
         for action in &actions {
             let Some(known) = self.bundle.action(action) else {
                 continue;
@@ -71,10 +70,10 @@ impl<'a> FileReading<'a, '_> {
                 .iter()
                 .filter(|target| known.target_types.contains(&target.kind));
             let fitting: Vec<&Target> = fitting.collect();
-            count = count.saturating_add(fitting.len().saturating_mul(agents.len()));
-            if count > REQUESTS_MAX {
+            let more = fitting.len().saturating_mul(agents.len());
+            if self.tests.requests.len().saturating_add(more) > REQUESTS_MAX {
                 fields.problem(format!(
-                    "has more than {REQUESTS_MAX} requests: narrow its agents, actions or targets"
+                    "with it the tests have more than {REQUESTS_MAX} requests: narrow the agents, actions or targets of matrices"
                 ));
                 break;
             }

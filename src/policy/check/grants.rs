@@ -21,14 +21,15 @@ use crate::policy::rule::{Remedy, RuleEffect};
 use crate::policy::schema::declaration_line;
 use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
 
-/// Checks what the rules give to agents. `bound`: the actions that a rule binds to audiences.
+/// Checks what the rules give to agents. `bound`: the actions that a rule binds to audiences. For each profile of a remedy the agents
+/// whose requests may ask for it.
 pub(super) fn check<'b>(
     samples: &Samples<'b>,
     cases: &[RuleCase<'b>],
     files: &BundleFiles,
     bound: &BTreeSet<ActionName>,
     report: &mut Report<'_>,
-) {
+) -> BTreeMap<ProfileName, BTreeSet<AgentId>> {
     let bundle = samples.bundle;
     let store = bundle.evaluator.store();
     let mut permits: BTreeMap<Option<&ActionName>, Vec<&RuleCase<'b>>> = BTreeMap::new();
@@ -116,6 +117,7 @@ pub(super) fn check<'b>(
         audiences(bundle, files, bound, report);
     }
     irreversible(samples, cases, files, report);
+    asked
 }
 
 /// The rules by which an agent may never operate, at any hour of a week and at any moment that a rule names; nothing if it may, or if

@@ -26,8 +26,17 @@ use super::files::BundleFiles;
 use super::problem::Problems;
 use super::rule::RuleEffect;
 use crate::model::{AgentId, ProfileName};
-use report::{Check, Report};
+use report::{Check, Report, SilencedQuorums};
 use samples::Samples;
+
+/// What else is known of a bundle once it was checked.
+#[derive(Default)]
+pub(super) struct Checked {
+    /// For each profile of a remedy the agents whose requests may ask for it; nothing where not everything was looked at.
+    pub(super) asking: Option<BTreeMap<ProfileName, BTreeSet<AgentId>>>,
+    /// The quorums that the bundle silences.
+    pub(super) silenced_quorums: SilencedQuorums,
+}
 
 /// Adds every finding to `problems`, or to `warnings` where the bundle silences it. `is_sound`: the bundle loaded without a problem;
 /// else only what each rule says by itself is looked at. `samples_max`: the most samples that are asked about.
@@ -38,12 +47,16 @@ pub(super) fn check(
     samples_max: usize,
     problems: &mut Problems,
     warnings: &mut Problems,
-) {
+) -> Checked {
+    let mut asking = None;
     let mut report = Report::new(files, problems, warnings);
     let total = bundle.rules.infos.len();
     let Some((samples, cases)) = Samples::of(bundle, samples_max) else {
         report.not_decided(total, total, samples_max);
-        return report.finish(false);
+        return Checked {
+            asking,
+            silenced_quorums: report.finish(false, bundle),
+        };
     };
     let mut left_out = total.saturating_sub(cases.len());
     names::check(&samples, &cases, files, &mut report);
@@ -52,14 +65,17 @@ pub(super) fn check(
         let (bound, not_examined) = conditions::check(&samples, &cases, &mut report);
         left_out += not_examined;
         if report.is_all_declared() {
-            grants::check(&samples, &cases, files, &bound, &mut report);
+            asking = Some(grants::check(&samples, &cases, files, &bound, &mut report));
         }
     }
     if left_out > 0 || samples.is_spent() {
         report.not_decided(left_out, total, samples_max);
     }
     let is_complete = is_sound && report.is_all_declared() && !samples.is_spent();
-    report.finish(is_complete);
+    Checked {
+        asking,
+        silenced_quorums: report.finish(is_complete, bundle),
+    }
 }
 
 /// For each profile of a remedy the agents whose requests may ask for it.

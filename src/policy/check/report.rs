@@ -1,9 +1,10 @@
 //! The findings of the check, each of a kind with a name, and those that the bundle silences.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::text::quote;
 use crate::model::{ParseError, check_visible};
+use crate::policy::PolicyBundle;
 use crate::policy::files::{self, BundleFiles};
 use crate::policy::problem::{BundleProblem, Problems, line_and_column, nearest};
 use crate::policy::rule::RuleInfo;
@@ -238,13 +239,18 @@ impl<'r> Report<'r> {
         }
     }
 
-    /// Reports silences without a finding; not where the check could not look at everything.
-    pub(super) fn finish(self, is_complete: bool) {
+    /// Reports silences without a finding; not where the check could not look at everything. A quorum is asked about again at an apply,
+    /// by who has a key. The reasons of the profiles whose quorum is silenced, by name.
+    pub(super) fn finish(self, is_complete: bool, bundle: &PolicyBundle) -> SilencedQuorums {
+        let is_quorum = |silence: &Silence| {
+            let mut profiles = bundle.profiles().map(|profile| profile.name.as_str());
+            silence.check == Check::QuorumUnreachable && profiles.any(|name| name == silence.of)
+        };
         let unused = self
             .silences
             .iter()
             .enumerate()
-            .filter(|(at, _)| !self.used.contains(at));
+            .filter(|(at, silence)| !self.used.contains(at) && !is_quorum(silence));
         for (_, silence) in unused.filter(|_| is_complete) {
             let message = format!(
                 "silence: nothing is found that {} of {} would silence; remove it",
@@ -253,8 +259,15 @@ impl<'r> Report<'r> {
             );
             self.problems.add(files::CHECKS, silence.line, message);
         }
+        let quorums = self.silences.into_iter().filter(is_quorum);
+        quorums
+            .map(|silence| (silence.of, silence.reason))
+            .collect()
     }
 }
+
+/// The reasons of silenced quorums, by the profile's name.
+pub(in crate::policy) type SilencedQuorums = BTreeMap<String, String>;
 
 fn read(text: &str, problems: &mut Problems) -> Vec<Silence> {
     let source = TomlSource {

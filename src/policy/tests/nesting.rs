@@ -97,6 +97,15 @@ fn deep_rules_are_refused() {
             format!("context.ttl{} > 0", ".toDays()".repeat(9_000)),
             "more than 8 records deep",
         ),
+        // What closes another bracket leaves the outer ones open.
+        (format!("{}1", "(]".repeat(9_000)), brackets),
+        (format!("{}1", "{)".repeat(9_000)), brackets),
+        (format!("{}true", "!".repeat(9_000)), operators),
+        (
+            format!("{}context.task.depth > 0", "-".repeat(9_000)),
+            operators,
+        ),
+        (vec!["1"; 30].join(" - ") + " == 1", operators),
     ] {
         refused_on_worker_stack(condition(&of), part);
     }
@@ -128,7 +137,17 @@ fn the_deepest_rules_decide() {
         ")".repeat(15)
     );
     let sum = format!("context.task.depth{} > 0", " + 1".repeat(22));
-    for of in [disjunction, negated, nested, sum] {
+    // Of these only `&&` and `when` are operators.
+    let compared = vec![format!("{note} != \"a\""); 24].join(" && ");
+    let numbers = format!(
+        "[{}].contains(context.task.depth)",
+        vec!["-1"; 40].join(", ")
+    );
+    // As deep as the deepest of its sides.
+    let sides =
+        "(context.task.depth == context.task.depth) == (context.task.depth == context.task.depth)";
+    let sides = format!("{sides} && ({sides})");
+    for of in [disjunction, negated, nested, sum, compared, numbers, sides] {
         let permit = format!(
             "@id(\"b\") permit (principal, action == Action::\"case.note\", resource) when {{ {of} }};"
         );
@@ -203,6 +222,20 @@ fn deep_schemas_are_refused() {
         "type T0 = { a: String, b: String, c: String, d: String };",
     );
     refused_on_worker_stack(with_more(schema, &doubled), "it has more than 65536 types");
+    // A type's name in another place than a type's makes no cycle, and hides no size.
+    let annotated = doubled.replace("\ntype T", "\n@doc(\"T15\") type T");
+    assert_ne!(annotated, doubled);
+    refused_on_worker_stack(
+        with_more(schema, &annotated),
+        "it has more than 65536 types",
+    );
+    refused_on_worker_stack(
+        with_more(
+            schema,
+            "\ntype A = { b: B }; type B = Set<A>; entity Deep = { a: A };\n",
+        ),
+        "is made of itself",
+    );
     let many: String = (0..3_000)
         .map(|n| format!("action \"g{}\" in [\"g{n}\"];\n", n + 1))
         .collect();

@@ -87,7 +87,8 @@ impl Page {
     }
 }
 
-/// What everyone must know about the operators: that none can act, and that they were recovered on the host.
+/// What everyone must know: that no operator can act, that the operators were recovered on the host, and that too few people can satisfy
+/// a profile.
 fn warnings(console: &Console) -> Vec<String> {
     let broker = &console.broker;
     let mut warnings = Vec::new();
@@ -101,6 +102,7 @@ fn warnings(console: &Console) -> Vec<String> {
             known.at, recovery.host_user, recovery.reason, known.index
         ));
     }
+    warnings.extend(broker.lapsed_quorums());
     warnings.iter().map(String::as_str).map(escape).collect()
 }
 

@@ -167,6 +167,7 @@ fn risk(risk: Option<Risk>) -> String {
 /// A page of an inbox whose rows fit into a message; the next page begins where they end.
 pub(super) fn inbox_page(
     page: InboxPage,
+    notices: Vec<String>,
     token: impl Fn(InboxCursor) -> String,
 ) -> v1::ListAccessRequestsResponse {
     let mut in_order: Vec<_> = page
@@ -201,8 +202,12 @@ pub(super) fn inbox_page(
         decidable: count(page.decidable),
         queued: count(page.queued),
         as_of: Some(position_to_wire(page.as_of)),
+        notices: fit_items(notices, NOTICES_BYTES_MAX, String::len),
     }
 }
+
+/// Most bytes of an inbox's notices.
+const NOTICES_BYTES_MAX: usize = 4 * 1024;
 
 /// Tag and length of one row, in bytes.
 const ROW_OVERHEAD_BYTES: usize = 6;

@@ -227,7 +227,7 @@ async fn values_are_told_apart_on_every_surface() {
     ] {
         assert!(inbox.contains(cell), "{cell}:\n{inbox}");
     }
-    let listed = served.approver("maria").inbox().await.expect("reads").0;
+    let listed = served.approver("maria").inbox().await.expect("reads").rows;
     let rows: BTreeSet<_> = listed
         .iter()
         .map(|row| format!("{:?}", row.parameters))

@@ -101,7 +101,8 @@ async fn reads_request(
 
 async fn is_listed(client: &ApproverClient, user: &ConsoleUser, id: AccessRequestId) -> bool {
     let id = id.to_string();
-    let (rows, queued) = client.inbox().await.expect("reads");
+    let inbox = client.inbox().await.expect("reads");
+    let (rows, queued) = (inbox.rows, inbox.queued);
     let found = rows
         .iter()
         .any(|row| row.access_request.access_request_id == id);

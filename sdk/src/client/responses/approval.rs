@@ -5,7 +5,7 @@ use crate::model::{JournalPosition, ParseError, Secret, Timestamp};
 use crate::proto::{convert, v1};
 
 responses! {
-    /// One page of an approver's inbox.
+    /// An approver's inbox, or one page of it.
     InboxListing from ListAccessRequestsResponse {
         /// Highest risk first (unknown counts as high), then the nearest deadline; equal actions of a page stand together.
         rows: Vec<InboxEntry> = rows,
@@ -21,6 +21,8 @@ responses! {
         queued: u32 = queued,
         /// The journal position that the listing reflects, at least.
         as_of: Option<JournalPosition> = as_of,
+        /// What everyone should know who can mend it, in sentences: such as a profile that too few people can satisfy.
+        notices: Vec<String> = notices,
     }
 
     /// One waiting access request in an inbox.
