@@ -89,6 +89,15 @@ impl Tally {
         self.cpu_ms.load += slice.cpu_ms.load;
     }
 
+    /// Adds the slices of another tally.
+    pub fn merge(&mut self, other: Self) {
+        self.rates.extend(other.rates);
+        self.nanos.extend(other.nanos);
+        self.wall += other.wall;
+        self.cpu_ms.broker += other.cpu_ms.broker;
+        self.cpu_ms.load += other.cpu_ms.load;
+    }
+
     pub fn percentile(&self, per_cent: usize) -> u64 {
         percentile(&self.nanos, per_cent)
     }

@@ -8,6 +8,7 @@ mod closed_loop;
 mod conflicts;
 mod fsync_probe;
 mod offline_validation;
+mod plans;
 mod report;
 mod revocation_latency;
 mod rules;
@@ -47,6 +48,8 @@ pub struct Counts {
     pub rules: usize,
     /// Decisions with one bundle.
     pub decisions: usize,
+    /// Decisions on record that a plan decides again.
+    pub on_record: usize,
 }
 
 impl Counts {
@@ -68,6 +71,7 @@ impl Counts {
             bursts: 96,
             rules: 10_000,
             decisions: 20_000,
+            on_record: 60_000,
         }
     }
 
@@ -89,6 +93,7 @@ impl Counts {
             bursts: 8,
             rules: 1_000,
             decisions: 1_000,
+            on_record: 2_000,
         }
     }
 
@@ -110,6 +115,7 @@ impl Counts {
             bursts: 2,
             rules: 280,
             decisions: 20,
+            on_record: 20,
         }
     }
 }
@@ -127,7 +133,7 @@ pub enum ReplayMemory {
 
 /// The names of the parts.
 #[allow(dead_code, reason = "for the bench")]
-pub const PARTS: [&str; 7] = [
+pub const PARTS: [&str; 8] = [
     "calls",
     "offline",
     "revocations",
@@ -135,6 +141,7 @@ pub const PARTS: [&str; 7] = [
     "scale",
     "approvals",
     "rules",
+    "plans",
 ];
 
 /// Runs the named benchmarks, or all when none is named, and prints the report.
@@ -165,6 +172,9 @@ pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
     }
     if wanted("rules") {
         rules::run(counts, &mut report);
+    }
+    if wanted("plans") {
+        plans::run(counts, &mut report);
     }
     report.end();
 }

@@ -10,7 +10,7 @@ use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, 
 use crate::state::{AccessRequest, Recorded};
 
 use super::quorum::{self, VoteSubject};
-use super::votes::{self, VoterContext};
+use super::votes::{self, VoteTally, VoterContext};
 
 /// The input of rules that changes while an access request waits.
 #[derive(Debug, Clone, Copy)]
@@ -185,7 +185,7 @@ pub fn reassess(
     if !matches!(operates, OperateDecision::Allowed { .. }) {
         return Reassessment::Ends(CloseCause::Policy);
     }
-    let profiles = match assess_now(request, &agent, bundle, task.opened.opened_at, None, now) {
+    let changed = match assess_now(request, &agent, bundle, task.opened.opened_at, None, now) {
         // A denial by time alone may pass; a token is not issued meanwhile.
         Assessment::Denied => {
             let then = AskedInput::of(&recorded.input);
@@ -194,18 +194,29 @@ pub fn reassess(
                 Assessment::Same | Assessment::Changed(_) => Reassessment::Same,
             };
         }
-        Assessment::Changed(decision) => return Reassessment::Changed(decision),
-        Assessment::Same => request.required_profiles(),
+        Assessment::Changed(decision) => Some(decision),
+        Assessment::Same => None,
+    };
+    let profiles = match &changed {
+        Some(decision) => &decision.required_profiles[..],
+        None => request.required_profiles(),
     };
     let defined: Vec<_> = profiles
         .iter()
         .filter_map(|need| bundle.profile(&need.name))
         .collect();
     let never = [&agent.owner, &task.opened.owner, &by.owner];
-    let tally = votes::tally(request, context, now);
-    match quorum::can_be_met(&defined, VoteSubject::of(request), &tally, &never, context) {
-        true => Reassessment::Same,
-        false => Reassessment::Ends(CloseCause::NoEligibleApprover),
+    // Of what is asked anew no approval is there yet.
+    let tally = match &changed {
+        Some(_) => VoteTally::default(),
+        None => votes::tally(request, context, now),
+    };
+    let can_be_met =
+        quorum::can_be_met(&defined, VoteSubject::of(request), &tally, &never, context);
+    match (can_be_met, changed) {
+        (false, _) => Reassessment::Ends(CloseCause::NoEligibleApprover),
+        (true, Some(decision)) => Reassessment::Changed(decision),
+        (true, None) => Reassessment::Same,
     }
 }
 

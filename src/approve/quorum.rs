@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::votes::{VoteTally, VoterContext, inviter_stands, is_confirmed, requires_confirmation};
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{Person, PolicyBundle, StepUpProfile};
+use crate::policy::{Person, PolicyBundle, StepUpProfile, can_be_filled};
 use crate::state::{AccessRequest, PeopleRegistration, PersonChangeKind, Read};
 
 /// What votes are about, as far as it decides whose votes count.
@@ -103,36 +103,11 @@ pub fn can_be_met(
     if open.iter().any(|(missing, able)| able.len() < *missing) {
         return false;
     }
-    // One seat after the other finds a person; one who is seated moves to another seat that takes them.
     let seats: Vec<&[PersonId]> = open
         .iter()
         .flat_map(|(missing, able)| std::iter::repeat_n(able.as_slice(), *missing))
         .collect();
-    let mut seated: BTreeMap<&PersonId, usize> = BTreeMap::new();
-    (0..seats.len()).all(|seat| find_seat(seat, &seats, &mut seated, &mut BTreeSet::new()))
-}
-
-/// Seats a person, moving others where that helps.
-fn find_seat<'p>(
-    seat: usize,
-    seats: &[&'p [PersonId]],
-    seated: &mut BTreeMap<&'p PersonId, usize>,
-    tried: &mut BTreeSet<&'p PersonId>,
-) -> bool {
-    for person in seats.get(seat).copied().unwrap_or_default() {
-        if !tried.insert(person) {
-            continue;
-        }
-        let is_free = match seated.get(person).copied() {
-            None => true,
-            Some(other) => find_seat(other, seats, seated, tried),
-        };
-        if is_free {
-            seated.insert(person, seat);
-            return true;
-        }
-    }
-    false
+    can_be_filled(&seats)
 }
 
 /// What a person who may vote under a profile has to vote with.
@@ -160,10 +135,10 @@ impl Means {
             return Self::Key;
         }
         match read.invitation(&person.id) {
-            Some(invitation) if invitation.expires_at > now => Self::Invited,
+            Some(invitation) if read.is_open_invitation(&invitation, now) => Self::Invited,
             Some(_) => Self::Lapsed,
-            None if known.revoked.is_empty() => Self::Uninvited,
-            None => Self::Revoked,
+            None if known.lost_keys => Self::Revoked,
+            None => Self::Uninvited,
         }
     }
 
@@ -179,11 +154,17 @@ impl Means {
         let change = changes.find(|change| change.person == person.id);
         match change.map(|change| &change.kind) {
             Some(PersonChangeKind::Came | PersonChangeKind::LostRoles(_)) => Self::Uninvited,
-            Some(PersonChangeKind::Returned) if !read.person(&person.id).left.is_empty() => {
-                Self::Key
-            }
+            Some(PersonChangeKind::Returned) => match read.person(&person.id).left.is_empty() {
+                true => Self::Uninvited,
+                false => Self::Key,
+            },
             _ => Self::of(read, person, profile, now),
         }
+    }
+
+    /// Whether they could vote now.
+    const fn can_vote(self) -> bool {
+        matches!(self, Self::Key)
     }
 
     /// Whether they have a key, or may still come by their first.
@@ -197,7 +178,7 @@ impl Means {
             Self::Key => return None,
             Self::Uninvited => "was not invited yet",
             Self::Invited => "has not used the invitation yet",
-            Self::Lapsed => "did not use the invitation in time",
+            Self::Lapsed => "has an invitation that is no longer good",
             Self::Revoked => "has no key that is not revoked",
         };
         Some(format!("{person} {what}"))
@@ -230,14 +211,17 @@ pub fn after_change(
         let voters = Voters::of(bundle, profile, |person| {
             Means::after(read, person, profile, registration, now)
         });
-        let short_of = voters.short_of(bundle, profile, agents);
+        let short_of = voters.short_of(bundle, profile, agents, Means::may_vote);
         if short_of.is_empty() {
             continue;
         }
         let was_short = in_force.as_ref().is_some_and(|rules| {
             let before = &rules.bundle;
             let voters = Voters::of(before, profile, |p| Means::of(read, p, profile, now));
-            let was_short = voters.short_of(before, profile, agents);
+            let asked = before.asking_agents().get(name);
+            let was_short =
+                asked.map(|agents| voters.short_of(before, profile, agents, Means::may_vote));
+            let was_short = was_short.unwrap_or_default();
             before.profile(name).map(StepUpProfile::reference) == Some(profile.reference())
                 && short_of.iter().all(|(agent, _)| {
                     let mut was_short = was_short.iter();
@@ -267,10 +251,30 @@ pub fn lapsed(
     asking: &BTreeMap<ProfileName, BTreeSet<AgentId>>,
     now: Timestamp,
 ) -> Vec<String> {
+    short_profiles(read, bundle, asking, now, Means::may_vote)
+}
+
+/// The same where only people with keys count: what nobody could satisfy at this moment.
+pub fn without_keys(
+    read: &Read,
+    bundle: &PolicyBundle,
+    asking: &BTreeMap<ProfileName, BTreeSet<AgentId>>,
+    now: Timestamp,
+) -> Vec<String> {
+    short_profiles(read, bundle, asking, now, Means::can_vote)
+}
+
+fn short_profiles(
+    read: &Read,
+    bundle: &PolicyBundle,
+    asking: &BTreeMap<ProfileName, BTreeSet<AgentId>>,
+    now: Timestamp,
+    counts: fn(Means) -> bool,
+) -> Vec<String> {
     let sentence = |(name, agents): (&ProfileName, &BTreeSet<AgentId>)| {
         let profile = bundle.profile(name)?;
         let voters = Voters::of(bundle, profile, |p| Means::of(read, p, profile, now));
-        let short_of = voters.short_of(bundle, profile, agents);
+        let short_of = voters.short_of(bundle, profile, agents, counts);
         (!short_of.is_empty()).then(|| voters.sentence(profile, &short_of))
     };
     asking.iter().filter_map(sentence).collect()
@@ -298,9 +302,10 @@ impl<'b> Voters<'b> {
         bundle: &PolicyBundle,
         profile: &StepUpProfile,
         agents: &BTreeSet<AgentId>,
+        counts: fn(Means) -> bool,
     ) -> ShortOf {
         let able = |owner: &PersonId| {
-            let able = self.0.iter().filter(|(_, means)| means.may_vote());
+            let able = self.0.iter().filter(|(_, means)| counts(*means));
             able.filter(|(person, _)| *person != owner).count()
         };
         let agents = agents.iter().filter_map(|agent| bundle.agent(agent));

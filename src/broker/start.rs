@@ -235,9 +235,10 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Finds out beside everything else which requests ask for which profile: the bundle in force was not checked in this process.
-    fn learn_asking_agents(&self) {
-        let Some(rules) = self.show().rules() else {
+    /// Finds out beside everything else which requests ask for which profile, where the bundle in force was not checked in this process.
+    pub(super) fn learn_asking_agents(&self) {
+        let rules = self.show().rules();
+        let Some(rules) = rules.filter(|rules| rules.bundle.known_asking_agents().is_none()) else {
             return;
         };
         let thread = std::thread::Builder::new().name("policy".to_owned());

@@ -13,7 +13,7 @@ use crate::jose::{KeySet, Usage};
 use crate::journal::{JournalReader, OpenError, SchemaError};
 use crate::keys::{self, FileError};
 use crate::model::{AgentId, Entry, Event, Realm, Timestamp, TrustDomain};
-use crate::policy::{PolicyBundle, StepUpProfile};
+use crate::policy::{PolicyBundle, StepUpProfile, VoteMethod};
 use crate::serve::tls::Tls;
 
 /// Checks the configuration file with values of the command line in place of its own, and returns the configuration if it is
@@ -321,8 +321,13 @@ pub(super) fn check_policy(message: String, bundle: &PolicyBundle) -> Finding {
         };
         children.push(match agents_short_of_approvers(bundle, profile, agents) {
             None => Finding::ok(format!(
-                "profile {name}: a quorum of {} from group {} is reachable for every agent that can ask",
-                profile.quorum, profile.group
+                "profile {name}: group {} has enough people for its quorum of {} for every agent that can ask{}",
+                profile.group,
+                profile.quorum,
+                match profile.method {
+                    VoteMethod::Passkey => "; whether they have passkeys the journal knows",
+                    VoteMethod::Key => "",
+                }
             )),
             Some(short) => Finding::warn(
                 format!(

@@ -13,7 +13,7 @@ use super::output::table;
 use super::policy_versions::{self, PolicyVersionsCommand};
 use super::{Common, Output, files, policy_dir, policy_plan, render};
 use crate::client;
-use crate::model::text::escape_invisible;
+use crate::model::text::{counted, escape_invisible};
 use crate::model::{AccessRequestId, Exit, PersonId, Secret, format_seconds};
 use crate::policy::BundleProblem;
 
@@ -320,8 +320,14 @@ fn test(output: &Output, dir: &Path, fail_under: Option<u8>) -> Result<ExitCode,
                 failed => format!("{failed} of "),
             };
             lines.push(format!(
-                "{word}: {failed}{} requests of {} cases and {} matrices; {} of {rules} rules covered ({coverage} %)",
-                report.requests, report.cases, report.matrices, report.covered.len()
+                "{word}: {failed}{} of {} and {}; {} of {rules} rules covered ({coverage} %)",
+                counted(report.requests, "request"),
+                counted(report.cases, "case"),
+                match report.matrices {
+                    1 => "1 matrix".to_owned(),
+                    matrices => format!("{matrices} matrices"),
+                },
+                report.covered.len()
             ));
             if report.requests == 0 {
                 lines.push("the bundle has no tests: write tests.toml, as docs/policy.md shows".to_owned());

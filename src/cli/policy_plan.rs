@@ -7,9 +7,10 @@ use std::path::Path;
 use super::error::CliError;
 use super::{Output, files};
 use crate::client::OperatorClient;
-use crate::model::text::escape_invisible;
+use crate::model::text::{counted, escape_invisible};
 use crate::model::{
-    AskedOfPeople, Digest, PersonId, PlannedList, PolicyPlan, ReplayClass, RuleRef, json,
+    AskedOfPeople, DeniedReason, Digest, PersonId, PlannedList, PolicyPlan, ReplayClass, RuleRef,
+    json,
 };
 
 /// Has the broker plan these files, and prints the plan.
@@ -85,9 +86,9 @@ fn text(plan: &PolicyPlan, days: u32) -> String {
         counted(ends.reassessed.count, "access request"),
     ));
     if ends.uncertain.count > 0 {
-        let waiting = counted(ends.uncertain.count, "access request");
+        let waiting = counted(ends.uncertain.count, "token or access request");
         lines.push(format!(
-            "ends     {waiting} may end or need other approvals: the bundle changes people or their keys"
+            "ends     {waiting} more may end or change: people or keys change, or rules about a sensitive parameter"
         ));
     }
     for (what, list) in [
@@ -100,7 +101,7 @@ fn text(plan: &PolicyPlan, days: u32) -> String {
         lines.extend(named(what, list));
     }
     let replay = &plan.replay;
-    let span = counted(days.into(), "day");
+    let span = counted(days, "day");
     lines.push(format!(
         "decided  {} in the last {span}: {} would stay, {} would change{}",
         counted(replay.decisions, "decision"),
@@ -122,7 +123,7 @@ fn text(plan: &PolicyPlan, days: u32) -> String {
     for (action, count) in &replay.not_replayed {
         let decisions = counted(*count, "decision");
         lines.push(format!(
-            "unknown  {decisions} about {action} cannot be decided again: the input is not on record"
+            "unknown  {decisions} about {action} cannot be decided again: the input is not on record, or would be told"
         ));
     }
     lines.join("\n")
@@ -146,8 +147,12 @@ fn named(what: &str, list: &PlannedList) -> Vec<String> {
 
 fn class(class: &ReplayClass) -> Vec<String> {
     let mut lines = vec![format!(
-        "  {:<8} {}: {}, would be {}",
-        class.count, class.action, class.was, class.would_be
+        "  {:<8} {}{}: {}, would be {}",
+        class.count,
+        class.action,
+        class.approved_text(),
+        class.was,
+        class.would_be
     )];
     for example in &class.examples {
         let mut line = format!(
@@ -158,21 +163,24 @@ fn class(class: &ReplayClass) -> Vec<String> {
             example.decision
         );
         // Writing to text cannot fail.
-        let _ = write!(
-            line,
-            "  by {}, would be by {}",
-            rules(&example.was_by),
-            rules(&example.would_be_by)
+        let (was, would_be) = (
+            rules(&example.was_by, example.was_denied),
+            rules(&example.would_be_by, example.would_be_denied),
         );
+        let _ = match was == would_be {
+            true => write!(line, "  by {was}"),
+            false => write!(line, "  by {was}, would be by {would_be}"),
+        };
         lines.push(line);
     }
     lines
 }
 
-fn rules(rules: &[RuleRef]) -> String {
-    match rules {
-        [] => "no rule".to_owned(),
-        rules => {
+fn rules(rules: &[RuleRef], denied: Option<DeniedReason>) -> String {
+    match (rules, denied) {
+        ([], Some(DeniedReason::OutsideCeiling)) => "the agent's `actions`".to_owned(),
+        ([], _) => "no rule".to_owned(),
+        (rules, _) => {
             let names: Vec<String> = rules.iter().map(|rule| rule.id.to_string()).collect();
             names.join(", ")
         }
@@ -198,11 +206,4 @@ fn asked(was: &AskedOfPeople, would_be: &AskedOfPeople) -> String {
         change(was.at_night, would_be.at_night, "access request"),
         change(was.approvals, would_be.approvals, "approval"),
     )
-}
-
-fn counted(count: u64, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    }
 }

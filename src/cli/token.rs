@@ -280,8 +280,11 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
             fields.row("pending", pending.access_request_id().to_string())
                 .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
-                .row("needs", render::profile_lines(pending.needs()))
-                .row("void", render::void_lines(pending.void_votes()))
+                .row("needs", render::profile_lines(pending.needs()));
+            if !pending.void_votes().is_empty() {
+                fields.row("void", render::void_lines(pending.void_votes()));
+            }
+            fields
                 .row("because of", render::rule_lines(asking))
                 .row("allowed by", render::rule_lines(allowing))
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))

@@ -9,6 +9,7 @@
 
 mod active_policy;
 mod agents;
+mod alike;
 mod approvals;
 mod authorize;
 mod cases;
@@ -29,6 +30,7 @@ pub mod replay;
 mod rule;
 mod schema;
 mod schema_types;
+mod seats;
 mod selftest;
 pub mod sentences;
 mod spellings;
@@ -38,6 +40,8 @@ mod toml_reader;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
+
+use cedar_policy::EntityUid;
 
 pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
@@ -52,6 +56,7 @@ pub use nearest::{NearestPermit, PermitMiss, PermitPart, ReadValue, RuleFailure}
 pub use people::{Person, QUORUM_MAX, RegisteredService, Role, ServiceKind, StepUpProfile};
 pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
+pub use seats::can_be_filled;
 
 use crate::model::text::nearest_word;
 use crate::model::{
@@ -441,6 +446,19 @@ impl PolicyBundle {
     /// A target as rules see it; `None` for one that the bundle does not have.
     pub fn target_facts(&self, target: &Target) -> Option<EntityFacts> {
         self.evaluator.store().facts(&target.kind, &target.id)
+    }
+
+    /// An entity that a target names and the bundle does not declare.
+    fn undeclared_entity(&self, target: &Target) -> Option<EntityUid> {
+        let store = self.evaluator.store();
+        let uid = store.uid(&target.kind, &target.id)?;
+        let mut named = BTreeSet::new();
+        for (_, value) in store.entities().get(&uid)?.attrs() {
+            check::names::references(&value.ok()?, &mut named);
+        }
+        let is_declared =
+            |other: &EntityUid| store.contains(other) || other.type_name().basename() == "StepUp";
+        named.into_iter().find(|other| !is_declared(other))
     }
 
     /// What each target of the bundle is, by its name.

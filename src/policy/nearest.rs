@@ -15,7 +15,7 @@ use super::evaluator::Evaluator;
 use super::rule::{RuleEffect, RuleInfo};
 use super::schema::OPERATE;
 use super::{AuthzRequest, PolicyBundle, on_large_stack};
-use crate::model::{ActionName, RuleRef};
+use crate::model::RuleRef;
 
 /// The permit that came closest to allowing a request: the one whose scope excludes the least, of equals one for the action, then the
 /// one with the most terms of its conditions met.
@@ -329,33 +329,6 @@ impl Asked<'_> {
             path: text.to_owned(),
             value,
         }
-    }
-}
-
-impl PolicyBundle {
-    /// Whether no rule of either bundle reads a sensitive parameter of an action, or the same rules of both do, over the same agents,
-    /// targets and parameters.
-    pub(super) fn asks_the_same_of_secrets(&self, other: &Self, action: &ActionName) -> bool {
-        let parameters = |bundle: &Self| bundle.action(action).map(|a| a.parameters.clone());
-        let (own, others) = (parameters(self), parameters(other));
-        let sensitive = |bundle: &Self| bundle.action(action).map(|a| a.sensitive());
-        let sensitive: BTreeSet<String> = [sensitive(self), sensitive(other)]
-            .into_iter()
-            .flatten()
-            .flatten()
-            .collect();
-        let readers = |bundle: &Self| -> BTreeSet<String> {
-            let rules = bundle.rules.set.policies();
-            let reading = rules.filter(|rule| reads_sensitive(rule, &sensitive));
-            reading.map(ToString::to_string).collect()
-        };
-        let (reading, read_by_other) = (readers(self), readers(other));
-        if own != others || reading != read_by_other {
-            return false;
-        }
-        // Cedar's `==` compares names alone.
-        let (own, others) = (self.evaluator.store(), other.evaluator.store());
-        reading.is_empty() || own.entities().deep_eq(others.entities())
     }
 }
 

@@ -30,8 +30,18 @@ pub(super) fn check_rules(file: &str, text: &str, problems: &mut Problems) -> bo
 
 /// Whether the brackets of the schema's text are within the bound.
 pub(super) fn check_schema(text: &str, problems: &mut Problems) -> bool {
-    let mut depth = 0_usize;
+    let (mut depth, mut colons) = (0_usize, 0_usize);
     for (at, word) in words(text) {
+        colons = match word {
+            ":" => colons.saturating_add(1),
+            name if name.starts_with(|c: char| c.is_alphanumeric() || c == '_') => colons,
+            _ => 0,
+        };
+        if colons > NAME_COLONS_MAX {
+            let message = "a name has more than 16 parts; write a shorter one";
+            problems.push(problem_at(SCHEMA, text, at, message.to_owned()));
+            return false;
+        }
         match word {
             "<" | "(" | "[" | "{" => depth = depth.saturating_add(1),
             ">" | ")" | "]" | "}" => depth = depth.saturating_sub(1),
@@ -81,6 +91,8 @@ pub(super) fn check_types(team: &Map<String, Value>, text: &str, problems: &mut 
         let size = TypeSize::of(ty, &sizes);
         if let Some(message) = size.exceeds() {
             refuse(name, format!("type {name}: {message}"));
+            // Whatever names it exceeds the bounds too.
+            return false;
         }
         sizes.insert(name, size);
         for user in used_by.get(name).into_iter().flatten() {
@@ -377,5 +389,7 @@ const BRACKETS_MAX: usize = 16;
 const ACCESSES_MAX: usize = 8;
 /// Most types of a schema, common types in their places.
 const TYPES_MAX: usize = 1 << 16;
+/// Most colons of a name with its namespaces: two for each part but the first.
+const NAME_COLONS_MAX: usize = 32;
 /// Longest chain of memberships.
 const MEMBERSHIPS_MAX: usize = 32;

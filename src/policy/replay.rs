@@ -29,6 +29,8 @@ impl<'e> RecordedDecision<'e> {
         match &entry.event {
             // A freeze refused it, and no rule.
             Event::RequestDenied(denied) if denied.reason == DeniedReason::Frozen.as_str() => None,
+            // An invalid request: no rule was asked.
+            Event::RequestDenied(denied) if denied.decision.is_none() => None,
             Event::RequestDenied(denied) => Some(Self {
                 at,
                 task: denied.task,
@@ -83,17 +85,22 @@ struct Question {
 pub struct Replay {
     bundles: [Arc<PolicyBundle>; 2],
     summary: ReplaySummary,
-    classes: BTreeMap<(ActionName, ReplayOutcome, ReplayOutcome), ReplayClass>,
+    classes: BTreeMap<(ActionName, ReplayOutcome, ReplayOutcome, bool), ReplayClass>,
     /// What people are asked, by task and action.
     asked: [HashMap<(TaskId, Digest), Question>; 2],
-    /// Of actions with sensitive parameters, whether decisions that have them are decided again.
-    tells_nothing: BTreeMap<ActionName, bool>,
+    /// By action and sensitive parameters, whether decisions that have them are decided again.
+    tells_nothing: BTreeMap<(ActionName, Vec<String>), bool>,
+    has_the_same_entities: bool,
+    /// Requests that both bundles answer alike, and others.
+    is_alike: HashMap<(AgentId, ActionName, Target), bool>,
 }
 
 impl Replay {
     /// Compares what `in_force` decides with what `candidate` would decide.
     pub fn new(in_force: Arc<PolicyBundle>, candidate: Arc<PolicyBundle>) -> Self {
         Self {
+            has_the_same_entities: in_force.has_the_same_entities(&candidate),
+            is_alike: HashMap::new(),
             bundles: [in_force, candidate],
             summary: ReplaySummary::default(),
             classes: BTreeMap::new(),
@@ -104,7 +111,7 @@ impl Replay {
 
     /// Decides one decision again. `secret`: the secret part of its action, if it has one and it is still on record.
     pub fn add(&mut self, decision: &RecordedDecision<'_>, secret: Option<&ActionSecret>) {
-        if decision.secret.is_some() && !self.tells_nothing_of(&decision.action.action) {
+        if decision.secret.is_some() && !self.tells_nothing_of(decision.action) {
             self.not_replayed(decision);
             return;
         }
@@ -125,12 +132,12 @@ impl Replay {
             return;
         }
         self.summary.decisions += 1;
-        let answers = [0, 1].map(|of| {
-            let bundle = self.bundles.get(of)?;
-            Some(decide(bundle, decision.subject, &action, &record.input))
-        });
-        let [Some(was), Some(would_be)] = answers else {
-            return;
+        let is_alike = self.is_alike(decision.subject, &action);
+        let [base, candidate] = &self.bundles;
+        let was = decide(base, decision.subject, &action, &record.input);
+        let would_be = match is_alike {
+            true => was.clone(),
+            false => decide(candidate, decision.subject, &action, &record.input),
         };
         for (of, answer) in [&was, &would_be].into_iter().enumerate() {
             self.count_question(of, answer, decision, record);
@@ -140,11 +147,14 @@ impl Replay {
             self.summary.same += 1;
             return;
         }
-        let key = (action.name.clone(), outcomes.0.clone(), outcomes.1.clone());
+        let approved = !record.input.approvals.is_empty();
+        let (before, after) = (outcomes.0.clone(), outcomes.1.clone());
+        let key = (action.name.clone(), before, after, approved);
         let class = self.classes.entry(key).or_insert_with(|| ReplayClass {
             action: action.name.clone(),
             was: outcomes.0,
             would_be: outcomes.1,
+            approved,
             count: 0,
             examples: Vec::new(),
         });
@@ -156,19 +166,46 @@ impl Replay {
                 subject: decision.subject.to_string(),
                 target: action.target.in_sentence(),
                 was_by: was.rules,
+                was_denied: was.denied,
                 would_be_by: would_be.rules,
+                would_be_denied: would_be.denied,
             });
         }
     }
 
+    /// Whether both bundles answer a request alike, so that one evaluation is enough.
+    fn is_alike(&mut self, subject: &SpiffeId, action: &Action) -> bool {
+        let [base, candidate] = &self.bundles;
+        let (agents, others) = (
+            base.agents_matching(subject),
+            candidate.agents_matching(subject),
+        );
+        let ([agent], [_]) = (agents.as_slice(), others.as_slice()) else {
+            return false;
+        };
+        if !self.has_the_same_entities {
+            return false;
+        }
+        let key = (agent.id.clone(), action.name.clone(), action.target.clone());
+        if let Some(known) = self.is_alike.get(&key) {
+            return *known;
+        }
+        let is_alike = base.answers_alike(candidate, agent, action);
+        if self.is_alike.len() < REQUESTS_MAX {
+            self.is_alike.insert(key, is_alike);
+        }
+        is_alike
+    }
+
     /// Whether both bundles ask the same of the sensitive parameters of an action: then what differs tells nothing about their values.
-    fn tells_nothing_of(&mut self, action: &ActionName) -> bool {
-        if let Some(known) = self.tells_nothing.get(action) {
+    fn tells_nothing_of(&mut self, action: &ActionOnRecord) -> bool {
+        let key = (action.action.clone(), action.sensitive().cloned().collect());
+        if let Some(known) = self.tells_nothing.get(&key) {
             return *known;
         }
         let [base, candidate] = &self.bundles;
         let tells_nothing = base.asks_the_same_of_secrets(candidate, action);
-        self.tells_nothing.insert(action.clone(), tells_nothing);
+        self.tells_nothing.insert(key, tells_nothing);
         tells_nothing
     }
 
@@ -269,20 +306,23 @@ fn pin(bundle: &PolicyBundle, subject: &SpiffeId) -> Option<Thumbprint> {
 }
 
 /// The answer of one bundle.
+#[derive(Clone)]
 struct Answer {
     /// Milliseconds a token lives; zero for a denial.
     ttl_ms: i64,
     /// Profiles that people are asked under.
     profiles: Vec<ProfileName>,
     rules: Vec<RuleRef>,
+    denied: Option<DeniedReason>,
 }
 
 impl Answer {
-    fn denied(rules: Vec<RuleRef>) -> Self {
+    fn denied(why: Option<DeniedReason>, rules: Vec<RuleRef>) -> Self {
         Self {
             ttl_ms: 0,
             profiles: Vec::new(),
             rules,
+            denied: why,
         }
     }
 
@@ -311,7 +351,7 @@ fn decide(
 ) -> Answer {
     let agents = bundle.agents_matching(subject);
     let [agent] = agents.as_slice() else {
-        return Answer::denied(Vec::new());
+        return Answer::denied(None, Vec::new());
     };
     let operates = bundle.may_operate(
         agent,
@@ -320,11 +360,11 @@ fn decide(
         &input.binding,
         input.now,
     );
-    if let OperateDecision::Denied { rules, .. } = operates {
-        return Answer::denied(rules);
+    if let OperateDecision::Denied { why, rules } = operates {
+        return Answer::denied(Some(why), rules);
     }
     if bundle.check_action(action).is_err() {
-        return Answer::denied(Vec::new());
+        return Answer::denied(None, Vec::new());
     }
     let approvals: BTreeSet<ProfileName> = input.approvals.iter().cloned().collect();
     let request = AuthzRequest::recorded(input, agent, action, &approvals);
@@ -334,6 +374,7 @@ fn decide(
             ttl_ms,
             profiles: Vec::new(),
             rules,
+            denied: None,
         },
         AuthzDecision::Needs {
             profiles,
@@ -343,8 +384,9 @@ fn decide(
             ttl_ms,
             profiles: profiles.into_iter().map(|profile| profile.name).collect(),
             rules,
+            denied: None,
         },
-        AuthzDecision::Denied { rules, .. } => Answer::denied(rules),
+        AuthzDecision::Denied { why, rules } => Answer::denied(Some(why), rules),
     }
 }
 
@@ -352,5 +394,7 @@ fn decide(
 const DAY_HOURS: std::ops::Range<i64> = 6..22;
 /// Most access requests of a replay that are told apart in one thread: 65 bytes each, in two maps.
 const QUESTIONS_MAX: usize = 500_000;
+/// Most requests of a replay of which it is kept whether both bundles answer them alike, in one thread.
+const REQUESTS_MAX: usize = 100_000;
 /// Most examples of a class of changes.
 const EXAMPLES_MAX: usize = 3;

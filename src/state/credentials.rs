@@ -84,6 +84,8 @@ pub struct PersonCredentials {
     pub left: Vec<Passkey>,
     /// Dead keys: never valid again, for anyone.
     pub revoked: BTreeSet<Thumbprint>,
+    /// Whether keys of theirs were revoked since they came or returned.
+    pub lost_keys: bool,
     /// Index of the last entry by which the person left, lost a role, came or returned; 0 for none. Their sessions and the invitations
     /// they gave before it do not count.
     pub since: u64,
@@ -101,6 +103,7 @@ impl Default for PersonCredentials {
             passkeys: Vec::new(),
             left: Vec::new(),
             revoked: BTreeSet::new(),
+            lost_keys: false,
             since: 0,
             votes_since: 0,
             since_at: Timestamp::from_millis(0),
@@ -283,6 +286,7 @@ impl CredentialStore {
     fn revoke(&self, person: &PersonId, keys: &[Thumbprint]) {
         self.people.update_or_default(person.clone(), |person| {
             person.revoked.extend(keys.iter().copied());
+            person.lost_keys = true;
             person.passkeys.retain(|p| !keys.contains(&p.record.key));
             person.left.retain(|p| !keys.contains(&p.record.key));
         });
@@ -305,11 +309,13 @@ impl CredentialStore {
                     }
                     PersonChangeKind::Returned => {
                         person.additions.person = index;
+                        person.lost_keys = false;
                         person.passkeys.append(&mut person.left);
                     }
                     PersonChangeKind::Narrowed { .. } => {}
                     PersonChangeKind::Came => {
                         person.since_at = at;
+                        person.lost_keys = false;
                         person.additions = Additions {
                             person: index,
                             ..Additions::default()
@@ -383,6 +389,7 @@ impl CredentialStore {
                 passkeys,
                 left,
                 person.revoked,
+                person.lost_keys,
                 person.since,
                 person.votes_since,
                 [

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::journal::{Append, Blob, NewEvent, ReadSet};
 use crate::model::*;
-use crate::policy::{ActivePolicy, PolicyBundle, RegisteredCaller, StepUpProfile};
+use crate::policy::{ActivePolicy, PolicyBundle, RegisteredCaller, Role, StepUpProfile};
 
 /// One round of reading. Lives within one synchronous decision: it cannot be held across a wait.
 #[derive(Debug)]
@@ -422,6 +422,20 @@ impl Read {
         }
         let invitation = self.state.credentials.invitation(person);
         invitation.map(Recorded::new)
+    }
+
+    /// Whether an invitation can still be used: in time, while the key that gave it is a living one of an operator who has been one since.
+    pub fn is_open_invitation(&self, invitation: &Invitation, now: Timestamp) -> bool {
+        let giver = KeyHolder::Person(invitation.by.clone());
+        let rules = self.rules();
+        let is_operator = rules.is_some_and(|rules| {
+            let person = rules.bundle.person(&invitation.by);
+            person.is_some_and(|person| person.roles.contains(&Role::Operator))
+        });
+        now < invitation.expires_at
+            && is_operator
+            && self.may_act(&giver, invitation.by_key).is_ok()
+            && self.person(&invitation.by).since <= invitation.index
     }
 
     /// The person invited with this code, and the invitation, while the code is the one of their latest invitation. The index of codes

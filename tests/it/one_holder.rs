@@ -342,11 +342,14 @@ async fn dead_key_of_its_own_person_does_nothing() {
         text.replace(&row, &negated.row("maria"))
     });
     let warning = format!("the key {dead} of maria is dead and does nothing: remove it");
+    // Without maria's key one person is too few for two approvals.
+    let mut with_dead_key = b.env.policy.clone();
+    silence(&mut with_dead_key, "quorum-unreachable", "two-security");
     for is_restarted in [false, true] {
         let refusal = b.apply_policy(in_its_place.clone()).await;
         assert_eq!(refused(refusal), Reason::InvalidPolicyBundle);
         // Forth and back.
-        for files in [rotated.clone(), b.env.policy.clone()] {
+        for files in [rotated.clone(), with_dead_key.clone()] {
             let applied = b.apply_policy(files).await.expect("in force");
             assert!(
                 applied.warnings.iter().any(|w| w.contains(&warning)),

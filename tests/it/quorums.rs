@@ -35,7 +35,7 @@ fn said(refused: &str) {
     for part in [
         "profile two-security: its quorum is 2",
         "responder (1)",
-        "lee did not use the invitation in time",
+        "lee has an invitation that is no longer good",
         "dipylon approver invite PERSON",
     ] {
         assert!(refused.contains(part), "{part}: {refused}");

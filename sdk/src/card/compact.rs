@@ -2,7 +2,7 @@
 
 use super::escape::{cut_shown, quoted};
 use super::view::Extent;
-use crate::model::text::cut;
+use crate::model::text::{counted, cut};
 use crate::model::{Action, Digest, Param, json};
 
 /// Most characters of the parameters of one row.
@@ -103,12 +103,6 @@ impl Extent {
 fn json_digest(param: &Param) -> Digest {
     let form = json::canonical(&param.to_json()).unwrap_or_default();
     Digest::sha256(form.as_bytes())
-}
-
-/// `1 value`, `2 values`.
-pub(super) fn counted(n: usize, word: &str) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{n} {word}{plural}")
 }
 
 #[cfg(test)]

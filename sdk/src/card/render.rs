@@ -1,6 +1,5 @@
 //! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
-use super::compact::counted;
 use super::confusables::{cap_flags, confusable_warnings, distinct};
 use super::escape::in_lines;
 use super::view::{CardRow, CardSection, CardView, Extent, Headline, SectionKind, Tone};
@@ -8,6 +7,7 @@ use super::{
     Card, History, PersonRef, ProfileProgress, Requester, escape_untrusted, plain_or_quoted,
     quoted, target_id,
 };
+use crate::model::text::counted;
 use crate::model::*;
 
 impl Card {

@@ -366,12 +366,19 @@ pub struct ActionOnRecord {
 impl ActionOnRecord {
     /// Whether a parameter is sensitive: then parameters and digest are salted commitments.
     pub fn has_sensitive(&self) -> bool {
-        let is_commitment = |value: &Value| {
-            value
-                .as_object()
-                .is_some_and(|o| o.contains_key(COMMITMENT))
+        self.sensitive().next().is_some()
+    }
+
+    /// The names of the parameters that are commitments.
+    pub fn sensitive(&self) -> impl Iterator<Item = &String> {
+        let is_commitment = |(_, value): &(&String, &Value)| {
+            let members = value.as_object();
+            members.is_some_and(|members| members.contains_key(COMMITMENT))
         };
-        self.parameters.values().any(is_commitment)
+        self.parameters
+            .iter()
+            .filter(is_commitment)
+            .map(|(name, _)| name)
     }
 
     /// Restores the action, with its secret part when it has one, and checks every commitment and the digest.

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActionName, Digest, PersonId, ProfileName, RuleRef};
+use super::text::counted;
+use super::{ActionName, DeniedReason, Digest, PersonId, ProfileName, RuleRef};
 
 /// What a policy bundle would change. It decides nothing: an apply looks at everything again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +34,8 @@ pub struct PolicyPlan {
 }
 
 impl PolicyPlan {
-    /// What it says, in a few sentences, what is most dangerous first: for a card.
-    pub fn sentences(&self) -> Vec<String> {
+    /// What it says, in a few sentences, what is most dangerous first: for a card. `with_names`: what would end by its ids; else how much.
+    pub fn sentences(&self, with_names: bool) -> Vec<String> {
         let (ends, replay) = (&self.ends, &self.replay);
         let mut all = vec![format!(
             "looked at {}, on version {}: {}, {} and {} would end, {} would need other approvals",
@@ -46,28 +47,33 @@ impl PolicyPlan {
             ends.reassessed.count,
         )];
         if ends.uncertain.count > 0 {
-            let waiting = counted(ends.uncertain.count, "access request");
+            let waiting = counted(ends.uncertain.count, "token or access request");
             all.push(format!(
-                "{waiting} wait while people or keys change: they may end or need other approvals, too"
+                "{waiting} more may end or change: people or keys change, or rules about a sensitive parameter"
             ));
         }
-        all.extend(
-            self.warnings
-                .iter()
-                .map(|warning| format!("WARNING: {warning}")),
-        );
-        all.extend(
-            replay
-                .warnings()
-                .iter()
-                .map(|warning| format!("WARNING: {warning}")),
-        );
+        let warnings = replay.warnings().into_iter();
+        let warnings: Vec<String> = warnings.chain(self.warnings.iter().cloned()).collect();
+        let (mut left, mut told) = (SENTENCE_BYTES_MAX, 0);
+        for warning in warnings.iter().take(WARNINGS_MAX) {
+            let Some(rest) = usize::checked_sub(left, warning.len()) else {
+                break;
+            };
+            (left, told) = (rest, told + 1);
+            all.push(format!("WARNING: {warning}"));
+        }
+        let more = warnings.len() - told;
+        if more > 0 {
+            all.push(format!(
+                "and {more} more warnings: 'dipylon policy plan' lists them"
+            ));
+        }
         for (what, list) in [
             ("tasks", &ends.tasks),
             ("tokens", &ends.tokens),
             ("access requests", &ends.access_requests),
         ] {
-            if list.count > 0 {
+            if list.count > 0 && with_names {
                 all.push(format!("would end, {what}: {}", list.names()));
             }
         }
@@ -88,8 +94,11 @@ impl PolicyPlan {
         all.extend(classes.iter().take(SENTENCE_ITEMS_MAX).map(|class| {
             let decisions = counted(class.count, "decision");
             format!(
-                "{decisions} about {}: {} would be {}",
-                class.action, class.was, class.would_be
+                "{decisions} about {}{}: {} would be {}",
+                class.action,
+                class.approved_text(),
+                class.was,
+                class.would_be
             )
         }));
         if more > 0 {
@@ -146,22 +155,46 @@ impl ReplaySummary {
             classes.map(|class| class.count).sum()
         };
         let kinds = [
-            (0, "that was refused would be allowed"),
+            (
+                0,
+                ["that was refused", "that were refused"],
+                "would be allowed",
+            ),
             (
                 1,
-                "that people were asked about would be allowed without them",
+                [
+                    "that people were asked about",
+                    "that people were asked about",
+                ],
+                "would be allowed without them",
             ),
-            (2, "that was refused would go to people"),
+            (
+                2,
+                ["that was refused", "that were refused"],
+                "would go to people",
+            ),
         ];
         kinds
             .into_iter()
-            .filter(|(danger, _)| count(*danger) > 0)
-            .map(|(danger, what)| format!("{} {what}", counted(count(danger), "request")))
+            .filter(|(danger, _, _)| count(*danger) > 0)
+            .map(|(danger, [one, several], what)| {
+                let count = count(danger);
+                let which = if count == 1 { one } else { several };
+                format!("{} {which} {what}", counted(count, "request"))
+            })
             .collect()
     }
 }
 
 impl ReplayClass {
+    /// Says of requests that people had approved that they were.
+    pub const fn approved_text(&self) -> &'static str {
+        match self.approved {
+            true => " (approved)",
+            false => "",
+        }
+    }
+
     /// How far it opens what was closed: 0 is the farthest.
     pub fn danger(&self) -> u8 {
         let is_allowed = |outcome: &ReplayOutcome| match outcome {
@@ -172,7 +205,7 @@ impl ReplayClass {
         };
         match (&self.was, &self.would_be) {
             (ReplayOutcome::Denied, now) if is_allowed(now) => 0,
-            (ReplayOutcome::Pending(_), now) if is_allowed(now) => 1,
+            (ReplayOutcome::Pending(_), now) if is_allowed(now) && !self.approved => 1,
             (ReplayOutcome::Denied, ReplayOutcome::Pending(_)) => 2,
             (ReplayOutcome::Pending(_), ReplayOutcome::Pending(_)) => 3,
             (_, ReplayOutcome::AllowedLonger) => 3,
@@ -181,13 +214,9 @@ impl ReplayClass {
     }
 }
 
-fn counted(count: u64, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    }
-}
-
+/// Most bytes of the warnings in the sentences of a plan, and most of them: with everything else a card fits into a message.
+const SENTENCE_BYTES_MAX: usize = 4_096;
+const WARNINGS_MAX: usize = 20;
 /// Most things of one kind in the sentences of a plan.
 const SENTENCE_ITEMS_MAX: usize = 8;
 
@@ -203,7 +232,9 @@ pub struct PlannedEnds {
     pub access_requests: PlannedList,
     /// Access requests that would go on with other approvals, or without some that they have.
     pub reassessed: PlannedList,
-    /// Other access requests that wait while the bundle changes people or their keys: who could still approve them is not looked at.
+    /// Access requests that wait while the bundle changes people or their keys, since who could still approve them is not looked at; and
+    /// access requests and tokens with a sensitive parameter about which the bundle asks something else, since an answer would tell its
+    /// value.
     pub uncertain: PlannedList,
 }
 
@@ -240,7 +271,8 @@ pub struct ReplaySummary {
     pub same: u64,
     /// Those that differ, the most frequent class first.
     pub changes: Vec<ReplayClass>,
-    /// Those that cannot be decided again, by action: their input is not on record.
+    /// Those that are not decided again, by action: their input is not on record, their agent would have another key, or the answer would
+    /// tell the value of a sensitive parameter.
     pub not_replayed: BTreeMap<ActionName, u64>,
     /// What people are asked under the bundle in force.
     pub asked: AskedOfPeople,
@@ -272,6 +304,8 @@ pub struct ReplayClass {
     pub was: ReplayOutcome,
     /// What the planned one would decide.
     pub would_be: ReplayOutcome,
+    /// Whether people had approved the requests: the approvals are part of what was decided on.
+    pub approved: bool,
     /// Decisions.
     pub count: u64,
     /// The newest of them, at most three.
@@ -323,6 +357,12 @@ pub struct ReplayExample {
     pub target: String,
     /// The rules that decide by the bundle in force.
     pub was_by: Vec<RuleRef>,
+    /// Why they deny it; absent where they do not, and where no agent has the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was_denied: Option<DeniedReason>,
     /// The rules that would decide.
     pub would_be_by: Vec<RuleRef>,
+    /// Why they would deny it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_be_denied: Option<DeniedReason>,
 }

@@ -100,6 +100,14 @@ pub fn escape_rendered_capped(text: &str, chars_max: usize) -> String {
     }
 }
 
+/// A number of things: "1 passkey", "2 passkeys".
+pub fn counted(count: impl std::fmt::Display + PartialEq + From<u8>, one: &str) -> String {
+    match count == 1.into() {
+        true => format!("1 {one}"),
+        false => format!("{count} {one}s"),
+    }
+}
+
 /// The first characters of a text, and how many more there are.
 pub fn cut(text: &str, chars_max: usize) -> (&str, usize) {
     match text.char_indices().nth(chars_max) {

@@ -28,7 +28,8 @@ impl Broker {
         if let Some(proposal) = proposal
             && let Some(by) = proposal.opened.by_person()
         {
-            card.plan = self.plan_of_proposal(by, proposal.opened_at);
+            let is_operator = self.preview(|read| self.is_operator(read, &reader));
+            card.plan = self.plan_of_proposal(by, proposal.opened_at, is_operator);
         }
         Ok(card)
     }

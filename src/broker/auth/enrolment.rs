@@ -556,12 +556,7 @@ impl Broker {
         if now >= invitation.expires_at {
             return Err(self.refuse_invitation(method, "the invitation has expired"));
         }
-        let giver = PersonCaller {
-            id: invitation.by.clone(),
-            key: invitation.by_key,
-        };
-        let since = read.person(&giver.id).since;
-        if !self.is_operator(read, &giver) || since > invitation.index {
+        if !read.is_open_invitation(&invitation, now) {
             let why = "the operator who gave the invitation is no longer one with that key";
             return Err(self.refuse_invitation(method, why));
         }

@@ -50,8 +50,10 @@ pub(in crate::broker) struct Plans {
     running: Option<Arc<PlanJob>>,
     /// Proposals whose cards wait for a plan, the next first.
     wanted: VecDeque<PersonRequester>,
-    /// The newest last.
+    /// Those that operators asked for, the newest last.
     made: Vec<MadePlan>,
+    /// Those for cards, one for each proposal: no operator's plan takes their places.
+    of_cards: Vec<MadePlan>,
 }
 
 /// A plan that was made, or why it was not.
@@ -158,9 +160,17 @@ impl Plans {
         // One whose place another took is no longer the running one.
         self.running
             .take_if(|running| Arc::ptr_eq(running, &made.job));
-        self.made.push(made);
-        let surplus = self.made.len().saturating_sub(KEPT_MAX);
-        self.made.drain(..surplus);
+        let (kept, most) = match &made.job.asked_by {
+            AskedBy::Operator(_) => (&mut self.made, KEPT_MAX),
+            AskedBy::Card(proposal) => {
+                self.of_cards
+                    .retain(|other| !other.job.is_for_card_of(proposal));
+                (&mut self.of_cards, WANTED_MAX)
+            }
+        };
+        kept.push(made);
+        let surplus = kept.len().saturating_sub(most);
+        kept.drain(..surplus);
     }
 }
 
@@ -275,21 +285,22 @@ impl Broker {
     }
 
     /// The plan of a waiting proposal in sentences, for its card: one made for cards, since the proposal was opened, and not long ago.
-    /// Where there is none, it is made next.
+    /// Where there is none, it is made next. `with_names`: for an operator, who may read what is open; others get the counts.
     pub(in crate::broker) fn plan_of_proposal(
         self: &Arc<Self>,
         proposal: &PersonRequester,
         opened_at: Timestamp,
+        with_names: bool,
     ) -> Vec<String> {
         let now = self.now();
         let oldest = now.plus_millis(-CARD_PLAN_MS).max(opened_at);
         let mut sentences = Vec::new();
         {
             let mut plans = self.lock(&self.plans);
-            let of_card = plans.made.iter().rev();
-            let mut of_card = of_card.filter(|made| made.job.is_for_card_of(proposal));
-            match of_card.find(|made| made.job.began_at >= oldest) {
-                Some(MadePlan { plan: Ok(plan), .. }) => return plan.sentences(),
+            let mut of_card = plans.of_cards.iter();
+            let of_card = of_card.find(|made| made.job.is_for_card_of(proposal));
+            match of_card.filter(|made| made.job.began_at >= oldest) {
+                Some(MadePlan { plan: Ok(plan), .. }) => return plan.sentences(with_names),
                 Some(MadePlan {
                     plan: Err(why),
                     job,
@@ -332,7 +343,7 @@ impl Broker {
             .map_err(|e| e.to_string())?;
         let text = text.ok_or("the bundle is no longer on record")?;
         let candidate = BundleFiles::parse(&text).map_err(|e| e.to_string())?;
-        let candidate = PolicyBundle::load(&candidate).map_err(|e| e.to_string())?;
+        let candidate = PolicyBundle::load_checked(&candidate).map_err(|e| e.to_string())?;
         let returning = proposal.returning.clone();
         let input = self.preview(|read| self.plan_input(read, Arc::new(candidate), returning));
         let (mut input, short) = input?;
@@ -414,7 +425,11 @@ impl Broker {
     }
 
     /// What a plan says beside its replay, and the journal to replay: the rest needs no broker.
-    fn begin_to_plan(&self, input: &PlanInput) -> Result<(PolicyPlan, JournalScan), PlanFailure> {
+    fn begin_to_plan(
+        &self,
+        job: &PlanJob,
+        input: &PlanInput,
+    ) -> Result<(PolicyPlan, JournalScan), PlanFailure> {
         let planned_at = self.now();
         let known = sentences::warnings(&input.candidate);
         let people = input.people.changes.iter().cloned();
@@ -434,7 +449,7 @@ impl Broker {
             returning: input.people.returning.clone(),
             changes,
             warnings,
-            ends: self.planned_ends(input, &active, planned_at),
+            ends: self.planned_ends(job, input, &active, planned_at)?,
             replay: ReplaySummary::default(),
         };
         Ok((plan, scan))
@@ -470,7 +485,7 @@ fn make_plan(
                 return Err(PlanFailure::Input("it has no bundle".to_owned()));
             }
         };
-        let begun = broker.begin_to_plan(&input)?;
+        let begun = broker.begin_to_plan(job, &input)?;
         (input, begun)
     };
     Ok(PolicyPlan {

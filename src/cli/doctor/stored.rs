@@ -60,15 +60,15 @@ fn check_operators(show: Show<'_>, now: Timestamp) -> Vec<Finding> {
     findings
 }
 
-/// Warns of the profiles that too few people can satisfy, though a person without a key counts until their first invitation lapses.
+/// Warns of the profiles that too few people could satisfy now.
 fn check_quorums(state: &Arc<State>, now: Timestamp) -> Vec<Finding> {
     let read = state.read();
     let Some(rules) = read.rules() else {
         return Vec::new();
     };
-    let lapsed = quorum::lapsed(&read, &rules.bundle, rules.bundle.asking_agents(), now);
+    let short = quorum::without_keys(&read, &rules.bundle, rules.bundle.asking_agents(), now);
     let warn = |sentence| Finding::warn(sentence, "requests that ask for it are denied meanwhile");
-    lapsed.into_iter().map(warn).collect()
+    short.into_iter().map(warn).collect()
 }
 
 /// Warns of passkeys that await confirmation, each with who could give it.

@@ -1,13 +1,11 @@
 //! Rules that cannot do what they say: never met, met whatever they ask, or with a remedy that does not lift them.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples, Scene};
 use super::values::{Assignment, Sample};
 use super::{direction, location};
-use crate::model::ActionName;
 use crate::policy::rule::{Remedy, RuleEffect};
 
 /// What the samples say about one rule.
@@ -26,18 +24,17 @@ struct SampleFindings {
     /// Actions of which the rule matches every request.
     covered: Vec<String>,
     covers_operate: bool,
-    /// Actions for which the answer depends on the audience.
-    by_audience: BTreeSet<ActionName>,
+    /// A scene in which an approval would lift the rule, which has no remedy by which anybody is asked for it.
+    lifted_unasked: Option<String>,
     asked: usize,
 }
 
-/// Examines every rule. Returns the actions that a rule binds to audiences, and how many rules were not examined.
+/// Examines every rule. Returns how many rules were not examined.
 pub(super) fn check<'b>(
     samples: &Samples<'b>,
     cases: &[RuleCase<'b>],
     report: &mut Report<'_>,
-) -> (BTreeSet<ActionName>, usize) {
-    let mut by_audience = BTreeSet::new();
+) -> usize {
     let mut left_out = 0;
     for case in cases {
         if !report.is_declared(case.info) {
@@ -57,9 +54,8 @@ pub(super) fn check<'b>(
         if findings.matches || !findings.is_whole {
             direction::check(case, report);
         }
-        by_audience.extend(findings.by_audience);
     }
-    (by_audience, left_out)
+    left_out
 }
 
 fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> SampleFindings {
@@ -70,8 +66,7 @@ fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> SampleFindings {
         is_whole: true,
         ..SampleFindings::default()
     };
-    let is_final = case.info.effect == RuleEffect::Forbid && case.info.remedy.is_none();
-    let reads_audience = case.reading.variables.contains_key(&audience()[..]);
+    let is_final = is_final(case);
     for action in case.actions.iter().copied() {
         let is_narrowed = |kind: &str| case.population.narrowed.contains(kind);
         let kinds = action
@@ -82,9 +77,7 @@ fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> SampleFindings {
         let (mut is_asked, mut covers) = (false, is_final && reaches_all);
         for scene in samples.scenes(case, action) {
             let is_settled = findings.is_settled() && !covers;
-            let binds = reads_audience
-                && action.is_some_and(|action| !findings.by_audience.contains(&action.name));
-            if is_settled && case.info.remedy.is_none() && !binds {
+            if is_settled && case.info.remedy.is_none() {
                 break;
             }
             if findings.asked > ASKED_MAX {
@@ -96,7 +89,6 @@ fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> SampleFindings {
                 samples,
                 case,
                 &scene,
-                binds,
                 &mut findings,
                 &mut is_asked,
                 &mut covers,
@@ -121,12 +113,12 @@ fn ask<'b>(
     samples: &Samples<'b>,
     case: &RuleCase<'b>,
     scene: &Scene<'b>,
-    binds: bool,
     findings: &mut SampleFindings,
     is_asked: &mut bool,
     covers: &mut bool,
 ) -> bool {
-    let (mut matches, mut is_lifted, mut binds) = (false, false, binds);
+    let (mut matches, mut is_lifted) = (false, false);
+    let is_final = is_final(case);
     let lifetime = match &case.info.remedy {
         Some(Remedy::MaxTtl(seconds)) => Some(i64::from(*seconds).saturating_mul(1000)),
         Some(Remedy::StepUp(_)) | None => None,
@@ -164,20 +156,22 @@ fn ask<'b>(
             .take(met)
             .for_each(|seen| *seen = true);
         if answer == Answer::Matches {
+            if is_final && !matches && findings.lifted_unasked.is_none() {
+                let approved = approved(samples, assignment);
+                let lifts =
+                    |approved| matches!(samples.ask_once(case, scene, &approved), Answer::Unmet(_));
+                if approved.is_some_and(lifts) {
+                    findings.lifted_unasked = Some(samples.describe(scene));
+                }
+            }
             (findings.matches, matches) = (true, true);
             if !is_lifted && let Some(lifted) = remedied(case, assignment, lifetime) {
                 is_lifted = samples.ask_once(case, scene, &lifted) != Answer::Matches;
             }
-            if binds && depends_on_audience(samples, case, scene, assignment) {
-                binds = false;
-                findings
-                    .by_audience
-                    .extend(scene.action.map(|a| a.name.clone()));
-            }
         } else {
             *covers = false;
         }
-        let is_done = findings.is_settled() && !*covers && !binds;
+        let is_done = findings.is_settled() && !*covers;
         match is_done && (case.info.remedy.is_none() || is_lifted) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
@@ -231,22 +225,25 @@ fn remedied(
     Some(lifted)
 }
 
-fn depends_on_audience<'b>(
-    samples: &Samples<'b>,
-    case: &RuleCase<'b>,
-    scene: &Scene<'b>,
-    assignment: &Assignment,
-) -> bool {
-    samples.audiences().any(|other| {
-        let mut changed = assignment.clone();
-        changed.retain(|(path, _)| *path != audience());
-        changed.push((audience(), Some(other)));
-        matches!(samples.ask_once(case, scene, &changed), Answer::Unmet(_))
-    })
+/// A forbid without a remedy.
+fn is_final(case: &RuleCase<'_>) -> bool {
+    case.info.effect == RuleEffect::Forbid && case.info.remedy.is_none()
 }
 
-fn audience() -> Vec<String> {
-    vec!["audience".to_owned()]
+/// The sample without approvals, with one under every profile; nothing where the rule reads none, or there is one.
+fn approved(samples: &Samples<'_>, assignment: &Assignment) -> Option<Assignment> {
+    let mut approved = assignment.clone();
+    let (_, value) = approved
+        .iter_mut()
+        .find(|(path, _)| path.as_slice() == ["approvals"])?;
+    match value {
+        Some(Sample::StepUps(held)) if held.is_empty() => {
+            let profiles = samples.bundle.profiles();
+            held.extend(profiles.map(|profile| profile.name.to_string()));
+        }
+        _ => return None,
+    }
+    Some(approved)
 }
 
 fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut Report<'_>) {
@@ -292,7 +289,9 @@ fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut 
         return;
     }
     for (at, is_exception) in case.exceptions.iter().enumerate() {
-        if findings.unmet.get(at).copied().unwrap_or(true) {
+        // That the remedy does not make an exception hold is said of the remedy.
+        let is_of_remedy = *is_exception && findings.unlifted.is_some();
+        if is_of_remedy || findings.unmet.get(at).copied().unwrap_or(true) {
             continue;
         }
         let place = places.get(at).copied();
@@ -335,6 +334,15 @@ fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut 
         let at = location::annotation(&rule.text, annotation);
         let what = format!("whether @{annotation} lifts it for every request");
         report.undecided(rule, at, undecided(&what));
+    }
+    if let Some(scene) = &findings.lifted_unasked {
+        let message = format!(
+            "an approval would lift it, and nobody is ever asked for one: without @step_up the rule is final, and denies {scene}; add \
+             @step_up(\"PROFILE\"), or take context.approvals out of it"
+        );
+        let at = location::member(&rule.text, "approvals", 0);
+        report.rule(Check::ApprovalUnasked, rule, at, message);
+        return;
     }
     if !findings.covered.is_empty() {
         let message = format!(

@@ -179,6 +179,14 @@ fn of(variable: Variable, expression: &Value) -> Change {
     match operator {
         "!" => of(variable, operand("arg")).opposite(),
         "&&" | "||" => of(variable, left).and(of(variable, right)),
+        "==" | "!=" if truth(left).is_some() || truth(right).is_some() => {
+            let change = of(variable, left).and(of(variable, right));
+            let is_same = truth(left).or(truth(right)) == Some(operator == "==");
+            match is_same {
+                true => change,
+                false => change.opposite(),
+            }
+        }
         "if-then-else" => alternative(variable, operand("if"), operand("then"), operand("else")),
         _ => match variable {
             Variable::Approvals => of_set(operator, operands),
@@ -187,9 +195,13 @@ fn of(variable: Variable, expression: &Value) -> Change {
     }
 }
 
+/// The value of `true` and `false`.
+fn truth(expression: &Value) -> Option<bool> {
+    expression.get("Value").and_then(Value::as_bool)
+}
+
 /// `if C then A else B`: `C && A || !C && B`.
 fn alternative(variable: Variable, of_which: &Value, then: &Value, other: &Value) -> Change {
-    let literal = |expression: &Value| expression.get("Value").and_then(Value::as_bool);
     let (condition, parts) = (
         of(variable, of_which),
         of(variable, then).and(of(variable, other)),
@@ -197,7 +209,7 @@ fn alternative(variable: Variable, of_which: &Value, then: &Value, other: &Value
     if condition == Change::NONE {
         return parts;
     }
-    match (literal(then), literal(other)) {
+    match (truth(then), truth(other)) {
         (Some(true), _) | (_, Some(false)) => condition.and(parts),
         (Some(false), _) | (_, Some(true)) => condition.opposite().and(parts),
         _ => Change::BOTH,

@@ -3,15 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use cedar_policy::EntityUid;
 
 use super::reading::{Compared, Path};
 use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples};
-use super::values::{self, Assignment, BINDING};
+use super::values::{self, Assignment, BINDING, Sample};
 use crate::model::{
-    Action, ActionName, AgentId, Audience, EvidenceAges, EvidenceKind, ProfileName,
+    Action, ActionName, AgentId, Audience, EvidenceAges, EvidenceKind, PersonId, ProfileName,
     RegisteredAgent, Reversibility, Target, Timestamp, VoteMethod,
 };
 use crate::policy::catalogue::CatalogueAction;
@@ -19,15 +20,15 @@ use crate::policy::files::{self, AGENTS, BundleFiles, PEOPLE, SCHEMA};
 use crate::policy::policy_index::{ScopeKey, met_by};
 use crate::policy::rule::{Remedy, RuleEffect};
 use crate::policy::schema::declaration_line;
-use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
+use crate::policy::{
+    AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, StepUpProfile, can_be_filled,
+};
 
-/// Checks what the rules give to agents. `bound`: the actions that a rule binds to audiences. For each profile of a remedy the agents
-/// whose requests may ask for it.
+/// Checks what the rules give to agents. For each profile of a remedy the agents whose requests may ask for it.
 pub(super) fn check<'b>(
     samples: &Samples<'b>,
     cases: &[RuleCase<'b>],
     files: &BundleFiles,
-    bound: &BTreeSet<ActionName>,
     report: &mut Report<'_>,
 ) -> BTreeMap<ProfileName, BTreeSet<AgentId>> {
     let bundle = samples.bundle;
@@ -114,7 +115,8 @@ pub(super) fn check<'b>(
     // Where not every rule was asked about, neither is known.
     if !samples.is_spent() {
         quorums(bundle, files, &asked, report);
-        audiences(bundle, files, bound, report);
+        audiences(samples, cases, files, report);
+        quorums_together(samples, cases, files, report);
     }
     irreversible(samples, cases, files, report);
     asked
@@ -334,31 +336,63 @@ fn quorums(
     }
 }
 
-/// Actions whose tokens may be for the validator of another one.
-fn audiences(
-    bundle: &PolicyBundle,
+/// Actions of which an agent may have tokens for the validators of others.
+fn audiences<'b>(
+    samples: &Samples<'b>,
+    cases: &[RuleCase<'b>],
     files: &BundleFiles,
-    bound: &BTreeSet<ActionName>,
     report: &mut Report<'_>,
 ) {
-    let known = &bundle.people.audiences;
+    let bundle = samples.bundle;
+    let known: Vec<Sample> = samples.audiences().collect();
+    if known.is_empty() && bundle.agents().next().is_some() {
+        let message = "no validator is registered, so that no token could be for anybody: add a [[validator]] with its `audiences`";
+        let line = None;
+        report.thing(Check::NoAudience, PEOPLE, (PEOPLE, line), message);
+    }
     if known.len() < 2 {
         return;
     }
     let text = files.text(SCHEMA).unwrap_or_default();
-    for action in bundle
-        .catalogue
-        .actions()
-        .filter(|action| !bound.contains(&action.name) && !action.never)
-    {
+    let actions = bundle.catalogue.actions().filter(|action| !action.never);
+    for action in actions {
+        let of_action = |case: &&RuleCase<'b>| {
+            let mut actions = case.actions.iter().flatten();
+            actions.any(|of| of.name == action.name)
+        };
+        let reads_audience = |case: &&RuleCase<'b>| {
+            case.reading.variables.contains_key(&audience()[..]) && case.info.remedy.is_none()
+        };
+        let binding: Vec<_> = cases
+            .iter()
+            .filter(of_action)
+            .filter(reads_audience)
+            .collect();
+        let open = match binding.is_empty() {
+            true => Some((String::new(), known.len())),
+            false => {
+                let permits: Vec<_> = cases
+                    .iter()
+                    .filter(of_action)
+                    .filter(|c| is_permit(c))
+                    .collect();
+                several_audiences(samples, &binding, &permits, action, &known)
+            }
+        };
+        let Some((scene, count)) = open else {
+            continue;
+        };
         let line = declaration_line(text, action.name.as_str());
+        let of = match scene.is_empty() {
+            true => String::new(),
+            false => format!(" of {scene}"),
+        };
         let message = format!(
-            "action \"{}\": a token for it may be for each of {} audiences: bind it to its own with a rule, such as forbid (principal, action == \
-             Action::\"{}\", resource) unless {{ context.audience == \"{}\" }}",
+            "action \"{}\": a token{of} may be for each of {count} audiences: bind it to its own with a rule for every agent and target, such as \
+             forbid (principal, action == Action::\"{}\", resource) unless {{ context.audience == \"{}\" }}",
             action.name,
-            known.len(),
             action.name,
-            known.first().map_or("", Audience::as_str)
+            bundle.people.audiences.first().map_or("", Audience::as_str)
         );
         report.thing(
             Check::AnyAudience,
@@ -367,6 +401,61 @@ fn audiences(
             message,
         );
     }
+}
+
+fn audience() -> Path {
+    vec!["audience".to_owned()]
+}
+
+/// A scene in which the rules that read the audience leave several, with how many; nothing if they leave one in each, for every agent
+/// whose ceiling has the action. A permit that reads it binds where no other permit is left.
+fn several_audiences<'b>(
+    samples: &Samples<'b>,
+    binding: &[&RuleCase<'b>],
+    permits: &[&RuleCase<'b>],
+    action: &'b CatalogueAction,
+    known: &[Sample],
+) -> Option<(String, usize)> {
+    let bundle = samples.bundle;
+    let store = bundle.evaluator.store();
+    let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
+    let forbids: Vec<_> = binding.iter().filter(|case| !is_permit(case)).collect();
+    let binds = |case: &&RuleCase<'b>| case.reading.variables.contains_key(&audience()[..]);
+    // One permit for any audience leaves nothing to the others.
+    let permits = match permits.iter().all(binds) {
+        true => permits,
+        false => &[],
+    };
+    for agent in bundle.agents().filter(has_it) {
+        let Some(uid) = store.uid("Agent", agent.id.as_str()) else {
+            continue;
+        };
+        let mut seen = BTreeSet::new();
+        for case in binding {
+            // An agent that the rule cannot tell from others stands among its samples as itself.
+            for scene in samples.scenes_of(case, &uid, Some(action)) {
+                if !seen.insert(scene.target.clone()) {
+                    continue;
+                }
+                let is_left = |audience_of: &&Sample| {
+                    let asked = vec![(audience(), Some((*audience_of).clone()))];
+                    let meets = |case: &RuleCase<'b>| {
+                        samples.ask_once(case, &scene, &asked) == Answer::Matches
+                    };
+                    let is_allowed = permits.is_empty() || permits.iter().any(|case| meets(case));
+                    is_allowed && !forbids.iter().any(|case| meets(case))
+                };
+                let left = known.iter().filter(is_left).count();
+                if samples.is_spent() {
+                    return None;
+                }
+                if left > 1 {
+                    return Some((samples.describe(&scene), left));
+                }
+            }
+        }
+    }
+    None
 }
 
 /// Irreversible actions that an agent can have while nobody is asked.
@@ -391,9 +480,13 @@ fn irreversible<'b>(
             let mut actions = case.actions.iter().flatten();
             actions.any(|of| of.name == action.name)
         };
-        let (moments, _) = moments(cases.iter().filter(of_action), DAY_HOURS);
+        let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
         let alone: Vec<String> = with
-            .filter(|agent| is_allowed_alone(samples, agent, action, &moments))
+            .filter(|agent| {
+                let is_alone =
+                    |decision: &AuthzDecision| matches!(decision, AuthzDecision::Allowed { .. });
+                decides_once(samples, &in_scope, agent, action, is_alone)
+            })
             .map(|agent| agent.id.to_string())
             .collect();
         if !alone.is_empty() {
@@ -413,12 +506,14 @@ fn irreversible<'b>(
     }
 }
 
-/// Whether the rules allow an agent an action on some target without an approval, with evidence just verified.
-fn is_allowed_alone(
-    samples: &Samples<'_>,
+/// Whether the rules decide so about some request of an agent for an action that has no approval: on each target, for each audience, at
+/// the moments and with the values of the context that the rules in scope tell apart.
+fn decides_once<'b>(
+    samples: &Samples<'b>,
+    in_scope: &[&RuleCase<'b>],
     agent: &RegisteredAgent,
-    action: &CatalogueAction,
-    moments: &[Timestamp],
+    action: &'b CatalogueAction,
+    mut decides: impl FnMut(&AuthzDecision) -> bool,
 ) -> bool {
     let bundle = samples.bundle;
     let kinds = samples.known_entities.kinds();
@@ -434,35 +529,125 @@ fn is_allowed_alone(
             .filter_map(|kind| Target::parse(kind, "unknown").ok());
         targets.extend(unknown);
     }
+    let (moments, _) = moments(in_scope.iter().copied(), DAY_HOURS);
+    let mut compared: BTreeMap<Path, Compared> = BTreeMap::new();
+    for case in in_scope {
+        for (path, with) in &case.reading.variables {
+            let is_of_others = matches!(path.as_slice(), [name] if name == "now" || name == "approvals" || name == "audience");
+            if !is_of_others {
+                compared.entry(path.clone()).or_default().merge(with);
+            }
+        }
+    }
     let approvals = BTreeSet::new();
-    targets.into_iter().take(TARGETS_MAX).any(|target| {
-        bundle.people.audiences.iter().any(|audience| {
-            let action = Action {
-                name: action.name.clone(),
-                target: target.clone(),
-                audience: audience.clone(),
-                parameters: action.sample_parameters(),
-            };
-            moments.iter().any(|now| {
-                if !samples.spend(1) {
+    for target in targets.into_iter().take(TARGETS_MAX) {
+        for asked in samples.requests(agent, action, &target, &compared, REQUESTS_MAX) {
+            for audience in &bundle.people.audiences {
+                let action = Action {
+                    name: action.name.clone(),
+                    target: target.clone(),
+                    audience: audience.clone(),
+                    parameters: asked.parameters.clone(),
+                };
+                for now in &moments {
+                    if !samples.spend(1) {
+                        return false;
+                    }
+                    let decision = bundle.authorize(&AuthzRequest {
+                        agent,
+                        action: &action,
+                        ttl_ms: asked.ttl_ms,
+                        approvals: &approvals,
+                        evidence_kind: EvidenceKind::JwtSvid,
+                        evidence_ages: asked.ages,
+                        binding: BINDING,
+                        task_age_ms: asked.task_age_ms,
+                        task_depth: 0,
+                        now: *now,
+                    });
+                    if decides(&decision) {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+    false
+}
+
+/// Requests that need approvals under several profiles which too few different people can give.
+fn quorums_together<'b>(
+    samples: &Samples<'b>,
+    cases: &[RuleCase<'b>],
+    files: &BundleFiles,
+    report: &mut Report<'_>,
+) {
+    let bundle = samples.bundle;
+    let text = files.text(PEOPLE).unwrap_or_default();
+    let mut told = BTreeSet::new();
+    for action in bundle.catalogue.actions() {
+        let of_action = |case: &&RuleCase<'b>| {
+            let mut actions = case.actions.iter().flatten();
+            actions.any(|of| of.name == action.name)
+        };
+        let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
+        let asked = in_scope.iter().filter_map(|case| match &case.info.remedy {
+            Some(Remedy::StepUp(profile)) => Some(profile),
+            Some(Remedy::MaxTtl(_)) | None => None,
+        });
+        if asked.collect::<BTreeSet<_>>().len() < 2 {
+            continue;
+        }
+        let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
+        for agent in bundle.agents().filter(has_it) {
+            decides_once(samples, &in_scope, agent, action, |decision| {
+                let AuthzDecision::Needs { profiles, .. } = decision else {
+                    return false;
+                };
+                let names: Vec<&ProfileName> = profiles.iter().map(|p| &p.name).collect();
+                let defined = names.iter().filter_map(|name| bundle.profile(name));
+                let defined: Vec<&StepUpProfile> = defined.collect();
+                let key = (agent.owner.clone(), format!("{names:?}"));
+                if names.len() < 2
+                    || !told.insert(key)
+                    || has_enough_people(bundle, agent, &defined)
+                {
                     return false;
                 }
-                let decision = bundle.authorize(&AuthzRequest {
-                    agent,
-                    action: &action,
-                    ttl_ms: 60_000,
-                    approvals: &approvals,
-                    evidence_kind: EvidenceKind::JwtSvid,
-                    evidence_ages: EvidenceAges::ZERO,
-                    binding: BINDING,
-                    task_age_ms: 0,
-                    task_depth: 0,
-                    now: *now,
-                });
-                matches!(decision, AuthzDecision::Allowed { .. })
-            })
-        })
-    })
+                let last = names.last().map_or("", |name| name.as_str());
+                let listed: Vec<String> = names.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "{} of {} may need approvals under {} together, and too few different people could give them: each person counts once, and an \
+                     agent's owner never; add approvers, or let one profile lift both rules",
+                    action.name,
+                    agent.id,
+                    listed.join(" and "),
+                );
+                let line = table_line(text, &format!("profile.{last}"));
+                report.thing(Check::QuorumUnreachable, last, (PEOPLE, line), message);
+                false
+            });
+        }
+    }
+}
+
+/// Whether the quorums of these profiles can be filled by different people other than the agent's owner.
+fn has_enough_people(
+    bundle: &PolicyBundle,
+    agent: &RegisteredAgent,
+    profiles: &[&StepUpProfile],
+) -> bool {
+    let able = |profile: &StepUpProfile| -> Vec<PersonId> {
+        let people = bundle.people().filter(|person| profile.takes(person));
+        let others = people.filter(|person| person.id != agent.owner);
+        others.map(|person| person.id.clone()).collect()
+    };
+    let able: Vec<(u32, Vec<PersonId>)> = profiles.iter().map(|p| (p.quorum, able(p))).collect();
+    let seats = able.iter().flat_map(|(quorum, able)| {
+        let quorum = usize::try_from(*quorum).unwrap_or(usize::MAX);
+        std::iter::repeat_n(able.as_slice(), quorum)
+    });
+    can_be_filled(&seats.collect::<Vec<_>>())
 }
 
 /// The line of the table that has this id.
@@ -509,3 +694,5 @@ const WEEK_HOURS: i64 = 7 * DAY_HOURS;
 const MOMENTS_MAX: usize = 1_024;
 /// Most targets that are tried for one agent.
 const TARGETS_MAX: usize = 200;
+/// Most requests that are tried for one agent, action and target.
+const REQUESTS_MAX: usize = 64;

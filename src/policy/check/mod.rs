@@ -10,7 +10,7 @@ mod constants;
 pub(super) mod direction;
 mod grants;
 pub(super) mod location;
-mod names;
+pub(super) mod names;
 mod population;
 pub(super) mod reading;
 mod report;
@@ -62,10 +62,9 @@ pub(super) fn check(
     names::check(&samples, &cases, files, &mut report);
     if is_sound {
         unconstrained(bundle, &mut report);
-        let (bound, not_examined) = conditions::check(&samples, &cases, &mut report);
-        left_out += not_examined;
+        left_out += conditions::check(&samples, &cases, &mut report);
         if report.is_all_declared() {
-            asking = Some(grants::check(&samples, &cases, files, &bound, &mut report));
+            asking = Some(grants::check(&samples, &cases, files, &mut report));
         }
     }
     if left_out > 0 || samples.is_spent() {

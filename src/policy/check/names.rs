@@ -61,7 +61,7 @@ impl Names {
     fn rule(&self, samples: &Samples<'_>, case: &RuleCase<'_>, report: &mut Report<'_>) {
         let rule = case.info;
         let store = samples.bundle.evaluator.store();
-        for uid in &case.literals {
+        for uid in case.literals.iter().take(FINDINGS_MAX) {
             // Cedar itself refuses undeclared step-up profiles and actions.
             let is_checked = matches!(uid.type_name().basename(), "StepUp" | "Action");
             if !is_checked && !store.contains(uid) && !self.may_be_absent(case, uid) {
@@ -76,7 +76,7 @@ impl Names {
                 .flat_map(|compared| compared.texts.iter().map(|(text, at)| (text, *at)))
         };
         let audiences = &samples.bundle.people.audiences;
-        for (text, condition) in variable(&["audience"]) {
+        for (text, condition) in variable(&["audience"]).take(FINDINGS_MAX) {
             if !audiences.iter().any(|known| known.as_str() == text) {
                 let near = nearest(text, audiences.iter().map(Audience::as_str));
                 let message = format!(
@@ -102,8 +102,48 @@ impl Names {
             }
         }
         self.presences(samples, case, report);
-        for compared in BTreeSet::from_iter(&case.reading.texts) {
+        self.audiences_of_targets(samples, case, report);
+        let texts = BTreeSet::from_iter(&case.reading.texts).into_iter();
+        for compared in texts.take(FINDINGS_MAX) {
             self.text(case, compared, report);
+        }
+    }
+
+    /// Audiences that targets have in an attribute, where a rule compares `context.audience` with attributes, and that no validator has.
+    fn audiences_of_targets(
+        &self,
+        samples: &Samples<'_>,
+        case: &RuleCase<'_>,
+        report: &mut Report<'_>,
+    ) {
+        let compared = case.reading.variables.get(&["audience".to_owned()][..]);
+        if !compared.is_some_and(|compared| compared.with_entities) {
+            return;
+        }
+        let known = &samples.bundle.people.audiences;
+        let kinds = case
+            .actions
+            .iter()
+            .flatten()
+            .flat_map(|a| &a.target_types)
+            .collect::<BTreeSet<_>>();
+        for kind in kinds {
+            for attribute in &case.reading.attributes {
+                let key = (kind.clone(), attribute.clone());
+                let texts = self.texts.get(&key).into_iter().flatten();
+                let is_unknown = |text: &&String| {
+                    text.contains("://") && !known.iter().any(|known| known.as_str() == **text)
+                };
+                for text in texts.filter(is_unknown).take(FINDINGS_MAX) {
+                    let near = nearest(text, known.iter().map(Audience::as_str));
+                    let message = format!(
+                        "compares the audience with the attribute `{attribute}` of a {kind} that is {}, and no validator of people.toml has it{near}",
+                        quote(text)
+                    );
+                    let at = location::member(&case.info.text, attribute, 0);
+                    report.rule(Check::UndeclaredName, case.info, at, message);
+                }
+            }
         }
     }
 
@@ -137,6 +177,7 @@ impl Names {
     fn targets(&self, samples: &Samples<'_>, files: &BundleFiles, report: &mut Report<'_>) {
         let store = samples.bundle.evaluator.store();
         let text = files.text(ENTITIES).unwrap_or_default();
+        let mut left = FINDINGS_MAX;
         for entity in store.entities().iter() {
             let uid = entity.uid();
             if !samples
@@ -159,7 +200,15 @@ impl Names {
                     .flatten()
                     .cloned(),
             );
-            for other in named.iter().filter(|other| !store.contains(other)) {
+            // Cedar itself refuses undeclared step-up profiles.
+            let is_declared = |other: &&EntityUid| {
+                store.contains(other) || other.type_name().basename() == "StepUp"
+            };
+            for other in named.iter().filter(|other| !is_declared(other)) {
+                if left == 0 {
+                    return;
+                }
+                left -= 1;
                 let kind = other.type_name().to_string();
                 let id = other.id().unescaped();
                 let known = self.entities.get(&kind).into_iter().flatten();
@@ -315,7 +364,7 @@ fn parameter_names<'a>(specs: &'a BTreeMap<String, ParamSpec>, found: &mut BTree
 }
 
 /// The entities in a value.
-fn references(value: &EvalResult, found: &mut BTreeSet<EntityUid>) {
+pub(in crate::policy) fn references(value: &EvalResult, found: &mut BTreeSet<EntityUid>) {
     match value {
         EvalResult::EntityUid(uid) => drop(found.insert(uid.clone())),
         EvalResult::Set(items) => items.iter().for_each(|item| references(item, found)),
@@ -335,5 +384,7 @@ fn texts(value: &EvalResult, found: &mut BTreeSet<String>) {
     }
 }
 
+/// Most names and values of one rule, and references of targets, that are looked at: each finding reads the rule's text again.
+const FINDINGS_MAX: usize = 256;
 /// Most known texts that a message names.
 const NAMED_MAX: usize = 5;

@@ -25,6 +25,8 @@ pub(super) enum Check {
     RemedyNeverLifts,
     /// An approval more makes a rule refuse.
     ApprovalForbids,
+    /// An approval would lift a forbid, and nobody is asked for it.
+    ApprovalUnasked,
     /// A shorter lifetime makes a rule refuse.
     ShorterForbids,
     /// A forbid without a remedy excludes every request of an action.
@@ -39,18 +41,21 @@ pub(super) enum Check {
     NeverGranted,
     /// Tokens for an action may be for any audience.
     AnyAudience,
+    /// No validator is registered that a token could be for.
+    NoAudience,
     /// An agent can have an irreversible action without people.
     IrreversibleAlone,
 }
 
 impl Check {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::UndeclaredName,
         Self::UndeclaredValue,
         Self::NeverMatches,
         Self::AlwaysTrue,
         Self::RemedyNeverLifts,
         Self::ApprovalForbids,
+        Self::ApprovalUnasked,
         Self::ShorterForbids,
         Self::ForbidsAll,
         Self::Unconstrained,
@@ -58,6 +63,7 @@ impl Check {
         Self::CannotOperate,
         Self::NeverGranted,
         Self::AnyAudience,
+        Self::NoAudience,
         Self::IrreversibleAlone,
     ];
 
@@ -69,6 +75,7 @@ impl Check {
             Self::AlwaysTrue => "always-true",
             Self::RemedyNeverLifts => "remedy-never-lifts",
             Self::ApprovalForbids => "approval-forbids",
+            Self::ApprovalUnasked => "approval-unasked",
             Self::ShorterForbids => "shorter-forbids",
             Self::ForbidsAll => "forbids-all",
             Self::Unconstrained => "unconstrained-permit",
@@ -76,6 +83,7 @@ impl Check {
             Self::CannotOperate => "cannot-operate",
             Self::NeverGranted => "never-granted",
             Self::AnyAudience => "any-audience",
+            Self::NoAudience => "no-audience",
             Self::IrreversibleAlone => "irreversible-alone",
         }
     }

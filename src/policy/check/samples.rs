@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use cedar_policy::{
     Authorizer, Context, Entities, EntityUid, EvalResult, Policy, PolicyId, PolicySet, Request,
+    eval_expression,
 };
 use serde_json::{Value, json};
 
@@ -14,7 +15,9 @@ use super::direction::Direction;
 use super::population::{BundleEntities, Distinctions, Population, UNKNOWN};
 use super::reading::{Compared, Path, Reading, named};
 use super::values::{Assignment, Sample, Situation, TTL_MAX_MS};
-use crate::model::{Audience, ProfileName};
+use crate::model::{
+    ActionName, Audience, EvidenceAges, Param, ProfileName, RegisteredAgent, Target,
+};
 use crate::policy::PolicyBundle;
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::policy_index::{ScopeKey, action_keys, agent_key, met_by};
@@ -28,8 +31,9 @@ pub(super) struct Samples<'b> {
     /// Those of the bundle and of every case.
     entities: Entities,
     audiences: BTreeSet<Audience>,
-    /// Profiles that some remedy asks for.
-    asked: BTreeSet<ProfileName>,
+    /// Profiles that some remedy asks for, by action.
+    asked: BTreeMap<ActionName, BTreeSet<ProfileName>>,
+    no_profiles: BTreeSet<ProfileName>,
     authorizer: Authorizer,
     /// How many samples may still be asked about.
     left: Cell<usize>,
@@ -75,6 +79,61 @@ pub(super) enum Answer {
     Unmet(usize),
     /// The rule cannot be evaluated.
     Fails,
+}
+
+/// What a sample request has beside its agent, action, target and audience.
+pub(super) struct SampleRequest {
+    pub(super) ttl_ms: i64,
+    pub(super) ages: EvidenceAges,
+    pub(super) task_age_ms: i64,
+    pub(super) parameters: BTreeMap<String, Param>,
+}
+
+impl SampleRequest {
+    fn of(action: &CatalogueAction, assignment: Assignment) -> Self {
+        let mut request = Self {
+            ttl_ms: 60_000,
+            ages: EvidenceAges::ZERO,
+            task_age_ms: 0,
+            parameters: action.sample_parameters(),
+        };
+        for (path, value) in assignment {
+            let names: Vec<&str> = path.iter().map(String::as_str).collect();
+            match (names.as_slice(), value) {
+                (["ttl"], Some(Sample::Duration(ms))) => request.ttl_ms = ms,
+                (["evidence", "issued_age"], Some(Sample::Duration(ms))) => {
+                    request.ages.issued_ms = ms;
+                }
+                (["evidence", "verified_age"], Some(Sample::Duration(ms))) => {
+                    request.ages.verified_ms = ms;
+                }
+                (["task", "age"], Some(Sample::Duration(ms))) => request.task_age_ms = ms,
+                (["parameters", parents @ .., last], value) => {
+                    set(&mut request.parameters, parents, last, value);
+                }
+                _ => {}
+            }
+        }
+        request
+    }
+}
+
+/// Puts a parameter into its record, or takes it out of it. A record that is absent has no members.
+fn set(members: &mut BTreeMap<String, Param>, parents: &[&str], last: &str, value: Option<Sample>) {
+    match (parents.split_first(), value.and_then(Sample::parameter)) {
+        (Some((first, rest)), value) => {
+            if let Some(Param::Record(inner)) = members.get_mut(*first) {
+                match (rest, value) {
+                    ([], Some(value)) => drop(inner.insert(last.to_owned(), value)),
+                    ([], None) => drop(inner.remove(last)),
+                    // Deeper members keep their sample.
+                    (_, _) => {}
+                }
+            }
+        }
+        (None, Some(value)) => drop(members.insert(last.to_owned(), value)),
+        (None, None) => drop(members.remove(last)),
+    }
 }
 
 /// What the cases of a bundle share while they are made.
@@ -208,18 +267,23 @@ impl<'b> Samples<'b> {
     pub(super) fn of(bundle: &'b PolicyBundle, most: usize) -> Option<(Self, Vec<RuleCase<'b>>)> {
         let mut making = Cases::new(bundle);
         let rules = bundle.rules.infos.values();
-        let cases = rules.filter_map(|info| making.case(info)).collect();
-        let rules = bundle.rules.infos.values();
-        let asked = rules.filter_map(|info| match &info.remedy {
-            Some(Remedy::StepUp(profile)) => Some(profile),
-            Some(Remedy::MaxTtl(_)) | None => None,
-        });
+        let cases: Vec<RuleCase<'b>> = rules.filter_map(|info| making.case(info)).collect();
+        let mut asked: BTreeMap<ActionName, BTreeSet<ProfileName>> = BTreeMap::new();
+        for case in &cases {
+            if let Some(Remedy::StepUp(profile)) = &case.info.remedy {
+                for action in case.actions.iter().flatten() {
+                    let profiles = asked.entry(action.name.clone()).or_default();
+                    profiles.insert(profile.clone());
+                }
+            }
+        }
         let samples = Self {
             bundle,
             entities: making.known_entities.entities()?,
             known_entities: making.known_entities,
             audiences: bundle.people.audiences.clone(),
-            asked: asked.cloned().collect(),
+            asked,
+            no_profiles: BTreeSet::new(),
             authorizer: Authorizer::new(),
             left: Cell::new(most),
         };
@@ -348,6 +412,38 @@ impl<'b> Samples<'b> {
         (assignments, are_all && values_whole)
     }
 
+    /// At most so many requests of an agent for an action on a target, that differ in these variables.
+    pub(super) fn requests(
+        &self,
+        agent: &RegisteredAgent,
+        action: &'b CatalogueAction,
+        target: &Target,
+        compared: &BTreeMap<Path, Compared>,
+        most: usize,
+    ) -> Vec<SampleRequest> {
+        let store = self.bundle.evaluator.store();
+        let uids = (
+            store.uid("Agent", agent.id.as_str()),
+            store.uid("Action", action.name.as_str()),
+            store.uid(&target.kind, &target.id),
+        );
+        let (Some(agent), Some(action_uid), Some(target_uid)) = uids else {
+            return Vec::new();
+        };
+        let scene = Scene {
+            agent,
+            action: Some(action),
+            action_uid,
+            target: target_uid,
+            target_known: store.contains_target(target),
+        };
+        let (assignments, _) = self.assignments(&scene, compared);
+        let assignments = assignments.into_iter().take(most);
+        assignments
+            .map(|assignment| SampleRequest::of(action, assignment))
+            .collect()
+    }
+
     fn situation<'s>(
         &'s self,
         scene: &'s Scene<'b>,
@@ -357,7 +453,10 @@ impl<'b> Samples<'b> {
             action: scene.action,
             target_known: scene.target_known,
             audiences: &self.audiences,
-            asked: &self.asked,
+            asked: scene
+                .action
+                .and_then(|action| self.asked.get(&action.name))
+                .unwrap_or(&self.no_profiles),
             attributes,
         }
     }
@@ -428,7 +527,17 @@ impl<'b> Samples<'b> {
             .into_iter()
             .filter_map(|uid| self.entities.get(uid));
         let values = entities.flat_map(|entity| entity.attrs().filter_map(|(_, value)| value.ok()));
-        values.flat_map(plain).collect()
+        let Some(request) = Self::request(scene, Context::empty()) else {
+            return BTreeSet::new();
+        };
+        let number = |expression: String| {
+            let expression = expression.parse().ok()?;
+            match eval_expression(&request, &self.entities, &expression) {
+                Ok(EvalResult::Long(number)) => Some(number),
+                _ => None,
+            }
+        };
+        values.flat_map(|value| plain(value, &number)).collect()
     }
 
     /// A scene in words.
@@ -449,12 +558,21 @@ impl<'b> Samples<'b> {
     }
 }
 
-/// The integers and texts in a value.
-fn plain(value: EvalResult) -> Vec<Sample> {
+/// The integers, texts, durations and instants in a value. `number`: the integer that an expression of Cedar is.
+fn plain(value: EvalResult, number: &impl Fn(String) -> Option<i64>) -> Vec<Sample> {
     match value {
+        EvalResult::ExtensionValue(text) => {
+            let since_1970 = "durationSince(datetime(\"1970-01-01\")).toMilliseconds()";
+            let duration = number(format!("{text}.toMilliseconds()")).map(Sample::Duration);
+            let instant = || number(format!("{text}.{since_1970}")).map(Sample::Instant);
+            duration.or_else(instant).into_iter().collect()
+        }
         EvalResult::Long(n) => vec![Sample::Long(n)],
         EvalResult::String(text) => vec![Sample::Text(text)],
-        EvalResult::Set(items) => items.iter().cloned().flat_map(plain).collect(),
+        EvalResult::Set(items) => {
+            let items = items.iter().cloned();
+            items.flat_map(|item| plain(item, number)).collect()
+        }
         _ => Vec::new(),
     }
 }

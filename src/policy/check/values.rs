@@ -8,7 +8,7 @@ use cedar_policy::{Context, EntityId, EntityTypeName, EntityUid, RestrictedExpre
 
 use super::reading::{Compared, Path, Reading};
 use crate::jose::access_token::TTL_MAX_S;
-use crate::model::{Audience, EvidenceKind, ProfileName, Timestamp};
+use crate::model::{Audience, EvidenceKind, Param, ProfileName, Timestamp};
 use crate::policy::catalogue::{CatalogueAction, ParamSpec, ParamType};
 use crate::policy::evaluator::{instant, milliseconds};
 
@@ -60,7 +60,7 @@ pub(super) struct Situation<'a> {
     pub(super) action: Option<&'a CatalogueAction>,
     pub(super) target_known: bool,
     pub(super) audiences: &'a BTreeSet<Audience>,
-    /// Profiles that a remedy of some rule asks for: under no other is there ever an approval.
+    /// Profiles that a remedy of some rule asks for at this action: under no other is there ever an approval.
     pub(super) asked: &'a BTreeSet<ProfileName>,
     /// Attributes of the agent and the target.
     pub(super) attributes: &'a BTreeSet<Sample>,
@@ -76,9 +76,9 @@ impl Situation<'_> {
             return Values::none();
         }
         match names.as_slice() {
-            ["ttl"] => Values::whole(durations(compared, 1..=TTL_MAX_MS, MINUTE_MS)),
+            ["ttl"] => Values::whole(self.durations(compared, 1..=TTL_MAX_MS, MINUTE_MS)),
             ["evidence", "issued_age" | "verified_age"] | ["task", "age"] => {
-                Values::whole(durations(compared, 0..=i64::MAX, 0))
+                Values::whole(self.durations(compared, 0..=i64::MAX, 0))
             }
             // No task has a parent.
             ["task", "depth"] => Values::whole(vec![Sample::Long(0)]),
@@ -88,7 +88,7 @@ impl Situation<'_> {
                 let audiences = self.audiences.iter();
                 Values::whole(audiences.map(|audience| text(audience.as_str())).collect())
             }
-            ["now"] => instants(compared),
+            ["now"] => self.instants(compared),
             ["target_known"] => Values::whole(vec![Sample::Bool(self.target_known)]),
             ["approvals"] => {
                 let asked: BTreeSet<String> = self
@@ -117,6 +117,48 @@ impl Situation<'_> {
         }
     }
 
+    /// The attributes that a variable is compared with, each with the integers beside it.
+    fn beside(&self, compared: &Compared, number: impl Fn(&Sample) -> Option<i64>) -> Vec<i64> {
+        let attributes = compared.with_entities.then_some(self.attributes);
+        let numbers = attributes.into_iter().flatten().filter_map(number);
+        numbers
+            .flat_map(|n| [n.saturating_sub(1), n, n.saturating_add(1)])
+            .collect()
+    }
+
+    fn durations(
+        &self,
+        compared: &Compared,
+        within: RangeInclusive<i64>,
+        base: i64,
+    ) -> Vec<Sample> {
+        let same = self.beside(compared, |value| match value {
+            Sample::Duration(ms) => Some(*ms),
+            _ => None,
+        });
+        let same = same
+            .into_iter()
+            .map(|ms| ms.clamp(*within.start(), *within.end()));
+        let same: Vec<i64> = same.collect();
+        let values: BTreeSet<i64> = around(compared, within, base).chain(same).collect();
+        values.into_iter().map(Sample::Duration).collect()
+    }
+
+    fn instants(&self, compared: &Compared) -> Values {
+        let mut values = instants(compared);
+        let same = self.beside(compared, |value| match value {
+            Sample::Instant(ms) => Some(*ms),
+            _ => None,
+        });
+        for ms in same {
+            let value = Some(Sample::Instant(ms));
+            if !values.samples.contains(&value) {
+                values.samples.push(value);
+            }
+        }
+        values
+    }
+
     fn parameter(&self, spec: &ParamSpec, rest: &[&str], compared: &Compared) -> Values {
         if let (ParamType::Record(members), [first, rest @ ..]) = (&spec.ty, rest) {
             let member = members.get(*first);
@@ -135,11 +177,11 @@ impl Situation<'_> {
         match ty {
             ParamType::Bool => Values::whole(vec![Sample::Bool(false), Sample::Bool(true)]),
             ParamType::Long => {
-                let same = attributes().flat_map(|value| match value {
-                    Sample::Long(n) => vec![n.saturating_sub(1), *n, n.saturating_add(1)],
-                    _ => Vec::new(),
+                let same = self.beside(compared, |value| match value {
+                    Sample::Long(n) => Some(*n),
+                    _ => None,
                 });
-                let same = same.map(|n| n.clamp(-LONG_MAX, LONG_MAX));
+                let same = same.into_iter().map(|n| n.clamp(-LONG_MAX, LONG_MAX));
                 let values = around(compared, -LONG_MAX..=LONG_MAX, 0).chain(same);
                 let values: BTreeSet<i64> = values.collect();
                 Values::whole(values.into_iter().map(Sample::Long).collect())
@@ -279,12 +321,6 @@ fn around(
     values.into_iter()
 }
 
-fn durations(compared: &Compared, within: RangeInclusive<i64>, base: i64) -> Vec<Sample> {
-    around(compared, within, base)
-        .map(Sample::Duration)
-        .collect()
-}
-
 fn instants(compared: &Compared) -> Values {
     let day = |ms: i64| ms - ms.rem_euclid(DAY_MS);
     let days: BTreeSet<i64> = compared
@@ -328,7 +364,7 @@ pub(super) fn moments(compared: &Compared) -> (Vec<i64>, bool) {
     (moments.collect(), values.is_whole)
 }
 
-/// Every set of these, and that it is every one; of many, none, each alone, all, and all but one.
+/// Every set of these, and that it is every one; of many, none, each alone, all, and all but one; of very many, none, one and all.
 fn subsets<T: Ord + Clone>(items: &BTreeSet<T>) -> (Vec<BTreeSet<T>>, bool) {
     if items.len() <= SUBSETS_OF_MAX {
         let mut sets = vec![BTreeSet::new()];
@@ -344,7 +380,11 @@ fn subsets<T: Ord + Clone>(items: &BTreeSet<T>) -> (Vec<BTreeSet<T>>, bool) {
         return (sets, true);
     }
     let mut sets = vec![BTreeSet::new(), items.clone()];
-    for one in items {
+    let few = match items.len() <= SETS_OF_MAX {
+        true => items.len(),
+        false => 1,
+    };
+    for one in items.iter().take(few) {
         sets.push(BTreeSet::from([one.clone()]));
         sets.push(items.iter().filter(|item| *item != one).cloned().collect());
     }
@@ -361,6 +401,25 @@ impl Sample {
             }
             other => other,
         }
+    }
+
+    /// The value as a parameter of an action.
+    pub(super) fn parameter(self) -> Option<Param> {
+        Some(match self {
+            Self::Bool(value) => Param::Bool(value),
+            Self::Long(value) => Param::Int(value),
+            Self::Text(value) => Param::Str(value),
+            Self::Set(items) => {
+                let items = items.into_iter().map(Self::parameter);
+                Param::set(items.collect::<Option<Vec<_>>>()?).ok()?
+            }
+            Self::Record(members) => {
+                let member = |(name, value): (String, Self)| Some((name, value.parameter()?));
+                let members = members.into_iter().map(member);
+                Param::Record(members.collect::<Option<BTreeMap<_, _>>>()?)
+            }
+            Self::Duration(_) | Self::Instant(_) | Self::StepUps(_) => return None,
+        })
     }
 
     fn expression(self) -> Option<RestrictedExpression> {
@@ -411,3 +470,5 @@ const DAY_MS: i64 = 86_400_000;
 const MINUTE_MS: i64 = 60_000;
 /// Most items of which every set is a sample.
 const SUBSETS_OF_MAX: usize = 6;
+/// Most items of which each alone, and all but each, is a sample: as many sets as items, of as many items.
+const SETS_OF_MAX: usize = 64;

@@ -1,7 +1,9 @@
 //! Tests of the policy: the example bundle, changed in one place each.
 
+mod alike;
 mod bundle;
 mod check;
+mod check_grants;
 mod decisions;
 mod key_votes;
 mod nesting;

@@ -7,7 +7,7 @@ use crate::policy::policy_index::RequestScope;
 use crate::policy::schema::OPERATE;
 
 /// Agents in several groups, targets in groups of groups, an action with open targets, and an action in two groups.
-fn hierarchy() -> BTreeMap<String, String> {
+pub(super) fn hierarchy() -> BTreeMap<String, String> {
     let mut files = soc_files();
     files.retain(|path, _| !path.starts_with("rules/"));
     let schema = files.get_mut("schema.cedarschema").expect("file");
@@ -64,7 +64,7 @@ fn hierarchy() -> BTreeMap<String, String> {
 
 /// One rule with a scope and a condition drawn at random. The conditions hold for every action, `operate` included; one
 /// always fails to evaluate, and so shows whether Cedar evaluated a condition.
-fn any_rule() -> impl Strategy<Value = String> {
+pub(super) fn any_rule() -> impl Strategy<Value = String> {
     let effect = proptest::sample::select(vec!["permit", "forbid"]);
     let principal = proptest::sample::select(vec![
         "principal",

@@ -3,6 +3,7 @@
 
 mod changes;
 mod operations;
+mod plans;
 mod simulation;
 mod untrusted_bytes;
 

@@ -2,34 +2,40 @@
 
 use std::collections::BTreeSet;
 
-use super::PlanInput;
+use super::{AskedBy, PlanFailure, PlanInput, PlanJob};
 use crate::approve::needs::{self, Reassessment};
 use crate::approve::votes;
 use crate::broker::Broker;
 use crate::broker::governance::disallowed::may_still_operate;
+use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::ActivePolicy;
+use crate::policy::{ActivePolicy, PolicyBundle};
+use crate::state::{AccessRequest, Shown};
 
 impl Broker {
     /// What a bundle would end of what is open now.
     pub(super) fn planned_ends(
         &self,
+        job: &PlanJob,
         input: &PlanInput,
         active: &ActivePolicy,
         now: Timestamp,
-    ) -> PlannedEnds {
+    ) -> Result<PlannedEnds, PlanFailure> {
         let mut ends = PlannedEnds::default();
         let candidate = &input.candidate;
-        // Approvers are looked at as they are registered now.
-        let people_change = !input.people.changes.is_empty();
         let mut ended = BTreeSet::new();
         for task in self.show().open_tasks() {
+            if job.is_given_up() {
+                return Err(PlanFailure::Cancelled);
+            }
             let opened = &task.opened;
             let owner = candidate.agent(&opened.agent).map(|a| a.owner.clone());
             let is_frozen = owner.is_some_and(|owner| {
                 self.preview(|read| read.is_frozen(&FreezeScope::Owner(owner)))
             });
-            let goes_on = !is_frozen && may_still_operate(opened, active);
+            let goes_on = !is_frozen
+                && may_still_operate(opened, active)
+                && !is_given_to_another(opened, candidate);
             if !goes_on {
                 ended.insert(opened.task);
                 add(&mut ends.tasks, opened.task, &opened.agent, String::new());
@@ -38,65 +44,133 @@ impl Broker {
                 if self.show().end_cause(&grant, now).is_some() {
                     continue;
                 }
-                let jti = grant.issued.jti;
+                let (jti, issued) = (grant.issued.jti, &grant.issued);
+                let what = request_of(&issued.action);
+                if goes_on && !tells_nothing(input, issued.secret, &issued.action) {
+                    add(&mut ends.uncertain, jti, &issued.agent, what);
+                    continue;
+                }
                 let is_allowed = self.preview(|read| {
                     let grant = read.grant(&jti);
                     grant.is_none_or(|g| crate::approve::is_allowed_by(read, &g, candidate))
                 });
                 if !goes_on || !is_allowed {
-                    let action = &grant.issued.action;
-                    add(
-                        &mut ends.tokens,
-                        jti,
-                        &grant.issued.agent,
-                        request_of(action),
-                    );
+                    add(&mut ends.tokens, jti, &issued.agent, what);
                 }
             }
         }
         for request in self.show().pending_requests(now) {
+            if job.is_given_up() {
+                return Err(PlanFailure::Cancelled);
+            }
             let opened = &request.opened;
-            let id = opened.access_request;
-            let (who, what) = (
-                opened
-                    .agent()
-                    .map_or_else(|| opened.owner().to_string(), ToString::to_string),
-                request_of(&opened.action),
-            );
-            let is_of_ended_task = opened.task().is_some_and(|task| ended.contains(&task));
-            let proposed = opened.by_person().map(|by| by.bundle);
-            if proposed == Some(candidate.version()) {
-                continue;
-            }
-            // Another bundle in force voids every proposal.
-            if is_of_ended_task || proposed.is_some() {
-                add(&mut ends.access_requests, id, who, what);
-                continue;
-            }
-            let becomes = self.preview(|read| {
-                let request = read.access_request(&id)?;
-                let after = self.voter_context(read, active);
-                let becomes = needs::reassess(&request, after, now);
-                let satisfied = |context| votes::tally(&request, context, now).satisfied;
-                // Approvals that would be void: what they were given for changes.
-                let in_force = read.rules()?;
-                let before = satisfied(self.voter_context(read, &in_force));
-                let is_void = !before.is_subset(&satisfied(after));
-                Some((becomes, is_void))
-            });
-            match becomes {
-                Some((Reassessment::Ends(_), _)) => add(&mut ends.access_requests, id, who, what),
-                Some((Reassessment::Changed(_), _) | (Reassessment::Same, true)) => {
-                    add(&mut ends.reassessed, id, who, what);
+            let who = opened
+                .agent()
+                .map_or_else(|| opened.owner().to_string(), ToString::to_string);
+            let becomes = match (opened.by_person(), opened.task()) {
+                (Some(by), _) if job.is_of(by, candidate) => continue,
+                // Another bundle in force voids every proposal.
+                (Some(_), _) => Becomes::Ends,
+                (None, Some(task)) if ended.contains(&task) => Becomes::Ends,
+                (None, _) => self.becomes(&request, input, active, now),
+            };
+            let list = match becomes {
+                Becomes::Ends => &mut ends.access_requests,
+                Becomes::Changed => &mut ends.reassessed,
+                Becomes::Perhaps => &mut ends.uncertain,
+                Becomes::Same => continue,
+            };
+            add(list, opened.access_request, who, request_of(&opened.action));
+        }
+        Ok(ends)
+    }
+
+    /// What becomes of a waiting access request of an agent.
+    fn becomes(
+        &self,
+        request: &Shown<AccessRequest>,
+        input: &PlanInput,
+        active: &ActivePolicy,
+        now: Timestamp,
+    ) -> Becomes {
+        let opened = &request.opened;
+        if !tells_nothing(input, opened.secret, &opened.action) {
+            return Becomes::Perhaps;
+        }
+        let becomes = self.preview(|read| {
+            let request = read.access_request(&opened.access_request)?;
+            let after = self.voter_context(read, active);
+            Some(match needs::reassess(&request, after, now) {
+                Reassessment::Ends(_) => Becomes::Ends,
+                Reassessment::Changed(_) => Becomes::Changed,
+                Reassessment::Same => {
+                    let in_force = read.rules()?;
+                    let counted = |context| votes::tally(&request, context, now).counted;
+                    let before = counted(self.voter_context(read, &in_force));
+                    let after = counted(after);
+                    // Approvals that would be void: what they were given for changes.
+                    let is_void = before.iter().any(|(profile, voters)| {
+                        let still = after.get(profile);
+                        voters
+                            .keys()
+                            .any(|voter| still.is_none_or(|still| !still.contains_key(voter)))
+                    });
+                    match is_void {
+                        true => Becomes::Changed,
+                        // Approvers are looked at as they are registered now.
+                        false if !input.people.changes.is_empty() => Becomes::Perhaps,
+                        false => Becomes::Same,
+                    }
                 }
-                Some((Reassessment::Same, false)) if people_change => {
-                    add(&mut ends.uncertain, id, who, what);
-                }
-                Some((Reassessment::Same, false)) | None => {}
+            })
+        });
+        becomes.unwrap_or(Becomes::Same)
+    }
+}
+
+/// What becomes of a waiting access request.
+enum Becomes {
+    Same,
+    Ends,
+    /// It goes on with other approvals, or without some that it has.
+    Changed,
+    /// It may end or change.
+    Perhaps,
+}
+
+impl PlanJob {
+    /// Whether a proposal is the one that the plan is of.
+    fn is_of(&self, by: &PersonRequester, candidate: &PolicyBundle) -> bool {
+        match &self.asked_by {
+            AskedBy::Card(proposal) => by == proposal,
+            AskedBy::Operator(operator) => {
+                by.person == *operator && by.bundle == candidate.version()
             }
         }
-        ends
     }
+}
+
+/// Whether what a bundle says about an action tells nothing of its sensitive parameters.
+fn tells_nothing(input: &PlanInput, secret: Option<Digest>, action: &ActionOnRecord) -> bool {
+    secret.is_none()
+        || input
+            .base
+            .asks_the_same_of_secrets(&input.candidate, action)
+}
+
+/// Whether a bundle registers the key of a task for another agent, a person or a service.
+fn is_given_to_another(opened: &TaskOpened, candidate: &PolicyBundle) -> bool {
+    let key = opened.binding.jkt();
+    let is_pinned = candidate
+        .agents()
+        .any(|agent| agent.jkt == Some(key) && agent.id != opened.agent);
+    let has_it = |keys: &[PublicKey]| {
+        let mut names = keys.iter().flat_map(PublicKey::thumbprints);
+        names.any(|name| name == key)
+    };
+    is_pinned
+        || candidate.people().any(|person| has_it(&person.keys))
+        || candidate.services().any(|service| has_it(&service.keys))
 }
 
 /// Adds one to a list.
