@@ -64,13 +64,17 @@ pub fn run(counts: &Counts, report: &mut Report) {
 const OTHER_RULE: &str = "\n@id(\"no-long-notes\")\n@max_ttl(\"5m\")\nforbid (principal, action == Action::\"case.note\", resource)\n\
     when { context.ttl > duration(\"5m\") };\n";
 
+fn operator(setup: &BenchSetup) -> OperatorClient {
+    setup.load.block_on(async { setup.served.operator("olga") })
+}
+
 /// The decisions that were decided again, and the time.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
 fn plan(setup: &BenchSetup, files: &Files) -> (u64, Duration) {
-    let operator = setup.served.operator("olga");
+    let operator = operator(setup);
     let began = Instant::now();
     let planned = operator.plan_policy_bundle(files, &[], 7, |_| {});
     let plan = setup.load.block_on(planned).expect("a plan");
@@ -117,7 +121,7 @@ fn beside_calls(
         let slice = mint();
         without.add(slice);
         let stop = Arc::new(AtomicBool::new(false));
-        let planning = keep_planning(setup, setup.served.operator("olga"), files, &stop);
+        let planning = keep_planning(setup, operator(setup), files, &stop);
         let slice = mint();
         with.add(slice);
         stop.store(true, Ordering::Relaxed);

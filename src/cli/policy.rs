@@ -15,7 +15,7 @@ use super::{Common, Output, files, policy_dir, policy_plan, render};
 use crate::client;
 use crate::model::text::{counted, escape_invisible};
 use crate::model::{AccessRequestId, Exit, PersonId, Secret, format_seconds};
-use crate::policy::BundleProblem;
+use crate::policy::{BundleProblem, PolicyBundle, VoteMethod};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
@@ -197,14 +197,14 @@ pub(super) fn print_applied(output: &Output, applied: &client::AppliedBundle) ->
                 );
             }
             format!(
-                "{}{people}{state}: {} rules, {} agents, version {}\nended: {} tasks, {} tokens, {} access requests",
+                "{}{people}{state}: {} rules, {} agents, version {}\nended: {}, {}, {}",
                 lines(&warnings),
                 applied.rules,
                 applied.agents,
                 escape_invisible(&applied.version),
-                applied.tasks_ended,
-                applied.tokens_ended,
-                applied.access_requests_closed
+                counted(applied.tasks_ended, "task"),
+                counted(applied.tokens_ended, "token"),
+                counted(applied.access_requests_closed, "access request")
             )
         },
     );
@@ -212,6 +212,20 @@ pub(super) fn print_applied(output: &Output, applied: &client::AppliedBundle) ->
         true => ExitCode::SUCCESS,
         false => ExitCode::from(Exit::Pending.number()),
     }
+}
+
+/// What a check offline cannot say of a bundle, if there is any.
+fn not_known_here(bundle: &PolicyBundle) -> Option<String> {
+    let asked = bundle.asking_agents().keys();
+    let asked = asked.filter_map(|name| bundle.profile(name));
+    let by_passkey = asked.filter(|profile| profile.method == VoteMethod::Passkey);
+    let names: Vec<&str> = by_passkey.map(|profile| profile.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "not known here: who has a passkey for {}; the broker asks at an apply",
+            names.join(" and ")
+        )
+    })
 }
 
 /// Prints every finding about a directory. Exit codes: 0 valid, 1 refused.
@@ -227,6 +241,7 @@ fn check(output: &Output, dir: &Path) -> Result<ExitCode, CliError> {
         format!("{why}: a broker refuses this bundle (a development broker adds keys: start from its policy directory)")
     });
     let summary = bundle.map(|b| (b.rules().count(), b.agents().count(), b.version()));
+    let not_known = bundle.and_then(not_known_here);
     output.print(
         || {
             let findings = errors
@@ -241,6 +256,11 @@ fn check(output: &Output, dir: &Path) -> Result<ExitCode, CliError> {
                     ungoverned
                         .iter()
                         .map(|why| json!({ "severity": "warning", "message": why })),
+                )
+                .chain(
+                    not_known
+                        .iter()
+                        .map(|what| json!({ "severity": "note", "message": what })),
                 );
             json!({
                 "valid": summary.is_some(),
@@ -259,6 +279,7 @@ fn check(output: &Output, dir: &Path) -> Result<ExitCode, CliError> {
                 .map(|warning| format!("warning  {}", warning.with_source()));
             let mut lines: Vec<String> = errors.chain(warnings).collect();
             lines.extend(ungoverned.iter().map(|why| format!("warning  {why}")));
+            lines.extend(not_known.iter().map(|what| format!("note     {what}")));
             lines.push(match summary {
                 Some((rules, agents, version)) => {
                     format!("valid: {rules} rules, {agents} agents, version {version}")

@@ -18,11 +18,28 @@ impl PolicyBundle {
             && self.people.audiences == other.people.audiences
     }
 
+    /// The ids of the rules that both bundles do not have alike, with their annotations.
+    pub(super) fn differing_rules(&self, other: &Self) -> BTreeSet<String> {
+        let texts = |bundle: &Self| -> BTreeMap<String, String> {
+            let rules = bundle.rules.set.policies();
+            rules
+                .map(|rule| (rule.id().to_string(), rule.to_string()))
+                .collect()
+        };
+        let (own, others) = (texts(self), texts(other));
+        let ids = own.keys().chain(others.keys());
+        ids.filter(|id| own.get(*id) != others.get(*id))
+            .cloned()
+            .collect()
+    }
+
     /// Whether both bundles answer a request alike, whatever its lifetime, time, evidence and approvals: the agent and the action are
-    /// the same, and so is every rule whose scope can match it at either gate. For bundles with the same entities.
+    /// the same, and so is every rule whose scope can match it at either gate. For bundles with the same entities; `differing`: the rules
+    /// that differ.
     pub(super) fn answers_alike(
         &self,
         other: &Self,
+        differing: &BTreeSet<String>,
         agent: &RegisteredAgent,
         action: &Action,
     ) -> bool {
@@ -31,24 +48,26 @@ impl PolicyBundle {
         let target = (target.kind.as_str(), target.id.as_str());
         other.agent(&agent.id).is_some_and(|other| *other == *agent)
             && self.action(name) == other.action(name)
-            && self.rules_in(agent, name.as_str(), target)
-                == other.rules_in(agent, name.as_str(), target)
-            && self.rules_in(agent, OPERATE, environment)
-                == other.rules_in(agent, OPERATE, environment)
+            && [self, other].into_iter().all(|bundle| {
+                bundle.has_none_in_scope(differing, agent, name.as_str(), target)
+                    && bundle.has_none_in_scope(differing, agent, OPERATE, environment)
+            })
     }
 
-    /// The rules whose scope can match a request, by id; nothing for an invalid request.
-    fn rules_in(
+    /// Whether no rule whose scope can match a request is one of these; false for an invalid request.
+    fn has_none_in_scope(
         &self,
+        rules: &BTreeSet<String>,
         agent: &RegisteredAgent,
         action: &str,
         target: (&str, &str),
-    ) -> Option<BTreeMap<String, String>> {
+    ) -> bool {
         let store = self.evaluator.store();
-        let scope = RequestScope::new(store, &agent.id, action, target)?;
-        let ids = self.policy_index.ids_for(&scope, store).into_iter();
-        let text = |id| self.rules.set.policy(id).map(ToString::to_string);
-        ids.map(|id| Some((id.to_string(), text(id)?))).collect()
+        let scope = RequestScope::new(store, &agent.id, action, target);
+        scope.is_some_and(|scope| {
+            let ids = self.policy_index.ids_for(&scope, store);
+            !ids.into_iter().any(|id| rules.contains::<str>(id.as_ref()))
+        })
     }
 
     /// Whether no rule of either bundle reads a sensitive parameter of an action, or the same rules of both do, over the same agents,
@@ -72,6 +91,7 @@ impl PolicyBundle {
         let (own, others) = (readers(self), readers(other));
         parameters(self) == parameters(other)
             && own == others
-            && (own.is_empty() || self.has_the_same_entities(other))
+            && (own.is_empty()
+                || (self.has_the_same_entities(other) && self.agents == other.agents))
     }
 }

@@ -4,11 +4,52 @@
 //! examples, and what people would have been asked. What cannot be decided again, since its input is not on record, is counted and
 //! never guessed. Nor is what would tell a sensitive value: a rule written for it could ask for the value, letter by letter.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
+
 use super::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
 use crate::model::*;
+
+/// An entry that may hold a decision, as far as a replay reads it: the journal that it comes from was verified at the start, and nothing
+/// is decided by what is read here.
+#[derive(Debug)]
+pub struct DecisionEntry {
+    /// When it was made.
+    pub at: Timestamp,
+    event: Event,
+}
+
+impl DecisionEntry {
+    /// Reads the text of an entry; nothing for one of another kind. Cheaper than to parse the whole of it.
+    pub fn parse(text: &str) -> Result<Option<Self>, serde_json::Error> {
+        #[derive(serde::Deserialize)]
+        struct Parts<'t> {
+            at: Timestamp,
+            kind: Cow<'t, str>,
+            #[serde(borrow)]
+            body: &'t RawValue,
+        }
+        let is_one = ["TokenIssued", "RequestDenied", "AccessRequestOpened"]
+            .iter()
+            .any(|kind| text.contains(&format!("\"kind\":\"{kind}\"")));
+        if !is_one {
+            return Ok(None);
+        }
+        let parts: Parts<'_> = serde_json::from_str(text)?;
+        let body = parts.body.get();
+        let event = match &*parts.kind {
+            "TokenIssued" => Event::TokenIssued(serde_json::from_str(body)?),
+            "RequestDenied" => Event::RequestDenied(serde_json::from_str(body)?),
+            "AccessRequestOpened" => Event::AccessRequestOpened(serde_json::from_str(body)?),
+            _ => return Ok(None),
+        };
+        let at = parts.at;
+        Ok(Some(Self { at, event }))
+    }
+}
 
 /// A decision of gate 2 in an entry.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +65,7 @@ pub struct RecordedDecision<'e> {
 
 impl<'e> RecordedDecision<'e> {
     /// The decision of an entry; nothing for an entry of another kind, and for a proposal by a person.
-    pub fn of(entry: &'e Entry) -> Option<Self> {
+    pub fn of(entry: &'e DecisionEntry) -> Option<Self> {
         let at = entry.at;
         match &entry.event {
             // A freeze refused it, and no rule.
@@ -61,17 +102,6 @@ impl<'e> RecordedDecision<'e> {
             _ => None,
         }
     }
-
-    /// Whether the text of an entry may be one of a decision: cheaper than to parse it.
-    pub fn is_in(text: &str) -> bool {
-        [
-            "\"kind\":\"TokenIssued\"",
-            "\"kind\":\"RequestDenied\"",
-            "\"kind\":\"AccessRequestOpened\"",
-        ]
-        .iter()
-        .any(|kind| text.contains(kind))
-    }
 }
 
 /// An access request of the replay.
@@ -90,7 +120,8 @@ pub struct Replay {
     asked: [HashMap<(TaskId, Digest), Question>; 2],
     /// By action and sensitive parameters, whether decisions that have them are decided again.
     tells_nothing: BTreeMap<(ActionName, Vec<String>), bool>,
-    has_the_same_entities: bool,
+    /// The rules that differ; nothing where the entities do, so that every request may be answered otherwise.
+    differing: Option<BTreeSet<String>>,
     /// Requests that both bundles answer alike, and others.
     is_alike: HashMap<(AgentId, ActionName, Target), bool>,
 }
@@ -99,7 +130,9 @@ impl Replay {
     /// Compares what `in_force` decides with what `candidate` would decide.
     pub fn new(in_force: Arc<PolicyBundle>, candidate: Arc<PolicyBundle>) -> Self {
         Self {
-            has_the_same_entities: in_force.has_the_same_entities(&candidate),
+            differing: in_force
+                .has_the_same_entities(&candidate)
+                .then(|| in_force.differing_rules(&candidate)),
             is_alike: HashMap::new(),
             bundles: [in_force, candidate],
             summary: ReplaySummary::default(),
@@ -183,17 +216,19 @@ impl Replay {
         let ([agent], [_]) = (agents.as_slice(), others.as_slice()) else {
             return false;
         };
-        if !self.has_the_same_entities {
+        let Some(differing) = &self.differing else {
             return false;
-        }
+        };
         let key = (agent.id.clone(), action.name.clone(), action.target.clone());
         if let Some(known) = self.is_alike.get(&key) {
             return *known;
         }
-        let is_alike = base.answers_alike(candidate, agent, action);
-        if self.is_alike.len() < REQUESTS_MAX {
-            self.is_alike.insert(key, is_alike);
+        // What cannot be kept would be found out again and again.
+        if self.is_alike.len() >= REQUESTS_MAX {
+            return false;
         }
+        let is_alike = base.answers_alike(candidate, differing, agent, action);
+        self.is_alike.insert(key, is_alike);
         is_alike
     }
 

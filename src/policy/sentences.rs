@@ -82,6 +82,7 @@ fn differences(all: &mut Vec<String>, kind: &str, before: &Things, after: &Thing
         let Some(was) = before.get(name) else {
             let texts: Vec<_> = texts
                 .iter()
+                .filter(|(what, _)| *what != CONDITIONS)
                 .map(|(what, is)| format!("{what} {is}"))
                 .collect();
             all.push(format!("{kind} {name} comes: {}", texts.join(", ")));
@@ -99,7 +100,7 @@ fn differences(all: &mut Vec<String>, kind: &str, before: &Things, after: &Thing
                 )
             })
             .filter(|(_, was, is)| was != is)
-            .map(|(what, was, is)| format!("{what} {is} instead of {was}"))
+            .map(|(what, was, is)| difference(what, was, is))
             .collect();
         if !differing.is_empty() {
             all.push(format!("{kind} {name} changes: {}", differing.join(", ")));
@@ -108,6 +109,35 @@ fn differences(all: &mut Vec<String>, kind: &str, before: &Things, after: &Thing
     let gone = before.keys().filter(|name| !after.contains_key(*name));
     all.extend(gone.map(|name| format!("{kind} {name} goes")));
 }
+
+/// What differs in one text: of lists what they lose and get, of conditions that they do.
+fn difference(what: &str, was: &str, is: &str) -> String {
+    if what == CONDITIONS {
+        return "its conditions are others (the lines that differ say how)".to_owned();
+    }
+    let (Some(before), Some(after)) = (items(was), items(is)) else {
+        return format!("{what} {is} instead of {was}");
+    };
+    let lost: Vec<&str> = before.difference(&after).copied().collect();
+    let got: Vec<&str> = after.difference(&before).copied().collect();
+    let mut parts = Vec::new();
+    if !lost.is_empty() {
+        parts.push(format!("{what} lose {}", lost.join(" ")));
+    }
+    if !got.is_empty() {
+        parts.push(format!("{what} get {}", got.join(" ")));
+    }
+    parts.join(", ")
+}
+
+/// The items of a list as it is written.
+fn items(text: &str) -> Option<BTreeSet<&str>> {
+    let inner = text.strip_prefix('[')?.strip_suffix(']')?;
+    Some(inner.split_whitespace().collect())
+}
+
+/// The label of a digest that only tells whether conditions differ.
+const CONDITIONS: &str = "conditions";
 
 fn texts<const N: usize>(all: [(&str, String); N]) -> Texts {
     all.into_iter()
@@ -211,7 +241,7 @@ fn agents(bundle: &PolicyBundle) -> Things {
         .collect()
 }
 
-/// What each rule does. Its conditions are in the lines that differ: here is their digest.
+/// What each rule does. Its conditions are in the lines that differ: here is their digest, which is compared and not shown.
 fn rules(bundle: &PolicyBundle) -> Things {
     let rule_texts = |rule: &RuleInfo| {
         let effect = match (rule.effect, &rule.remedy) {
@@ -230,10 +260,7 @@ fn rules(bundle: &PolicyBundle) -> Things {
         texts([
             ("effect", effect),
             ("why", said(rule.why.as_deref())),
-            (
-                "conditions with the digest",
-                bundle.rules.conditions(&rule.id),
-            ),
+            (CONDITIONS, bundle.rules.conditions(&rule.id)),
         ])
     };
     let rules = bundle.rules();

@@ -348,7 +348,7 @@ const SENTENCES: &[SummaryRow] = &[
         "people.toml",
         "audiences = [\"https://idp.soc.example\"]",
         "audiences = [\"https://idp.soc.example\", \"https://more.example\"]",
-        "the service idp changes: audiences [https://idp.soc.example https://more.example] instead of [https://idp.soc.example]",
+        "the service idp changes: audiences get https://more.example",
     ),
     (
         "agents.toml",
@@ -360,7 +360,7 @@ const SENTENCES: &[SummaryRow] = &[
         "rules/20-guardrails.cedar",
         "when { resource.protected };",
         "when { resource.protected && context.target_known };",
-        "the rule protected-accounts-stay changes: conditions with the digest ",
+        "the rule protected-accounts-stay changes: its conditions are others (the lines that differ say how)",
     ),
     (
         "rules/20-guardrails.cedar",
@@ -384,7 +384,7 @@ const SENTENCES: &[SummaryRow] = &[
         "rules/90-more.cedar",
         "",
         "@id(\"more\") forbid (principal, action == Action::\"case.read\", resource == Case::\"INC-8850\");",
-        "the rule more comes: conditions with the digest ",
+        "the rule more comes: effect forbid, why not said",
     ),
     (
         "schema.cedarschema",

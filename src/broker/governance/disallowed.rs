@@ -20,9 +20,9 @@ use crate::state::{AccessRequest, Draft, KeyNames, Read, Recorded, TaskRecord};
 pub struct RevocationSummary {
     /// Tasks.
     pub tasks: usize,
-    /// Tokens.
+    /// Tokens, those of these tasks among them.
     pub grants: usize,
-    /// Access requests.
+    /// Access requests, those of these tasks among them.
     pub requests: usize,
 }
 
@@ -43,8 +43,17 @@ impl Broker {
         // A pass with conflicts is repeated; what is left can only become less.
         while !self.is_policy_enforced() {
             let version = self.show().version(&Stream::Policy);
+            let before = self.open_in_tasks();
             let tasks = self.end_disallowed_tasks().await;
             revoked.tasks += tasks.recorded.len();
+            for (grants, requests) in tasks
+                .recorded
+                .iter()
+                .filter_map(|end| before.get(&end.task))
+            {
+                revoked.grants += grants;
+                revoked.requests += requests;
+            }
             let grants = self.end_disallowed_grants().await;
             revoked.grants += grants.recorded.len();
             let requests = self.close_disallowed_requests().await;
@@ -63,6 +72,25 @@ impl Broker {
             }
         }
         Ok(revoked)
+    }
+
+    /// How many living tokens and waiting access requests each open task has: they end with it.
+    fn open_in_tasks(&self) -> BTreeMap<TaskId, (usize, usize)> {
+        let (show, now) = (self.show(), self.now());
+        let mut open: BTreeMap<TaskId, (usize, usize)> = BTreeMap::new();
+        for task in show.open_tasks() {
+            let id = task.opened.task;
+            let grants = show.grants_of_task(&id);
+            let living = grants.iter().filter(|g| show.end_cause(g, now).is_none());
+            open.insert(id, (living.count(), 0));
+        }
+        for request in show.pending_requests(now) {
+            let task = request.opened.task();
+            if let Some((_, requests)) = task.and_then(|task| open.get_mut(&task)) {
+                *requests += 1;
+            }
+        }
+        open
     }
 
     /// Whether everything that the bundle this round read disallows has ended.

@@ -9,7 +9,7 @@ use crate::broker::refusals::REFUSALS_KEPT_MAX;
 use crate::broker::{AccessRequestStatus, Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::{NearestPermit, RuleFailure};
-use crate::state::{AccessRequest, Grant, Shown};
+use crate::state::{AccessRequest, Grant, Shown, StoredStatus};
 
 /// The explanation of a decision, task, token, access request or refused call.
 #[derive(Debug, Default)]
@@ -492,6 +492,15 @@ impl Broker {
 
     /// Why an access request ended that nobody decided, and when: by the last entry about it.
     fn end_of_request(&self, request: &AccessRequest) -> Option<String> {
+        if request.status == StoredStatus::Pending {
+            let task = self.show().task(&request.opened.task()?)?;
+            let ended = task.ended?;
+            let cause = ended.cause.as_str();
+            return Some(format!(
+                "{} by entry {}: with its task, {cause}",
+                ended.at, ended.index
+            ));
+        }
         let index = request.version.checked_sub(1)?;
         let stored = self.journal.entry(index).ok().flatten()?;
         let entry = Entry::parse(&stored.text).ok()?;
@@ -505,7 +514,7 @@ impl Broker {
                 CloseCause::Frozen => "the action was frozen",
                 CloseCause::NoEligibleApprover => "too few people are left who could approve it",
             },
-            _ => "with its task, or by another bundle",
+            _ => "by another entry",
         };
         Some(format!("{} by entry {index}: {why}", entry.at))
     }

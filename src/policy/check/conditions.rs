@@ -76,7 +76,7 @@ fn examine<'b>(samples: &Samples<'b>, case: &RuleCase<'b>) -> SampleFindings {
         let reaches_all = !is_narrowed("Agent") && !kinds.into_iter().any(|kind| is_narrowed(kind));
         let (mut is_asked, mut covers) = (false, is_final && reaches_all);
         for scene in samples.scenes(case, action) {
-            let is_settled = findings.is_settled() && !covers;
+            let is_settled = findings.is_settled() && !covers && !findings.seeks_approval(case);
             if is_settled && case.info.remedy.is_none() {
                 break;
             }
@@ -118,7 +118,6 @@ fn ask<'b>(
     covers: &mut bool,
 ) -> bool {
     let (mut matches, mut is_lifted) = (false, false);
-    let is_final = is_final(case);
     let lifetime = match &case.info.remedy {
         Some(Remedy::MaxTtl(seconds)) => Some(i64::from(*seconds).saturating_mul(1000)),
         Some(Remedy::StepUp(_)) | None => None,
@@ -156,7 +155,7 @@ fn ask<'b>(
             .take(met)
             .for_each(|seen| *seen = true);
         if answer == Answer::Matches {
-            if is_final && !matches && findings.lifted_unasked.is_none() {
+            if findings.seeks_approval(case) {
                 let approved = approved(samples, assignment);
                 let lifts =
                     |approved| matches!(samples.ask_once(case, scene, &approved), Answer::Unmet(_));
@@ -171,7 +170,7 @@ fn ask<'b>(
         } else {
             *covers = false;
         }
-        let is_done = findings.is_settled() && !*covers;
+        let is_done = findings.is_settled() && !*covers && !findings.seeks_approval(case);
         match is_done && (case.info.remedy.is_none() || is_lifted) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
@@ -190,6 +189,16 @@ fn ask<'b>(
 }
 
 impl SampleFindings {
+    /// Whether a final rule reads approvals, and no sample was found yet that one would lift.
+    fn seeks_approval(&self, case: &RuleCase<'_>) -> bool {
+        let reads = || {
+            case.reading
+                .variables
+                .contains_key(&["approvals".to_owned()][..])
+        };
+        self.lifted_unasked.is_none() && is_final(case) && reads()
+    }
+
     /// Whether the rule was seen to match, and each condition to be met and unmet.
     fn is_settled(&self) -> bool {
         let all = |seen: &[bool]| seen.iter().all(|seen| *seen);

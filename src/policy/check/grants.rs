@@ -187,6 +187,7 @@ fn is_excluded<'b>(
         case.info.effect == RuleEffect::Forbid
             && case.info.remedy.is_none()
             && case.reading.is_of_context()
+            && !case.names_any_of(&action.target_types)
             && !action.target_types.iter().any(is_narrowed)
             && !is_found
     };
@@ -354,30 +355,25 @@ fn audiences<'b>(
         return;
     }
     let text = files.text(SCHEMA).unwrap_or_default();
+    let mut left = DECISIONS_MAX;
     let actions = bundle.catalogue.actions().filter(|action| !action.never);
     for action in actions {
         let of_action = |case: &&RuleCase<'b>| {
             let mut actions = case.actions.iter().flatten();
             actions.any(|of| of.name == action.name)
         };
-        let reads_audience = |case: &&RuleCase<'b>| {
-            case.reading.variables.contains_key(&audience()[..]) && case.info.remedy.is_none()
-        };
-        let binding: Vec<_> = cases
+        let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
+        if in_scope
             .iter()
-            .filter(of_action)
-            .filter(reads_audience)
-            .collect();
-        let open = match binding.is_empty() {
-            true => Some((String::new(), known.len())),
-            false => {
-                let permits: Vec<_> = cases
-                    .iter()
-                    .filter(of_action)
-                    .filter(|c| is_permit(c))
-                    .collect();
-                several_audiences(samples, &binding, &permits, action, &known)
-            }
+            .any(|case| binds_alone(samples, case, action, &known))
+        {
+            continue;
+        }
+        let reads_audience =
+            |case: &&&RuleCase<'b>| case.reading.variables.contains_key(&audience()[..]);
+        let open = match in_scope.iter().any(|case| reads_audience(&case)) {
+            false => Some((String::new(), known.len())),
+            true => several_audiences(samples, &in_scope, action, &mut left),
         };
         let Some((scene, count)) = open else {
             continue;
@@ -385,10 +381,10 @@ fn audiences<'b>(
         let line = declaration_line(text, action.name.as_str());
         let of = match scene.is_empty() {
             true => String::new(),
-            false => format!(" of {scene}"),
+            false => format!(" for {scene}"),
         };
         let message = format!(
-            "action \"{}\": a token{of} may be for each of {count} audiences: bind it to its own with a rule for every agent and target, such as \
+            "action \"{}\": a token{of} may be for any of {count} audiences: bind it to its own with a rule for every agent and target, such as \
              forbid (principal, action == Action::\"{}\", resource) unless {{ context.audience == \"{}\" }}",
             action.name,
             action.name,
@@ -407,52 +403,67 @@ fn audience() -> Path {
     vec!["audience".to_owned()]
 }
 
-/// A scene in which the rules that read the audience leave several, with how many; nothing if they leave one in each, for every agent
-/// whose ceiling has the action. A permit that reads it binds where no other permit is left.
-fn several_audiences<'b>(
+/// Whether a forbid for every agent and target leaves one audience at most, whatever else a request has.
+fn binds_alone<'b>(
     samples: &Samples<'b>,
-    binding: &[&RuleCase<'b>],
-    permits: &[&RuleCase<'b>],
+    case: &RuleCase<'b>,
     action: &'b CatalogueAction,
     known: &[Sample],
+) -> bool {
+    let is_narrowed = |kind: &str| case.population.narrowed.contains(kind);
+    let reads_it_alone = case
+        .reading
+        .variables
+        .keys()
+        .all(|path| *path == audience())
+        && case.reading.is_of_context()
+        && !case.names_any_of(&action.target_types);
+    let is_for_all = case.info.effect == RuleEffect::Forbid
+        && case.info.remedy.is_none()
+        && reads_it_alone
+        && !is_narrowed("Agent")
+        && !action.target_types.iter().any(|kind| is_narrowed(kind));
+    let mut scenes = samples.scenes(case, Some(action));
+    let leaves = |audience_of: &&Sample| {
+        let asked = vec![(audience(), Some((*audience_of).clone()))];
+        let scene = samples.scenes(case, Some(action)).next();
+        scene.is_none_or(|scene| samples.ask_once(case, &scene, &asked) != Answer::Matches)
+    };
+    is_for_all && scenes.next().is_some() && known.iter().filter(leaves).count() <= 1
+}
+
+/// A request of an agent on some target for which the rules leave several audiences, with how many; nothing if they leave one at most.
+/// An audience is left where the rules would allow a request for it, or ask people. `left`: how many decisions may still be asked for.
+fn several_audiences<'b>(
+    samples: &Samples<'b>,
+    in_scope: &[&RuleCase<'b>],
+    action: &'b CatalogueAction,
+    left: &mut usize,
 ) -> Option<(String, usize)> {
     let bundle = samples.bundle;
-    let store = bundle.evaluator.store();
     let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
-    let forbids: Vec<_> = binding.iter().filter(|case| !is_permit(case)).collect();
-    let binds = |case: &&RuleCase<'b>| case.reading.variables.contains_key(&audience()[..]);
-    // One permit for any audience leaves nothing to the others.
-    let permits = match permits.iter().all(binds) {
-        true => permits,
-        false => &[],
-    };
     for agent in bundle.agents().filter(has_it) {
-        let Some(uid) = store.uid("Agent", agent.id.as_str()) else {
-            continue;
-        };
-        let mut seen = BTreeSet::new();
-        for case in binding {
-            // An agent that the rule cannot tell from others stands among its samples as itself.
-            for scene in samples.scenes_of(case, &uid, Some(action)) {
-                if !seen.insert(scene.target.clone()) {
-                    continue;
+        let mut audiences: BTreeMap<Target, BTreeSet<Audience>> = BTreeMap::new();
+        decides_once(
+            samples,
+            in_scope,
+            agent,
+            action,
+            Extent::FEW,
+            left,
+            |asked, decision| {
+                let is_left = !matches!(decision, AuthzDecision::Denied { .. });
+                if is_left {
+                    let left = audiences.entry(asked.target.clone()).or_default();
+                    left.insert(asked.audience.clone());
                 }
-                let is_left = |audience_of: &&Sample| {
-                    let asked = vec![(audience(), Some((*audience_of).clone()))];
-                    let meets = |case: &RuleCase<'b>| {
-                        samples.ask_once(case, &scene, &asked) == Answer::Matches
-                    };
-                    let is_allowed = permits.is_empty() || permits.iter().any(|case| meets(case));
-                    is_allowed && !forbids.iter().any(|case| meets(case))
-                };
-                let left = known.iter().filter(is_left).count();
-                if samples.is_spent() {
-                    return None;
-                }
-                if left > 1 {
-                    return Some((samples.describe(&scene), left));
-                }
-            }
+                false
+            },
+        );
+        let several = audiences.into_iter().find(|(_, left)| left.len() > 1);
+        if let Some((target, audiences)) = several {
+            let scene = format!("{} on {target}", agent.id);
+            return Some((scene, audiences.len()));
         }
     }
     None
@@ -467,6 +478,7 @@ fn irreversible<'b>(
 ) {
     let bundle = samples.bundle;
     let text = files.text(files::SCHEMA).unwrap_or_default();
+    let mut left = DECISIONS_MAX;
     for action in bundle
         .catalogue
         .actions()
@@ -483,9 +495,18 @@ fn irreversible<'b>(
         let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
         let alone: Vec<String> = with
             .filter(|agent| {
-                let is_alone =
-                    |decision: &AuthzDecision| matches!(decision, AuthzDecision::Allowed { .. });
-                decides_once(samples, &in_scope, agent, action, is_alone)
+                let is_alone = |_: &Action, decision: &AuthzDecision| {
+                    matches!(decision, AuthzDecision::Allowed { .. })
+                };
+                decides_once(
+                    samples,
+                    &in_scope,
+                    agent,
+                    action,
+                    Extent::ALL,
+                    &mut left,
+                    is_alone,
+                )
             })
             .map(|agent| agent.id.to_string())
             .collect();
@@ -506,42 +527,55 @@ fn irreversible<'b>(
     }
 }
 
-/// Whether the rules decide so about some request of an agent for an action that has no approval: on each target, for each audience, at
-/// the moments and with the values of the context that the rules in scope tell apart.
+/// How many requests and moments are tried for one agent, action and target.
+#[derive(Clone, Copy)]
+struct Extent {
+    requests: usize,
+    moments: usize,
+}
+
+impl Extent {
+    const ALL: Self = Self {
+        requests: 32,
+        moments: MOMENTS_MAX,
+    };
+    const FEW: Self = Self {
+        requests: 8,
+        moments: 4,
+    };
+}
+
+/// Whether the rules decide so about some request of an agent for an action that has no approval: on a target of each class that the
+/// rules in scope tell apart, for each audience, at the moments and with some of the values of the context that they tell apart. `left`:
+/// how many decisions may still be asked for.
 fn decides_once<'b>(
     samples: &Samples<'b>,
     in_scope: &[&RuleCase<'b>],
     agent: &RegisteredAgent,
     action: &'b CatalogueAction,
-    mut decides: impl FnMut(&AuthzDecision) -> bool,
+    extent: Extent,
+    left: &mut usize,
+    mut decides: impl FnMut(&Action, &AuthzDecision) -> bool,
 ) -> bool {
     let bundle = samples.bundle;
-    let kinds = samples.known_entities.kinds();
-    let of_type = kinds.filter(|(kind, _)| action.target_types.contains(*kind));
-    let known = of_type.flat_map(|(kind, known)| known.iter().map(move |known| (kind, known)));
-    let targets =
-        known.filter_map(|(kind, known)| Target::parse(kind, known.uid.id().unescaped()).ok());
-    let mut targets: Vec<Target> = targets.collect();
-    if action.open_targets {
-        let unknown = action
-            .target_types
-            .iter()
-            .filter_map(|kind| Target::parse(kind, "unknown").ok());
-        targets.extend(unknown);
-    }
     let (moments, _) = moments(in_scope.iter().copied(), DAY_HOURS);
+    let few = moments.len().div_ceil(Extent::FEW.moments).max(1);
+    let step = moments.len().div_ceil(extent.moments).max(1);
     let mut compared: BTreeMap<Path, Compared> = BTreeMap::new();
     for case in in_scope {
         for (path, with) in &case.reading.variables {
-            let is_of_others = matches!(path.as_slice(), [name] if name == "now" || name == "approvals" || name == "audience");
-            if !is_of_others {
+            let is_of_others = ["now", "approvals", "audience"].map(|name| vec![name.to_owned()]);
+            if !is_of_others.contains(path) {
                 compared.entry(path.clone()).or_default().merge(with);
             }
         }
     }
     let approvals = BTreeSet::new();
-    for target in targets.into_iter().take(TARGETS_MAX) {
-        for asked in samples.requests(agent, action, &target, &compared, REQUESTS_MAX) {
+    for target in samples.classes_of_targets(action, in_scope) {
+        let requests = samples.requests(agent, action, &target, &compared, extent.requests);
+        for (n, asked) in requests.into_iter().enumerate() {
+            // The first at every moment, the others at some.
+            let step = if n == 0 { step } else { few };
             for audience in &bundle.people.audiences {
                 let action = Action {
                     name: action.name.clone(),
@@ -549,8 +583,9 @@ fn decides_once<'b>(
                     audience: audience.clone(),
                     parameters: asked.parameters.clone(),
                 };
-                for now in &moments {
-                    if !samples.spend(1) {
+                for now in moments.iter().step_by(step) {
+                    *left = left.saturating_sub(1);
+                    if *left == 0 {
                         return false;
                     }
                     let decision = bundle.authorize(&AuthzRequest {
@@ -565,7 +600,7 @@ fn decides_once<'b>(
                         task_depth: 0,
                         now: *now,
                     });
-                    if decides(&decision) {
+                    if decides(&action, &decision) {
                         return true;
                     }
                 }
@@ -585,6 +620,7 @@ fn quorums_together<'b>(
     let bundle = samples.bundle;
     let text = files.text(PEOPLE).unwrap_or_default();
     let mut told = BTreeSet::new();
+    let mut left = DECISIONS_MAX;
     for action in bundle.catalogue.actions() {
         let of_action = |case: &&RuleCase<'b>| {
             let mut actions = case.actions.iter().flatten();
@@ -595,38 +631,50 @@ fn quorums_together<'b>(
             Some(Remedy::StepUp(profile)) => Some(profile),
             Some(Remedy::MaxTtl(_)) | None => None,
         });
-        if asked.collect::<BTreeSet<_>>().len() < 2 {
-            continue;
-        }
+        let asked: BTreeSet<&ProfileName> = asked.collect();
+        let all: Vec<&StepUpProfile> = asked
+            .iter()
+            .filter_map(|name| bundle.profile(name))
+            .collect();
         let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
-        for agent in bundle.agents().filter(has_it) {
-            decides_once(samples, &in_scope, agent, action, |decision| {
-                let AuthzDecision::Needs { profiles, .. } = decision else {
-                    return false;
-                };
-                let names: Vec<&ProfileName> = profiles.iter().map(|p| &p.name).collect();
-                let defined = names.iter().filter_map(|name| bundle.profile(name));
-                let defined: Vec<&StepUpProfile> = defined.collect();
-                let key = (agent.owner.clone(), format!("{names:?}"));
-                if names.len() < 2
-                    || !told.insert(key)
-                    || has_enough_people(bundle, agent, &defined)
-                {
-                    return false;
-                }
-                let last = names.last().map_or("", |name| name.as_str());
-                let listed: Vec<String> = names.iter().map(ToString::to_string).collect();
-                let message = format!(
-                    "{} of {} may need approvals under {} together, and too few different people could give them: each person counts once, and an \
+        // Where every profile at once has enough people no request can need more.
+        let is_short = |agent: &&Arc<RegisteredAgent>| !has_enough_people(bundle, agent, &all);
+        for agent in bundle.agents().filter(has_it).filter(is_short) {
+            decides_once(
+                samples,
+                &in_scope,
+                agent,
+                action,
+                Extent::ALL,
+                &mut left,
+                |_, decision| {
+                    let AuthzDecision::Needs { profiles, .. } = decision else {
+                        return false;
+                    };
+                    let names: Vec<&ProfileName> = profiles.iter().map(|p| &p.name).collect();
+                    let defined = names.iter().filter_map(|name| bundle.profile(name));
+                    let defined: Vec<&StepUpProfile> = defined.collect();
+                    let key = (agent.owner.clone(), format!("{names:?}"));
+                    if names.len() < 2
+                        || !told.insert(key)
+                        || has_enough_people(bundle, agent, &defined)
+                    {
+                        return false;
+                    }
+                    let last = names.last().map_or("", |name| name.as_str());
+                    let listed: Vec<String> = names.iter().map(ToString::to_string).collect();
+                    let message = format!(
+                        "{} of {} may need approvals under {} together, and too few different people could give them: each person counts once, and an \
                      agent's owner never; add approvers, or let one profile lift both rules",
-                    action.name,
-                    agent.id,
-                    listed.join(" and "),
-                );
-                let line = table_line(text, &format!("profile.{last}"));
-                report.thing(Check::QuorumUnreachable, last, (PEOPLE, line), message);
-                false
-            });
+                        action.name,
+                        agent.id,
+                        listed.join(" and "),
+                    );
+                    let line = table_line(text, &format!("profile.{last}"));
+                    report.thing(Check::QuorumUnreachable, last, (PEOPLE, line), message);
+                    false
+                },
+            );
         }
     }
 }
@@ -692,7 +740,5 @@ const DAY_HOURS: i64 = 24;
 const WEEK_HOURS: i64 = 7 * DAY_HOURS;
 /// Most moments that are tried.
 const MOMENTS_MAX: usize = 1_024;
-/// Most targets that are tried for one agent.
-const TARGETS_MAX: usize = 200;
-/// Most requests that are tried for one agent, action and target.
-const REQUESTS_MAX: usize = 64;
+/// Most decisions that each question about the whole bundle asks for.
+const DECISIONS_MAX: usize = 20_000;

@@ -61,12 +61,14 @@ impl Names {
     fn rule(&self, samples: &Samples<'_>, case: &RuleCase<'_>, report: &mut Report<'_>) {
         let rule = case.info;
         let store = samples.bundle.evaluator.store();
-        for uid in case.literals.iter().take(FINDINGS_MAX) {
-            // Cedar itself refuses undeclared step-up profiles and actions.
+        // Cedar itself refuses undeclared step-up profiles and actions.
+        let is_undeclared = |uid: &&EntityUid| {
             let is_checked = matches!(uid.type_name().basename(), "StepUp" | "Action");
-            if !is_checked && !store.contains(uid) && !self.may_be_absent(case, uid) {
-                self.undeclared(rule, uid, report);
-            }
+            !is_checked && !store.contains(uid) && !self.may_be_absent(case, uid)
+        };
+        let undeclared = case.literals.iter().filter(is_undeclared);
+        for uid in undeclared.take(FINDINGS_MAX) {
+            self.undeclared(rule, uid, report);
         }
         let variable = |path: &[&str]| {
             let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
@@ -76,8 +78,10 @@ impl Names {
                 .flat_map(|compared| compared.texts.iter().map(|(text, at)| (text, *at)))
         };
         let audiences = &samples.bundle.people.audiences;
-        for (text, condition) in variable(&["audience"]).take(FINDINGS_MAX) {
-            if !audiences.iter().any(|known| known.as_str() == text) {
+        let mut left = FINDINGS_MAX;
+        for (text, condition) in variable(&["audience"]) {
+            if left > 0 && !audiences.iter().any(|known| known.as_str() == text) {
+                left -= 1;
                 let near = nearest(text, audiences.iter().map(Audience::as_str));
                 let message = format!(
                     "no validator of people.toml has the audience {}{near}",
@@ -103,9 +107,11 @@ impl Names {
         }
         self.presences(samples, case, report);
         self.audiences_of_targets(samples, case, report);
-        let texts = BTreeSet::from_iter(&case.reading.texts).into_iter();
-        for compared in texts.take(FINDINGS_MAX) {
-            self.text(case, compared, report);
+        let mut left = FINDINGS_MAX;
+        for compared in BTreeSet::from_iter(&case.reading.texts) {
+            if left > 0 && self.text(case, compared, report) {
+                left -= 1;
+            }
         }
     }
 
@@ -117,32 +123,33 @@ impl Names {
         report: &mut Report<'_>,
     ) {
         let compared = case.reading.variables.get(&["audience".to_owned()][..]);
-        if !compared.is_some_and(|compared| compared.with_entities) {
+        let Some(compared) = compared.filter(|compared| compared.with_entities) else {
             return;
-        }
+        };
         let known = &samples.bundle.people.audiences;
-        let kinds = case
-            .actions
+        let kinds = case.actions.iter().flatten().flat_map(|a| &a.target_types);
+        let kinds: BTreeSet<&String> = kinds.collect();
+        let targets = kinds
             .iter()
-            .flatten()
-            .flat_map(|a| &a.target_types)
-            .collect::<BTreeSet<_>>();
-        for kind in kinds {
-            for attribute in &case.reading.attributes {
-                let key = (kind.clone(), attribute.clone());
-                let texts = self.texts.get(&key).into_iter().flatten();
-                let is_unknown = |text: &&String| {
-                    text.contains("://") && !known.iter().any(|known| known.as_str() == **text)
+            .filter_map(|kind| case.population.targets.get(*kind));
+        let mut told = BTreeSet::new();
+        for target in targets.flatten() {
+            for attribute in &compared.attributes {
+                let Some(text) = samples.text_of(target, attribute) else {
+                    continue;
                 };
-                for text in texts.filter(is_unknown).take(FINDINGS_MAX) {
-                    let near = nearest(text, known.iter().map(Audience::as_str));
-                    let message = format!(
-                        "compares the audience with the attribute `{attribute}` of a {kind} that is {}, and no validator of people.toml has it{near}",
-                        quote(text)
-                    );
-                    let at = location::member(&case.info.text, attribute, 0);
-                    report.rule(Check::UndeclaredName, case.info, at, message);
+                let is_known = known.iter().any(|known| known.as_str() == text);
+                if is_known || told.len() >= FINDINGS_MAX || !told.insert(text.clone()) {
+                    continue;
                 }
+                let near = nearest(&text, known.iter().map(Audience::as_str));
+                let message = format!(
+                    "compares the audience with `{attribute}`, which is {} for {}, and no validator of people.toml has it{near}",
+                    quote(&text),
+                    samples.known_entities.name(target)
+                );
+                let at = location::member(&case.info.text, attribute, 0);
+                report.rule(Check::UndeclaredName, case.info, at, message);
             }
         }
     }
@@ -279,13 +286,23 @@ impl Names {
             "Person" => "people.toml does not have it",
             _ => "entities.json does not have it",
         };
-        let message = format!("nothing in this bundle is {uid}{near}: {declare}");
+        let ids = self.entities.get(&kind).map_or(&[][..], Vec::as_slice);
+        let there = match ids {
+            // The nearest is named, or there are too many.
+            _ if !near.is_empty() || ids.is_empty() || ids.len() > NAMED_MAX => String::new(),
+            ids => {
+                let ids: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+                let ids: Vec<String> = ids.into_iter().map(quote).collect();
+                format!("; declared: {}", ids.join(", "))
+            }
+        };
+        let message = format!("nothing in this bundle is {uid}{near}: {declare}{there}");
         let at = location::entity(&rule.text, &kind, id);
         report.rule(Check::UndeclaredName, rule, at, message);
     }
 
-    /// A text that an attribute is compared with.
-    fn text(&self, case: &RuleCase<'_>, compared: &ComparedText, report: &mut Report<'_>) {
+    /// A text that an attribute is compared with; whether it is a finding.
+    fn text(&self, case: &RuleCase<'_>, compared: &ComparedText, report: &mut Report<'_>) -> bool {
         let types: BTreeSet<String> = match compared.root {
             "principal" => BTreeSet::from(["Agent".to_owned()]),
             _ => {
@@ -311,7 +328,7 @@ impl Names {
         }
         // Without any entity the rule never matches, which is said elsewhere.
         if known.is_empty() || known.contains(compared.text.as_str()) {
-            return;
+            return false;
         }
         let what = format!("{}.{}", compared.root, compared.attribute);
         self.unknown_text(
@@ -321,6 +338,7 @@ impl Names {
             known.iter().copied(),
             report,
         );
+        true
     }
 
     fn unknown_text<'n>(
@@ -384,7 +402,7 @@ fn texts(value: &EvalResult, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Most names and values of one rule, and references of targets, that are looked at: each finding reads the rule's text again.
+/// Most findings of one kind about one rule, and about references of targets: each reads the rule's text again.
 const FINDINGS_MAX: usize = 256;
 /// Most known texts that a message names.
 const NAMED_MAX: usize = 5;

@@ -47,6 +47,8 @@ pub(super) struct Compared {
     pub(super) profiles: BTreeSet<String>,
     /// Whether it is compared with an attribute of the agent or the target.
     pub(super) with_entities: bool,
+    /// The attributes of agents and targets that it is compared with.
+    pub(super) attributes: BTreeSet<String>,
     /// Whether it is compared as a whole, not asked for single members.
     pub(super) as_a_whole: bool,
 }
@@ -190,7 +192,9 @@ impl Reading {
             | (Some(ValueSource::Entity { attributes, .. }), Some(ValueSource::Context(path))) => {
                 // The values of direct attributes are samples.
                 self.is_undecided |= attributes.len() != 1;
-                self.variable(path).with_entities = true;
+                let compared = self.variable(path);
+                compared.with_entities = true;
+                compared.attributes.extend(attributes.iter().cloned());
                 self.entity(attributes);
             }
             (Some(ValueSource::Context(path)), _) => self.compared(path, right),
@@ -339,6 +343,7 @@ impl Compared {
         self.matching.extend(other.matching.iter().cloned());
         self.profiles.extend(other.profiles.iter().cloned());
         self.with_entities |= other.with_entities;
+        self.attributes.extend(other.attributes.iter().cloned());
         self.as_a_whole |= other.as_a_whole;
     }
 

@@ -59,6 +59,16 @@ pub(super) struct RuleCase<'b> {
     pub(super) population: Rc<Population>,
 }
 
+impl RuleCase<'_> {
+    /// Whether it names an agent, or an entity of one of these types.
+    pub(super) fn names_any_of(&self, kinds: &BTreeSet<String>) -> bool {
+        self.literals.iter().any(|uid| {
+            let kind = uid.type_name().to_string();
+            kind == "Agent" || kinds.contains(&kind)
+        })
+    }
+}
+
 /// An agent, an action and a target.
 pub(super) struct Scene<'c> {
     pub(super) agent: EntityUid,
@@ -438,10 +448,61 @@ impl<'b> Samples<'b> {
             target_known: store.contains_target(target),
         };
         let (assignments, _) = self.assignments(&scene, compared);
-        let assignments = assignments.into_iter().take(most);
+        // Of too many some from everywhere, so that each variable has several of its values.
+        let step = assignments.len().div_ceil(most.max(1)).max(1);
+        let assignments = assignments.into_iter().step_by(step);
         assignments
             .map(|assignment| SampleRequest::of(action, assignment))
             .collect()
+    }
+
+    /// One of the bundle's targets of an action's types for each class that these rules can tell apart: by the attributes that they read,
+    /// the groups that a target is in, and by name where they name it.
+    pub(super) fn classes_of_targets(
+        &self,
+        action: &CatalogueAction,
+        in_scope: &[&RuleCase<'b>],
+    ) -> Vec<Target> {
+        let mut by_identity = false;
+        let (mut read, mut named) = (BTreeSet::new(), BTreeSet::new());
+        for case in in_scope {
+            by_identity |= case.reading.is_undecided || case.reading.reads_identity;
+            read.extend(&case.reading.attributes);
+            named.extend(&case.literals);
+        }
+        let store = self.bundle.evaluator.store();
+        let mut classes: BTreeMap<Vec<String>, Target> = BTreeMap::new();
+        for kind in &action.target_types {
+            let of_kind = self.known_entities.kinds().filter(|(of, _)| *of == kind);
+            for known in of_kind.flat_map(|(_, known)| known) {
+                let Ok(target) = Target::parse(kind, known.uid.id().unescaped()) else {
+                    continue;
+                };
+                let mut class = vec![kind.clone()];
+                if by_identity || named.contains(&known.uid) {
+                    class.push(known.uid.to_string());
+                }
+                let values = known.attributes.iter();
+                let values = values.filter(|(name, _)| read.contains(*name));
+                class.extend(values.map(|(name, value)| format!("{name} {value}")));
+                class.extend(store.groups(&known.uid));
+                classes.entry(class).or_insert(target);
+            }
+            if action.open_targets
+                && let Ok(unknown) = Target::parse(kind, "unknown")
+            {
+                classes.insert(vec![kind.clone(), String::new()], unknown);
+            }
+        }
+        classes.into_values().collect()
+    }
+
+    /// The text that an entity of the samples has in an attribute.
+    pub(super) fn text_of(&self, uid: &EntityUid, attribute: &str) -> Option<String> {
+        match self.entities.get(uid)?.attr(attribute)?.ok()? {
+            EvalResult::String(text) => Some(text),
+            _ => None,
+        }
     }
 
     fn situation<'s>(

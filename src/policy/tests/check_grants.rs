@@ -244,3 +244,61 @@ fn large_sets_take_little() {
     schema.push_str(&format!("type Deep = {}A;\n", "A::".repeat(20_000)));
     assert!(said(deep).contains("a name has more than 16 parts"));
 }
+
+/// A rule about one target leaves the others: it is not one of every target.
+#[test]
+fn a_guard_of_one_target_excludes_no_action() {
+    for condition in [
+        "resource == Case::\"INC-8841\"",
+        "[Case::\"INC-8841\"].contains(resource)",
+    ] {
+        let rule = format!(
+            "@id(\"more\") forbid (principal, action in [Action::\"case.read\", Action::\"case.note\"], resource) when {{ {condition} }};"
+        );
+        assert_eq!(found(with_rules(&rule)), Vec::<&str>::new(), "{condition}");
+    }
+}
+
+/// Audiences are asked for where a token could be: rules that close a request leave none, and those of one target leave the others.
+#[test]
+fn audiences_are_those_that_tokens_could_be_for() {
+    let soc = soc_files();
+    let bound = "forbid (principal, action == Action::\"logs.search\", resource)\nunless { context.audience == \"https://logs.soc.example\" };";
+    let closed = "forbid (principal, action == Action::\"logs.search\", resource)\nwhen { !resource.personal }\nunless { context.audience == \"https://logs.soc.example\" };\n\n\
+         @id(\"closed\")\nforbid (principal, action == Action::\"logs.search\", resource)\nwhen { resource.personal };";
+    assert_eq!(
+        found(replaced(&soc, GUARDS, bound, closed)),
+        Vec::<&str>::new()
+    );
+    let one = "forbid (principal, action == Action::\"logs.search\", resource == LogSource::\"mail\")\nunless { context.audience == \"https://logs.soc.example\" };";
+    assert_eq!(found(replaced(&soc, GUARDS, bound, one)), ["any-audience"]);
+    let by_parameter = "forbid (principal, action == Action::\"logs.search\", resource)\n\
+         unless { context.audience == \"https://logs.soc.example\" || context.audience == \"https://vault.soc.example\" && context.evidence.issued_age <= duration(\"1m\") };";
+    assert_eq!(
+        found(replaced(&soc, GUARDS, bound, by_parameter)),
+        ["any-audience"]
+    );
+}
+
+/// Every sample is tried, not only the first that a rule matches.
+#[test]
+fn approvals_behind_other_values_are_found() {
+    let soc = soc_files();
+    for (from, to) in [
+        (
+            "unless { context.parameters.minutes >= 1 && context.parameters.minutes <= 60 };",
+            "unless { context.parameters.minutes >= 1 && context.parameters.minutes <= 60 && context.approvals.contains(StepUp::\"two-security\") };",
+        ),
+        (
+            "unless { [\"log-reader\", \"helpdesk\", \"host-admin\"].contains(context.parameters.role) };",
+            "unless { [\"log-reader\", \"helpdesk\"].contains(context.parameters.role) && context.approvals.contains(StepUp::\"two-security\") };",
+        ),
+    ] {
+        let found = found(replaced(&soc, GUARDS, from, to));
+        assert!(found.contains(&"approval-unasked"), "{to}: {found:?}");
+    }
+    let second = "@id(\"more\") forbid (principal, action == Action::\"session.end\", resource)\n\
+         unless { resource == Account::\"ann\" || (resource == Account::\"cara\" && context.approvals.contains(StepUp::\"one-security\")) };";
+    let found = found(with_rules(second));
+    assert!(found.contains(&"approval-unasked"), "{found:?}");
+}

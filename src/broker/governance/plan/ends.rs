@@ -1,6 +1,6 @@
 //! What a policy bundle would end, or change, of what is open now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AskedBy, PlanFailure, PlanInput, PlanJob};
 use crate::approve::needs::{self, Reassessment};
@@ -24,7 +24,10 @@ impl Broker {
         let mut ends = PlannedEnds::default();
         let candidate = &input.candidate;
         let mut ended = BTreeSet::new();
-        for task in self.show().open_tasks() {
+        let mut secrets = SecretRules::default();
+        let running = self.show().open_tasks().into_iter();
+        // Those that time has ended are no longer a bundle's to end.
+        for task in running.filter(|task| task.is_running(now)) {
             if job.is_given_up() {
                 return Err(PlanFailure::Cancelled);
             }
@@ -46,7 +49,7 @@ impl Broker {
                 }
                 let (jti, issued) = (grant.issued.jti, &grant.issued);
                 let what = request_of(&issued.action);
-                if goes_on && !tells_nothing(input, issued.secret, &issued.action) {
+                if goes_on && !secrets.tell_nothing(input, issued.secret, &issued.action) {
                     add(&mut ends.uncertain, jti, &issued.agent, what);
                     continue;
                 }
@@ -72,7 +75,7 @@ impl Broker {
                 // Another bundle in force voids every proposal.
                 (Some(_), _) => Becomes::Ends,
                 (None, Some(task)) if ended.contains(&task) => Becomes::Ends,
-                (None, _) => self.becomes(&request, input, active, now),
+                (None, _) => self.becomes(&request, input, active, now, &mut secrets),
             };
             let list = match becomes {
                 Becomes::Ends => &mut ends.access_requests,
@@ -92,9 +95,10 @@ impl Broker {
         input: &PlanInput,
         active: &ActivePolicy,
         now: Timestamp,
+        secrets: &mut SecretRules,
     ) -> Becomes {
         let opened = &request.opened;
-        if !tells_nothing(input, opened.secret, &opened.action) {
+        if !secrets.tell_nothing(input, opened.secret, &opened.action) {
             return Becomes::Perhaps;
         }
         let becomes = self.preview(|read| {
@@ -150,12 +154,25 @@ impl PlanJob {
     }
 }
 
-/// Whether what a bundle says about an action tells nothing of its sensitive parameters.
-fn tells_nothing(input: &PlanInput, secret: Option<Digest>, action: &ActionOnRecord) -> bool {
-    secret.is_none()
-        || input
-            .base
-            .asks_the_same_of_secrets(&input.candidate, action)
+/// By action and sensitive parameters, whether what a bundle says about it tells nothing of their values.
+#[derive(Default)]
+struct SecretRules(BTreeMap<(ActionName, Vec<String>), bool>);
+
+impl SecretRules {
+    fn tell_nothing(
+        &mut self,
+        input: &PlanInput,
+        secret: Option<Digest>,
+        action: &ActionOnRecord,
+    ) -> bool {
+        let key = (action.action.clone(), action.sensitive().cloned().collect());
+        let asks = || {
+            input
+                .base
+                .asks_the_same_of_secrets(&input.candidate, action)
+        };
+        secret.is_none() || *self.0.entry(key).or_insert_with(asks)
+    }
 }
 
 /// Whether a bundle registers the key of a task for another agent, a person or a service.

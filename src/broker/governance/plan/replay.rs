@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{NICENESS, PlanFailure, PlanInput, PlanJob};
 use crate::journal::{Journal, JournalReader, OpenError};
 use crate::model::*;
-use crate::policy::replay::{RecordedDecision, Replay};
+use crate::policy::replay::{DecisionEntry, RecordedDecision, Replay};
 
 /// The entries of a journal up to a moment, for the threads of one plan. Each has a connection of its own.
 pub(super) struct JournalScan {
@@ -75,10 +75,10 @@ fn replay_share(
             return Err(PlanFailure::Cancelled);
         }
         for stored in reader.entries_below(below, READ_AT_ONCE)? {
-            if !RecordedDecision::is_in(&stored.text) {
+            let entry = DecisionEntry::parse(&stored.text);
+            let Some(entry) = entry.map_err(|e| PlanFailure::Input(e.to_string()))? else {
                 continue;
-            }
-            let entry = Entry::parse(&stored.text).map_err(OpenError::from)?;
+            };
             if entry.at < job.since {
                 return Ok(replay);
             }
