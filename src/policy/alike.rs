@@ -1,12 +1,57 @@
 //! What two bundles have in common: for which requests they answer alike, and whether they ask the same about sensitive parameters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::PolicyBundle;
 use super::nearest::reads_sensitive;
 use super::policy_index::RequestScope;
 use super::schema::OPERATE;
-use crate::model::{Action, ActionOnRecord, RegisteredAgent};
+use crate::model::{ActionName, ActionOnRecord, AgentId, RegisteredAgent, Target};
+
+/// For which requests two bundles answer alike.
+pub struct AlikeRequests {
+    /// The rules that differ; nothing where the entities do, so that every request may be answered otherwise.
+    differing: Option<BTreeSet<String>>,
+    known: HashMap<(AgentId, ActionName, Target), bool>,
+}
+
+impl AlikeRequests {
+    /// Compares what two bundles have.
+    pub fn of(base: &PolicyBundle, candidate: &PolicyBundle) -> Self {
+        let is_same = base.has_the_same_entities(candidate);
+        Self {
+            differing: is_same.then(|| base.differing_rules(candidate)),
+            known: HashMap::new(),
+        }
+    }
+
+    /// Whether the two bundles answer a request alike, whatever its parameters, lifetime, time, evidence and approvals.
+    pub fn has(
+        &mut self,
+        [base, candidate]: [&PolicyBundle; 2],
+        agent: &RegisteredAgent,
+        action: &ActionName,
+        target: &Target,
+    ) -> bool {
+        let Some(differing) = &self.differing else {
+            return false;
+        };
+        let key = (agent.id.clone(), action.clone(), target.clone());
+        if let Some(known) = self.known.get(&key) {
+            return *known;
+        }
+        // What cannot be kept would be found out again and again.
+        if self.known.len() >= KNOWN_MAX {
+            return false;
+        }
+        let is_alike = base.answers_alike(candidate, differing, agent, action, target);
+        self.known.insert(key, is_alike);
+        is_alike
+    }
+}
+
+/// Most requests of which it is kept whether two bundles answer them alike.
+const KNOWN_MAX: usize = 100_000;
 
 impl PolicyBundle {
     /// Whether rules see the same entities in both bundles, approvals are under the same profiles, and tokens for the same audiences.
@@ -41,9 +86,9 @@ impl PolicyBundle {
         other: &Self,
         differing: &BTreeSet<String>,
         agent: &RegisteredAgent,
-        action: &Action,
+        name: &ActionName,
+        target: &Target,
     ) -> bool {
-        let (name, target) = (&action.name, &action.target);
         let environment = ("Environment", agent.environment.as_str());
         let target = (target.kind.as_str(), target.id.as_str());
         other.agent(&agent.id).is_some_and(|other| *other == *agent)

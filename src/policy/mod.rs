@@ -45,6 +45,7 @@ use cedar_policy::EntityUid;
 
 pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
+pub use alike::AlikeRequests;
 pub use approvals::ApprovalLimits;
 pub use authorize::{AuthzDecision, AuthzRequest, OperateDecision};
 pub use cases::TestReport;

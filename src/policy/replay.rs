@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
+use super::{AlikeRequests, AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle};
 use crate::model::*;
 
 /// An entry that may hold a decision, as far as a replay reads it: the journal that it comes from was verified at the start, and nothing
@@ -120,20 +120,14 @@ pub struct Replay {
     asked: [HashMap<(TaskId, Digest), Question>; 2],
     /// By action and sensitive parameters, whether decisions that have them are decided again.
     tells_nothing: BTreeMap<(ActionName, Vec<String>), bool>,
-    /// The rules that differ; nothing where the entities do, so that every request may be answered otherwise.
-    differing: Option<BTreeSet<String>>,
-    /// Requests that both bundles answer alike, and others.
-    is_alike: HashMap<(AgentId, ActionName, Target), bool>,
+    alike: AlikeRequests,
 }
 
 impl Replay {
     /// Compares what `in_force` decides with what `candidate` would decide.
     pub fn new(in_force: Arc<PolicyBundle>, candidate: Arc<PolicyBundle>) -> Self {
         Self {
-            differing: in_force
-                .has_the_same_entities(&candidate)
-                .then(|| in_force.differing_rules(&candidate)),
-            is_alike: HashMap::new(),
+            alike: AlikeRequests::of(&in_force, &candidate),
             bundles: [in_force, candidate],
             summary: ReplaySummary::default(),
             classes: BTreeMap::new(),
@@ -167,13 +161,23 @@ impl Replay {
         self.summary.decisions += 1;
         let is_alike = self.is_alike(decision.subject, &action);
         let [base, candidate] = &self.bundles;
+        if is_alike && record.policy == base.version() {
+            // The bundle in force made this decision, and the other would make it too.
+            self.summary.same += 1;
+            let profiles = record.required_profiles.iter();
+            let names: Vec<ProfileName> = profiles.map(|profile| profile.name.clone()).collect();
+            [0, 1]
+                .into_iter()
+                .for_each(|of| self.count_question(of, &names, decision, record));
+            return;
+        }
         let was = decide(base, decision.subject, &action, &record.input);
         let would_be = match is_alike {
             true => was.clone(),
             false => decide(candidate, decision.subject, &action, &record.input),
         };
         for (of, answer) in [&was, &would_be].into_iter().enumerate() {
-            self.count_question(of, answer, decision, record);
+            self.count_question(of, &answer.profiles, decision, record);
         }
         let outcomes = (was.outcome(would_be.ttl_ms), would_be.outcome(was.ttl_ms));
         if outcomes.0 == outcomes.1 {
@@ -216,20 +220,8 @@ impl Replay {
         let ([agent], [_]) = (agents.as_slice(), others.as_slice()) else {
             return false;
         };
-        let Some(differing) = &self.differing else {
-            return false;
-        };
-        let key = (agent.id.clone(), action.name.clone(), action.target.clone());
-        if let Some(known) = self.is_alike.get(&key) {
-            return *known;
-        }
-        // What cannot be kept would be found out again and again.
-        if self.is_alike.len() >= REQUESTS_MAX {
-            return false;
-        }
-        let is_alike = base.answers_alike(candidate, differing, agent, action);
-        self.is_alike.insert(key, is_alike);
-        is_alike
+        let bundles = [&**base, &**candidate];
+        self.alike.has(bundles, agent, &action.name, &action.target)
     }
 
     /// Whether both bundles ask the same of the sensitive parameters of an action: then what differs tells nothing about their values.
@@ -253,21 +245,18 @@ impl Replay {
     fn count_question(
         &mut self,
         of: usize,
-        answer: &Answer,
+        profiles: &[ProfileName],
         decision: &RecordedDecision<'_>,
         record: &DecisionRecord,
     ) {
         let (Some(asked), Some(bundle)) = (self.asked.get_mut(of), self.bundles.get(of)) else {
             return;
         };
-        if answer.profiles.is_empty() || !record.input.approvals.is_empty() {
+        if profiles.is_empty() || !record.input.approvals.is_empty() {
             return;
         }
         let hour = decision.at.secs().div_euclid(3_600).rem_euclid(24);
-        let quorums = answer
-            .profiles
-            .iter()
-            .filter_map(|name| bundle.profile(name));
+        let quorums = profiles.iter().filter_map(|name| bundle.profile(name));
         let question = Question {
             at_night: !DAY_HOURS.contains(&hour),
             approvals: quorums.map(|profile| u64::from(profile.quorum)).sum(),
@@ -429,7 +418,5 @@ fn decide(
 const DAY_HOURS: std::ops::Range<i64> = 6..22;
 /// Most access requests of a replay that are told apart in one thread: 65 bytes each, in two maps.
 const QUESTIONS_MAX: usize = 500_000;
-/// Most requests of a replay of which it is kept whether both bundles answer them alike, in one thread.
-const REQUESTS_MAX: usize = 100_000;
 /// Most examples of a class of changes.
 const EXAMPLES_MAX: usize = 3;

@@ -202,7 +202,15 @@ async fn history(ops: Vec<Op>) {
     let b = TestBroker::start_with(env, dipylon::journal::FaultInjection::default()).await;
     let mut in_force = b.env.policy.clone();
     let mut tasks = Vec::new();
-    for (n, op) in ops.into_iter().enumerate() {
+    // Something to end, and at the end two changes that end it.
+    let read = Op::Request {
+        task: 0,
+        action: 0,
+        minutes: 10,
+    };
+    let first = [Op::Open(0), read.clone()];
+    let last = [Op::Open(0), read, Op::Change(0), Op::Change(9)];
+    for (n, op) in first.into_iter().chain(ops).chain(last).enumerate() {
         let key = format!("op-{n}");
         match op {
             Op::Open(agent) => {

@@ -9,7 +9,7 @@ use crate::broker::Broker;
 use crate::broker::governance::disallowed::may_still_operate;
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{ActivePolicy, PolicyBundle};
+use crate::policy::{ActivePolicy, AlikeRequests, PolicyBundle};
 use crate::state::{AccessRequest, Shown};
 
 impl Broker {
@@ -25,6 +25,7 @@ impl Broker {
         let candidate = &input.candidate;
         let mut ended = BTreeSet::new();
         let mut secrets = SecretRules::default();
+        let mut alike = AlikeRequests::of(&input.base, candidate);
         let running = self.show().open_tasks().into_iter();
         // Those that time has ended are no longer a bundle's to end.
         for task in running.filter(|task| task.is_running(now)) {
@@ -48,6 +49,13 @@ impl Broker {
                     continue;
                 }
                 let (jti, issued) = (grant.issued.jti, &grant.issued);
+                let agent = candidate.agent(&issued.agent).filter(|_| goes_on);
+                let bundles = [&*input.base, &**candidate];
+                let of = (&issued.action.action, &issued.action.target);
+                // What is alive under the bundle in force stays under the other.
+                if agent.is_some_and(|agent| alike.has(bundles, &agent, of.0, of.1)) {
+                    continue;
+                }
                 let what = request_of(&issued.action);
                 if goes_on && !secrets.tell_nothing(input, issued.secret, &issued.action) {
                     add(&mut ends.uncertain, jti, &issued.agent, what);
