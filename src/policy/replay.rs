@@ -61,6 +61,15 @@ pub struct RecordedDecision<'e> {
     /// Blob: the secret part of the action; absent without sensitive parameters.
     pub secret: Option<Digest>,
     record: Option<&'e DecisionRecord>,
+    kind: DecisionKind,
+}
+
+/// The kind of entry that a decision is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DecisionKind {
+    Issued,
+    Opened,
+    Denied,
 }
 
 impl<'e> RecordedDecision<'e> {
@@ -79,6 +88,7 @@ impl<'e> RecordedDecision<'e> {
                 action: &denied.action,
                 secret: denied.secret,
                 record: denied.decision.as_ref(),
+                kind: DecisionKind::Denied,
             }),
             Event::AccessRequestOpened(opened) => {
                 let by = opened.by_agent()?;
@@ -89,6 +99,7 @@ impl<'e> RecordedDecision<'e> {
                     action: &opened.action,
                     secret: opened.secret,
                     record: Some(&by.decision),
+                    kind: DecisionKind::Opened,
                 })
             }
             Event::TokenIssued(issued) => Some(Self {
@@ -98,6 +109,7 @@ impl<'e> RecordedDecision<'e> {
                 action: &issued.action,
                 secret: issued.secret,
                 record: Some(&issued.decision),
+                kind: DecisionKind::Issued,
             }),
             _ => None,
         }
@@ -171,10 +183,13 @@ impl Replay {
                 .for_each(|of| self.count_question(of, &names, decision, record));
             return;
         }
-        let was = decide(base, decision.subject, &action, &record.input);
-        let would_be = match is_alike {
-            true => was.clone(),
-            false => decide(candidate, decision.subject, &action, &record.input),
+        let would_be = decide(candidate, decision.subject, &action, &record.input);
+        // What the bundle in force decided itself, and the other decides by the same rules to the same effect, needs no second answer.
+        let was = match is_alike
+            || (record.policy == base.version() && would_be.is_of(record, decision))
+        {
+            true => would_be.clone(),
+            false => decide(base, decision.subject, &action, &record.input),
         };
         for (of, answer) in [&was, &would_be].into_iter().enumerate() {
             self.count_question(of, &answer.profiles, decision, record);
@@ -348,6 +363,25 @@ impl Answer {
             rules,
             denied: why,
         }
+    }
+
+    /// Whether it is the decision on record: the same rules, the same profiles, the same lifetime and the same kind of entry.
+    fn is_of(&self, record: &DecisionRecord, decision: &RecordedDecision<'_>) -> bool {
+        let same_rules = self.rules.iter().eq(record.rules.iter());
+        let profiles = record.required_profiles.iter().map(|profile| &profile.name);
+        let same_effect = match decision.kind {
+            DecisionKind::Issued => {
+                self.denied.is_none()
+                    && self.profiles.is_empty()
+                    && self.ttl_ms / 1000 == record.ttl.granted
+            }
+            DecisionKind::Opened => {
+                self.denied.is_none() && self.ttl_ms / 1000 == record.ttl.granted
+            }
+            // Its reason may be another than a rule's.
+            DecisionKind::Denied => false,
+        };
+        same_rules && same_effect && self.profiles.iter().eq(profiles)
     }
 
     /// The outcome, beside the answer of another bundle.
