@@ -7,6 +7,7 @@
 
 mod conditions;
 mod constants;
+mod decisions;
 pub(super) mod direction;
 mod grants;
 pub(super) mod location;

@@ -11,13 +11,12 @@ use cedar_policy::{
 };
 use serde_json::{Value, json};
 
+use super::decisions::SampleRequest;
 use super::direction::Direction;
 use super::population::{BundleEntities, Distinctions, Population, UNKNOWN};
 use super::reading::{Compared, Path, Reading, named};
 use super::values::{Assignment, Sample, Situation, TTL_MAX_MS};
-use crate::model::{
-    ActionName, Audience, EvidenceAges, Param, ProfileName, RegisteredAgent, Target,
-};
+use crate::model::{ActionName, Audience, ProfileName, RegisteredAgent, Target};
 use crate::policy::PolicyBundle;
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::policy_index::{ScopeKey, action_keys, agent_key, met_by};
@@ -60,6 +59,14 @@ pub(super) struct RuleCase<'b> {
 }
 
 impl RuleCase<'_> {
+    /// Whether its scope has an action.
+    pub(super) fn has_action(&self, name: &ActionName) -> bool {
+        self.actions
+            .iter()
+            .flatten()
+            .any(|action| action.name == *name)
+    }
+
     /// Whether it names an agent, or an entity of one of these types.
     pub(super) fn names_any_of(&self, kinds: &BTreeSet<String>) -> bool {
         self.literals.iter().any(|uid| {
@@ -89,61 +96,6 @@ pub(super) enum Answer {
     Unmet(usize),
     /// The rule cannot be evaluated.
     Fails,
-}
-
-/// What a sample request has beside its agent, action, target and audience.
-pub(super) struct SampleRequest {
-    pub(super) ttl_ms: i64,
-    pub(super) ages: EvidenceAges,
-    pub(super) task_age_ms: i64,
-    pub(super) parameters: BTreeMap<String, Param>,
-}
-
-impl SampleRequest {
-    fn of(action: &CatalogueAction, assignment: Assignment) -> Self {
-        let mut request = Self {
-            ttl_ms: 60_000,
-            ages: EvidenceAges::ZERO,
-            task_age_ms: 0,
-            parameters: action.sample_parameters(),
-        };
-        for (path, value) in assignment {
-            let names: Vec<&str> = path.iter().map(String::as_str).collect();
-            match (names.as_slice(), value) {
-                (["ttl"], Some(Sample::Duration(ms))) => request.ttl_ms = ms,
-                (["evidence", "issued_age"], Some(Sample::Duration(ms))) => {
-                    request.ages.issued_ms = ms;
-                }
-                (["evidence", "verified_age"], Some(Sample::Duration(ms))) => {
-                    request.ages.verified_ms = ms;
-                }
-                (["task", "age"], Some(Sample::Duration(ms))) => request.task_age_ms = ms,
-                (["parameters", parents @ .., last], value) => {
-                    set(&mut request.parameters, parents, last, value);
-                }
-                _ => {}
-            }
-        }
-        request
-    }
-}
-
-/// Puts a parameter into its record, or takes it out of it. A record that is absent has no members.
-fn set(members: &mut BTreeMap<String, Param>, parents: &[&str], last: &str, value: Option<Sample>) {
-    match (parents.split_first(), value.and_then(Sample::parameter)) {
-        (Some((first, rest)), value) => {
-            if let Some(Param::Record(inner)) = members.get_mut(*first) {
-                match (rest, value) {
-                    ([], Some(value)) => drop(inner.insert(last.to_owned(), value)),
-                    ([], None) => drop(inner.remove(last)),
-                    // Deeper members keep their sample.
-                    (_, _) => {}
-                }
-            }
-        }
-        (None, Some(value)) => drop(members.insert(last.to_owned(), value)),
-        (None, None) => drop(members.remove(last)),
-    }
 }
 
 /// What the cases of a bundle share while they are made.
