@@ -100,6 +100,8 @@ fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
                 idempotency_key: IdempotencyKey::parse(&idempotency_key).expect("id"),
                 wait_ms: 0,
                 evidence: None,
+                executor: None,
+                recommendation: None,
             };
             let adg = Some(action.digest());
             let proof = setup.proof(REQUEST_TOKEN, &holder.key, adg, &broker.nonce());

@@ -120,6 +120,7 @@ fn decisions(rules: usize, scopes: RuleScopes, counts: &Counts) -> Vec<u64> {
             task_age_ms: 1_000,
             task_depth: 0,
             now: Timestamp::from_secs(1_792_656_000),
+            executor: None,
         };
         let start = Instant::now();
         let decision = bundle.authorize(&request);

@@ -134,6 +134,8 @@ impl BenchSetup {
                     .expect("id"),
                 wait_ms: 0,
                 evidence: None,
+                executor: None,
+                recommendation: None,
             };
             (ask, self.proof(REQUEST_TOKEN, &holder.key, adg, &nonce))
         };
@@ -234,6 +236,8 @@ pub fn wire_token_request(ask: &RequestTokenInput) -> v1::RequestTokenRequest {
         idempotency_key: ask.idempotency_key.to_string(),
         wait: None,
         evidence: None,
+        executor: String::new(),
+        recommendation: String::new(),
     }
 }
 

@@ -67,22 +67,24 @@ async fn read_in_task(
     cases: &str,
     case: &str,
 ) -> Result<String, Box<dyn Error>> {
+    let action = Action {
+        name: ActionName::parse("case.read")?,
+        target: Target::parse("Case", case)?,
+        parameters: BTreeMap::new(),
+        audience: Audience::parse("https://cases.soc.example")?,
+    };
     let request = TokenRequest {
-        action: Action {
-            name: ActionName::parse("case.read")?,
-            target: Target::parse("Case", case)?,
-            parameters: BTreeMap::new(),
-            audience: Audience::parse("https://cases.soc.example")?,
-        },
-        ttl_s: 300,
         reason: "the analyst asked for a summary".to_owned(),
-        idempotency_key: None,
         wait_s: 60,
+        ..TokenRequest::new(action, 300)
     };
     let token: AccessToken = match task.request_token(&request).await? {
         TokenOutcome::Token(token) => token,
         TokenOutcome::Pending(pending) => {
             return Err(format!("approval is pending: {}", pending.match_phrase()).into());
+        }
+        TokenOutcome::Recommended(recommended) => {
+            return Err(format!("{} executes it", recommended.executor()).into());
         }
         TokenOutcome::Denied(denial) => return Err(denial.reason_str().into()),
     };

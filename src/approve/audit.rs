@@ -265,14 +265,22 @@ impl ApprovalVerifier {
         let Some(request) = issued.consumed.and_then(|id| read.access_request(&id)) else {
             return Ok(());
         };
-        let context = self.voter_context(read, &rules.bundle, realm);
+        let mut context = self.voter_context(read, &rules.bundle, realm);
+        let task = read.task(&issued.task);
+        if request.opened.executor().is_some() {
+            context.executing = task.as_deref();
+        }
         // At most a moment before its entry.
         let decided_at = issued.decision.input.now;
         let tally = votes::tally(&request, context, decided_at);
         let says = issued.approval.iter().flat_map(|claim| &claim.profiles);
         let says: Vec<ProfileName> = says.cloned().collect();
         let counted: Vec<ProfileName> = tally.satisfied.iter().cloned().collect();
-        if says != counted {
+        // Of a recommendation every profile that people were asked under.
+        let mut required = request.required_profiles().iter();
+        let is_short = request.opened.executor().is_some()
+            && !required.all(|need| tally.satisfied.contains(&need.name));
+        if says != counted || is_short {
             return Err(GrantError::Quorum { says, counted });
         }
         let is_wider = tally
@@ -333,6 +341,7 @@ impl ApprovalVerifier {
             bundle,
             realm,
             proofs: &self.proofs,
+            executing: None,
         }
     }
 

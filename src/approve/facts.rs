@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::card::{ActionFacts, AgentFacts, CardFacts, PersonFacts, PersonRef, RuleSummary};
+use crate::card::{
+    ActionFacts, AgentFacts, CardFacts, ExecutorFacts, PersonFacts, PersonRef, RuleSummary,
+};
 use crate::model::*;
 use crate::policy::{
     CatalogueAction, ParamSpec, ParamType, PolicyBundle, Remedy, RuleEffect, RuleInfo,
@@ -29,17 +31,33 @@ pub fn card_facts(request: &AccessRequest, bundle: &PolicyBundle) -> CardFacts {
                 .target_attributes(&opened.action.target)
                 .map(|all| fit_attributes(all).into_iter().collect()),
         },
-        agent: agent.map(|agent| AgentFacts {
-            environment: agent.environment.to_string(),
-            model: agent.model.clone(),
-            autonomy: agent.autonomy.as_str().to_owned(),
-        }),
+        agent: agent.as_deref().map(agent_facts),
         owner: PersonFacts::from_ref(&person_ref(bundle, owner)),
+        executor: opened.executor().map(|executor| {
+            let agent = bundle.agent(&executor.agent);
+            // As of the agent that asks: the owner of today.
+            let owner = agent
+                .as_ref()
+                .map_or_else(|| executor.owner.clone(), |agent| agent.owner.clone());
+            ExecutorFacts {
+                id: executor.agent.clone(),
+                owner: PersonFacts::from_ref(&person_ref(bundle, owner)),
+                agent: agent.as_deref().map(agent_facts),
+            }
+        }),
         rules: asking_rules(request.rules(), bundle)
             .into_iter()
             .map(|rule| (rule.id, rule.why))
             .collect(),
         changes: request.changes.as_deref().cloned(),
+    }
+}
+
+fn agent_facts(agent: &RegisteredAgent) -> AgentFacts {
+    AgentFacts {
+        environment: agent.environment.to_string(),
+        model: agent.model.clone(),
+        autonomy: agent.autonomy.as_str().to_owned(),
     }
 }
 

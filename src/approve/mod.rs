@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod facts;
+pub mod hand_over;
 pub mod needs;
 pub mod quorum;
 pub mod vote_proof;
@@ -31,6 +32,8 @@ pub struct TokenTerms {
     pub action: Action,
     /// Requested lifetime in seconds; above zero.
     pub ttl: i64,
+    /// The agent that would execute it; exactly of an advisory agent.
+    pub executor: Option<AgentId>,
 }
 
 /// Limits of every decision.
@@ -61,6 +64,7 @@ impl<'a> DecisionContext<'a> {
             bundle,
             realm: &self.limits.realm,
             proofs: self.proofs,
+            executing: None,
         }
     }
 }
@@ -74,6 +78,8 @@ pub enum GateDecision<'r> {
     Pending(Box<PendingDecision>),
     /// The waiting access request requires something else than what is on record: that is recorded first.
     Reassessed(AccessRequestId, Box<crate::model::DecisionRecord>),
+    /// People agree to what an advisory agent recommends: it gets no token, and its executor may ask for one.
+    Recommended(AccessRequestId),
     /// Denied.
     Denied(Box<DeniedDecision>),
 }
@@ -101,6 +107,15 @@ pub enum ApproveError {
     /// The rules in force would not issue the recorded grant.
     #[error("the rules in force would not issue it")]
     NotAllowed,
+    /// An advisory agent without an executor, or another one with an executor.
+    #[error("an advisory agent, and no other, names an executor")]
+    Executor,
+    /// The action is recommended to another executor already.
+    #[error("an access request recommends this action to another executor")]
+    OtherExecutor,
+    /// The agent does not execute this recommendation.
+    #[error(transparent)]
+    HandOver(#[from] hand_over::HandOverFault),
 }
 
 /// An approval of one action, once: made only by [`decide`], spent by moving it into the mint. It cannot leave its round.
@@ -161,18 +176,55 @@ pub fn decide<'r>(
     if verified.action_digest() != Some(terms.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
+    let is_advisory = verified.agent().autonomy == Autonomy::Advisory;
+    if is_advisory != terms.executor.is_some() {
+        return Err(ApproveError::Executor);
+    }
     let read = verified.read();
     let rules = verified.rules().clone();
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&terms.action.name);
-    let voter_context = context.voters(read, bundle);
+    let own_task = verified.task().cloned();
+    let mut voter_context = context.voters(read, bundle);
+    // The recommendation of another agent that this one executes, in a task of its own.
+    let handed_over = waiting.filter(|request| request.opened.task() != Some(task.task));
+    let recommended_to = |request: &Recorded<'_, AccessRequest>| {
+        let executor = request.opened.executor();
+        executor.map(|executor| executor.agent.clone())
+    };
+    let own = waiting.filter(|_| handed_over.is_none());
+    if own.is_some_and(|request| recommended_to(request) != terms.executor) {
+        return Err(ApproveError::OtherExecutor);
+    }
+    let mut not_after = verified.not_after().min(now.plus_millis(DECISION_LIFE_MS));
+    if let Some(request) = handed_over {
+        hand_over::check(request, &terms.action, &verified, voter_context)?;
+        let without_opener = votes::tally(request, voter_context, now);
+        voter_context.executing = own_task.as_deref();
+        let with_opener = votes::tally(request, voter_context, now);
+        if without_opener.satisfied != with_opener.satisfied {
+            return Err(hand_over::HandOverFault::ApprovedByOpener.into());
+        }
+        // It ends with its own task, too.
+        let recommended_in = request.opened.task().and_then(|task| read.task(&task));
+        not_after = recommended_in.map_or(not_after, |task| not_after.min(task.expires_at()));
+    }
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
     if let Some(request) = waiting {
-        let shown = Some(verified.evidence_ages());
-        let agent = verified.agent();
-        let assessment = needs::assess_now(request, agent, bundle, task.opened_at, shown, now);
+        let assessment = match handed_over.and_then(|request| request.opened.by_agent()) {
+            None => {
+                let (agent, shown) = (verified.agent(), Some(verified.evidence_ages()));
+                needs::assess_now(request, agent, bundle, task.opened_at, shown, now)
+            }
+            Some(by) => {
+                let (agent, task) = (bundle.agent(&by.agent), read.task(&by.task));
+                let both = agent.zip(task.map(|task| task.opened.opened_at));
+                let (agent, opened_at) = both.ok_or(hand_over::HandOverFault::NotExecutor)?;
+                needs::assess_now(request, &agent, bundle, opened_at, None, now)
+            }
+        };
         if let Assessment::Changed(mut decision) = assessment {
             decision.id = id;
             let id = request.opened.access_request;
@@ -217,6 +269,17 @@ pub fn decide<'r>(
             },
         ));
     }
+    // INVARIANT (a hand-over rests on both agents): what the rules deny the agent that recommends, at this moment, nobody executes for it.
+    let mut denied_to_recommender = None;
+    if let Some(request) = handed_over {
+        let asked = (ttl.0.granted.saturating_mul(1000), &tally.satisfied);
+        match hand_over::recommender_answer(request, &terms.action, asked, voter_context, now)? {
+            AuthzDecision::Denied { rules, .. } => denied_to_recommender = Some(rules),
+            AuthzDecision::Allowed { ttl_ms, .. } | AuthzDecision::Needs { ttl_ms, .. } => {
+                ttl.limit("recommendation", ttl_ms.div_euclid(1000));
+            }
+        }
+    }
     let question = AuthzRequest {
         agent: verified.agent(),
         action: &terms.action,
@@ -228,8 +291,23 @@ pub fn decide<'r>(
         task_age_ms: now.since(task.opened_at).max(0),
         task_depth: 0,
         now,
+        executor: terms.executor.as_ref(),
     };
-    let never = [&verified.agent().owner, &task.owner];
+    let mut never = BTreeSet::from([verified.agent().owner.clone(), task.owner.clone()]);
+    match waiting {
+        Some(request) => never.extend(hand_over::interested(
+            request,
+            voter_context.executing,
+            voter_context,
+        )),
+        None => {
+            let executor = terms.executor.as_ref().and_then(|id| bundle.agent(id));
+            never.extend(executor.map(|executor| executor.owner.clone()));
+        }
+    }
+    let never: Vec<&PersonId> = never.iter().collect();
+    // What people were asked for a recommendation, by the rules for both agents; the executor's votes are those, and no others.
+    let recommended: Option<&[ProfileRef]> = handed_over.map(|request| request.required_profiles());
     let subject = waiting.map_or(VoteSubject::action(&terms.action.name), |request| {
         VoteSubject::of(request)
     });
@@ -237,6 +315,9 @@ pub fn decide<'r>(
     let is_obtainable = |answer: &AuthzDecision| match answer {
         AuthzDecision::Allowed { .. } => true,
         AuthzDecision::Needs { profiles, .. } => {
+            if recommended.is_some_and(|all| !profiles.iter().all(|need| all.contains(need))) {
+                return false;
+            }
             let defined = profiles.iter().filter_map(|n| bundle.profile(&n.name));
             let defined: Vec<&StepUpProfile> = defined.collect();
             defined.len() == profiles.len()
@@ -245,7 +326,10 @@ pub fn decide<'r>(
         AuthzDecision::Denied { .. } => false,
     };
     let scope = FreezeScope::Action(terms.action.name.clone());
-    let (answer, obtainable) = if read.is_frozen(&scope) || is_held {
+    let (answer, obtainable) = if let Some(rules) = denied_to_recommender {
+        let why = DeniedReason::RecommenderNotAllowed;
+        (AuthzDecision::Denied { why, rules }, false)
+    } else if read.is_frozen(&scope) || is_held {
         let frozen = AuthzDecision::Denied {
             why: DeniedReason::Frozen,
             rules: Vec::new(),
@@ -281,9 +365,9 @@ pub fn decide<'r>(
             binding: question.binding.into(),
             task_age_ms: question.task_age_ms,
             now,
+            executor: terms.executor.clone(),
         },
     };
-    let mut not_after = verified.not_after().min(now.plus_millis(DECISION_LIFE_MS));
     if let Some(request) = waiting {
         not_after = not_after.min(request.opened.expires_at);
     }
@@ -302,7 +386,7 @@ pub fn decide<'r>(
         } => {
             // People have agreed to what is on record, and the rules ask for more because this call's evidence is older than the one on
             // record: newer evidence answers it, and the record, which all calls share, stays as it is.
-            let is_met = waiting.is_some_and(|request| {
+            let is_met = own.is_some_and(|request| {
                 let mut required = request.required_profiles().iter();
                 let recorded = request.decision.as_ref();
                 required.all(|need| tally.satisfied.contains(&need.name))
@@ -324,8 +408,16 @@ pub fn decide<'r>(
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
             if !obtainable {
+                let asks_more = recommended.is_some_and(|all| {
+                    let mut profiles = decision.required_profiles.iter();
+                    !profiles.all(|need| all.contains(need))
+                });
+                let why = match asks_more {
+                    true => DeniedReason::ExecutorNotAllowed,
+                    false => DeniedReason::NoEligibleApprover,
+                };
                 return Ok(GateDecision::Denied(Box::new(DeniedDecision {
-                    why: DeniedReason::NoEligibleApprover,
+                    why,
                     decision,
                 })));
             }
@@ -347,6 +439,28 @@ pub fn decide<'r>(
         AuthzDecision::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
+            // INVARIANT (an advisory agent never holds a token): what people and rules allow it is a recommendation.
+            if is_advisory {
+                let request = waiting.ok_or(ApproveError::NotAllowed)?;
+                return Ok(GateDecision::Recommended(request.opened.access_request));
+            }
+            let missing: Vec<ProfileRef> = recommended
+                .into_iter()
+                .flatten()
+                .filter(|need| !tally.satisfied.contains(&need.name))
+                .cloned()
+                .collect();
+            if !missing.is_empty() {
+                decision.required_profiles = missing;
+                return Ok(GateDecision::Pending(Box::new(PendingDecision {
+                    decision,
+                    sensitive,
+                    max_ttl: ttl.0.granted,
+                    uses,
+                    wait: 0,
+                    not_after,
+                })));
+            }
             let approval = waiting
                 .filter(|_| !tally.satisfied.is_empty())
                 .map(|request| ApprovalClaim {
@@ -530,12 +644,23 @@ fn ask_again(
 ) -> Option<AuthzDecision> {
     let input = &grant.issued.decision.input;
     let (agent, action) = (agent_of(&grant.issued, bundle)?, grant.action.as_ref()?);
+    if agent.autonomy == Autonomy::Advisory {
+        return None;
+    }
     // INVARIANT (a consumed vote stays counted): the revocation of a voter's key, or the voter's leaving, ends no grant by itself.
     // A profile counts while its definition is the one that people voted under, and the action's risk accepts how they voted.
     let request = grant
         .issued
         .consumed
         .and_then(|id| read.access_request(&id));
+    let recommended_by = request
+        .as_ref()
+        .filter(|request| request.opened.executor().is_some())
+        .and_then(|request| request.opened.agent());
+    if let Some(recommender) = recommended_by {
+        let recommender = bundle.agent(recommender)?;
+        bundle.may_execute(&recommender, &agent).then_some(())?;
+    }
     let approvals: BTreeSet<ProfileName> = match (&grant.issued.approval, &request) {
         (Some(approval), Some(request)) => approval
             .profiles

@@ -9,6 +9,7 @@ use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, Remedy};
 use crate::state::{AccessRequest, Recorded};
 
+use super::hand_over;
 use super::quorum::{self, VoteSubject};
 use super::votes::{self, VoteTally, VoterContext};
 
@@ -72,6 +73,7 @@ fn assess(
         task_age_ms: input.task_age_ms,
         task_depth: 0,
         now: input.now,
+        executor: recorded.input.executor.as_ref(),
     });
     let (profiles, rules) = match answer {
         AuthzDecision::Needs {
@@ -107,6 +109,7 @@ fn assess(
             binding: input.binding.into(),
             task_age_ms: input.task_age_ms,
             now: input.now,
+            executor: recorded.input.executor.clone(),
         },
     }))
 }
@@ -175,6 +178,9 @@ pub fn reassess(
     let Some(recorded) = &request.decision else {
         return Reassessment::Same;
     };
+    if (agent.autonomy == Autonomy::Advisory) != by.executor.is_some() {
+        return Reassessment::Ends(CloseCause::Policy);
+    }
     let operates = bundle.may_operate(
         &agent,
         recorded.input.evidence_kind,
@@ -205,7 +211,8 @@ pub fn reassess(
         .iter()
         .filter_map(|need| bundle.profile(&need.name))
         .collect();
-    let never = [&agent.owner, &task.opened.owner, &by.owner];
+    let never = hand_over::interested(request, context.executing, context);
+    let never: Vec<&PersonId> = never.iter().collect();
     // Of what is asked anew no approval is there yet.
     let tally = match &changed {
         Some(_) => VoteTally::default(),

@@ -296,7 +296,7 @@ impl<'b> Voters<'b> {
         Self(people.map(|person| (&person.id, means(person))).collect())
     }
 
-    /// The agents among these for which too few could approve: an agent's owner never counts.
+    /// The agents among these for which too few could approve: an agent's owner never counts, and neither does its executor's.
     fn short_of(
         &self,
         bundle: &PolicyBundle,
@@ -304,14 +304,19 @@ impl<'b> Voters<'b> {
         agents: &BTreeSet<AgentId>,
         counts: fn(Means) -> bool,
     ) -> ShortOf {
-        let able = |owner: &PersonId| {
+        let able = |never: &BTreeSet<&PersonId>| {
             let able = self.0.iter().filter(|(_, means)| counts(*means));
-            able.filter(|(person, _)| *person != owner).count()
+            able.filter(|(person, _)| !never.contains(person)).count()
         };
         let agents = agents.iter().filter_map(|agent| bundle.agent(agent));
         agents
             .map(|agent| {
-                let count = able(&agent.owner);
+                let owners = bundle.owners_of(&agent);
+                let count = owners.iter().map(|owners| {
+                    let owners: BTreeSet<&PersonId> = owners.iter().collect();
+                    able(&owners)
+                });
+                let count = count.min().unwrap_or(0);
                 (agent, count)
             })
             .filter(|(_, count)| is_short(*count, profile))

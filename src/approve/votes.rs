@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts;
+use super::hand_over;
 use super::quorum::{VoteSubject, can_be_met};
 use super::vote_proof::{VoteProofCache, VotingKey};
 use crate::card::CardFacts;
@@ -10,7 +11,7 @@ use crate::model::*;
 use crate::policy::{Person, PolicyBundle, StepUpProfile};
 use crate::state::{
     AccessRequest, Passkey, PeopleCredentials, PersonCredentials, Read, Recorded, StoredStatus,
-    VoteRecord,
+    TaskRecord, VoteRecord,
 };
 
 /// Inputs of vote eligibility: registered people, their keys, and the names votes must be for.
@@ -24,6 +25,8 @@ pub struct VoterContext<'a> {
     pub realm: &'a Realm,
     /// Votes whose proof verified before.
     pub proofs: &'a VoteProofCache,
+    /// The executor's task, when it asks for the token of a recommendation: who opened it never counts.
+    pub executing: Option<&'a TaskRecord>,
 }
 
 /// Why a person's vote does not count.
@@ -33,7 +36,9 @@ pub enum Ineligible {
     #[error("not registered with the role that the profile takes")]
     NotApprover,
     /// The agent's owner never approves for it.
-    #[error("owns the agent, or owned it when its task or this access request was opened")]
+    #[error(
+        "owns an agent of the request, or owned it when its task or this access request was opened"
+    )]
     Owner,
     /// The proposer of a policy bundle never agrees to it.
     #[error("proposed this policy bundle: another person has to agree to it")]
@@ -277,15 +282,8 @@ fn is_needed_elsewhere(
         .iter()
         .filter_map(|need| voter_context.bundle.profile(&need.name))
         .collect();
-    let bundle = voter_context.bundle;
-    let owner_now = request.opened.agent().and_then(|id| bundle.agent(id));
-    let mut never = vec![request.opened.owner()];
-    never.extend(owner_now.as_ref().map(|agent| &agent.owner));
-    let task = request
-        .opened
-        .task()
-        .and_then(|task| voter_context.read.task(&task));
-    never.extend(task.as_ref().map(|task| &task.opened.owner));
+    let never = hand_over::interested(request, voter_context.executing, voter_context);
+    let never: Vec<&PersonId> = never.iter().collect();
     let mut with_vote = tally.clone();
     // A vote by one's own hand takes the place of one that an unconfirmed passkey gave as that hand.
     if let Some(other) = with_vote.hands.insert(hand.clone(), person.clone()) {
@@ -330,21 +328,11 @@ fn may_vote(
 }
 
 /// Whether a person has an interest of their own in an access request: the proposer of a policy bundle; of an agent's the owner as
-/// registered now, the one at the opening of the request, and the one at that of the task.
-fn has_interest(
-    person: &PersonId,
-    request: &AccessRequest,
-    VoterContext { bundle, read, .. }: VoterContext<'_>,
-) -> bool {
-    let Some(by) = request.opened.by_agent() else {
-        return request.opened.owner() == person;
-    };
-    let owner_now = bundle.agent(&by.agent).map(|a| a.owner.clone());
-    let task = read.task(&by.task);
-    let opener = task.as_ref().map(|task| &task.opened.owner);
-    opener.is_none_or(|opener| opener == person)
-        || by.owner == *person
-        || owner_now.as_ref() == Some(person)
+/// registered now, the one at the opening of the request, and the one at that of the task; of a recommendation those of its executor, too.
+fn has_interest(person: &PersonId, request: &AccessRequest, context: VoterContext<'_>) -> bool {
+    let task = request.opened.task();
+    let is_on_record = task.is_none_or(|task| context.read.task(&task).is_some());
+    !is_on_record || hand_over::interested(request, context.executing, context).contains(person)
 }
 
 /// The tally of votes on an access request at a moment.
@@ -520,12 +508,26 @@ pub fn requester_of(
     VoterContext { bundle, read, .. }: VoterContext<'_>,
 ) -> Option<StatementRequester> {
     Some(match &request.opened.requester {
-        AccessRequester::Agent(by) => StatementRequester::Agent {
-            id: by.agent.clone(),
-            owner: bundle.agent(&by.agent)?.owner.clone(),
-            task: by.task,
-            task_key: read.task(&by.task)?.opened.binding.jkt(),
-        },
+        AccessRequester::Agent(by) => {
+            let owner = bundle.agent(&by.agent)?.owner.clone();
+            let task_key = read.task(&by.task)?.opened.binding.jkt();
+            match &by.executor {
+                None => StatementRequester::Agent {
+                    id: by.agent.clone(),
+                    owner,
+                    task: by.task,
+                    task_key,
+                },
+                Some(executor) => StatementRequester::Recommendation {
+                    id: by.agent.clone(),
+                    owner,
+                    task: by.task,
+                    task_key,
+                    executor: executor.agent.clone(),
+                    executor_owner: bundle.agent(&executor.agent)?.owner.clone(),
+                },
+            }
+        }
         AccessRequester::Person(by) => StatementRequester::Person {
             id: by.person.clone(),
         },

@@ -25,6 +25,8 @@ pub struct RecordedToken {
     pub task: TaskOpened,
     /// Index of the entry that put the policy bundle in force.
     pub policy_index: u64,
+    /// The task that an advisory agent recommended it in; absent for a token that the agent itself requested.
+    pub recommended_in: Option<TaskOpened>,
     /// The access request that it consumed, with the index of its entry.
     pub(super) request: Option<RecordedRequest>,
     /// Indexes of the votes on it, oldest first.
@@ -126,6 +128,17 @@ impl RecordedToken {
             return refuse("the token is of another task, agent or key than its task");
         }
         let (request, vote_indexes) = entries.approval(issue, issued)?;
+        let opened = request.as_ref().map(|request| &request.opened);
+        let recommended_in = match opened.and_then(|opened| opened.task()) {
+            Some(id) if id != issued.task => Some(entries.recommendation(issue, id)?),
+            _ => None,
+        };
+        if recommended_in.as_ref().is_some_and(|other| {
+            other.key_identity == task.key_identity
+                || other.evidence.subject == task.evidence.subject
+        }) {
+            return refuse("the token is for the workload or key that recommended it");
+        }
         entries.enrolments(&vote_indexes)?;
         let mut token = Self {
             index: issue.index,
@@ -134,6 +147,7 @@ impl RecordedToken {
             task_index: opening.index,
             task: task.clone(),
             policy_index: policy.index,
+            recommended_in,
             request,
             vote_indexes,
             uses: 0,
@@ -146,6 +160,11 @@ impl RecordedToken {
             Some(other) => refuse(format!("entry {other} is no part of this token's record")),
             None => Ok(token),
         }
+    }
+
+    /// The task that its access request was opened in.
+    pub(super) fn requested_in(&self) -> &TaskOpened {
+        self.recommended_in.as_ref().unwrap_or(&self.task)
     }
 
     /// Reissues and uses, each of which names the one before it.
@@ -280,6 +299,16 @@ impl Entries<'_> {
         }
     }
 
+    /// The opening of the task in which an advisory agent recommended the action.
+    fn recommendation(&mut self, issue: &Entry, id: TaskId) -> Result<TaskOpened, ReceiptError> {
+        let what = "the task of the recommendation";
+        let opening = self.read_by(issue, &Stream::Task(id), what)?;
+        match &opening.event {
+            Event::TaskOpened(task) if task.task == id => Ok(task.clone()),
+            _ => refuse(format!("entry {} does not open {what}", opening.index)),
+        }
+    }
+
     /// The enrolment of each passkey that voted.
     fn enrolments(&mut self, votes: &[u64]) -> Result<(), ReceiptError> {
         for index in votes {
@@ -315,7 +344,15 @@ pub(super) fn enrolment<'a>(
 }
 
 fn check_request(opened: &AccessRequestOpened, issued: &TokenIssued) -> Result<(), ReceiptError> {
-    if opened.task() != Some(issued.task) || opened.agent() != Some(&issued.agent) {
+    let is_own = match opened.executor() {
+        None => opened.task() == Some(issued.task) && opened.agent() == Some(&issued.agent),
+        Some(executor) => {
+            executor.agent == issued.agent
+                && opened.task() != Some(issued.task)
+                && opened.agent() != Some(&issued.agent)
+        }
+    };
+    if !is_own {
         return refuse("the access request is of another task or agent than the token");
     }
     if !is_same_action(&opened.action, &issued.action) {

@@ -69,7 +69,7 @@ pub(super) fn check<'a>(
         };
         let context = VoteContext {
             realm: &receipt.realm,
-            task: &token.task,
+            task: token.requested_in(),
             opened,
         };
         let passkey = enrolment(entries, index, cast).map(|(_, passkey)| passkey);
@@ -205,6 +205,25 @@ impl VoteContext<'_> {
                     && *owner == facts.owner.id
                     && opened.task() == Some(*task)
                     && *task_key == self.task.binding.jkt()
+                    && opened.executor().is_none()
+            }
+            StatementRequester::Recommendation {
+                id,
+                owner,
+                task,
+                task_key,
+                executor,
+                executor_owner,
+            } => {
+                let shown = facts.executor.as_ref();
+                opened.agent() == Some(id)
+                    && *owner == facts.owner.id
+                    && opened.task() == Some(*task)
+                    && *task_key == self.task.binding.jkt()
+                    && opened.executor().map(|named| &named.agent) == Some(executor)
+                    && shown.is_some_and(|shown| {
+                        shown.id == *executor && shown.owner.id == *executor_owner
+                    })
             }
             StatementRequester::Person { .. } => false,
         };
@@ -304,12 +323,20 @@ pub(super) fn check_token(
         .iter()
         .filter(|(cast, vote)| {
             // Neither the owner at the opening of the request or task nor the one at the vote counts.
+            let executor = request.opened.executor();
+            let shown = vote.facts.executor.as_ref();
             let owners = [
                 request.opened.owner(),
                 &token.task.owner,
+                &token.requested_in().owner,
                 &vote.facts.owner.id,
             ];
-            !owners.contains(&&cast.voter)
+            let of_executor = executor.map(|executor| &executor.owner).into_iter();
+            let of_executor = of_executor.chain(shown.map(|executor| &executor.owner.id));
+            !owners
+                .into_iter()
+                .chain(of_executor)
+                .any(|owner| *owner == cast.voter)
         })
         .filter(|(cast, _)| covers(cast, token));
     for (cast, _) in covering.filter(|(cast, _)| request.required.contains(&cast.profile)) {
@@ -329,6 +356,10 @@ pub(super) fn check_token(
             );
         };
         profiles.push(profile);
+    }
+    let is_satisfied = |need: &ProfileRef| satisfied.contains(&need.name);
+    if request.opened.executor().is_some() && !request.required.iter().all(is_satisfied) {
+        return refuse(part, "its recommendation requires other approvals, too");
     }
     let mut why = "nobody voted for what it required last".to_owned();
     if profiles.is_empty() {

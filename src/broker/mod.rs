@@ -90,7 +90,8 @@ pub use task::show::AgentTaskView;
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::{LiveToken, TokenCursor};
 pub use token::request::{
-    DeniedReply, IssuedReply, PendingReply, RequestTokenInput, RuleSummary, TokenReply,
+    DeniedReply, IssuedReply, PendingReply, RecommendedReply, RequestTokenInput, RuleSummary,
+    TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 pub use token::watch::{TokenEndCause, TokenEvent, TokenWatch};

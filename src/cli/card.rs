@@ -76,6 +76,12 @@ pub(super) fn to_json(card: &Card) -> Value {
             "environment": claims.map(|c| &c.environment), "model": claims.map(|c| &c.model),
             "autonomy": claims.map(|c| &c.autonomy),
         })),
+        "executor": agent.and_then(|agent| agent.executor.as_ref()).map(|executor| json!({
+            "id": executor.id, "owner": executor.owner.id, "owner_name": executor.owner.name,
+            "environment": executor.registered.as_ref().map(|c| &c.environment),
+            "model": executor.registered.as_ref().map(|c| &c.model),
+            "autonomy": executor.registered.as_ref().map(|c| &c.autonomy),
+        })),
         "verification": agent.map(|RequestingAgent { verified, .. }| json!({
             "evidence_kind": verified.kind, "subject": verified.subject,
             "verified_at": verified.verified_at.to_string(), "expires_at": verified.expires_at.to_string(),

@@ -112,7 +112,10 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
         parameters_cell(action.is_some(), &row.parameters),
         match request.agent_id.as_str() {
             "" => escape_untrusted(&format!("proposed by {}", row.owner)),
-            agent => escape_untrusted(&format!("{agent} ({})", row.owner)),
+            agent if request.executor.is_empty() => {
+                escape_untrusted(&format!("{agent} ({})", row.owner))
+            }
+            agent => escape_untrusted(&format!("{agent} ({}) for {}", row.owner, request.executor)),
         },
         needs.join(", "),
         render::remaining(request.expires_at.as_ref(), now),

@@ -187,6 +187,15 @@ fn summary(verified: &VerifiedReceipt) -> String {
             issued.agent, token.task.owner, issued.subject
         ),
     );
+    if let Some(task) = &token.recommended_in {
+        rows.row(
+            "recommended by",
+            format!(
+                "{} of {}, as {}, in {}",
+                task.agent, task.owner, task.evidence.subject, task.task
+            ),
+        );
+    }
     rows.row(
         "evidence",
         format!(

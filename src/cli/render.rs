@@ -223,6 +223,7 @@ pub(super) fn access_request_json(request: &client::AccessRequestInfo) -> Value 
         "needs": profiles_json(&request.needs),
         "void_votes": void_json(&request.void_votes),
         "proposer": request.proposer,
+        "executor": request.executor,
         "opened_at": timestamp_json(request.opened_at.as_ref()),
         "expires_at": timestamp_json(request.expires_at.as_ref()),
     })

@@ -10,6 +10,7 @@ use super::connect::KeyArgs;
 use super::console_vote::{exit_code, wait_until_decided};
 use super::error::CliError;
 use super::inbox::{self, ListRequestsArgs, ShowRequestArgs};
+use super::output::table;
 use super::task::TaskSelector;
 use super::task_store::EvidenceArgs;
 use super::vote::{self, VoteArgs};
@@ -34,6 +35,16 @@ pub(super) enum RequestCommand {
     Deny(VoteArgs),
     /// Cancel an access request of your own task (agents)
     Cancel(CancelRequestArgs),
+    /// List the approved recommendations of advisory agents that the task's agent may execute (agents)
+    Recommended(RecommendedArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecommendedArgs {
+    #[command(flatten)]
+    task: TaskSelector,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -77,7 +88,42 @@ pub(super) async fn run(
             print_status(output, &request);
             Ok(ExitCode::SUCCESS)
         }
+        RequestCommand::Recommended(args) => {
+            let task = args.task.attach(common, &args.evidence)?;
+            print_recommended(output, &task.recommendations().await?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+fn print_recommended(output: &Output, requests: &[AccessRequestInfo]) {
+    let now = Clock::system().now();
+    output.print(
+        || {
+            requests
+                .iter()
+                .map(render::access_request_json)
+                .collect::<Value>()
+        },
+        || {
+            if requests.is_empty() {
+                return "no approved recommendation is for this agent".to_owned();
+            }
+            let head = ["ACCESS REQUEST", "RECOMMENDED BY", "ACTION", "LEFT"].map(str::to_owned);
+            let row = |request: &AccessRequestInfo| {
+                let action = request.action.as_ref();
+                let action = action.map(|a| format!("{} on {}", a.name, a.target.in_sentence()));
+                vec![
+                    escape_invisible(&request.access_request_id),
+                    escape_invisible(&request.agent_id),
+                    escape_invisible(&action.unwrap_or_default()),
+                    render::remaining(request.expires_at.as_ref(), now),
+                ]
+            };
+            let rows = std::iter::once(head.to_vec()).chain(requests.iter().map(row));
+            table(&rows.collect::<Vec<_>>())
+        },
+    );
 }
 
 /// Watches as the task if one is given or no key is, as the approver otherwise.

@@ -13,10 +13,16 @@ use super::task::TaskSelector;
 use super::task_store::EvidenceArgs;
 use super::token_use::{self, ConsumeArgs, IntrospectArgs, ProofArgs};
 use super::{Common, Output, approval_wait, render};
-use crate::client::{self, AccessToken, Denial, PendingApproval, TokenOutcome, TokenRequest};
+use crate::client::{
+    self, AccessToken, ApprovedRecommendation, Denial, PendingApproval, TaskHandle, TokenOutcome,
+    TokenRequest,
+};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
-use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
+use crate::model::{
+    AccessRequestId, Action, ActionName, AgentId, Audience, DeniedReason, Exit, Target, Timestamp,
+    TokenId,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenCommand {
@@ -51,18 +57,27 @@ pub(super) struct TokenRequestArgs {
     #[command(flatten)]
     selector: TaskSelector,
     /// The action, by its name in the policy's schema
-    #[arg(long, value_parser = ActionName::parse)]
-    action: ActionName,
+    #[arg(long, value_parser = ActionName::parse, required_unless_present = "recommendation")]
+    action: Option<ActionName>,
     /// The resource the action applies to
-    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target)]
-    target: Target,
+    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target, required_unless_present = "recommendation")]
+    target: Option<Target>,
     /// A parameter: name=value, or name:=JSON for sets and records. The command line is visible to all users of this machine:
     /// pass a sensitive value as name=@FILE, name=@- (stdin) or name=@env:VARIABLE
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
     params: Vec<NamedParam>,
     /// The resource server that performs the action
-    #[arg(long, value_name = "URI", value_parser = Audience::parse)]
-    audience: Audience,
+    #[arg(long, value_name = "URI", value_parser = Audience::parse, required_unless_present = "recommendation")]
+    audience: Option<Audience>,
+    /// Advisory agents: the agent that would execute the action [default: the only one that agents.toml lists]
+    #[arg(long, value_name = "AGENT", value_parser = AgentId::parse, conflicts_with = "recommendation")]
+    executor: Option<AgentId>,
+    /// Execute what an advisory agent recommended to this agent and people approved; the action is the recommended one
+    #[arg(
+        long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
+        conflicts_with_all = ["action", "target", "params", "audience"]
+    )]
+    recommendation: Option<AccessRequestId>,
     /// Requested lifetime of the token
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
     ttl: u32,
@@ -158,13 +173,13 @@ async fn request(
     output: &Output,
     args: TokenRequestArgs,
 ) -> Result<ExitCode, CliError> {
-    let action = Action::new(
-        args.action,
-        args.audience,
-        args.target,
-        parse::params(args.params)?,
-    )?;
     let task = args.selector.attach(common, &args.evidence)?;
+    let action = match (args.action, args.target, args.audience) {
+        (Some(name), Some(target), Some(audience)) => {
+            Action::new(name, audience, target, parse::params(args.params)?)?
+        }
+        _ => recommended_action(&task, args.recommendation).await?,
+    };
     if args.show_token || output.is_json() {
         output.require_writable()?;
     }
@@ -176,6 +191,8 @@ async fn request(
         reason: args.reason,
         idempotency_key: args.idempotency_key,
         wait_s: 0,
+        executor: args.executor,
+        recommendation: args.recommendation,
     };
     // Evidence that was given is sent once; later the broker says when it needs some again.
     let first = match args.evidence.is_given() {
@@ -216,11 +233,31 @@ async fn request(
             };
             ExitCode::from(exit.number())
         }
+        TokenOutcome::Recommended(recommended) => {
+            print_recommended(output, &recommended, &order.action, now);
+            ExitCode::SUCCESS
+        }
         TokenOutcome::Denied(denial) => {
             print_denied(output, &denial, &order.action);
             let exit = denial.reason().map_or(Exit::Denied, DeniedReason::exit);
             ExitCode::from(exit.number())
         }
+    })
+}
+
+/// The action of a recommendation that the task's agent may execute.
+async fn recommended_action(
+    task: &TaskHandle,
+    id: Option<AccessRequestId>,
+) -> Result<Action, CliError> {
+    let id = id.map(|id| id.to_string());
+    let listed = task.recommendations().await?.into_iter();
+    let mut found = listed.filter(|request| Some(&request.access_request_id) == id.as_ref());
+    let action = found.next().and_then(|request| request.action);
+    action.ok_or_else(|| {
+        CliError::failed("no approved recommendation with this id is for this agent").with_next_step(
+            "'dipylon request recommended' lists those that people approved; one is for one token, and expires",
+        )
     })
 }
 
@@ -290,6 +327,35 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 .row("until", format!("{}, {}", pending.expires_at(), render::relative_time(pending.expires_at(), now)))
                 .row("decision", pending.decision_id().to_string());
             format!("{}\nto repeat this request:  --idempotency-key {}", fields.to_text(), pending.idempotency_key())
+        },
+    );
+}
+
+fn print_recommended(
+    output: &Output,
+    recommended: &ApprovedRecommendation,
+    action: &Action,
+    now: Timestamp,
+) {
+    let id = recommended.access_request_id();
+    output.print(
+        || {
+            json!({
+                "outcome": "recommended", "access_request": id, "executor": recommended.executor(),
+                "expires_at": recommended.expires_at().to_string(), "jti": recommended.jti(), "decision": recommended.decision_id(),
+            })
+        },
+        || {
+            let mut fields = FieldList::default();
+            fields.row("recommended", id.to_string())
+                .row("for", action_text(action))
+                .row("executor", recommended.executor().to_string())
+                .row("until", format!("{}, {}", recommended.expires_at(), render::relative_time(recommended.expires_at(), now)));
+            if let Some(jti) = recommended.jti() {
+                fields.row("executed", jti.to_string());
+            }
+            fields.row("decision", recommended.decision_id().to_string());
+            format!("{}\nthe executor requests the token:  dipylon token request --recommendation {id}", fields.to_text())
         },
     );
 }

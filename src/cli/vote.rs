@@ -113,7 +113,7 @@ pub(super) async fn run(
             let next = match render::status(after.status) {
                 "approved" if card.changes.is_some() => "; the policy bundle comes in force",
                 "consumed" if card.changes.is_some() => "; the policy bundle is in force",
-                "approved" => "; the agent can request its token now",
+                "approved" => "; its token can be requested now",
                 _ => "",
             };
             let until = match verdict {

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::autonomy::AutonomyRules;
 use super::catalogue::Catalogue;
 use super::files::AGENTS;
 use super::people::{People, line};
@@ -18,6 +19,8 @@ pub(super) struct Agents {
     pub(super) registered: BTreeMap<AgentId, Arc<RegisteredAgent>>,
     /// The environments of agents and targets.
     pub(super) environments: BTreeSet<EnvironmentName>,
+    /// What the broker asks of people for them.
+    pub(super) autonomy: AutonomyRules,
 }
 
 /// Reads `agents.toml`: registered workloads, each with an owner among `people` and a ceiling within the catalogue.
@@ -33,6 +36,8 @@ pub(super) fn read(
     let root = source.read(problems)?;
     let mut top = TableReader::new(source, "agents", None, root.get_ref(), problems);
     let declared = top.text_set("environments", EnvironmentName::parse);
+    let autonomy_rules = AutonomyRules::read(&mut top, source, people, catalogue);
+    let mut lines = BTreeMap::new();
     let tables = top.tables("agent");
     if declared.is_empty() && !tables.is_empty() {
         top.problem("environments is missing: list those of agents and targets at the top, such as environments = [\"prod\", \"staging\"]");
@@ -57,6 +62,7 @@ pub(super) fn read(
         let jkt = fields.optional("jkt", |text| Digest::parse(text).map(Thumbprint));
         let groups = fields.text_set("groups", GroupId::parse);
         let ceiling = fields.text_set("actions", ActionName::parse);
+        let executors = fields.text_set("executors", AgentId::parse);
         let line = fields.line();
         for group in &groups {
             if let Err(message) = group_names.add_use(group.as_str(), line) {
@@ -136,6 +142,7 @@ pub(super) fn read(
                 fields.problem("another agent has this spiffe_id; exactly one agent must match");
             }
             if !is_taken {
+                lines.insert(id.clone(), line);
                 agents.insert(
                     id.clone(),
                     Arc::new(RegisteredAgent {
@@ -148,15 +155,18 @@ pub(super) fn read(
                         groups,
                         jkt,
                         ceiling,
+                        executors,
                     }),
                 );
             }
         }
         fields.finish();
     }
+    autonomy_rules.check(&agents, &lines, catalogue, top.problems());
     top.finish();
     Some(Agents {
         registered: agents,
         environments: declared,
+        autonomy: autonomy_rules,
     })
 }

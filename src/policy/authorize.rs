@@ -13,8 +13,8 @@ use super::policy_index::RequestScope;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, AgentId, DeniedReason, EvidenceAges, EvidenceKind, PolicyInput, ProfileName,
-    ProfileRef, RegisteredAgent, RuleRef, Timestamp,
+    Action, AgentId, Autonomy, DeniedReason, EvidenceAges, EvidenceKind, PersonId, PolicyInput,
+    ProfileName, ProfileRef, RegisteredAgent, RuleRef, Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
@@ -40,6 +40,8 @@ pub struct AuthzRequest<'a> {
     pub task_depth: i64,
     /// The time of the request.
     pub now: Timestamp,
+    /// The agent that would execute the action, when an advisory agent recommends it: rules are asked about both.
+    pub executor: Option<&'a AgentId>,
 }
 
 impl<'a> AuthzRequest<'a> {
@@ -61,6 +63,7 @@ impl<'a> AuthzRequest<'a> {
             task_age_ms: input.task_age_ms,
             task_depth: 0,
             now: input.now,
+            executor: input.executor.as_ref(),
         }
     }
 }
@@ -127,7 +130,93 @@ impl PolicyBundle {
     /// A forbid's remedy is a hint: each `@max_ttl` is applied before any profile is assumed, and Cedar evaluates again after
     /// each step. An action allowed without an assumed profile costs one evaluation, or one more for a shorter life.
     pub fn authorize(&self, q: &AuthzRequest<'_>) -> AuthzDecision {
-        self.decide(q, &mut DecisionTrace::default())
+        let own = self.decide(q, &mut DecisionTrace::default());
+        match (q.executor, own) {
+            (None, own) | (Some(_), own @ AuthzDecision::Denied { .. }) => own,
+            (Some(executor), _) => self.authorize_for(executor, q),
+        }
+    }
+
+    /// Decides a recommendation that the rules do not deny to the agent itself: they must not deny the action to its executor either, and
+    /// what they ask of people for both is asked together.
+    fn authorize_for(&self, executor: &AgentId, q: &AuthzRequest<'_>) -> AuthzDecision {
+        let registered = self.agent(executor);
+        let Some(executor) = registered.filter(|other| self.may_execute(q.agent, other)) else {
+            return self.denied(DeniedReason::ExecutorNotAllowed, &BTreeSet::new());
+        };
+        let executed = AuthzRequest {
+            agent: &executor,
+            executor: None,
+            ..*q
+        };
+        let (mut profiles, ttl_ms, mut rules) = match self.authorize(&executed) {
+            denied @ AuthzDecision::Denied { .. } => return denied,
+            AuthzDecision::Allowed { ttl_ms, rules } => (Vec::new(), ttl_ms, rules),
+            AuthzDecision::Needs {
+                profiles,
+                ttl_ms,
+                rules,
+            } => (profiles, ttl_ms, rules),
+        };
+        // The people that the executor needs agree to the recommendation, too: nobody is asked twice.
+        let agreed = profiles.iter().map(|profile| profile.name.clone());
+        let approvals: BTreeSet<ProfileName> = q.approvals.iter().cloned().chain(agreed).collect();
+        let own = AuthzRequest {
+            approvals: &approvals,
+            ttl_ms,
+            executor: None,
+            ..*q
+        };
+        let (asked, ttl_ms, own_rules) = match self.authorize(&own) {
+            denied @ AuthzDecision::Denied { .. } => return denied,
+            AuthzDecision::Allowed { ttl_ms, rules } => (Vec::new(), ttl_ms, rules),
+            AuthzDecision::Needs {
+                profiles,
+                ttl_ms,
+                rules,
+            } => (profiles, ttl_ms, rules),
+        };
+        profiles.extend(asked);
+        profiles.sort_by(|a, b| a.name.cmp(&b.name));
+        profiles.dedup();
+        rules.extend(own_rules);
+        rules.sort_by(|a, b| (&a.id, &a.file).cmp(&(&b.id, &b.file)));
+        rules.dedup();
+        match profiles.is_empty() {
+            true => AuthzDecision::Allowed { ttl_ms, rules },
+            false => AuthzDecision::Needs {
+                profiles,
+                ttl_ms,
+                rules,
+            },
+        }
+    }
+
+    /// Whether an agent may execute what an advisory agent recommends, as the bundle registers both.
+    pub fn may_execute(&self, recommender: &RegisteredAgent, executor: &RegisteredAgent) -> bool {
+        recommender.autonomy == Autonomy::Advisory
+            && executor.autonomy != Autonomy::Advisory
+            && recommender.executors.contains(&executor.id)
+            && recommender.id != executor.id
+            && recommender.spiffe_id != executor.spiffe_id
+            && (recommender.owner != executor.owner || self.same_owner_executors)
+    }
+
+    /// The owners who never approve a request of an agent: its own; of an advisory agent with the executor's, for each executor.
+    pub fn owners_of(&self, agent: &RegisteredAgent) -> Vec<BTreeSet<PersonId>> {
+        let with = |executor: &AgentId| {
+            let executor = self.agent(executor).map(|executor| executor.owner.clone());
+            executor.into_iter().chain([agent.owner.clone()]).collect()
+        };
+        match agent.executors.is_empty() {
+            true => vec![BTreeSet::from([agent.owner.clone()])],
+            false => agent.executors.iter().map(with).collect(),
+        }
+    }
+
+    /// Whether the owner of an advisory agent may own its executor, too.
+    pub const fn allows_same_owner_executors(&self) -> bool {
+        self.same_owner_executors
     }
 
     /// The rules for which a request is denied because they cannot be evaluated, with Cedar's errors; empty for another decision. Of a

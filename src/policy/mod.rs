@@ -12,6 +12,7 @@ mod agents;
 mod alike;
 mod approvals;
 mod authorize;
+mod autonomy;
 mod cases;
 mod catalogue;
 mod changes;
@@ -93,6 +94,7 @@ pub struct PolicyBundle {
     another_operator: Option<StepUpProfile>,
     asking: OnceLock<BTreeMap<ProfileName, BTreeSet<AgentId>>>,
     silenced_quorums: BTreeMap<String, String>,
+    same_owner_executors: bool,
 }
 
 /// Why a request for an action is invalid.
@@ -222,8 +224,13 @@ impl PolicyBundle {
             .map(|merged| Catalogue::read(merged, schema_text, problems));
         let agents = agents::read(text(files::AGENTS), &people, catalogue.as_ref(), problems);
         let schema = merged.as_ref().map(|merged| &merged.schema);
+        let built_in = agents.as_ref().map_or_else(Vec::new, |agents| {
+            let autonomy = &agents.autonomy;
+            autonomy.rules(&agents.registered, &people.profiles)
+        });
         let rules = RuleSet::read(
             files.rules(),
+            &built_in,
             &people.declared_profiles,
             schema,
             problems,
@@ -276,6 +283,7 @@ impl PolicyBundle {
             another_operator,
             asking: OnceLock::new(),
             silenced_quorums: BTreeMap::new(),
+            same_owner_executors: agents.autonomy.allows_same_owner(),
         })
     }
 

@@ -171,7 +171,8 @@ impl Replay {
             return;
         }
         self.summary.decisions += 1;
-        let is_alike = self.is_alike(decision.subject, &action);
+        // What an advisory agent recommends is asked about two agents.
+        let is_alike = record.input.executor.is_none() && self.is_alike(decision.subject, &action);
         let [base, candidate] = &self.bundles;
         if is_alike && record.policy == base.version() {
             // The bundle in force made this decision, and the other would make it too.
@@ -426,7 +427,15 @@ fn decide(
     }
     let approvals: BTreeSet<ProfileName> = input.approvals.iter().cloned().collect();
     let request = AuthzRequest::recorded(input, agent, action, &approvals);
-    let decision = bundle.authorize(&request);
+    let decision = match (agent.autonomy, &input.executor) {
+        (Autonomy::Advisory, Some(_)) => bundle.authorize(&request),
+        (Autonomy::Advisory, None) => recommended(bundle, agent, &request),
+        // It asks for itself.
+        (Autonomy::Supervised | Autonomy::Autonomous, _) => bundle.authorize(&AuthzRequest {
+            executor: None,
+            ..request
+        }),
+    };
     match decision {
         AuthzDecision::Allowed { ttl_ms, rules } => Answer {
             ttl_ms,
@@ -445,6 +454,32 @@ fn decide(
             denied: None,
         },
         AuthzDecision::Denied { why, rules } => Answer::denied(Some(why), rules),
+    }
+}
+
+/// The answer to a request that was not made as a recommendation, of an agent that can only recommend: what people would be asked, for the
+/// first of its executors to whom the rules do not deny it.
+fn recommended(
+    bundle: &PolicyBundle,
+    agent: &RegisteredAgent,
+    request: &AuthzRequest<'_>,
+) -> AuthzDecision {
+    let none = BTreeSet::new();
+    let ask = |executor: &AgentId| {
+        bundle.authorize(&AuthzRequest {
+            executor: Some(executor),
+            approvals: &none,
+            ..*request
+        })
+    };
+    let mut answers = agent.executors.iter().map(ask);
+    let first = answers.next();
+    let is_denied = |answer: &AuthzDecision| matches!(answer, AuthzDecision::Denied { .. });
+    match first {
+        Some(denied) if is_denied(&denied) => answers.find(|a| !is_denied(a)).unwrap_or(denied),
+        Some(answer) => answer,
+        // No bundle has an advisory agent without one.
+        None => bundle.authorize(request),
     }
 }
 

@@ -7,12 +7,14 @@ use cedar_policy::{
     Policy, PolicyId, PolicySet, Schema, ValidationError, ValidationMode, Validator,
 };
 
+use super::autonomy::{ADVISORY_RULE, BuiltInRule};
 use super::catalogue::TEXT_BYTES_MAX;
 use super::check::location;
+use super::files::AGENTS;
 use super::nesting;
 use super::problem::{BundleProblem, Problems, line_and_column, nearest};
 use super::spellings::Spellings;
-use crate::model::{Digest, ProfileName, RuleRef, check_visible, parse_duration};
+use crate::model::{Autonomy, Digest, ProfileName, RuleRef, check_visible, parse_duration};
 
 /// One rule of a policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,20 @@ pub struct RuleInfo {
 }
 
 impl RuleInfo {
+    /// Whether it is the broker's own, made from `agents.toml`.
+    pub fn is_built_in(&self) -> bool {
+        self.file == AGENTS
+    }
+
+    /// The autonomy of the agents that a rule of the broker's own is about.
+    pub(super) fn built_in_for(&self) -> Option<Autonomy> {
+        let advisory = self.id == ADVISORY_RULE;
+        self.is_built_in().then_some(match advisory {
+            true => Autonomy::Advisory,
+            false => Autonomy::Supervised,
+        })
+    }
+
     /// The id with the file.
     pub fn reference(&self) -> RuleRef {
         RuleRef {
@@ -69,9 +85,11 @@ pub(super) struct RuleSet {
 }
 
 impl RuleSet {
-    /// Reads every file of `rules/`. Without a schema, which is then a problem of its own, rules stay unvalidated.
+    /// Reads every file of `rules/`, and adds the broker's own rules. Without a schema, which is then a problem of its own, rules stay
+    /// unvalidated.
     pub(super) fn read<'a>(
         files: impl Iterator<Item = (&'a str, &'a str)>,
+        built_in: &[BuiltInRule],
         profiles: &BTreeSet<ProfileName>,
         schema: Option<&Schema>,
         problems: &mut Problems,
@@ -120,6 +138,13 @@ impl RuleSet {
                 }
             }
             texts.insert(file, text);
+        }
+        for BuiltInRule { line, text } in built_in {
+            let policy = Policy::parse(None, text);
+            match policy {
+                Ok(policy) => rules.add(AGENTS, *line, text, &policy, profiles, problems),
+                Err(e) => problems.add(AGENTS, Some(*line), format!("the broker's rule: {e}")),
+            }
         }
         if let Some(schema) = schema {
             rules.validate(schema, &texts, problems, warnings);

@@ -55,6 +55,7 @@ methods! {
     OPEN_TASK = "TaskService/OpenTask", [Agent], General, Unary;
     GET_TASK = "TaskService/GetTask", [Agent], General, Unary;
     REQUEST_TOKEN = "TaskService/RequestToken", [Agent], General, Unary;
+    LIST_RECOMMENDATIONS = "TaskService/ListRecommendations", [Agent], General, Unary;
     GET_ACCESS_REQUEST = "TaskService/GetAccessRequest", [Agent], General, Unary;
     WATCH_ACCESS_REQUEST = "TaskService/WatchAccessRequest", [Agent], General, Server;
     CANCEL_ACCESS_REQUEST = "TaskService/CancelAccessRequest", [Agent], Reserved, Unary;

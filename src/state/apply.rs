@@ -61,6 +61,7 @@ impl State {
                     .insert(f.agent.clone(), AgentStatus { suspended: true });
                 let tasks: Vec<TaskId> = self.open_tasks_of(&f.agent);
                 self.end_tasks(&tasks, EndCause::Suspended, None, entry);
+                self.close_recommendations(entry, |executor| executor.agent == f.agent);
                 self.push_feed(entry, Selector::Agent(f.agent.clone()));
             }
             Event::AgentResumed(f) => {
@@ -273,7 +274,14 @@ impl State {
             Event::VoteCast(f) => of_request(&f.access_request),
             Event::VoteRefused(f) => of_request(&f.access_request),
             Event::AccessRequestClosed(f) => of_request(&f.access_request),
-            Event::TokenIssued(f) => Some(f.task),
+            Event::TokenIssued(f) => {
+                // What executes a recommendation is about the task that it was made in, too.
+                let recommended = f.consumed.as_ref().and_then(of_request);
+                if let Some(other) = recommended.filter(|task| *task != f.task) {
+                    self.task_entries.push(other, entry.index);
+                }
+                Some(f.task)
+            }
             Event::TokenReissued(f) => of_grant(&f.jti),
             Event::TokenConsumed(f) => of_grant(&f.jti),
             Event::TaskEnded(f) => {
@@ -352,7 +360,27 @@ impl State {
             }
         };
         self.end_tasks(&tasks, EndCause::Frozen, None, entry);
+        self.close_recommendations(entry, |executor| match &f.scope {
+            FreezeScope::All => true,
+            FreezeScope::Agent(agent) => executor.agent == *agent,
+            FreezeScope::Owner(owner) => {
+                executor.owner == *owner || self.owner_now(&executor.agent).as_ref() == Some(owner)
+            }
+            FreezeScope::Action(_) => false,
+        });
         self.push_feed(entry, selector);
+    }
+
+    /// Closes the pending recommendations to executors that are suspended or frozen: what was approved before counts no more after it.
+    fn close_recommendations(&self, entry: &Entry, is_in_scope: impl Fn(&Executor) -> bool) {
+        for id in self.recommended_to(is_in_scope) {
+            let request = self.requests.get(&id);
+            // One whose task has ended is closed by that.
+            let task = request.and_then(|r| self.tasks.get(&r.opened.task()?));
+            if task.is_some_and(|task| task.ended.is_none()) {
+                self.apply_access_event(id, AccessEvent::Closed(CloseCause::Frozen), entry);
+            }
+        }
     }
 
     /// The running tasks that an owner answers for: those of agents registered as the owner's now, and those opened under that owner

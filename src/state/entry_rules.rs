@@ -124,7 +124,25 @@ pub(super) fn task_grounds(state: &State, opened: &TaskOpened) -> Vec<Stream> {
 /// The same for an access request: what ends its task, and the freeze of its action.
 pub(super) fn request_grounds(state: &State, opened: &AccessRequestOpened) -> Vec<Stream> {
     match &opened.requester {
-        AccessRequester::Agent(by) => action_grounds(state, &by.task, &opened.action.action),
+        AccessRequester::Agent(by) => {
+            let mut grounds = action_grounds(state, &by.task, &opened.action.action);
+            if let Some(executor) = &by.executor {
+                // A suspension or freeze of the executor closes what is recommended to it.
+                grounds.push(Stream::Agent(executor.agent.clone()));
+                let owners = [
+                    Some(executor.owner.clone()),
+                    state.owner_now(&executor.agent),
+                ];
+                let scopes = std::iter::once(FreezeScope::Agent(executor.agent.clone()));
+                for scope in scopes.chain(owners.into_iter().flatten().map(FreezeScope::Owner)) {
+                    let stream = Stream::Freeze(scope);
+                    if !grounds.contains(&stream) {
+                        grounds.push(stream);
+                    }
+                }
+            }
+            grounds
+        }
         // The bundle that it would replace, and the proposer's key.
         AccessRequester::Person(by) => vec![Stream::Policy, Stream::Person(by.person.clone())],
     }
@@ -334,6 +352,8 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             // The key of a task is no person's, also after its opening.
             rule.task_key(state, &f.task)?;
             if let Some(id) = &f.consumed {
+                // A recommendation rests on what its own agent rests on, too.
+                rule.access_request(state, id)?;
                 rule.advance(Stream::AccessRequest(*id));
                 let profiles = f.approval.as_ref().map(|approval| &approval.profiles);
                 rule.voters(state, id, |name| {

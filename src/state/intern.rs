@@ -213,6 +213,7 @@ mod tests {
                     granted: 300,
                 },
                 input: PolicyInput {
+                    executor: None,
                     ttl_ms: 300_000,
                     approvals: Vec::new(),
                     evidence_kind: EvidenceKind::JwtSvid,

@@ -150,8 +150,8 @@ pub(super) struct KeyRegistry {
     of_person: ArcMap<PersonId, Vec<KeyIdentity>>,
     /// Each key that a bundle has pinned an agent to.
     pins: ArcMap<Thumbprint, AgentId>,
-    /// Each key that opened a task, with the agent of the first one.
-    task_keys: ArcMap<KeyIdentity, AgentId>,
+    /// Each key that opened a task, with the agents that did; the first one first.
+    task_keys: ArcMap<KeyIdentity, Vec<AgentId>>,
 }
 
 impl KeyRegistry {
@@ -201,8 +201,9 @@ impl KeyRegistry {
             },
         }?;
         // Last: it is the one refusal that an honest history may not have seen.
-        match self.task_keys.get(&key.identity) {
-            Some(agent) => Err(KeyRefusal::Task((*agent).clone())),
+        let agents = self.task_keys.get(&key.identity);
+        match agents.as_ref().and_then(|agents| agents.first()) {
+            Some(agent) => Err(KeyRefusal::Task(agent.clone())),
             None => Ok(()),
         }
     }
@@ -299,9 +300,17 @@ impl KeyRegistry {
 
     /// A task was opened with a key.
     pub(super) fn add_task_key(&self, key: KeyIdentity, agent: &AgentId) {
-        if self.task_keys.get(&key).is_none() {
-            self.task_keys.insert(key, agent.clone());
+        if !self.has_opened(key, agent) {
+            self.task_keys
+                .update_or_default(key, |agents| agents.push(agent.clone()));
         }
+    }
+
+    /// Whether an agent has opened a task with a key.
+    pub(super) fn has_opened(&self, key: KeyIdentity, agent: &AgentId) -> bool {
+        self.task_keys
+            .get(&key)
+            .is_some_and(|agents| agents.contains(agent))
     }
 
     /// INVARIANT (a dead key is dead for everyone, for ever): nothing leaves [`KeyStanding::Dead`].

@@ -15,8 +15,8 @@ use super::key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyUse};
 use super::people::{PeopleRegistration, RegistrationError};
 use super::versions::MOVING;
 use super::{
-    AccessRequest, Deadline, Ended, FreezeStatus, Grant, IdempotencyOutcome, Invitation,
-    PersonCredentials, State, StoredStatus, TaskRecord, TrustedKeys, entry_rules,
+    AccessRequest, Deadline, Ended, FreezeStatus, Grant, HandOverFault, IdempotencyOutcome,
+    Invitation, PersonCredentials, State, StoredStatus, TaskRecord, TrustedKeys, entry_rules,
 };
 use crate::journal::{Append, Blob, NewEvent, ReadSet};
 use crate::model::*;
@@ -77,6 +77,8 @@ pub enum KeyOutcome<'r> {
     Granted(Recorded<'r, Grant>),
     /// A person denied its access request, or the request expired.
     Denied(Recorded<'r, AccessRequest>),
+    /// It recommended an action, and the executor got a token for it.
+    Executed(Recorded<'r, AccessRequest>),
 }
 
 /// The keys of several people, read together.
@@ -274,6 +276,21 @@ impl Read {
         self.state.requests.get(id).map(Recorded::new)
     }
 
+    /// Why a task may not execute a recommendation, if it may not. Which agent has used a key only grows, and the journal's writer asks
+    /// again.
+    pub fn hand_over_fault(
+        &self,
+        request: &Recorded<'_, AccessRequest>,
+        executing: &Recorded<'_, TaskRecord>,
+        now: Timestamp,
+    ) -> Option<HandOverFault> {
+        // The rules and what ends the task of the recommendation were read with the request.
+        if let Some(by) = request.opened.by_agent() {
+            self.note(Stream::Trust(by.evidence.subject.trust_domain()));
+        }
+        self.state.hand_over_fault(request, &executing.opened, now)
+    }
+
     /// The pending access request for this action in this task, under any idempotency key.
     pub fn pending_request_for(
         &self,
@@ -355,6 +372,9 @@ impl Read {
             | StoredStatus::Denied
             | StoredStatus::Closed(CloseCause::Expired | CloseCause::NoEligibleApprover) => {
                 KeyOutcome::Denied(request)
+            }
+            StoredStatus::Consumed(_) if request.opened.executor().is_some() => {
+                KeyOutcome::Executed(request)
             }
             StoredStatus::Consumed(_)
             | StoredStatus::Applied

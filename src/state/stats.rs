@@ -176,6 +176,9 @@ impl DecisionStats {
             Event::TokenIssued(f) => {
                 let mut counts = self.write();
                 let consumed = f.consumed.and_then(|id| state.requests.get(&id));
+                // What people decided about a recommendation is the history of the agent that made it.
+                let recommended_by = consumed.as_ref().and_then(|r| r.opened.agent());
+                let decided_for = recommended_by.unwrap_or(&f.agent).clone();
                 let requested_at = match &consumed {
                     // Counted when the access request was opened.
                     Some(request) => {
@@ -187,7 +190,7 @@ impl DecisionStats {
                         at
                     }
                 };
-                let action = counts.record_decided(&f.agent, &f.action, requested_at, entry);
+                let action = counts.record_decided(&decided_for, &f.action, requested_at, entry);
                 add(&mut action.granted);
                 if let (Some(request), true) = (&consumed, f.approval.is_some()) {
                     add(&mut action.approved);

@@ -95,7 +95,9 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
                 f.verdict == Verdict::Deny || request.required_profiles().contains(&f.profile),
                 || format!("{} does not require {}", f.access_request, f.profile.name),
             )?;
-            require(*opened.owner() != f.voter, || {
+            let of_executor = opened.executor().map(|executor| &executor.owner);
+            let is_own = *opened.owner() == f.voter || of_executor == Some(&f.voter);
+            require(!is_own, || {
                 format!("a vote of {} on a request of their own", f.voter)
             })?;
             require(
@@ -116,6 +118,10 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             })?;
             has_open_task(state, &request)?;
             in_force(state, &f.decision.policy)?;
+            let executor = request.opened.executor().map(|executor| &executor.agent);
+            require(executor == f.decision.input.executor.as_ref(), || {
+                format!("{} has another executor", f.access_request)
+            })?;
             let same = request.decision.as_ref().is_some_and(|was| {
                 was.required_profiles == f.decision.required_profiles
                     && was.rules == f.decision.rules
@@ -283,6 +289,7 @@ fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) 
         format!("{} asks for no token", f.access_request)
     })?;
     agent_in_force(state, &by.agent, &by.owner)?;
+    recommends(state, by)?;
     in_force(state, &by.decision.policy)?;
     trusted(state, &by.evidence)?;
     action_not_frozen(state, &f.action.action)?;
@@ -295,6 +302,36 @@ fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) 
         format!("an access request of {} for this action waits", by.task)
     })?;
     undecided(state, &by.task, &by.idempotency_key)
+}
+
+/// An advisory agent, and no other, names another agent that would execute the action: one that the bundle lists, with its owner.
+fn recommends(state: &State, by: &AgentRequester) -> Legal {
+    let rules = state.rules().ok_or("no policy bundle is in force")?;
+    let agent = rules.bundle.agent(&by.agent);
+    let is_advisory = agent
+        .as_ref()
+        .is_some_and(|agent| agent.autonomy == Autonomy::Advisory);
+    let named = by.executor.as_ref();
+    require(is_advisory == named.is_some(), || {
+        format!(
+            "{} asks for a token and is advisory, or the reverse",
+            by.agent
+        )
+    })?;
+    require(
+        named.map(|named| &named.agent) == by.decision.input.executor.as_ref(),
+        || "the decision is about another executor".to_owned(),
+    )?;
+    let (Some(agent), Some(named)) = (agent, named) else {
+        return Ok(());
+    };
+    let executor = rules.bundle.agent(&named.agent);
+    let fits = executor.is_some_and(|executor| {
+        executor.owner == named.owner && rules.bundle.may_execute(&agent, &executor)
+    });
+    require(fits, || {
+        format!("{} is no executor of {}", named.agent, by.agent)
+    })
 }
 
 /// An access request of an agent is open while its task is; a proposal has none.
@@ -317,12 +354,12 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
         format!("{} has ended by time", f.task)
     })?;
     let rules = state.rules().ok_or("no policy bundle is in force")?;
-    let owner = rules
-        .bundle
-        .agent(&f.agent)
-        .map(|agent| agent.owner.clone());
-    let owner = owner.ok_or_else(|| format!("{} is not registered", f.agent))?;
-    agent_in_force(state, &f.agent, &owner)?;
+    let agent = rules.bundle.agent(&f.agent);
+    let agent = agent.ok_or_else(|| format!("{} is not registered", f.agent))?;
+    require(agent.autonomy != Autonomy::Advisory, || {
+        format!("{} is advisory", f.agent)
+    })?;
+    agent_in_force(state, &f.agent, &agent.owner)?;
     let opener = FreezeScope::Owner(task.opened.owner.clone());
     require(!state.is_frozen(&opener), || format!("{opener} is frozen"))?;
     action_not_frozen(state, &f.action.action)?;
@@ -350,10 +387,25 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
     let request = access_request(state, id)?;
     after(&request, AccessEvent::Consumed(f.jti))?;
     let opened = &request.opened;
-    require(
-        opened.task() == Some(f.task) && is_same_action(&opened.action, &f.action),
-        || format!("{id} is for another task or action"),
-    )?;
+    require(is_same_action(&opened.action, &f.action), || {
+        format!("{id} is for another action")
+    })?;
+    match opened.executor() {
+        Some(_) => {
+            if let Some(why) = state.hand_over_fault(&request, &task.opened, at) {
+                return Err(format!("{} may not execute {id}: {why}", f.jti));
+            }
+            let claim = f.approval.iter().flat_map(|claim| &claim.profiles);
+            let claimed: Vec<&ProfileName> = claim.collect();
+            let mut required = request.required_profiles().iter();
+            require(required.all(|need| claimed.contains(&&need.name)), || {
+                format!("{} lacks approvals that {id} requires", f.jti)
+            })?;
+        }
+        _ => require(opened.task() == Some(f.task), || {
+            format!("{id} is for another task")
+        })?,
+    }
     require(
         opened.max_ttl.is_some_and(|most| f.exp - f.iat <= most) && fewer(f.uses, opened.uses),
         || format!("{} allows more than {id} asked for", f.jti),

@@ -287,8 +287,17 @@ class Record:
             f"task:{issued['task']}", "TaskOpened",
             lambda body: all(body[a] == issued[b] for a, b in (("task", "task"), ("agent", "agent"), ("binding", "cnf"))),
         )
-        self.task = opening["body"]
+        self.task = self.requested_in = opening["body"]
         self.request, self.votes = self.approval()
+        if self.request is not None and self.request["executor"] is not None:
+            asked = self.request["task"]
+            opening = self.read_by_issue(f"task:{asked}", "TaskOpened", lambda body: body["task"] == asked)
+            self.requested_in = opening["body"]
+            apart = all(
+                one(self.requested_in) != one(self.task)
+                for one in (lambda task: task["key_identity"], lambda task: task["evidence"]["subject"])
+            )
+            need(apart, "entries", "it executes its own recommendation")
         for vote in self.votes:
             if "assertion" in vote["body"]:
                 need(self.enrolment(vote), "entries", "a passkey's enrolment is missing")
@@ -332,11 +341,19 @@ class Record:
             need(at["kind"] == "AccessRequestOpened", "entries", f"entry {index} is no entry of a waiting request")
             opened, by = at["body"], at["body"]["requester"].get("agent")
             need(by is not None, "entries", "the request of a person")
-            need(by["task"] == issued["task"] and by["agent"] == issued["agent"], "entries", "another task or agent")
+            executor = by.get("executor")
+            if executor is None:
+                need(by["task"] == issued["task"] and by["agent"] == issued["agent"], "entries", "another task or agent")
+            else:
+                other = by["task"] != issued["task"] and by["agent"] != issued["agent"]
+                need(other and executor["agent"] == issued["agent"], "entries", "another executor")
             need(same_action(opened["action"], issued["action"]), "entries", "another action")
             if required is None:
                 required = by["decision"]["required_profiles"]
-            return {"action": opened["action"], "owner": by["owner"], "required": required}, votes
+            return {
+                "action": opened["action"], "owner": by["owner"], "required": required, "agent": by["agent"], "task": by["task"],
+                "executor": executor,
+            }, votes
 
     def enrolment(self, vote):
         cast = vote["body"]
@@ -464,7 +481,7 @@ def check_vote(receipt, record, vote, proof):
 
 
 FACTS = {"action": dict, "owner": dict, "rules": dict}
-FACTS_OPTIONAL = {"target": dict, "agent": dict, "changes": dict}
+FACTS_OPTIONAL = {"target": dict, "agent": dict, "changes": dict, "executor": dict}
 ACTION_FACTS = {"title": str, "effect": str, "reversible": str, "undo": str, "risk": str, "parameters": dict}
 
 
@@ -485,11 +502,16 @@ def signed_digest(receipt, record, vote, proof):
     said = parse(text)
     need(canonical(said) == text and said["v"] == 2, "votes", "the statement's form")
     agent = {
-        "id": record.issued["agent"], "owner": vote["shown"]["owner"]["id"], "task": record.issued["task"],
-        "task_key": record.task["binding"]["jkt"],
+        "id": opened["agent"], "owner": vote["shown"]["owner"]["id"], "task": opened["task"],
+        "task_key": record.requested_in["binding"]["jkt"],
     }
+    requester, executor = {"agent": agent}, opened["executor"]
+    if executor is not None:
+        seen = vote["shown"]["executor"]
+        need(seen["id"] == executor["agent"], "votes", "the card showed another executor")
+        requester = {"recommendation": agent | {"executor": seen["id"], "executor_owner": seen["owner"]["id"]}}
     expected = {
-        "realm": receipt["realm"], "access_request_id": cast["access_request"], "requester": {"agent": agent},
+        "realm": receipt["realm"], "access_request_id": cast["access_request"], "requester": requester,
         "action": opened["action"], "facts": cast["facts"], "verdict": cast["verdict"], "profile": cast["profile"], "max_ttl": cast["max_ttl"], "uses": cast.get("uses"),
     }
     for name, value in expected.items():
@@ -517,9 +539,14 @@ def check_token(receipt, record):
         return
     need(all(vote["body"]["verdict"] == "approve" for vote in record.votes), part, "a person denied it")
     # Votes for what was required last, by the facts that their cards showed: those for other facts were void.
-    by_facts = {}
+    by_facts, executor = {}, record.request["executor"]
+    if executor is not None:
+        need(all(name["name"] in satisfied for name in record.request["required"]), part, "an approval is missing")
     for vote in record.votes:
-        cast, owners = vote["body"], (record.request["owner"], record.task["owner"], vote["shown"]["owner"]["id"])
+        cast, shown_by = vote["body"], vote["shown"]
+        owners = {record.request["owner"], record.task["owner"], record.requested_in["owner"], shown_by["owner"]["id"]}
+        if executor is not None:
+            owners |= {executor["owner"], shown_by["executor"]["owner"]["id"]}
         if cast["voter"] not in owners and covers(cast, issued) and cast["profile"] in record.request["required"]:
             by_facts.setdefault(cast["facts"], {})[cast["voter"]] = cast
     profiles = []

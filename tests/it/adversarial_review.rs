@@ -231,7 +231,7 @@ async fn policy_sweep_survives_concurrent_task_ends() {
             "{text}\n@id(\"nobody\") forbid (principal, action == Action::\"operate\", resource) when {{ context.evidence.verified_age < duration(\"365d\") }};\n"
         )
     });
-    for agent in ["triage", "reporter", "responder"] {
+    for agent in ["triage", "reporter", "responder", "assistant"] {
         silence(&mut shut, "cannot-operate", agent);
     }
     let mut tail = b.broker.journal().head();

@@ -137,7 +137,7 @@ async fn answers_of_a_large_realm_fit_into_messages() {
     assert!(operator.rules().await.expect("rules").len() > RULES);
 
     let agents = operator.agents().await.expect("agents");
-    assert_eq!(agents.len(), AGENTS + 3);
+    assert_eq!(agents.len(), AGENTS + 4);
     let triage = operator
         .agent(&AgentId::parse("triage").expect("id"))
         .await

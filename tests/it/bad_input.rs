@@ -95,6 +95,8 @@ fn ask(change: impl FnOnce(&mut v1::RequestTokenRequest)) -> Vec<u8> {
         idempotency_key: "r-1".into(),
         wait: None,
         evidence: None,
+        executor: String::new(),
+        recommendation: String::new(),
     };
     change(&mut message);
     message.encode_to_vec()

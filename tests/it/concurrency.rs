@@ -68,7 +68,7 @@ async fn concurrent_mints_one_wins() {
     assert_eq!(tokens.len(), 1, "one approval, one grant");
     assert!(replies.iter().all(|r| match r {
         Ok(TokenReply::Token(_) | TokenReply::Pending(_)) => true,
-        Ok(TokenReply::Denied(_)) => false,
+        Ok(TokenReply::Recommended(_) | TokenReply::Denied(_)) => false,
         Err(refusal) => refusal.reason == Reason::Conflict,
     }));
     let grants = b.broker.show().grants_of_task(&task);
@@ -155,6 +155,8 @@ async fn concurrent_dpop_replay_and_shared_nonce() {
         idempotency_key: IdempotencyKey::parse(&format!("r-{n}")).expect("id"),
         wait_ms: 0,
         evidence: None,
+        executor: None,
+        recommendation: None,
     };
     let copied = b
         .call(method, &triage.key, Some(read_case().digest()), None)

@@ -239,6 +239,8 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
         idempotency_key: IdempotencyKey::parse("r").expect("id"),
         wait_ms: 0,
         evidence: None,
+        executor: None,
+        recommendation: None,
     };
     // A proof for one action, sent with another.
     let call = b.call(method, &triage.key, Some(read_case().digest()), None);

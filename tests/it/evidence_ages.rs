@@ -430,6 +430,8 @@ async fn the_evidence_shown_last_is_kept() {
         idempotency_key: IdempotencyKey::parse("waits").expect("id"),
         wait_ms: 60_000,
         evidence: Some(shown),
+        executor: None,
+        recommendation: None,
     };
     let meanwhile = async {
         let opened = || !b.broker.show().requests_of_task(&task).is_empty();

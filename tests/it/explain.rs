@@ -61,7 +61,7 @@ spiffe_id = "spiffe://soc.example/agent/visitor"
 owner = "dana"
 environment = "staging"
 model = "m"
-autonomy = "advisory"
+autonomy = "autonomous"
 groups = ["guests"]
 actions = ["case.read", "case.note"]
 "#;

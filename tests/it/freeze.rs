@@ -464,6 +464,7 @@ async fn operators_list_tasks_and_agents() {
     assert_eq!(
         shown,
         [
+            ("assistant", false, 0, 0),
             ("reporter", false, 1, 0),
             ("responder", false, 1, 0),
             ("triage", true, 0, 0)

@@ -133,8 +133,16 @@ fn decision() -> DecisionRecord {
             binding: "jkt".into(),
             task_age_ms: 99,
             now: Timestamp::from_millis(1_800_000_000_140),
+            executor: None,
         },
     }
+}
+
+/// The decision about what an advisory agent recommends.
+fn recommended() -> DecisionRecord {
+    let mut decision = decision();
+    decision.input.executor = Some(word("responder", AgentId::parse));
+    decision
 }
 
 fn issued() -> TokenIssued {
@@ -259,12 +267,34 @@ fn facts() -> Vec<Event> {
                 idempotency_key: word("r-1", IdempotencyKey::parse),
                 decision: decision(),
                 evidence: evidence(),
+                executor: None,
             })),
             action: on_record().0,
             secret: Some(digest(7)),
             reason: Some(digest(6)),
             max_ttl: Some(600),
             uses: Some(1),
+            expires_at: Timestamp::from_millis(1_800_000_900_140),
+        }),
+        Event::AccessRequestOpened(AccessRequestOpened {
+            access_request,
+            requester: AccessRequester::Agent(Box::new(AgentRequester {
+                task,
+                agent: word("assistant", AgentId::parse),
+                owner: word("olga", PersonId::parse),
+                idempotency_key: word("r-1", IdempotencyKey::parse),
+                decision: recommended(),
+                evidence: evidence(),
+                executor: Some(Executor {
+                    agent: word("responder", AgentId::parse),
+                    owner: word("maria", PersonId::parse),
+                }),
+            })),
+            action: on_record().0,
+            secret: None,
+            reason: None,
+            max_ttl: Some(600),
+            uses: None,
             expires_at: Timestamp::from_millis(1_800_000_900_140),
         }),
         Event::AccessRequestOpened(AccessRequestOpened {

@@ -87,6 +87,7 @@ mod read_sets;
 mod readiness;
 mod reasons_doc;
 mod receipts;
+mod recommendations;
 mod recover_operators;
 mod refusal_counts;
 mod refusal_logs;

@@ -235,7 +235,7 @@ async fn the_tests_of_the_policy_page_pass() {
     let tested = finish(program_in(home.path(), &["policy", "test", "policy"])).await;
     let said = tested.code(0).out();
     assert!(
-        said.contains("passed: 20 requests of 2 cases and 1 matri"),
+        said.contains("passed: 26 requests of 2 cases and 1 matri"),
         "{said}"
     );
 }

@@ -428,6 +428,8 @@ async fn a_waiting_request_is_told_the_end_of_its_task() {
             idempotency_key: IdempotencyKey::parse("r").expect("key"),
             wait_ms: 60_000,
             evidence: None,
+            executor: None,
+            recommendation: None,
         };
         tokio::spawn(async move { b.broker.request_token(&call, input).await })
     };

@@ -143,7 +143,7 @@ async fn bundle_in_force_is_no_failure() {
         "never-matches",
         "agents-operate-with-fresh-evidence",
     );
-    for agent in ["triage", "reporter", "responder"] {
+    for agent in ["triage", "reporter", "responder", "assistant"] {
         silence(&mut bundle, "cannot-operate", agent);
     }
     let applied = b.apply_policy(bundle).await.expect("in force");

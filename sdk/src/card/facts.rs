@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Card, PersonRef, Requester};
-use crate::model::{Digest, PersonId, PolicyChanges, Risk, json};
+use super::{AgentRegistration, Card, PersonRef, Requester};
+use crate::model::{AgentId, Digest, PersonId, PolicyChanges, Risk, json};
 
 /// The facts that a card shows about an access request, as the policy bundle in force has them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct CardFacts {
     pub agent: Option<AgentFacts>,
     /// The agent's owner, or the proposer.
     pub owner: PersonFacts,
+    /// The agent that would execute the action that an advisory agent recommends, as registered; absent for any other request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<ExecutorFacts>,
     /// The rules that require approval: their `@why`, by `@id`.
     pub rules: BTreeMap<String, String>,
     /// What a proposed policy bundle changes.
@@ -58,6 +61,19 @@ pub struct AgentFacts {
     pub model: String,
     /// How far it acts alone.
     pub autonomy: String,
+}
+
+/// The executor of a recommendation, as registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecutorFacts {
+    /// The agent's id.
+    pub id: AgentId,
+    /// Its owner.
+    pub owner: PersonFacts,
+    /// Its registration; absent for an agent that is no longer registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentFacts>,
 }
 
 /// A person as registered.
@@ -99,6 +115,7 @@ impl CardFacts {
             ("risk", *risk == now.action.risk),
             ("titles of parameters", *parameters == now.action.parameters),
             ("owner", self.owner == now.owner),
+            ("executor", self.executor == now.executor),
             ("rules that ask", self.rules == now.rules),
             ("changes of the policy bundle", self.changes == now.changes),
         ]
@@ -151,17 +168,16 @@ impl Card {
     /// The facts that this card shows. A vote is signed where the broker's statement has their digest.
     pub fn facts(&self) -> CardFacts {
         let rules = self.rules.iter();
+        let registered = |claims: &AgentRegistration| AgentFacts {
+            environment: claims.environment.clone(),
+            model: claims.model.clone(),
+            autonomy: claims.autonomy.clone(),
+        };
         let (agent, owner) = match &self.requester {
-            Requester::Agent(agent) => (
-                agent.registered.as_ref().map(|claims| AgentFacts {
-                    environment: claims.environment.clone(),
-                    model: claims.model.clone(),
-                    autonomy: claims.autonomy.clone(),
-                }),
-                &agent.owner,
-            ),
+            Requester::Agent(agent) => (agent.registered.as_ref().map(registered), &agent.owner),
             Requester::Person(person) => (None, person),
         };
+        let executor = self.requester.agent().and_then(|by| by.executor.as_ref());
         CardFacts {
             action: ActionFacts {
                 title: self.title.clone(),
@@ -177,6 +193,11 @@ impl Card {
                 .map(|facts| facts.iter().cloned().collect()),
             agent,
             owner: PersonFacts::from_ref(owner),
+            executor: executor.map(|executor| ExecutorFacts {
+                id: executor.id.clone(),
+                owner: PersonFacts::from_ref(&executor.owner),
+                agent: executor.registered.as_ref().map(registered),
+            }),
             rules: rules
                 .map(|rule| (rule.id.clone(), rule.why.clone()))
                 .collect(),

@@ -274,12 +274,7 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
             "{}: {}::{}{environment} · {}",
             head.verb, head.object_type, head.object, head.risk_word
         ),
-        format!(
-            "{} (owner {}) · {}",
-            escape_untrusted(card.requester.agent().map_or("proposed", |a| a.id.as_str())),
-            escape_untrusted(&card.requester.owner().to_text()),
-            needs.collect::<Vec<_>>().join(", ")
-        ),
+        format!("{} · {}", who(card), needs.collect::<Vec<_>>().join(", ")),
         match card.max_ttl {
             Some(ttl) => format!(
                 "token at most {}, {uses} · {}",
@@ -303,4 +298,21 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
     });
     lines.extend(view.console_url);
     lines.join("\n") + "\n"
+}
+
+/// The requester with its owner; of a recommendation the executor with its owner, too.
+fn who(card: &Card) -> String {
+    let owner = escape_untrusted(&card.requester.owner().to_text());
+    let Some(agent) = card.requester.agent() else {
+        return format!("proposed (owner {owner})");
+    };
+    let id = escape_untrusted(agent.id.as_str());
+    match &agent.executor {
+        None => format!("{id} (owner {owner})"),
+        Some(executor) => format!(
+            "recommended by {id} (owner {owner}) for {} (owner {})",
+            escape_untrusted(executor.id.as_str()),
+            escape_untrusted(&executor.owner.to_text())
+        ),
+    }
 }

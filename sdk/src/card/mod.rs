@@ -30,7 +30,7 @@ mod view;
 pub use compact::{COMPACT_CHARS_MAX, compact_parameters};
 pub use confusables::confusable_warnings;
 pub use escape::{escape_untrusted, plain_or_quoted, quoted, target_id, unquote};
-pub use facts::{ActionFacts, AgentFacts, CardFacts, PersonFacts};
+pub use facts::{ActionFacts, AgentFacts, CardFacts, ExecutorFacts, PersonFacts};
 pub use layout::{COLUMNS_MIN, LongValues, render_chat, render_terminal};
 pub use view::{CardRow, CardSection, CardView, Extent, FoldLimits, Headline, SectionKind, Tone};
 
@@ -205,8 +205,21 @@ pub struct RequestingAgent {
     pub verified: Attestation,
     /// The task it belongs to.
     pub task: TaskId,
-    /// Thumbprint of the key the token will be bound to.
+    /// Thumbprint of the key the token will be bound to; of an advisory agent's task no token is.
     pub task_key: Thumbprint,
+    /// The agent that would execute what this one, which is advisory, recommends.
+    pub executor: Option<ExecutingAgent>,
+}
+
+/// The agent that would execute a recommendation, with a task and a key of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutingAgent {
+    /// Its id.
+    pub id: AgentId,
+    /// Its owner; never counts as an approver of it.
+    pub owner: PersonRef,
+    /// Its registration; absent when it is no longer registered.
+    pub registered: Option<AgentRegistration>,
 }
 
 /// An approval that does not count: its facts are not those of the card any more.

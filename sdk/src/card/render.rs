@@ -81,7 +81,11 @@ impl Card {
                 return vec![CardRow::new("proposed by", &person.to_text()).strong()];
             }
         };
-        let agent = CardRow::new("agent", by.id.as_str()).strong();
+        let label = match by.executor {
+            Some(_) => "recommended by",
+            None => "agent",
+        };
+        let agent = CardRow::new(label, by.id.as_str()).strong();
         let owner = CardRow::new("owner", &by.owner.to_text());
         let attestation = &by.verified;
         let mut verified = CardRow::new("verified", attestation.subject.as_str());
@@ -95,18 +99,16 @@ impl Card {
             Some(at) => format!("issued {} ({at})", relative_time(at, now)),
             None => "which does not say when it was issued".to_owned(),
         });
-        let claims = match &by.registered {
-            Some(claims) => vec![
-                CardRow::known("environment", &claims.environment),
-                CardRow::known("model", &claims.model),
-                CardRow::known("autonomy", &claims.autonomy),
-            ],
-            None => vec![CardRow::alarm(
-                "registered",
-                "NOT ANY MORE: the policy bundle does not list this agent",
-            )],
-        };
-        [agent, owner, verified].into_iter().chain(claims).collect()
+        let claims = registration("", &by.registered);
+        let mut rows = Vec::new();
+        if let Some(executor) = &by.executor {
+            rows.push(CardRow::new("executor", executor.id.as_str()).strong());
+            rows.push(CardRow::new("executor's owner", &executor.owner.to_text()));
+            rows.extend(registration("executor's ", &executor.registered));
+        }
+        rows.extend([agent, owner, verified]);
+        rows.extend(claims);
+        rows
     }
 
     fn rules(&self) -> Vec<CardRow> {
@@ -302,7 +304,12 @@ impl Card {
         if let Some(action) = &self.action {
             rows.push(CardRow::new("only for", action.audience.as_str()));
         }
-        rows.push(CardRow::own("bound to", "the task's key"));
+        let recommended = self.requester.agent().and_then(|by| by.executor.as_ref());
+        let bound_to = match recommended {
+            Some(_) => "the executor's key: the agent that recommends gets no token",
+            None => "the task's key",
+        };
+        rows.push(CardRow::own("bound to", bound_to));
         rows
     }
 
@@ -467,6 +474,22 @@ impl History {
                 ),
             ),
         ]
+    }
+}
+
+/// An agent's registration, which are claims of the security team. `whose`: what stands before each label.
+fn registration(whose: &str, registered: &Option<super::AgentRegistration>) -> Vec<CardRow> {
+    let label = |name: &str| format!("{whose}{name}");
+    match registered {
+        Some(claims) => vec![
+            CardRow::known(&label("environment"), &claims.environment),
+            CardRow::known(&label("model"), &claims.model),
+            CardRow::known(&label("autonomy"), &claims.autonomy),
+        ],
+        None => vec![CardRow::alarm(
+            &label("registered"),
+            "NOT ANY MORE: the policy bundle does not list this agent",
+        )],
     }
 }
 

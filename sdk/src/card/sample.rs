@@ -88,6 +88,7 @@ pub fn card() -> Card {
             },
             task: TaskId::from_random([2; 16]),
             task_key: Thumbprint(Digest::sha256(b"key")),
+            executor: None,
         })),
         rules: vec![RuleSummary {
             id: "destructive-needs-approval".to_owned(),

@@ -113,6 +113,8 @@ pub mod methods {
         OpenTask = "dipylon.v1.TaskService/OpenTask", OpenTaskRequest, OpenTaskResponse, true;
         GetTask = "dipylon.v1.TaskService/GetTask", GetTaskRequest, GetTaskResponse, true;
         RequestToken = "dipylon.v1.TaskService/RequestToken", RequestTokenRequest, RequestTokenResponse, true;
+        ListRecommendations =
+            "dipylon.v1.TaskService/ListRecommendations", ListRecommendationsRequest, ListRecommendationsResponse, true;
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
         WatchAccessRequest =
             "dipylon.v1.TaskService/WatchAccessRequest", WatchAccessRequestRequest, WatchAccessRequestResponse, true;

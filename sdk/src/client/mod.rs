@@ -39,7 +39,9 @@ pub use evidence::{EvidenceError, EvidenceSource};
 pub use operator::OperatorClient;
 pub use responses::*;
 pub use task_handle::{TaskHandle, TokenRequest};
-pub use token_outcome::{AccessToken, Denial, DpopHeaders, PendingApproval, TokenOutcome};
+pub use token_outcome::{
+    AccessToken, ApprovedRecommendation, Denial, DpopHeaders, PendingApproval, TokenOutcome,
+};
 pub use token_watch::TokenWatcher;
 pub use transport::ConnectOptions;
 #[cfg(all(feature = "validator", not(feature = "internals")))]

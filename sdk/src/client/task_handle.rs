@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::responses::{
     AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport, TaskStatus,
 };
-use super::token_outcome::{AccessToken, Denial, EndCell, PendingApproval, TokenOutcome};
+use super::token_outcome::{
+    AccessToken, ApprovedRecommendation, Denial, EndCell, PendingApproval, TokenOutcome,
+};
 use super::watch::AccessRequestWatcher;
 use super::{
     CallOptions, Endpoint, Error, EvidenceSource, Identity, RpcMethod, methods, random_name,
@@ -79,6 +81,25 @@ pub struct TokenRequest {
     pub idempotency_key: Option<String>,
     /// How long the broker may wait for approvals before it answers *pending*, in seconds, at most 60.
     pub wait_s: u32,
+    /// Of an advisory agent: the agent that would execute the action; absent names the only one that the bundle lists.
+    pub executor: Option<AgentId>,
+    /// Of an executor: the access request in which an advisory agent recommends exactly this action to it.
+    pub recommendation: Option<AccessRequestId>,
+}
+
+impl TokenRequest {
+    /// A request for a token of this lifetime, in seconds, without a reason, that does not wait.
+    pub const fn new(action: Action, ttl_s: i64) -> Self {
+        Self {
+            action,
+            ttl_s,
+            reason: String::new(),
+            idempotency_key: None,
+            wait_s: 0,
+            executor: None,
+            recommendation: None,
+        }
+    }
 }
 
 impl TaskHandle {
@@ -243,7 +264,10 @@ impl TaskHandle {
                     }
                 }
                 Err(error) if error.is_retryable() => i64::from(error.retry_after_ms()),
-                Ok(TokenOutcome::Token(_) | TokenOutcome::Denied(_)) | Err(_) => return answer,
+                Ok(
+                    TokenOutcome::Token(_) | TokenOutcome::Recommended(_) | TokenOutcome::Denied(_),
+                )
+                | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
             if left_ms <= 0 {
@@ -316,6 +340,15 @@ impl TaskHandle {
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
             evidence: evidence
                 .map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
+            executor: request
+                .executor
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            recommendation: request
+                .recommendation
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
         };
         self.call::<methods::RequestToken>(options, message).await
     }
@@ -375,6 +408,16 @@ impl TaskHandle {
                     void_votes: info.void_votes.read(),
                 }))
             }
+            request_token_response::Outcome::Recommended(info) => {
+                let jti = Some(info.jti.as_str()).filter(|jti| !jti.is_empty());
+                Ok(TokenOutcome::Recommended(ApprovedRecommendation {
+                    decision,
+                    access_request_id: AccessRequestId::parse(&info.access_request_id)?,
+                    executor: AgentId::parse(&info.executor)?,
+                    expires_at: moment("expires_at", info.expires_at)?,
+                    jti: jti.map(TokenId::parse).transpose()?,
+                }))
+            }
             request_token_response::Outcome::Denied(info) => {
                 let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
                 let access_request_id = id.map(AccessRequestId::parse).transpose()?;
@@ -387,6 +430,18 @@ impl TaskHandle {
                 }))
             }
         }
+    }
+
+    /// The approved recommendations of advisory agents that this task's agent may execute, the first to expire first: each with its
+    /// action. A [`TokenRequest`] with its id as `recommendation` and this action gets the token.
+    pub async fn recommendations(&self) -> Result<Vec<AccessRequestInfo>, Error> {
+        let request = v1::ListRecommendationsRequest {
+            task_id: self.id.to_string(),
+        };
+        let answer = self
+            .call::<methods::ListRecommendations>(CallOptions::by(&self.identity), request)
+            .await?;
+        Ok(answer.recommendations.read())
     }
 
     /// An access request of this task.

@@ -228,6 +228,13 @@ impl task::TaskService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_recommendations(
+        &self,
+        _: Request<v1::ListRecommendationsRequest>,
+    ) -> Answer<v1::ListRecommendationsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     type WatchAccessRequestStream =
         tokio_stream::Empty<Result<v1::WatchAccessRequestResponse, Status>>;
 
@@ -507,6 +514,8 @@ fn order(reason: &str) -> TokenRequest {
         reason: reason.to_owned(),
         idempotency_key: None,
         wait_s: 0,
+        executor: None,
+        recommendation: None,
     }
 }
 

@@ -8,8 +8,8 @@ use super::{Endpoint, Error, Identity, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, DecisionId, DeniedReason, IdempotencyKey, MatchPhrase, Secret, TaskId,
-    Thumbprint, Timestamp, TokenId,
+    AccessRequestId, Action, AgentId, DecisionId, DeniedReason, IdempotencyKey, MatchPhrase,
+    Secret, TaskId, Thumbprint, Timestamp, TokenId,
 };
 
 /// The decision of gate 2 on a token request.
@@ -23,6 +23,8 @@ pub enum TokenOutcome {
     Token(AccessToken),
     /// The action waits for approvals. Repeat the request with the same idempotency key.
     Pending(PendingApproval),
+    /// Of an advisory agent: people approved what it recommends, and its executor may request the token.
+    Recommended(ApprovedRecommendation),
     /// The request is denied.
     Denied(Denial),
 }
@@ -263,6 +265,43 @@ impl PendingApproval {
     /// How the lifetime of the token would be computed.
     pub fn ttl(&self) -> Option<&GrantedTtl> {
         self.ttl.as_ref()
+    }
+
+    /// The id of the decision, for `explain`.
+    pub fn decision_id(&self) -> DecisionId {
+        self.decision
+    }
+}
+
+/// A recommendation that people approved. The agent that made it gets no token.
+#[derive(Debug, Clone)]
+pub struct ApprovedRecommendation {
+    pub(super) decision: DecisionId,
+    pub(super) access_request_id: AccessRequestId,
+    pub(super) executor: AgentId,
+    pub(super) expires_at: Timestamp,
+    pub(super) jti: Option<TokenId>,
+}
+
+impl ApprovedRecommendation {
+    /// The access request: what the executor names as `recommendation`.
+    pub fn access_request_id(&self) -> AccessRequestId {
+        self.access_request_id
+    }
+
+    /// The agent that executes it.
+    pub fn executor(&self) -> &AgentId {
+        &self.executor
+    }
+
+    /// When the approval expires.
+    pub fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+
+    /// The id of the executor's token, once it has one.
+    pub fn jti(&self) -> Option<TokenId> {
+        self.jti
     }
 
     /// The id of the decision, for `explain`.

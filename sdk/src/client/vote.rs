@@ -115,11 +115,21 @@ fn expected(
         return Err(SignVoteError::Differs("action"));
     }
     let requester = match &card.requester {
-        Requester::Agent(agent) => StatementRequester::Agent {
-            id: agent.id.clone(),
-            owner: agent.owner.id.clone(),
-            task: agent.task,
-            task_key: agent.task_key,
+        Requester::Agent(agent) => match &agent.executor {
+            None => StatementRequester::Agent {
+                id: agent.id.clone(),
+                owner: agent.owner.id.clone(),
+                task: agent.task,
+                task_key: agent.task_key,
+            },
+            Some(executor) => StatementRequester::Recommendation {
+                id: agent.id.clone(),
+                owner: agent.owner.id.clone(),
+                task: agent.task,
+                task_key: agent.task_key,
+                executor: executor.id.clone(),
+                executor_owner: executor.owner.id.clone(),
+            },
         },
         Requester::Person(person) => StatementRequester::Person {
             id: person.id.clone(),

@@ -27,16 +27,18 @@ pub struct RegisteredAgent {
     pub jkt: Option<Thumbprint>,
     /// The only actions it may ever request.
     pub ceiling: BTreeSet<ActionName>,
+    /// The agents that an approved recommendation of it may be handed to; empty unless it is advisory.
+    pub executors: BTreeSet<AgentId>,
 }
 
 /// How far an agent acts by itself, as the policy bundle registers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Autonomy {
-    /// `advisory`: it recommends, and others act.
+    /// `advisory`: it recommends, and never gets a token. People decide on each recommendation, and another agent executes it.
     Advisory,
-    /// `supervised`: it acts while people watch.
+    /// `supervised`: it needs people for the actions that the bundle marks under `[autonomy]`, whatever its rules say.
     Supervised,
-    /// `autonomous`: it acts without a person beside it; rules decide.
+    /// `autonomous`: rules alone decide.
     Autonomous,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecisionId, Digest, EvidenceAges, EvidenceKind, ProfileName, Timestamp};
+use super::{AgentId, DecisionId, Digest, EvidenceAges, EvidenceKind, ProfileName, Timestamp};
 
 /// A rule, by its `@id` and its file in the policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub struct PolicyInput {
     pub task_age_ms: i64,
     /// The time of the decision.
     pub now: Timestamp,
+    /// The agent that would execute the action, which an advisory agent recommends: rules were asked about both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<AgentId>,
 }
 
 impl PolicyInput {

@@ -373,6 +373,11 @@ impl AccessRequestOpened {
         self.by_agent().map(|by| &by.agent)
     }
 
+    /// The executor of a recommendation; absent for any other request.
+    pub fn executor(&self) -> Option<&Executor> {
+        self.by_agent().and_then(|by| by.executor.as_ref())
+    }
+
     /// The person who answers for it: the agent's owner at the opening, or the proposer.
     pub const fn owner(&self) -> &PersonId {
         match &self.requester {
@@ -416,6 +421,19 @@ pub struct AgentRequester {
     pub decision: DecisionRecord,
     /// The evidence that gate 1 verified.
     pub evidence: EvidenceFacts,
+    /// Who would execute the action: the agent is advisory, and gets no token itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executor: Option<Executor>,
+}
+
+/// The agent that an approved recommendation is handed to. Its task and key are those with which it requests the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Executor {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its owner.
+    pub owner: PersonId,
 }
 
 /// A person who proposes a policy bundle.

@@ -175,6 +175,15 @@ refusals! {
     IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED" AlreadyExists Conflict Caller Never,
         "this idempotency key was used for another request",
         "request again with a new --idempotency-key";
+    InvalidExecutor = "INVALID_EXECUTOR" InvalidArgument UsageError Caller Never,
+        "the executor is missing, or not one that the bundle lists for the agent",
+        "name an agent of `executors` in agents.toml; only an advisory agent names one";
+    AdvisoryAgent = "ADVISORY_AGENT" PermissionDenied Denied Caller Never,
+        "an advisory agent gets no token",
+        "recommend the action; another agent that the bundle lists as executor requests the token once people approved";
+    NotAnotherAgent = "NOT_ANOTHER_AGENT" PermissionDenied Denied Caller Never,
+        "the executor is not apart from the agent that recommends: it has the same key, workload or owner",
+        "execute with an agent that runs as another workload, with a key of its own, for another owner";
     ApprovalOutOfScope = "APPROVAL_OUT_OF_SCOPE" FailedPrecondition Conflict Caller Never,
         "the access request under this idempotency key is for another action",
         "request this action with a new --idempotency-key; people decide it separately";
@@ -305,6 +314,12 @@ denials! {
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" QuorumUnreachable,
         "quorum cannot be reached: too few people could approve",
         "the security team has to add approvers, or invite them to enrol passkeys: the agent's owner never counts";
+    ExecutorNotAllowed = "EXECUTOR_NOT_ALLOWED" Denied,
+        "the bundle does not list this executor any more, or asks more of people for it than the recommendation did",
+        "recommend the action again, to an agent of `executors` in agents.toml";
+    RecommenderNotAllowed = "RECOMMENDER_NOT_ALLOWED" Denied,
+        "the rules do not allow the action any more to the agent that recommended it",
+        "'dipylon explain' names the rules; when they allow it again, the agent has to recommend it again";
     Frozen = "FROZEN" Denied,
         "the action is frozen",
         "request again when the freeze is lifted; 'dipylon freeze' lists active freezes";

@@ -173,6 +173,21 @@ pub enum StatementRequester {
         /// Thumbprint of the key the token will be bound to.
         task_key: Thumbprint,
     },
+    /// An advisory agent, in a task: it recommends the action, and another agent would execute it, with the task and key of its own.
+    Recommendation {
+        /// The agent that recommends.
+        id: AgentId,
+        /// Its owner when the vote was cast.
+        owner: PersonId,
+        /// Its task.
+        task: TaskId,
+        /// The key of that task; no token is bound to it.
+        task_key: Thumbprint,
+        /// The agent that would execute the action.
+        executor: AgentId,
+        /// Its owner when the vote was cast.
+        executor_owner: PersonId,
+    },
     /// A person, who proposes a policy bundle.
     Person {
         /// The proposer.

@@ -8,15 +8,14 @@ use super::convert::{
 };
 use super::v1;
 use crate::card::{
-    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, History, PersonRef,
-    ProfileProgress, Requester, RequestingAgent, RuleSummary, VoidVote,
+    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, ExecutingAgent,
+    History, PersonRef, ProfileProgress, Requester, RequestingAgent, RuleSummary, VoidVote,
 };
 use crate::model::*;
 
 /// Writes a card.
 pub fn to_wire(card: &Card) -> v1::Card {
     let agent = card.requester.agent();
-    let claims = agent.and_then(|agent| agent.registered.as_ref());
     v1::Card {
         access_request_id: card.access_request.to_string(),
         realm: card.realm.to_string(),
@@ -38,13 +37,10 @@ pub fn to_wire(card: &Card) -> v1::Card {
             })
             .collect(),
         target_known: card.target_attributes.is_some(),
-        agent: agent.map(|agent| v1::CardAgent {
-            agent_id: agent.id.to_string(),
-            owner: agent.owner.id.to_string(),
-            environment: claims.map(|c| c.environment.clone()).unwrap_or_default(),
-            model: claims.map(|c| c.model.clone()).unwrap_or_default(),
-            autonomy: claims.map(|c| c.autonomy.clone()).unwrap_or_default(),
-        }),
+        agent: agent.map(|agent| agent_to_wire(&agent.id, &agent.owner, &agent.registered)),
+        executor: agent
+            .and_then(|agent| agent.executor.as_ref())
+            .map(|agent| agent_to_wire(&agent.id, &agent.owner, &agent.registered)),
         verification: agent.map(|agent| v1::Verification {
             evidence_kind: agent.verified.kind.clone(),
             subject: agent.verified.subject.to_string(),
@@ -314,6 +310,31 @@ fn all_differ<'a>(names: impl Iterator<Item = &'a str>) -> bool {
     names.into_iter().all(|name| seen.insert(name))
 }
 
+fn agent_to_wire(
+    id: &AgentId,
+    owner: &PersonRef,
+    registered: &Option<AgentRegistration>,
+) -> v1::CardAgent {
+    let claims = registered.clone();
+    let claims = claims.map(|claims| (claims.environment, claims.model, claims.autonomy));
+    let (environment, model, autonomy) = claims.unwrap_or_default();
+    v1::CardAgent {
+        agent_id: id.to_string(),
+        owner: owner.id.to_string(),
+        environment,
+        model,
+        autonomy,
+    }
+}
+
+fn registration(agent: &v1::CardAgent) -> Option<AgentRegistration> {
+    (!agent.environment.is_empty()).then(|| AgentRegistration {
+        environment: agent.environment.clone(),
+        model: agent.model.clone(),
+        autonomy: agent.autonomy.clone(),
+    })
+}
+
 fn requesting_agent(
     wire: &v1::Card,
     person: impl Fn(&str) -> Result<PersonRef, ParseError>,
@@ -323,11 +344,15 @@ fn requesting_agent(
     Ok(RequestingAgent {
         id: AgentId::parse(&agent.agent_id)?,
         owner: person(&agent.owner)?,
-        registered: (!agent.environment.is_empty()).then(|| AgentRegistration {
-            environment: agent.environment.clone(),
-            model: agent.model.clone(),
-            autonomy: agent.autonomy.clone(),
-        }),
+        registered: registration(agent),
+        executor: match &wire.executor {
+            None => None,
+            Some(executor) => Some(ExecutingAgent {
+                id: AgentId::parse(&executor.agent_id)?,
+                owner: person(&executor.owner)?,
+                registered: registration(executor),
+            }),
+        },
         verified: Attestation {
             kind: verification.evidence_kind.clone(),
             subject: SpiffeId::parse(&verification.subject)?,
@@ -424,7 +449,9 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
         .flat_map(|need| &need.approvers)
         .map(|approval| &approval.person);
     let void = card.void_votes.iter().map(|vote| &vote.voter);
+    let executor = card.requester.agent().and_then(|by| by.executor.as_ref());
     std::iter::once(card.requester.owner())
+        .chain(executor.map(|executor| &executor.owner))
         .chain(approvers)
         .chain(void)
         .chain(history.filter_map(|h| h.last_denied_by.as_ref()))

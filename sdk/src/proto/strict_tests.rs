@@ -270,7 +270,9 @@ proptest! {
         let idempotency_key = e.clone();
         passes(&v1::RequestTokenRequest {
             task_id: f.clone(), action, ttl, reason: a.clone(), idempotency_key, wait, evidence: evidence.clone(),
+            executor: b.clone(), recommendation: c.clone(),
         })?;
+        passes(&v1::ListRecommendationsRequest { task_id: a.clone() })?;
         passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, idempotency_key: b.clone(), heartbeat: wait })?;
         passes(&v1::KeepAliveRequest { task_id: a.clone() })?;
         passes(&v1::GetTaskRequest { task_id: a.clone() })?;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::approve::facts::{self, person_ref};
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
 use crate::card::{
-    AgentRegistration, Attestation, Card, CountedApproval, PersonRef, ProfileProgress, Requester,
-    RequestingAgent, VoidVote,
+    AgentFacts, AgentRegistration, Attestation, Card, CountedApproval, ExecutingAgent, PersonFacts,
+    PersonRef, ProfileProgress, Requester, RequestingAgent, VoidVote,
 };
 use crate::model::*;
 use crate::policy::PolicyBundle;
@@ -73,10 +73,16 @@ impl Broker {
                 .collect(),
             passkey: need.method == Some(VoteMethod::Passkey),
         };
-        let owner = PersonRef {
-            id: facts.owner.id,
-            name: Some(facts.owner.name).filter(|name| !name.is_empty()),
+        let person = |facts: PersonFacts| PersonRef {
+            id: facts.id,
+            name: Some(facts.name).filter(|name| !name.is_empty()),
         };
+        let registration = |agent: AgentFacts| AgentRegistration {
+            environment: agent.environment,
+            model: agent.model,
+            autonomy: agent.autonomy,
+        };
+        let owner = person(facts.owner);
         let mut purpose = None;
         let requester = match &opened.requester {
             AccessRequester::Person(_) => Requester::Person(owner),
@@ -89,11 +95,7 @@ impl Broker {
                 Requester::Agent(Box::new(RequestingAgent {
                     id: by.agent.clone(),
                     owner,
-                    registered: facts.agent.map(|agent| AgentRegistration {
-                        environment: agent.environment,
-                        model: agent.model,
-                        autonomy: agent.autonomy,
-                    }),
+                    registered: facts.agent.map(registration),
                     verified: Attestation {
                         kind: by.evidence.kind.as_str().to_owned(),
                         subject: by.evidence.subject.clone(),
@@ -103,6 +105,11 @@ impl Broker {
                     },
                     task: by.task,
                     task_key: task.opened.binding.jkt(),
+                    executor: facts.executor.map(|executor| ExecutingAgent {
+                        id: executor.id,
+                        owner: person(executor.owner),
+                        registered: executor.agent.map(registration),
+                    }),
                 }))
             }
         };

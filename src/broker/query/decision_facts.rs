@@ -7,7 +7,8 @@ use crate::broker::Broker;
 use crate::model::text::{cut, nearest_word};
 use crate::model::*;
 use crate::policy::{
-    AuthzRequest, BundleFiles, EntityFacts, NearestPermit, PolicyBundle, ReadValue, RuleFailure,
+    AuthzDecision, AuthzRequest, BundleFiles, EntityFacts, NearestPermit, PolicyBundle, ReadValue,
+    RuleFailure,
 };
 
 /// The input that rules saw, as of the policy bundle that decided. Long values are cut.
@@ -199,7 +200,20 @@ impl Decided {
     ) {
         let input = &self.decision.input;
         let approvals = input.approvals.iter().cloned().collect();
-        let question = AuthzRequest::recorded(input, agent, action, &approvals);
+        let own = AuthzRequest {
+            executor: None,
+            ..AuthzRequest::recorded(input, agent, action, &approvals)
+        };
+        // Of a recommendation whichever of the two agents the rules deny it to; the recommending one first.
+        let executor = input.executor.as_ref().and_then(|id| bundle.agent(id));
+        let is_denied = matches!(bundle.authorize(&own), AuthzDecision::Denied { .. });
+        let (question, agent) = match &executor {
+            Some(executor) if !is_denied => {
+                let agent: &RegisteredAgent = executor;
+                (AuthzRequest { agent, ..own }, agent)
+            }
+            _ => (own, agent),
+        };
         if self.reason == DeniedReason::NoRuleAllows.as_str() {
             facts.nearest = bundle.nearest_permit(&question).map(shortened_permit);
         } else if self.reason == DeniedReason::RuleEvaluationFailed.as_str() {

@@ -228,6 +228,11 @@ impl Broker {
                     match &f.requester {
                         AccessRequester::Agent(by) => {
                             out.line("task", by.task.to_string());
+                            if let Some(executor) = &by.executor {
+                                out.line("recommended by", by.agent.to_string());
+                                let executor = format!("{} of {}", executor.agent, executor.owner);
+                                out.line("executor", executor);
+                            }
                             self.explain_evidence(&mut out, &by.evidence);
                             self.superseded(&mut out, &f.access_request, &by.decision.id);
                             if shows_decision {
@@ -614,6 +619,11 @@ impl Broker {
         if let Some(request) = grant.issued.consumed {
             out.line("consumed", request.to_string());
             if let Some(request) = self.show().access_request(&request) {
+                if let (Some(_), Some(by)) = (request.opened.executor(), request.opened.by_agent())
+                {
+                    let by = format!("{} of {}, in {}", by.agent, by.owner, by.task);
+                    out.line("recommended by", by);
+                }
                 self.explain_votes(&mut out, &request);
             }
         }

@@ -243,7 +243,17 @@ impl TokenRecord {
                 before = version_in(&entry.write_set, &stream);
                 match &entry.event {
                     Event::VoteCast(_) => votes.push(entry),
-                    Event::AccessRequestOpened(_) | Event::AccessRequestReassessed(_) => {}
+                    // A recommendation has a task of its own.
+                    Event::AccessRequestOpened(f) => {
+                        if let Some(task) = f.task().filter(|task| *task != issued.task) {
+                            let stream = Stream::Task(task);
+                            let opening = version_in(&issue.read_set, &stream);
+                            let opening =
+                                opening.ok_or_else(|| missing(issue.index, &stream.to_string()))?;
+                            self.read(opening, &mut found)?;
+                        }
+                    }
+                    Event::AccessRequestReassessed(_) => {}
                     _ => return Err(missing(index, "a vote")),
                 }
             }

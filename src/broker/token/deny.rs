@@ -24,6 +24,7 @@ impl Broker {
             authenticated,
             ..
         } = *attempt;
+        self.require_same_executor(attempt, request)?;
         if request.action.as_ref().is_some_and(|a| **a != input.action) {
             return Err(self.refuse(
                 call.method,

@@ -4,6 +4,7 @@ pub(in crate::broker) mod deny;
 pub(in crate::broker) mod introspect;
 pub(in crate::broker) mod issue;
 pub(in crate::broker) mod list;
+mod recommendation;
 pub(in crate::broker) mod request;
 pub(in crate::broker) mod revoke;
 pub(in crate::broker) mod step_up;

@@ -31,6 +31,10 @@ pub struct RequestTokenInput {
     pub wait_ms: u64,
     /// Fresh evidence, when the last is stale.
     pub evidence: Option<Evidence>,
+    /// Of an advisory agent: the agent that would execute the action; absent for the only one.
+    pub executor: Option<AgentId>,
+    /// Of an executor: the access request in which the action is recommended to it.
+    pub recommendation: Option<AccessRequestId>,
 }
 
 /// Answer of gate 2, for the agent.
@@ -40,6 +44,8 @@ pub enum TokenReply {
     Token(Box<IssuedReply>),
     /// An access request is pending.
     Pending(Box<PendingReply>),
+    /// People approved what an advisory agent recommends.
+    Recommended(Box<RecommendedReply>),
     /// Denied.
     Denied(Box<DeniedReply>),
 }
@@ -89,6 +95,23 @@ pub struct PendingReply {
     pub(in crate::broker) due: Timestamp,
 }
 
+/// A recommendation that people approved.
+#[derive(Debug)]
+pub struct RecommendedReply {
+    /// The access request, which the executor names.
+    pub access_request: AccessRequestId,
+    /// The decision that it requires approval by.
+    pub decision: Option<DecisionId>,
+    /// The agent that executes it.
+    pub executor: AgentId,
+    /// When the first of its approvals, or the request itself, expires.
+    pub expires_at: Timestamp,
+    /// The executor's token, once it has one.
+    pub jti: Option<TokenId>,
+    /// The evidence gate 1 verified in this call.
+    pub facts: EvidenceFacts,
+}
+
 /// A denial.
 #[derive(Debug)]
 pub struct DeniedReply {
@@ -132,6 +155,8 @@ pub(in crate::broker) enum Evaluation {
     Opened(AccessRequestId),
     /// An access request is pending.
     Pending(AccessRequestId),
+    /// People approved a recommendation.
+    Recommended(AccessRequestId),
     /// It was recorded that the access request requires something else now: the round is asked again.
     Reassessed,
     /// Denied.
@@ -290,6 +315,7 @@ impl Broker {
                 };
                 self.pending_reply(call, authenticated, &id, reads)
             }
+            Evaluation::Recommended(id) => self.recommended_reply(call, authenticated, &id),
             // Once more at the most: a second change in between is found at the next call.
             Evaluation::Reassessed => Err(self.refuse(
                 call.method,
@@ -325,15 +351,18 @@ impl Broker {
             now,
         };
         let own = read.key_outcome(&input.task, &input.idempotency_key, now);
-        let outcome = match (own, self.attached_to(&input.task, &input.idempotency_key)) {
-            (KeyOutcome::Undecided, Some(joined)) => read.request_outcome(&joined, now),
-            (own, _) => own,
+        let joined = self.attached_to(&input.task, &input.idempotency_key);
+        let outcome = match (own, input.recommendation, joined) {
+            (KeyOutcome::Undecided, Some(id), _) => self.recommendation_outcome(&attempt, &id)?,
+            (KeyOutcome::Undecided, None, Some(joined)) => read.request_outcome(&joined, now),
+            (own, _, _) => own,
         };
         match &outcome {
             KeyOutcome::Granted(grant) => {
                 return self.reissue(&attempt, verified, grant.clone());
             }
             KeyOutcome::Denied(request) => return self.replay_denial(&attempt, request),
+            KeyOutcome::Executed(request) => return self.replay_executed(&attempt, request),
             KeyOutcome::Waiting(_) | KeyOutcome::Undecided => {}
         }
         self.require_reliable_clock(call.method)?;
@@ -350,10 +379,19 @@ impl Broker {
                 "this idempotency key waits for the approval of another action",
             ));
         }
-        let waiting = read.pending_request_for(&input.task, &input.action, now);
+        let executor = self.named_executor(&attempt, &verified)?;
+        let waiting = match outcome {
+            // Another agent's: this one executes it.
+            KeyOutcome::Waiting(request) if request.opened.task() != Some(input.task) => {
+                self.require_running_recommendation(&attempt, &request)?;
+                Some(request)
+            }
+            _ => read.pending_request_for(&input.task, &input.action, now),
+        };
         let terms = TokenTerms {
             action: input.action.clone(),
             ttl: input.ttl,
+            executor: executor.as_ref().map(|executor| executor.agent.clone()),
         };
         let scope = FreezeScope::Action(input.action.name.clone());
         match approve::decide(
@@ -372,8 +410,15 @@ impl Broker {
                         request.opened.access_request,
                     )))
                 }
-                None => self.open_access_request(&attempt, *pending),
+                None => self.open_access_request(&attempt, *pending, executor),
             },
+            Ok(GateDecision::Recommended(id)) => {
+                // A repetition gets the same answer after the execution, and recommends nothing twice.
+                if let Some(request) = &waiting {
+                    self.attach(&attempt, request)?;
+                }
+                Ok(Step::Answer(Evaluation::Recommended(id)))
+            }
             Ok(GateDecision::Reassessed(access_request, decision)) => {
                 let event = AccessRequestReassessed {
                     access_request,
@@ -401,6 +446,13 @@ impl Broker {
                 Reason::TaskEnded,
                 "less than a second of the task is left",
             )),
+            Err(ApproveError::HandOver(fault)) => Err(self.refuse_hand_over(call, fault)),
+            Err(error @ ApproveError::OtherExecutor) => {
+                Err(self.refuse(call.method, Reason::ApprovalOutOfScope, error.to_string()))
+            }
+            Err(error @ ApproveError::Executor) => {
+                Err(self.refuse(call.method, Reason::InvalidExecutor, error.to_string()))
+            }
             Err(
                 error @ (ApproveError::OtherAction
                 | ApproveError::NoTask

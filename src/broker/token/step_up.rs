@@ -24,6 +24,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_, '_>,
         pending: PendingDecision,
+        executor: Option<Executor>,
     ) -> Result<Step<Evaluation>, Refusal> {
         let TokenAttempt {
             input,
@@ -57,6 +58,7 @@ impl Broker {
                 idempotency_key: input.idempotency_key.clone(),
                 decision: pending.decision,
                 evidence: authenticated.facts().clone(),
+                executor,
             })),
             action,
             secret: secret.as_ref().map(Blob::hash),

@@ -1,6 +1,7 @@
 //! The demo's scenario: a security team's agent contains an incident, and invalid requests are refused.
 
 mod high_risk;
+mod recommendation;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ struct Scenario {
     resource: Child,
     agent: Child,
     other: Child,
+    assistant: Child,
+    responder: Child,
     dana: Child,
     maria: Child,
     lee: Child,
@@ -64,6 +67,7 @@ pub(super) async fn run(
     fixture.print_setup(&log, &recorded);
     let jti = fixture.step_read_and_disable(&mut log).await?;
     fixture.step_isolate(&mut log).await?;
+    fixture.step_recommend(&mut log).await?;
     fixture.step_policy_change(&mut log, &jti).await?;
     fixture.step_broker_crash(&mut log).await?;
     fixture.step_task_end(&mut log).await?;
@@ -110,6 +114,8 @@ impl Scenario {
         };
         let agent = workload("triage", "spiffe://soc.example/agent/triage").await?;
         let other = workload("copycat", "spiffe://soc.example/agent/copycat").await?;
+        let assistant = workload("assistant", "spiffe://soc.example/agent/assistant").await?;
+        let responder = workload("responder", "spiffe://soc.example/agent/responder").await?;
         let person = async |args: &str, name: &'static str| {
             let key = dev_config.key_file(name);
             let realm = dev_config.config().settings.realm.to_string();
@@ -136,6 +142,8 @@ impl Scenario {
             resource,
             agent,
             other,
+            assistant,
+            responder,
             dana,
             maria,
             lee,
@@ -147,7 +155,8 @@ impl Scenario {
     fn print_setup(&self, log: &StepLog, recorded: &str) {
         log.note(&format!(
             "  broker           pid {:<7} {}\n  resource server  pid {:<7} {}\n  agent            pid {:<7} spiffe://soc.example/agent/triage\n  \
-             another workload pid {:<7} spiffe://soc.example/agent/copycat\n  dana             pid {:<7} approver, and the agent's owner\n  \
+             another workload pid {:<7} spiffe://soc.example/agent/copycat\n  assistant        pid {:<7} advisory: it recommends\n  \
+             responder        pid {:<7} executes what people approve\n  dana             pid {:<7} approver, and the agent's owner\n  \
              maria            pid {:<7} approver\n  lee              pid {:<7} approver\n  olga             pid {:<7} operator\n  checkpoint recorded outside the broker: {recorded}\n\n",
             self.broker.pid(),
             self.url,
@@ -155,6 +164,8 @@ impl Scenario {
             self.server,
             self.agent.pid(),
             self.other.pid(),
+            self.assistant.pid(),
+            self.responder.pid(),
             self.dana.pid(),
             self.maria.pid(),
             self.lee.pid(),
@@ -632,6 +643,8 @@ impl Scenario {
         for child in [
             self.agent,
             self.other,
+            self.assistant,
+            self.responder,
             self.dana,
             self.maria,
             self.lee,
@@ -711,6 +724,7 @@ fn request_token(
         reason: "phishing confirmed".to_owned(),
         wait_s,
         idempotency_key: idempotency_key.to_owned(),
+        recommendation: None,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::client::{
 };
 use crate::clock::Clock;
 use crate::jose::SigningKey;
-use crate::model::{Action, ActionName, Audience, TaskOutcome};
+use crate::model::{AccessRequestId, Action, ActionName, Audience, TaskOutcome};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AgentChild {
@@ -46,6 +46,8 @@ pub(super) enum AgentInstruction {
         reason: String,
         wait_s: u32,
         idempotency_key: String,
+        /// The recommendation that it executes.
+        recommendation: Option<AccessRequestId>,
     },
     /// Uses a kept token.
     Use {
@@ -80,7 +82,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> 
             task = Some(opened);
             Ok(reply)
         }
-        AgentInstruction::RequestToken { name, action, target, params, audience, reason, wait_s, idempotency_key } => {
+        AgentInstruction::RequestToken { name, action, target, params, audience, reason, wait_s, idempotency_key, recommendation } => {
             let params = params.iter().map(|p| parse::param(p)).collect::<Result<_, _>>()?;
             let action = Action::new(
                 ActionName::parse(&action)?,
@@ -88,7 +90,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, CliError> 
                 parse::target(&target)?,
                 parse::params(params)?,
             )?;
-            let request = TokenRequest { action, ttl_s: 300, reason, idempotency_key: Some(idempotency_key), wait_s: 0 };
+            let request = TokenRequest { reason, idempotency_key: Some(idempotency_key), recommendation, ..TokenRequest::new(action, 300) };
             let task = open(task.as_ref())?;
             let outcome = if wait_s == 0 {
                 task.request_token(&request).await?
@@ -165,6 +167,9 @@ fn outcome_json(outcome: &TokenOutcome) -> Value {
         TokenOutcome::Pending(pending) => json!({
             "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
             "needs": render::profile_lines(pending.needs()), "idempotency_key": pending.idempotency_key(),
+        }),
+        TokenOutcome::Recommended(recommended) => json!({
+            "outcome": "recommended", "access_request": recommended.access_request_id(), "executor": recommended.executor(),
         }),
         TokenOutcome::Denied(denied) => {
             json!({ "outcome": "denied", "reason": denied.reason_str(), "rules": ids(denied.rules()) })

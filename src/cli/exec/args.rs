@@ -64,6 +64,10 @@ pub(in crate::cli) struct ExecArgs {
         conflicts_with_all = ["resume", "action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "wait", "no_wait", "task_key", "idempotency_key", "command", "end_signal", "deliver", "audience_url", "audience_ca", "insecure_audience", "forward_headers"]
     )]
     pub(super) cancel: Option<AccessRequestId>,
+    /// Execute what an advisory agent recommended to this agent and people approved: the access request, which is for exactly this
+    /// action ('dipylon request recommended' lists them)
+    #[arg(long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse, conflicts_with_all = ["resume", "cancel"])]
+    pub(super) recommendation: Option<AccessRequestId>,
     /// Idempotency key of the token; with --task-key also of the task, so that a repeated command gets the same task and token
     /// [default: a random one]
     #[arg(long, value_name = "KEY", value_parser = IdempotencyKey::parse)]

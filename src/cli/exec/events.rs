@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::program::SpawnError;
 use crate::cli::error::CliError;
 use crate::cli::render;
-use crate::client::{self, AccessToken, Denial, PendingApproval};
+use crate::client::{self, AccessToken, ApprovedRecommendation, Denial, PendingApproval};
 use crate::model::text::{escape_invisible, quote};
 use crate::model::{TaskId, format_seconds};
 
@@ -87,6 +87,15 @@ impl EventPrinter {
                 "jti": token.jti(), "decision": token.decision_id(), "expires_at": token.expires_at().to_string(),
                 "uses": token.uses(), "ttl": render::ttl_json(token.ttl()), "rules": render::rules_json(token.rules()),
             }),
+        );
+    }
+
+    pub(super) fn recommended(self, recommended: &ApprovedRecommendation) {
+        let (id, executor) = (recommended.access_request_id(), recommended.executor());
+        self.event(
+            "recommended",
+            &format!("{id} to {executor}: this agent is advisory and gets no token; 'exec --recommendation {id}' is for {executor}"),
+            json!({ "access_request": id, "executor": executor, "expires_at": recommended.expires_at().to_string() }),
         );
     }
 

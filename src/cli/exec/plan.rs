@@ -93,6 +93,8 @@ impl ExecPlan {
                     None => format!("exec-{}", crate::client::random_name()?),
                 }),
                 wait_s: 0,
+                executor: None,
+                recommendation: args.recommendation,
             },
             resume_data,
         })

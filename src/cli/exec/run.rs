@@ -163,6 +163,10 @@ impl ExecRun {
                 TokenResult::NotRun(exit_code::of_outcome(exit))
             }
             TokenOutcome::Pending(pending) => TokenResult::Pending(Box::new(pending)),
+            TokenOutcome::Recommended(recommended) => {
+                self.events.recommended(&recommended);
+                TokenResult::NotRun(exit_code::of_outcome(Exit::Denied))
+            }
         }
     }
 

@@ -28,6 +28,8 @@ pub(in crate::cli) struct SavedExec {
     action: SavedAction,
     ttl_s: i64,
     reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recommendation: Option<AccessRequestId>,
     #[serde(default)]
     delivery: DeliveryOptions,
 }
@@ -101,6 +103,7 @@ impl SavedExec {
             },
             ttl_s: token_request.ttl_s,
             reason: token_request.reason.clone(),
+            recommendation: token_request.recommendation,
             delivery,
         }
     }
@@ -144,6 +147,8 @@ impl SavedExec {
             reason: self.reason.clone(),
             idempotency_key: Some(self.idempotency_key.clone()),
             wait_s: 0,
+            executor: None,
+            recommendation: self.recommendation,
         };
         Ok((task, token_request))
     }

@@ -1,6 +1,7 @@
 //! Matrices: every request of some agents, actions and targets, with the lines that say what is expected of which.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -98,20 +99,25 @@ impl<'a> FileReading<'a, '_> {
                         }
                         None => (Expected::Denied { rules: None }, line),
                     };
-                    let name = name.as_deref().unwrap_or_default();
-                    self.tests.requests.push(TestRequest {
-                        name: format!(
-                            "matrix \"{}\": {id}, {action} on {target}",
-                            name.escape_debug()
-                        ),
-                        file: file.clone(),
-                        line: at,
-                        agent,
-                        action: Some(asked.clone()),
-                        attributes: None,
-                        facts: parts.facts(),
-                        expected,
-                    });
+                    let name = name.as_deref().unwrap_or_default().escape_debug();
+                    // What an advisory agent recommends, to each of its executors.
+                    let executors = agent.executors.iter().cloned().map(Some);
+                    let own = agent.executors.is_empty().then_some(None);
+                    for executor in executors.chain(own) {
+                        let to = executor.as_ref().map(|id| format!(" for {id}"));
+                        let to = to.unwrap_or_default();
+                        self.tests.requests.push(TestRequest {
+                            name: format!("matrix \"{name}\": {id}{to}, {action} on {target}"),
+                            file: file.clone(),
+                            line: at,
+                            agent: Arc::clone(&agent),
+                            executor,
+                            action: Some(asked.clone()),
+                            attributes: None,
+                            facts: parts.facts(),
+                            expected: expected.clone(),
+                        });
+                    }
                 }
             }
         }

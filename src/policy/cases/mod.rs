@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use super::problem::BundleProblem;
 use super::{AuthzDecision, PolicyBundle};
-use crate::model::{Action, EvidenceAges, ProfileName, RegisteredAgent, Target, Timestamp};
+use crate::model::{
+    Action, AgentId, EvidenceAges, ProfileName, RegisteredAgent, Target, Timestamp,
+};
 
 pub(super) use reading::read;
 pub(super) use run::run;
@@ -64,6 +66,8 @@ struct TestRequest {
     file: String,
     line: Option<usize>,
     agent: Arc<RegisteredAgent>,
+    /// The agent that would execute what an advisory agent recommends.
+    executor: Option<AgentId>,
     /// `None` asks whether the agent may operate.
     action: Option<Action>,
     /// Attributes of the target that are other than in `entities.json`.

@@ -120,6 +120,10 @@ impl<'a> FileReading<'a, '_> {
         let name = self.name(&mut fields);
         let agent = fields.required("agent", AgentId::parse);
         let agent = agent.and_then(|id| self.agent("agent", &id, &mut fields));
+        let named = fields.optional("executor", AgentId::parse);
+        let executor = agent
+            .as_ref()
+            .and_then(|agent| executor(agent, named, &mut fields));
         let action = fields.required("action", |text| Ok(text.to_owned()));
         let target = fields.optional("target", Target::parse_pair);
         let parts = RequestParts::read(self.bundle, &mut fields);
@@ -164,6 +168,7 @@ impl<'a> FileReading<'a, '_> {
                 file: self.source.file.to_owned(),
                 line,
                 agent,
+                executor,
                 action,
                 attributes,
                 facts: parts.facts(),
@@ -306,6 +311,35 @@ impl<'a> FileReading<'a, '_> {
                 rules: has_rules.then_some(rules),
             },
         })
+    }
+}
+
+/// The agent that would execute what an advisory agent recommends in a case: the one that it names, or the only one.
+fn executor(
+    agent: &RegisteredAgent,
+    named: Option<AgentId>,
+    fields: &mut TableReader<'_, '_>,
+) -> Option<AgentId> {
+    let known: Vec<&AgentId> = agent.executors.iter().collect();
+    match (named, known.as_slice()) {
+        (Some(named), known) if known.contains(&&named) => Some(named),
+        (Some(named), _) => {
+            let message = format!("\"{named}\" is not among the executors of \"{}\"", agent.id);
+            fields.problem_at("executor", message);
+            None
+        }
+        (None, []) => None,
+        (None, [only]) => Some((*only).clone()),
+        (None, several) => {
+            let names: Vec<&str> = several.iter().map(|id| id.as_str()).collect();
+            let message = format!(
+                "executor is missing: \"{}\" recommends to {}",
+                agent.id,
+                names.join(" or ")
+            );
+            fields.problem(message);
+            None
+        }
     }
 }
 

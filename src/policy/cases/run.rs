@@ -158,6 +158,7 @@ fn decide(bundle: &PolicyBundle, test: &TestRequest) -> Result<AuthzDecision, St
         task_age_ms: facts.task_age_ms,
         task_depth: 0,
         now: facts.at,
+        executor: test.executor.as_ref(),
     });
     if let AuthzDecision::Allowed { rules, .. } = &mut decision {
         rules.extend(permits);

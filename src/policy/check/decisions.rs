@@ -275,6 +275,7 @@ fn decides_once<'b>(
                         task_age_ms: asked.task_age_ms,
                         task_depth: 0,
                         now: *now,
+                        executor: None,
                     });
                     if decides(&action, &decision) {
                         return true;
@@ -352,23 +353,26 @@ pub(super) fn quorums_together<'b>(
     }
 }
 
-/// Whether the quorums of these profiles can be filled by different people other than the agent's owner.
+/// Whether the quorums of these profiles can be filled by different people other than the agent's owner, and than its executor's.
 fn has_enough_people(
     bundle: &PolicyBundle,
     agent: &RegisteredAgent,
     profiles: &[&StepUpProfile],
 ) -> bool {
-    let able = |profile: &StepUpProfile| -> Vec<PersonId> {
-        let people = bundle.people().filter(|person| profile.takes(person));
-        let others = people.filter(|person| person.id != agent.owner);
-        others.map(|person| person.id.clone()).collect()
-    };
-    let able: Vec<(u32, Vec<PersonId>)> = profiles.iter().map(|p| (p.quorum, able(p))).collect();
-    let seats = able.iter().flat_map(|(quorum, able)| {
-        let quorum = usize::try_from(*quorum).unwrap_or(usize::MAX);
-        std::iter::repeat_n(able.as_slice(), quorum)
-    });
-    can_be_filled(&seats.collect::<Vec<_>>())
+    bundle.owners_of(agent).iter().all(|owners| {
+        let able = |profile: &StepUpProfile| -> Vec<PersonId> {
+            let people = bundle.people().filter(|person| profile.takes(person));
+            let others = people.filter(|person| !owners.contains(&person.id));
+            others.map(|person| person.id.clone()).collect()
+        };
+        let able: Vec<(u32, Vec<PersonId>)> =
+            profiles.iter().map(|p| (p.quorum, able(p))).collect();
+        let seats = able.iter().flat_map(|(quorum, able)| {
+            let quorum = usize::try_from(*quorum).unwrap_or(usize::MAX);
+            std::iter::repeat_n(able.as_slice(), quorum)
+        });
+        can_be_filled(&seats.collect::<Vec<_>>())
+    })
 }
 
 /// What a sample request has beside its agent, action, target and audience.

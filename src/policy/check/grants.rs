@@ -305,7 +305,12 @@ fn quorums(
             .iter()
             .filter_map(|id| bundle.agents.get(id))
             .filter_map(|agent| {
-                let able = members.len() - usize::from(members.contains(&agent.owner));
+                let owners = bundle.owners_of(agent);
+                let able = owners.iter().map(|owners| {
+                    let others = members.iter().filter(|member| !owners.contains(**member));
+                    others.count()
+                });
+                let able = able.min().unwrap_or(0);
                 let is_short = u32::try_from(able).is_ok_and(|able| able < profile.quorum);
                 is_short.then(|| format!("{} ({able})", agent.id))
             })

@@ -16,7 +16,7 @@ use super::direction::Direction;
 use super::population::{BundleEntities, Distinctions, Population, UNKNOWN};
 use super::reading::{Compared, Path, Reading, named};
 use super::values::{Assignment, Sample, Situation, TTL_MAX_MS};
-use crate::model::{ActionName, Audience, ProfileName, RegisteredAgent, Target};
+use crate::model::{ActionName, Audience, Autonomy, ProfileName, RegisteredAgent, Target};
 use crate::policy::PolicyBundle;
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::policy_index::{ScopeKey, action_keys, agent_key, met_by};
@@ -30,8 +30,8 @@ pub(super) struct Samples<'b> {
     /// Those of the bundle and of every case.
     entities: Entities,
     audiences: BTreeSet<Audience>,
-    /// Profiles that some remedy asks for, by action.
-    asked: BTreeMap<ActionName, BTreeSet<ProfileName>>,
+    /// Profiles that some remedy asks for, by action and by the autonomy of the agent: the broker's own rules are for one.
+    asked: BTreeMap<(ActionName, Autonomy), BTreeSet<ProfileName>>,
     no_profiles: BTreeSet<ProfileName>,
     authorizer: Authorizer,
     /// How many samples may still be asked about.
@@ -230,12 +230,17 @@ impl<'b> Samples<'b> {
         let mut making = Cases::new(bundle);
         let rules = bundle.rules.infos.values();
         let cases: Vec<RuleCase<'b>> = rules.filter_map(|info| making.case(info)).collect();
-        let mut asked: BTreeMap<ActionName, BTreeSet<ProfileName>> = BTreeMap::new();
+        let mut asked: BTreeMap<(ActionName, Autonomy), BTreeSet<ProfileName>> = BTreeMap::new();
         for case in &cases {
-            if let Some(Remedy::StepUp(profile)) = &case.info.remedy {
-                for action in case.actions.iter().flatten() {
-                    let profiles = asked.entry(action.name.clone()).or_default();
-                    profiles.insert(profile.clone());
+            let Some(Remedy::StepUp(profile)) = &case.info.remedy else {
+                continue;
+            };
+            for action in case.actions.iter().flatten() {
+                for autonomy in Autonomy::ALL {
+                    if case.info.built_in_for().is_none_or(|of| of == autonomy) {
+                        let profiles = asked.entry((action.name.clone(), autonomy)).or_default();
+                        profiles.insert(profile.clone());
+                    }
                 }
             }
         }
@@ -466,12 +471,18 @@ impl<'b> Samples<'b> {
             action: scene.action,
             target_known: scene.target_known,
             audiences: &self.audiences,
-            asked: scene
-                .action
-                .and_then(|action| self.asked.get(&action.name))
-                .unwrap_or(&self.no_profiles),
+            asked: self.asked_in(scene).unwrap_or(&self.no_profiles),
             attributes,
         }
+    }
+
+    /// The profiles that some remedy asks for in a scene.
+    fn asked_in(&self, scene: &Scene<'b>) -> Option<&BTreeSet<ProfileName>> {
+        let autonomy = match self.entities.get(&scene.agent)?.attr("autonomy")?.ok()? {
+            EvalResult::String(name) => Autonomy::parse(&name).ok()?,
+            _ => return None,
+        };
+        self.asked.get(&(scene.action?.name.clone(), autonomy))
     }
 
     /// The attributes of a scene that a variable is compared with, if one is.

@@ -62,6 +62,7 @@ fn compare(rules: Vec<String>, at: usize, other: String, ages: EvidenceAges) {
                     task_age_ms: 0,
                     task_depth: 0,
                     now,
+                    executor: None,
                 });
                 let operates = bundle.may_operate(agent, kind, ages, "jkt", now);
                 (decision, operates)

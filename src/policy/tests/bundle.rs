@@ -7,7 +7,7 @@ fn example_bundle_has_no_warnings() {
     let bundle = soc();
     assert_eq!(bundle.warnings(), []);
     assert_eq!(bundle.actions().count(), 12);
-    assert_eq!(bundle.rules().count(), 17);
+    assert_eq!(bundle.rules().count(), 19);
     let disable = bundle
         .action(&ActionName::parse("account.disable").expect("name"))
         .expect("action");
@@ -88,8 +88,8 @@ fn all_problems_are_reported_at_once() {
     let error = load(files).expect_err("refused");
     let text = error.to_string();
     for part in [
-        "agents.toml:6: agent: owner is missing",
-        "agents.toml:9: agent: unknown key \"ownr\" (did you mean \"owner\"?)",
+        "agents.toml:12: agent: owner is missing",
+        "agents.toml:15: agent: unknown key \"ownr\" (did you mean \"owner\"?)",
         "quorum: must be a whole number from 1 to 20",
         "rules/20-guardrails.cedar:8:1: rule \"writes-are-short\": @max_ttl must be",
         "unknown annotation @titel (did you mean \"title\"?)",

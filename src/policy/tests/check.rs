@@ -498,7 +498,7 @@ fn an_agent_that_never_operates_is_found() {
         "@id(\"day\") forbid (principal, action == Action::\"operate\", resource) when { context.now.toTime() >= duration(\"8h\") };\n\
          @id(\"night\") forbid (principal, action == Action::\"operate\", resource) when { context.now.toTime() < duration(\"9h\") };",
     );
-    assert_eq!(found(both), ["cannot-operate"; 3]);
+    assert_eq!(found(both), ["cannot-operate"; 4]);
 }
 
 #[test]

@@ -30,6 +30,7 @@ when {
         task_age_ms: 0,
         task_depth: 0,
         now: crate::model::Timestamp::from_secs(1_800_000_000),
+        executor: None,
     };
     assert_eq!(summary(&bundle.authorize(&question)), "NO_RULE_ALLOWS []");
     let nearest = bundle.nearest_permit(&question).expect("a permit");

@@ -150,6 +150,7 @@ fn authorize_as(
         task_age_ms: 60_000,
         task_depth: 0,
         now: Timestamp::from_millis(1_792_656_000_123),
+        executor: None,
     })
 }
 

@@ -175,6 +175,7 @@ fn the_deepest_rules_decide() {
                 task_age_ms: 0,
                 task_depth: 0,
                 now: Timestamp::from_millis(0),
+                executor: None,
             };
             let decision = bundle.authorize(&request);
             let nearest = permits.nearest_permit(&request);

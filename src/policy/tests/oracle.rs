@@ -33,6 +33,7 @@ fn ask(bundle: &PolicyBundle, request: &Request) -> AuthzDecision {
         task_age_ms: 0,
         task_depth: request.depth,
         now: Timestamp::from_secs(1_792_656_000),
+        executor: None,
     })
 }
 

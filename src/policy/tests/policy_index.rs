@@ -261,6 +261,7 @@ fn policy_index_leaves_out_what_the_scope_excludes() {
         ["agents-operate-with-fresh-evidence"]
     );
     let every_host = [
+        "autonomy-advisory",
         "hosts-belong-to-the-identity-provider",
         "isolating-production-needs-two",
         "severe-needs-a-passkey",

@@ -27,7 +27,7 @@ fn registry_validation_errors() {
     );
     refused(
         agents("spiffe://soc", "spiffe://SOC"),
-        "agents.toml:8: agent: spiffe_id: trust domain",
+        "agents.toml:14: agent: spiffe_id: trust domain",
     );
     refused(
         agents("groups = [\"soc\"]", "groups = \"soc\""),
@@ -37,7 +37,7 @@ fn registry_validation_errors() {
         agents("model = \"example-large-2\"", "model = 2"),
         "model: must be text",
     );
-    refused(agents("[[agent]]", "[agent"), "agents.toml:6: ");
+    refused(agents("[[agent]]", "[agent"), "agents.toml:12: ");
     let people = |from: &str, to: &str| soc_with("people.toml", from, to);
     refused(
         people("id = \"maria\"", "id = \"lee\""),

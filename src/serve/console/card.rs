@@ -249,7 +249,7 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
             "You do not have the approver role, so you cannot vote on this request."
         }
         Ineligible::Owner => {
-            "You own this agent, so you cannot vote on its requests. Other approvers decide."
+            "You own an agent of this request, so you cannot vote on it. Other approvers decide."
         }
         Ineligible::Proposer => {
             "You proposed this policy bundle, so you cannot agree to it. Another person decides."
@@ -306,9 +306,9 @@ const fn proposal_message(status: AccessRequestStatus) -> &'static str {
 const fn status_message(status: AccessRequestStatus) -> &'static str {
     match status {
         AccessRequestStatus::Waiting => "This request is waiting for approval.",
-        AccessRequestStatus::Approved => "Approved. The agent can now get its token.",
+        AccessRequestStatus::Approved => "Approved. Its token can be requested now.",
         AccessRequestStatus::Denied => "Denied by an approver. The request is closed.",
-        AccessRequestStatus::Consumed => "Approved, and the agent has its token.",
+        AccessRequestStatus::Consumed => "Approved, and its token was issued.",
         AccessRequestStatus::Cancelled => "Cancelled by the agent.",
         AccessRequestStatus::Expired => {
             "Expired without a decision, which counts as denied. A vote has no effect now."

@@ -174,9 +174,13 @@ fn request_row(row: &InboxRow, now: Timestamp) -> RequestRow {
             .flat_map(|action| compact_parameters(action))
             .collect(),
         flags: head.flags,
-        agent: opened
-            .agent()
-            .map_or_else(|| "a proposal".to_owned(), |agent| escape(agent.as_str())),
+        agent: opened.agent().map_or_else(
+            || "a proposal".to_owned(),
+            |agent| match opened.executor() {
+                None => escape(agent.as_str()),
+                Some(executor) => escape(&format!("{agent} for {}", executor.agent)),
+            },
+        ),
         owner: escape(opened.owner().as_str()),
         is_proposal: opened.by_person().is_some(),
         until: DisplayTime::new(opened.expires_at, now),

@@ -134,6 +134,22 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 pending.facts,
             )
         }
+        TokenReply::Recommended(recommended) => {
+            let message = v1::ApprovedRecommendation {
+                access_request_id: recommended.access_request.to_string(),
+                executor: recommended.executor.to_string(),
+                expires_at: Some(timestamp_to_wire(recommended.expires_at)),
+                jti: recommended
+                    .jti
+                    .map(|jti| jti.to_string())
+                    .unwrap_or_default(),
+            };
+            (
+                Outcome::Recommended(message),
+                recommended.decision,
+                recommended.facts,
+            )
+        }
         TokenReply::Denied(denied) => {
             let message = v1::DeniedRequest {
                 reason: denied.why.as_str().to_owned(),
@@ -282,6 +298,10 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
             .map(|by| by.person.to_string())
             .unwrap_or_default(),
         void_votes: void_votes(&view.void, names),
+        executor: opened
+            .executor()
+            .map(|executor| executor.agent.to_string())
+            .unwrap_or_default(),
     }
 }
 

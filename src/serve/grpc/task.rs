@@ -1,18 +1,20 @@
 //! TaskService, for agents: tasks, tokens and access requests.
 
+use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::convert;
+use super::page::{PAGE_BYTES_MAX, fit_items};
 use super::service::GrpcService;
 use super::streams::Messages;
-use crate::broker::{EndTaskInput, OpenTaskInput, RequestTokenInput, TokenReply};
+use crate::broker::{AccessView, EndTaskInput, OpenTaskInput, RequestTokenInput, TokenReply};
 use crate::model::*;
 use crate::proto::convert::{self as proto_convert, required};
 use crate::proto::v1;
 use crate::serve::authorization::{
-    CANCEL_ACCESS_REQUEST, COMPLETE_TASK, GET_ACCESS_REQUEST, GET_TASK, KEEP_ALIVE, OPEN_TASK,
-    REQUEST_TOKEN,
+    CANCEL_ACCESS_REQUEST, COMPLETE_TASK, GET_ACCESS_REQUEST, GET_TASK, KEEP_ALIVE,
+    LIST_RECOMMENDATIONS, OPEN_TASK, REQUEST_TOKEN,
 };
 use crate::serve::request_log::record;
 use crate::serve::services::task_service_server::TaskService;
@@ -81,6 +83,26 @@ impl TaskService for GrpcService {
             lease_until: view.lease_until.map(proto_convert::timestamp_to_wire),
             end_cause: view.end_cause.map_or("", EndCause::as_str).to_owned(),
             ended_at: view.ended_at.map(proto_convert::timestamp_to_wire),
+        }))
+    }
+
+    async fn list_recommendations(
+        &self,
+        request: Request<v1::ListRecommendationsRequest>,
+    ) -> Result<Response<v1::ListRecommendationsResponse>, Status> {
+        let (call, message) = self.begin_call(LIST_RECOMMENDATIONS, request).await?;
+        let task = TaskId::parse(&message.task_id)
+            .at("task_id")
+            .map_err(self.malformed(&call))?;
+        record("task", &task);
+        let found = self.broker.list_recommendations(&call, task);
+        let wire = |view: &AccessView| convert::access_request(view, false);
+        self.respond(found.map(|found| v1::ListRecommendationsResponse {
+            recommendations: fit_items(
+                found.iter().map(wire),
+                PAGE_BYTES_MAX,
+                v1::AccessRequest::encoded_len,
+            ),
         }))
     }
 
@@ -175,6 +197,10 @@ fn record_reply(reply: &TokenReply) {
             record("access_request", &pending.access_request);
             record("decision", &pending.decision);
         }
+        TokenReply::Recommended(recommended) => {
+            record("outcome", &"recommended");
+            record("access_request", &recommended.access_request);
+        }
         TokenReply::Denied(denied) => {
             record("outcome", &denied.why.as_str());
             if let Some(decision) = &denied.decision {
@@ -235,6 +261,14 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
             .as_ref()
             .map(proto_convert::evidence)
             .transpose()?,
+        executor: match message.executor.as_str() {
+            "" => None,
+            id => Some(AgentId::parse(id).at("executor")?),
+        },
+        recommendation: match message.recommendation.as_str() {
+            "" => None,
+            id => Some(AccessRequestId::parse(id).at("recommendation")?),
+        },
     })
 }
 

@@ -185,7 +185,7 @@ const VOTES: &[(&str, Forge, &str)] = &[
             h.vote_as(copy, h.single, "dana");
             h.single
         },
-        "owns the agent",
+        "owns an agent",
     ),
     (
         "that rests on other facts than its card showed",

@@ -36,7 +36,9 @@ fn change_requester(
             task,
             task_key,
         } => change(id, owner, task, task_key),
-        StatementRequester::Person { .. } => panic!("the statement is about an agent"),
+        StatementRequester::Recommendation { .. } | StatementRequester::Person { .. } => {
+            panic!("the statement is about an agent that asks for a token")
+        }
     }
 }
 

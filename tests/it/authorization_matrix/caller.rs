@@ -97,6 +97,8 @@ impl Caller<'_> {
                     idempotency_key: "walk".into(),
                     wait: None,
                     evidence: None,
+                    executor: String::new(),
+                    recommendation: String::new(),
                 };
                 tasks
                     .request_token(self.request_for(
@@ -105,6 +107,13 @@ impl Caller<'_> {
                         Some(read_case().digest()),
                         None,
                     ))
+                    .await
+                    .map(drop)
+            }
+            "ListRecommendations" => {
+                let message = v1::ListRecommendationsRequest { task_id };
+                tasks
+                    .list_recommendations(self.request(method, message))
                     .await
                     .map(drop)
             }

@@ -56,6 +56,8 @@ async fn untrusted_text_end_to_end() {
         reason: TRICKS.into(),
         idempotency_key: Some("r-1".into()),
         wait_s: 0,
+        executor: None,
+        recommendation: None,
     };
     let pending = match task.request_token(&order).await {
         Ok(TokenOutcome::Pending(pending)) => pending,
@@ -195,6 +197,8 @@ async fn values_are_told_apart_on_every_surface() {
             reason: "r".into(),
             idempotency_key: Some(format!("r-{n}")),
             wait_s: 0,
+            executor: None,
+            recommendation: None,
         };
         match task.request_token(&order).await {
             Ok(TokenOutcome::Pending(pending)) => ids.push(pending.access_request_id().to_string()),

@@ -8,7 +8,9 @@ use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
-use super::{NOW, TRICKS, assert_layout_is_intact, everything, hostile, ordinary, text};
+use super::{
+    NOW, TRICKS, assert_layout_is_intact, everything, hostile, ordinary, recommendation, text,
+};
 use crate::golden::golden;
 use crate::support::{IDP, action};
 
@@ -62,6 +64,7 @@ fn card_layouts_golden() {
         ("ordinary", ordinary()),
         ("everything", everything()),
         ("hostile", hostile()),
+        ("recommendation", recommendation()),
     ] {
         golden(
             &format!("card/{name}.text.txt"),

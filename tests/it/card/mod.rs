@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dipylon_sdk::card::{
-    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, History, PersonRef,
-    ProfileProgress, Requester, RequestingAgent, RuleSummary,
+    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, ExecutingAgent,
+    History, PersonRef, ProfileProgress, Requester, RequestingAgent, RuleSummary,
 };
 use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
@@ -71,6 +71,30 @@ fn requesting_agent() -> RequestingAgent {
         },
         task: TaskId::from_random([2; 16]),
         task_key: Thumbprint(Digest::sha256(b"key")),
+        executor: None,
+    }
+}
+
+/// What an advisory agent recommends.
+fn recommendation() -> Card {
+    let requester = RequestingAgent {
+        id: word("assistant", AgentId::parse),
+        owner: person("olga", "Olga Okafor"),
+        registered: Some(AgentRegistration {
+            environment: "prod".to_owned(),
+            model: "example-large-2".to_owned(),
+            autonomy: "advisory".to_owned(),
+        }),
+        executor: Some(ExecutingAgent {
+            id: word("responder", AgentId::parse),
+            owner: person("maria", "Maria Moreau"),
+            registered: requesting_agent().registered,
+        }),
+        ..requesting_agent()
+    };
+    Card {
+        requester: Requester::Agent(Box::new(requester)),
+        ..ordinary()
     }
 }
 
@@ -253,6 +277,15 @@ fn hostile() -> Card {
                 model: wild(),
                 autonomy: wild(),
             }),
+            executor: Some(ExecutingAgent {
+                id: word("responder", AgentId::parse),
+                owner: person("maria", TRICKS),
+                registered: Some(AgentRegistration {
+                    environment: wild(),
+                    model: wild(),
+                    autonomy: wild(),
+                }),
+            }),
             verified: Attestation {
                 kind: wild(),
                 issued_at: None,
@@ -285,6 +318,13 @@ fn hostile() -> Card {
 /// Labels that a terminal card may have; names follow `with` and `target`.
 const LABELS: &[&str] = &[
     "agent",
+    "recommended by",
+    "executor",
+    "executor's owner",
+    "executor's environment",
+    "executor's model",
+    "executor's autonomy",
+    "executor's registered",
     "owner",
     "verified",
     "environment",

@@ -203,6 +203,8 @@ async fn every_verb_prints_one_json_value() {
             let voted = v.one(verb, &vote, 0).await;
             assert_eq!(voted["access_request"]["status"], status, "{verb}");
         }
+        let recommended = v.one("request recommended", &[], 0).await;
+        assert_eq!(recommended, json!([]));
         // A stream: one value a line; this one ends at once.
         let watched = v.finished("request watch", &[&id]).await;
         for line in watched.out().lines() {

@@ -147,7 +147,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
         why,
         [
             Err(
-                "owns the agent, or owned it when its task or this access request was opened"
+                "owns an agent of the request, or owned it when its task or this access request was opened"
                     .to_owned()
             ),
             Ok(1),

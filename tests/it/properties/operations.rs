@@ -200,7 +200,7 @@ pub fn op() -> impl Strategy<Value = Op> {
     let any_index = || any::<prop::sample::Index>().prop_map(|i| i.index(64));
     let ttl = || prop_oneof![Just(1), Just(45), Just(300), Just(5_000)];
     prop_oneof![
-        3 => (0..2_usize, 0..4_u8).prop_map(|(agent, request)| Op::Open { agent, request }),
+        5 => (0..AGENTS.len(), 0..4_u8).prop_map(|(agent, request)| Op::Open { agent, request }),
         12 => (any_index(), 0..5_usize, ttl(), 0..20_u8, prop::bool::weighted(0.7))
             .prop_map(|(task, action, ttl, request, show)| Op::Request { task, action, ttl, request, show }),
         8 => (any_index(), 0..3_usize, prop::option::weighted(0.3, pool_key()), prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
@@ -212,7 +212,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         2 => (0..3_usize, prop::bool::weighted(0.2), any::<bool>())
             .prop_map(|(voter, all, compromised)| Op::RevokeKeys { voter, all, compromised }),
         1 => (0..3_usize).prop_map(|voter| Op::CopiedPasskey { voter }),
-        1 => (0..2_usize, pool_key()).prop_map(|(agent, key)| Op::OpenWith { agent, key }),
+        1 => (0..AGENTS.len(), pool_key()).prop_map(|(agent, key)| Op::OpenWith { agent, key }),
         // Maria owns an agent, and stays.
         6 => (0..3_usize, person_change(), any::<bool>()).prop_map(|(voter, change, returning)| {
             let voter = if matches!(change, PersonChange::Drop | PersonChange::Add(_)) { 2 } else { voter };
@@ -237,7 +237,9 @@ pub fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-pub const AGENTS: [&str; 2] = ["triage", "reporter"];
+pub const AGENTS: [&str; 4] = ["triage", "reporter", "assistant", "responder"];
+/// The one of them that executes what the assistant recommends.
+pub const RESPONDER: usize = 3;
 
 pub const SCOPES: [&str; 5] = [
     "all",

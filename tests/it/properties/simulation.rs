@@ -5,13 +5,13 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use dipylon::audit::Checkpoint;
 use dipylon::broker::KeyRevocation;
-use dipylon::broker::{TokenReply, VoteInput};
+use dipylon::broker::{RequestTokenInput, TokenReply, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 
 use crate::properties::operations::{
-    AGENTS, CONFIRMERS, Op, POOL, PersonChange, PoolKey, Registration, SCOPES, STEPS, VOTERS,
-    actions, with_people,
+    AGENTS, CONFIRMERS, Op, POOL, PersonChange, PoolKey, RESPONDER, Registration, SCOPES, STEPS,
+    VOTERS, actions, with_people,
 };
 use crate::support::invariants;
 use crate::support::own_key::OwnKey;
@@ -59,7 +59,7 @@ fn key(of: PoolKey) -> &'static OwnKey {
 
 pub struct Simulation {
     broker: Option<TestBroker>,
-    /// The two agents, then each with a key of the pool.
+    /// The agents, then each with a key of the pool.
     agents: Vec<TestAgent>,
     /// Which of [`AGENTS`] each is.
     kinds: Vec<usize>,
@@ -104,7 +104,7 @@ impl Simulation {
         Self {
             broker: Some(broker),
             agents,
-            kinds: vec![0, 1],
+            kinds: (0..AGENTS.len()).collect(),
             rules: 0,
             people: [0, 1, 2].map(|n| Registration {
                 is_registered: true,
@@ -231,20 +231,29 @@ impl Simulation {
                 let Some((agent, task)) = pick(&self.ledger.tasks, *task) else {
                     return;
                 };
+                let is_executor = self.kinds[*agent] == RESPONDER && request % 2 == 0;
                 let agent = &self.agents[*agent];
                 let action = &actions()[*action];
                 let evidence = show.then(|| b.svid(agent));
-                match b
-                    .request_token_with_evidence(
-                        agent,
-                        *task,
-                        action,
-                        *ttl,
-                        &format!("r-{request}"),
-                        evidence,
-                    )
-                    .await
-                {
+                // The newest recommendation, whatever action it is for.
+                let mut newest = self.ledger.requests.iter().rev();
+                let is_recommended = |id: &&AccessRequestId| {
+                    let request = b.broker.show().access_request(id);
+                    request.is_some_and(|request| request.opened.executor().is_some())
+                };
+                let recommendation = newest.find(is_recommended).filter(|_| is_executor);
+                let ask = RequestTokenInput {
+                    task: *task,
+                    action: action.clone(),
+                    ttl: *ttl,
+                    reason: None,
+                    idempotency_key: IdempotencyKey::parse(&format!("r-{request}")).expect("key"),
+                    wait_ms: 0,
+                    evidence,
+                    executor: None,
+                    recommendation: recommendation.copied(),
+                };
+                match b.request_with(agent, ask).await {
                     Ok(TokenReply::Token(reply)) => {
                         assert!(
                             !self.ledger.ended.contains(task),
@@ -265,7 +274,7 @@ impl Simulation {
                             self.ledger.requests.push(pending.access_request);
                         }
                     }
-                    Ok(TokenReply::Denied(_)) | Err(_) => {}
+                    Ok(TokenReply::Recommended(_) | TokenReply::Denied(_)) | Err(_) => {}
                 }
             }
             Op::Vote {
@@ -491,7 +500,7 @@ impl Simulation {
                     let whose = |agent: usize| match *scope {
                         0 => true,
                         1 | 2 => self.kinds[agent] == 0,
-                        3 => self.kinds[agent] == 1,
+                        3 => self.kinds[agent] == 1 || self.kinds[agent] == RESPONDER,
                         _ => false,
                     };
                     let tasks = self.ledger.tasks.iter().filter(|(agent, _)| whose(*agent));

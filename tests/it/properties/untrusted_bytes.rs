@@ -100,6 +100,8 @@ fn token_request() -> v1::RequestTokenRequest {
         evidence: Some(v1::Evidence {
             kind: Some(v1::evidence::Kind::JwtSvid("a.b.c".to_owned())),
         }),
+        executor: String::new(),
+        recommendation: String::new(),
     }
 }
 

@@ -148,6 +148,7 @@ impl World {
             TokenReply::Token(issued) if issued.reissued => "token again".to_owned(),
             TokenReply::Token(_) => "token".to_owned(),
             TokenReply::Pending(_) => "pending".to_owned(),
+            TokenReply::Recommended(_) => "recommended".to_owned(),
             TokenReply::Denied(denied) => format!("denied: {}", denied.why.as_str()),
         })
     }

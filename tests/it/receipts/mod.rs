@@ -155,6 +155,18 @@ impl Receipts {
             .expect("revoked");
         kinds.push(("revoked", revoked.jti()));
 
+        // Recommended by one agent, executed by another: by key, since its owner has a passkey alone.
+        let recommends = s.task("assistant").await;
+        let id = pending(&recommends, &disable("ann"), "advice").await;
+        approve(&s.approver("dana"), id, "one-security").await;
+        let mut order = token_request(disable("ann"), "executed");
+        order.recommendation = Some(id);
+        let executes = s.task("responder").await;
+        match executes.request_token(&order).await.expect("asked") {
+            TokenOutcome::Token(token) => kinds.push(("recommended", token.jti())),
+            other => panic!("people approved it: {other:?}"),
+        }
+
         // A policy bundle changes what a waiting request requires: what people agree to then is what is on record last.
         let id = pending(&task, &disable("ann"), "reassessed").await;
         let two = |rules: &str| {
@@ -417,6 +429,15 @@ fn receipts_verify(receipts: &Receipts, mut foreign: Option<&mut ForeignVerifier
             "by passkey" => assert!(
                 verified.votes()[0].method == VoteMethod::Passkey && has("ApproverEnrolled")
             ),
+            "recommended" => {
+                let token = verified.token();
+                let by = token.recommended_in.as_ref().expect("a recommendation");
+                assert_eq!(
+                    (by.agent.as_str(), token.issued.agent.as_str()),
+                    ("assistant", "responder")
+                );
+                assert!(out.contains("assistant of olga"), "{out}");
+            }
             "by two" => assert_eq!(verified.votes().len(), 2),
             "sensitive" => assert!(
                 verified.votes().len() == 1 && out.contains("sensitive"),

@@ -441,8 +441,52 @@ impl InvariantChecker {
         if let Some(by) = request.by_agent() {
             owners.push(bundle.agent(&by.agent)?.owner.clone());
             owners.push(self.tasks[&by.task].owner.clone());
+            if let Some(executor) = &by.executor {
+                owners.push(executor.owner.clone());
+                owners.push(bundle.agent(&executor.agent)?.owner.clone());
+            }
         }
         (!owners.contains(&hand)).then_some(hand)
+    }
+
+    /// A token rests on an access request of its own task, or on one that recommends it to this agent by another.
+    fn handed_over(&self, request: &AccessRequestOpened, f: &TokenIssued, at: Timestamp) {
+        let by = request.by_agent().expect("an agent's");
+        let Some(executor) = &by.executor else {
+            assert_eq!(by.task, f.task, "INV-4: an approval of another task");
+            return;
+        };
+        let (bundle, task, other) = (self.bundle(), &self.tasks[&f.task], &self.tasks[&by.task]);
+        let agent = |id: &AgentId| bundle.agent(id).expect("registered");
+        let (recommender, acting) = (agent(&by.agent), agent(&f.agent));
+        assert_eq!(executor.agent, f.agent, "INV-27: another executor");
+        assert!(
+            recommender.executors.contains(&f.agent),
+            "INV-27: an executor that the bundle does not list"
+        );
+        assert!(
+            !self.ended.contains(&by.task) && at < other.deadline,
+            "INV-27: executed after the end of the task that recommended it"
+        );
+        assert!(
+            other.key_identity != task.key_identity
+                && other.evidence.subject != task.evidence.subject
+                && by.agent != f.agent,
+            "INV-27: an agent executes its own recommendation"
+        );
+        let owners = [&recommender.owner, &other.owner, &by.owner];
+        let owned = [&acting.owner, &task.owner, &executor.owner];
+        assert!(
+            owned.iter().all(|owner| !owners.contains(owner)),
+            "INV-27: one owner recommends and executes"
+        );
+        for scope in [
+            FreezeScope::Agent(by.agent.clone()),
+            FreezeScope::Owner(recommender.owner.clone()),
+        ] {
+            let is_frozen = self.frozen.contains(&scope);
+            assert!(!is_frozen, "INV-27: executed under the freeze of {scope}");
+        }
     }
 
     /// Law 4, at the vote: an eligible person, a valid signature over exactly this statement.
@@ -594,6 +638,11 @@ impl InvariantChecker {
             agent.jkt.is_none_or(|pinned| pinned == f.cnf.jkt()),
             "a mint for another key than the pinned one"
         );
+        assert_ne!(
+            agent.autonomy,
+            Autonomy::Advisory,
+            "INV-27: a token of an advisory agent"
+        );
 
         let mut approved = BTreeSet::new();
         if let Some(id) = f.consumed {
@@ -611,6 +660,7 @@ impl InvariantChecker {
                 entry.at < request.expires_at && !self.closed.contains(&id),
                 "INV-4: consumed a closed request"
             );
+            self.handed_over(request, f, entry.at);
             let votes = self.votes.get(&id).cloned().unwrap_or_default();
             assert!(
                 votes.iter().all(|v| v.verdict == Verdict::Approve),
@@ -631,6 +681,7 @@ impl InvariantChecker {
                                 || takes_keys(&bundle, p, &f.action.action))
                     })
                     && vote.voter != agent.owner
+                    && vote.voter != task.owner
                     && person.is_some_and(|p| {
                         p.roles.contains(&Role::Approver)
                             && profile.is_some_and(|q| p.groups.contains(&q.group))
@@ -679,6 +730,15 @@ impl InvariantChecker {
             claimed.is_subset(&approved),
             "INV-4: {claimed:?} claimed, {approved:?} counted"
         );
+        if let Some(request) = f.consumed.map(|id| &self.requests[&id])
+            && request.executor().is_some()
+        {
+            assert!(
+                !claimed.is_empty(),
+                "INV-27: executed without an approval of {:?}",
+                request.required_profiles()
+            );
+        }
         let input = &f.decision.input;
         assert!(
             input.approvals.iter().all(|p| approved.contains(p)),

@@ -69,7 +69,7 @@ pub fn many_rules(rules: usize, scopes: RuleScopes) -> BTreeMap<String, String> 
     for n in 0..20 {
         agents.push_str(&format!(
             "[[agent]]\nid = \"agent-{n}\"\nspiffe_id = \"spiffe://soc.example/agent/n{n}\"\nowner = \"dana\"\n\
-             environment = \"prod\"\nmodel = \"m\"\nautonomy = \"supervised\"\ngroups = [\"g{}\"]\nactions = [{ceiling}]\n",
+             environment = \"prod\"\nmodel = \"m\"\nautonomy = \"autonomous\"\ngroups = [\"g{}\"]\nactions = [{ceiling}]\n",
             n % 10
         ));
     }

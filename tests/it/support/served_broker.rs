@@ -223,5 +223,7 @@ pub fn token_request(action: Action, idempotency_key: &str) -> TokenRequest {
         reason: "phish confirmed".into(),
         idempotency_key: Some(idempotency_key.into()),
         wait_s: 0,
+        executor: None,
+        recommendation: None,
     }
 }

@@ -154,13 +154,6 @@ impl TestBroker {
         idempotency_key: &str,
         evidence: Option<Evidence>,
     ) -> Result<TokenReply, Refusal> {
-        let evh = evidence.as_ref().map(dipylon::verify::evidence_hash);
-        let call = self.call(
-            "dipylon.v1.TaskService/RequestToken",
-            &agent.key,
-            Some(action.digest()),
-            evh,
-        );
         let ask = RequestTokenInput {
             task,
             action: action.clone(),
@@ -169,7 +162,26 @@ impl TestBroker {
             idempotency_key: IdempotencyKey::parse(idempotency_key).expect("id"),
             wait_ms: 0,
             evidence,
+            executor: None,
+            recommendation: None,
         };
+        self.request_with(agent, ask).await
+    }
+
+    /// The request as it is.
+    pub async fn request_with(
+        &self,
+        agent: &TestAgent,
+        ask: RequestTokenInput,
+    ) -> Result<TokenReply, Refusal> {
+        let evh = ask.evidence.as_ref().map(dipylon::verify::evidence_hash);
+        let action = ask.action.clone();
+        let call = self.call(
+            "dipylon.v1.TaskService/RequestToken",
+            &agent.key,
+            Some(action.digest()),
+            evh,
+        );
         let reply = self.broker.request_token(&call, ask).await;
         if let Ok(TokenReply::Token(issued)) = &reply {
             let audience = action.audience.as_str();
@@ -421,6 +433,7 @@ pub trait ExpectReply {
     fn token(self) -> IssuedReply;
     fn pending(self) -> PendingReply;
     fn denied(self) -> DeniedReply;
+    fn recommended(self) -> RecommendedReply;
 }
 
 impl ExpectReply for Result<TokenReply, Refusal> {
@@ -442,6 +455,13 @@ impl ExpectReply for Result<TokenReply, Refusal> {
         match self {
             Ok(TokenReply::Denied(denied)) => *denied,
             other => panic!("not denied: {other:?}"),
+        }
+    }
+
+    fn recommended(self) -> RecommendedReply {
+        match self {
+            Ok(TokenReply::Recommended(recommended)) => *recommended,
+            other => panic!("not recommended: {other:?}"),
         }
     }
 }

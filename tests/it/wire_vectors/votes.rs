@@ -23,6 +23,9 @@ pub fn vote_statements(former: &Former) -> Value {
     let denial = STATEMENT
         .replace("approve", "deny")
         .replace(r#""uses":1,"#, "");
+    let recommendation = STATEMENT
+        .replace(r#""requester":{"agent":{"id""#, r#""requester":{"recommendation":{"executor":"responder","executor_owner":"maria","id""#)
+        .replace(r#""id":"triage","owner":"dana""#, r#""id":"assistant","owner":"olga""#);
     let shorter = STATEMENT.replace(r#""max_ttl":300"#, r#""max_ttl":600"#);
     let spaced = STATEMENT.replace(r#""v":2"#, r#""v": 2"#);
     let first_form = STATEMENT.replace(r#""v":2"#, r#""v":1"#);
@@ -50,6 +53,7 @@ pub fn vote_statements(former: &Former) -> Value {
         good("an approval", STATEMENT),
         good("an approval with a comment", &commented),
         good("a denial without a limit of uses", &denial),
+        good("an approval of a recommendation", &recommendation),
         by_key(
             "signed over the statement instead of the challenge",
             STATEMENT,

@@ -109,6 +109,8 @@ responses! {
         risk: String = risk,
         /// The proposer of a policy bundle; empty for the request of an agent.
         proposer: String = proposer,
+        /// The agent that would execute what an advisory agent recommends; empty for any other request.
+        executor: String = executor,
     }
 
     /// Whether a task runs, until when, and how it ended.

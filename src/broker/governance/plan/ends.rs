@@ -49,7 +49,13 @@ impl Broker {
                     continue;
                 }
                 let (jti, issued) = (grant.issued.jti, &grant.issued);
-                let agent = candidate.agent(&issued.agent).filter(|_| goes_on);
+                // A token for what another agent recommended rests on that agent, too.
+                let consumed = issued
+                    .consumed
+                    .and_then(|id| self.show().access_request(&id));
+                let is_own = consumed.is_none_or(|r| r.opened.executor().is_none());
+                let agent = input.base.agent(&issued.agent);
+                let agent = agent.filter(|_| goes_on && is_own);
                 let bundles = [&*input.base, &**candidate];
                 let of = (&issued.action.action, &issued.action.target);
                 // What is alive under the bundle in force stays under the other.

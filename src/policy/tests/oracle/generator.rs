@@ -351,7 +351,7 @@ impl ModelWorld {
         for (name, agent) in AGENTS.iter().zip(&self.agents) {
             agents.push_str(&format!(
                 "[[agent]]\nid = \"{name}\"\nspiffe_id = \"spiffe://soc.example/{name}\"\nowner = \"dana\"\nenvironment = \"{}\"\n\
-                 model = \"m\"\nautonomy = \"supervised\"\ngroups = [{}]\nactions = [{}]\n",
+                 model = \"m\"\nautonomy = \"autonomous\"\ngroups = [{}]\nactions = [{}]\n",
                 agent.environment,
                 list(&agent.groups),
                 list(&agent.ceiling)

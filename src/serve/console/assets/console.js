@@ -244,7 +244,7 @@
       const isProposal = !signs;
       const words = verdict === 'deny' ? (isProposal ? 'You denied it. The policy bundle does not come in force.' : 'You denied the request. The agent is notified.')
         : status === 'waiting' ? 'You approved the request. It still needs other approvers.'
-        : isProposal ? 'You agreed. The policy bundle comes in force.' : 'You approved the request. The agent can now get its token.';
+        : isProposal ? 'You agreed. The policy bundle comes in force.' : 'You approved the request. Its token can be requested now.';
       $('#outcome-text').textContent = words;
       outcome.hidden = false;
       outcome.focus();
