@@ -81,7 +81,7 @@ impl AutonomyRules {
                 if let Some(catalogue) = catalogue {
                     let known = catalogue.group_names();
                     if !known.contains(group) {
-                        let near = nearest(group, known.into_iter());
+                        let near = nearest(group, known);
                         let group = group.escape_debug();
                         let message =
                             format!("\"{group}\" is no action or group of the catalogue{near}");

@@ -178,7 +178,7 @@ fn request_row(row: &InboxRow, now: Timestamp) -> RequestRow {
             || "a proposal".to_owned(),
             |agent| match opened.executor() {
                 None => escape(agent.as_str()),
-                Some(executor) => escape(&format!("{agent} for {}", executor.agent)),
+                Some(executor) => escape(format!("{agent} for {}", executor.agent)),
             },
         ),
         owner: escape(opened.owner().as_str()),
