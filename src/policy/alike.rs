@@ -59,6 +59,7 @@ impl PolicyBundle {
         // Cedar's `==` compares names alone.
         let (own, others) = (self.evaluator.store(), other.evaluator.store());
         own.entities().deep_eq(others.entities())
+            && self.evaluator.calendar() == other.evaluator.calendar()
             && self.people.profiles == other.people.profiles
             && self.people.audiences == other.people.audiences
     }

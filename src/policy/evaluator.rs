@@ -11,6 +11,7 @@ use cedar_policy::{
 use cedar_policy_core::ast::{Name, RestrictedExpr};
 use serde_json::Value;
 
+use super::calendar::{Calendar, LocalTime};
 use super::entities::{EntityStore, inner_text};
 use super::schema::OPERATE;
 use crate::model::{
@@ -22,6 +23,7 @@ use crate::model::{
 pub(super) struct Evaluator {
     schema: Schema,
     store: EntityStore,
+    calendar: Calendar,
     authorizer: Authorizer,
 }
 
@@ -89,16 +91,21 @@ impl EvalError {
 }
 
 impl Evaluator {
-    pub(super) fn new(schema: Schema, store: EntityStore) -> Self {
+    pub(super) fn new(schema: Schema, store: EntityStore, calendar: Calendar) -> Self {
         Self {
             schema,
             store,
+            calendar,
             authorizer: Authorizer::new(),
         }
     }
 
     pub(super) fn store(&self) -> &EntityStore {
         &self.store
+    }
+
+    pub(super) fn calendar(&self) -> &Calendar {
+        &self.calendar
     }
 
     #[cfg(test)]
@@ -128,13 +135,10 @@ impl Evaluator {
                 binding_member(evidence),
                 now_member(evidence),
             ];
+            let mut context = context.into_iter().collect::<Option<Vec<_>>>()?;
+            context.extend(self.local_member(evidence)?);
             let resource = self.store.uid("Environment", environment.as_str())?;
-            self.request_by(
-                agent,
-                OPERATE,
-                resource,
-                context.into_iter().collect::<Option<Vec<_>>>()?,
-            )
+            self.request_by(agent, OPERATE, resource, context)
         };
         request().map_or(EvalOutcome::Failed(BTreeMap::new()), |request| {
             self.decide(policies, &request)
@@ -177,12 +181,34 @@ impl Evaluator {
             ),
             member("parameters", parameters),
         ];
-        self.request_by(
-            request.agent,
-            request.action.as_str(),
-            resource,
-            context.into_iter().collect::<Option<Vec<_>>>()?,
-        )
+        let mut context = context.into_iter().collect::<Option<Vec<_>>>()?;
+        context.extend(self.local_member(request.evidence)?);
+        self.request_by(request.agent, request.action.as_str(), resource, context)
+    }
+
+    /// The time in each zone of the calendar; `Some(None)` without zones.
+    fn local_member(
+        &self,
+        evidence: EvidenceContext<'_>,
+    ) -> Option<Option<(String, RestrictedExpression)>> {
+        let zones = self.calendar.at(evidence.now)?;
+        if zones.is_empty() {
+            return Some(None);
+        }
+        let local = |there: LocalTime| {
+            let members = record([
+                (
+                    "weekday",
+                    RestrictedExpression::new_string(there.weekday.to_owned()),
+                ),
+                ("time", milliseconds(there.time_ms)?),
+                ("holiday", RestrictedExpression::new_bool(there.holiday)),
+            ]);
+            Some((there.zone, members?))
+        };
+        let zones = zones.into_iter().map(local).collect::<Option<Vec<_>>>()?;
+        let zones = RestrictedExpression::new_record(zones).ok()?;
+        Some(member("local", zones))
     }
 
     /// Whether a permit in JSON form allows a request; the error of one that cannot be evaluated.

@@ -13,6 +13,7 @@ mod alike;
 mod approvals;
 mod authorize;
 mod autonomy;
+mod calendar;
 mod cases;
 mod catalogue;
 mod changes;
@@ -63,8 +64,9 @@ pub use seats::can_be_filled;
 use crate::model::text::nearest_word;
 use crate::model::{
     Action, ActionName, AgentId, Audience, Digest, POLICY_APPLY, PersonId, ProfileName,
-    RegisteredAgent, ServiceId, SpiffeId, Target,
+    RegisteredAgent, ServiceId, SpiffeId, Target, Timestamp,
 };
+use calendar::Calendar;
 use catalogue::Catalogue;
 use entities::EntityStore;
 use evaluator::Evaluator;
@@ -218,7 +220,14 @@ impl PolicyBundle {
             return None;
         }
         let schema_text = text(files::SCHEMA);
-        let merged = MergedSchema::read(schema_text, &people.declared_profiles, problems, warnings);
+        let calendar = Calendar::read(files.text(files::CALENDAR), problems);
+        let merged = MergedSchema::read(
+            schema_text,
+            &people.declared_profiles,
+            &calendar,
+            problems,
+            warnings,
+        );
         let catalogue = merged
             .as_ref()
             .map(|merged| Catalogue::read(merged, schema_text, problems));
@@ -253,7 +262,7 @@ impl PolicyBundle {
         rules.check_spellings(&mut spellings, problems);
         key_votes::check(&rules, &people, &catalogue, &store, problems);
         let policy_index = PolicyIndex::build(&rules.set);
-        let evaluator = Evaluator::new(merged.schema, store);
+        let evaluator = Evaluator::new(merged.schema, store, calendar);
         if problems.is_empty()
             && let Err(failures) = selftest::verify(&evaluator, &catalogue)
         {
@@ -368,6 +377,12 @@ impl PolicyBundle {
     /// The agent with this id.
     pub fn agent(&self, id: &AgentId) -> Option<Arc<RegisteredAgent>> {
         self.agents.get(id).map(Arc::clone)
+    }
+
+    /// The time in each zone of the calendar, as rules see it, in words.
+    pub fn local_times(&self, moment: Timestamp) -> Vec<String> {
+        let zones = self.evaluator.calendar().at(moment).unwrap_or_default();
+        zones.iter().map(ToString::to_string).collect()
     }
 
     /// Every agent, by id.

@@ -7,6 +7,7 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Schema, SchemaFragment};
 use serde_json::{Map, Value, json};
 
+use super::calendar::Calendar;
 use super::files::SCHEMA;
 use super::nesting;
 use super::problem::{Problems, nearest};
@@ -28,6 +29,7 @@ impl MergedSchema {
     pub(super) fn read(
         text: &str,
         profiles: &BTreeSet<ProfileName>,
+        calendar: &Calendar,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Option<Self> {
@@ -44,7 +46,11 @@ impl MergedSchema {
                 return None;
             }
         };
-        let fixed = LazyLock::force(&BUILT_IN_FRAGMENT).clone();
+        let zones: Vec<&str> = calendar.zones().collect();
+        let fixed = match zones.is_empty() {
+            true => LazyLock::force(&BUILT_IN_FRAGMENT).clone(),
+            false => built_in_fragment(&zones),
+        };
         let built_in = match (fixed, step_up_fragment(profiles)) {
             (Ok(fixed), Ok(step_up)) => [fixed, step_up],
             (Err(message), _) | (_, Err(message)) => {
@@ -66,7 +72,7 @@ impl MergedSchema {
             problems.add_cedar(SCHEMA, Some((text, 1)), "", &DetailedError::from(&e));
             return None;
         }
-        let completed = json!({ "": complete_actions(&team_json) });
+        let completed = json!({ "": complete_actions(&team_json, &zones) });
         let schema = match SchemaFragment::from_json_value(completed) {
             Ok(team) => Schema::from_schema_fragments(built_in.into_iter().chain([team])),
             Err(e) => Err(e),
@@ -267,7 +273,7 @@ pub(super) fn parameters(context: SchemaType) -> Result<BTreeMap<String, RecordM
 }
 
 /// Gives each action of a fragment the common context and the built-in group of its `@reversible`.
-fn complete_actions(team: &Map<String, Value>) -> Map<String, Value> {
+fn complete_actions(team: &Map<String, Value>, zones: &[&str]) -> Map<String, Value> {
     let mut team = team.clone();
     let actions = team.get_mut("actions").and_then(Value::as_object_mut);
     for action in actions.into_iter().flatten().map(|(_, action)| action) {
@@ -289,7 +295,7 @@ fn complete_actions(team: &Map<String, Value>) -> Map<String, Value> {
         let parameters = applies_to
             .get("context")
             .and_then(|context| context.pointer("/attributes/parameters").cloned());
-        let mut context = common_context();
+        let mut context = common_context(zones);
         let attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
         if let Some(attributes) = attributes {
             attributes.insert(PARAMETERS.to_owned(), parameters.unwrap_or(none));
@@ -307,9 +313,9 @@ fn complete_actions(team: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// The context of every action, in JSON form, without `parameters`.
-fn common_context() -> Value {
+fn common_context(zones: &[&str]) -> Value {
     let named = |name: &str| json!({ "type": "EntityOrCommon", "name": name });
-    json!({
+    let mut context = json!({
         "type": "Record",
         "attributes": {
             "ttl": named("duration"),
@@ -321,12 +327,36 @@ fn common_context() -> Value {
             "target_known": named("Bool"),
             "audience": named("String"),
         },
-    })
+    });
+    let attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
+    if let (Some(attributes), false) = (attributes, zones.is_empty()) {
+        let zones = zones
+            .iter()
+            .map(|zone| ((*zone).to_owned(), named("LocalTime")));
+        let zones: Map<String, Value> = zones.collect();
+        attributes.insert(
+            LOCAL.to_owned(),
+            json!({ "type": "Record", "attributes": zones }),
+        );
+    }
+    context
 }
 
 /// The part of the built-in fragment that is the same for every bundle: agents, people, environments, and the action `operate`.
 /// It is parsed once: a broker reads many bundles.
-static BUILT_IN_FRAGMENT: LazyLock<Result<SchemaFragment, String>> = LazyLock::new(|| {
+static BUILT_IN_FRAGMENT: LazyLock<Result<SchemaFragment, String>> =
+    LazyLock::new(|| built_in_fragment(&[]));
+
+/// The same with the time zones of a calendar.
+fn built_in_fragment(zones: &[&str]) -> Result<SchemaFragment, String> {
+    let local: Vec<String> = zones
+        .iter()
+        .map(|zone| format!("{zone}: LocalTime"))
+        .collect();
+    let local = match local.is_empty() {
+        true => String::new(),
+        false => format!(", {LOCAL}: {{ {} }}", local.join(", ")),
+    };
     let groups = Reversibility::ALL.map(|degree| format!("action \"{}\";", degree.as_str()));
     let groups = groups.join("\n");
     fragment(&format!(
@@ -337,14 +367,15 @@ entity Person in [PersonGroup];
 entity Agent in [AgentGroup] = {{ owner: Person, environment: Environment, model: String, autonomy: String }};
 type Evidence = {{ kind: String, issued_age: duration, verified_age: duration }};
 type TaskContext = {{ age: duration, depth: Long }};
+type LocalTime = {{ weekday: String, time: duration, holiday: Bool }};
 {groups}
 action \"{OPERATE}\" appliesTo {{
   principal: [Agent],
   resource: [Environment],
-  context: {{ evidence: Evidence, binding: String, now: datetime }}
+  context: {{ evidence: Evidence, binding: String, now: datetime{local} }}
 }};"
     ))
-});
+}
 
 /// The step-up profiles of a bundle.
 fn step_up_fragment(profiles: &BTreeSet<ProfileName>) -> Result<SchemaFragment, String> {
@@ -369,9 +400,12 @@ fn fragment(text: &str) -> Result<SchemaFragment, String> {
 /// The built-in action of gate 1.
 pub(super) const OPERATE: &str = "operate";
 const PARAMETERS: &str = "parameters";
+/// The time in the zones of the calendar.
+const LOCAL: &str = "local";
 const CONTEXT: &str = "context: { parameters: { … } }";
 /// Members of the context that the broker declares for every action.
-pub(super) const COMMON_MEMBERS: [&str; 8] = [
+pub(super) const COMMON_MEMBERS: [&str; 9] = [
+    LOCAL,
     "ttl",
     "approvals",
     "evidence",
@@ -382,8 +416,11 @@ pub(super) const COMMON_MEMBERS: [&str; 8] = [
     "audience",
 ];
 /// Attributes of the built-in types, members of records in the context, and the context's own part of each action.
-pub(super) const BUILT_IN_MEMBERS: [&str; 10] = [
+pub(super) const BUILT_IN_MEMBERS: [&str; 13] = [
     PARAMETERS,
+    "weekday",
+    "time",
+    "holiday",
     "owner",
     "environment",
     "model",
@@ -394,7 +431,8 @@ pub(super) const BUILT_IN_MEMBERS: [&str; 10] = [
     "age",
     "depth",
 ];
-const RESERVED_NAMES: [&str; 9] = [
+const RESERVED_NAMES: [&str; 10] = [
+    "LocalTime",
     "StepUp",
     "Environment",
     "AgentGroup",

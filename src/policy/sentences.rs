@@ -62,6 +62,7 @@ fn changes(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
     };
     compare("the limits of", limits);
     compare("the profile", profiles);
+    compare("the zone", |bundle| bundle.evaluator.calendar().things());
     compare("the service", services);
     compare("the agent", agents);
     compare("the rule", rules);
@@ -177,7 +178,15 @@ fn limits(bundle: &PolicyBundle) -> Things {
             confirm_at_or_above.as_str().to_owned(),
         ),
     ]);
-    BTreeMap::from([("approvals".to_owned(), limits)])
+    let may = match bundle.allows_same_owner_executors() {
+        true => "may have the same owner",
+        false => "have another owner",
+    };
+    let executors = texts([("executors of recommendations", may.to_owned())]);
+    BTreeMap::from([
+        ("approvals".to_owned(), limits),
+        ("autonomy".to_owned(), executors),
+    ])
 }
 
 fn profiles(bundle: &PolicyBundle) -> Things {
@@ -228,6 +237,7 @@ fn agents(bundle: &PolicyBundle) -> Things {
             ("environment", agent.environment.to_string()),
             ("model", quote(&agent.model)),
             ("autonomy", quote(agent.autonomy.as_str())),
+            ("executors", list(agent.executors.iter())),
             ("groups", list(agent.groups.iter())),
             (
                 "actions",

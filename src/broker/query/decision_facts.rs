@@ -32,6 +32,8 @@ pub struct RuleInput {
     pub is_issue_time_known: bool,
     /// Lifetime, approvals, evidence, binding, task and time.
     pub context: PolicyInput,
+    /// The time in each zone of the calendar, in words.
+    pub local: Vec<String>,
     /// Attributes, groups and parameters that are left out here, because there are too many.
     pub left_out: usize,
 }
@@ -266,6 +268,9 @@ impl Decided {
                 .evidence
                 .as_ref()
                 .is_some_and(|evidence| evidence.issued_at.is_some()),
+            local: bundle.map_or_else(Vec::new, |bundle| {
+                bundle.local_times(self.decision.input.now)
+            }),
             context: self.decision.input.clone(),
             left_out: budget.left_out,
         }

@@ -44,6 +44,9 @@ pub(super) fn input(out: &mut Explanation, facts: &DecisionFacts) {
             entity(&format!("Agent::\"{agent}\""), &input.agent_facts),
         );
     }
+    if let Some(executor) = &input.context.executor {
+        out.line("executor", executor.to_string());
+    }
     let target = input.action.target.in_sentence();
     out.line(
         "target",
@@ -70,6 +73,9 @@ pub(super) fn input(out: &mut Explanation, facts: &DecisionFacts) {
             context.now
         ),
     );
+    for there in &input.local {
+        out.line("local", there.as_str());
+    }
     if input.left_out > 0 {
         let more = format!("{} more attributes, groups and parameters", input.left_out);
         out.line("left out", more);

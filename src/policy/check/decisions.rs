@@ -234,14 +234,16 @@ fn decides_once<'b>(
     mut decides: impl FnMut(&Action, &AuthzDecision) -> bool,
 ) -> bool {
     let bundle = samples.bundle;
-    let (moments, _) = moments(in_scope.iter().copied(), DAY_HOURS);
+    let calendar = bundle.evaluator.calendar();
+    let (moments, _) = moments(calendar, in_scope.iter().copied(), DAY_HOURS);
     let few = moments.len().div_ceil(SampleCounts::FEW.moments).max(1);
     let step = moments.len().div_ceil(extent.moments).max(1);
     let mut compared: BTreeMap<Path, Compared> = BTreeMap::new();
     for case in in_scope {
         for (path, with) in &case.reading.variables {
             let is_of_others = ["now", "approvals", "audience"].map(|name| vec![name.to_owned()]);
-            if !is_of_others.contains(path) {
+            let is_local = path.first().is_some_and(|first| first == "local");
+            if !is_of_others.contains(path) && !is_local {
                 compared.entry(path.clone()).or_default().merge(with);
             }
         }

@@ -15,6 +15,7 @@ use crate::model::{
     ActionName, AgentId, EvidenceAges, EvidenceKind, ProfileName, RegisteredAgent, Timestamp,
     VoteMethod,
 };
+use crate::policy::calendar::Calendar;
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{AGENTS, BundleFiles, PEOPLE};
 use crate::policy::policy_index::{ScopeKey, met_by};
@@ -127,7 +128,8 @@ fn operation_denials<'c, 'b: 'c>(
     agent: &RegisteredAgent,
 ) -> Option<Vec<String>> {
     let of_operate = in_scope.filter(|case| case.actions.iter().any(Option::is_none));
-    let (moments, is_whole) = moments(of_operate, WEEK_HOURS);
+    let calendar = samples.bundle.evaluator.calendar();
+    let (moments, is_whole) = moments(calendar, of_operate, WEEK_HOURS);
     let mut denials = Vec::new();
     for now in moments {
         if !samples.spend(1) {
@@ -147,10 +149,12 @@ fn operation_denials<'c, 'b: 'c>(
 /// The moments that tell the rules apart, and so many hours from their own day on; one moment where no rule asks for the time. Whether
 /// no other moment can change an answer.
 pub(super) fn moments<'c, 'b: 'c>(
+    calendar: &Calendar,
     cases: impl Iterator<Item = &'c RuleCase<'b>>,
     hours: i64,
 ) -> (Vec<Timestamp>, bool) {
     let mut moments = BTreeSet::new();
+    let mut local: BTreeMap<&str, BTreeSet<i64>> = BTreeMap::new();
     let mut is_whole = true;
     for case in cases {
         if let Some(compared) = case.reading.variables.get(&["now".to_owned()][..]) {
@@ -158,10 +162,29 @@ pub(super) fn moments<'c, 'b: 'c>(
             is_whole &= are_all && !case.reading.is_undecided;
             moments.extend(own);
         }
+        for (path, compared) in &case.reading.variables {
+            if let [first, zone, _] = path.as_slice()
+                && first == "local"
+            {
+                let around = compared.numbers.iter().flat_map(|n| [n - 1, *n, n + 1]);
+                let within = around.map(|ms| ms.clamp(0, values::DAY_MS - 1));
+                let times: &mut BTreeSet<i64> = local.entry(zone.as_str()).or_default();
+                times.extend(within.chain([values::DAY_MS / 2]));
+                is_whole &= !case.reading.is_undecided;
+            }
+        }
+    }
+    let has_local = !local.is_empty();
+    for (zone, times) in local {
+        let times: Vec<i64> = times.into_iter().collect();
+        let own = calendar.moments(zone, Timestamp::from_millis(LATER_MS), &times);
+        moments.extend(own.into_iter().map(Timestamp::millis));
     }
     if moments.is_empty() {
         moments.insert(LATER_MS);
     } else {
+        // Where a weekday counts, each of them at each hour.
+        let hours = if has_local { WEEK_HOURS } else { hours };
         moments.extend((0..hours).map(|hour| LATER_MS + hour * 3_600_000));
     }
     is_whole &= moments.len() <= MOMENTS_MAX;

@@ -12,6 +12,7 @@ use super::samples::{RuleCase, Samples};
 use super::values::BINDINGS;
 use crate::model::text::quote;
 use crate::model::{Audience, Autonomy, EvidenceKind};
+use crate::policy::calendar::WEEKDAYS;
 use crate::policy::catalogue::{ParamSpec, ParamType};
 use crate::policy::files::{BundleFiles, ENTITIES, PEOPLE};
 use crate::policy::problem::nearest;
@@ -99,6 +100,15 @@ impl Names {
             ),
             (&["binding"], "context.binding", &BINDINGS),
         ];
+        let zones = samples.bundle.evaluator.calendar().zones();
+        for zone in zones {
+            let what = format!("context.local.{zone}.weekday");
+            let days = variable(&["local", zone, "weekday"]);
+            for (text, condition) in days.filter(|(text, _)| !WEEKDAYS.contains(&text.as_str())) {
+                let known = WEEKDAYS.into_iter();
+                self.unknown_text(rule, &what, (text, condition), known, report);
+            }
+        }
         for (path, what, known) in fixed {
             let texts = variable(path).filter(|(text, _)| !known.contains(&text.as_str()));
             for (text, condition) in texts {

@@ -473,6 +473,7 @@ impl<'b> Samples<'b> {
             audiences: &self.audiences,
             asked: self.asked_in(scene).unwrap_or(&self.no_profiles),
             attributes,
+            calendar: self.bundle.evaluator.calendar(),
         }
     }
 

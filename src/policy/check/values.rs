@@ -9,6 +9,7 @@ use cedar_policy::{Context, EntityId, EntityTypeName, EntityUid, RestrictedExpre
 use super::reading::{Compared, Path, Reading};
 use crate::jose::access_token::TTL_MAX_S;
 use crate::model::{Audience, EvidenceKind, Param, ProfileName, Timestamp};
+use crate::policy::calendar::{Calendar, WEEKDAYS};
 use crate::policy::catalogue::{CatalogueAction, ParamSpec, ParamType};
 use crate::policy::evaluator::{instant, milliseconds};
 
@@ -64,6 +65,7 @@ pub(super) struct Situation<'a> {
     pub(super) asked: &'a BTreeSet<ProfileName>,
     /// Attributes of the agent and the target.
     pub(super) attributes: &'a BTreeSet<Sample>,
+    pub(super) calendar: &'a Calendar,
 }
 
 impl Situation<'_> {
@@ -71,7 +73,10 @@ impl Situation<'_> {
     pub(super) fn values(&self, path: &[String], compared: &Compared) -> Values {
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
         // The context of `operate` has these alone.
-        let is_of_operate = matches!(names.first(), Some(&("evidence" | "binding" | "now")));
+        let is_of_operate = matches!(
+            names.first(),
+            Some(&("evidence" | "binding" | "now" | "local"))
+        );
         if self.action.is_none() && !is_of_operate {
             return Values::none();
         }
@@ -89,6 +94,14 @@ impl Situation<'_> {
                 Values::whole(audiences.map(|audience| text(audience.as_str())).collect())
             }
             ["now"] => self.instants(compared),
+            // Each by itself: every time of day is on every day of the week, and holidays fall on any of them.
+            ["local", _, "weekday"] => Values::whole(WEEKDAYS.map(text).to_vec()),
+            ["local", _, "time"] => Values::whole(self.durations(compared, 0..=DAY_MS - 1, 0)),
+            ["local", zone, "holiday"] => {
+                let is_any = self.calendar.has_holidays(zone);
+                let holidays = is_any.then_some(Sample::Bool(true));
+                Values::whole(holidays.into_iter().chain([Sample::Bool(false)]).collect())
+            }
             ["target_known"] => Values::whole(vec![Sample::Bool(self.target_known)]),
             ["approvals"] => {
                 let asked: BTreeSet<String> = self
@@ -257,6 +270,22 @@ impl Situation<'_> {
             ("binding", text(BINDING)),
             ("now", Sample::Instant(NOON_MS)),
         ]);
+        let zones = self.calendar.at(Timestamp::from_millis(NOON_MS));
+        let zones: Members = zones
+            .into_iter()
+            .flatten()
+            .map(|there| {
+                let local = named(&[
+                    ("weekday", text(there.weekday)),
+                    ("time", Sample::Duration(there.time_ms)),
+                    ("holiday", Sample::Bool(there.holiday)),
+                ]);
+                (there.zone, Sample::Record(local))
+            })
+            .collect();
+        if !zones.is_empty() {
+            base.insert("local".to_owned(), Sample::Record(zones));
+        }
         if let Some(action) = self.action {
             let task = named(&[("age", Sample::Duration(0)), ("depth", Sample::Long(0))]);
             let audience = self.audiences.first().map_or("", Audience::as_str);
@@ -466,7 +495,7 @@ const LONG_MAX: i64 = (1 << 53) - 1;
 pub(super) const OTHER_TEXT: &str = "\u{7f}";
 /// 12:00 on Thursday, 1 January 2026.
 const NOON_MS: i64 = 1_767_268_800_000;
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 const MINUTE_MS: i64 = 60_000;
 /// Most items of which every set is a sample.
 const SUBSETS_OF_MAX: usize = 6;

@@ -43,6 +43,12 @@ fn input(input: RuleInput) -> v1::RuleInput {
         task_age_ms: context.task_age_ms,
         now: Some(timestamp_to_wire(context.now)),
         left_out: count(input.left_out),
+        local: input.local.clone(),
+        executor: context
+            .executor
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     }
 }
 

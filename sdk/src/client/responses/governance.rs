@@ -268,6 +268,10 @@ responses! {
         now: Option<Timestamp> = now,
         /// Attributes, groups and parameters that are left out.
         left_out: u32 = left_out,
+        /// The time in each zone of the bundle's calendar, such as `berlin: monday, 14:05, no holiday`.
+        local: Vec<String> = local,
+        /// The agent that would execute what an advisory agent recommends; empty for any other request.
+        executor: String = executor,
     }
 
     /// An agent or a target as rules see it, in Cedar's notation.
