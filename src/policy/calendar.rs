@@ -104,9 +104,9 @@ impl Calendar {
         for (name, at, table) in top.named_tables("zone") {
             let what = format!("zone.{name}");
             let mut fields = TableReader::new(source, what, Some(at), table, top.problems());
-            if let Err(error) = zone_name(name) {
-                fields.problem(error.reason);
-            }
+            let is_name = zone_name(name)
+                .map_err(|error| fields.problem(error.reason))
+                .is_ok();
             let tz = fields.required("tz", |text| Ok(text.to_owned()));
             let rules = tz.as_deref().and_then(|tz| {
                 let found = TimeZoneDatabase::bundled().get(tz).ok();
@@ -142,7 +142,9 @@ impl Calendar {
                 fields.problem_at("holidays", format!("must have at most {HOLIDAYS_MAX} days"));
             }
             fields.finish();
-            if let (Some(tz), Some(rules)) = (tz, rules) {
+            // With a wrong `tz` the rules that read the zone are not wrong, too.
+            if is_name && let Some(tz) = tz {
+                let rules = rules.unwrap_or(TimeZone::UTC);
                 let zone = Zone {
                     name: tz,
                     rules,
@@ -193,7 +195,7 @@ impl Calendar {
     }
 
     /// The moments at which clocks of a zone show these times of day, in milliseconds since midnight: on each day of the week from a day
-    /// on, and on its first holiday.
+    /// on, and on a holiday of each.
     pub(super) fn moments(&self, zone: &str, from: Timestamp, times: &[i64]) -> Vec<Timestamp> {
         let (Some(zone), Ok(from)) = (
             self.zones.get(zone),
@@ -203,7 +205,11 @@ impl Calendar {
         };
         let first = zone.rules.to_datetime(from).date();
         let week = (0..7).filter_map(|n| first.checked_add(jiff::Span::new().days(n)).ok());
-        let holiday = zone.holidays.keys().next().copied();
+        let holidays = zone
+            .holidays
+            .keys()
+            .map(|day| (day.weekday().to_monday_zero_offset(), *day));
+        let holidays: BTreeMap<i8, Date> = holidays.collect();
         let at = |day: Date, ms: i64| {
             let midnight = day.to_datetime(jiff::civil::Time::midnight());
             let local = midnight
@@ -212,7 +218,7 @@ impl Calendar {
             let moment = zone.rules.to_ambiguous_timestamp(local).compatible().ok()?;
             Some(Timestamp::from_millis(moment.as_millisecond()))
         };
-        week.chain(holiday)
+        week.chain(holidays.into_values())
             .flat_map(|day| times.iter().filter_map(move |ms| at(day, *ms)))
             .collect()
     }

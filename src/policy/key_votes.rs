@@ -16,8 +16,7 @@ use crate::model::{Risk, VoteMethod};
 const NAMED_MAX: usize = 5;
 
 /// Refuses each rule that may ask a profile with `method = "key"` for an action whose risk is not below `key_votes_below`: its votes
-/// by key would not count there, against what the profile says. A rule of the broker's own stands for actions of any risk, each of which
-/// takes the votes that its risk takes.
+/// by key would not count there, against what the profile says.
 pub(super) fn check(
     rules: &RuleSet,
     people: &People,
@@ -28,7 +27,7 @@ pub(super) fn check(
     let below = people.approvals.key_votes_below;
     for policy in rules.set.policies() {
         let id: &str = policy.id().as_ref();
-        let Some(rule) = rules.infos.get(id).filter(|rule| !rule.is_built_in()) else {
+        let Some(rule) = rules.infos.get(id) else {
             continue;
         };
         let Some(Remedy::StepUp(name)) = &rule.remedy else {

@@ -364,9 +364,14 @@ fn without_policy(diagnostic: &DetailedError, id: &str) -> DetailedError {
     if diagnostic.message.contains(EVIDENCE_AGE) {
         diagnostic.help = Some(EVIDENCE_AGES.to_owned());
     }
+    if diagnostic.message.contains(LOCAL_TIME) {
+        diagnostic.help = Some(ZONES.to_owned());
+    }
     diagnostic
 }
 
+const LOCAL_TIME: &str = "attribute `local";
+const ZONES: &str = "declare the zone in calendar.toml, as [zone.NAME] with tz = \"Europe/Berlin\": rules read `context.local.NAME`";
 const EVIDENCE_AGE: &str = "`evidence.age`";
 const EVIDENCE_AGES: &str = "evidence has two ages: `context.evidence.issued_age`, since its issuer issued it, and \
     `context.evidence.verified_age`, since this broker last verified it";

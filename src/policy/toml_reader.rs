@@ -260,7 +260,12 @@ impl<'a, 'p> TableReader<'a, 'p> {
         let value = self.get(key)?;
         let table = value.get_ref().as_table();
         if table.is_none() {
-            self.invalid(key, value, &format!("must be written as [{key}]"));
+            let table = match self.line {
+                // The file itself.
+                None => key.to_owned(),
+                Some(_) => format!("{}.{key}", self.what),
+            };
+            self.invalid(key, value, &format!("must be written as [{table}]"));
         }
         Some((value, table?))
     }

@@ -10,8 +10,8 @@ use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples};
 use super::values::{Assignment, BINDING, Sample};
 use crate::model::{
-    Action, Audience, EvidenceAges, EvidenceKind, Param, PersonId, ProfileName, RegisteredAgent,
-    Reversibility, Target,
+    Action, AgentId, Audience, EvidenceAges, EvidenceKind, Param, PersonId, ProfileName,
+    RegisteredAgent, Reversibility, Target,
 };
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
@@ -128,7 +128,7 @@ fn several_audiences<'b>(
             in_scope,
             agent,
             action,
-            SampleCounts::FEW,
+            (None, SampleCounts::FEW),
             left,
             |asked, decision| {
                 let is_left = !matches!(decision, AuthzDecision::Denied { .. });
@@ -179,7 +179,7 @@ pub(super) fn irreversible<'b>(
                     &in_scope,
                     agent,
                     action,
-                    SampleCounts::ALL,
+                    (None, SampleCounts::ALL),
                     &mut left,
                     is_alone,
                 )
@@ -222,14 +222,14 @@ impl SampleCounts {
 }
 
 /// Whether the rules decide so about some request of an agent for an action that has no approval: on a target of each class that the
-/// rules in scope tell apart, for each audience, at the moments and with some of the values of the context that they tell apart. `left`:
-/// how many decisions may still be asked for.
+/// rules in scope tell apart, for each audience, at the moments and with some of the values of the context that they tell apart. `executor`:
+/// of a recommendation. `left`: how many decisions may still be asked for.
 fn decides_once<'b>(
     samples: &Samples<'b>,
     in_scope: &[&RuleCase<'b>],
     agent: &RegisteredAgent,
     action: &'b CatalogueAction,
-    extent: SampleCounts,
+    (executor, extent): (Option<&AgentId>, SampleCounts),
     left: &mut usize,
     mut decides: impl FnMut(&Action, &AuthzDecision) -> bool,
 ) -> bool {
@@ -277,7 +277,7 @@ fn decides_once<'b>(
                         task_age_ms: asked.task_age_ms,
                         task_depth: 0,
                         now: *now,
-                        executor: None,
+                        executor,
                     });
                     if decides(&action, &decision) {
                         return true;
@@ -289,10 +289,13 @@ fn decides_once<'b>(
     false
 }
 
-/// Requests that need approvals under several profiles which too few different people can give.
+/// Requests that need approvals under several profiles which too few different people can give, and recommendations that need one which
+/// only the executor's rules ask for. `asked`: the agents whose own requests may ask for a profile; what too few of its people could
+/// approve for them is a finding of its own.
 pub(super) fn quorums_together<'b>(
     samples: &Samples<'b>,
     cases: &[RuleCase<'b>],
+    asked: &BTreeMap<ProfileName, BTreeSet<AgentId>>,
     files: &BundleFiles,
     report: &mut Report<'_>,
 ) {
@@ -303,78 +306,92 @@ pub(super) fn quorums_together<'b>(
     for action in bundle.catalogue.actions() {
         let of_action = |case: &&RuleCase<'b>| case.has_action(&action.name);
         let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
-        let asked = in_scope.iter().filter_map(|case| match &case.info.remedy {
+        let profiles = in_scope.iter().filter_map(|case| match &case.info.remedy {
             Some(Remedy::StepUp(profile)) => Some(profile),
             Some(Remedy::MaxTtl(_)) | None => None,
         });
-        let asked: BTreeSet<&ProfileName> = asked.collect();
-        let all: Vec<&StepUpProfile> = asked
+        let profiles: BTreeSet<&ProfileName> = profiles.collect();
+        let all: Vec<&StepUpProfile> = profiles
             .iter()
             .filter_map(|name| bundle.profile(name))
             .collect();
         let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
-        // Where every profile at once has enough people no request can need more.
-        let is_short = |agent: &&Arc<RegisteredAgent>| !has_enough_people(bundle, agent, &all);
-        for agent in bundle.agents().filter(has_it).filter(is_short) {
-            decides_once(
-                samples,
-                &in_scope,
-                agent,
-                action,
-                SampleCounts::ALL,
-                &mut left,
-                |_, decision| {
-                    let AuthzDecision::Needs { profiles, .. } = decision else {
-                        return false;
-                    };
-                    let names: Vec<&ProfileName> = profiles.iter().map(|p| &p.name).collect();
-                    let defined = names.iter().filter_map(|name| bundle.profile(name));
-                    let defined: Vec<&StepUpProfile> = defined.collect();
-                    let key = (agent.owner.clone(), format!("{names:?}"));
-                    if names.len() < 2
-                        || !told.insert(key)
-                        || has_enough_people(bundle, agent, &defined)
-                    {
-                        return false;
-                    }
-                    let last = names.last().map_or("", |name| name.as_str());
-                    let listed: Vec<String> = names.iter().map(ToString::to_string).collect();
-                    let message = format!(
-                        "{} of {} may need approvals under {} together, and too few different people could give them: each person counts once, and an \
+        for agent in bundle.agents().filter(has_it) {
+            let executors = agent.executors.iter().map(Some);
+            let alone = agent.executors.is_empty().then_some(None);
+            let with_owners = executors.chain(alone).zip(bundle.owners_of(agent));
+            // Where every profile at once has enough people no request can need more.
+            let is_short = |(_, owners): &(Option<&AgentId>, BTreeSet<PersonId>)| {
+                !has_enough_people(bundle, owners, &all)
+            };
+            for (executor, owners) in with_owners.filter(is_short) {
+                let extent = (executor, SampleCounts::ALL);
+                decides_once(
+                    samples,
+                    &in_scope,
+                    agent,
+                    action,
+                    extent,
+                    &mut left,
+                    |_, decision| {
+                        let AuthzDecision::Needs { profiles, .. } = decision else {
+                            return false;
+                        };
+                        let names: Vec<&ProfileName> = profiles.iter().map(|p| &p.name).collect();
+                        let defined = names.iter().filter_map(|name| bundle.profile(name));
+                        let defined: Vec<&StepUpProfile> = defined.collect();
+                        let is_told = match names.as_slice() {
+                            [one] => asked
+                                .get(*one)
+                                .is_some_and(|agents| agents.contains(&agent.id)),
+                            _ => false,
+                        };
+                        if is_told
+                            || has_enough_people(bundle, &owners, &defined)
+                            || !told.insert((owners.clone(), format!("{names:?}")))
+                        {
+                            return false;
+                        }
+                        let last = names.last().map_or("", |name| name.as_str());
+                        let listed: Vec<String> = names.iter().map(ToString::to_string).collect();
+                        let of = match executor {
+                            Some(executor) => format!("{} recommended to {executor}", agent.id),
+                            None => agent.id.to_string(),
+                        };
+                        let together = if listed.len() > 1 { " together" } else { "" };
+                        let message = format!(
+                            "{} of {of} may need approvals under {}{together}, and too few different people could give them: each person counts once, and an \
                      agent's owner never; add approvers, or let one profile lift both rules",
-                        action.name,
-                        agent.id,
-                        listed.join(" and "),
-                    );
-                    let line = table_line(text, &format!("profile.{last}"));
-                    report.thing(Check::QuorumUnreachable, last, (PEOPLE, line), message);
-                    false
-                },
-            );
+                            action.name,
+                            listed.join(" and "),
+                        );
+                        let line = table_line(text, &format!("profile.{last}"));
+                        report.thing(Check::QuorumUnreachable, last, (PEOPLE, line), message);
+                        false
+                    },
+                );
+            }
         }
     }
 }
 
-/// Whether the quorums of these profiles can be filled by different people other than the agent's owner, and than its executor's.
+/// Whether the quorums of these profiles can be filled by different people other than the owners of a request's agents.
 fn has_enough_people(
     bundle: &PolicyBundle,
-    agent: &RegisteredAgent,
+    owners: &BTreeSet<PersonId>,
     profiles: &[&StepUpProfile],
 ) -> bool {
-    bundle.owners_of(agent).iter().all(|owners| {
-        let able = |profile: &StepUpProfile| -> Vec<PersonId> {
-            let people = bundle.people().filter(|person| profile.takes(person));
-            let others = people.filter(|person| !owners.contains(&person.id));
-            others.map(|person| person.id.clone()).collect()
-        };
-        let able: Vec<(u32, Vec<PersonId>)> =
-            profiles.iter().map(|p| (p.quorum, able(p))).collect();
-        let seats = able.iter().flat_map(|(quorum, able)| {
-            let quorum = usize::try_from(*quorum).unwrap_or(usize::MAX);
-            std::iter::repeat_n(able.as_slice(), quorum)
-        });
-        can_be_filled(&seats.collect::<Vec<_>>())
-    })
+    let able = |profile: &StepUpProfile| -> Vec<PersonId> {
+        let people = bundle.people().filter(|person| profile.takes(person));
+        let others = people.filter(|person| !owners.contains(&person.id));
+        others.map(|person| person.id.clone()).collect()
+    };
+    let able: Vec<(u32, Vec<PersonId>)> = profiles.iter().map(|p| (p.quorum, able(p))).collect();
+    let seats = able.iter().flat_map(|(quorum, able)| {
+        let quorum = usize::try_from(*quorum).unwrap_or(usize::MAX);
+        std::iter::repeat_n(able.as_slice(), quorum)
+    });
+    can_be_filled(&seats.collect::<Vec<_>>())
 }
 
 /// What a sample request has beside its agent, action, target and audience.

@@ -114,7 +114,7 @@ pub(super) fn check<'b>(
     if !samples.is_spent() {
         quorums(bundle, files, &asked, report);
         decisions::audiences(samples, cases, files, report);
-        decisions::quorums_together(samples, cases, files, report);
+        decisions::quorums_together(samples, cases, &asked, files, report);
     }
     decisions::irreversible(samples, cases, files, report);
     asked
@@ -156,7 +156,9 @@ pub(super) fn moments<'c, 'b: 'c>(
     let mut moments = BTreeSet::new();
     let mut local: BTreeMap<&str, BTreeSet<i64>> = BTreeMap::new();
     let mut is_whole = true;
+    let mut has_now = false;
     for case in cases {
+        has_now |= case.reading.variables.contains_key(&["now".to_owned()][..]);
         if let Some(compared) = case.reading.variables.get(&["now".to_owned()][..]) {
             let (own, are_all) = values::moments(compared);
             is_whole &= are_all && !case.reading.is_undecided;
@@ -175,6 +177,8 @@ pub(super) fn moments<'c, 'b: 'c>(
         }
     }
     let has_local = !local.is_empty();
+    // Which weekday a moment is, or how far apart two zones are, is not the same in every year.
+    is_whole &= local.len() < 2 && !(has_now && has_local);
     for (zone, times) in local {
         let times: Vec<i64> = times.into_iter().collect();
         let own = calendar.moments(zone, Timestamp::from_millis(LATER_MS), &times);

@@ -170,6 +170,7 @@ impl Names {
             return;
         }
         let mut known: BTreeSet<&str> = samples.bundle.catalogue.members();
+        known.extend(samples.bundle.evaluator.calendar().zones());
         for action in case.actions.iter().flatten() {
             parameter_names(&action.parameters, &mut known);
         }

@@ -501,6 +501,42 @@ fn an_agent_that_never_operates_is_found() {
     assert_eq!(found(both), ["cannot-operate"; 4]);
 }
 
+/// Which weekday a moment is depends on the year: a rule that names a moment and a weekday is decided about neither way.
+#[test]
+fn an_agent_that_operates_on_some_day_of_some_year_is_no_finding() {
+    let zone = "[zone.berlin]\ntz = \"Europe/Berlin\"\n[zone.berlin.holidays]\n\"2026-12-25\" = \"a\"\n\"2026-12-26\" = \"b\"\n";
+    for (hours, is_found) in [
+        (
+            "context.now < datetime(\"2030-01-01\") && context.local.berlin.weekday == \"saturday\"",
+            false,
+        ),
+        (
+            "context.local.berlin.holiday && context.local.berlin.weekday == \"saturday\"",
+            false,
+        ),
+        (
+            "context.local has berlin && context.local.berlin.holiday",
+            false,
+        ),
+        (
+            "context.local.berlin.weekday == \"saturday\" && context.local.berlin.weekday == \"sunday\"",
+            true,
+        ),
+    ] {
+        let mut files = with_rules(&format!(
+            "@id(\"hours\") forbid (principal, action == Action::\"operate\", resource) unless {{ {hours} }};"
+        ));
+        files.insert("calendar.toml".to_owned(), zone.to_owned());
+        let found = found(files);
+        assert_eq!(
+            found.contains(&"cannot-operate"),
+            is_found,
+            "{hours}: {found:?}"
+        );
+        assert!(!found.contains(&"undeclared-name"), "{hours}: {found:?}");
+    }
+}
+
 #[test]
 fn forbids_that_together_exclude_an_action_are_found() {
     let two = |first: &str, second: &str| {

@@ -156,6 +156,25 @@ fn quorums_together_take_different_people() {
 }
 
 /// What a target says is among the values that a variable is compared with.
+/// Neither owner approves a recommendation: what the executor's rules alone ask for has to be there for both agents.
+#[test]
+fn people_for_a_recommendation_are_others_than_both_owners() {
+    let rule = "@id(\"executor\") @step_up(\"execution\") forbid (principal == Agent::\"responder\", action == Action::\"session.end\", resource) \
+         unless { context.approvals.contains(StepUp::\"execution\") };";
+    let mut files = with_rules(rule);
+    let people = files.get_mut("people.toml").expect("people");
+    people.push_str("\n[profile.execution]\ngroup = \"security\"\nquorum = 2\nwait = \"15m\"\ngood_for = \"10m\"\nmethod = \"passkey\"\n");
+    let before = said(files.clone());
+    assert!(!before.contains("recommended to"), "{before}");
+    let agents = files.get_mut("agents.toml").expect("agents");
+    *agents = agents.replace("owner = \"olga\" ", "owner = \"lee\" ");
+    let said = said(files);
+    assert!(
+        said.contains("session.end of assistant recommended to responder may need approvals under"),
+        "{said}"
+    );
+}
+
 #[test]
 fn attributes_of_targets_are_values() {
     let soc = soc_files();
