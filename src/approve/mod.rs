@@ -111,7 +111,9 @@ pub enum ApproveError {
     #[error("an advisory agent, and no other, names an executor")]
     Executor,
     /// The action is recommended to another executor already.
-    #[error("an access request recommends this action to another executor")]
+    #[error(
+        "an access request of this task recommends this action to another executor: cancel it first, 'dipylon request cancel'"
+    )]
     OtherExecutor,
     /// The agent does not execute this recommendation.
     #[error(transparent)]

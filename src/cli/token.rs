@@ -72,11 +72,9 @@ pub(super) struct TokenRequestArgs {
     /// Advisory agents: the agent that would execute the action [default: the only one that agents.toml lists]
     #[arg(long, value_name = "AGENT", value_parser = AgentId::parse, conflicts_with = "recommendation")]
     executor: Option<AgentId>,
-    /// Execute what an advisory agent recommended to this agent and people approved; the action is the recommended one
-    #[arg(
-        long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
-        conflicts_with_all = ["action", "target", "params", "audience"]
-    )]
+    /// Execute what an advisory agent recommended to this agent. Once people approved it the action need not be given: it is the
+    /// recommended one
+    #[arg(long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
     recommendation: Option<AccessRequestId>,
     /// Requested lifetime of the token
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
@@ -255,8 +253,8 @@ async fn recommended_action(
     let mut found = listed.filter(|request| Some(&request.access_request_id) == id.as_ref());
     let action = found.next().and_then(|request| request.action);
     action.ok_or_else(|| {
-        CliError::failed("no approved recommendation with this id is for this agent").with_next_step(
-            "'dipylon request recommended' lists those that people approved; one is for one token, and expires",
+        CliError::failed("no recommendation with this id is approved for this agent and not executed yet").with_next_step(
+            "'dipylon request recommended' lists those that are; give --action, --target and --audience as recommended to wait for the approval, or to be told why there is none",
         )
     })
 }
@@ -308,13 +306,17 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
                 "ttl": render::ttl_json(pending.ttl()), "evidence_required": pending.send_evidence(),
-                "void_votes": render::void_json(pending.void_votes()),
+                "void_votes": render::void_json(pending.void_votes()), "executor": pending.executor(),
             })
         },
         || {
             let mut fields = FieldList::default();
             let (asking, allowing) = render::rules_apart(pending.rules());
-            fields.row("pending", pending.access_request_id().to_string())
+            fields.row("pending", pending.access_request_id().to_string());
+            if let Some(executor) = pending.executor() {
+                fields.row("recommends", format!("to {executor}, which alone gets the token"));
+            }
+            fields
                 .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()));
@@ -355,7 +357,10 @@ fn print_recommended(
                 fields.row("executed", jti.to_string());
             }
             fields.row("decision", recommended.decision_id().to_string());
-            format!("{}\nthe executor requests the token:  dipylon token request --recommendation {id}", fields.to_text())
+            match recommended.jti() {
+                Some(_) => fields.to_text(),
+                None => format!("{}\nthe executor requests the token:  dipylon token request --recommendation {id}", fields.to_text()),
+            }
         },
     );
 }

@@ -105,6 +105,19 @@ impl AuthzDecision {
             | Self::Denied { rules, .. } => rules,
         }
     }
+
+    /// What it asks of people, the lifetime and the rules; the denial as it is.
+    fn into_asked(self) -> Result<(Vec<ProfileRef>, i64, Vec<RuleRef>), Self> {
+        match self {
+            Self::Denied { .. } => Err(self),
+            Self::Allowed { ttl_ms, rules } => Ok((Vec::new(), ttl_ms, rules)),
+            Self::Needs {
+                profiles,
+                ttl_ms,
+                rules,
+            } => Ok((profiles, ttl_ms, rules)),
+        }
+    }
 }
 
 /// The decision whether an agent may operate at all. There are no remedies for this.
@@ -149,14 +162,9 @@ impl PolicyBundle {
             executor: None,
             ..*q
         };
-        let (mut profiles, ttl_ms, mut rules) = match self.authorize(&executed) {
-            denied @ AuthzDecision::Denied { .. } => return denied,
-            AuthzDecision::Allowed { ttl_ms, rules } => (Vec::new(), ttl_ms, rules),
-            AuthzDecision::Needs {
-                profiles,
-                ttl_ms,
-                rules,
-            } => (profiles, ttl_ms, rules),
+        let (mut profiles, ttl_ms, mut rules) = match self.authorize(&executed).into_asked() {
+            Ok(asked) => asked,
+            Err(denied) => return denied,
         };
         // The people that the executor needs agree to the recommendation, too: nobody is asked twice.
         let agreed = profiles.iter().map(|profile| profile.name.clone());
@@ -167,14 +175,9 @@ impl PolicyBundle {
             executor: None,
             ..*q
         };
-        let (asked, ttl_ms, own_rules) = match self.authorize(&own) {
-            denied @ AuthzDecision::Denied { .. } => return denied,
-            AuthzDecision::Allowed { ttl_ms, rules } => (Vec::new(), ttl_ms, rules),
-            AuthzDecision::Needs {
-                profiles,
-                ttl_ms,
-                rules,
-            } => (profiles, ttl_ms, rules),
+        let (asked, ttl_ms, own_rules) = match self.authorize(&own).into_asked() {
+            Ok(asked) => asked,
+            Err(denied) => return denied,
         };
         profiles.extend(asked);
         profiles.sort_by(|a, b| a.name.cmp(&b.name));
@@ -182,6 +185,30 @@ impl PolicyBundle {
         rules.extend(own_rules);
         rules.sort_by(|a, b| (&a.id, &a.file).cmp(&(&b.id, &b.file)));
         rules.dedup();
+        // What one of them needs may lift what the other does.
+        let questions = [&executed, &own];
+        let is_enough = |profiles: &[ProfileRef]| {
+            let assumed = profiles.iter().map(|profile| profile.name.clone());
+            let approvals: BTreeSet<ProfileName> =
+                q.approvals.iter().cloned().chain(assumed).collect();
+            questions.iter().all(|question| {
+                let approvals = &approvals;
+                let question = AuthzRequest {
+                    approvals,
+                    ttl_ms,
+                    ..**question
+                };
+                matches!(self.authorize(&question), AuthzDecision::Allowed { ttl_ms: left, .. } if left == ttl_ms)
+            })
+        };
+        let mut at = 0;
+        while profiles.len() > 1 && at < profiles.len() {
+            let profile = profiles.remove(at);
+            if !is_enough(&profiles) {
+                profiles.insert(at, profile);
+                at += 1;
+            }
+        }
         match profiles.is_empty() {
             true => AuthzDecision::Allowed { ttl_ms, rules },
             false => AuthzDecision::Needs {

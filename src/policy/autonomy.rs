@@ -24,6 +24,9 @@ pub(super) struct AutonomyRules {
     advisory: Option<(ProfileName, Option<usize>)>,
     /// For each marked action or group of actions the people whom a supervised agent needs, where no rule asks for others.
     supervised: BTreeMap<String, (ProfileName, Option<usize>)>,
+    /// Whether the file has marks, right or wrong, and a profile for recommendations.
+    has_marks: bool,
+    has_advisory: bool,
     /// Whether an agent's owner may own the executor of its recommendations, too.
     same_owner_executors: bool,
 }
@@ -60,7 +63,10 @@ impl AutonomyRules {
                 )
             })
         };
-        let mut read = Self::default();
+        let mut read = Self {
+            has_advisory: fields.get("advisory").is_some(),
+            ..Self::default()
+        };
         if let Some(at) = fields.get("advisory")
             && let Some(text) = fields.text("advisory")
         {
@@ -76,18 +82,20 @@ impl AutonomyRules {
             }
         }
         if let Some((_, marks)) = fields.table("supervised") {
+            read.has_marks = !marks.is_empty();
             for (key, at) in marks {
                 let group = key.get_ref().as_ref();
-                if let Some(catalogue) = catalogue {
-                    let known = catalogue.group_names();
-                    if !known.contains(group) {
-                        let near = nearest(group, known);
-                        let group = group.escape_debug();
-                        let message =
-                            format!("\"{group}\" is no action or group of the catalogue{near}");
-                        fields.invalid("supervised", at, &message);
-                        continue;
-                    }
+                // A name that the catalogue does not have reaches no rule; of an unreadable schema every name is one.
+                let Some(known) = catalogue.map(Catalogue::group_names) else {
+                    continue;
+                };
+                if !known.contains(group) {
+                    let near = nearest(group, known);
+                    let group = group.escape_debug();
+                    let message =
+                        format!("\"{group}\" is no action or group of the catalogue{near}");
+                    fields.invalid("supervised", at, &message);
+                    continue;
                 }
                 match at.get_ref().as_str().map(profile) {
                     Some(Ok(name)) => {
@@ -136,11 +144,11 @@ impl AutonomyRules {
             let mut problem =
                 |message: String| problems.add(AGENTS, line, format!("agent: {message}"));
             match agent.autonomy {
-                Autonomy::Advisory if self.advisory.is_none() => problem(format!(
+                Autonomy::Advisory if !self.has_advisory => problem(format!(
                     "\"{}\" is advisory, and nothing says who decides on its recommendations: write [autonomy] with advisory = \"PROFILE\"",
                     agent.id
                 )),
-                Autonomy::Supervised if self.supervised.is_empty() => problem(format!(
+                Autonomy::Supervised if !self.has_marks => problem(format!(
                     "\"{}\" is supervised, and nothing says for which actions it needs people: write [autonomy] with supervised = {{ GROUP = \"PROFILE\" }}, or make the agent autonomous",
                     agent.id
                 )),
@@ -210,7 +218,8 @@ impl AutonomyRules {
         None
     }
 
-    /// The broker's rules for the agents that there are. Each is lifted by its profile, and by every other one of at least as many people.
+    /// The broker's rules for the agents that there are. Each is lifted by its profile, and by every other one of at least as many people
+    /// whose votes are signed at least as strongly.
     pub(super) fn rules(
         &self,
         agents: &BTreeMap<AgentId, Arc<RegisteredAgent>>,
@@ -218,10 +227,12 @@ impl AutonomyRules {
     ) -> Vec<BuiltInRule> {
         let any = |autonomy| agents.values().any(|agent| agent.autonomy == autonomy);
         let approvals = |asked: &ProfileName| {
-            let people = profiles.get(asked).map_or(1, |profile| profile.quorum);
-            let enough = profiles
-                .values()
-                .filter(|profile| profile.quorum >= people || profile.name == *asked);
+            let asked = profiles.get(asked);
+            let enough = profiles.values().filter(|profile| {
+                asked.is_some_and(|asked| {
+                    profile.quorum >= asked.quorum && asked.method.accepts(profile.method)
+                })
+            });
             let names: Vec<String> = enough
                 .map(|profile| format!("StepUp::\"{}\"", profile.name))
                 .collect();
@@ -261,7 +272,10 @@ impl AutonomyRules {
             if !any(Autonomy::Supervised) {
                 break;
             }
-            let why = format!("A supervised agent needs people for {group}");
+            let why = format!(
+                "A supervised agent needs people for {}",
+                group.escape_debug()
+            );
             let id = rule_id(group);
             let actions = format!("Action::\"{}\"", group.escape_debug());
             rules.push(BuiltInRule {

@@ -79,6 +79,17 @@ impl<'e> RecordedDecision<'e> {
         match &entry.event {
             // A freeze refused it, and no rule.
             Event::RequestDenied(denied) if denied.reason == DeniedReason::Frozen.as_str() => None,
+            // The rules for another agent decided, too.
+            Event::RequestDenied(denied)
+                if [
+                    DeniedReason::RecommenderNotAllowed,
+                    DeniedReason::ExecutorNotAllowed,
+                ]
+                .iter()
+                .any(|why| denied.reason == why.as_str()) =>
+            {
+                None
+            }
             // An invalid request: no rule was asked.
             Event::RequestDenied(denied) if denied.decision.is_none() => None,
             Event::RequestDenied(denied) => Some(Self {

@@ -3,6 +3,7 @@
 //! One exhaustive function for the round that drafts an append, the writer before it writes, every start, and `audit verify`. The
 //! transition an entry makes is checked beside it, in [`super::transitions`]. The table in `docs/invariants.md` is made from it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{State, transitions};
@@ -127,25 +128,30 @@ pub(super) fn request_grounds(state: &State, opened: &AccessRequestOpened) -> Ve
         AccessRequester::Agent(by) => {
             let mut grounds = action_grounds(state, &by.task, &opened.action.action);
             if let Some(executor) = &by.executor {
-                // A suspension or freeze of the executor closes what is recommended to it.
-                grounds.push(Stream::Agent(executor.agent.clone()));
-                let owners = [
-                    Some(executor.owner.clone()),
-                    state.owner_now(&executor.agent),
-                ];
-                let scopes = std::iter::once(FreezeScope::Agent(executor.agent.clone()));
-                for scope in scopes.chain(owners.into_iter().flatten().map(FreezeScope::Owner)) {
-                    let stream = Stream::Freeze(scope);
-                    if !grounds.contains(&stream) {
-                        grounds.push(stream);
-                    }
-                }
+                let more = executor_grounds(state, executor);
+                let more = more.into_iter().filter(|stream| !grounds.contains(stream));
+                let more: Vec<Stream> = more.collect();
+                grounds.extend(more);
             }
             grounds
         }
         // The bundle that it would replace, and the proposer's key.
         AccessRequester::Person(by) => vec![Stream::Policy, Stream::Person(by.person.clone())],
     }
+}
+
+/// The streams by which an executor is stopped: that closes what is recommended to it, and nothing more is.
+fn executor_grounds(state: &State, executor: &Executor) -> BTreeSet<Stream> {
+    let owners = [
+        Some(executor.owner.clone()),
+        state.owner_now(&executor.agent),
+    ];
+    let owners = owners.into_iter().flatten().map(FreezeScope::Owner);
+    let scopes = owners.chain([FreezeScope::Agent(executor.agent.clone())]);
+    let freezes = scopes.map(Stream::Freeze);
+    freezes
+        .chain([Stream::Agent(executor.agent.clone())])
+        .collect()
 }
 
 /// The same for a grant, with the keys that its evidence rests on.
@@ -260,6 +266,11 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
                     rule.task(state, &by.task)?;
                     rule.evidence(&by.evidence);
                     rule.action(&f.action.action);
+                    if let Some(executor) = &by.executor {
+                        for stream in executor_grounds(state, executor) {
+                            rule.read(stream);
+                        }
+                    }
                     // The back-off after denials.
                     rule.read(Stream::Denials(by.agent.clone()));
                     rule.claim(

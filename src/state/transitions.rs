@@ -331,7 +331,8 @@ fn recommends(state: &State, by: &AgentRequester) -> Legal {
     });
     require(fits, || {
         format!("{} is no executor of {}", named.agent, by.agent)
-    })
+    })?;
+    agent_in_force(state, &named.agent, &named.owner)
 }
 
 /// An access request of an agent is open while its task is; a proposal has none.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use dipylon::journal::FaultInjection;
 use dipylon_sdk::jose::SigningKey;
@@ -27,6 +28,10 @@ struct History {
     ended: TaskId,
     /// A proposal of a policy bundle without a vote.
     proposed: AccessRequestId,
+    /// The opening of a recommendation to the responder, which people have approved.
+    recommended: usize,
+    /// A mint of the responder, in a task that is open.
+    executes: usize,
     copy: JournalCopy,
 }
 
@@ -51,6 +56,16 @@ async fn history() -> History {
     let ended = second.expect("opens").task.task;
     b.complete_task(&triage, ended).await.expect("ended");
     b.suspend("reporter").await.expect("suspended");
+    let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
+    let recommends_in = b.open_task(&assistant).await;
+    let advised = disable("ann");
+    let advice = b.request_token(&assistant, recommends_in, &advised, 300, "advice");
+    let advice = advice.await.pending().access_request;
+    b.approve("dana", advice, "one-security").await;
+    let executes_in = b.open_task(&responder).await;
+    b.request_token(&responder, executes_in, &read_case(), 300, "read")
+        .await
+        .token();
     b.freeze("action/case.note").await.expect("frozen");
     let more = b
         .env
@@ -59,13 +74,16 @@ async fn history() -> History {
     let proposed = proposed.expect("waits").access_request;
     let copy = JournalCopy::read(&b);
     let mint = |consumed: bool| {
-        copy.find(|e| matches!(e, Event::TokenIssued(f) if (f.jti == approved) == consumed))
+        copy.find(|e| matches!(e, Event::TokenIssued(f) if f.task == task && (f.jti == approved) == consumed))
     };
     History {
         read: mint(false),
         approved: mint(true),
         opened: copy.find(|e| matches!(e, Event::TaskOpened(f) if f.task == task)),
-        asked: copy.find(|e| matches!(e, Event::AccessRequestOpened(f) if f.by_agent().is_some())),
+        asked: copy.find(|e| matches!(e, Event::AccessRequestOpened(f) if f.task() == Some(task))),
+        recommended: copy
+            .find(|e| matches!(e, Event::AccessRequestOpened(f) if f.executor().is_some())),
+        executes: copy.find(|e| matches!(e, Event::TokenIssued(f) if f.task == executes_in)),
         ended,
         proposed,
         copy,
@@ -74,6 +92,13 @@ async fn history() -> History {
 }
 
 impl History {
+    fn recommendation(&self) -> AccessRequestOpened {
+        match &self.copy.entries[self.recommended].event {
+            Event::AccessRequestOpened(f) => f.clone(),
+            other => panic!("no recommendation: {other:?}"),
+        }
+    }
+
     fn issued(&self, at: usize) -> TokenIssued {
         match &self.copy.entries[at].event {
             Event::TokenIssued(f) => f.clone(),
@@ -104,6 +129,20 @@ impl History {
 
 /// A forger's change: the entry that it forges.
 type Forge = fn(&History, &mut JournalCopy) -> usize;
+
+/// A mint that consumes the recommendation, otherwise as `issued`.
+fn executing(h: &History, mut issued: TokenIssued) -> TokenIssued {
+    let opened = h.recommendation();
+    issued.action = Arc::new(opened.action);
+    issued.consumed = Some(opened.access_request);
+    issued.uses = opened.uses;
+    issued.approval = Some(Arc::new(ApprovalClaim {
+        access_request: opened.access_request,
+        profiles: vec![ProfileName::parse("one-security").expect("profile")],
+        at: issued.iat,
+    }));
+    another(issued)
+}
 
 /// Another token id and idempotency key of a mint.
 fn another(mut issued: TokenIssued) -> TokenIssued {
@@ -192,6 +231,52 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
         "another bundle than the proposed one",
         |h, copy| agreed(h, copy, None),
         "a proposal of something else",
+    ),
+    (
+        "a token of an advisory agent",
+        |h, copy| {
+            let opened = h.recommendation();
+            let by = opened.by_agent().expect("an agent's");
+            let task = h.b.broker.show().task(&by.task).expect("open");
+            let mut issued = another(h.issued(h.executes));
+            (issued.task, issued.agent) = (by.task, by.agent.clone());
+            issued.cnf = task.opened.binding;
+            issued.subject = by.evidence.subject.clone();
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "assistant is advisory",
+    ),
+    (
+        "a recommendation that another agent executes",
+        |h, copy| {
+            let issued = executing(h, h.issued(h.read));
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "it is no recommendation to this agent",
+    ),
+    (
+        "a recommendation that is executed without its approvals",
+        |h, copy| {
+            let mut issued = executing(h, h.issued(h.executes));
+            issued.approval = None;
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "lacks approvals that",
+    ),
+    (
+        "an advisory agent that asks for a token of its own",
+        |h, copy| {
+            let mut opened = h.recommendation();
+            opened.access_request = AccessRequestId::from_random([7; 16]);
+            opened.action.target = Target::parse("Account", "cara").expect("target");
+            if let AccessRequester::Agent(by) = &mut opened.requester {
+                by.executor = None;
+                by.decision.input.executor = None;
+                by.idempotency_key = IdempotencyKey::parse("another").expect("key");
+            }
+            h.append(copy, Event::AccessRequestOpened(opened))
+        },
+        "asks for a token and is advisory, or the reverse",
     ),
     (
         "a reassessment of a request that is consumed",

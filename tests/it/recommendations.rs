@@ -89,7 +89,7 @@ impl Pair {
         let method = "dipylon.v1.TaskService/ListRecommendations";
         let call = self.b.call(method, &self.responder.key, None, None);
         let listed = self.b.broker.list_recommendations(&call, self.executes_in);
-        let id = |view: &AccessView| view.request.opened.access_request;
+        let id = |(view, _): &(AccessView, Timestamp)| view.request.opened.access_request;
         listed.expect("listed").iter().map(id).collect()
     }
 }
@@ -323,6 +323,57 @@ async fn what_ends_a_recommendation_before_it_is_executed() {
     pair.b.check_invariants();
 }
 
+/// While an executor is stopped nothing is recommended to it: what people approved meanwhile would be there when it is resumed.
+#[tokio::test]
+async fn nothing_is_recommended_to_a_stopped_executor() {
+    for stop in ["suspension", "agent/responder", "owner/maria"] {
+        let pair = Pair::start().await;
+        let id = pair.approved().await;
+        let b = &pair.b;
+        match stop {
+            "suspension" => drop(b.suspend("responder").await.expect("suspended")),
+            scope => drop(b.freeze(scope).await.expect("frozen")),
+        }
+        for key in ["r", "r-2"] {
+            let again = pair.recommend(key).await;
+            assert_eq!(refused(again), Reason::ExecutorStopped, "{stop} {key}");
+        }
+        assert!(b.broker.show().pending_requests(b.now()).is_empty());
+        match stop {
+            "suspension" => drop(b.resume("responder").await.expect("resumed")),
+            scope => drop(b.unfreeze(scope).await.expect("lifted")),
+        }
+        // The one before the stop stays closed.
+        let late = pair.execute(id, "e").await;
+        assert!(late.is_err(), "{stop}");
+        pair.recommend("r").await.pending();
+        b.check_invariants();
+    }
+}
+
+/// An idempotency key of the executor is for one recommendation, or for a request of its own.
+#[tokio::test]
+async fn an_idempotency_key_is_for_one_recommendation() {
+    let pair = Pair::start().await;
+    let (b, responder) = (&pair.b, &pair.responder);
+    let own = ask(pair.executes_in, &disable("ann"), "own");
+    let id = pair.approved().await;
+    b.request_with(responder, own).await.pending();
+    // The own request does not become the execution, and the other way round.
+    let reused = Reason::IdempotencyKeyReused;
+    assert_eq!(refused(pair.execute(id, "own").await), reused);
+    pair.execute(id, "e").await.token();
+    let plain = ask(pair.executes_in, &disable("ann"), "e");
+    assert_eq!(refused(b.request_with(responder, plain).await), reused);
+    let second = pair.recommend("another").await.pending().access_request;
+    b.approve("dana", second, "one-security").await;
+    assert_eq!(refused(pair.execute(second, "e").await), reused);
+    assert_eq!(pair.listed(), [second]);
+    let third = pair.execute(second, "e-2").await.token();
+    assert_eq!(third.issued.consumed, Some(second));
+    pair.b.check_invariants();
+}
+
 /// A hand-over rests on what the rules allow both agents at the moment of the execution, and on no freeze in between.
 #[tokio::test]
 async fn the_rules_are_asked_about_both_agents_at_the_execution() {
@@ -542,6 +593,24 @@ fn bundles_that_do_not_enforce_autonomy_are_refused() {
         let error = refused.expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     }
+    // A name that is no group reaches no rule, however the rest reads.
+    let mut files = env.policy_with("agents.toml", |text| {
+        text.replacen("access =", "\"a\\\") forbid (((((\" =", 1)
+    });
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    schema.push_str("entity");
+    let error = load(files).expect_err("refused").to_string();
+    assert!(!error.contains("the broker's rule"), "{error}");
+    // Votes by key would not count for what the assistant may recommend.
+    let mut files = TestEnvironment::with_high_risk().policy;
+    let agents = files.get_mut("agents.toml").expect("agents");
+    *agents = agents.replace("advisory = \"one-passkey\"", "advisory = \"one-security\"");
+    let error = load(files).expect_err("refused").to_string();
+    let expected = "\"autonomy-advisory\"";
+    assert!(
+        error.contains(expected) && error.contains("host.isolate"),
+        "{error}"
+    );
     let both = env.policy_with("agents.toml", |text| {
         let text = text.replacen("owner = \"olga\" ", "owner = \"maria\" ", 1);
         text.replace("[autonomy]", "[autonomy]\nsame_owner_executors = true")

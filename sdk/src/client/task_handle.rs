@@ -406,6 +406,10 @@ impl TaskHandle {
                     rules: info.rules.read(),
                     ttl: info.ttl.read(),
                     void_votes: info.void_votes.read(),
+                    executor: match info.executor.as_str() {
+                        "" => None,
+                        id => Some(AgentId::parse(id)?),
+                    },
                 }))
             }
             request_token_response::Outcome::Recommended(info) => {

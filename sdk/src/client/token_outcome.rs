@@ -213,9 +213,15 @@ pub struct PendingApproval {
     pub(super) rules: Vec<MatchedRule>,
     pub(super) ttl: Option<GrantedTtl>,
     pub(super) void_votes: Vec<VoidApproval>,
+    pub(super) executor: Option<AgentId>,
 }
 
 impl PendingApproval {
+    /// Of a recommendation: the agent that would execute the action, which alone gets the token.
+    pub fn executor(&self) -> Option<&AgentId> {
+        self.executor.as_ref()
+    }
+
     /// The access request that waits.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id

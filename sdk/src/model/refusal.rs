@@ -178,6 +178,9 @@ refusals! {
     InvalidExecutor = "INVALID_EXECUTOR" InvalidArgument UsageError Caller Never,
         "the executor is missing, or not one that the bundle lists for the agent",
         "name an agent of `executors` in agents.toml; only an advisory agent names one";
+    ExecutorStopped = "EXECUTOR_STOPPED" FailedPrecondition Denied Caller Never,
+        "the executor is suspended or frozen",
+        "name another executor, or recommend the action when the executor is resumed";
     AdvisoryAgent = "ADVISORY_AGENT" PermissionDenied Denied Caller Never,
         "an advisory agent gets no token",
         "recommend the action; another agent that the bundle lists as executor requests the token once people approved";
@@ -185,8 +188,8 @@ refusals! {
         "the executor is not apart from the agent that recommends: it has the same key, workload or owner",
         "execute with an agent that runs as another workload, with a key of its own, for another owner";
     ApprovalOutOfScope = "APPROVAL_OUT_OF_SCOPE" FailedPrecondition Conflict Caller Never,
-        "the access request under this idempotency key is for another action",
-        "request this action with a new --idempotency-key; people decide it separately";
+        "what people were asked is for another action or executor",
+        "request exactly what they were asked; or this with a new --idempotency-key, which people decide separately";
     TaskEnded = "TASK_ENDED" FailedPrecondition Failed Caller Never,
         "the task has ended",
         "open another task with 'dipylon task open'";

@@ -374,12 +374,16 @@ impl Broker {
                 let needs = f.required_profiles().iter();
                 let needs: Vec<_> = needs.map(|n| n.name.as_str()).collect();
                 let task = f.task().map(|task| task.to_string());
+                let (title, to) = match f.executor() {
+                    None => ("approval requested", String::new()),
+                    Some(executor) => ("recommended", format!(", for {}", executor.agent)),
+                };
                 (
                     "AccessRequestOpened",
-                    "approval requested",
+                    title,
                     f.agent()
                         .map_or_else(|| f.owner().to_string(), ToString::to_string),
-                    format!("{}, under {}", doing(&f.action), needs.join(", ")),
+                    format!("{}{to}, under {}", doing(&f.action), needs.join(", ")),
                     std::iter::once(f.access_request.to_string())
                         .chain(task)
                         .collect(),

@@ -15,14 +15,20 @@ use crate::verify::{Authenticated, Verified};
 const LISTED_MAX: usize = 100;
 
 impl Broker {
-    /// The executor that an advisory agent names, or its only one; nothing for any other agent.
+    /// The executor that an advisory agent names, else that of the request that its idempotency key waits for, or its only one; nothing
+    /// for any other agent.
     pub(in crate::broker) fn named_executor(
         &self,
         attempt: &TokenAttempt<'_, '_>,
         verified: &Verified<'_>,
+        waiting: Option<&AccessRequest>,
     ) -> Result<Option<Executor>, Refusal> {
         let TokenAttempt {
-            call, input, rules, ..
+            call,
+            input,
+            read,
+            rules,
+            ..
         } = *attempt;
         let agent = verified.agent();
         let invalid = |message: String| self.refuse(call.method, Reason::InvalidExecutor, message);
@@ -36,7 +42,10 @@ impl Broker {
         }
         let known: Vec<&str> = agent.executors.iter().map(AgentId::as_str).collect();
         let mut only = agent.executors.iter();
-        let named = match (&input.executor, only.next(), only.next()) {
+        let recorded = waiting.and_then(|request| request.opened.executor());
+        let recorded = recorded.map(|executor| &executor.agent);
+        let named = input.executor.as_ref().or(recorded);
+        let named = match (named, only.next(), only.next()) {
             (Some(named), _, _) => agent.executors.get(named),
             (None, Some(only), None) => Some(only),
             (None, _, _) => None,
@@ -52,10 +61,67 @@ impl Broker {
                 known.join(", ")
             ))
         })?;
-        Ok(Some(Executor {
+        let executor = Executor {
             agent: executor.id.clone(),
             owner: executor.owner.clone(),
-        }))
+        };
+        // What is recommended to an agent ends when it is stopped; nothing begins while it is.
+        let scopes = [
+            FreezeScope::Agent(executor.agent.clone()),
+            FreezeScope::Owner(executor.owner.clone()),
+        ];
+        let is_stopped = read.is_suspended(&executor.agent)
+            || scopes
+                .iter()
+                .any(|scope| read.is_frozen(scope) || self.is_freeze_held(scope));
+        if is_stopped {
+            let message = format!("the executor {} is suspended or frozen", executor.agent);
+            return Err(self.refuse(call.method, Reason::ExecutorStopped, message));
+        }
+        Ok(Some(executor))
+    }
+
+    /// What became of a call's idempotency key, and of the recommendation that it names. A key is for one request: its own, or the
+    /// recommendation that it was used for.
+    pub(in crate::broker) fn token_outcome<'r>(
+        &self,
+        attempt: &TokenAttempt<'_, 'r>,
+    ) -> Result<KeyOutcome<'r>, Refusal> {
+        let TokenAttempt {
+            call,
+            input,
+            read,
+            now,
+            ..
+        } = *attempt;
+        let of_another_task = |id: &AccessRequestId| {
+            let request = read.access_request(id);
+            request.is_some_and(|request| request.opened.task() != Some(input.task))
+        };
+        let own = read.key_outcome(&input.task, &input.idempotency_key, now);
+        let executed = match &own {
+            KeyOutcome::Granted(grant) => grant.issued.consumed.filter(of_another_task),
+            KeyOutcome::Undecided => {
+                return match input.recommendation {
+                    Some(id) => self.recommendation_outcome(attempt, &id),
+                    None => {
+                        let joined = self.attached_to(&input.task, &input.idempotency_key);
+                        let joined = joined.filter(|id| !of_another_task(id));
+                        Ok(joined
+                            .map_or(KeyOutcome::Undecided, |id| read.request_outcome(&id, now)))
+                    }
+                };
+            }
+            KeyOutcome::Waiting(_) | KeyOutcome::Denied(_) | KeyOutcome::Executed(_) => None,
+        };
+        match executed == input.recommendation {
+            true => Ok(own),
+            false => Err(self.refuse(
+                call.method,
+                Reason::IdempotencyKeyReused,
+                "this idempotency key was used with another recommendation, or without one",
+            )),
+        }
     }
 
     /// What became of the recommendation that a call names. An id that is not for the caller is as unknown as one that does not exist.
@@ -197,12 +263,12 @@ impl Broker {
         Ok(TokenReply::Recommended(Box::new(reply)))
     }
 
-    /// The approved recommendations to the agent of a task, the first to expire first.
+    /// The approved recommendations to the agent of a task, the first to expire first, each with the time until which it can be executed.
     pub fn list_recommendations(
         &self,
         call: &CallContext,
         task: TaskId,
-    ) -> Result<Vec<AccessView>, Refusal> {
+    ) -> Result<Vec<(AccessView, Timestamp)>, Refusal> {
         let now = self.now();
         let (record, _) = self.task_possession(call, &task, None, None, now)?;
         if !self.is_running(&record, now) {
@@ -223,9 +289,19 @@ impl Broker {
         waiting.sort_by_key(|request| request.opened.expires_at);
         let mut found = Vec::new();
         for request in waiting {
-            let view = self.view_of(call, &request.opened.access_request)?;
+            let id = &request.opened.access_request;
+            let view = self.view_of(call, id)?;
             if view.status == AccessRequestStatus::Approved {
-                found.push(view);
+                let until = self.preview(|read| {
+                    let (rules, request) = (read.rules()?, read.access_request(id)?);
+                    let context = self.voter_context(read, &rules);
+                    votes::tally(&request, context, now).not_after
+                });
+                let expires_at = request.opened.expires_at;
+                found.push((
+                    view,
+                    until.map_or(expires_at, |until| until.min(expires_at)),
+                ));
             }
             if found.len() == LISTED_MAX {
                 break;

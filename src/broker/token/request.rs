@@ -76,6 +76,8 @@ pub struct PendingReply {
     pub decision: DecisionId,
     /// The profiles it needs, and the votes each has.
     pub needs: Vec<ProfileState>,
+    /// Of a recommendation: the agent that would execute it.
+    pub executor: Option<AgentId>,
     /// When it expires.
     pub expires_at: Timestamp,
     /// Rules that require approval.
@@ -350,13 +352,7 @@ impl Broker {
             task: &task,
             now,
         };
-        let own = read.key_outcome(&input.task, &input.idempotency_key, now);
-        let joined = self.attached_to(&input.task, &input.idempotency_key);
-        let outcome = match (own, input.recommendation, joined) {
-            (KeyOutcome::Undecided, Some(id), _) => self.recommendation_outcome(&attempt, &id)?,
-            (KeyOutcome::Undecided, None, Some(joined)) => read.request_outcome(&joined, now),
-            (own, _, _) => own,
-        };
+        let outcome = self.token_outcome(&attempt)?;
         match &outcome {
             KeyOutcome::Granted(grant) => {
                 return self.reissue(&attempt, verified, grant.clone());
@@ -371,6 +367,7 @@ impl Broker {
         }
         // An idempotency key that waits for one action cannot be used for another: no approval of the one covers the other.
         if let KeyOutcome::Waiting(request) = &outcome
+            && request.opened.task() == Some(input.task)
             && request.action.as_ref().is_some_and(|a| **a != input.action)
         {
             return Err(self.refuse(
@@ -379,7 +376,11 @@ impl Broker {
                 "this idempotency key waits for the approval of another action",
             ));
         }
-        let executor = self.named_executor(&attempt, &verified)?;
+        let of_key = match &outcome {
+            KeyOutcome::Waiting(request) => Some(&**request),
+            _ => None,
+        };
+        let executor = self.named_executor(&attempt, &verified, of_key)?;
         let waiting = match outcome {
             // Another agent's: this one executes it.
             KeyOutcome::Waiting(request) if request.opened.task() != Some(input.task) => {
@@ -461,7 +462,7 @@ impl Broker {
         }
     }
 
-    fn attached_to(
+    pub(in crate::broker) fn attached_to(
         &self,
         task: &TaskId,
         idempotency_key: &IdempotencyKey,

@@ -136,6 +136,7 @@ impl Broker {
                 access_request: opened.access_request,
                 decision: decision.id,
                 needs: self.approval_progress(read, &request, &rules, now),
+                executor: opened.executor().map(|executor| executor.agent.clone()),
                 expires_at: opened.expires_at,
                 rules: self.rules_shown(&decision.rules),
                 ttl: decision.ttl.clone(),

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::program::SpawnError;
 use crate::cli::error::CliError;
 use crate::cli::render;
-use crate::client::{self, AccessToken, ApprovedRecommendation, Denial, PendingApproval};
+use crate::client::{self, AccessToken, Denial, PendingApproval};
 use crate::model::text::{escape_invisible, quote};
-use crate::model::{TaskId, format_seconds};
+use crate::model::{AgentId, TaskId, format_seconds};
 
 /// Prints events to stderr, since stdout belongs to the command. Callers escape untrusted text.
 #[derive(Debug, Clone, Copy)]
@@ -90,12 +90,14 @@ impl EventPrinter {
         );
     }
 
-    pub(super) fn recommended(self, recommended: &ApprovedRecommendation) {
-        let (id, executor) = (recommended.access_request_id(), recommended.executor());
+    /// The agent is advisory: it runs nothing.
+    pub(super) fn advisory(self, executor: &AgentId) {
         self.event(
-            "recommended",
-            &format!("{id} to {executor}: this agent is advisory and gets no token; 'exec --recommendation {id}' is for {executor}"),
-            json!({ "access_request": id, "executor": executor, "expires_at": recommended.expires_at().to_string() }),
+            "advisory",
+            &format!(
+                "this agent recommends actions to {executor} and gets no token; the request was cancelled: recommend with 'dipylon task open' and 'dipylon token request', and keep the task open until {executor} has executed it"
+            ),
+            json!({ "executor": executor }),
         );
     }
 

@@ -82,6 +82,12 @@ impl ExecRun {
             TokenOutcome::Pending(pending) => pending,
             decided => return Ok(self.decided(decided, self.saved.is_some(), &program)),
         };
+        if let Some(executor) = pending.executor() {
+            // The end of this task would end the recommendation before its executor could act.
+            self.cancel_request(pending.access_request_id()).await;
+            self.events.advisory(executor);
+            return Ok(TokenResult::NotRun(exit_code::of_outcome(Exit::Denied)));
+        }
         self.events.step_up(&pending);
         // Before the wait: a process that is killed leaves a request that can be resumed or cancelled.
         if args.may_be_resumed()
@@ -164,7 +170,7 @@ impl ExecRun {
             }
             TokenOutcome::Pending(pending) => TokenResult::Pending(Box::new(pending)),
             TokenOutcome::Recommended(recommended) => {
-                self.events.recommended(&recommended);
+                self.events.advisory(recommended.executor());
                 TokenResult::NotRun(exit_code::of_outcome(Exit::Denied))
             }
         }

@@ -127,6 +127,10 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 ttl: Some(ttl_sum(&pending.ttl)),
                 match_phrase: MatchPhrase::from_request(&pending.access_request).to_string(),
                 void_votes: void_votes(&pending.void, false),
+                executor: pending
+                    .executor
+                    .map(|executor| executor.to_string())
+                    .unwrap_or_default(),
             };
             (
                 Outcome::Pending(message),

@@ -96,7 +96,10 @@ impl TaskService for GrpcService {
             .map_err(self.malformed(&call))?;
         record("task", &task);
         let found = self.broker.list_recommendations(&call, task);
-        let wire = |view: &AccessView| convert::access_request(view, false);
+        let wire = |(view, until): &(AccessView, Timestamp)| v1::AccessRequest {
+            expires_at: Some(proto_convert::timestamp_to_wire(*until)),
+            ..convert::access_request(view, false)
+        };
         self.respond(found.map(|found| v1::ListRecommendationsResponse {
             recommendations: fit_items(
                 found.iter().map(wire),

@@ -454,7 +454,7 @@ async fn owner_cannot_vote() {
     let id = site.request_approval(&task, disable("ann"), "r-1").await;
     site.open_card(&dana, id).await;
     let why = dana.seen("#not-eligible").await.text().await;
-    assert!(why.contains("own this agent"), "{why}");
+    assert!(why.contains("You own an agent of this request"), "{why}");
     assert!(dana.find("#approve, #deny").await.is_none());
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });

@@ -174,6 +174,7 @@ impl InvariantChecker {
                     .map(|t| t.task)
                     .collect();
                 self.ended.extend(of_agent);
+                self.stop_executors(|executor, _| executor.agent == f.agent);
             }
             Event::ApproverInvited(_) => {}
             Event::ApproverEnrolled(f) => {
@@ -213,6 +214,14 @@ impl InvariantChecker {
                     FreezeScope::Action(_) => false,
                 };
                 let tasks: Vec<_> = self.tasks.values().filter(hit).map(|t| t.task).collect();
+                self.stop_executors(|executor, owner_now| match &f.scope {
+                    FreezeScope::All => true,
+                    FreezeScope::Agent(agent) => executor.agent == *agent,
+                    FreezeScope::Owner(owner) => {
+                        executor.owner == *owner || owner_now == Some(owner)
+                    }
+                    FreezeScope::Action(_) => false,
+                });
                 self.ended.extend(tasks);
                 if let FreezeScope::Owner(owner) = &f.scope {
                     let running = |t: &&TaskOpened| !self.ended.contains(&t.task);
@@ -283,6 +292,17 @@ impl InvariantChecker {
                 );
                 // An expired request is no longer pending, whether or not its expiry was journaled.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
+                if let Some(executor) = f.executor() {
+                    let scopes = [
+                        FreezeScope::Agent(executor.agent.clone()),
+                        FreezeScope::Owner(executor.owner.clone()),
+                    ];
+                    assert!(
+                        !self.suspended.contains(&executor.agent)
+                            && !scopes.iter().any(|scope| self.frozen.contains(scope)),
+                        "INV-27: an action was recommended to a stopped executor"
+                    );
+                }
                 let other = self.open_requests.insert(request_key(f), f.access_request);
                 assert!(
                     !other.is_some_and(|id| waits(&id)),
@@ -363,6 +383,21 @@ impl InvariantChecker {
         if self.open_requests.get(&key) == Some(id) {
             self.open_requests.remove(&key);
         }
+    }
+
+    /// What is recommended to an executor ends when it is stopped.
+    fn stop_executors(&mut self, is_hit: impl Fn(&Executor, Option<&PersonId>) -> bool) {
+        let bundle = self.bundle();
+        let requests = &self.requests;
+        self.open_requests.retain(|_, id| {
+            let executor = requests.get(id).and_then(AccessRequestOpened::executor);
+            executor.is_none_or(|executor| {
+                let now = bundle
+                    .agent(&executor.agent)
+                    .map(|agent| agent.owner.clone());
+                !is_hit(executor, now.as_ref())
+            })
+        });
     }
 
     fn bundle(&self) -> std::rc::Rc<PolicyBundle> {
