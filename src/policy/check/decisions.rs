@@ -76,6 +76,9 @@ pub(super) fn audiences<'b>(
             message,
         );
     }
+    if left == 0 {
+        report.not_asked(Check::AnyAudience, DECISIONS_MAX);
+    }
 }
 
 fn audience() -> Path {
@@ -200,6 +203,9 @@ pub(super) fn irreversible<'b>(
                 message,
             );
         }
+    }
+    if left == 0 {
+        report.not_asked(Check::IrreversibleAlone, DECISIONS_MAX);
     }
 }
 
@@ -372,6 +378,9 @@ pub(super) fn quorums_together<'b>(
                 );
             }
         }
+    }
+    if left == 0 {
+        report.not_asked(Check::QuorumUnreachable, DECISIONS_MAX);
     }
 }
 

@@ -178,6 +178,18 @@ impl<'r> Report<'r> {
         self.warnings.push(problem);
     }
 
+    /// Says that one question about whole decisions was not asked for every action and agent: a warning.
+    pub(super) fn not_asked(&mut self, check: Check, decisions_max: usize) {
+        let message = format!(
+            "{} was not decided for every action and agent: the check decides at most {decisions_max} sample requests for it; compare fewer \
+             values in the rules of one action",
+            check.name()
+        );
+        let mut problem = BundleProblem::new("rules/", None, message);
+        problem.check = Some("undecided");
+        self.warnings.push(problem);
+    }
+
     /// A finding about something with a name in another file.
     pub(super) fn thing(
         &mut self,

@@ -507,7 +507,7 @@ fn an_agent_that_operates_on_some_day_of_some_year_is_no_finding() {
     let zone = "[zone.berlin]\ntz = \"Europe/Berlin\"\n[zone.berlin.holidays]\n\"2026-12-25\" = \"a\"\n\"2026-12-26\" = \"b\"\n";
     for (hours, is_found) in [
         (
-            "context.now < datetime(\"2030-01-01\") && context.local.berlin.weekday == \"saturday\"",
+            "context.now < datetime(\"2026-06-01\") && context.local.berlin.weekday == \"saturday\"",
             false,
         ),
         (
@@ -535,6 +535,37 @@ fn an_agent_that_operates_on_some_day_of_some_year_is_no_finding() {
         );
         assert!(!found.contains(&"undeclared-name"), "{hours}: {found:?}");
     }
+}
+
+/// Whole decisions are bounded, and what was not asked any more is said.
+#[test]
+fn what_whole_decisions_leave_out_is_said() {
+    let mut files = with_rules(
+        "@id(\"reads\") forbid (principal, action == Action::\"case.note\", resource) when { context.ttl > duration(\"59m\") && \
+         (context.now < datetime(\"2026-02-01\") || context.local.berlin.time > duration(\"8h\")) };
+         @id(\"asks\") @step_up(\"two-security\") forbid (principal, action == Action::\"case.note\", resource) \
+         unless { context.approvals.contains(StepUp::\"two-security\") };",
+    );
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    let note = "@reversible(\"reversible\")\n@undo(\"Delete the note in the case system.\")";
+    assert!(schema.contains(note), "{schema}");
+    *schema = schema.replace(note, "@reversible(\"irreversible\")");
+    files.insert(
+        "calendar.toml".to_owned(),
+        "[zone.berlin]\ntz = \"Europe/Berlin\"\n".to_owned(),
+    );
+    let people = files.get_mut("people.toml").expect("people");
+    let audiences: String = (0..60)
+        .map(|n| {
+            format!("[[validator]]\nid = \"v-{n}\"\naudiences = [\"https://v-{n}.soc.example\"]\n")
+        })
+        .collect();
+    *people = people.replacen("[[auditor]]", &format!("{audiences}[[auditor]]"), 1);
+    let said = said(files);
+    assert!(
+        said.contains("was not decided for every action and agent"),
+        "{said}"
+    );
 }
 
 #[test]
