@@ -18,11 +18,18 @@ const PEOPLE: &str = "people.toml";
 
 /// A bundle in which disabling an account is of high risk.
 fn risk_raised(env: &TestEnvironment) -> BTreeMap<String, String> {
-    env.policy_with(SCHEMA, |text| {
+    let mut files = env.policy_with(SCHEMA, |text| {
         let raised = text.replacen("@risk(\"medium\")", "@risk(\"high\")", 1);
         assert!(raised.contains("@title(\"Disable an account\")") && raised != text);
         raised
-    })
+    });
+    // `[autonomy]` asks them for an action of this risk.
+    let people = files.get_mut(PEOPLE).expect("people");
+    let profile = people.find("[profile.one-passkey]").expect("a profile");
+    let (before, after) = people.split_at(profile);
+    let after = after.replace("method = \"key\"", "method = \"passkey\"");
+    *people = format!("{before}{after}");
+    files
 }
 
 /// The rule asks for passkeys, and still accepts what was approved before.
@@ -31,14 +38,6 @@ fn ask_passkeys(files: &mut BTreeMap<String, String>) {
     let asks = "@step_up(\"one-security\")\nforbid (principal, action in Action::\"destructive\"";
     assert!(rules.contains(asks));
     *rules = rules.replace(asks, &asks.replace("one-security", "one-passkey"));
-    *rules = rules.replace(
-        "containsAny([StepUp::\"one-security\", ",
-        "containsAny([StepUp::\"one-security\", StepUp::\"one-passkey\", ",
-    );
-    let people = files.get_mut(PEOPLE).expect("people");
-    let profile = people.find("[profile.one-passkey]").expect("a profile");
-    let (before, after) = people.split_at(profile);
-    *people = format!("{before}{}", after.replacen("\"key\"", "\"passkey\"", 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -137,6 +137,12 @@ impl History {
             text.replace("@risk(\"medium\")", "@risk(\"high\")")
         });
         files.remove("rules/20-guardrails.cedar").expect("the file");
+        // The profiles of `[autonomy]` take passkeys for such a risk.
+        let people = files.get_mut("people.toml").expect("people");
+        let at = people.find("[profile.one-passkey]").expect("a profile");
+        let (before, after) = people.split_at(at);
+        let after = after.replace("method = \"key\"", "method = \"passkey\"");
+        *people = format!("{before}{after}");
         BundleFiles::new(files).expect("files")
     }
 
