@@ -66,8 +66,8 @@ pub fn recommender_answer(
     }))
 }
 
-/// The people who never approve a request for an action, whatever they are registered as: those who own the agent, or owned it, and those
-/// who own the executor, or owned it. `executing`: the executor's task, once it asks.
+/// The people who never approve a request for an action, also with the role approver: those who own the agent, or owned it, and those who
+/// own the executor, or owned it. `executing`: the executor's task, once it asks.
 pub fn interested(
     request: &AccessRequest,
     executing: Option<&TaskRecord>,

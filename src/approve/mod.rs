@@ -271,7 +271,7 @@ pub fn decide<'r>(
             },
         ));
     }
-    // INVARIANT (a hand-over rests on both agents): what the rules deny the agent that recommends, at this moment, nobody executes for it.
+    // INVARIANT (a hand-over rests on both agents): an executor gets no token for what the rules deny the agent that recommends, at this moment.
     let mut denied_to_recommender = None;
     if let Some(request) = handed_over {
         let asked = (ttl.0.granted.saturating_mul(1000), &tally.satisfied);

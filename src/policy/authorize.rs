@@ -166,7 +166,7 @@ impl PolicyBundle {
             Ok(asked) => asked,
             Err(denied) => return denied,
         };
-        // The people that the executor needs agree to the recommendation, too: nobody is asked twice.
+        // The people that the executor needs agree to the recommendation, too: no person is asked twice.
         let agreed = profiles.iter().map(|profile| profile.name.clone());
         let approvals: BTreeSet<ProfileName> = q.approvals.iter().cloned().chain(agreed).collect();
         let own = AuthzRequest {

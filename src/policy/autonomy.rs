@@ -1,4 +1,4 @@
-//! Autonomy: what the broker asks of people for advisory and supervised agents, whatever the team's rules say.
+//! Autonomy: what the broker asks of people for advisory and supervised agents, in addition to the team's rules.
 //!
 //! In: `[autonomy]` of `agents.toml` and the registered agents. Out: rules of the broker's own, which Cedar evaluates beside the team's:
 //! forbids with a profile as their remedy, lifted by any approval of people. So they are explained, tested, planned and asked again

@@ -38,7 +38,7 @@ pub enum HandOverFault {
 impl State {
     /// Whether a task may execute a recommendation at a moment, apart from its votes and from the rules.
     ///
-    /// INVARIANT (nobody executes their own recommendation): executor and recommender differ in id, workload, key and, unless the bundle
+    /// INVARIANT (no agent executes its own recommendation): executor and recommender differ in id, workload, key and, unless the bundle
     /// says otherwise, owner: as registered now and when their tasks were opened.
     pub(super) fn hand_over_fault(
         &self,

@@ -85,7 +85,7 @@ fn audience() -> Path {
     vec!["audience".to_owned()]
 }
 
-/// Whether a forbid for every agent and target leaves one audience at most, whatever else a request has.
+/// Whether a forbid for every agent and target leaves one audience at most, for every other part of a request.
 fn binds_alone<'b>(
     samples: &Samples<'b>,
     case: &RuleCase<'b>,
@@ -151,7 +151,7 @@ fn several_audiences<'b>(
     None
 }
 
-/// Irreversible actions that an agent can have while nobody is asked.
+/// Irreversible actions that an agent can have without a person being asked.
 pub(super) fn irreversible<'b>(
     samples: &Samples<'b>,
     cases: &[RuleCase<'b>],
