@@ -5,28 +5,71 @@
 //! respect that the broker can see.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use super::votes::VoterContext;
+use super::needs::{self, Assessment};
+use super::votes::{self, VoterContext};
 use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision};
 pub use crate::state::HandOverFault;
 use crate::state::{AccessRequest, Recorded, TaskRecord};
 use crate::verify::Verified;
 
-/// Checks that the verified agent may execute a recommendation, apart from its votes and from the rules.
+/// Checks that the verified agent may execute a recommendation, apart from the rules and from whether enough people approved. The time at
+/// which the task of the recommendation ends, and the recommendation with it. `context`: with the executor's task.
 pub fn check(
     request: &Recorded<'_, AccessRequest>,
     action: &Action,
     verified: &Verified<'_>,
     context: VoterContext<'_>,
-) -> Result<(), HandOverFault> {
+) -> Result<Timestamp, HandOverFault> {
     let task = verified.task().ok_or(HandOverFault::NotExecutor)?;
-    let fault = context.read.hand_over_fault(request, task, verified.now());
+    let now = verified.now();
+    let fault = context.read.hand_over_fault(request, task, now);
     fault.map_or(Ok(()), Err)?;
-    match request.action.as_deref() == Some(action) {
-        true => Ok(()),
-        false => Err(HandOverFault::OtherAction),
+    if request.action.as_deref() != Some(action) {
+        return Err(HandOverFault::OtherAction);
     }
+    let of_anyone = VoterContext {
+        executing: None,
+        ..context
+    };
+    let counted = |context| votes::tally(request, context, now).satisfied;
+    if counted(of_anyone) != counted(context) {
+        return Err(HandOverFault::ApprovedByOpener);
+    }
+    Ok(recommended_in(request, context)?.expires_at())
+}
+
+/// What the rules ask of people now for the agent that recommends, compared with what is on record.
+pub fn assess(
+    request: &Recorded<'_, AccessRequest>,
+    context: VoterContext<'_>,
+    now: Timestamp,
+) -> Result<Assessment, HandOverFault> {
+    let agent = recommender(request, context)?;
+    let opened_at = recommended_in(request, context)?.opened.opened_at;
+    let bundle = context.bundle;
+    Ok(needs::assess_now(
+        request, &agent, bundle, opened_at, None, now,
+    ))
+}
+
+fn recommender(
+    request: &AccessRequest,
+    VoterContext { bundle, .. }: VoterContext<'_>,
+) -> Result<Arc<RegisteredAgent>, HandOverFault> {
+    let agent = request.opened.agent().and_then(|by| bundle.agent(by));
+    agent.ok_or(HandOverFault::NotExecutor)
+}
+
+/// The task in which a recommendation was made.
+fn recommended_in<'r>(
+    request: &AccessRequest,
+    VoterContext { read, .. }: VoterContext<'r>,
+) -> Result<Recorded<'r, TaskRecord>, HandOverFault> {
+    let task = request.opened.task().and_then(|task| read.task(&task));
+    task.ok_or(HandOverFault::TaskEnded)
 }
 
 /// What the rules allow the agent that recommends, at this moment and under these approvals: a hand-over rests on it as on what they allow
@@ -35,15 +78,16 @@ pub fn recommender_answer(
     request: &Recorded<'_, AccessRequest>,
     action: &Action,
     (ttl_ms, approvals): (i64, &BTreeSet<ProfileName>),
-    VoterContext { bundle, read, .. }: VoterContext<'_>,
+    context: VoterContext<'_>,
     now: Timestamp,
 ) -> Result<AuthzDecision, HandOverFault> {
     let by = request
         .opened
         .by_agent()
         .ok_or(HandOverFault::NotExecutor)?;
-    let agent = bundle.agent(&by.agent).ok_or(HandOverFault::NotExecutor)?;
-    let task = read.task(&by.task).ok_or(HandOverFault::TaskEnded)?;
+    let bundle = context.bundle;
+    let agent = recommender(request, context)?;
+    let task = recommended_in(request, context)?;
     let recorded = request.decision.as_ref().map_or(&by.decision, |d| d);
     let input = &recorded.input;
     let ages = input.evidence_ages();

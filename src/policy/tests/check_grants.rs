@@ -321,3 +321,135 @@ fn approvals_behind_other_values_are_found() {
     let found = found(with_rules(second));
     assert!(found.contains(&"approval-unasked"), "{found:?}");
 }
+
+#[test]
+fn an_agent_that_never_operates_is_found() {
+    let guard = |conditions: &str| {
+        said(with_rules(&format!(
+            "@id(\"more\") forbid (principal == Agent::\"reporter\", action == Action::\"operate\", resource) {conditions};"
+        )))
+    };
+    let refused = guard("");
+    assert!(
+        refused.contains("never let the agent \"reporter\" operate")
+            && refused.contains("\"more\" forbids it"),
+        "{refused}"
+    );
+    let days = "when { context.now.toTime() >= duration(\"8h\") } when { context.evidence.issued_age < duration(\"1m\") }";
+    assert_eq!(guard(days), "");
+    let both = with_rules(
+        "@id(\"day\") forbid (principal, action == Action::\"operate\", resource) when { context.now.toTime() >= duration(\"8h\") };\n\
+         @id(\"night\") forbid (principal, action == Action::\"operate\", resource) when { context.now.toTime() < duration(\"9h\") };",
+    );
+    assert_eq!(found(both), ["cannot-operate"; 4]);
+}
+
+/// Which weekday a moment is depends on the year: a rule that names a moment and a weekday is decided about neither way.
+#[test]
+fn an_agent_that_operates_on_some_day_of_some_year_is_no_finding() {
+    let zone = "[zone.berlin]\ntz = \"Europe/Berlin\"\n[zone.berlin.holidays]\n\"2026-12-25\" = \"a\"\n\"2026-12-26\" = \"b\"\n";
+    for (hours, is_found) in [
+        (
+            "context.now < datetime(\"2026-06-01\") && context.local.berlin.weekday == \"saturday\"",
+            false,
+        ),
+        (
+            "context.local.berlin.holiday && context.local.berlin.weekday == \"saturday\"",
+            false,
+        ),
+        (
+            "context.local has berlin && context.local.berlin.holiday",
+            false,
+        ),
+        (
+            "context.local.berlin.weekday == \"saturday\" && context.local.berlin.weekday == \"sunday\"",
+            true,
+        ),
+    ] {
+        let mut files = with_rules(&format!(
+            "@id(\"hours\") forbid (principal, action == Action::\"operate\", resource) unless {{ {hours} }};"
+        ));
+        files.insert("calendar.toml".to_owned(), zone.to_owned());
+        let found = found(files);
+        assert_eq!(
+            found.contains(&"cannot-operate"),
+            is_found,
+            "{hours}: {found:?}"
+        );
+        assert!(!found.contains(&"undeclared-name"), "{hours}: {found:?}");
+    }
+}
+
+/// Whole decisions are bounded, and what was not asked any more is said.
+#[test]
+fn what_whole_decisions_leave_out_is_said() {
+    let mut files = with_rules(
+        "@id(\"reads\") forbid (principal, action == Action::\"case.note\", resource) when { context.ttl > duration(\"59m\") && \
+         (context.now < datetime(\"2026-02-01\") || context.local.berlin.time > duration(\"8h\")) };
+         @id(\"asks\") @step_up(\"two-security\") forbid (principal, action == Action::\"case.note\", resource) \
+         unless { context.approvals.contains(StepUp::\"two-security\") };",
+    );
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    let note = "@reversible(\"reversible\")\n@undo(\"Delete the note in the case system.\")";
+    assert!(schema.contains(note), "{schema}");
+    *schema = schema.replace(note, "@reversible(\"irreversible\")");
+    files.insert(
+        "calendar.toml".to_owned(),
+        "[zone.berlin]\ntz = \"Europe/Berlin\"\n".to_owned(),
+    );
+    let people = files.get_mut("people.toml").expect("people");
+    let audiences: String = (0..60)
+        .map(|n| {
+            format!("[[validator]]\nid = \"v-{n}\"\naudiences = [\"https://v-{n}.soc.example\"]\n")
+        })
+        .collect();
+    *people = people.replacen("[[auditor]]", &format!("{audiences}[[auditor]]"), 1);
+    let said = said(files);
+    assert!(
+        said.contains("was not decided for every action and agent"),
+        "{said}"
+    );
+}
+
+#[test]
+fn forbids_that_together_exclude_an_action_are_found() {
+    let two = |first: &str, second: &str| {
+        found(with_rules(&format!(
+            "@id(\"more-1\") forbid (principal, action == Action::\"privilege.grant\", resource) {first};\n\
+             @id(\"more-2\") forbid (principal, action == Action::\"privilege.grant\", resource) {second};"
+        )))
+    };
+    let audience =
+        |name: &str| format!("unless {{ context.audience == \"https://{name}.soc.example\" }}");
+    assert_eq!(two(&audience("idp"), &audience("vault")), ["never-granted"]);
+    assert_eq!(two(&audience("idp"), &audience("idp")), Vec::<&str>::new());
+    let minutes = |is: &str| format!("when {{ context.parameters.minutes {is} }}");
+    assert_eq!(two(&minutes("<= 30"), &minutes("> 30")), ["never-granted"]);
+    assert_eq!(two(&minutes("<= 30"), &minutes("> 31")), Vec::<&str>::new());
+    // Alone with the hour of `roles-end-within-the-hour`.
+    assert_eq!(two(&minutes("<= 60"), &audience("idp")), ["never-granted"]);
+}
+
+#[test]
+fn an_irreversible_action_that_needs_no_person_by_day_is_found() {
+    let night = |condition: &str| {
+        let mut files = soc_files();
+        let schema = files.get_mut("schema.cedarschema").expect("a file");
+        *schema = schema.replacen(
+            "@reversible(\"reversible\")\n@undo(\"Delete the note in the case system.\")",
+            "@reversible(\"irreversible\")",
+            1,
+        );
+        let rule = format!(
+            "@id(\"more\") @step_up(\"one-passkey\") forbid (principal, action == Action::\"case.note\", resource) {condition}\n\
+             unless {{ context.approvals.contains(StepUp::\"one-passkey\") }};"
+        );
+        files.insert("rules/30-more.cedar".to_owned(), rule);
+        found(files)
+    };
+    assert_eq!(night(""), Vec::<&str>::new());
+    assert_eq!(
+        night("when { context.now.toTime() < duration(\"6h\") }"),
+        ["irreversible-alone"]
+    );
+}
