@@ -25,7 +25,7 @@ impl AlikeRequests {
         }
     }
 
-    /// Whether the two bundles answer a request alike, whatever its parameters, lifetime, time, evidence and approvals.
+    /// Whether the two bundles answer a request alike, for all parameters, lifetimes, times, evidence and approvals.
     pub fn has(
         &mut self,
         [base, candidate]: [&PolicyBundle; 2],
@@ -79,7 +79,7 @@ impl PolicyBundle {
             .collect()
     }
 
-    /// Whether both bundles answer a request alike, whatever its lifetime, time, evidence and approvals: the agent and the action are
+    /// Whether both bundles answer a request alike, for all lifetimes, times, evidence and approvals: the agent and the action are
     /// the same, and so is every rule whose scope can match it at either gate. For bundles with the same entities; `differing`: the rules
     /// that differ.
     pub(super) fn answers_alike(

@@ -1,8 +1,8 @@
 //! Autonomy: what the broker asks of people for advisory and supervised agents, in addition to the team's rules.
 //!
 //! In: `[autonomy]` of `agents.toml` and the registered agents. Out: rules of the broker's own, which Cedar evaluates beside the team's:
-//! forbids with a profile as their remedy, lifted by any approval of people. So they are explained, tested, planned and asked again
-//! like every other rule.
+//! forbids with a profile as their remedy, lifted by approvals under it, or under another one of as many people whose votes are signed at
+//! least as strongly. So they are explained, tested, planned and asked again like every other rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -36,7 +36,7 @@ pub struct RegisteredAgent {
 pub enum Autonomy {
     /// `advisory`: it recommends, and never gets a token. People decide on each recommendation, and another agent executes it.
     Advisory,
-    /// `supervised`: it needs people for the actions that the bundle marks under `[autonomy]`, whatever its rules say.
+    /// `supervised`: it needs people for the actions that the bundle marks under `[autonomy]`, also where its rules allow them.
     Supervised,
     /// `autonomous`: rules alone decide.
     Autonomous,

@@ -8,7 +8,8 @@ use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::AccessRequestStatus;
 use crate::model::*;
-use crate::state::{AccessRequest, KeyOutcome, Recorded, StoredStatus};
+use crate::policy::ActivePolicy;
+use crate::state::{AccessRequest, KeyOutcome, Read, Recorded, StoredStatus};
 use crate::verify::{Authenticated, Verified};
 
 /// Most recommendations in one list.
@@ -79,49 +80,6 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::ExecutorStopped, message));
         }
         Ok(Some(executor))
-    }
-
-    /// What became of a call's idempotency key, and of the recommendation that it names. A key is for one request: its own, or the
-    /// recommendation that it was used for.
-    pub(in crate::broker) fn token_outcome<'r>(
-        &self,
-        attempt: &TokenAttempt<'_, 'r>,
-    ) -> Result<KeyOutcome<'r>, Refusal> {
-        let TokenAttempt {
-            call,
-            input,
-            read,
-            now,
-            ..
-        } = *attempt;
-        let of_another_task = |id: &AccessRequestId| {
-            let request = read.access_request(id);
-            request.is_some_and(|request| request.opened.task() != Some(input.task))
-        };
-        let own = read.key_outcome(&input.task, &input.idempotency_key, now);
-        let executed = match &own {
-            KeyOutcome::Granted(grant) => grant.issued.consumed.filter(of_another_task),
-            KeyOutcome::Undecided => {
-                return match input.recommendation {
-                    Some(id) => self.recommendation_outcome(attempt, &id),
-                    None => {
-                        let joined = self.attached_to(&input.task, &input.idempotency_key);
-                        let joined = joined.filter(|id| !of_another_task(id));
-                        Ok(joined
-                            .map_or(KeyOutcome::Undecided, |id| read.request_outcome(&id, now)))
-                    }
-                };
-            }
-            KeyOutcome::Waiting(_) | KeyOutcome::Denied(_) | KeyOutcome::Executed(_) => None,
-        };
-        match executed == input.recommendation {
-            true => Ok(own),
-            false => Err(self.refuse(
-                call.method,
-                Reason::IdempotencyKeyReused,
-                "this idempotency key was used with another recommendation, or without one",
-            )),
-        }
     }
 
     /// What became of the recommendation that a call names. An id that is not for the caller is as unknown as one that does not exist.
@@ -242,13 +200,12 @@ impl Broker {
             let rules = read.rules()?;
             let request = read.access_request(id)?;
             let executor = request.opened.executor()?.agent.clone();
-            let tally = votes::tally(&request, self.voter_context(read, &rules), now);
-            let expires_at = request.opened.expires_at;
+            let expires_at = self.approval_end(read, &rules, &request, now);
             Some(RecommendedReply {
                 access_request: *id,
                 decision: request.decision.as_ref().map(|decision| decision.id),
                 executor,
-                expires_at: tally.not_after.map_or(expires_at, |at| at.min(expires_at)),
+                expires_at,
                 jti: match request.status {
                     StoredStatus::Consumed(jti) => Some(jti),
                     _ => None,
@@ -261,6 +218,19 @@ impl Broker {
             self.refuse(call.method, Reason::DecisionUnavailable, message)
         })?;
         Ok(TokenReply::Recommended(Box::new(reply)))
+    }
+
+    /// When what people agreed to ends: their votes, or the access request.
+    fn approval_end(
+        &self,
+        read: &Read,
+        rules: &ActivePolicy,
+        request: &Recorded<'_, AccessRequest>,
+        now: Timestamp,
+    ) -> Timestamp {
+        let tally = votes::tally(request, self.voter_context(read, rules), now);
+        let expires_at = request.opened.expires_at;
+        tally.not_after.map_or(expires_at, |at| at.min(expires_at))
     }
 
     /// The approved recommendations to the agent of a task, the first to expire first, each with the time until which it can be executed.
@@ -294,14 +264,9 @@ impl Broker {
             if view.status == AccessRequestStatus::Approved {
                 let until = self.preview(|read| {
                     let (rules, request) = (read.rules()?, read.access_request(id)?);
-                    let context = self.voter_context(read, &rules);
-                    votes::tally(&request, context, now).not_after
+                    Some(self.approval_end(read, &rules, &request, now))
                 });
-                let expires_at = request.opened.expires_at;
-                found.push((
-                    view,
-                    until.map_or(expires_at, |until| until.min(expires_at)),
-                ));
+                found.extend(until.map(|until| (view, until)));
             }
             if found.len() == LISTED_MAX {
                 break;

@@ -462,7 +462,47 @@ impl Broker {
         }
     }
 
-    pub(in crate::broker) fn attached_to(
+    /// What became of a call's idempotency key, and of the recommendation that it names. A key is for one request: its own, or the
+    /// recommendation that it was used for.
+    fn token_outcome<'r>(&self, attempt: &TokenAttempt<'_, 'r>) -> Result<KeyOutcome<'r>, Refusal> {
+        let TokenAttempt {
+            call,
+            input,
+            read,
+            now,
+            ..
+        } = *attempt;
+        let of_another_task = |id: &AccessRequestId| {
+            let request = read.access_request(id);
+            request.is_some_and(|request| request.opened.task() != Some(input.task))
+        };
+        let own = read.key_outcome(&input.task, &input.idempotency_key, now);
+        let executed = match &own {
+            KeyOutcome::Granted(grant) => grant.issued.consumed.filter(of_another_task),
+            KeyOutcome::Undecided => {
+                return match input.recommendation {
+                    Some(id) => self.recommendation_outcome(attempt, &id),
+                    None => {
+                        let joined = self.attached_to(&input.task, &input.idempotency_key);
+                        let joined = joined.filter(|id| !of_another_task(id));
+                        Ok(joined
+                            .map_or(KeyOutcome::Undecided, |id| read.request_outcome(&id, now)))
+                    }
+                };
+            }
+            KeyOutcome::Waiting(_) | KeyOutcome::Denied(_) | KeyOutcome::Executed(_) => None,
+        };
+        match executed == input.recommendation {
+            true => Ok(own),
+            false => Err(self.refuse(
+                call.method,
+                Reason::IdempotencyKeyReused,
+                "this idempotency key was used with another recommendation, or without one",
+            )),
+        }
+    }
+
+    fn attached_to(
         &self,
         task: &TaskId,
         idempotency_key: &IdempotencyKey,

@@ -235,7 +235,7 @@ impl Simulation {
                 let agent = &self.agents[*agent];
                 let action = &actions()[*action];
                 let evidence = show.then(|| b.svid(agent));
-                // The newest recommendation, whatever action it is for.
+                // the newest recommendation, for any action.
                 let mut newest = self.ledger.requests.iter().rev();
                 let is_recommended = |id: &&AccessRequestId| {
                     let request = b.broker.show().access_request(id);
