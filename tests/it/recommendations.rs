@@ -1,5 +1,5 @@
 //! Autonomy: an advisory agent recommends, people decide, and another agent executes; a supervised agent needs people where the bundle
-//! says so, whatever its rules say.
+//! says so, also where its rules allow the action.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -189,7 +189,7 @@ async fn who_executes_is_named_and_apart() {
     assert_eq!(refused(other), Reason::NotFound);
     let unknown = AccessRequestId::from_random([7; 16]);
     assert_eq!(refused(pair.execute(unknown, "e").await), Reason::NotFound);
-    // Of another action, whatever differs.
+    // Another target is another action.
     let wider = RequestTokenInput {
         recommendation: Some(id),
         ..ask(pair.executes_in, &disable("cara"), "e")
@@ -197,7 +197,7 @@ async fn who_executes_is_named_and_apart() {
     let reply = b.request_with(&pair.responder, wider).await;
     assert_eq!(refused(reply), Reason::ApprovalOutOfScope);
 
-    // The executor in the recommender's clothes: the key of its task, or one that it has used before.
+    // The executor with the recommending agent's key: that of its task, or one that it has used before.
     for (n, key) in [pair.assistant.key.clone(), {
         let (key, _) = dipylon_sdk::jose::SigningKey::generate().expect("key");
         let key = Arc::new(key);
@@ -211,13 +211,13 @@ async fn who_executes_is_named_and_apart() {
     .into_iter()
     .enumerate()
     {
-        let disguised = TestAgent {
+        let with_its_key = TestAgent {
             key,
             ..pair.responder.clone()
         };
-        let task = b.open_task(&disguised).await;
+        let task = b.open_task(&with_its_key).await;
         let reply = pair
-            .execute_in(&disguised, task, id, &format!("k-{n}"))
+            .execute_in(&with_its_key, task, id, &format!("k-{n}"))
             .await;
         assert_eq!(refused(reply), Reason::NotAnotherAgent);
     }
@@ -265,6 +265,30 @@ async fn votes_of_whoever_opened_the_executors_task_do_not_count() {
     pair.execute_in(&pair.responder, later, id, "e-2")
         .await
         .token();
+    pair.b.check_invariants();
+}
+
+/// A task that was opened while the recommending agent's owner owned the executor does not execute, whoever owns the executor now.
+#[tokio::test]
+async fn owners_differ_at_the_openings_of_the_tasks_too() {
+    let b = TestBroker::start().await;
+    let of_olga = b.env.policy_with("agents.toml", |text| {
+        let (head, responder) = text.split_once("id = \"responder\"").expect("responder");
+        let (responder, assistant) = responder
+            .split_once("id = \"assistant\"")
+            .expect("assistant");
+        let responder = responder.replacen("owner = \"maria\"", "owner = \"olga\"", 1);
+        let assistant = assistant.replacen("owner = \"olga\"", "owner = \"lee\"", 1);
+        format!("{head}id = \"responder\"{responder}id = \"assistant\"{assistant}")
+    });
+    let today = b.env.policy.clone();
+    b.apply_policy(of_olga).await.expect("applied");
+    let pair = Pair::with(b).await;
+    pair.b.apply_policy(today).await.expect("applied");
+    let id = pair.approved().await;
+    let refusal = pair.execute(id, "e").await.expect_err("olga opened it");
+    assert_eq!(refusal.reason, Reason::NotAnotherAgent);
+    assert!(refusal.message.contains("owner"), "{}", refusal.message);
     pair.b.check_invariants();
 }
 
@@ -466,6 +490,55 @@ async fn an_agent_that_becomes_advisory_holds_nothing() {
     let view = b.broker.show().access_request(&id).expect("opened");
     assert_eq!(view.required_profiles()[0].name.as_str(), "one-passkey");
     b.check_invariants();
+}
+
+/// A token that people approved ends with the autonomy, too, though their approval would lift what is asked of an advisory agent.
+#[tokio::test]
+async fn an_approved_token_ends_when_its_agent_becomes_advisory() {
+    let mut env = TestEnvironment::new();
+    // As many people stay who may decide when the executor's owner does not count either.
+    env.policy = env.policy_with("agents.toml", |text| text.replacen("dana", "olga", 1));
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let ask = async || {
+        b.request_token(&triage, task, &disable("ann"), 300, "r")
+            .await
+    };
+    let id = ask().await.pending().access_request;
+    b.approve("lee", id, "one-security").await;
+    let issued = ask().await.token();
+    assert!(b.introspect("idp", &issued.token).await);
+    let advisory = b.env.policy_with("agents.toml", |text| {
+        text.replacen(
+            "autonomy = \"supervised\"",
+            "autonomy = \"advisory\"\nexecutors = [\"responder\"] #",
+            1,
+        )
+    });
+    b.apply_policy(advisory).await.expect("applied");
+    assert!(!b.introspect("idp", &issued.token).await);
+    b.check_invariants();
+}
+
+/// The executor's task is older than the recommending agent's, and the rules ask more people of such a task: it is no part of what people
+/// agreed to.
+#[tokio::test]
+async fn what_only_the_executors_call_needs_is_not_approved() {
+    let old = "@id(\"old-tasks\") @step_up(\"two-security\") forbid (principal == Agent::\"responder\", action == Action::\"account.disable\", resource) \
+         when { context.task.age >= duration(\"5m\") } unless { context.approvals.contains(StepUp::\"two-security\") };";
+    let mut env = TestEnvironment::new();
+    env.policy
+        .insert("rules/90-old.cedar".to_owned(), old.to_owned());
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
+    let mut pair = Pair::with(b).await;
+    pair.b.manual_clock.advance_millis(300_000);
+    let fresh = pair.b.try_open_task(&pair.assistant, "watch", "open-2");
+    pair.recommends_in = fresh.await.expect("opens").task.task;
+    let id = pair.approved().await;
+    let denied = pair.execute(id, "e").await.denied();
+    assert_eq!(denied.why, DeniedReason::ExecutorNotAllowed);
+    pair.b.check_invariants();
 }
 
 /// A supervised agent needs people for what the bundle marks; any approval that its rules ask for answers it.

@@ -15,7 +15,7 @@ const GATE_TYPES: &[(&str, &str, &[&str])] = &[
     ("Authenticated", "verify/mod.rs", &["new"]),
     ("Verified", "verify/mod.rs", &["verify"]),
     ("Approved", "approve/mod.rs", &["decide"]),
-    ("Reapproved", "approve/mod.rs", &["reapprove"]),
+    ("Reapproved", "approve/reapproval.rs", &["reapprove"]),
     (
         "Recorded",
         "state/read.rs",

@@ -1,6 +1,7 @@
 //! Tests of the policy: the example bundle, changed in one place each.
 
 mod alike;
+mod autonomy;
 mod bundle;
 mod check;
 mod check_grants;

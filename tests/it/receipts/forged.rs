@@ -84,6 +84,20 @@ fn change_vote(receipt: &mut TokenReceipt, edit: impl FnOnce(&mut VoteCast)) {
     });
 }
 
+fn change_executor(receipt: &mut TokenReceipt, edit: impl FnOnce(&mut Executor)) {
+    change(receipt, "AccessRequestOpened", |entry| {
+        if let Event::AccessRequestOpened(f) = &mut entry.event
+            && let AccessRequester::Agent(by) = &mut f.requester
+        {
+            edit(by.executor.as_mut().expect("a recommendation"));
+        }
+    });
+}
+
+fn id<T>(text: &str, parse: fn(&str) -> Result<T, ParseError>) -> T {
+    parse(text).expect("an id")
+}
+
 fn without(receipt: &mut TokenReceipt, kind: &str) {
     let is_kind = |text: &str| Entry::parse(text).expect("an entry").event.kind() == kind;
     let at = receipt
@@ -108,6 +122,7 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
     use ReceiptPart::{Checkpoint, Entries, Inclusion, Token, Votes};
     let key = receipts.served.signing_key();
     let (plain, by_key, two) = ("no step-up", "by key, reissued, used", "by two");
+    let recommended = "recommended";
     let other = receipts.of(plain);
     let early = TokenReceipt::parse(&receipts.early).expect("a receipt");
     let mut all = Vec::new();
@@ -367,6 +382,48 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
                 }
             });
         }),
+        (
+            "executed by another agent than the one named",
+            recommended,
+            Entries,
+            &|r| change_executor(r, |executor| executor.agent = id("triage", AgentId::parse)),
+        ),
+        (
+            "executed by the workload that recommends",
+            recommended,
+            Entries,
+            &|r| {
+                let mut subject = None;
+                change_issue(r, |f| subject = Some(f.subject.clone()));
+                change(r, "TaskOpened", |entry| {
+                    if let (Event::TaskOpened(f), Some(subject)) = (&mut entry.event, subject) {
+                        f.evidence.subject = subject;
+                    }
+                });
+            },
+        ),
+        (
+            "recommended without an approval that was required",
+            recommended,
+            Token,
+            &|r| {
+                change(r, "AccessRequestOpened", |entry| {
+                    if let Event::AccessRequestOpened(f) = &mut entry.event
+                        && let AccessRequester::Agent(by) = &mut f.requester
+                    {
+                        let mut more = by.decision.required_profiles[0].clone();
+                        more.name = id("two-security", ProfileName::parse);
+                        by.decision.required_profiles.push(more);
+                    }
+                });
+            },
+        ),
+        (
+            "approved by the executor's owner",
+            recommended,
+            Token,
+            &|r| change_vote(r, |f| f.voter = id("maria", PersonId::parse)),
+        ),
     ];
     for (what, kind, part, edit) in rebuilt {
         let mut receipt = receipts.of(kind);
