@@ -525,8 +525,8 @@ async fn an_approved_token_ends_when_its_agent_becomes_advisory() {
 /// agreed to.
 #[tokio::test]
 async fn what_only_the_executors_call_needs_is_not_approved() {
-    let old = "@id(\"old-tasks\") @step_up(\"two-security\") forbid (principal == Agent::\"responder\", action == Action::\"account.disable\", resource) \
-         when { context.task.age >= duration(\"5m\") } unless { context.approvals.contains(StepUp::\"two-security\") };";
+    let old = "@id(\"old-tasks\") @step_up(\"one-passkey\") forbid (principal == Agent::\"responder\", action == Action::\"account.disable\", resource) \
+         when { context.task.age >= duration(\"5m\") } unless { context.approvals.contains(StepUp::\"one-passkey\") };";
     let mut env = TestEnvironment::new();
     env.policy
         .insert("rules/90-old.cedar".to_owned(), old.to_owned());

@@ -422,7 +422,7 @@ pub fn all(receipts: &Receipts) -> Vec<Forgery> {
             "approved by the executor's owner",
             recommended,
             Token,
-            &|r| change_vote(r, |f| f.voter = id("maria", PersonId::parse)),
+            &|r| change_executor(r, |executor| executor.owner = id("dana", PersonId::parse)),
         ),
     ];
     for (what, kind, part, edit) in rebuilt {
