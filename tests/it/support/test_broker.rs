@@ -102,7 +102,7 @@ impl TestBroker {
             signing_pkcs8,
             _temp,
         } = self;
-        drop(broker);
+        gone(broker).await;
         between(&dir, &clock).await;
         let faults = FaultInjection::default();
         let broker = open(&env, &dir, &clock, &signing_pkcs8, faults).await;
@@ -128,7 +128,7 @@ impl TestBroker {
             signing_pkcs8,
             _temp,
         } = self;
-        drop(broker);
+        gone(broker).await;
         let broker = open(&env, &dir, &clock, &signing_pkcs8, faults).await?;
         Ok(Self {
             env,
@@ -156,7 +156,7 @@ impl TestBroker {
             _temp,
             ..
         } = self;
-        drop(broker);
+        gone(broker).await;
         let broker = start(
             settings(),
             &env,
@@ -216,6 +216,19 @@ impl TestBroker {
     pub fn wal_len(&self) -> u64 {
         std::fs::metadata(self.dir.join("journal.db-wal")).map_or(0, |m| m.len())
     }
+}
+
+/// Drops a broker, and waits until nothing in this process holds it: what it began may still be ending.
+async fn gone(broker: Arc<Broker>) {
+    let left = Arc::downgrade(&broker);
+    drop(broker);
+    for _ in 0..12_000 {
+        if left.strong_count() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("something keeps the broker alive");
 }
 
 pub async fn open(
