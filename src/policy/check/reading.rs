@@ -129,6 +129,11 @@ impl Reading {
             }
             "like" => self.pattern(operand("left"), operand("pattern")),
             "has" => self.presence(operand("left"), operands),
+            // A member of what is no variable, such as of a choice between two.
+            "." if value_source(expression).is_none() => {
+                self.is_undecided = true;
+                self.operand(operand("left"));
+            }
             "." => self.operand(expression),
             _ => {
                 self.is_undecided = true;
