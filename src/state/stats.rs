@@ -221,6 +221,7 @@ impl DecisionStats {
             | Event::AgentResumed(_)
             | Event::Frozen(_)
             | Event::Unfrozen(_)
+            | Event::FactSet(_)
             | Event::LeasesExtended(_)
             | Event::TaskEnded(_)
             | Event::ApproverInvited(_)
@@ -362,7 +363,12 @@ impl Counters {
         approver.decide_times.push(seconds);
         let Some(agent) = opened.agent() else {
             match f.verdict {
-                Verdict::Approve => add(&mut approver.approvals),
+                Verdict::Approve => {
+                    add(&mut approver.approvals);
+                    if f.method() == VoteMethod::Key {
+                        add(&mut approver.approvals_by_key);
+                    }
+                }
                 Verdict::Deny => add(&mut approver.denials),
             }
             return;
