@@ -91,12 +91,18 @@ impl ApprovalVerifier {
                 let files = |name: &Digest| -> Result<Option<BundleFiles>, E> {
                     Ok(BundleFiles::parse(&text(name)?).ok())
                 };
-                let (before, after) = (files(&by.replaces)?, files(&by.bundle)?);
-                let both = before.zip(after);
-                let differ = both.and_then(|(b, a)| diff::file_changes(&b, &a).ok());
                 let shown: Option<PolicyChanges> =
                     json::parse_as(text(&by.changes)?.as_bytes()).ok();
-                if differ.is_none() || shown.map(|shown| shown.files) != differ {
+                let is_true = match &by.proposed {
+                    Proposed::Bundle { bundle, .. } => {
+                        let both = files(&by.replaces)?.zip(files(bundle)?);
+                        let differ = both.and_then(|(b, a)| diff::file_changes(&b, &a).ok());
+                        differ.is_some() && shown.map(|shown| shown.files) == differ
+                    }
+                    // Its sentences are this broker's; what is signed beside them is the whole action.
+                    Proposed::Fact { .. } => shown.is_some_and(|shown| shown.files.is_empty()),
+                };
+                if !is_true {
                     return Err(AuditError::Agreement {
                         index: entry.index,
                         why: AgreementError::Changes,
@@ -111,8 +117,24 @@ impl ApprovalVerifier {
                     why,
                 })?;
             }
+            Event::FactSet(f) => {
+                let rules = read.rules();
+                let declared = rules.as_ref().and_then(|rules| rules.bundle.fact(&f.fact));
+                let is_safe = declared.is_some_and(|declared| declared.safe == f.value);
+                let checked = match is_safe {
+                    true => Ok(()),
+                    false => self.agreed(&read, f.proposal, entry.at),
+                };
+                checked.map_err(|why| AuditError::Agreement {
+                    index: entry.index,
+                    why,
+                })?;
+            }
             Event::PolicyApplied(f) => {
-                let checked = self.agreed(&read, f, entry.at);
+                let checked = match f.recovery {
+                    Some(_) => Ok(()),
+                    None => self.agreed(&read, f.proposal, entry.at),
+                };
                 checked.map_err(|why| AuditError::Agreement {
                     index: entry.index,
                     why,
@@ -299,22 +321,21 @@ impl ApprovalVerifier {
         Ok(())
     }
 
-    /// INVARIANT (no single hand): a bundle that comes in force has the approvals that the bundle before it asks for, by people other
-    /// than its proposer. A recovery by the owner of the broker's host needs none.
+    /// INVARIANT (no single hand): a bundle that comes in force, and a fact set to another value than its safe one, has the approvals that
+    /// the bundle before it asks for, by people other than its proposer. A recovery by the owner of the broker's host needs none.
     fn agreed(
         &mut self,
         read: &Read,
-        applied: &PolicyApplied,
+        proposal: Option<AccessRequestId>,
         at: Timestamp,
     ) -> Result<(), AgreementError> {
         let (Some(rules), Some(realm)) = (read.rules(), self.realm.as_ref()) else {
             return Ok(());
         };
-        let asked = match (&applied.recovery, read.change_profile()) {
-            (Some(_), _) | (None, None) => return Ok(()),
-            (None, Some(asked)) => asked,
+        let Some(asked) = read.change_profile() else {
+            return Ok(());
         };
-        let request = applied.proposal.and_then(|id| read.access_request(&id));
+        let request = proposal.and_then(|id| read.access_request(&id));
         let request = request.ok_or(AgreementError::NoProposal)?;
         let context = self.voter_context(read, &rules.bundle, realm);
         let tally = votes::tally(&request, context, at);

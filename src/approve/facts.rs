@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::card::{
-    ActionFacts, AgentFacts, CardFacts, ExecutorFacts, PersonFacts, PersonRef, RuleSummary,
+    ActionFacts, AgentFacts, CardFacts, ExecutorFacts, NamedFact, PersonFacts, PersonRef,
+    RuleSummary,
 };
 use crate::model::*;
 use crate::policy::{
@@ -22,7 +23,7 @@ pub fn card_facts(request: &AccessRequest, bundle: &PolicyBundle) -> CardFacts {
         .map_or_else(|| opened.owner().clone(), |agent| agent.owner.clone());
     CardFacts {
         action: match opened.by_person() {
-            Some(_) => proposal_facts(),
+            Some(by) => proposal_facts(by),
             None => catalogue.map(action_facts).unwrap_or_default(),
         },
         target: match opened.by_person() {
@@ -50,7 +51,23 @@ pub fn card_facts(request: &AccessRequest, bundle: &PolicyBundle) -> CardFacts {
             .map(|rule| (rule.id, rule.why))
             .collect(),
         changes: request.changes.as_deref().cloned(),
+        facts: recorded_facts(request, bundle),
     }
+}
+
+/// The named facts that the request's rules read, with their values on record: what is asked anew when one of them changes.
+fn recorded_facts(request: &AccessRequest, bundle: &PolicyBundle) -> BTreeMap<String, NamedFact> {
+    let recorded = request.decision.iter();
+    let recorded = recorded.flat_map(|decision| &decision.input.facts);
+    let shown = |(name, value): (&FactName, &bool)| {
+        let declared = bundle.fact(name);
+        let fact = NamedFact {
+            title: declared.map(|fact| fact.title.clone()).unwrap_or_default(),
+            value: *value,
+        };
+        (name.to_string(), fact)
+    };
+    recorded.map(shown).collect()
 }
 
 fn agent_facts(agent: &RegisteredAgent) -> AgentFacts {
@@ -61,25 +78,44 @@ fn agent_facts(agent: &RegisteredAgent) -> AgentFacts {
     }
 }
 
-/// The words of the broker's own action. Its risk is high whatever the bundle says: it changes every rule.
-fn proposal_facts() -> ActionFacts {
+/// The words of the broker's own actions. Their risk is high whatever the bundle says: they change what rules allow.
+fn proposal_facts(by: &PersonRequester) -> ActionFacts {
+    let titles = |titles: &[(&str, &str)]| -> BTreeMap<String, String> {
+        let titles = titles.iter();
+        titles
+            .map(|(name, title)| ((*name).to_owned(), (*title).to_owned()))
+            .collect()
+    };
+    let (title, effect, undo, parameters) = match &by.proposed {
+        Proposed::Bundle { .. } => (
+            "Change the policy bundle".to_owned(),
+            "The proposed policy bundle comes in force: what it no longer allows ends",
+            "Apply the policy bundle in force now again; what has ended stays ended".to_owned(),
+            titles(&[
+                ("replaces", "The policy bundle in force"),
+                ("returning", "People said to be the same as before"),
+            ]),
+        ),
+        Proposed::Fact { fact, .. } => (
+            "Set a named fact".to_owned(),
+            "Rules that read the fact decide by this value, until its time is over or somebody sets it back",
+            format!(
+                "Any operator alone sets the safe value, as 'dipylon fact list' shows it for {fact}"
+            ),
+            titles(&[
+                ("under", "The policy bundle in force"),
+                ("value", "What rules read"),
+                ("seconds", "For so many seconds"),
+            ]),
+        ),
+    };
     ActionFacts {
-        title: "Change the policy bundle".to_owned(),
-        effect: "The proposed policy bundle comes in force: what it no longer allows ends"
-            .to_owned(),
+        title,
+        effect: effect.to_owned(),
         reversible: Reversibility::Reversible.as_str().to_owned(),
-        undo: "Apply the policy bundle in force now again; what has ended stays ended".to_owned(),
+        undo,
         risk: Risk::High.as_str().to_owned(),
-        parameters: BTreeMap::from([
-            (
-                "replaces".to_owned(),
-                "The policy bundle in force".to_owned(),
-            ),
-            (
-                "returning".to_owned(),
-                "People said to be the same as before".to_owned(),
-            ),
-        ]),
+        parameters,
     }
 }
 
@@ -105,7 +141,7 @@ pub fn risk(request: &AccessRequest, bundle: &PolicyBundle) -> Option<Risk> {
 /// The title of an access request's action under a bundle; empty when the catalogue does not have it.
 pub fn title(request: &AccessRequest, bundle: &PolicyBundle) -> String {
     match request.opened.by_person() {
-        Some(_) => proposal_facts().title,
+        Some(by) => proposal_facts(by).title,
         None => bundle
             .action(&request.opened.action.action)
             .map(|action| action.title.clone())

@@ -50,8 +50,14 @@ pub fn assess(
     let agent = recommender(request, context)?;
     let opened_at = recommended_in(request, context)?.opened.opened_at;
     let bundle = context.bundle;
+    let facts = needs::facts_of(request, context, now).values;
     Ok(needs::assess_now(
-        request, &agent, bundle, opened_at, None, now,
+        request,
+        &agent,
+        bundle,
+        opened_at,
+        None,
+        (&facts, now),
     ))
 }
 
@@ -90,6 +96,7 @@ pub fn recommender_answer(
     let task = recommended_in(request, context)?;
     let recorded = request.decision.as_ref().map_or(&by.decision, |d| d);
     let input = &recorded.input;
+    let facts = needs::facts_of(request, context, now).values;
     let ages = input.evidence_ages();
     let operates = bundle.may_operate(&agent, input.evidence_kind, ages, &input.binding, now);
     if let OperateDecision::Denied { why, rules } = operates {
@@ -107,6 +114,7 @@ pub fn recommender_answer(
         task_depth: 0,
         now,
         executor: None,
+        facts: &facts,
     }))
 }
 

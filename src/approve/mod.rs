@@ -23,7 +23,7 @@ use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
 use needs::Assessment;
 use quorum::VoteSubject;
-pub use reapproval::{Reapproved, is_allowed_by, is_still_allowed, reapprove};
+pub use reapproval::{Reapproved, has_changed_fact, is_allowed_by, is_still_allowed, reapprove};
 use vote_proof::VoteProofCache;
 use votes::VoterContext;
 
@@ -207,13 +207,30 @@ pub fn decide<'r>(
         not_after = not_after.min(until);
     }
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
+    // The named facts that rules about either agent read: the decision rests on each, as long as it stands.
+    let of_request = waiting.and_then(|request| request.opened.agent());
+    let agents = [
+        Some(&verified.agent().id),
+        terms.executor.as_ref(),
+        of_request,
+    ];
+    let named = read.named_facts(
+        bundle,
+        agents.into_iter().flatten(),
+        (&terms.action.name, &terms.action.target),
+        now,
+    );
+    if let Some(until) = named.until {
+        not_after = not_after.min(until);
+    }
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
     if let Some(request) = waiting {
         let assessment = match handed_over {
             None => {
                 let (agent, shown) = (verified.agent(), Some(verified.evidence_ages()));
-                needs::assess_now(request, agent, bundle, task.opened_at, shown, now)
+                let moment = (&named.values, now);
+                needs::assess_now(request, agent, bundle, task.opened_at, shown, moment)
             }
             Some(request) => hand_over::assess(request, voter_context, now)?,
         };
@@ -261,6 +278,13 @@ pub fn decide<'r>(
             },
         ));
     }
+    // INVARIANT (what a fact ends is over with its time): no token outlives the value that it was issued under.
+    if let Some(ends_at) = named.ends_at {
+        ttl.limit("fact", ends_at.since(now).div_euclid(1000));
+        if ttl.0.granted <= 0 {
+            return Err(ApproveError::NoTime("fact"));
+        }
+    }
     // INVARIANT (a hand-over rests on both agents): an executor gets no token for what the rules deny the agent that recommends, at this moment.
     let mut denied_to_recommender = None;
     if let Some(request) = handed_over {
@@ -284,6 +308,7 @@ pub fn decide<'r>(
         task_depth: 0,
         now,
         executor: terms.executor.as_ref(),
+        facts: &named.values,
     };
     let mut never = BTreeSet::from([verified.agent().owner.clone(), task.owner.clone()]);
     match waiting {
@@ -358,6 +383,7 @@ pub fn decide<'r>(
             task_age_ms: question.task_age_ms,
             now,
             executor: terms.executor.clone(),
+            facts: named.values.clone(),
         },
     };
     if let Some(request) = waiting {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision, PolicyBundle, Remedy};
-use crate::state::{AccessRequest, Recorded};
+use crate::state::{AccessRequest, NamedFacts, Recorded};
 
 use super::hand_over;
 use super::quorum::{self, VoteSubject};
@@ -26,6 +26,8 @@ struct AskedInput<'a> {
     task_age_ms: i64,
     /// The moment.
     now: Timestamp,
+    /// The named facts that rules in scope read.
+    facts: &'a FactValues,
 }
 
 impl<'a> AskedInput<'a> {
@@ -37,6 +39,7 @@ impl<'a> AskedInput<'a> {
             binding: &input.binding,
             task_age_ms: input.task_age_ms,
             now: input.now,
+            facts: &input.facts,
         }
     }
 }
@@ -74,6 +77,7 @@ fn assess(
         task_depth: 0,
         now: input.now,
         executor: recorded.input.executor.as_ref(),
+        facts: input.facts,
     });
     let (profiles, rules) = match answer {
         AuthzDecision::Needs {
@@ -91,7 +95,9 @@ fn assess(
             asks == asked && rules.all(|rule| bundle.rule(&rule.id).is_some())
         }
     };
-    if profiles == recorded.required_profiles && is_covered {
+    // A yes rests on the facts that the rules in scope read.
+    let is_same = *input.facts == recorded.input.facts;
+    if profiles == recorded.required_profiles && is_covered && is_same {
         return Assessment::Same;
     }
     Assessment::Changed(Box::new(DecisionRecord {
@@ -110,6 +116,7 @@ fn assess(
             task_age_ms: input.task_age_ms,
             now: input.now,
             executor: recorded.input.executor.clone(),
+            facts: input.facts.clone(),
         },
     }))
 }
@@ -123,7 +130,7 @@ pub fn assess_now(
     bundle: &PolicyBundle,
     task_opened_at: Timestamp,
     shown: Option<EvidenceAges>,
-    now: Timestamp,
+    (facts, now): (&FactValues, Timestamp),
 ) -> Assessment {
     let Some(recorded) = &request.decision else {
         return Assessment::Same;
@@ -134,9 +141,28 @@ pub fn assess_now(
         evidence_ages: shown.map_or(ages, |shown| shown.least(ages)),
         task_age_ms: now.since(task_opened_at).max(0),
         now,
+        facts,
         ..recorded
     };
     assess(request, agent, bundle, &input)
+}
+
+/// The named facts that rules in scope of an agent's access request read: those about its agent, and about the executor of a
+/// recommendation.
+pub(super) fn facts_of(
+    request: &AccessRequest,
+    VoterContext { read, bundle, .. }: VoterContext<'_>,
+    now: Timestamp,
+) -> NamedFacts {
+    let opened = &request.opened;
+    let executor = opened.executor().map(|executor| &executor.agent);
+    let agents = opened.agent().into_iter().chain(executor);
+    read.named_facts(
+        bundle,
+        agents,
+        (&opened.action.action, &opened.action.target),
+        now,
+    )
 }
 
 /// The rules among these that ask for an approval.
@@ -166,8 +192,10 @@ pub fn reassess(
     now: Timestamp,
 ) -> Reassessment {
     let Some(by) = request.opened.by_agent() else {
-        return match can_be_agreed(request, context, now) {
+        let is_of_now = can_be_set(request, context, now);
+        return match is_of_now && can_be_agreed(request, context, now) {
             true => Reassessment::Same,
+            false if !is_of_now => Reassessment::Ends(CloseCause::Policy),
             false => Reassessment::Ends(CloseCause::NoEligibleApprover),
         };
     };
@@ -191,10 +219,15 @@ pub fn reassess(
     if !matches!(operates, OperateDecision::Allowed { .. }) {
         return Reassessment::Ends(CloseCause::Policy);
     }
-    let changed = match assess_now(request, &agent, bundle, task.opened.opened_at, None, now) {
-        // A denial by time alone may pass; a token is not issued meanwhile.
+    let facts = facts_of(request, context, now).values;
+    let opened_at = task.opened.opened_at;
+    let changed = match assess_now(request, &agent, bundle, opened_at, None, (&facts, now)) {
+        // A denial by time alone may pass; a token is not issued meanwhile. What a fact denies ends: nobody is asked for it.
         Assessment::Denied => {
-            let then = AskedInput::of(&recorded.input);
+            let then = AskedInput {
+                facts: &facts,
+                ..AskedInput::of(&recorded.input)
+            };
             return match assess(request, &agent, bundle, &then) {
                 Assessment::Denied => Reassessment::Ends(CloseCause::Policy),
                 Assessment::Same | Assessment::Changed(_) => Reassessment::Same,
@@ -225,6 +258,26 @@ pub fn reassess(
         (true, Some(decision)) => Reassessment::Changed(decision),
         (true, None) => Reassessment::Same,
     }
+}
+
+/// Whether what a proposal is for can still be done: a fact is not set back to the normal value that it has again.
+pub fn can_be_set(
+    request: &AccessRequest,
+    VoterContext { read, bundle, .. }: VoterContext<'_>,
+    now: Timestamp,
+) -> bool {
+    let proposed = request.opened.by_person().map(|by| &by.proposed);
+    let Some(Proposed::Fact {
+        fact,
+        value,
+        seconds: None,
+        ..
+    }) = proposed
+    else {
+        return true;
+    };
+    let declared = bundle.fact(fact);
+    declared.is_some_and(|declared| read.fact_value(declared, now) != *value)
 }
 
 fn can_be_agreed(

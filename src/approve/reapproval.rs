@@ -54,7 +54,8 @@ pub fn reapprove<'r>(
     // INVARIANT (a retry is no way around a bound on ages): the token is signed now, on the evidence of this call.
     let ages = verified.evidence_ages();
     let greatest = grant.issued.decision.input.evidence_ages().greatest(ages);
-    let answer = ask_again(read, &grant, &verified.rules().bundle, greatest);
+    let bundle = &verified.rules().bundle;
+    let answer = ask_again(read, &grant, bundle, greatest);
     if !allows(&grant, answer.as_ref()) {
         let rules = answer.map_or_else(Vec::new, AuthzDecision::into_rules);
         return Err(ApproveError::StaleEvidence { ages, rules });
@@ -68,10 +69,20 @@ pub fn is_still_allowed(read: &Read, grant: &Recorded<'_, Grant>) -> bool {
         .is_some_and(|rules| is_allowed_by(read, grant, &rules.bundle))
 }
 
-/// Whether a bundle allows a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
+/// Whether a bundle allows a grant, evaluated with its recorded input, and with the values that facts which end tokens have had since. A
+/// shorter lifetime than it has is a denial.
 pub fn is_allowed_by(read: &Read, grant: &Recorded<'_, Grant>, bundle: &PolicyBundle) -> bool {
     let ages = grant.issued.decision.input.evidence_ages();
     allows(grant, ask_again(read, grant, bundle, ages).as_ref())
+}
+
+/// Whether a fact that ends tokens has had another value since a grant was issued under the bundle in force.
+pub fn has_changed_fact(read: &Read, grant: &Grant, bundle: &PolicyBundle) -> bool {
+    let recorded = &grant.issued.decision.input.facts;
+    !recorded.is_empty() && {
+        let changed = read.changed_facts(bundle, recorded, grant.index);
+        changed.keys().any(|name| recorded.contains_key(name))
+    }
 }
 
 /// Whether an answer allows a grant for as long as it was given.
@@ -102,10 +113,14 @@ fn ask_again(
         .as_ref()
         .filter(|request| request.opened.executor().is_some())
         .and_then(|request| request.opened.agent());
-    if let Some(recommender) = recommended_by {
-        let recommender = bundle.agent(recommender)?;
-        bundle.may_execute(&recommender, &agent).then_some(())?;
-    }
+    let recommender = match recommended_by {
+        None => None,
+        Some(id) => {
+            let recommender = bundle.agent(id)?;
+            bundle.may_execute(&recommender, &agent).then_some(())?;
+            Some(recommender)
+        }
+    };
     let approvals: BTreeSet<ProfileName> = match (&grant.issued.approval, &request) {
         (Some(approval), Some(request)) => approval
             .profiles
@@ -124,10 +139,72 @@ fn ask_again(
         OperateDecision::Allowed { .. } => {}
         OperateDecision::Denied { .. } => return None,
     }
-    Some(bundle.authorize(&AuthzRequest {
-        evidence_ages: ages,
-        ..AuthzRequest::recorded(input, &agent, action, &approvals)
-    }))
+    let mut answer = None;
+    for facts in values_since(read, grant, bundle) {
+        // INVARIANT (a hand-over rests on both agents): what the rules deny the agent that recommends ends the executor's token.
+        if let (Some(recommender), Some(request)) = (&recommender, &request) {
+            is_allowed_to_recommender(
+                recommender,
+                request,
+                (action, input),
+                &approvals,
+                &facts,
+                bundle,
+            )
+            .then_some(())?;
+        }
+        let again = bundle.authorize(&AuthzRequest {
+            evidence_ages: ages,
+            facts: &facts,
+            ..AuthzRequest::recorded(input, &agent, action, &approvals)
+        });
+        if !allows(grant, Some(&again)) {
+            return Some(again);
+        }
+        answer = Some(again);
+    }
+    answer
+}
+
+/// The values of facts that a grant is asked again under: those on record, and each combination with the values that facts which end
+/// tokens have had since.
+fn values_since(read: &Read, grant: &Grant, bundle: &PolicyBundle) -> Vec<FactValues> {
+    let recorded = &grant.issued.decision.input.facts;
+    let mut all = vec![recorded.clone()];
+    for (name, value) in read.changed_facts(bundle, recorded, grant.index) {
+        let changed = all.clone().into_iter().map(|mut facts| {
+            facts.insert(name.clone(), value);
+            facts
+        });
+        all.extend(changed.collect::<Vec<_>>());
+    }
+    all
+}
+
+/// Whether the rules do not deny an executed action to the agent that recommended it, asked with what is on record of both.
+fn is_allowed_to_recommender(
+    recommender: &RegisteredAgent,
+    request: &AccessRequest,
+    (action, executed): (&Action, &PolicyInput),
+    approvals: &BTreeSet<ProfileName>,
+    facts: &FactValues,
+    bundle: &PolicyBundle,
+) -> bool {
+    let Some(recorded) = &request.decision else {
+        return false;
+    };
+    let input = &recorded.input;
+    let ages = input.evidence_ages();
+    let kind = input.evidence_kind;
+    let operates = bundle.may_operate(recommender, kind, ages, &input.binding, input.now);
+    let answer = bundle.authorize(&AuthzRequest {
+        ttl_ms: executed.ttl_ms,
+        facts,
+        executor: None,
+        ..AuthzRequest::recorded(input, recommender, action, approvals)
+    });
+    matches!(operates, OperateDecision::Allowed { .. })
+        && !matches!(answer, AuthzDecision::Denied { .. })
 }
 
 /// Whether enough people approved under this very definition of a profile, each as the action's risk accepts it today.

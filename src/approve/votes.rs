@@ -41,7 +41,7 @@ pub enum Ineligible {
     )]
     Owner,
     /// The proposer of a policy bundle never agrees to it.
-    #[error("proposed this policy bundle: another person has to agree to it")]
+    #[error("proposed this: another person has to agree to it")]
     Proposer,
     /// With this approval too few people would be left for another profile.
     #[error("too few people would be left for another required profile: vote under that one")]

@@ -29,7 +29,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 pub use crate::approve::vote_proof::VoteProof;
 use crate::approve::vote_proof::VoteProofCache;
 pub use crate::approve::votes::{Ineligible, VoidApproval};
-use crate::approve::{DecisionContext, DecisionLimits};
+use crate::approve::{self, DecisionContext, DecisionLimits};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
@@ -59,6 +59,7 @@ pub use auth::enrolment::{
 };
 pub use auth::session::{Session, SignInOptions, SignedInUser};
 pub use governance::bootstrap::FirstOperator;
+pub use governance::fact::{FactOrder, FactOutcome, FactStatus};
 pub use governance::freeze::FreezeSummary;
 pub use governance::plan::{PlanReply, PlanState};
 pub use governance::policy::BundleApplied;
@@ -214,7 +215,8 @@ pub struct Broker {
     /// The first operator's code, while there is one.
     bootstrap_code: governance::bootstrap::BootstrapCode,
     /// Version of the last policy bundle under which everything disallowed has ended.
-    enforced_policy_version: AtomicU64,
+    /// What every task, token and access request on record has been judged by.
+    enforced: Mutex<governance::disallowed::JudgedBy>,
     /// Tokens issued here whose signature was verified.
     verified_tokens: VerifiedTokenCache,
     /// When this process opened the journal.
@@ -370,11 +372,12 @@ impl Broker {
         let Some(rules) = read.rules() else {
             return Some(EndCause::Policy);
         };
-        if rules.bundle.version() == grant.issued.decision.policy {
+        let is_same = rules.bundle.version() == grant.issued.decision.policy;
+        if is_same && !approve::has_changed_fact(read, grant, &rules.bundle) {
             return None;
         }
-        // Until the sweep after a change of rules has reached this grant, the rules in force are evaluated here.
-        let allowed = crate::approve::is_still_allowed(read, grant);
+        // Until the sweep after a change of rules or facts has reached this grant, the rules in force are evaluated here.
+        let allowed = approve::is_still_allowed(read, grant);
         (!allowed).then_some(EndCause::Policy)
     }
 
@@ -385,9 +388,11 @@ impl Broker {
             .end_cause(grant, now)
             .or_else(|| self.pending_grant_end(grant));
         let granted_under = grant.issued.decision.policy;
+        // A fact that ends tokens may have had another value since.
+        let has_facts = !grant.issued.decision.input.facts.is_empty();
         let same_rules = |rules: Shown<_>| {
             let rules: &crate::policy::ActivePolicy = &rules;
-            rules.bundle.version() == granted_under
+            rules.bundle.version() == granted_under && !has_facts
         };
         if ended.is_some() || self.show().rules().is_some_and(same_rules) {
             return ended;

@@ -177,7 +177,7 @@ impl Broker {
             policy_lock: tokio::sync::Mutex::default(),
             plans: Mutex::default(),
             bootstrap_code: super::governance::bootstrap::BootstrapCode::default(),
-            enforced_policy_version: AtomicU64::new(0),
+            enforced: Mutex::default(),
             verified_tokens: VerifiedTokenCache::default(),
             started_at,
             recent_refusals: super::RecentRefusals::default(),

@@ -5,9 +5,9 @@ use super::transaction::Tried;
 use crate::journal::AppendError;
 use crate::state::{Draft, Read};
 
-/// Streams that one round reads before it appends what it has: with the grounds of one more token, and the keys of the sixteen people
-/// who may have approved it, they are no more than an entry may rest on.
-pub(super) const SWEEP_READS_MAX: usize = 36;
+/// Streams that one round reads before it appends what it has: with the grounds of one more token, the keys of the sixteen people who
+/// may have approved it and the eight facts of a bundle, they are no more than an entry may rest on.
+pub(super) const SWEEP_READS_MAX: usize = 28;
 
 /// What a sweep did.
 #[derive(Debug)]

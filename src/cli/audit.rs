@@ -110,7 +110,7 @@ fn vote_summary(votes: &VoteReport) -> String {
         line.push_str(&format!(" on {}", origins.join(", ")));
     }
     line.push_str(&format!(
-        "\n{approved_tokens} tokens with an approval, each by a quorum of distinct people with distinct living keys\n{agreed_changes} policy bundles that others than their proposer agreed to"
+        "\n{approved_tokens} tokens with an approval, each by a quorum of distinct people with distinct living keys\n{agreed_changes} policy bundles and facts that others than their proposer agreed to"
     ));
     line
 }

@@ -87,6 +87,7 @@ pub(super) fn to_json(card: &Card) -> Value {
             "verified_at": verified.verified_at.to_string(), "expires_at": verified.expires_at.to_string(),
         })),
         "facts": card.facts().digest().ok(),
+        "named_facts": card.named_facts,
         "changes": card.changes.as_ref().map(|c| json!(c)),
         "void_votes": card.void_votes.iter()
             .map(|v| json!({ "voter": v.voter.id, "changed": v.changed })).collect::<Value>(),

@@ -22,6 +22,7 @@ mod doctor;
 mod error;
 mod exec;
 mod explain;
+mod fact;
 mod files;
 mod finding;
 mod freeze;
@@ -163,6 +164,9 @@ enum Command {
     Freeze(freeze::FreezeArgs),
     /// Lift a freeze; ended tasks and tokens stay ended (operators)
     Unfreeze(freeze::UnfreezeArgs),
+    /// List, set and clear the named facts that rules read, such as a change freeze (operators); auditors list them
+    #[command(subcommand)]
+    Fact(fact::FactCommand),
     /// Explain a decision, access request, task, token or refused call by its id (operators, auditors)
     Explain(explain::ExplainArgs),
     /// Get the signed receipt of a token (operators, auditors), and verify one without the broker
@@ -293,6 +297,7 @@ async fn call(common: &Common, output: &Output, command: Command) -> Result<Exit
         Command::Approver(command) => approver::run(common, output, command).await,
         Command::Freeze(command) => freeze::freeze(common, output, command).await,
         Command::Unfreeze(command) => freeze::unfreeze(common, output, command).await,
+        Command::Fact(command) => fact::run(common, output, command).await,
         Command::Explain(command) => explain::run(common, output, command).await,
         Command::Receipt(command) => receipt::run(common, output, command).await,
         Command::Audit(command) => audit::run(common, output, command),

@@ -111,8 +111,8 @@ pub(super) async fn run(
                 Verdict::Deny => "denial",
             };
             let next = match render::status(after.status) {
-                "approved" if card.changes.is_some() => "; the policy bundle comes in force",
-                "consumed" if card.changes.is_some() => "; the policy bundle is in force",
+                "approved" if card.changes.is_some() => "; what was proposed comes in force",
+                "consumed" if card.changes.is_some() => "; what was proposed is in force",
                 "approved" => "; its token can be requested now",
                 _ => "",
             };

@@ -60,6 +60,7 @@ impl PolicyBundle {
         let (own, others) = (self.evaluator.store(), other.evaluator.store());
         own.entities().deep_eq(others.entities())
             && self.evaluator.calendar() == other.evaluator.calendar()
+            && self.evaluator.facts() == other.evaluator.facts()
             && self.people.profiles == other.people.profiles
             && self.people.audiences == other.people.audiences
     }

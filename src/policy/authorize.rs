@@ -13,8 +13,8 @@ use super::policy_index::RequestScope;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, AgentId, Autonomy, DeniedReason, EvidenceAges, EvidenceKind, PersonId, PolicyInput,
-    ProfileName, ProfileRef, RegisteredAgent, RuleRef, Timestamp,
+    Action, AgentId, Autonomy, DeniedReason, EvidenceAges, EvidenceKind, FactValues, PersonId,
+    PolicyInput, ProfileName, ProfileRef, RegisteredAgent, RuleRef, Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
@@ -42,6 +42,8 @@ pub struct AuthzRequest<'a> {
     pub now: Timestamp,
     /// The agent that would execute the action, when an advisory agent recommends it: rules are asked about both.
     pub executor: Option<&'a AgentId>,
+    /// Values of named facts; of any other rules see the normal value.
+    pub facts: &'a FactValues,
 }
 
 impl<'a> AuthzRequest<'a> {
@@ -64,6 +66,7 @@ impl<'a> AuthzRequest<'a> {
             task_depth: 0,
             now: input.now,
             executor: input.executor.as_ref(),
+            facts: &input.facts,
         }
     }
 }
@@ -537,6 +540,7 @@ pub(super) fn eval_request<'a>(
         },
         task_age_ms: q.task_age_ms,
         task_depth: q.task_depth,
+        facts: q.facts,
     }
 }
 

@@ -13,7 +13,7 @@ use super::problem::{Problems, nearest};
 use super::sentences::Things;
 use super::toml_reader::{TableReader, TomlSource};
 use crate::model::text::quote;
-use crate::model::{ParseError, Timestamp, check_visible};
+use crate::model::{ParseError, Timestamp, check_visible, member_name};
 
 /// Time zones by the names that rules give them.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -60,14 +60,8 @@ pub(super) const WEEKDAYS: [&str; 7] = [
 const ZONES_MAX: usize = 16;
 /// Most holidays of a zone.
 const HOLIDAYS_MAX: usize = 1_000;
-/// Longest name of a zone in rules, and of a holiday, in bytes.
-const ZONE_BYTES_MAX: usize = 32;
+/// Longest name of a holiday, in bytes.
 const HOLIDAY_BYTES_MAX: usize = 100;
-/// Words that Cedar does not take as the name of a member.
-const CEDAR_WORDS: [&str; 9] = [
-    "true", "false", "if", "then", "else", "in", "is", "like", "has",
-];
-
 impl std::fmt::Display for LocalTime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
@@ -260,19 +254,12 @@ fn weekday(day: Weekday) -> &'static str {
 
 /// The name of a zone in rules: `context.local.NAME`.
 fn zone_name(name: &str) -> Result<(), ParseError> {
-    let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    match begins
-        && name.len() <= ZONE_BYTES_MAX
-        && name.bytes().all(fits)
-        && !CEDAR_WORDS.contains(&name)
-    {
-        true => Ok(()),
-        false => Err(ParseError::new(
+    member_name(name).map_err(|rule| {
+        ParseError::new(
             "zone",
-            "the name must be 1 to 32 lowercase letters, digits or '_', beginning with a letter, and no word of Cedar's: rules read context.local.NAME",
-        )),
-    }
+            format!("the name {rule}: rules read context.local.NAME"),
+        )
+    })
 }
 
 /// Whether the database has this name, in this spelling.

@@ -13,10 +13,11 @@ use serde_json::Value;
 
 use super::calendar::{Calendar, LocalTime};
 use super::entities::{EntityStore, inner_text};
-use super::schema::OPERATE;
+use super::named_facts::DeclaredFacts;
+use super::schema::{FACTS_MEMBER, OPERATE};
 use crate::model::{
-    ActionName, AgentId, Audience, EnvironmentName, EvidenceAges, EvidenceKind, Param, ProfileName,
-    Target, Timestamp,
+    ActionName, AgentId, Audience, EnvironmentName, EvidenceAges, EvidenceKind, FactName,
+    FactValues, Param, ProfileName, Target, Timestamp,
 };
 
 /// The Cedar authorizer with a bundle's schema and entities, without its policies.
@@ -24,6 +25,7 @@ pub(super) struct Evaluator {
     schema: Schema,
     store: EntityStore,
     calendar: Calendar,
+    facts: DeclaredFacts,
     authorizer: Authorizer,
 }
 
@@ -39,6 +41,7 @@ pub(super) struct EvalRequest<'a> {
     pub(super) evidence: EvidenceContext<'a>,
     pub(super) task_age_ms: i64,
     pub(super) task_depth: i64,
+    pub(super) facts: &'a FactValues,
 }
 
 /// The agent's evidence and the time, as policies see them.
@@ -91,11 +94,17 @@ impl EvalError {
 }
 
 impl Evaluator {
-    pub(super) fn new(schema: Schema, store: EntityStore, calendar: Calendar) -> Self {
+    pub(super) fn new(
+        schema: Schema,
+        store: EntityStore,
+        calendar: Calendar,
+        facts: DeclaredFacts,
+    ) -> Self {
         Self {
             schema,
             store,
             calendar,
+            facts,
             authorizer: Authorizer::new(),
         }
     }
@@ -106,6 +115,10 @@ impl Evaluator {
 
     pub(super) fn calendar(&self) -> &Calendar {
         &self.calendar
+    }
+
+    pub(super) const fn facts(&self) -> &DeclaredFacts {
+        &self.facts
     }
 
     #[cfg(test)]
@@ -183,7 +196,24 @@ impl Evaluator {
         ];
         let mut context = context.into_iter().collect::<Option<Vec<_>>>()?;
         context.extend(self.local_member(request.evidence)?);
+        context.extend(self.facts_member(request.facts)?);
         self.request_by(request.agent, request.action.as_str(), resource, context)
+    }
+
+    /// The value of each declared fact; `Some(None)` without facts.
+    fn facts_member(
+        &self,
+        of_request: &FactValues,
+    ) -> Option<Option<(String, RestrictedExpression)>> {
+        let values = self.facts.values(of_request);
+        if values.is_empty() {
+            return Some(None);
+        }
+        let value = |(name, value): (FactName, bool)| {
+            (name.to_string(), RestrictedExpression::new_bool(value))
+        };
+        let values = RestrictedExpression::new_record(values.into_iter().map(value)).ok()?;
+        Some(member(FACTS_MEMBER, values))
     }
 
     /// The time in each zone of the calendar; `Some(None)` without zones.

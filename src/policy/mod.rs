@@ -23,6 +23,7 @@ mod entities;
 mod evaluator;
 mod files;
 mod key_votes;
+mod named_facts;
 mod nearest;
 mod nesting;
 mod people;
@@ -40,10 +41,10 @@ mod spellings;
 mod tests;
 mod toml_reader;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use cedar_policy::EntityUid;
+use cedar_policy::{EntityUid, PolicyId};
 
 pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
@@ -63,13 +64,15 @@ pub use seats::can_be_filled;
 
 use crate::model::text::nearest_word;
 use crate::model::{
-    Action, ActionName, AgentId, Audience, Digest, POLICY_APPLY, PersonId, ProfileName,
-    RegisteredAgent, ServiceId, SpiffeId, Target, Timestamp,
+    Action, ActionName, AgentId, Audience, Digest, FactName, POLICY_NAMESPACE, PersonId,
+    ProfileName, RegisteredAgent, ServiceId, SpiffeId, Target, Timestamp,
 };
 use calendar::Calendar;
 use catalogue::Catalogue;
 use entities::EntityStore;
 use evaluator::Evaluator;
+pub use named_facts::DeclaredFact;
+use named_facts::DeclaredFacts;
 use people::People;
 use policy_index::PolicyIndex;
 use problem::Problems;
@@ -91,6 +94,8 @@ pub struct PolicyBundle {
     by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<RegisteredAgent>>>,
     rules: RuleSet,
     policy_index: PolicyIndex,
+    /// The named facts that each rule reads.
+    rule_facts: HashMap<PolicyId, BTreeSet<FactName>>,
     evaluator: Evaluator,
     warnings: Vec<BundleProblem>,
     another_operator: Option<StepUpProfile>,
@@ -221,10 +226,12 @@ impl PolicyBundle {
         }
         let schema_text = text(files::SCHEMA);
         let calendar = Calendar::read(files.text(files::CALENDAR), problems);
+        let facts = DeclaredFacts::read(files.text(files::FACTS), problems);
         let merged = MergedSchema::read(
             schema_text,
             &people.declared_profiles,
             &calendar,
+            &facts,
             problems,
             warnings,
         );
@@ -262,7 +269,8 @@ impl PolicyBundle {
         rules.check_spellings(&mut spellings, problems);
         key_votes::check(&rules, &people, &catalogue, &store, problems);
         let policy_index = PolicyIndex::build(&rules.set);
-        let evaluator = Evaluator::new(merged.schema, store, calendar);
+        let rule_facts = named_facts::read_by_rules(&rules.set, &facts);
+        let evaluator = Evaluator::new(merged.schema, store, calendar, facts);
         if problems.is_empty()
             && let Err(failures) = selftest::verify(&evaluator, &catalogue)
         {
@@ -287,6 +295,7 @@ impl PolicyBundle {
             by_spiffe_id,
             rules,
             policy_index,
+            rule_facts,
             evaluator,
             warnings: Vec::new(),
             another_operator,
@@ -355,9 +364,9 @@ impl PolicyBundle {
     /// How a vote under a profile on an action is signed: by passkey alone where the profile says so, and where the action's risk is
     /// not below `key_votes_below`, since a script can hold a registered key. An action that the catalogue does not have, or
     /// without a risk, counts as high.
-    /// Of an agreement to a change of the bundle its profile alone says it.
+    /// Of an agreement to a change of the bundle, or to a fact, its profile alone says it.
     pub fn vote_method(&self, profile: &StepUpProfile, action: &ActionName) -> VoteMethod {
-        if action.as_str() == POLICY_APPLY {
+        if action.as_str().starts_with(POLICY_NAMESPACE) {
             return profile.method;
         }
         let risk = self

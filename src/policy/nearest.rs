@@ -359,6 +359,44 @@ fn sensitive_paths(expression: &Value, sensitive: &BTreeSet<String>) -> Vec<Vec<
     paths
 }
 
+/// The members of `context.MEMBER` whose values a rule reads; `None` where it may read all of them.
+pub(super) fn context_members(policy: &Policy, member: &str) -> Option<BTreeSet<String>> {
+    let form = policy.to_json().ok()?;
+    let mut members = BTreeSet::new();
+    let reads_all = collect_members(form.get("conditions")?, member, &mut members);
+    (!reads_all).then_some(members)
+}
+
+/// Adds the members that an expression reads. Whether it may read all of them. To ask whether there is one (`has`) reads no value.
+fn collect_members(expression: &Value, member: &str, members: &mut BTreeSet<String>) -> bool {
+    if let Some(path) = path_of(expression) {
+        return match path.as_slice() {
+            [context] => context == "context",
+            [context, of] => context == "context" && of == member,
+            [context, of, name, ..] => {
+                if context == "context" && of == member {
+                    members.insert(name.clone());
+                }
+                false
+            }
+            [] => false,
+        };
+    }
+    if let Some(("has", operands)) = single(expression) {
+        let of = operands.get("left").unwrap_or(&Value::Null);
+        return path_of(of).is_none() && collect_members(of, member, members);
+    }
+    match expression {
+        Value::Array(items) => items
+            .iter()
+            .any(|item| collect_members(item, member, members)),
+        Value::Object(parts) => parts
+            .values()
+            .any(|part| collect_members(part, member, members)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 /// Whether a rule is about `operate` alone, which is no action of gate 2.
 fn is_of_gate_1(action: &ActionConstraint) -> bool {
     let is_operate = |uid: &EntityUid| uid.id().unescaped() == OPERATE;

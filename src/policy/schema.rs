@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::calendar::Calendar;
 use super::files::SCHEMA;
+use super::named_facts::DeclaredFacts;
 use super::nesting;
 use super::problem::{Problems, nearest};
 use super::schema_types::{
@@ -30,6 +31,7 @@ impl MergedSchema {
         text: &str,
         profiles: &BTreeSet<ProfileName>,
         calendar: &Calendar,
+        facts: &DeclaredFacts,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Option<Self> {
@@ -72,7 +74,7 @@ impl MergedSchema {
             problems.add_cedar(SCHEMA, Some((text, 1)), "", &DetailedError::from(&e));
             return None;
         }
-        let completed = json!({ "": complete_actions(&team_json, &zones) });
+        let completed = json!({ "": complete_actions(&team_json, &zones, facts) });
         let schema = match SchemaFragment::from_json_value(completed) {
             Ok(team) => Schema::from_schema_fragments(built_in.into_iter().chain([team])),
             Err(e) => Err(e),
@@ -273,7 +275,11 @@ pub(super) fn parameters(context: SchemaType) -> Result<BTreeMap<String, RecordM
 }
 
 /// Gives each action of a fragment the common context and the built-in group of its `@reversible`.
-fn complete_actions(team: &Map<String, Value>, zones: &[&str]) -> Map<String, Value> {
+fn complete_actions(
+    team: &Map<String, Value>,
+    zones: &[&str],
+    facts: &DeclaredFacts,
+) -> Map<String, Value> {
     let mut team = team.clone();
     let actions = team.get_mut("actions").and_then(Value::as_object_mut);
     for action in actions.into_iter().flatten().map(|(_, action)| action) {
@@ -295,7 +301,7 @@ fn complete_actions(team: &Map<String, Value>, zones: &[&str]) -> Map<String, Va
         let parameters = applies_to
             .get("context")
             .and_then(|context| context.pointer("/attributes/parameters").cloned());
-        let mut context = common_context(zones);
+        let mut context = common_context(zones, facts);
         let attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
         if let Some(attributes) = attributes {
             attributes.insert(PARAMETERS.to_owned(), parameters.unwrap_or(none));
@@ -313,7 +319,7 @@ fn complete_actions(team: &Map<String, Value>, zones: &[&str]) -> Map<String, Va
 }
 
 /// The context of every action, in JSON form, without `parameters`.
-fn common_context(zones: &[&str]) -> Value {
+fn common_context(zones: &[&str], facts: &DeclaredFacts) -> Value {
     let named = |name: &str| json!({ "type": "EntityOrCommon", "name": name });
     let mut context = json!({
         "type": "Record",
@@ -328,16 +334,20 @@ fn common_context(zones: &[&str]) -> Value {
             "audience": named("String"),
         },
     });
-    let attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
-    if let (Some(attributes), false) = (attributes, zones.is_empty()) {
-        let zones = zones
-            .iter()
-            .map(|zone| ((*zone).to_owned(), named("LocalTime")));
-        let zones: Map<String, Value> = zones.collect();
-        attributes.insert(
-            LOCAL.to_owned(),
-            json!({ "type": "Record", "attributes": zones }),
-        );
+    let zones = zones
+        .iter()
+        .map(|zone| ((*zone).to_owned(), named("LocalTime")));
+    let facts = facts
+        .iter()
+        .map(|fact| (fact.name.to_string(), named("Bool")));
+    let records: [(&str, Map<String, Value>); 2] =
+        [(LOCAL, zones.collect()), (FACTS_MEMBER, facts.collect())];
+    let mut attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
+    for (name, members) in records {
+        if let (Some(attributes), false) = (&mut attributes, members.is_empty()) {
+            let record = json!({ "type": "Record", "attributes": members });
+            attributes.insert(name.to_owned(), record);
+        }
     }
     context
 }
@@ -402,10 +412,13 @@ pub(super) const OPERATE: &str = "operate";
 const PARAMETERS: &str = "parameters";
 /// The time in the zones of the calendar.
 const LOCAL: &str = "local";
+/// The named facts.
+pub(super) const FACTS_MEMBER: &str = "facts";
 const CONTEXT: &str = "context: { parameters: { … } }";
 /// Members of the context that the broker declares for every action.
-pub(super) const COMMON_MEMBERS: [&str; 9] = [
+pub(super) const COMMON_MEMBERS: [&str; 10] = [
     LOCAL,
+    FACTS_MEMBER,
     "ttl",
     "approvals",
     "evidence",

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::jose::PublicKey;
 use crate::model::text::quote;
-use crate::model::{ActionName, RegisteredAgent, Reversibility, Risk, format_seconds};
+use crate::model::{
+    ActionName, PolicyChanges, Proposed, RegisteredAgent, Reversibility, Risk, format_seconds,
+};
 
 /// Everything that differs, in the order in which people read it, without figures: who agrees to changes, what people lose and get
 /// (`people`), everything else, and what the check warns of and did not before (`warned`).
@@ -28,6 +30,51 @@ pub fn summary(
     let new = new.difference(warned);
     all.extend(new.map(|warning| format!("WARNING: {warning}")));
     all
+}
+
+/// Most rules that are named to read a fact.
+const READING_MAX: usize = 40;
+
+/// What people are shown of a proposed value of a fact: what it says then, until when, what tokens do, and the rules that read it. `None`
+/// for a fact that the bundle does not declare, and for a bundle.
+pub fn of_fact(bundle: &PolicyBundle, proposed: &Proposed) -> Option<PolicyChanges> {
+    let Proposed::Fact {
+        fact,
+        value,
+        seconds,
+        ..
+    } = proposed
+    else {
+        return None;
+    };
+    let declared = bundle.fact(fact)?;
+    let says = match value {
+        true => "true",
+        false => "not true",
+    };
+    let time = match seconds {
+        Some(seconds) => format!("for {}", format_seconds((*seconds).into())),
+        None => "as is normal".to_owned(),
+    };
+    let mut summary = vec![format!("{says} {time}: {}", quote(&declared.title))];
+    summary.push(match declared.ends {
+        true => "tokens that the rules would not issue with this value end".to_owned(),
+        false => "no token ends by it".to_owned(),
+    });
+    let reading = bundle.rules_reading(fact);
+    let more = reading.len().saturating_sub(READING_MAX);
+    summary.extend(reading.into_iter().take(READING_MAX).map(|id| {
+        let why = bundle.rule(&id).and_then(|rule| rule.why.clone());
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        format!("the rule {id} reads it{why}")
+    }));
+    if more > 0 {
+        summary.push(format!("and {more} rules more read it"));
+    }
+    Some(PolicyChanges {
+        summary,
+        files: Vec::new(),
+    })
 }
 
 /// What the check warns of, without lines, which move.
@@ -63,6 +110,7 @@ fn changes(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
     compare("the limits of", limits);
     compare("the profile", profiles);
     compare("the zone", |bundle| bundle.evaluator.calendar().things());
+    compare("the fact", |bundle| bundle.evaluator.facts().things());
     compare("the service", services);
     compare("the agent", agents);
     compare("the rule", rules);

@@ -94,6 +94,8 @@ methods! {
     FREEZE = "GovernanceService/Freeze", [Operator], Reserved, Unary;
     UNFREEZE = "GovernanceService/Unfreeze", [Operator], General, Unary;
     LIST_FREEZES = "GovernanceService/ListFreezes", [Operator, Auditor], General, Unary;
+    SET_FACT = "GovernanceService/SetFact", [Operator], Reserved, Unary;
+    LIST_FACTS = "GovernanceService/ListFacts", [Operator, Auditor], General, Unary;
     LIST_TASKS = "GovernanceService/ListTasks", [Operator, Auditor], General, Unary;
     LIST_RULES = "GovernanceService/ListRules", [Operator, Auditor, Approver], General, Unary;
     LIST_APPROVER_STATS = "GovernanceService/ListApproverStats", [Operator, Auditor], General, Unary;
@@ -179,6 +181,8 @@ mod tests {
                 "Cancel",
                 "Suspend",
                 "Freeze",
+                // Back to the safe value.
+                "SetFact",
                 "Revoke",
                 "KeepAlive",
                 "WatchToken",

@@ -8,8 +8,9 @@ use super::key_registry::KeyHolder;
 use super::people::{PersonChangeKind, RecoveryRecord, person_changes, person_gains};
 use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
-    AccessRequest, Deadline, Ended, FreezeMarker, FreezeOrder, Grant, IdempotencyOutcome, Lease,
-    Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys, VoteRecord,
+    AccessRequest, Deadline, Ended, FactSetting, FreezeMarker, FreezeOrder, Grant,
+    IdempotencyOutcome, Lease, Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys,
+    VoteRecord,
 };
 use crate::jose::AuthenticatorKey;
 use crate::journal::Committed;
@@ -137,6 +138,27 @@ impl State {
                     by.person == f.person && !self.living_keys(&f.person).contains(&by.key)
                 });
             }
+            Event::FactSet(f) => {
+                let reason = f.reason.and_then(|hash| committed.blob(&hash));
+                let setting = FactSetting {
+                    set: f.clone(),
+                    reason: reason.and_then(|text| UntrustedText::from_blob(text)),
+                    index: entry.index,
+                    at: entry.at,
+                };
+                let before = self.facts.get(&f.fact).and_then(|before| before.set.until);
+                self.note_fact(&f.fact, f.value, entry.index);
+                if f.until.is_some() && f.until < before {
+                    // What was issued until then meets the normal value earlier.
+                    self.note_fact(&f.fact, !f.value, entry.index);
+                }
+                self.facts.insert(f.fact.clone(), setting);
+                if let Some(id) = f.proposal {
+                    self.apply_access_event(id, AccessEvent::Applied, entry);
+                }
+                // What others agreed to was for the fact as it was.
+                self.close_proposals(entry, |by| by.proposed.fact() == Some(&f.fact));
+            }
             Event::TokenIssued(f) => self.apply_token_issued(f, committed),
             Event::TokenReissued(f) => self.grants.update(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
@@ -222,6 +244,17 @@ impl State {
         if let Some(id) = f.proposal {
             self.apply_access_event(id, AccessEvent::Applied, entry);
         }
+        // INVARIANT (what a bundle takes back is gone): no later bundle brings a value back.
+        for (name, setting) in self.facts.all() {
+            let declared = bundle.fact(&name);
+            if !declared.is_some_and(|declared| setting.is_of(declared)) {
+                self.facts.remove(&name);
+            }
+        }
+        for declared in bundle.facts() {
+            let (value, _) = self.fact_value(declared, entry.at);
+            self.note_fact(&declared.name, value, entry.index);
+        }
         // A proposal is for the bundle that it would replace.
         self.close_proposals(entry, |_| true);
         if f.recovery.is_some() {
@@ -229,6 +262,14 @@ impl State {
             self.operators_ever().clear();
         }
         self.note_operators(bundle);
+    }
+
+    /// Remembers that the entry at this index gives a fact this value.
+    fn note_fact(&self, name: &FactName, value: bool, index: u64) {
+        self.fact_histories
+            .update_or_default(name.clone(), |history| {
+                *history = history.with(value, index)
+            });
     }
 
     /// Closes pending proposals: the policy bundle or the key that they rest on is not what it was.
@@ -307,6 +348,7 @@ impl State {
             | Event::PolicyApplied(_)
             | Event::AgentResumed(_)
             | Event::Unfrozen(_)
+            | Event::FactSet(_)
             | Event::ApproverInvited(_)
             | Event::ApproverEnrolled(_)
             | Event::PasskeyConfirmed(_)

@@ -135,8 +135,12 @@ pub(super) fn request_grounds(state: &State, opened: &AccessRequestOpened) -> Ve
             }
             grounds
         }
-        // The bundle that it would replace, and the proposer's key.
-        AccessRequester::Person(by) => vec![Stream::Policy, Stream::Person(by.person.clone())],
+        // The bundle that it would replace, or the fact that it would set, and the proposer's key.
+        AccessRequester::Person(by) => {
+            let grounds = [Stream::Policy, Stream::Person(by.person.clone())];
+            let fact = by.proposed.fact().cloned().map(Stream::Fact);
+            grounds.into_iter().chain(fact).collect()
+        }
     }
 }
 
@@ -217,6 +221,21 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.advance(Stream::Freeze(f.scope.clone()));
             rule.author(Some(&f.by));
         }
+        Event::FactSet(f) => {
+            rule.advance(Stream::Fact(f.fact.clone()));
+            rule.author(Some(&f.by));
+            let rules = state.rules().ok_or("no policy bundle is in force")?;
+            let declared = rules.bundle.fact(&f.fact);
+            if declared.is_none_or(|declared| declared.safe != f.value) {
+                // Whether others have to agree.
+                rule.read(Stream::Credentials);
+            }
+            if let Some(id) = &f.proposal {
+                rule.access_request(state, id)?;
+                rule.advance(Stream::AccessRequest(*id));
+                rule.voters(state, id, |_| true);
+            }
+        }
         Event::TaskOpened(f) => {
             let jkt = f.binding.jkt();
             rule.advance(Stream::Task(f.task));
@@ -248,6 +267,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.advance(Stream::TokenRequest(f.task, f.idempotency_key.clone()));
             rule.task(state, &f.task)?;
             rule.evidence(&f.evidence);
+            rule.facts(f.decision.as_ref());
         }
         Event::AccessRequestOpened(f) => {
             rule.advance(Stream::AccessRequest(f.access_request));
@@ -265,6 +285,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
                     rule.advance(Stream::TokenRequest(by.task, by.idempotency_key.clone()));
                     rule.task(state, &by.task)?;
                     rule.evidence(&by.evidence);
+                    rule.facts(Some(&by.decision));
                     rule.action(&f.action.action);
                     if let Some(executor) = &by.executor {
                         for stream in executor_grounds(state, executor) {
@@ -296,6 +317,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
         Event::AccessRequestReassessed(f) => {
             rule.access_request(state, &f.access_request)?;
             rule.advance(Stream::AccessRequest(f.access_request));
+            rule.facts(Some(&f.decision));
         }
         Event::VoteCast(f) => {
             let opened = rule.access_request(state, &f.access_request)?;
@@ -358,6 +380,7 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.advance(Stream::Token(f.jti));
             rule.task(state, &f.task)?;
             rule.evidence(&f.evidence);
+            rule.facts(Some(&f.decision));
             rule.action(&f.action.action);
             rule.read(Stream::Key(f.kid.clone()));
             // The key of a task is no person's, also after its opening.
@@ -422,6 +445,16 @@ impl EntryRule {
 
     fn evidence(&mut self, facts: &EvidenceFacts) {
         self.read(Stream::Trust(facts.subject.trust_domain()));
+    }
+
+    /// A decision rests on the named facts that its rules read.
+    fn facts(&mut self, decision: Option<&DecisionRecord>) {
+        let facts = decision
+            .iter()
+            .flat_map(|decision| decision.input.facts.keys());
+        for name in facts {
+            self.read(Stream::Fact(name.clone()));
+        }
     }
 
     fn action(&mut self, action: &ActionName) {

@@ -64,6 +64,7 @@ impl InboxChangeLog {
             // What it needs has changed, so another person may have to vote.
             Event::AccessRequestReassessed(f) => (InboxChangeKind::Opened, vec![f.access_request]),
             Event::PolicyApplied(_)
+            | Event::FactSet(_)
             | Event::ApproverEnrolled(_)
             | Event::PasskeyConfirmed(_)
             | Event::ApproverKeysRevoked(_) => (InboxChangeKind::Rules, Vec::new()),

@@ -214,6 +214,7 @@ mod tests {
                 },
                 input: PolicyInput {
                     executor: None,
+                    facts: FactValues::new(),
                     ttl_ms: 300_000,
                     approvals: Vec::new(),
                     evidence_kind: EvidenceKind::JwtSvid,

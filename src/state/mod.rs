@@ -41,14 +41,15 @@ use crate::jose::PublicKey;
 use crate::journal::{Committed, Fold, IllegalEntry};
 use crate::model::*;
 use crate::policy::{
-    ActivePolicy, Person, PolicyBundle, RegisteredCaller, Role, StepUpProfile, VoteMethod,
+    ActivePolicy, DeclaredFact, Person, PolicyBundle, RegisteredCaller, Role, StepUpProfile,
+    VoteMethod,
 };
 
 pub use feed::{FeedEvent, Selector};
 pub use record_streams::DecisionInput;
 pub use records::{
-    AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeOrder, FreezeStatus, Grant,
-    Lease, StoredStatus, TaskRecord, TokenUse, VoteRecord,
+    AccessRequest, AccessRequestHistory, Ended, FactHistory, FactSetting, FreezeMarker,
+    FreezeOrder, FreezeStatus, Grant, Lease, StoredStatus, TaskRecord, TokenUse, VoteRecord,
 };
 
 pub use concurrent_map::ArcMap;
@@ -63,7 +64,7 @@ pub use people::{
     PeopleRegistration, PersonChange, PersonChangeKind, PersonGain, RecoveryRecord,
     RegistrationError, people_sentences,
 };
-pub use read::{Draft, DraftError, KeyOutcome, PeopleCredentials, Read, Recorded};
+pub use read::{Draft, DraftError, KeyOutcome, NamedFacts, PeopleCredentials, Read, Recorded};
 pub use show::{EntryRuleView, Show, Shown};
 pub use task_entries::TASK_ENTRIES_MAX;
 pub use trust::{Trust, TrustedDomain};
@@ -99,6 +100,8 @@ pub struct State {
     tasks_by_idempotency_key: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
     agents: ArcMap<AgentId, AgentStatus>,
     freezes: ArcMap<FreezeScope, FreezeStatus>,
+    facts: ArcMap<FactName, FactSetting>,
+    fact_histories: ArcMap<FactName, FactHistory>,
     trust: ArcMap<TrustDomain, TrustedKeys>,
     keys: ArcMap<KeyId, Value>,
     requests: ArcMap<AccessRequestId, AccessRequest>,
@@ -247,6 +250,15 @@ impl State {
         };
         let people = bundle.people().filter(can_act);
         people.map(|person| person.id.clone()).collect()
+    }
+
+    /// The value of a fact at a moment, and when it is its normal one again.
+    fn fact_value(&self, fact: &DeclaredFact, now: Timestamp) -> (bool, Option<Timestamp>) {
+        let setting = self.facts.get(&fact.name);
+        let standing = setting.filter(|setting| setting.stands(fact, now));
+        standing.map_or((fact.normal, None), |setting| {
+            (setting.set.value, setting.set.until)
+        })
     }
 
     fn operators_ever(&self) -> MutexGuard<'_, BTreeSet<PersonId>> {
@@ -551,6 +563,14 @@ impl State {
             .into_iter()
             .map(|(scope, at)| json!([scope, at.in_force.is_some(), at.orders]))
             .collect();
+        let facts: Vec<Value> = sorted(self.facts.all())
+            .into_iter()
+            .map(|(name, setting)| json!([name, *setting]))
+            .collect();
+        let fact_histories: Vec<Value> = sorted(self.fact_histories.all())
+            .into_iter()
+            .map(|(name, history)| json!([name, *history]))
+            .collect();
         let trust: Vec<Value> = sorted(self.trust.all())
             .into_iter()
             .map(|(d, t)| json!([d, *t]))
@@ -580,7 +600,7 @@ impl State {
             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
         json!({ "position": self.position(), "versions": self.versions.canonical_snapshot(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "operators_ever": *self.operators_ever(), "feed": feed, "deadlines": deadlines,
+            "agents": agents, "freezes": freezes, "facts": facts, "fact_histories": fact_histories, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "operators_ever": *self.operators_ever(), "feed": feed, "deadlines": deadlines,
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }
 }

@@ -128,6 +128,7 @@ impl Parsed {
             | Event::AgentResumed(_)
             | Event::Frozen(_)
             | Event::Unfrozen(_)
+            | Event::FactSet(_)
             | Event::TaskOpened(_)
             | Event::LeasesExtended(_)
             | Event::TaskEnded(_)

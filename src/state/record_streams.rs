@@ -107,6 +107,14 @@ impl State {
             let streams = vec![Stream::Freeze(scope.clone())];
             add(format!("freeze {scope}"), json!(*status), streams);
         }
+        for (name, setting) in sorted(self.facts.all()) {
+            let streams = vec![Stream::Fact(name.clone()), Stream::Policy];
+            add(format!("fact {name}"), json!(*setting), streams);
+        }
+        for (name, history) in sorted(self.fact_histories.all()) {
+            let streams = vec![Stream::Fact(name.clone()), Stream::Policy];
+            add(format!("values of {name}"), json!(*history), streams);
+        }
         for (domain, keys) in sorted(self.trust.all()) {
             let streams = vec![Stream::Trust(domain.clone())];
             add(format!("trust {domain}"), json!(*keys), streams);

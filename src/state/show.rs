@@ -10,8 +10,8 @@ use super::anomaly::AgentRegistrationChange;
 use super::entry_rules::{self, Needed};
 use super::stats::DecisionStats;
 use super::{
-    AccessRequest, DecisionInput, Ended, FeedEvent, FreezeMarker, Grant, InboxChange, Invitation,
-    Passkey, PersonCredentials, RecoveryRecord, State, TaskRecord, Trust, TrustedKeys,
+    AccessRequest, DecisionInput, Ended, FactSetting, FeedEvent, FreezeMarker, Grant, InboxChange,
+    Invitation, Passkey, PersonCredentials, RecoveryRecord, State, TaskRecord, Trust, TrustedKeys,
 };
 use crate::jose::KeySet;
 use crate::journal::IllegalEntry;
@@ -147,6 +147,11 @@ impl<'a> Show<'a> {
             .into_iter()
             .filter_map(|(scope, status)| Some((scope, status.in_force.clone()?)))
             .collect()
+    }
+
+    /// The last setting of a named fact.
+    pub fn fact_setting(self, name: &FactName) -> Option<Arc<FactSetting>> {
+        self.0.facts.get(name)
     }
 
     /// The first entry that ended a grant, before it expired.

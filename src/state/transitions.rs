@@ -76,6 +76,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             })?;
             operator(state, &f.by)
         }
+        Event::FactSet(f) => governance::fact_set(state, f, at),
         Event::TaskOpened(f) => task_opened(state, f),
         Event::LeasesExtended(f) => leases_extended(state, f, at),
         Event::TaskEnded(f) => task_ended(state, f, at),
@@ -125,6 +126,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             let same = request.decision.as_ref().is_some_and(|was| {
                 was.required_profiles == f.decision.required_profiles
                     && was.rules == f.decision.rules
+                    && was.input.facts == f.decision.input.facts
             });
             require(!same, || {
                 format!("{} requires what it required", f.access_request)
@@ -158,7 +160,10 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             checked.map_err(|why| why.to_string())
         }
         Event::ApproverKeysRevoked(f) => governance::keys_revoked(state, f),
-        Event::TokenIssued(f) => token_issued(state, f, at),
+        Event::TokenIssued(f) => {
+            token_issued(state, f, at)?;
+            facts_of_now(state, f, at)
+        }
         Event::TokenReissued(f) => {
             let grant = grant(state, &f.jti)?;
             active(state, &grant, at)?;
@@ -333,6 +338,36 @@ fn recommends(state: &State, by: &AgentRequester) -> Legal {
         format!("{} is no executor of {}", named.agent, by.agent)
     })?;
     agent_in_force(state, &named.agent, &named.owner)
+}
+
+/// A token is issued under the values that facts have, on an approval that was given for the same, and outlives none that ends tokens.
+/// Which facts the rules read is not asked again: it is the gate that finds them.
+fn facts_of_now(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
+    let rules = state.rules().ok_or("no policy bundle is in force")?;
+    let facts = &f.decision.input.facts;
+    for (name, value) in facts {
+        let declared = rules.bundle.fact(name);
+        let declared = declared.ok_or_else(|| format!("no fact {name} is declared"))?;
+        let (now, until) = state.fact_value(declared, at);
+        require(now == *value, || {
+            format!(
+                "{} rests on another value of {name} than that of now",
+                f.jti
+            )
+        })?;
+        let outlives = declared.ends && until.is_some_and(|until| until.secs() < f.exp);
+        require(!outlives, || {
+            format!("{} outlives the value of {name}", f.jti)
+        })?;
+    }
+    let request = f.consumed.and_then(|id| state.requests.get(&id));
+    let asked = request
+        .as_ref()
+        .and_then(|request| request.decision.as_ref());
+    require(
+        asked.is_none_or(|asked| asked.input.facts == *facts),
+        || format!("{} was approved under other facts", f.jti),
+    )
 }
 
 /// An access request of an agent is open while its task is; a proposal has none.

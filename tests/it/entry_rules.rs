@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dipylon::audit::JournalVerifier;
-use dipylon::broker::EndTaskInput;
+use dipylon::broker::{EndTaskInput, FactOrder, FactOutcome};
 use dipylon::journal::{self, JournalReader};
 use dipylon::state::{State, StateFold};
 use dipylon_sdk::model::*;
@@ -166,7 +166,11 @@ async fn every_kind() -> TestBroker {
     b.complete_task(&triage, task).await.expect("completed");
 
     let people = |text: &str| text.replace("opens_per_minute = 0", "opens_per_minute = 100");
-    let limited = b.env.policy_with("people.toml", people);
+    let mut limited = b.env.policy_with("people.toml", people);
+    // A fact that rules read from now on.
+    let facts = "[fact.drill]\ntitle = \"A drill\"\nsafe = true\nnormal = false\nmax = \"1h\"\n";
+    limited.insert("facts.toml".to_owned(), facts.to_owned());
+    limited.insert("rules/91-drill.cedar".to_owned(), DRILL.to_owned());
     b.apply_policy(limited.clone()).await.expect("applied");
     let task = life(&b, &triage, Some(60)).await;
     let forbidden = "@id(\"no-reads\")\n@why(\"Nothing is read.\")\n\
@@ -187,11 +191,18 @@ async fn every_kind() -> TestBroker {
     let people = renamed.get_mut("people.toml").expect("people");
     people.push_str("\n[changes]\nagree = \"one-security\"\n");
     b.apply_policy(renamed.clone()).await.expect("applied");
+    passkeys(&b, waits).await;
+    // One hand sets the fact, and another sets it back.
+    set_fact(&b, true, Some(60)).await;
+    let FactOutcome::Waits(cleared) = set_fact(&b, false, None).await else {
+        panic!("it takes another hand")
+    };
+    b.approve("lee", cleared.access_request, "one-security")
+        .await;
     renamed.insert("rules/90-none.cedar".to_owned(), String::new());
     let proposed = b.apply_policy(renamed).await.expect("proposed");
     let proposed = proposed.proposal.expect("waits").access_request;
     b.approve("lee", proposed, "one-security").await;
-    passkeys(&b, waits).await;
     let call = b.person_call("dipylon.v1.GovernanceService/EndTask", "olga");
     let outcome = None;
     let ended = b
@@ -209,6 +220,19 @@ async fn every_kind() -> TestBroker {
         .malformed("dipylon.v1.TaskService/KeepAlive", &error);
     b.broker.record_final_counts().await;
     b
+}
+
+const DRILL: &str = "@id(\"drill\") forbid (principal, action in [Action::\"read\", Action::\"destructive\"], resource) when { context.facts.drill };";
+
+async fn set_fact(b: &TestBroker, value: bool, seconds: Option<u32>) -> FactOutcome {
+    let order = FactOrder {
+        fact: FactName::parse("drill").expect("fact"),
+        value,
+        seconds,
+        reason: None,
+    };
+    let call = b.person_call("dipylon.v1.GovernanceService/SetFact", "olga");
+    b.broker.set_fact(&call, &order).await.expect("set")
 }
 
 const BEGIN: &str = "<!-- entry kinds: made by tests/it/entry_rules.rs -->";

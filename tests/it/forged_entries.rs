@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use dipylon::broker::FactOrder;
 use dipylon::journal::FaultInjection;
 use dipylon_sdk::jose::SigningKey;
 use dipylon_sdk::model::*;
@@ -39,6 +40,11 @@ async fn history() -> History {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     people.push_str("\n[changes]\nagree = \"one-security\"\n");
+    let facts = "[fact.lockdown]\ntitle = \"Cases stay unread\"\nsafe = true\nnormal = false\nmax = \"1h\"\n";
+    let rule = "@id(\"lockdown\") forbid (principal, action == Action::\"case.read\", resource) when { context.facts.lockdown };";
+    env.policy.insert("facts.toml".to_owned(), facts.to_owned());
+    env.policy
+        .insert("rules/90-facts.cedar".to_owned(), rule.to_owned());
     let b = TestBroker::start_with(env, FaultInjection::default()).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
@@ -67,6 +73,16 @@ async fn history() -> History {
         .await
         .token();
     b.freeze("action/case.note").await.expect("frozen");
+    let method = "dipylon.v1.GovernanceService/SetFact";
+    let order = FactOrder {
+        fact: lockdown(),
+        value: true,
+        seconds: Some(600),
+        reason: None,
+    };
+    let call = b.person_call(method, "olga");
+    let set = b.broker.set_fact(&call, &order).await;
+    set.expect("set by one hand");
     let more = b
         .env
         .policy_with("rules/90-proposed.cedar", |_| String::new());
@@ -187,6 +203,26 @@ fn agreed(h: &History, copy: &mut JournalCopy, version: Option<Digest>) -> usize
     h.append(copy, Event::PolicyApplied(applied))
 }
 
+fn lockdown() -> FactName {
+    FactName::parse("lockdown").expect("fact")
+}
+
+/// A fact set by olga, which is safe for an hour at most, or back to normal, as the bundle declares it.
+fn set_fact(h: &History, value: bool, seconds: Option<i64>) -> FactSet {
+    let rules = h.b.broker.show().rules().expect("in force");
+    let declared = rules.bundle.fact(&lockdown()).expect("declared");
+    let at = h.copy.entries.last().expect("not empty").at;
+    FactSet {
+        fact: lockdown(),
+        value,
+        until: seconds.map(|seconds| at.plus_secs(seconds)),
+        declared: declared.digest(),
+        by: person_id("olga"),
+        reason: None,
+        proposal: None,
+    }
+}
+
 /// What the approved request requires, on record again for this one.
 fn reassessed(h: &History, copy: &mut JournalCopy, access_request: AccessRequestId) -> usize {
     let decision = h.issued(h.approved).decision;
@@ -198,6 +234,52 @@ fn reassessed(h: &History, copy: &mut JournalCopy, access_request: AccessRequest
 }
 
 const FORGERIES: &[(&str, Forge, &str)] = &[
+    (
+        "a fact that is not safe by one hand",
+        |h, copy| h.append(copy, Event::FactSet(set_fact(h, false, None))),
+        "no proposal is named",
+    ),
+    (
+        "a fact that is set by the proposal of a bundle",
+        |h, copy| {
+            let mut set = set_fact(h, false, None);
+            set.proposal = Some(h.proposed);
+            h.append(copy, Event::FactSet(set))
+        },
+        "a proposal of something else",
+    ),
+    (
+        "a fact for longer than the bundle says",
+        |h, copy| h.append(copy, Event::FactSet(set_fact(h, true, Some(3_601)))),
+        "for too long",
+    ),
+    (
+        "a safe fact that one hand ends earlier",
+        |h, copy| h.append(copy, Event::FactSet(set_fact(h, true, Some(1)))),
+        "for a shorter time",
+    ),
+    (
+        "a fact without an end",
+        |h, copy| h.append(copy, Event::FactSet(set_fact(h, true, None))),
+        "for too long",
+    ),
+    (
+        "a fact that the bundle declares otherwise",
+        |h, copy| {
+            let mut set = set_fact(h, true, Some(60));
+            set.declared = Digest::sha256(b"other");
+            h.append(copy, Event::FactSet(set))
+        },
+        "does not declare the fact lockdown so",
+    ),
+    (
+        "a token that rests on a fact of before",
+        |h, copy| {
+            let issued = another(h.issued(h.read));
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "rests on another value of lockdown than that of now",
+    ),
     (
         "a recovery that rests on a proposal",
         |h, copy| {
@@ -222,8 +304,9 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
         |h, copy| {
             let show = h.b.broker.show();
             let request = show.access_request(&h.proposed).expect("known");
-            let bundle = request.opened.by_person().expect("a proposal").bundle;
-            agreed(h, copy, Some(bundle))
+            let by = request.opened.by_person().expect("a proposal");
+            let (bundle, _) = by.bundle().expect("of a bundle");
+            agreed(h, copy, Some(*bundle))
         },
         "too few approvals",
     ),

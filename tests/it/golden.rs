@@ -125,6 +125,7 @@ fn decision() -> DecisionRecord {
             granted: 600,
         },
         input: PolicyInput {
+            facts: FactValues::new(),
             ttl_ms: 600_000,
             approvals: vec![profile().name],
             evidence_kind: EvidenceKind::JwtSvid,
@@ -136,6 +137,20 @@ fn decision() -> DecisionRecord {
             executor: None,
         },
     }
+}
+
+fn fact_proposal() -> Proposed {
+    Proposed::Fact {
+        fact: word("incident", FactName::parse),
+        value: true,
+        seconds: Some(3_600),
+        declared: digest(26),
+    }
+}
+
+fn fact_on_record() -> ActionOnRecord {
+    let action = proposal_action(&digest(3), &fact_proposal()).expect("action");
+    action.on_record(&BTreeSet::new(), &mut || [0; 16]).0
 }
 
 /// The decision about what an advisory agent recommends.
@@ -303,14 +318,33 @@ fn facts() -> Vec<Event> {
                 person: person.clone(),
                 key: Thumbprint(digest(8)),
                 replaces: digest(3),
-                bundle: digest(21),
-                returning: [word("lee", PersonId::parse)].into(),
+                proposed: Proposed::Bundle {
+                    bundle: digest(21),
+                    returning: [word("lee", PersonId::parse)].into(),
+                },
                 changes: digest(22),
                 needs: profile(),
             })),
             action: proposal_on_record(),
             secret: None,
             reason: None,
+            max_ttl: None,
+            uses: None,
+            expires_at: Timestamp::from_millis(1_800_000_900_140),
+        }),
+        Event::AccessRequestOpened(AccessRequestOpened {
+            access_request,
+            requester: AccessRequester::Person(Box::new(PersonRequester {
+                person: person.clone(),
+                key: Thumbprint(digest(8)),
+                replaces: digest(3),
+                proposed: fact_proposal(),
+                changes: digest(22),
+                needs: profile(),
+            })),
+            action: fact_on_record(),
+            secret: None,
+            reason: Some(digest(27)),
             max_ttl: None,
             uses: None,
             expires_at: Timestamp::from_millis(1_800_000_900_140),
@@ -407,6 +441,24 @@ fn facts() -> Vec<Event> {
             validator: word("idp", ServiceId::parse),
             use_id: word("use-1", UseId::parse),
         }),
+        Event::FactSet(FactSet {
+            fact: word("incident", FactName::parse),
+            value: true,
+            until: Some(Timestamp::from_millis(1_800_003_600_000)),
+            declared: digest(26),
+            by: person.clone(),
+            reason: None,
+            proposal: Some(access_request),
+        }),
+        Event::FactSet(FactSet {
+            fact: word("incident", FactName::parse),
+            value: false,
+            until: None,
+            declared: digest(26),
+            by: person.clone(),
+            reason: Some(digest(27)),
+            proposal: None,
+        }),
         Event::GrantsEnded(GrantsEnded {
             jtis: vec![issued().jti],
             cause: EndCause::Policy,
@@ -478,6 +530,7 @@ fn facts() -> Vec<Event> {
             | Event::AgentResumed(_)
             | Event::Frozen(_)
             | Event::Unfrozen(_)
+            | Event::FactSet(_)
             | Event::TaskOpened(_)
             | Event::LeasesExtended(_)
             | Event::TaskEnded(_)
@@ -535,6 +588,7 @@ fn streams() -> Vec<Stream> {
         Stream::Freeze(FreezeScope::Agent(agent)),
         Stream::Freeze(FreezeScope::Owner(voter)),
         Stream::Freeze(FreezeScope::Action(action.action)),
+        Stream::Fact(word("incident", FactName::parse)),
     ];
     for stream in &all {
         match stream {
@@ -557,7 +611,8 @@ fn streams() -> Vec<Stream> {
             | Stream::Policy
             | Stream::Trust(_)
             | Stream::Key(_)
-            | Stream::Freeze(_) => {}
+            | Stream::Freeze(_)
+            | Stream::Fact(_) => {}
         }
     }
     all
@@ -616,6 +671,14 @@ fn sets(event: &Event) -> (Vec<Stream>, Vec<Stream>, Vec<Claim>) {
         Event::AgentResumed(_) => (vec![Stream::Agent(agent)], author("olga"), vec![]),
         Event::Frozen(f) => (vec![freeze(f.scope.clone())], author("olga"), vec![]),
         Event::Unfrozen(f) => (vec![freeze(f.scope.clone())], author("olga"), vec![]),
+        Event::FactSet(f) => (
+            [Stream::Fact(f.fact.clone())]
+                .into_iter()
+                .chain(f.proposal.map(Stream::AccessRequest))
+                .collect(),
+            with(&author("olga"), &[&Stream::Credentials]),
+            vec![],
+        ),
         Event::TaskOpened(f) => {
             let key = f.binding.jkt();
             let opened = Stream::open_task(f.agent.clone(), key, f.idempotency_key.clone());

@@ -47,6 +47,7 @@ mod evidence;
 mod evidence_ages;
 mod exec;
 mod explain;
+mod facts;
 mod fido2_crosscheck;
 mod foreign_client;
 mod forged_entries;

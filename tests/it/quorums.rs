@@ -48,7 +48,7 @@ async fn an_invitation_that_lapsed_is_one_too_few() {
     let b = TestBroker::start().await;
     let seed = b.env.policy.clone();
     let passkeys = by_passkey(&seed);
-    let unreachable = |b: &TestBroker| b.broker.lapsed_quorums().join("\n");
+    let unreachable = |b: &TestBroker| b.broker.notices().join("\n");
 
     // Nobody was invited yet: they may still come by their first passkeys.
     let applied = b.apply_policy(passkeys.clone()).await.expect("in force");

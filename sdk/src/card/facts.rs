@@ -31,6 +31,19 @@ pub struct CardFacts {
     /// What a proposed policy bundle changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<PolicyChanges>,
+    /// The named facts of the bundle that the rules in scope read, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, NamedFact>,
+}
+
+/// A named fact, as rules read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedFact {
+    /// What it says when it is true; empty when the bundle no longer declares it.
+    pub title: String,
+    /// Whether it is true.
+    pub value: bool,
 }
 
 /// The catalogue's texts for an action.
@@ -137,6 +150,12 @@ impl CardFacts {
             (then, now) if then == now => {}
             _ => changed.push("agent's registration".to_owned()),
         }
+        let facts = self.facts.keys().chain(now.facts.keys());
+        let facts: std::collections::BTreeSet<&String> = facts.collect();
+        let differing = facts
+            .into_iter()
+            .filter(|name| self.facts.get(*name) != now.facts.get(*name));
+        changed.extend(differing.map(|name| format!("fact {name}")));
         let (then, now) = (self.target.as_ref(), now.target.as_ref());
         if then.is_some() == now.is_some() {
             let attribute = |facts: Option<&BTreeMap<String, String>>, name: &String| {
@@ -202,6 +221,7 @@ impl Card {
                 .map(|rule| (rule.id.clone(), rule.why.clone()))
                 .collect(),
             changes: self.changes.clone(),
+            facts: self.named_facts.clone(),
         }
     }
 }

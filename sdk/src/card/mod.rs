@@ -30,7 +30,7 @@ mod view;
 pub use compact::{COMPACT_CHARS_MAX, compact_parameters};
 pub use confusables::confusable_warnings;
 pub use escape::{escape_untrusted, plain_or_quoted, quoted, target_id, unquote};
-pub use facts::{ActionFacts, AgentFacts, CardFacts, ExecutorFacts, PersonFacts};
+pub use facts::{ActionFacts, AgentFacts, CardFacts, ExecutorFacts, NamedFact, PersonFacts};
 pub use layout::{COLUMNS_MIN, LongValues, render_chat, render_terminal};
 pub use view::{CardRow, CardSection, CardView, Extent, FoldLimits, Headline, SectionKind, Tone};
 
@@ -63,6 +63,8 @@ pub struct Card {
     pub openings: Option<ActionSecret>,
     /// What a proposed policy bundle changes; absent for the request of an agent.
     pub changes: Option<PolicyChanges>,
+    /// The named facts that the rules in scope read, by name.
+    pub named_facts: BTreeMap<String, NamedFact>,
     /// What it would end, and how it would have decided what is on record, in sentences that say when that was looked at. Beside what is
     /// signed. Empty for the request of an agent.
     pub plan: Vec<String>,

@@ -38,7 +38,7 @@ impl Card {
                 }
                 CardSection {
                     kind,
-                    title: kind.title(),
+                    title: self.section_title(kind),
                     rows,
                 }
             });
@@ -53,6 +53,23 @@ impl Card {
             dwell_s: self.dwell_s,
             console_url: self.console_url.as_deref().map(escape_untrusted),
             sections: sections.collect(),
+        }
+    }
+
+    /// Whether a person proposes the value of a named fact.
+    fn is_of_fact(&self) -> bool {
+        let action = self.action.as_ref();
+        self.requester.agent().is_none()
+            && action.is_some_and(|action| action.name.as_str() == POLICY_SET_FACT)
+    }
+
+    fn section_title(&self, kind: SectionKind) -> &'static str {
+        match kind {
+            SectionKind::Changes if self.is_of_fact() => "What the fact says, and who reads it",
+            SectionKind::Words if self.requester.agent().is_none() => {
+                "The proposer says (unverified)"
+            }
+            kind => kind.title(),
         }
     }
 
@@ -125,7 +142,14 @@ impl Card {
                 .push(format!("in {}", escape_untrusted(&rule.file)));
             row
         };
-        self.rules.iter().map(row).collect()
+        let mut rows: Vec<CardRow> = self.rules.iter().map(row).collect();
+        rows.extend(self.named_facts.iter().map(|(name, fact)| {
+            let value = if fact.value { "true" } else { "not true" };
+            let mut row = CardRow::new(&format!("fact {}", escape_untrusted(name)), value);
+            row.add(&fact.title);
+            row
+        }));
+        rows
     }
 
     fn effect(&self) -> Vec<CardRow> {
@@ -294,10 +318,11 @@ impl Card {
             None => "any number of uses".to_owned(),
         };
         let Some(max_ttl) = self.max_ttl else {
-            return vec![CardRow::own(
-                "token",
-                "none: the policy bundle itself comes in force",
-            )];
+            let none = match self.is_of_fact() {
+                true => "none: the fact itself is set",
+                false => "none: the policy bundle itself comes in force",
+            };
+            return vec![CardRow::own("token", none)];
         };
         let life = format_seconds(max_ttl);
         let mut rows = vec![CardRow::own("token", &format!("at most {life}, {uses}"))];

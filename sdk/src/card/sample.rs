@@ -65,6 +65,7 @@ pub fn card() -> Card {
         action: Some(Arc::new(action("ann", true))),
         parameter_titles: BTreeMap::from([("end_sessions".to_owned(), "End sessions".to_owned())]),
         target_attributes: Some(vec![("environment".to_owned(), "prod".to_owned())]),
+        named_facts: BTreeMap::new(),
         openings: None,
         changes: None,
         plan: Vec::new(),

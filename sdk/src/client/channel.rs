@@ -157,6 +157,8 @@ pub mod methods {
             "dipylon.v1.GovernanceService/GetPolicyBundle", GetPolicyBundleRequest, GetPolicyBundleResponse, true;
         Unfreeze = "dipylon.v1.GovernanceService/Unfreeze", UnfreezeRequest, UnfreezeResponse, false;
         ListFreezes = "dipylon.v1.GovernanceService/ListFreezes", ListFreezesRequest, ListFreezesResponse, true;
+        SetFact = "dipylon.v1.GovernanceService/SetFact", SetFactRequest, SetFactResponse, true;
+        ListFacts = "dipylon.v1.GovernanceService/ListFacts", ListFactsRequest, ListFactsResponse, true;
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;

@@ -8,15 +8,16 @@ use super::channel::RpcMethod;
 use super::policy_chunks::{BundleAssembly, chunks, plan_chunks};
 use super::responses::{
     ActiveToken, AgentInfo, AppliedBundle, ApproverInfo, ApproverStatistics, EnrolmentInvitation,
-    Explanation, FreezeInfo, FreezeReport, JournalSearchPage, KeyRevocationReport,
-    PolicyBundleContent, PolicyBundleInfo, PolicyStatus, ReadWire, RuleStatistics,
-    SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation,
+    Explanation, FactInfo, FactReport, FreezeInfo, FreezeReport, JournalSearchPage,
+    KeyRevocationReport, PolicyBundleContent, PolicyBundleInfo, PolicyStatus, ReadWire,
+    RuleStatistics, SuspensionReport, TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry,
+    TokenRevocation,
 };
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, Digest, DigestPrefix, FreezeScope, ParseError, PersonId, PolicyPlan,
-    Secret, TaskId, Thumbprint, TokenId, UntrustedText, json,
+    AccessRequestId, AgentId, Digest, DigestPrefix, FactName, FreezeScope, ParseError, PersonId,
+    PolicyPlan, Secret, TaskId, Thumbprint, TokenId, UntrustedText, json,
 };
 use crate::proto::v1;
 
@@ -300,6 +301,35 @@ impl OperatorClient {
             scope: scope.to_string(),
         };
         Ok(self.call::<methods::Unfreeze>(request).await?.position)
+    }
+
+    /// Sets a named fact of the policy bundle in force: to its normal value with no time, to the other one for a number of seconds; where
+    /// others have to agree, since it is not the safe one, proposes it. `reason` is for them, at most 2,000 bytes.
+    pub async fn set_fact(
+        &self,
+        fact: &FactName,
+        value: bool,
+        seconds: Option<u32>,
+        reason: &str,
+    ) -> Result<FactReport, Error> {
+        let request = v1::SetFactRequest {
+            fact: fact.to_string(),
+            value,
+            valid_for: seconds.map(|seconds| prost_types::Duration {
+                seconds: seconds.into(),
+                nanos: 0,
+            }),
+            reason: UntrustedText::parse("reason", reason)?.as_str().to_owned(),
+        };
+        Ok(self.call::<methods::SetFact>(request).await?.read())
+    }
+
+    /// The named facts that the policy bundle in force declares. For auditors too.
+    pub async fn facts(&self) -> Result<Vec<FactInfo>, Error> {
+        let response = self
+            .call::<methods::ListFacts>(v1::ListFactsRequest {})
+            .await?;
+        Ok(response.facts.read())
     }
 
     /// Freezes in force.

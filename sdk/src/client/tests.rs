@@ -380,6 +380,14 @@ impl servers::governance_service_server::GovernanceService for FakeBroker {
         Err(Status::unimplemented(""))
     }
 
+    async fn set_fact(&self, _: Request<v1::SetFactRequest>) -> Answer<v1::SetFactResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_facts(&self, _: Request<v1::ListFactsRequest>) -> Answer<v1::ListFactsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn unfreeze(&self, _: Request<v1::UnfreezeRequest>) -> Answer<v1::UnfreezeResponse> {
         Err(Status::unimplemented(""))
     }

@@ -1,10 +1,16 @@
 //! Decisions of gate 2, as journalled.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AgentId, DecisionId, Digest, EvidenceAges, EvidenceKind, ProfileName, Timestamp};
+use super::{
+    AgentId, DecisionId, Digest, EvidenceAges, EvidenceKind, FactName, ProfileName, Timestamp,
+};
+
+/// Values of named facts.
+pub type FactValues = BTreeMap<FactName, bool>;
 
 /// A rule, by its `@id` and its file in the policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,7 +33,7 @@ pub struct ProfileRef {
 /// One limit on a token's lifetime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TtlLimit {
-    /// The source of the limit: `cap`, `task`, `evidence`, `rules`, `narrowing` or `approval`.
+    /// The source of the limit: `cap`, `task`, `evidence`, `rules`, `fact`, `recommendation`, `narrowing` or `approval`.
     pub source: Arc<str>,
     /// Seconds.
     pub seconds: i64,
@@ -66,6 +72,9 @@ pub struct PolicyInput {
     /// The agent that would execute the action, which an advisory agent recommends: rules were asked about both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executor: Option<AgentId>,
+    /// The named facts that rules in scope read, with their values at that time.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: FactValues,
 }
 
 impl PolicyInput {

@@ -21,6 +21,7 @@ pub enum Event {
     AgentResumed(AgentResumed),
     Frozen(Frozen),
     Unfrozen(Unfrozen),
+    FactSet(FactSet),
     TaskOpened(TaskOpened),
     LeasesExtended(LeasesExtended),
     TaskEnded(TaskEnded),
@@ -53,6 +54,7 @@ impl Event {
             Self::AgentResumed(_) => "AgentResumed",
             Self::Frozen(_) => "Frozen",
             Self::Unfrozen(_) => "Unfrozen",
+            Self::FactSet(_) => "FactSet",
             Self::TaskOpened(_) => "TaskOpened",
             Self::LeasesExtended(_) => "LeasesExtended",
             Self::TaskEnded(_) => "TaskEnded",
@@ -81,11 +83,13 @@ impl Event {
             Self::PolicyApplied(f) => vec![f.version],
             Self::AgentSuspended(f) => f.reason.into_iter().collect(),
             Self::Frozen(f) => f.reason.into_iter().collect(),
+            Self::FactSet(f) => f.reason.into_iter().collect(),
             Self::TaskOpened(f) => vec![f.purpose],
             Self::RequestDenied(f) => f.secret.into_iter().collect(),
             Self::AccessRequestOpened(f) => {
-                let proposed = f.by_person().map(|by| [by.bundle, by.changes]);
-                let proposed = proposed.into_iter().flatten();
+                let by = f.by_person();
+                let bundle = by.and_then(|by| by.bundle()).map(|(bundle, _)| *bundle);
+                let proposed = bundle.into_iter().chain(by.map(|by| by.changes));
                 f.secret
                     .into_iter()
                     .chain(f.reason)
@@ -235,6 +239,29 @@ pub struct Unfrozen {
     pub by: PersonId,
 }
 
+/// A named fact of the policy bundle was set: for a while to another value than its normal one, or back to that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactSet {
+    /// The fact.
+    pub fact: FactName,
+    /// Its value from now on.
+    pub value: bool,
+    /// When it is its normal value again; absent where it is set to that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Digest of what the bundle in force declares of it: a value that is not safe counts while that stays.
+    pub declared: Digest,
+    /// The operator who set it, or whose proposal was approved.
+    pub by: PersonId,
+    /// Blob: the operator's reason; that of a proposal is with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+    /// The approved proposal that it consumes; absent for the safe value, and where one operator alone may change the rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proposal: Option<AccessRequestId>,
+}
+
 /// A task was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -326,7 +353,7 @@ pub struct RequestDenied {
 pub struct AccessRequestOpened {
     /// Its id.
     pub access_request: AccessRequestId,
-    /// The requester: an agent in a task, or a person who proposes a policy bundle.
+    /// The requester: an agent in a task, or a person who proposes a policy bundle or a fact.
     pub requester: AccessRequester,
     /// The requested action.
     pub action: ActionOnRecord,
@@ -401,7 +428,7 @@ impl AccessRequestOpened {
 pub enum AccessRequester {
     /// An agent, in a task: it asks for a token.
     Agent(Box<AgentRequester>),
-    /// A person, who proposes a policy bundle: without a task, evidence or token.
+    /// A person, who proposes a policy bundle or a fact: without a task, evidence or token.
     Person(Box<PersonRequester>),
 }
 
@@ -436,7 +463,7 @@ pub struct Executor {
     pub owner: PersonId,
 }
 
-/// A person who proposes a policy bundle.
+/// A person who proposes a policy bundle, or the value of a named fact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PersonRequester {
@@ -444,17 +471,60 @@ pub struct PersonRequester {
     pub person: PersonId,
     /// The operator's key: the proposal is good while it lives.
     pub key: Thumbprint,
-    /// The policy bundle in force that it would replace: the proposal is void under another.
+    /// The policy bundle in force, which it would replace or under which it would set a fact: the proposal is void under another.
     pub replaces: Digest,
-    /// Blob: the proposed policy bundle; its digest is the bundle's version.
-    pub bundle: Digest,
-    /// People whom the bundle registers again and who are the same as before.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub returning: BTreeSet<PersonId>,
-    /// Blob: what differs, [`PolicyChanges`] in canonical JSON.
+    /// What would come in force.
+    pub proposed: Proposed,
+    /// Blob: what changes, [`PolicyChanges`] in canonical JSON.
     pub changes: Digest,
     /// The profile of the people who agree, by the bundle in force.
     pub needs: ProfileRef,
+}
+
+impl PersonRequester {
+    /// The proposed bundle, with the people who return; absent for a proposal of something else.
+    pub const fn bundle(&self) -> Option<(&Digest, &BTreeSet<PersonId>)> {
+        match &self.proposed {
+            Proposed::Bundle { bundle, returning } => Some((bundle, returning)),
+            Proposed::Fact { .. } => None,
+        }
+    }
+}
+
+/// What a person proposes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Proposed {
+    /// A policy bundle in place of the one in force.
+    Bundle {
+        /// Blob: the bundle; its digest is the bundle's version.
+        bundle: Digest,
+        /// People whom the bundle registers again and who are the same as before.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        returning: BTreeSet<PersonId>,
+    },
+    /// Another value than the safe one for a named fact of the bundle in force.
+    Fact {
+        /// The fact.
+        fact: FactName,
+        /// The value.
+        value: bool,
+        /// How long it would stand, in seconds from the last approval on; absent for the normal value.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u32>,
+        /// Digest of what the bundle declares of the fact.
+        declared: Digest,
+    },
+}
+
+impl Proposed {
+    /// The fact; absent for a bundle.
+    pub const fn fact(&self) -> Option<&FactName> {
+        match self {
+            Self::Fact { fact, .. } => Some(fact),
+            Self::Bundle { .. } => None,
+        }
+    }
 }
 
 /// What a pending access request requires has changed, by time, by the agent's evidence, or by a policy bundle.

@@ -152,6 +152,8 @@ names! {
     KeyId("kid", key_id);
     /// Why the operators were recovered, in the words of the owner of the broker's host.
     RecoveryReason("reason", line);
+    /// A named fact of the policy bundle, as rules read it: `context.facts.NAME`.
+    FactName("fact", member_name);
     /// A user of the system that a broker runs on, as a process of that user names itself.
     HostUser("host user", line);
 }
@@ -209,6 +211,23 @@ fn client_key(text: &str) -> Result<(), &'static str> {
         Err("must be 1 to 64 letters, digits, '.', '_' or '-'")
     }
 }
+
+/// A name that Cedar takes as the name of a record's member, in lowercase.
+pub fn member_name(text: &str) -> Result<(), &'static str> {
+    let begins = text.starts_with(|c: char| c.is_ascii_lowercase());
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    match begins && text.len() <= 32 && text.bytes().all(fits) && !CEDAR_WORDS.contains(&text) {
+        true => Ok(()),
+        false => Err(
+            "must be 1 to 32 lowercase letters, digits or '_', beginning with a letter, and no word of Cedar's",
+        ),
+    }
+}
+
+/// Words that Cedar does not take as the name of a member.
+const CEDAR_WORDS: [&str; 9] = [
+    "true", "false", "if", "then", "else", "in", "is", "like", "has",
+];
 
 /// A line that people read.
 fn line(text: &str) -> Result<(), &'static str> {

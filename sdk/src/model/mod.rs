@@ -38,7 +38,9 @@ pub use agent::{AgentStatus, Autonomy, RegisteredAgent};
 pub use cause::*;
 pub use claim::{Claim, Counter, OPENINGS_WINDOW_S};
 pub use confirmation_code::ConfirmationCode;
-pub use decision::{DecisionRecord, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit};
+pub use decision::{
+    DecisionRecord, FactValues, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit,
+};
 pub use digest::{Digest, DigestPrefix, KeyIdentity, Thumbprint};
 pub use entry::*;
 pub use event::*;
@@ -46,7 +48,7 @@ pub use freeze::FreezeScope;
 pub use id::*;
 pub use phrase::MatchPhrase;
 pub use policy_changes::{
-    FileChange, POLICY_APPLY, POLICY_NAMESPACE, PolicyChanges, proposal_action,
+    FileChange, POLICY_APPLY, POLICY_NAMESPACE, POLICY_SET_FACT, PolicyChanges, proposal_action,
 };
 pub use policy_plan::{
     AskedOfPeople, PlannedEnds, PlannedItem, PlannedList, PolicyPlan, ReplayClass, ReplayExample,

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, ActionName, AgentId, Digest, FreezeScope, IdempotencyKey, KeyId, KeyIdentity,
-    ParseError, PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
+    AccessRequestId, ActionName, AgentId, Digest, FactName, FreezeScope, IdempotencyKey, KeyId,
+    KeyIdentity, ParseError, PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
 };
 
 /// Version of a stream: 1 + the index of the last entry that advanced it; 0 before the first.
@@ -58,6 +58,8 @@ pub enum Stream {
     Key(KeyId),
     /// A freeze of everything, an agent, an owner or an action.
     Freeze(FreezeScope),
+    /// A named fact of the policy bundle: set.
+    Fact(FactName),
 }
 
 impl fmt::Display for Stream {
@@ -92,6 +94,7 @@ impl fmt::Display for Stream {
             Self::Trust(domain) => write!(f, "trust:{domain}"),
             Self::Key(kid) => write!(f, "key:{kid}"),
             Self::Freeze(scope) => write!(f, "freeze:{scope}"),
+            Self::Fact(name) => write!(f, "fact:{name}"),
         }
     }
 }
@@ -150,6 +153,7 @@ impl Stream {
             Self::Trust(_) => "trust",
             Self::Key(_) => "key",
             Self::Freeze(_) => "freeze",
+            Self::Fact(_) => "fact",
         }
     }
 
@@ -205,6 +209,7 @@ impl Stream {
             "trust" => Self::Trust(TrustDomain::parse(rest)?),
             "key" => Self::Key(KeyId::parse(rest)?),
             "freeze" => Self::Freeze(FreezeScope::parse(rest)?),
+            "fact" => Self::Fact(FactName::parse(rest)?),
             _ => return Err(unknown()),
         })
     }

@@ -9,7 +9,8 @@ use super::convert::{
 use super::v1;
 use crate::card::{
     AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, ExecutingAgent,
-    History, PersonRef, ProfileProgress, Requester, RequestingAgent, RuleSummary, VoidVote,
+    History, NamedFact, PersonRef, ProfileProgress, Requester, RequestingAgent, RuleSummary,
+    VoidVote,
 };
 use crate::model::*;
 
@@ -108,6 +109,15 @@ pub fn to_wire(card: &Card) -> v1::Card {
             Requester::Person(person) => person.id.to_string(),
         },
         plan: card.plan.clone(),
+        facts: card
+            .named_facts
+            .iter()
+            .map(|(name, fact)| v1::CardFact {
+                name: name.clone(),
+                title: fact.title.clone(),
+                value: fact.value,
+            })
+            .collect(),
         changes: card.changes.as_ref().map(|changes| v1::PolicyChanges {
             summary: changes.summary.clone(),
             files: changes
@@ -179,11 +189,13 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
     let openings = openings(wire, card_action.as_deref())?;
     // Each stands once: the facts that are signed have one value for each.
     let names = wire.target_attributes.iter().map(|f| f.name.as_str());
-    let is_repeated = !all_differ(names) || !all_differ(wire.rules.iter().map(|r| r.id.as_str()));
+    let is_repeated = !all_differ(names)
+        || !all_differ(wire.rules.iter().map(|r| r.id.as_str()))
+        || !all_differ(wire.facts.iter().map(|f| f.name.as_str()));
     if is_repeated {
         return Err(ParseError::new(
             "card",
-            "must name each attribute and rule once",
+            "must name each attribute, rule and fact once",
         ));
     }
     Ok(Card {
@@ -206,6 +218,17 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
             facts.map(|f| (f.name.clone(), f.value.clone())).collect()
         }),
         openings,
+        named_facts: wire
+            .facts
+            .iter()
+            .map(|fact| {
+                let shown = NamedFact {
+                    title: fact.title.clone(),
+                    value: fact.value,
+                };
+                (fact.name.clone(), shown)
+            })
+            .collect(),
         plan: wire.plan.clone(),
         changes: match (&requester, &wire.changes) {
             (Requester::Agent(_), _) => None,

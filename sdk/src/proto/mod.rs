@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn every_method_of_every_service_is_listed() {
         let methods = methods();
-        assert_eq!(methods.len(), 44);
+        assert_eq!(methods.len(), 47);
         assert!(
             methods.iter().all(|m| m.starts_with("dipylon.v1.")),
             "{methods:?}"

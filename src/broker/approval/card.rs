@@ -27,6 +27,7 @@ impl Broker {
         let proposal = request.as_ref().filter(|request| request.is_pending(now));
         if let Some(proposal) = proposal
             && let Some(by) = proposal.opened.by_person()
+            && by.bundle().is_some()
         {
             let is_operator = self.preview(|read| self.is_operator(read, &reader));
             card.plan = self.plan_of_proposal(by, proposal.opened_at, is_operator);
@@ -127,6 +128,7 @@ impl Broker {
             target_attributes: facts.target.map(|all| all.into_iter().collect()),
             openings: request.secret.as_deref().cloned(),
             changes: facts.changes,
+            named_facts: facts.facts,
             plan: Vec::new(),
             requester,
             rules: facts::asking_rules(request.rules(), bundle),

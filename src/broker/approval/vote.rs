@@ -165,7 +165,7 @@ impl Broker {
             let (broker, method) = (Arc::clone(self), call.method);
             let applying = tokio::spawn(async move { broker.apply_agreed(method, id, true).await });
             if let Ok(Err(refusal)) = applying.await {
-                tracing::warn!(access_request = %id, reason = %refusal.reason, "an agreed policy bundle is not in force yet");
+                tracing::warn!(access_request = %id, reason = %refusal.reason, "what was agreed is not in force yet");
             }
             view = self.view_of(call, &id)?;
         }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::approve::needs::{self, Reassessment};
 use crate::broker::Broker;
@@ -26,14 +25,30 @@ pub struct RevocationSummary {
     pub requests: usize,
 }
 
+/// What a record is judged by: the bundle in force and each fact that ends tokens, by the versions of their streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::broker) struct JudgedBy {
+    policy: Version,
+    facts: BTreeMap<FactName, Version>,
+}
+
 impl Broker {
-    /// Whether everything that the bundle in force disallows has ended.
+    /// Whether everything that the bundle and the facts in force disallow has ended.
     pub(in crate::broker) fn is_policy_enforced(&self) -> bool {
-        let in_force = self.show().version(&Stream::Policy);
-        self.enforced_policy_version.load(Ordering::SeqCst) == in_force
+        self.preview(|read| self.is_enforced(read))
     }
 
-    /// Records the end of all that rules and trust in force no longer allow, once after each change of the rules; called with the
+    fn judged_by(&self, read: &Read) -> JudgedBy {
+        JudgedBy {
+            policy: read
+                .last_entry(&Stream::Policy)
+                .map_or(0, |index| index + 1),
+            facts: read.ending_fact_versions(),
+        }
+    }
+
+    /// Records the end of all that rules and trust in force no longer allow, once after each change of the rules or of a fact that ends
+    /// tokens; called with the
     /// policy lock, or at a start. Idempotent: a crash in the middle leaves the rest to the next start, a failed append to
     /// maintenance; until then each use evaluates the rules itself.
     pub(in crate::broker) async fn revoke_disallowed(
@@ -42,7 +57,7 @@ impl Broker {
         let mut revoked = RevocationSummary::default();
         // A pass with conflicts is repeated; what is left can only become less.
         while !self.is_policy_enforced() {
-            let version = self.show().version(&Stream::Policy);
+            let judged_by = self.preview(|read| self.judged_by(read));
             let before = self.open_in_tasks();
             let tasks = self.end_disallowed_tasks().await;
             revoked.tasks += tasks.recorded.len();
@@ -65,9 +80,7 @@ impl Broker {
             grants.outcome()?;
             requests.outcome()?;
             match tasks.is_complete && grants.is_complete && requests.is_complete {
-                true => self
-                    .enforced_policy_version
-                    .store(version, Ordering::SeqCst),
+                true => *self.lock(&self.enforced) = judged_by,
                 false => tokio::task::yield_now().await,
             }
         }
@@ -93,12 +106,10 @@ impl Broker {
         open
     }
 
-    /// Whether everything that the bundle this round read disallows has ended.
+    /// Whether everything that the bundle and the facts this round read disallow has ended.
     pub(in crate::broker) fn is_enforced(&self, read: &Read) -> bool {
-        let in_force = read
-            .last_entry(&Stream::Policy)
-            .map_or(0, |index| index + 1);
-        self.enforced_policy_version.load(Ordering::SeqCst) == in_force
+        let judged_by = self.judged_by(read);
+        *self.lock(&self.enforced) == judged_by
     }
 
     /// One pass over the open tasks.

@@ -80,7 +80,7 @@ struct PlanJob {
 enum AskedBy {
     Operator(PersonId),
     /// The card of a proposal.
-    Card(PersonRequester),
+    Card(Box<PersonRequester>),
 }
 
 /// What a plan is made from.
@@ -176,7 +176,7 @@ impl Plans {
 
 impl PlanJob {
     fn is_for_card_of(&self, proposal: &PersonRequester) -> bool {
-        matches!(&self.asked_by, AskedBy::Card(of) if of == proposal)
+        matches!(&self.asked_by, AskedBy::Card(of) if **of == *proposal)
     }
 
     fn is_given_up(&self) -> bool {
@@ -329,23 +329,29 @@ impl Broker {
         if *self.stopping.borrow() {
             return;
         }
-        let new = |proposal| self.new_job(AskedBy::Card(proposal), PLAN_DAYS);
+        let new = |proposal| self.new_job(AskedBy::Card(Box::new(proposal)), PLAN_DAYS);
         let next = self.lock(&self.plans).begin_next(new);
         if let Some(job) = next {
             self.start_plan(job, None);
         }
     }
 
-    fn proposal_input(&self, proposal: &PersonRequester) -> Result<PlanInput, String> {
-        let text = self
-            .journal
-            .blob(&proposal.bundle)
-            .map_err(|e| e.to_string())?;
+    /// The files of a proposed bundle.
+    fn proposed_files(&self, proposal: &PersonRequester) -> Result<BundleFiles, String> {
+        let (bundle, _) = proposal.bundle().ok_or("it proposes no policy bundle")?;
+        let text = self.journal.blob(bundle).map_err(|e| e.to_string())?;
         let text = text.ok_or("the bundle is no longer on record")?;
-        let candidate = BundleFiles::parse(&text).map_err(|e| e.to_string())?;
-        let candidate = PolicyBundle::load_checked(&candidate).map_err(|e| e.to_string())?;
-        let returning = proposal.returning.clone();
-        let input = self.preview(|read| self.plan_input(read, Arc::new(candidate), returning));
+        BundleFiles::parse(&text).map_err(|e| e.to_string())
+    }
+
+    fn proposal_input(
+        &self,
+        proposal: &PersonRequester,
+        candidate: Arc<PolicyBundle>,
+    ) -> Result<PlanInput, String> {
+        let (_, returning) = proposal.bundle().ok_or("it proposes no policy bundle")?;
+        let returning = returning.clone();
+        let input = self.preview(|read| self.plan_input(read, candidate, returning));
         let (mut input, short) = input?;
         input.people.warnings.extend(short);
         match input.base.version() == proposal.replaces {
@@ -433,7 +439,8 @@ impl Broker {
         let planned_at = self.now();
         let known = sentences::warnings(&input.candidate);
         let people = input.people.changes.iter().cloned();
-        let changes = sentences::summary(&input.base, &input.candidate, people, &known);
+        let mut changes = sentences::summary(&input.base, &input.candidate, people, &known);
+        changes.extend(self.facts_under(&input.candidate, planned_at));
         let mut warnings = input.people.warnings.clone();
         let active = ActivePolicy::new(Arc::clone(&input.candidate));
         warnings.extend(
@@ -474,20 +481,23 @@ fn make_plan(
     job: &Arc<PlanJob>,
     input: Option<PlanInput>,
 ) -> Result<PolicyPlan, PlanFailure> {
-    let (input, (plan, scan)) = {
-        let broker = broker.upgrade().ok_or(PlanFailure::Cancelled)?;
-        let input = match (input, &job.asked_by) {
-            (Some(input), _) => input,
-            (None, AskedBy::Card(proposal)) => broker
-                .proposal_input(proposal)
-                .map_err(PlanFailure::Input)?,
-            (None, AskedBy::Operator(_)) => {
-                return Err(PlanFailure::Input("it has no bundle".to_owned()));
-            }
-        };
-        let begun = broker.begin_to_plan(job, &input)?;
-        (input, begun)
+    // A broker that stops waits for no plan: none is held while a bundle is checked or decisions are replayed.
+    let alive = || broker.upgrade().ok_or(PlanFailure::Cancelled);
+    let input = match (input, &job.asked_by) {
+        (Some(input), _) => input,
+        (None, AskedBy::Card(proposal)) => {
+            let files = alive()?.proposed_files(proposal);
+            let candidate = files
+                .and_then(|files| PolicyBundle::load_checked(&files).map_err(|e| e.to_string()))
+                .map_err(PlanFailure::Input)?;
+            let input = alive()?.proposal_input(proposal, Arc::new(candidate));
+            input.map_err(PlanFailure::Input)?
+        }
+        (None, AskedBy::Operator(_)) => {
+            return Err(PlanFailure::Input("it has no bundle".to_owned()));
+        }
     };
+    let (plan, scan) = alive()?.begin_to_plan(job, &input)?;
     Ok(PolicyPlan {
         since: job.since.to_string(),
         replay: scan.replay(job, &input)?,
@@ -541,8 +551,10 @@ mod tests {
             person: PersonId::parse("olga").expect("id"),
             key: Thumbprint(Digest::sha256(b"key")),
             replaces: Digest::sha256(b"in force"),
-            bundle: Digest::sha256(bundle),
-            returning: BTreeSet::new(),
+            proposed: Proposed::Bundle {
+                bundle: Digest::sha256(bundle),
+                returning: BTreeSet::new(),
+            },
             changes: Digest::sha256(b"changes"),
             needs: ProfileRef {
                 name: ProfileName::parse("operators").expect("name"),
@@ -557,7 +569,7 @@ mod tests {
         let olga = PersonId::parse("olga").expect("id");
         let oscar = PersonId::parse("oscar").expect("id");
         let of = |operator: &PersonId| job(AskedBy::Operator(operator.clone()));
-        let card = |proposal| job(AskedBy::Card(proposal));
+        let card = |proposal| job(AskedBy::Card(Box::new(proposal)));
         let mut plans = Plans::default();
         let first = of(&olga);
         assert_eq!(plans.begin(&olga, &first), Ok(()));

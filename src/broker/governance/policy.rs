@@ -355,13 +355,20 @@ impl Broker {
 
     /// Profiles that too few people can satisfy now and once waiting invitations are used, in words: for everyone who signs in, until
     /// it is mended. Nothing as long as it is not known which requests ask for them, shortly after a start.
-    pub fn lapsed_quorums(&self) -> Vec<String> {
+    fn lapsed_quorums(&self) -> Vec<String> {
         self.preview(|read| {
             let rules = read.rules()?;
             let asking = rules.bundle.known_asking_agents()?;
             Some(quorum::lapsed(read, &rules.bundle, asking, self.now()))
         })
         .unwrap_or_default()
+    }
+
+    /// What everyone who signs in is told: facts that have another value than normally, and profiles that too few people can satisfy.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices = self.fact_notices(self.now());
+        notices.extend(self.lapsed_quorums());
+        notices
     }
 
     /// What a bundle changes for people as they are now.

@@ -1,4 +1,4 @@
-//! Proposals of policy bundles: access requests by an operator that others must agree to before the bundle comes in force.
+//! Proposals of policy bundles and facts: access requests by an operator that others must agree to before the bundle comes in force.
 //!
 //! The bundle in force says who agrees. A proposal is for the bundle that it would replace; when another one comes in force, or the
 //! proposer's key dies, its entry closes it. What people agreed to comes in force at once, in the proposer's name.
@@ -43,6 +43,18 @@ pub(super) struct BundleToPropose<'a> {
     pub(super) changed: &'a ChangedFiles,
 }
 
+/// A proposal to open.
+pub(super) struct NewProposal<'a> {
+    pub(super) operator: &'a PersonCaller,
+    pub(super) proposed: Proposed,
+    /// What people are shown.
+    pub(super) changes: PolicyChanges,
+    /// Why, in the operator's words.
+    pub(super) reason: Option<&'a UntrustedText>,
+    /// What the entry names beside.
+    pub(super) blobs: Vec<Blob>,
+}
+
 /// What differs between the bundle in force and another: computed before the round that rests on it, since it takes long.
 #[derive(Debug, Default)]
 pub(super) struct ChangedFiles {
@@ -64,7 +76,7 @@ impl Broker {
         let own = read.proposals_of(&bundle.operator.id, now).into_iter();
         own.into_iter().find(|request| {
             request.opened.by_person().is_some_and(|by| {
-                by.bundle == bundle.staged.bundle().version() && by.returning == *bundle.returning
+                by.bundle() == Some((&bundle.staged.bundle().version(), bundle.returning))
             })
         })
     }
@@ -86,7 +98,7 @@ impl Broker {
             .then(|| until.min(request.opened.expires_at))
     }
 
-    /// The entry that opens a proposal, where the bundle in force asks these people to agree.
+    /// The entry that opens the proposal of a bundle, where the bundle in force asks these people to agree.
     pub(super) fn open_proposal(
         &self,
         read: &Read,
@@ -95,8 +107,35 @@ impl Broker {
         (rules, profile): (&ActivePolicy, &StepUpProfile),
         registration: &PeopleRegistration,
     ) -> Result<(Draft, ProposalReply), Refusal> {
+        let mut summary = summary(read, &rules.bundle, bundle, registration);
+        summary.extend(self.facts_under(bundle.staged.bundle(), self.now()));
+        let changes = PolicyChanges {
+            summary,
+            files: bundle.changed.files.clone(),
+        };
+        let proposal = NewProposal {
+            operator: bundle.operator,
+            proposed: Proposed::Bundle {
+                bundle: bundle.staged.bundle().version(),
+                returning: bundle.returning.clone(),
+            },
+            changes,
+            reason: None,
+            blobs: vec![Blob::new(bundle.files.canonical())],
+        };
+        self.draft_proposal(read, call, proposal, (rules, profile))
+    }
+
+    /// The entry that opens a proposal, where the bundle in force asks these people to agree.
+    pub(super) fn draft_proposal(
+        &self,
+        read: &Read,
+        call: &CallContext,
+        proposal: NewProposal<'_>,
+        (rules, profile): (&ActivePolicy, &StepUpProfile),
+    ) -> Result<(Draft, ProposalReply), Refusal> {
         let now = self.now();
-        let operator = bundle.operator;
+        let operator = proposal.operator;
         if read.proposals_of(&operator.id, now).len() >= PROPOSALS_MAX {
             let message = format!(
                 "{PROPOSALS_MAX} proposals of yours wait: withdraw one with 'dipylon policy withdraw'"
@@ -115,11 +154,7 @@ impl Broker {
             return Err(self.refuse_ungoverned_change(call.method, profile));
         }
         let refuse = |why: String| self.refuse(call.method, Reason::DecisionUnavailable, why);
-        let changes = PolicyChanges {
-            summary: summary(read, &rules.bundle, bundle, registration),
-            files: bundle.changed.files.clone(),
-        };
-        let text = json::canonical_of(&changes).map_err(|e| refuse(e.to_string()))?;
+        let text = json::canonical_of(&proposal.changes).map_err(|e| refuse(e.to_string()))?;
         if text.len() > CHANGES_BYTES_MAX {
             let message = format!(
                 "the changes have {} bytes; the people who must agree are shown at most {CHANGES_BYTES_MAX}: change the bundle in smaller steps",
@@ -128,10 +163,12 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::InvalidPolicyBundle, message));
         }
         let changes = Blob::new(text);
+        let reason = proposal.reason;
+        let reason = reason.map(|text| Blob::new(text.blob(self.random_bytes())));
         let id = AccessRequestId::from_random(self.random_bytes());
         let expires_at = now.plus_secs(profile.wait_s.into());
-        let (replaces, version) = (rules.bundle.version(), bundle.staged.bundle().version());
-        let action = proposal_action(&replaces, &version, bundle.returning);
+        let replaces = rules.bundle.version();
+        let action = proposal_action(&replaces, &proposal.proposed);
         let action = action.map_err(|e| refuse(e.to_string()))?;
         let (action, _no_secret) = action.on_record(&BTreeSet::new(), &mut || self.random_bytes());
         let event = AccessRequestOpened {
@@ -140,21 +177,21 @@ impl Broker {
                 person: operator.id.clone(),
                 key: operator.key,
                 replaces,
-                bundle: version,
-                returning: bundle.returning.clone(),
+                proposed: proposal.proposed,
                 changes: changes.hash(),
                 needs: profile.reference(),
             })),
             action,
             secret: None,
-            reason: None,
+            reason: reason.as_ref().map(Blob::hash),
             max_ttl: None,
             uses: None,
             expires_at,
         };
+        let blobs = proposal.blobs.into_iter().chain([changes]).chain(reason);
         let draft = Draft::one(Event::AccessRequestOpened(event))
             .not_after(expires_at)
-            .with_blobs([changes, Blob::new(bundle.files.canonical())]);
+            .with_blobs(blobs);
         let reply = ProposalReply {
             access_request: id,
             expires_at,
@@ -211,7 +248,7 @@ impl Broker {
         stored_bundle(&self.journal, version)
     }
 
-    /// Puts the bundle of a proposal in force that enough people agree to, in its proposer's name. Nothing when they do not, or when
+    /// Puts the bundle of a proposal in force that enough people agree to, or sets its fact, in its proposer's name. Nothing when they do not, or when
     /// the bundle cannot come in force any more: then the proposal is closed. `waits`: for an apply that is under way.
     pub(in crate::broker) async fn apply_agreed(
         self: &Arc<Self>,
@@ -232,8 +269,12 @@ impl Broker {
         let Some(by) = by else {
             return Ok(None);
         };
+        let Proposed::Bundle { bundle, returning } = &by.proposed else {
+            self.set_agreed_fact(method, id).await?;
+            return Ok(None);
+        };
         let refuse = |why: String| self.refuse(method, Reason::DecisionUnavailable, why);
-        let files = self.bundle_files(&by.bundle).map_err(refuse)?;
+        let files = self.bundle_files(bundle).map_err(refuse)?;
         let before = self.bundle_files(&by.replaces).map_err(refuse)?;
         let loading = tokio::task::spawn_blocking(move || {
             let changes = diff::file_changes(&before, &files).unwrap_or_default();
@@ -278,7 +319,7 @@ impl Broker {
                 let shown = request.changes.as_ref().map(|shown| &shown.files);
                 let registration = match shown == Some(&changes) {
                     true => read
-                        .may_register(staged.bundle(), &by.returning)
+                        .may_register(staged.bundle(), returning)
                         .map_err(|why| why.to_string()),
                     false => {
                         Err("the changes that were shown are not those of the bundle".to_owned())
@@ -287,7 +328,7 @@ impl Broker {
                 match registration {
                     Ok(registration) => {
                         people = self.people_summary(&registration);
-                        let draft = staged.agreed_draft(&by.person, &by.returning, id);
+                        let draft = staged.agreed_draft(&by.person, returning, id);
                         Ok(Step::Append(draft.not_after(until), Agreed::InForce))
                     }
                     Err(why) => {

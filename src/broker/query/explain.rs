@@ -241,7 +241,18 @@ impl Broker {
                         }
                         AccessRequester::Person(by) => {
                             out.line("proposed by", by.person.to_string());
-                            out.line("replaces", by.replaces.to_string());
+                            match &by.proposed {
+                                Proposed::Bundle { .. } => {
+                                    out.line("replaces", by.replaces.to_string());
+                                }
+                                Proposed::Fact { value, seconds, .. } => {
+                                    out.line("value", value.to_string());
+                                    out.line("under", by.replaces.to_string());
+                                    if let Some(seconds) = seconds {
+                                        out.line("for", format_seconds((*seconds).into()));
+                                    }
+                                }
+                            }
                         }
                     }
                 }
@@ -270,6 +281,7 @@ impl Broker {
                 | Event::AgentResumed(_)
                 | Event::Frozen(_)
                 | Event::Unfrozen(_)
+                | Event::FactSet(_)
                 | Event::TaskOpened(_)
                 | Event::LeasesExtended(_)
                 | Event::TaskEnded(_)

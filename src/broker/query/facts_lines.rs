@@ -73,6 +73,9 @@ pub(super) fn input(out: &mut Explanation, facts: &DecisionFacts) {
             context.now
         ),
     );
+    for (name, value) in &input.context.facts {
+        out.line("fact", format!("{name}: {value}"));
+    }
     for there in &input.local {
         out.line("local", there.as_str());
     }

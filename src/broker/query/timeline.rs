@@ -289,6 +289,19 @@ impl Broker {
                 f.scope.to_string(),
                 vec![],
             ),
+            Event::FactSet(f) => (
+                "FactSet",
+                match f.until {
+                    Some(_) => "fact set",
+                    None => "fact set back to its normal value",
+                },
+                f.by.to_string(),
+                match f.until {
+                    Some(until) => format!("{} is {} until {until}", f.fact, f.value),
+                    None => format!("{} is {}", f.fact, f.value),
+                },
+                f.proposal.iter().map(ToString::to_string).collect(),
+            ),
             Event::ApproverInvited(f) => (
                 "ApproverInvited",
                 "approver invited",

@@ -125,11 +125,14 @@ impl Broker {
             ..
         } = *attempt;
         let policy = rules.bundle.version();
+        let facts = decision.as_ref().map(|decision| &decision.input.facts);
+        let facts = format!("{facts:?}");
         let answer = Digest::sha256_parts(&[
             reason.as_bytes(),
             &[0],
             policy.as_bytes(),
             input.action.digest().as_bytes(),
+            facts.as_bytes(),
         ]);
         let key = (input.task, input.idempotency_key.clone());
         let stream = Stream::TokenRequest(key.0, key.1.clone());

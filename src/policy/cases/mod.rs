@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::problem::BundleProblem;
 use super::{AuthzDecision, PolicyBundle};
 use crate::model::{
-    Action, AgentId, EvidenceAges, ProfileName, RegisteredAgent, Target, Timestamp,
+    Action, AgentId, EvidenceAges, FactValues, ProfileName, RegisteredAgent, Target, Timestamp,
 };
 
 pub(super) use reading::read;
@@ -92,6 +92,8 @@ struct Facts {
     ages: EvidenceAges,
     task_age_ms: i64,
     at: Timestamp,
+    /// Named facts that the test says; others are normal.
+    named: FactValues,
 }
 
 /// The decision that a test expects.

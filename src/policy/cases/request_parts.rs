@@ -8,7 +8,8 @@ use toml::de::DeValue;
 
 use super::Facts;
 use crate::model::{
-    Audience, EvidenceAges, Param, ParseError, ProfileName, Timestamp, parse_duration,
+    Audience, EvidenceAges, FactName, FactValues, Param, ParseError, ProfileName, Timestamp,
+    parse_duration,
 };
 use crate::policy::PolicyBundle;
 use crate::policy::problem::nearest;
@@ -25,6 +26,7 @@ pub(super) struct RequestParts {
     verified_age_s: Option<u32>,
     task_age_s: Option<u32>,
     at: Option<Timestamp>,
+    named_facts: Option<FactValues>,
 }
 
 impl RequestParts {
@@ -54,6 +56,7 @@ impl RequestParts {
             verified_age_s: fields.optional("verified_age", age),
             task_age_s: fields.optional("task_age", age),
             at: moment(fields),
+            named_facts: named_facts(bundle, fields),
         }
     }
 
@@ -68,6 +71,7 @@ impl RequestParts {
             verified_age_s: self.verified_age_s.or(other.verified_age_s),
             task_age_s: self.task_age_s.or(other.task_age_s),
             at: self.at.or(other.at),
+            named_facts: self.named_facts.or_else(|| other.named_facts.clone()),
         }
     }
 
@@ -84,6 +88,7 @@ impl RequestParts {
             },
             task_age_ms: ms(self.task_age_s, 0),
             at: self.at.unwrap_or(Timestamp::from_secs(AT_S)),
+            named: self.named_facts.clone().unwrap_or_default(),
         }
     }
 }
@@ -112,6 +117,28 @@ fn parameters<'a>(fields: &mut TableReader<'a, '_>) -> Option<BTreeMap<String, P
             None
         }
     }
+}
+
+/// Values of named facts; those that a test does not say are normal.
+fn named_facts(bundle: &PolicyBundle, fields: &mut TableReader<'_, '_>) -> Option<FactValues> {
+    let (_, table) = fields.table("facts")?;
+    let mut values = FactValues::new();
+    for (name, value) in table.iter() {
+        let text: &str = name.get_ref().as_ref();
+        let known = FactName::parse(text).ok();
+        let known = known.filter(|name| bundle.fact(name).is_some());
+        match (known, value.get_ref().as_bool()) {
+            (Some(name), Some(value)) => drop(values.insert(name, value)),
+            (Some(_), None) => fields.invalid("facts", value, "must be true or false"),
+            (None, _) => {
+                let near = nearest(text, bundle.facts().map(|fact| fact.name.as_str()));
+                let text = text.escape_debug();
+                let message = format!("\"{text}\" is not a fact of facts.toml{near}");
+                fields.problem_at("facts", message);
+            }
+        }
+    }
+    Some(values)
 }
 
 /// A duration that may be zero.

@@ -159,6 +159,7 @@ fn decide(bundle: &PolicyBundle, test: &TestRequest) -> Result<AuthzDecision, St
         task_depth: 0,
         now: facts.at,
         executor: test.executor.as_ref(),
+        facts: &facts.named,
     });
     if let AuthzDecision::Allowed { rules, .. } = &mut decision {
         rules.extend(permits);

@@ -10,8 +10,8 @@ use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples};
 use super::values::{Assignment, BINDING, Sample};
 use crate::model::{
-    Action, AgentId, Audience, EvidenceAges, EvidenceKind, Param, PersonId, ProfileName,
-    RegisteredAgent, Reversibility, Target,
+    Action, AgentId, Audience, EvidenceAges, EvidenceKind, FactName, FactValues, Param, PersonId,
+    ProfileName, RegisteredAgent, Reversibility, Target,
 };
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
@@ -284,6 +284,7 @@ fn decides_once<'b>(
                         task_depth: 0,
                         now: *now,
                         executor,
+                        facts: &asked.facts,
                     });
                     if decides(&action, &decision) {
                         return true;
@@ -409,6 +410,7 @@ pub(super) struct SampleRequest {
     pub(super) ages: EvidenceAges,
     pub(super) task_age_ms: i64,
     pub(super) parameters: BTreeMap<String, Param>,
+    pub(super) facts: FactValues,
 }
 
 impl SampleRequest {
@@ -418,6 +420,7 @@ impl SampleRequest {
             ages: EvidenceAges::ZERO,
             task_age_ms: 0,
             parameters: action.sample_parameters(),
+            facts: FactValues::new(),
         };
         for (path, value) in assignment {
             let names: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -430,6 +433,20 @@ impl SampleRequest {
                     request.ages.verified_ms = ms;
                 }
                 (["task", "age"], Some(Sample::Duration(ms))) => request.task_age_ms = ms,
+                (["facts"], Some(Sample::Record(values))) => {
+                    request
+                        .facts
+                        .extend(values.into_iter().filter_map(|(name, value)| {
+                            let name = FactName::parse(&name).ok()?;
+                            matches!(value, Sample::Bool(_))
+                                .then_some((name, value == Sample::Bool(true)))
+                        }));
+                }
+                (["facts", name], Some(Sample::Bool(value))) => {
+                    if let Ok(name) = FactName::parse(name) {
+                        request.facts.insert(name, value);
+                    }
+                }
                 (["parameters", parents @ .., last], value) => {
                     set(&mut request.parameters, parents, last, value);
                 }

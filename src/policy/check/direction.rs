@@ -1,5 +1,6 @@
-//! Rules by which an approval more, or a shorter lifetime, turns a yes into a no. Remedies go one way, and people who approve expect
-//! that it helps: a forbid may stop to apply as approvals are added and the lifetime is shortened, and a permit may begin to.
+//! Rules by which an approval more, or a shorter lifetime, turns a yes into a no, and rules by which the safe value of a fact allows more.
+//! Remedies go one way, and people who approve expect that it helps: a forbid may stop to apply as approvals are added and the lifetime
+//! is shortened, and a permit may begin to. One operator alone sets the safe value of a fact: a forbid may only begin to apply by it.
 //!
 //! Decided by the form of a condition alone: whether it can only become true, or only become false, that way.
 
@@ -9,7 +10,10 @@ use super::location;
 use super::reading::{ValueSource, single, value_source};
 use super::report::{Check, Report};
 use super::samples::RuleCase;
+use crate::model::FactName;
+use crate::policy::DeclaredFact;
 use crate::policy::rule::RuleEffect;
+use crate::policy::schema::FACTS_MEMBER;
 
 /// How the answer of an expression can change as approvals are added, or as the lifetime is shortened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,22 +59,25 @@ impl Change {
 
 /// What grows or shrinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Variable {
+enum Variable<'a> {
     Approvals,
     Lifetime,
+    /// A fact, from false to true.
+    Fact(&'a str),
 }
 
-impl Variable {
-    const fn member(self) -> &'static str {
+impl Variable<'_> {
+    fn path(&self) -> Vec<&str> {
         match self {
-            Self::Approvals => "approvals",
-            Self::Lifetime => "ttl",
+            Self::Approvals => vec!["approvals"],
+            Self::Lifetime => vec!["ttl"],
+            Self::Fact(name) => vec![FACTS_MEMBER, name],
         }
     }
 
     /// Whether an expression is this variable.
     fn is(self, expression: &Value) -> bool {
-        matches!(value_source(expression), Some(ValueSource::Context(path)) if path == [self.member()])
+        matches!(value_source(expression), Some(ValueSource::Context(path)) if path == self.path())
     }
 
     /// Whether an expression reads it.
@@ -85,29 +92,41 @@ impl Variable {
 }
 
 /// How a condition can change in the wrong way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Direction {
     approvals: Change,
     lifetime: Change,
+    /// As each fact that it reads gets its safe value.
+    facts: Vec<(FactName, Change)>,
 }
 
 impl Direction {
     /// Of a condition in its JSON form.
-    pub(super) fn of(condition: &Value) -> Self {
+    pub(super) fn of<'f>(condition: &Value, facts: impl Iterator<Item = &'f DeclaredFact>) -> Self {
         let body = condition.get("body").unwrap_or(&Value::Null);
         let is_exception = condition.get("kind").and_then(Value::as_str) == Some("unless");
-        let change = |variable| match is_exception {
+        let change = |variable: Variable<'_>| match is_exception {
             false => of(variable, body),
             true => of(variable, body).opposite(),
+        };
+        let to_safe = |fact: &DeclaredFact| {
+            let to_true = change(Variable::Fact(fact.name.as_str()));
+            let to_safe = match fact.safe {
+                true => to_true,
+                false => to_true.opposite(),
+            };
+            (fact.name.clone(), to_safe)
         };
         Self {
             approvals: change(Variable::Approvals),
             lifetime: change(Variable::Lifetime),
+            facts: facts.map(to_safe).collect(),
         }
     }
 }
 
-/// Refuses the conditions of a rule by which it refuses more as people approve, or as the token lives shorter.
+/// Refuses the conditions of a rule by which it refuses more as people approve, or as the token lives shorter; and those by which it allows
+/// more as a fact gets its safe value.
 pub(super) fn check(case: &RuleCase<'_>, report: &mut Report<'_>) {
     let rule = case.info;
     let places = location::conditions(&rule.text);
@@ -128,13 +147,27 @@ pub(super) fn check(case: &RuleCase<'_>, report: &mut Report<'_>) {
             let message = format!("{what} can turn a yes into a no by this condition: {advice}");
             report.rule(check, rule, places.get(at).copied(), message);
         }
+        for (fact, change) in &direction.facts {
+            let allows_more = match rule.effect {
+                RuleEffect::Forbid => change.falls,
+                RuleEffect::Permit => change.rises,
+            };
+            if allows_more {
+                let message = format!(
+                    "the safe value of the fact {fact}, which one operator alone sets, can turn a no into a yes by this condition: turn the \
+                     condition round, or `safe` of fact.{fact} in facts.toml"
+                );
+                let at = places.get(at).copied();
+                report.rule(Check::SafeAllows, rule, at, message);
+            }
+        }
     }
 }
 
 impl Direction {
     /// What is found about a condition of a rule with this effect.
-    fn wrong(self, effect: RuleEffect) -> impl Iterator<Item = Check> {
-        let is_wrong = move |change: Change| match effect {
+    fn wrong(&self, effect: RuleEffect) -> Vec<Check> {
+        let is_wrong = |change: Change| match effect {
             RuleEffect::Forbid => change.rises,
             RuleEffect::Permit => change.falls,
         };
@@ -144,8 +177,9 @@ impl Direction {
         ];
         found
             .into_iter()
-            .filter(move |(change, _)| is_wrong(*change))
+            .filter(|(change, _)| is_wrong(*change))
             .map(|(_, check)| check)
+            .collect()
     }
 }
 
@@ -159,7 +193,9 @@ pub(in crate::policy) fn findings(rule: &str) -> Vec<&'static str> {
     };
     let form = policy.to_json().expect("JSON");
     let conditions = form["conditions"].as_array().expect("conditions");
-    let directions = conditions.iter().map(Direction::of);
+    let directions = conditions
+        .iter()
+        .map(|condition| Direction::of(condition, std::iter::empty()));
     directions
         .flat_map(|direction| direction.wrong(effect))
         .map(Check::name)
@@ -167,9 +203,12 @@ pub(in crate::policy) fn findings(rule: &str) -> Vec<&'static str> {
 }
 
 /// How a condition changes.
-fn of(variable: Variable, expression: &Value) -> Change {
+fn of(variable: Variable<'_>, expression: &Value) -> Change {
     if !variable.is_in(expression) {
         return Change::NONE;
+    }
+    if matches!(variable, Variable::Fact(_)) && variable.is(expression) {
+        return Change::RISES;
     }
     let Some((operator, operands)) = single(expression) else {
         return Change::BOTH;
@@ -191,6 +230,7 @@ fn of(variable: Variable, expression: &Value) -> Change {
         _ => match variable {
             Variable::Approvals => of_set(operator, operands),
             Variable::Lifetime => of_order(operator, left, right),
+            Variable::Fact(_) => Change::BOTH,
         },
     }
 }
@@ -201,7 +241,7 @@ fn truth(expression: &Value) -> Option<bool> {
 }
 
 /// `if C then A else B`: `C && A || !C && B`.
-fn alternative(variable: Variable, of_which: &Value, then: &Value, other: &Value) -> Change {
+fn alternative(variable: Variable<'_>, of_which: &Value, then: &Value, other: &Value) -> Change {
     let (condition, parts) = (
         of(variable, of_which),
         of(variable, then).and(of(variable, other)),

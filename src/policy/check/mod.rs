@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cedar_policy::{ActionConstraint, PrincipalConstraint, ResourceConstraint};
 
 use super::PolicyBundle;
-use super::files::BundleFiles;
+use super::files::{BundleFiles, FACTS};
 use super::problem::Problems;
 use super::rule::RuleEffect;
 use crate::model::{AgentId, ProfileName};
@@ -63,6 +63,7 @@ pub(super) fn check(
     names::check(&samples, &cases, files, &mut report);
     if is_sound {
         unconstrained(bundle, &mut report);
+        unread_facts(bundle, files, &mut report);
         left_out += conditions::check(&samples, &cases, &mut report);
         if report.is_all_declared() {
             asking = Some(grants::check(&samples, &cases, files, &mut report));
@@ -107,6 +108,19 @@ fn unconstrained(bundle: &PolicyBundle, report: &mut Report<'_>) {
             let message = "permits every agent every action on every target; say which agents, actions or targets it is for";
             report.rule(Check::Unconstrained, rule, None, message);
         }
+    }
+}
+
+/// Facts that decide nothing, whatever people set.
+fn unread_facts(bundle: &PolicyBundle, files: &BundleFiles, report: &mut Report<'_>) {
+    let text = files.text(FACTS).unwrap_or_default();
+    let unread = bundle.facts().map(|fact| &fact.name);
+    for name in unread.filter(|name| bundle.rules_reading(name).is_empty()) {
+        let line = grants::table_line(text, &format!("fact.{name}"));
+        let message = format!(
+            "fact.{name}: no rule reads it: write context.facts.{name} in a condition, or take it out"
+        );
+        report.thing(Check::UnreadFact, name.as_str(), (FACTS, line), message);
     }
 }
 

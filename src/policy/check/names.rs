@@ -171,6 +171,7 @@ impl Names {
         }
         let mut known: BTreeSet<&str> = samples.bundle.catalogue.members();
         known.extend(samples.bundle.evaluator.calendar().zones());
+        known.extend(samples.bundle.facts().map(|fact| fact.name.as_str()));
         for action in case.actions.iter().flatten() {
             parameter_names(&action.parameters, &mut known);
         }

@@ -45,10 +45,14 @@ pub(super) enum Check {
     NoAudience,
     /// An agent can have an irreversible action without people.
     IrreversibleAlone,
+    /// No rule reads a fact.
+    UnreadFact,
+    /// The safe value of a fact makes a rule allow more.
+    SafeAllows,
 }
 
 impl Check {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 18] = [
         Self::UndeclaredName,
         Self::UndeclaredValue,
         Self::NeverMatches,
@@ -65,6 +69,8 @@ impl Check {
         Self::AnyAudience,
         Self::NoAudience,
         Self::IrreversibleAlone,
+        Self::UnreadFact,
+        Self::SafeAllows,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -85,6 +91,8 @@ impl Check {
             Self::AnyAudience => "any-audience",
             Self::NoAudience => "no-audience",
             Self::IrreversibleAlone => "irreversible-alone",
+            Self::UnreadFact => "unread-fact",
+            Self::SafeAllows => "safe-allows",
         }
     }
 

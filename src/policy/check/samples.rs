@@ -38,6 +38,9 @@ pub(super) struct Samples<'b> {
     left: Cell<usize>,
 }
 
+/// Primes above every number of values that a variable has.
+const STRIDES: [usize; 3] = [7_919, 104_729, 1_299_709];
+
 /// A rule with what is needed to ask it about samples.
 pub(super) struct RuleCase<'b> {
     pub(super) info: &'b RuleInfo,
@@ -175,7 +178,10 @@ impl<'b> Cases<'b> {
             agents: agent_key(policy),
             parts,
             exceptions: conditions.iter().map(is_exception).collect(),
-            directions: conditions.iter().map(Direction::of).collect(),
+            directions: conditions
+                .iter()
+                .map(|c| Direction::of(c, self.bundle.facts()))
+                .collect(),
             fixed: conditions.iter().take_while(|c| !reads_context(c)).count(),
             population: self.population(distinctions),
             reading,
@@ -405,10 +411,16 @@ impl<'b> Samples<'b> {
             target_known: store.contains_target(target),
         };
         let (assignments, _) = self.assignments(&scene, compared);
-        // Of too many some from everywhere, so that each variable has several of its values.
-        let step = assignments.len().div_ceil(most.max(1)).max(1);
-        let assignments = assignments.into_iter().step_by(step);
-        assignments
+        // Of too many some from everywhere, by a stride that shares no factor with their number, so that each variable has several of its
+        // values.
+        let all = assignments.len();
+        let stride = match all <= most {
+            true => 1,
+            false => STRIDES.into_iter().find(|by| all % by != 0).unwrap_or(1),
+        };
+        let taken = (0..all.min(most)).map(|n| (n * stride) % all);
+        taken
+            .filter_map(|at| assignments.get(at).cloned())
             .map(|assignment| SampleRequest::of(action, assignment))
             .collect()
     }
@@ -474,6 +486,7 @@ impl<'b> Samples<'b> {
             asked: self.asked_in(scene).unwrap_or(&self.no_profiles),
             attributes,
             calendar: self.bundle.evaluator.calendar(),
+            facts: self.bundle.evaluator.facts(),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::model::{Audience, EvidenceKind, Param, ProfileName, Timestamp};
 use crate::policy::calendar::{Calendar, WEEKDAYS};
 use crate::policy::catalogue::{CatalogueAction, ParamSpec, ParamType};
 use crate::policy::evaluator::{instant, milliseconds};
+use crate::policy::named_facts::DeclaredFacts;
+use crate::policy::schema::FACTS_MEMBER;
 
 /// A value of the context.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +68,7 @@ pub(super) struct Situation<'a> {
     /// Attributes of the agent and the target.
     pub(super) attributes: &'a BTreeSet<Sample>,
     pub(super) calendar: &'a Calendar,
+    pub(super) facts: &'a DeclaredFacts,
 }
 
 impl Situation<'_> {
@@ -95,6 +98,8 @@ impl Situation<'_> {
             }
             ["now"] => self.instants(compared),
             // Each by itself: every time of day is on every day of the week, and holidays fall on any of them.
+            ["facts"] => Values::whole(self.fact_records()),
+            ["facts", _] => Values::whole(vec![Sample::Bool(false), Sample::Bool(true)]),
             ["local", _, "weekday"] => Values::whole(WEEKDAYS.map(text).to_vec()),
             ["local", _, "time"] => Values::whole(self.durations(compared, 0..=DAY_MS - 1, 0)),
             ["local", zone, "holiday"] => {
@@ -155,6 +160,23 @@ impl Situation<'_> {
         let same: Vec<i64> = same.collect();
         let values: BTreeSet<i64> = around(compared, within, base).chain(same).collect();
         values.into_iter().map(Sample::Duration).collect()
+    }
+
+    /// Every combination of values of the facts.
+    fn fact_records(&self) -> Vec<Sample> {
+        let mut records = vec![Members::new()];
+        for fact in self.facts.iter() {
+            let with = |record: &Members, value: bool| {
+                let mut record = record.clone();
+                record.insert(fact.name.to_string(), Sample::Bool(value));
+                record
+            };
+            let both = records
+                .iter()
+                .flat_map(|r| [false, true].map(|v| with(r, v)));
+            records = both.collect();
+        }
+        records.into_iter().map(Sample::Record).collect()
     }
 
     fn instants(&self, compared: &Compared) -> Values {
@@ -287,6 +309,13 @@ impl Situation<'_> {
             base.insert("local".to_owned(), Sample::Record(zones));
         }
         if let Some(action) = self.action {
+            let facts = self.facts.iter();
+            let facts: Members = facts
+                .map(|fact| (fact.name.to_string(), Sample::Bool(fact.normal)))
+                .collect();
+            if !facts.is_empty() {
+                base.insert(FACTS_MEMBER.to_owned(), Sample::Record(facts));
+            }
             let task = named(&[("age", Sample::Duration(0)), ("depth", Sample::Long(0))]);
             let audience = self.audiences.first().map_or("", Audience::as_str);
             base.extend(named(&[

@@ -63,6 +63,7 @@ fn compare(rules: Vec<String>, at: usize, other: String, ages: EvidenceAges) {
                     task_depth: 0,
                     now,
                     executor: None,
+                    facts: &crate::model::FactValues::new(),
                 });
                 let operates = bundle.may_operate(agent, kind, ages, "jkt", now);
                 (decision, operates)

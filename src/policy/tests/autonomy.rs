@@ -17,6 +17,7 @@ fn recommended(bundle: &PolicyBundle, action: &Action, approvals: &[&str]) -> St
         task_depth: 0,
         now: Timestamp::from_millis(1_792_656_000_123),
         executor: Some(&responder.id),
+        facts: &crate::model::FactValues::new(),
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn checked(files: BTreeMap<String, String>) -> Result<PolicyBundle, BundleError> {
+pub(super) fn checked(files: BTreeMap<String, String>) -> Result<PolicyBundle, BundleError> {
     PolicyBundle::load_checked(&BundleFiles::new(files)?)
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod check_grants;
 mod decisions;
 mod key_votes;
+mod named_facts;
 mod nesting;
 mod oracle;
 mod policy_index;
@@ -152,6 +153,7 @@ fn authorize_as(
         task_depth: 0,
         now: Timestamp::from_millis(1_792_656_000_123),
         executor: None,
+        facts: &crate::model::FactValues::new(),
     })
 }
 

@@ -176,6 +176,7 @@ fn the_deepest_rules_decide() {
                 task_depth: 0,
                 now: Timestamp::from_millis(0),
                 executor: None,
+                facts: &crate::model::FactValues::new(),
             };
             let decision = bundle.authorize(&request);
             let nearest = permits.nearest_permit(&request);

@@ -34,6 +34,7 @@ fn ask(bundle: &PolicyBundle, request: &Request) -> AuthzDecision {
         task_depth: request.depth,
         now: Timestamp::from_secs(1_792_656_000),
         executor: None,
+        facts: &crate::model::FactValues::new(),
     })
 }
 

@@ -202,6 +202,7 @@ proptest! {
                         evidence,
                         task_age_ms: 0,
                         task_depth: 0,
+                        facts: &crate::model::FactValues::new(),
                     };
                     let scope = RequestScope::new(store, &agent, catalogued.name.as_str(), (kind, target)).expect("a scope");
                     let whole = bundle.evaluator.evaluate(all, &request);

@@ -252,7 +252,7 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
             "You own an agent of this request, so you cannot vote on it. Other approvers decide."
         }
         Ineligible::Proposer => {
-            "You proposed this policy bundle, so you cannot agree to it. Another person decides."
+            "You proposed this, so you cannot agree to it. Another person decides."
         }
         Ineligible::NeededElsewhere => {
             "Too few people would be left for another profile of this request. Vote under that one."
@@ -289,16 +289,16 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
 
 const fn proposal_message(status: AccessRequestStatus) -> &'static str {
     match status {
-        AccessRequestStatus::Waiting => "This policy bundle waits for people who agree to it.",
+        AccessRequestStatus::Waiting => "This proposal waits for people who agree to it.",
         AccessRequestStatus::Approved => "Agreed to. It comes in force in a moment.",
-        AccessRequestStatus::Denied => "Denied. The policy bundle does not come in force.",
+        AccessRequestStatus::Denied => "Denied. What was proposed does not come in force.",
         AccessRequestStatus::Consumed => "Agreed to, and in force.",
         AccessRequestStatus::Cancelled => "Withdrawn by its proposer.",
         AccessRequestStatus::Expired | AccessRequestStatus::ApprovalExpired => {
             "Expired before enough people agreed. A vote has no effect now."
         }
         AccessRequestStatus::Ended => {
-            "Closed because another policy bundle came in force, or its proposer's key was revoked. A vote has no effect now."
+            "Closed because another policy bundle came in force, its fact was set or is normal again, or its proposer's key was revoked. A vote has no effect now."
         }
     }
 }

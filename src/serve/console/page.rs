@@ -87,8 +87,8 @@ impl Page {
     }
 }
 
-/// What everyone must know: that no operator can act, that the operators were recovered on the host, and that too few people can satisfy
-/// a profile.
+/// What everyone must know: that no operator can act, that the operators were recovered on the host, that a fact has another value than normally, and that too
+/// few people can satisfy a profile.
 fn warnings(console: &Console) -> Vec<String> {
     let broker = &console.broker;
     let mut warnings = Vec::new();
@@ -102,7 +102,7 @@ fn warnings(console: &Console) -> Vec<String> {
             known.at, recovery.host_user, recovery.reason, known.index
         ));
     }
-    warnings.extend(broker.lapsed_quorums());
+    warnings.extend(broker.notices());
     warnings.iter().map(String::as_str).map(escape).collect()
 }
 

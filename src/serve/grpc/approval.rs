@@ -38,7 +38,7 @@ impl ApprovalService for GrpcService {
             .and_then(|after| parse_inbox_query(&message, after))
             .map_err(self.malformed(&call))?;
         self.respond(self.broker.inbox(&call, &query).map(|page| {
-            convert::inbox_page(page, self.broker.lapsed_quorums(), |cursor| {
+            convert::inbox_page(page, self.broker.notices(), |cursor| {
                 tokens.issue(LIST_ACCESS_REQUESTS.name, filter, &cursor)
             })
         }))

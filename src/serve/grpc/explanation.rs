@@ -44,6 +44,11 @@ fn input(input: RuleInput) -> v1::RuleInput {
         now: Some(timestamp_to_wire(context.now)),
         left_out: count(input.left_out),
         local: input.local.clone(),
+        facts: context
+            .facts
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect(),
         executor: context
             .executor
             .as_ref()

@@ -11,15 +11,17 @@ use super::policy_bundles::BundleUpload;
 use super::service::GrpcService;
 use super::streams::Messages;
 use crate::broker::{
-    EndTaskInput, FirstOperator, LiveToken, PersonCaller, TaskFilter, TaskView, TimelineCursor,
+    EndTaskInput, FactOrder, FactOutcome, FactStatus, FirstOperator, LiveToken, PersonCaller,
+    TaskFilter, TaskView, TimelineCursor,
 };
 use crate::model::*;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::serve::authorization::{
     APPLY_POLICY_BUNDLE, END_TASK, EXPLAIN, FREEZE, GET_AGENT, GET_TIMELINE, LIST_AGENTS,
-    LIST_APPROVER_STATS, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS, RESUME_AGENT,
-    SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, WITHDRAW_POLICY_PROPOSAL, bootstrap_code,
+    LIST_APPROVER_STATS, LIST_FACTS, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS,
+    RESUME_AGENT, SEARCH_JOURNAL, SET_FACT, SUSPEND_AGENT, UNFREEZE, WITHDRAW_POLICY_PROPOSAL,
+    bootstrap_code,
 };
 use crate::serve::request_log::record;
 use crate::serve::services::governance_service_server::GovernanceService;
@@ -267,6 +269,37 @@ impl GovernanceService for GrpcService {
             .map_err(self.malformed(&call))?;
         let lifted = self.broker.unfreeze(&call, scope).await;
         self.respond(lifted.map(|position| v1::UnfreezeResponse { position }))
+    }
+
+    async fn set_fact(
+        &self,
+        request: Request<v1::SetFactRequest>,
+    ) -> Result<Response<v1::SetFactResponse>, Status> {
+        let (call, message) = self.begin_call(SET_FACT, request).await?;
+        let order = fact_order(&message).map_err(self.malformed(&call))?;
+        let outcome = self.broker.set_fact(&call, &order).await;
+        self.respond(outcome.map(|outcome| match outcome {
+            FactOutcome::Waits(proposal) => v1::SetFactResponse {
+                access_request_id: proposal.access_request.to_string(),
+                expires_at: Some(timestamp_to_wire(proposal.expires_at)),
+                ..v1::SetFactResponse::default()
+            },
+            FactOutcome::InForce { until, changed } => v1::SetFactResponse {
+                changed,
+                until: until.map(timestamp_to_wire),
+                ..v1::SetFactResponse::default()
+            },
+        }))
+    }
+
+    async fn list_facts(
+        &self,
+        request: Request<v1::ListFactsRequest>,
+    ) -> Result<Response<v1::ListFactsResponse>, Status> {
+        let (call, _) = self.begin_call(LIST_FACTS, request).await?;
+        self.respond(self.broker.facts(&call).map(|facts| v1::ListFactsResponse {
+            facts: facts.iter().map(fact_row).collect(),
+        }))
     }
 
     async fn list_freezes(
@@ -551,4 +584,49 @@ fn explain_id(text: &str) -> Result<&str, ParseError> {
 /// Text, if there is any: empty means absent in proto3.
 fn optional(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
+}
+
+fn fact_order(message: &v1::SetFactRequest) -> Result<FactOrder, ParseError> {
+    let reason = optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
+    let seconds = message.valid_for.as_ref().map(|duration| {
+        let whole = u32::try_from(duration.seconds).ok();
+        let whole = whole.filter(|_| duration.nanos == 0);
+        whole.ok_or_else(|| ParseError::new("valid_for", "must be whole seconds"))
+    });
+    Ok(FactOrder {
+        fact: FactName::parse(&message.fact).at("fact")?,
+        value: message.value,
+        seconds: seconds.transpose()?,
+        reason: reason.transpose()?,
+    })
+}
+
+fn fact_row(status: &FactStatus) -> v1::Fact {
+    let setting = status.setting.as_ref();
+    let set = setting.map(|setting| &setting.set);
+    v1::Fact {
+        name: status.declared.name.to_string(),
+        title: status.declared.title.clone(),
+        value: status.value,
+        safe: status.declared.safe,
+        normal: status.declared.normal,
+        max: Some(prost_types::Duration {
+            seconds: status.declared.max_s.into(),
+            nanos: 0,
+        }),
+        ends: status.declared.ends,
+        rules: status.rules.clone(),
+        since: setting.map(|setting| timestamp_to_wire(setting.at)),
+        until: set.and_then(|set| set.until).map(timestamp_to_wire),
+        by: set.map(|set| set.by.to_string()).unwrap_or_default(),
+        reason: setting
+            .and_then(|setting| setting.reason.as_ref())
+            .map(|reason| reason.as_str().to_owned())
+            .unwrap_or_default(),
+        approved_by: set
+            .and_then(|set| set.proposal)
+            .map(|id| id.to_string())
+            .unwrap_or_default(),
+        proposals: status.proposals.iter().map(ToString::to_string).collect(),
+    }
 }

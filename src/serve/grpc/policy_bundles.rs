@@ -224,9 +224,10 @@ fn bundle_row(record: &PolicyBundleRecord) -> v1::PolicyBundleInForce {
 
 fn proposal_row(request: &AccessRequest) -> Option<v1::PolicyProposal> {
     let by = request.opened.by_person()?;
+    let (bundle, _) = by.bundle()?;
     Some(v1::PolicyProposal {
         access_request_id: request.opened.access_request.to_string(),
-        version: by.bundle.to_string(),
+        version: bundle.to_string(),
         by: by.person.to_string(),
         opened_at: Some(timestamp_to_wire(request.opened_at)),
         expires_at: Some(timestamp_to_wire(request.opened.expires_at)),

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::jose::AuthenticatorKey;
 use crate::model::*;
+use crate::policy::DeclaredFact;
 use crate::state::State;
 use crate::state::key_registry::{KeyHolder, KeyRefusal, KeyStanding, KeyUse};
 use crate::state::records::AccessEvent;
@@ -25,7 +26,10 @@ pub(super) fn policy_applied(state: &State, f: &PolicyApplied, at: Timestamp) ->
     match (&f.by, &f.recovery) {
         (Some(by), None) => {
             operator(state, by)?;
-            agreed(state, f, at)
+            let is_of = |proposal: &PersonRequester| {
+                proposal.bundle() == Some((&f.version, &f.returning)) && proposal.person == *by
+            };
+            agreed(state, f.proposal.as_ref(), is_of, at)
         }
         (None, None) => Err("no operator ordered it".to_owned()),
         (Some(by), Some(_)) => Err(format!(
@@ -43,7 +47,60 @@ pub(super) fn policy_applied(state: &State, f: &PolicyApplied, at: Timestamp) ->
     }
 }
 
-/// A proposal of a policy bundle by an operator, for the bundle in force, where that asks others to agree.
+/// A named fact set by an operator: for a bounded time to another value than its normal one, or back to that; to another value than its
+/// safe one only as a change of the bundle asks.
+pub(super) fn fact_set(state: &State, f: &FactSet, at: Timestamp) -> Legal {
+    operator(state, &f.by)?;
+    let declared = declared_fact(state, &f.fact, f.declared)?;
+    let (value, stands_until) = state.fact_value(&declared, at);
+    let longest = at.plus_secs(declared.max_s.into());
+    let fits = match f.until {
+        Some(until) => f.value != declared.normal && at < until && until <= longest,
+        None => f.value == declared.normal && value != declared.normal,
+    };
+    require(fits, || {
+        format!("{} is set without need, or for too long", f.fact)
+    })?;
+    if f.value == declared.safe {
+        require(f.proposal.is_none(), || {
+            format!("{} needs nobody else to be safe", f.fact)
+        })?;
+        // One hand ends no safe value earlier.
+        let earlier = value == declared.safe && f.until < stands_until;
+        return require(!earlier, || {
+            format!("{} would be safe for a shorter time", f.fact)
+        });
+    }
+    let is_of = |by: &PersonRequester| {
+        let Proposed::Fact {
+            fact,
+            value,
+            seconds,
+            declared,
+        } = &by.proposed
+        else {
+            return false;
+        };
+        let longest = seconds.map(|seconds| at.plus_secs(seconds.into()));
+        (fact, *value, *declared) == (&f.fact, f.value, f.declared)
+            && f.until.is_some() == longest.is_some()
+            && f.until <= longest
+            && f.by == by.person
+    };
+    agreed(state, f.proposal.as_ref(), is_of, at)
+}
+
+/// What the bundle in force declares of a fact, with this digest.
+fn declared_fact(state: &State, name: &FactName, digest: Digest) -> Result<DeclaredFact, String> {
+    let rules = state.rules().ok_or("no policy bundle is in force")?;
+    let declared = rules.bundle.fact(name);
+    let declared = declared.filter(|declared| declared.digest() == digest);
+    declared
+        .cloned()
+        .ok_or_else(|| format!("the bundle in force does not declare the fact {name} so"))
+}
+
+/// A proposal by an operator, under the bundle in force, where that asks others to agree.
 pub(super) fn proposed(
     state: &State,
     f: &AccessRequestOpened,
@@ -53,15 +110,35 @@ pub(super) fn proposed(
     operator(state, &by.person)?;
     living_key(state, &by.person, by.key)?;
     in_force(state, &by.replaces)?;
-    require(by.bundle != by.replaces, || {
-        format!("the bundle {} is in force", by.bundle)
-    })?;
+    match &by.proposed {
+        Proposed::Bundle { bundle, .. } => require(*bundle != by.replaces, || {
+            format!("the bundle {bundle} is in force")
+        })?,
+        Proposed::Fact {
+            fact,
+            value,
+            seconds,
+            declared,
+        } => {
+            let fact = declared_fact(state, fact, *declared)?;
+            let fits = match seconds {
+                Some(seconds) => *value != fact.normal && (1..=fact.max_s).contains(seconds),
+                None => *value == fact.normal,
+            };
+            require(fits && *value != fact.safe, || {
+                format!("{} is proposed its safe value, or for too long", fact.name)
+            })?;
+        }
+    }
     // What people sign is what comes in force.
-    let action = proposal_action(&by.replaces, &by.bundle, &by.returning);
+    let action = proposal_action(&by.replaces, &by.proposed);
     let action = action.map_err(|e| e.to_string())?;
     let (action, _no_secret) = action.on_record(&BTreeSet::new(), &mut || [0; 16]);
-    require(f.action == action && f.reason.is_none(), || {
+    require(f.action == action, || {
         format!("{} is not the action of its proposal", f.access_request)
+    })?;
+    require(f.reason.is_none() || by.bundle().is_none(), || {
+        "a proposal of a bundle has no reason beside its changes".to_owned()
     })?;
     require(
         f.max_ttl.is_none() && f.uses.is_none() && f.secret.is_none(),
@@ -75,14 +152,20 @@ pub(super) fn proposed(
     })
 }
 
-/// The proposal that puts a bundle in force: approved by others than the proposer, for this bundle and the one in force.
-fn agreed(state: &State, f: &PolicyApplied, at: Timestamp) -> Legal {
+/// The proposal that puts a bundle in force, or sets a fact: approved by others than the proposer, for exactly this and under the bundle in
+/// force.
+fn agreed(
+    state: &State,
+    proposal: Option<&AccessRequestId>,
+    is_of: impl Fn(&PersonRequester) -> bool,
+    at: Timestamp,
+) -> Legal {
     let Some(profile) = state.change_profile() else {
-        return require(f.proposal.is_none(), || {
+        return require(proposal.is_none(), || {
             "the bundle in force asks nobody to agree".to_owned()
         });
     };
-    let id = f.proposal.as_ref();
+    let id = proposal;
     let id = id.ok_or("the bundle in force asks others to agree, and no proposal is named")?;
     let request = access_request(state, id)?;
     after(&request, AccessEvent::Applied)?;
@@ -90,14 +173,10 @@ fn agreed(state: &State, f: &PolicyApplied, at: Timestamp) -> Legal {
     let by = request.opened.by_person();
     let by = by.ok_or_else(|| format!("{id} is no proposal"))?;
     let rules = state.rules().ok_or("no policy bundle is in force")?;
-    require(
-        by.bundle == f.version
-            && by.replaces == rules.bundle.version()
-            && by.returning == f.returning
-            && f.by.as_ref() == Some(&by.person)
-            && by.needs == profile.reference(),
-        || format!("{id} is a proposal of something else"),
-    )?;
+    let is_current = by.replaces == rules.bundle.version() && by.needs == profile.reference();
+    require(is_current && is_of(by), || {
+        format!("{id} is a proposal of something else")
+    })?;
     let voters: BTreeSet<&PersonId> = request
         .votes
         .iter()

@@ -356,6 +356,20 @@ impl Caller<'_> {
                 .list_freezes(self.request(method, v1::ListFreezesRequest::default()))
                 .await
                 .map(drop),
+            "SetFact" => {
+                let message = v1::SetFactRequest {
+                    fact: "drill".into(),
+                    ..v1::SetFactRequest::default()
+                };
+                governance
+                    .set_fact(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "ListFacts" => governance
+                .list_facts(self.request(method, v1::ListFactsRequest::default()))
+                .await
+                .map(drop),
             "ListTasks" => governance
                 .list_tasks(self.request(method, v1::ListTasksRequest::default()))
                 .await

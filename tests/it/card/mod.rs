@@ -119,6 +119,7 @@ fn ordinary() -> Card {
             ("name".to_owned(), "Ann Archer".to_owned()),
             ("protected".to_owned(), "false".to_owned()),
         ]),
+        named_facts: BTreeMap::new(),
         openings: None,
         changes: None,
         plan: Vec::new(),

@@ -108,6 +108,10 @@ impl VerbRunner {
     }
 }
 
+const DRILL: &str =
+    "[fact.drill]\ntitle = \"A drill\"\nsafe = true\nnormal = false\nmax = \"1h\"\n";
+const DRILL_RULE: &str = "@id(\"drill\") forbid (principal, action == Action::\"host.collect\", resource) when { context.facts.drill };";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_verb_prints_one_json_value() {
     let setup = CliSetup::start().await;
@@ -115,6 +119,9 @@ async fn every_verb_prints_one_json_value() {
         let path = setup.path("policy").join(path);
         std::fs::create_dir_all(path.parent().expect("parent")).expect("dir");
         std::fs::write(path, content).expect("policy");
+    }
+    for (path, content) in [("facts.toml", DRILL), ("rules/91-drill.cedar", DRILL_RULE)] {
+        std::fs::write(setup.path("policy").join(path), content).expect("policy");
     }
     let journal = setup.served.dir.display().to_string();
     let mut verbs_run = VerbRunner {
@@ -235,6 +242,18 @@ async fn every_verb_prints_one_json_value() {
                 .await;
         }
     }
+    // By the bundle in force others agree to a value that is not safe.
+    let set = [&["drill", "true", "--for", "60s"], &olga[..]].concat();
+    assert_eq!(v.one("fact set", &set, 0).await["changed"], true);
+    let facts = v.one("fact list", &olga, 0).await;
+    assert_eq!(
+        (&facts[0]["value"], &facts[0]["by"]),
+        (&json!(true), &json!("olga"))
+    );
+    let cleared = v
+        .one("fact clear", &[&["drill"], &olga[..]].concat(), 11)
+        .await;
+    assert_eq!(cleared["changed"], false);
     v.one("policy rules", &olga, 0).await;
     let status = v.one("policy status", &olga, 0).await;
     let history = v.one("policy history", &olga, 0).await;

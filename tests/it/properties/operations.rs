@@ -99,6 +99,12 @@ pub enum Op {
     Unfreeze {
         scope: usize,
     },
+    /// Sets a fact to this value, for so many seconds where it is not the normal one.
+    Fact {
+        fact: usize,
+        value: bool,
+        seconds: u32,
+    },
     Revoke {
         token: usize,
     },
@@ -227,6 +233,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         3 => (0..2_usize).prop_map(|agent| Op::Resume { agent }),
         1 => (0..SCOPES.len()).prop_map(|scope| Op::Freeze { scope }),
         4 => (0..SCOPES.len()).prop_map(|scope| Op::Unfreeze { scope }),
+        6 => (0..FACTS.len(), any::<bool>(), 1..600_u32).prop_map(|(fact, value, seconds)| Op::Fact { fact, value, seconds }),
         1 => any_index().prop_map(|token| Op::Revoke { token }),
         3 => any_index().prop_map(|task| Op::KeepAlive { task }),
         3 => prop_oneof![Just(0), 0..8_usize].prop_map(|which| Op::Rules { which }),
@@ -248,6 +255,24 @@ pub const SCOPES: [&str; 5] = [
     "owner/maria",
     "action/account.disable",
 ];
+
+/// Facts of the bundle with their normal values: what `lockdown` disallows ends.
+pub const FACTS: [(&str, bool); 2] = [("lockdown", false), ("incident", false)];
+
+/// The bundle of these histories: an example with facts.
+pub fn environment() -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let facts = "[fact.lockdown]\ntitle = \"Nobody's account is touched\"\nsafe = true\nnormal = false\nmax = \"1h\"\nends = true\n\
+         [fact.incident]\ntitle = \"An incident is being handled\"\nsafe = false\nmax = \"1h\"\n";
+    let rules = "@id(\"lockdown\") forbid (principal, action == Action::\"account.disable\", resource) when { context.facts.lockdown };\n\
+         @id(\"isolating-is-short\") @max_ttl(\"1m\") forbid (principal, action == Action::\"host.isolate\", resource) \
+         unless { context.facts.incident || context.ttl <= duration(\"1m\") };\n";
+    let files = &mut env.policy;
+    files.insert("facts.toml".to_owned(), facts.to_owned());
+    files.insert("rules/90-facts.cedar".to_owned(), rules.to_owned());
+    files.remove("tests.toml");
+    env
+}
 
 pub const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
 

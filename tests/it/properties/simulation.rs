@@ -5,13 +5,13 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use dipylon::audit::Checkpoint;
 use dipylon::broker::KeyRevocation;
-use dipylon::broker::{RequestTokenInput, TokenReply, VoteInput};
+use dipylon::broker::{FactOrder, RequestTokenInput, TokenReply, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 
 use crate::properties::operations::{
-    AGENTS, CONFIRMERS, Op, POOL, PersonChange, PoolKey, RESPONDER, Registration, SCOPES, STEPS,
-    VOTERS, actions, with_people,
+    self, AGENTS, CONFIRMERS, FACTS, Op, POOL, PersonChange, PoolKey, RESPONDER, Registration,
+    SCOPES, STEPS, VOTERS, actions, with_people,
 };
 use crate::support::invariants;
 use crate::support::own_key::OwnKey;
@@ -40,7 +40,7 @@ type ArmedFault = Arc<Mutex<Option<(CrashPoint, u8)>>>;
 
 /// The same for all histories, so that a bundle is parsed once.
 static ENVIRONMENT: LazyLock<Arc<TestEnvironment>> =
-    LazyLock::new(|| Arc::new(TestEnvironment::new()));
+    LazyLock::new(|| Arc::new(operations::environment()));
 
 /// Each key of the pool, and its negative.
 static KEYS: LazyLock<Vec<[OwnKey; 2]>> = LazyLock::new(|| {
@@ -520,6 +520,37 @@ impl Simulation {
             }
             Op::Unfreeze { scope } => {
                 let _answer = b.unfreeze(SCOPES[*scope]).await;
+            }
+            Op::Fact {
+                fact,
+                value,
+                seconds,
+            } => {
+                let (name, normal) = FACTS[*fact];
+                let order = FactOrder {
+                    fact: FactName::parse(name).expect("fact"),
+                    value: *value,
+                    seconds: (*value != normal).then_some(*seconds),
+                    reason: None,
+                };
+                let call = b.person_call("dipylon.v1.GovernanceService/SetFact", "olga");
+                let set = b.broker.set_fact(&call, &order).await;
+                // What it disallows has ended, for good.
+                if set.is_ok() && name == "lockdown" && *value {
+                    let disabling = |jti: &&TokenId| {
+                        let grant = b.broker.show().grant(jti).expect("granted");
+                        grant.issued.action.action.as_str() == "account.disable"
+                    };
+                    let ended: Vec<TokenId> = self
+                        .ledger
+                        .tokens
+                        .iter()
+                        .map(|token| &token.1)
+                        .filter(disabling)
+                        .copied()
+                        .collect();
+                    self.ledger.ended_tokens.extend(ended);
+                }
             }
             Op::Revoke { token } => {
                 if let Some((_, jti, ..)) = pick(&self.ledger.tokens, *token)

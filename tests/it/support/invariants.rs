@@ -26,6 +26,7 @@ struct InvariantChecker {
     leases: BTreeMap<TaskId, Timestamp>,
     suspended: BTreeSet<AgentId>,
     frozen: BTreeSet<FreezeScope>,
+    facts: BTreeMap<FactName, FactSet>,
     requests: BTreeMap<AccessRequestId, AccessRequestOpened>,
     votes: BTreeMap<AccessRequestId, Vec<VoteCast>>,
     consumed: BTreeSet<AccessRequestId>,
@@ -143,8 +144,18 @@ impl InvariantChecker {
                     );
                     self.close_open_request(&id);
                 }
-                self.assert_agreed(f, entry);
+                let recovered = f.recovery.is_some();
+                self.assert_agreed(f.proposal, recovered, entry, |by, in_force| {
+                    let of = (f.by.as_ref(), by.bundle(), &by.replaces);
+                    let proposed = (Some(&by.person), Some((&f.version, &f.returning)), in_force);
+                    assert_eq!(of, proposed, "another proposal");
+                });
                 self.keys.bundle(entry.index, f, &bundle);
+                self.facts.retain(|name, set| {
+                    bundle.fact(name).is_some_and(|declared| {
+                        set.value == declared.safe || set.declared == declared.digest()
+                    })
+                });
                 self.policy = Some((f.version, bundle));
                 if f.recovery.is_some() {
                     self.operators_ever.clear();
@@ -262,6 +273,7 @@ impl InvariantChecker {
             Event::Unfrozen(f) => {
                 self.frozen.remove(&f.scope);
             }
+            Event::FactSet(f) => self.fact_set(f, entry),
             Event::TaskOpened(f) => {
                 let owner = &self.bundle().agent(&f.agent).expect("registered").owner;
                 for scope in [
@@ -405,23 +417,28 @@ impl InvariantChecker {
     }
 
     /// Law 14: as many others as the bundle before it asks for, each with a hand and a key of their own, agreed to exactly this bundle.
-    fn assert_agreed(&self, f: &PolicyApplied, entry: &Entry) {
+    fn assert_agreed(
+        &self,
+        proposal: Option<AccessRequestId>,
+        recovered: bool,
+        entry: &Entry,
+        assert_of: impl Fn(&PersonRequester, &Digest),
+    ) {
         let Some((version, before)) = &self.policy else {
             return;
         };
         let asked = before.change_profile().filter(|profile| {
             let is_first = profile.role == Role::Operator && self.operators_ever.len() < 2;
-            f.recovery.is_none() && !is_first
+            !recovered && !is_first
         });
         let Some(profile) = asked else {
-            assert_eq!(f.proposal, None, "nobody was asked");
+            assert_eq!(proposal, None, "nobody was asked");
             return;
         };
-        let id = f.proposal.expect("a change to which others agree");
+        let id = proposal.expect("a change to which others agree");
         let request = &self.requests[&id];
         let by = request.by_person().expect("a proposal");
-        let of = (Some(&by.person), &by.bundle, &by.replaces);
-        assert_eq!(of, (f.by.as_ref(), &f.version, version), "another proposal");
+        assert_of(by, version);
         assert!(entry.at < request.expires_at, "a late change");
         let (mut hands, mut keys) = (BTreeSet::new(), BTreeSet::new());
         for vote in self.votes.get(&id).into_iter().flatten() {
@@ -451,6 +468,66 @@ impl InvariantChecker {
             hands.len().min(keys.len()) >= quorum,
             "a change by fewer hands than the bundle before it asks for"
         );
+    }
+
+    /// A fact is set within what the bundle declares; to another value than its safe one as the bundle is changed.
+    fn fact_set(&mut self, f: &FactSet, entry: &Entry) {
+        let bundle = self.bundle();
+        let declared = bundle.fact(&f.fact).expect("declared");
+        assert_eq!(f.declared, declared.digest(), "declared otherwise");
+        match f.until {
+            Some(until) => assert!(
+                f.value != declared.normal
+                    && until > entry.at
+                    && until.since(entry.at) <= i64::from(declared.max_s) * 1000,
+                "a fact set for longer than the bundle allows"
+            ),
+            None => assert_eq!(f.value, declared.normal, "a fact set without an end"),
+        }
+        if let Some(id) = f.proposal {
+            assert!(self.consumed.insert(id), "a proposal set a fact twice");
+            assert!(!self.closed.contains(&id), "a closed proposal set a fact");
+            self.close_open_request(&id);
+        }
+        if f.value != declared.safe {
+            self.assert_agreed(f.proposal, false, entry, |by, in_force| {
+                assert_eq!((&by.person, &by.replaces), (&f.by, in_force), "another proposal");
+                let is_of = matches!(&by.proposed, Proposed::Fact { fact, value, .. } if *fact == f.fact && *value == f.value);
+                assert!(is_of, "another fact than the proposed one");
+            });
+        }
+        // What others agreed to was for the fact as it was.
+        let of_fact = |id: &AccessRequestId| {
+            let by = self.requests[id].by_person();
+            by.is_some_and(|by| by.proposed.fact() == Some(&f.fact))
+        };
+        let open = self.open_requests.values().copied();
+        let void: Vec<AccessRequestId> = open.filter(of_fact).collect();
+        for id in void {
+            self.closed.insert(id);
+            self.close_open_request(&id);
+        }
+        let stands = self.facts.get(&f.fact).filter(|set| {
+            set.value == declared.safe && set.until.is_some_and(|until| entry.at < until)
+        });
+        if let Some(stands) = stands.filter(|_| f.value == declared.safe) {
+            assert!(
+                f.until >= stands.until,
+                "one hand ended a safe value earlier"
+            );
+        }
+        self.facts.insert(f.fact.clone(), f.clone());
+    }
+
+    /// The value of a fact at an entry.
+    fn fact(&self, name: &FactName, at: Timestamp) -> bool {
+        let bundle = self.bundle();
+        let declared = bundle.fact(name).expect("declared");
+        let set = self.facts.get(name).filter(|set| {
+            let stands = set.until.is_some_and(|until| at < until);
+            stands && (set.value == declared.safe || set.declared == declared.digest())
+        });
+        set.map_or(declared.normal, |set| set.value)
     }
 
     fn note_operators(&mut self) {
@@ -648,6 +725,10 @@ impl InvariantChecker {
             version, f.decision.policy,
             "INV-1: decided by a bundle that is not in force"
         );
+        for (name, value) in &f.decision.input.facts {
+            let now = self.fact(name, entry.at);
+            assert_eq!(*value, now, "INV-28: a mint on another value of {name}");
+        }
         let agent = bundle.agent(&f.agent).expect("registered");
         for scope in [
             FreezeScope::All,
@@ -826,7 +907,7 @@ impl InvariantChecker {
 
 /// Whether a vote by a registered key may count under a profile on an action: by the risk that the catalogue declares today.
 fn takes_keys(bundle: &PolicyBundle, profile: &StepUpProfile, action: &ActionName) -> bool {
-    if action.as_str() == POLICY_APPLY {
+    if action.as_str().starts_with(POLICY_NAMESPACE) {
         return profile.method == VoteMethod::Key;
     }
     let risk = bundle.action(action).and_then(|known| known.risk);

@@ -188,6 +188,50 @@ responses! {
         position: u64 = position,
     }
 
+    /// What an order of a fact came to.
+    FactReport from SetFactResponse {
+        /// `false`: the fact had this value before, or a proposal waits.
+        changed: bool = changed,
+        /// When the fact is its normal value again; absent for that, and while a proposal waits.
+        until: Option<Timestamp> = until,
+        /// The proposal that waits for others to agree; empty when the fact has the value.
+        access_request_id: String = access_request_id,
+        /// When the proposal expires.
+        expires_at: Option<Timestamp> = expires_at,
+    }
+
+    /// A named fact of the policy bundle in force.
+    FactInfo from Fact {
+        /// Its name: rules read `context.facts.NAME`.
+        name: String = name,
+        /// What it says when it is true.
+        title: String = title,
+        /// Its value now.
+        value: bool = value,
+        /// The value that one operator alone may set.
+        safe: bool = safe,
+        /// Its value while no other one is set.
+        normal: bool = normal,
+        /// The longest time that another value than the normal one may stand, in seconds.
+        max: Option<i64> = max,
+        /// Whether tokens end that the rules would not issue with its present value.
+        ends: bool = ends,
+        /// The rules that read it, by id.
+        rules: Vec<String> = rules,
+        /// Since when it has another value than its normal one.
+        since: Option<Timestamp> = since,
+        /// Until when.
+        until: Option<Timestamp> = until,
+        /// The operator who set it, by opaque id; empty while it has its normal value.
+        by: String = by,
+        /// That operator's reason; empty without one, and for a proposal.
+        reason: String = reason,
+        /// The approved proposal by which it was set; empty without one.
+        approved_by: String = approved_by,
+        /// Proposals to set it that wait.
+        proposals: Vec<String> = proposals,
+    }
+
     /// A task in a list.
     TaskInfo from TaskSummary {
         /// Its id.
@@ -272,6 +316,8 @@ responses! {
         local: Vec<String> = local,
         /// The agent that would execute what an advisory agent recommends; empty for any other request.
         executor: String = executor,
+        /// The named facts that rules in scope read, such as `change_freeze: true`.
+        facts: Vec<String> = facts,
     }
 
     /// An agent or a target as rules see it, in Cedar's notation.

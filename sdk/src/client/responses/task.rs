@@ -77,7 +77,7 @@ responses! {
 
     /// One limit on the lifetime of a token.
     TtlLimitInfo from TtlLimit {
-        /// What sets it: `cap`, `task`, `evidence`, `rules`, `narrowing` or `approval`.
+        /// What sets it: `cap`, `task`, `evidence`, `rules`, `fact`, `recommendation`, `narrowing` or `approval`.
         by: String = by,
         /// The limit, in seconds.
         ttl: Option<i64> = ttl,

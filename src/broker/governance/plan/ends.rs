@@ -160,9 +160,10 @@ impl PlanJob {
     /// Whether a proposal is the one that the plan is of.
     fn is_of(&self, by: &PersonRequester, candidate: &PolicyBundle) -> bool {
         match &self.asked_by {
-            AskedBy::Card(proposal) => by == proposal,
+            AskedBy::Card(proposal) => *by == **proposal,
             AskedBy::Operator(operator) => {
-                by.person == *operator && by.bundle == candidate.version()
+                let bundle = by.bundle().map(|(bundle, _)| *bundle);
+                by.person == *operator && bundle == Some(candidate.version())
             }
         }
     }
