@@ -223,6 +223,7 @@ pub fn decide<'r>(
     if let Some(until) = named.until {
         not_after = not_after.min(until);
     }
+    let mut are_of_now = true;
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
     if let Some(request) = waiting {
@@ -234,13 +235,23 @@ pub fn decide<'r>(
             }
             Some(request) => hand_over::assess(request, voter_context, now)?,
         };
-        if let Assessment::Changed(mut decision) = assessment {
-            decision.id = id;
-            let id = request.opened.access_request;
-            return Ok(GateDecision::Reassessed(id, decision));
+        match assessment {
+            Assessment::Changed(mut decision) => {
+                decision.id = id;
+                let id = request.opened.access_request;
+                return Ok(GateDecision::Reassessed(id, decision));
+            }
+            // INVARIANT (a yes rests on the facts that it was given under): what the rules deny under other facts has no votes, also
+            // where this call asks for less.
+            Assessment::Denied => {
+                let recorded = request.decision.as_ref();
+                are_of_now = recorded.is_none_or(|r| r.input.facts == named.values);
+            }
+            Assessment::Same => {}
         }
     }
     let tally = waiting
+        .filter(|_| are_of_now)
         .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
     // The fewest of the catalogue's uses today, those shown to voters, and those they agreed to: no vote allows more than it
@@ -277,13 +288,6 @@ pub fn decide<'r>(
                 "evidence"
             },
         ));
-    }
-    // INVARIANT (what a fact ends is over with its time): no token outlives the value that it was issued under.
-    if let Some(ends_at) = named.ends_at {
-        ttl.limit("fact", ends_at.since(now).div_euclid(1000));
-        if ttl.0.granted <= 0 {
-            return Err(ApproveError::NoTime("fact"));
-        }
     }
     // INVARIANT (a hand-over rests on both agents): an executor gets no token for what the rules deny the agent that recommends, at this moment.
     let mut denied_to_recommender = None;
@@ -478,6 +482,16 @@ pub fn decide<'r>(
                     wait: 0,
                     not_after,
                 })));
+            }
+            // INVARIANT (what a fact ends is over with its time): no token outlives the value that it was issued under. People are asked
+            // without it: another value may stand once they agree.
+            if let Some(ends_at) = named.ends_at {
+                ttl.limit("fact", ends_at.since(now).div_euclid(1000));
+                if ttl.0.granted <= 0 {
+                    return Err(ApproveError::NoTime("fact"));
+                }
+                decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
+                decision.ttl = ttl.0.clone();
             }
             let approval = waiting
                 .filter(|_| !tally.satisfied.is_empty())

@@ -171,7 +171,12 @@ fn ask_again(
 fn values_since(read: &Read, grant: &Grant, bundle: &PolicyBundle) -> Vec<FactValues> {
     let recorded = &grant.issued.decision.input.facts;
     let mut all = vec![recorded.clone()];
-    for (name, value) in read.changed_facts(bundle, recorded, grant.index) {
+    let mut changed = read.changed_facts(bundle, recorded, grant.index);
+    if bundle.version() == grant.issued.decision.policy {
+        // Others are read by no rule in scope.
+        changed.retain(|name, _| recorded.contains_key(name));
+    }
+    for (name, value) in changed {
         let changed = all.clone().into_iter().map(|mut facts| {
             facts.insert(name.clone(), value);
             facts
@@ -181,7 +186,7 @@ fn values_since(read: &Read, grant: &Grant, bundle: &PolicyBundle) -> Vec<FactVa
     all
 }
 
-/// Whether the rules do not deny an executed action to the agent that recommended it, asked with what is on record of both.
+/// Whether the rules allow an executed action to the agent that recommended it, too, for as long as the token was issued.
 fn is_allowed_to_recommender(
     recommender: &RegisteredAgent,
     request: &AccessRequest,
@@ -196,15 +201,20 @@ fn is_allowed_to_recommender(
     let input = &recorded.input;
     let ages = input.evidence_ages();
     let kind = input.evidence_kind;
-    let operates = bundle.may_operate(recommender, kind, ages, &input.binding, input.now);
+    // As at the hand-over, when the executor's token was issued.
+    let now = executed.now;
+    let operates = bundle.may_operate(recommender, kind, ages, &input.binding, now);
     let answer = bundle.authorize(&AuthzRequest {
         ttl_ms: executed.ttl_ms,
+        task_age_ms: input.task_age_ms.saturating_add(now.since(input.now)),
+        now,
         facts,
         executor: None,
         ..AuthzRequest::recorded(input, recommender, action, approvals)
     });
-    matches!(operates, OperateDecision::Allowed { .. })
-        && !matches!(answer, AuthzDecision::Denied { .. })
+    let is_allowed =
+        matches!(answer, AuthzDecision::Allowed { ttl_ms, .. } if ttl_ms >= executed.ttl_ms);
+    matches!(operates, OperateDecision::Allowed { .. }) && is_allowed
 }
 
 /// Whether enough people approved under this very definition of a profile, each as the action's risk accepts it today.

@@ -361,7 +361,11 @@ impl Read {
             let value = recorded.get(&declared.name).copied();
             let other = !value.unwrap_or(declared.normal);
             let history = self.state.fact_histories.get(&declared.name);
-            if history.is_some_and(|history| history.had(other, issued_at)) {
+            // A bundle that declares it otherwise takes a value back, or has another normal one.
+            let setting = self.state.facts.get(&declared.name);
+            let is_kept = setting.is_some_and(|setting| setting.is_of(declared));
+            let becomes_normal = !is_kept && declared.normal == other;
+            if becomes_normal || history.is_some_and(|history| history.had(other, issued_at)) {
                 changed.insert(declared.name.clone(), other);
             }
         }

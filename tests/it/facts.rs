@@ -289,15 +289,25 @@ async fn what_a_fact_ended_stays_ended_through_a_crash() {
     drop(whole);
 }
 
-/// What the rules deny the agent that recommends ends the executor's token, by a fact and by a bundle.
+/// What the rules deny the agent that recommends, or ask more people for, ends the executor's token, too.
 #[tokio::test]
 async fn a_fact_about_the_recommender_ends_what_was_executed() {
-    let about_the_assistant = "@id(\"lockdown\") forbid (principal == Agent::\"assistant\", action == Action::\"account.disable\", resource) \
-         when { context.facts.lockdown };";
+    let scope = "forbid (principal == Agent::\"assistant\", action == Action::\"account.disable\", resource) when { context.facts.lockdown }";
+    let denied = format!("@id(\"lockdown\") {scope};");
+    let asked = format!(
+        "@id(\"lockdown\") @step_up(\"two-security\") {scope} unless {{ context.approvals.contains(StepUp::\"two-security\") }};"
+    );
+    for rule in [denied, asked] {
+        executed_until_a_fact(&rule).await;
+    }
+}
+
+async fn executed_until_a_fact(rule: &str) {
     let mut env = environment();
     let rules = RULES.split_once("@id(\"sessions").expect("rules").1;
-    let rules = format!("{about_the_assistant}\n@id(\"sessions{rules}");
+    let rules = format!("{rule}\n@id(\"sessions{rules}");
     env.policy.insert("rules/90-facts.cedar".to_owned(), rules);
+    silence(&mut env.policy, "quorum-unreachable", "two-security");
     let b = start(env).await;
     let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
     let (advises, executes) = (b.open_task(&assistant).await, b.open_task(&responder).await);
@@ -614,6 +624,52 @@ async fn a_request_that_a_fact_denies_ends() {
     assert_eq!(reason, Some("for a test"));
     seconds(&b, 60);
     assert_ne!(ask().await.pending().access_request, id);
+    b.check_invariants();
+}
+
+/// A yes under one value does not count for less under another, and the limit of a fact's time is the token's, not the question's.
+#[tokio::test]
+async fn a_shorter_request_gets_no_yes_of_before() {
+    let mut env = environment();
+    let short = "@id(\"short-out-of-incidents\") forbid (principal == Agent::\"triage\", action == Action::\"account.disable\", resource) \
+         unless { context.facts.incident || context.ttl <= duration(\"90s\") };\n\
+         @id(\"in-the-shift\") forbid (principal == Agent::\"triage\", action == Action::\"session.end\", resource) unless { context.facts.shift };";
+    env.policy
+        .insert("rules/91-facts.cedar".to_owned(), short.to_owned());
+    let b = start(env).await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    set(&b, "incident", true, Some(60)).await;
+    let ask = async |ttl| {
+        b.request_token(&triage, task, &disable("ann"), ttl, "t")
+            .await
+    };
+    let id = ask(240).await.pending().access_request;
+    b.approve("lee", id, "one-security").await;
+    // The incident is over before the agent comes back, for less: people agreed to something else.
+    seconds(&b, 60);
+    ask(60).await.pending();
+    let issued = b.broker.show().grants_of_task(&task);
+    assert!(issued.is_empty());
+    b.broker.maintenance_tick().await.expect("tick");
+    seconds(&b, 2);
+    b.broker.maintenance_tick().await.expect("tick");
+    assert_eq!(status(&b, id), AccessRequestStatus::Ended);
+
+    // A token ends with its fact's time; the question to people does not.
+    set(&b, "shift", true, Some(30)).await;
+    let end = async || {
+        b.request_token(&triage, task, &end_session(), 240, "e")
+            .await
+    };
+    let id = end().await.pending().access_request;
+    let card = b.broker.card(&b.person_call(CARD, "lee"), &id);
+    assert_eq!(card.expect("a card").max_ttl, Some(240));
+    set(&b, "shift", true, Some(600)).await;
+    b.approve("lee", id, "two-security").await;
+    b.approve("maria", id, "two-security").await;
+    let token = end().await.token();
+    assert_eq!(token.issued.exp, b.now().plus_secs(240).secs());
     b.check_invariants();
 }
 

@@ -281,7 +281,11 @@ impl Broker {
                 .fact_setting(fact)
                 .and_then(|setting| setting.set.until);
             let standing = standing.filter(|until| now < *until);
-            let limit = standing.map_or(agreed, |until| until.min(agreed));
+            let own = seconds.map(|seconds| now.plus_secs(seconds.into()));
+            let limit = [standing, own]
+                .into_iter()
+                .flatten()
+                .fold(agreed, Timestamp::min);
             let draft = Draft::one(Event::FactSet(set)).not_after(limit);
             Ok(Step::Append(draft, Agreed::Set(fact.clone())))
         });
@@ -333,7 +337,9 @@ impl Broker {
         let ids = waiting
             .filter(|request| is_of(request))
             .map(|request| request.opened.access_request);
+        // As many as one entry may rest on; the same order again ends the others.
         ids.filter(|id| read.access_request(id).is_some_and(|r| r.is_pending(now)))
+            .take(CLOSED_MAX)
             .collect()
     }
 
@@ -424,6 +430,8 @@ fn first_of(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
+/// Most proposals that one order ends beside a setting.
+const CLOSED_MAX: usize = 12;
 /// How long a call waits for the ends that its fact brings; they go on without it.
 const ENDING_TIME: Duration = Duration::from_secs(2);
 /// Most rules that a list names for a fact: eight facts fit into a message.

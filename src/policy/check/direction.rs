@@ -80,10 +80,31 @@ impl Variable<'_> {
         matches!(value_source(expression), Some(ValueSource::Context(path)) if path == self.path())
     }
 
+    /// Whether an expression reads it as part of a whole: all facts, or the whole context.
+    fn is_in_whole(self, expression: &Value) -> bool {
+        let is_of_facts = match value_source(expression) {
+            Some(ValueSource::Context(path)) => path == [FACTS_MEMBER],
+            Some(_) => false,
+            None => single(expression).is_some_and(|(operator, operands)| {
+                operator == "Var" && operands.as_str() == Some("context")
+            }),
+        };
+        matches!(self, Self::Fact(_)) && is_of_facts
+    }
+
     /// Whether an expression reads it.
     fn is_in(self, expression: &Value) -> bool {
-        self.is(expression)
-            || match expression {
+        if self.is(expression) || self.is_in_whole(expression) {
+            return true;
+        }
+        // What is another variable, or asks only whether there is one, does not.
+        let asks_presence = single(expression).is_some_and(|(operator, operands)| {
+            let of = operands.get("left").unwrap_or(&Value::Null);
+            operator == "has" && (value_source(of).is_some() || self.is_in_whole(of))
+        });
+        let is_other = value_source(expression).is_some() || asks_presence;
+        !(is_other && matches!(self, Self::Fact(_)))
+            && match expression {
                 Value::Array(items) => items.iter().any(|item| self.is_in(item)),
                 Value::Object(members) => members.values().any(|part| self.is_in(part)),
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,

@@ -140,6 +140,12 @@ fn the_check_tries_both_values_and_knows_the_safe_one() {
             "when { if context.facts.on_call then false else context.facts.drill }",
             vec![],
         ),
+        ("when { context has facts && context.facts.drill }", vec![]),
+        (
+            "unless { context.facts == {drill: true, on_call: false} }",
+            vec!["safe-allows"],
+        ),
+        ("unless { {f: context.facts}.f.drill }", vec!["safe-allows"]),
         ("unless { context.facts.drill }", vec!["safe-allows"]),
         ("when { context.facts.on_call }", vec!["safe-allows"]),
         (

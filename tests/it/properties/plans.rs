@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dipylon::broker::PlanState;
+use dipylon::broker::{FactOrder, PlanState};
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -33,6 +33,8 @@ enum Op {
     },
     Complete(usize),
     Advance(u32),
+    /// Sets the fact, for some minutes, or back.
+    Fact(bool),
     Change(usize),
 }
 
@@ -43,6 +45,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..4_usize, 0..3_usize, 0..2_usize).prop_map(|(request, voter, profile)| Op::Vote { request, voter, profile }),
         1 => (0..8_usize).prop_map(Op::Complete),
         2 => (0..240_000_u32).prop_map(Op::Advance),
+        3 => any::<bool>().prop_map(Op::Fact),
         4 => (0..CHANGES).prop_map(Op::Change),
     ]
 }
@@ -54,7 +57,7 @@ fn actions() -> [Action; 5] {
     [read_case(), note, disable("ann"), disable("bob"), host]
 }
 
-const CHANGES: usize = 10;
+const CHANGES: usize = 12;
 
 /// The bundle in force with one more change, or one less.
 fn changed(files: &Files, change: usize) -> Files {
@@ -89,6 +92,9 @@ fn changed(files: &Files, change: usize) -> Files {
             "name = \"Maria Moreau\"\ngroups = []",
         ),
         8 => swap("agents.toml", "\"account.disable\"", "\"case.note\""),
+        // The fact is declared otherwise: a value that is not safe is taken back. Or it ends no tokens.
+        9 => swap(FACTS, "A watch is kept", "Somebody watches"),
+        10 => swap(FACTS, "ends = true", "ends = false"),
         _ => swap(
             "agents.toml",
             "id = \"triage\"\n",
@@ -97,6 +103,15 @@ fn changed(files: &Files, change: usize) -> Files {
     }
     files
 }
+
+const FACTS: &str = "facts.toml";
+const WATCH: &str =
+    "[fact.watch]\ntitle = \"A watch is kept\"\nsafe = false\nmax = \"1h\"\nends = true\n";
+/// Notes live shortly while nobody watches, and cases are read by the reporter only then.
+const WATCHED: &str = "@id(\"notes-are-short\") @max_ttl(\"2m\") forbid (principal, action == Action::\"case.note\", resource) \
+    unless { context.facts.watch || context.ttl <= duration(\"2m\") };\n\
+    @id(\"reads-are-watched\") forbid (principal == Agent::\"reporter\", action == Action::\"case.read\", resource) \
+    unless { context.facts.watch };\n";
 
 const READING_ASKS: &str = "\n@id(\"reading-asks\")\n@step_up(\"one-security\")\n\
     forbid (principal, action == Action::\"case.read\", resource)\n\
@@ -199,6 +214,10 @@ async fn history(ops: Vec<Op>) {
     let mut env = TestEnvironment::new();
     let guards = env.policy.get_mut(GUARDS).expect("rules");
     guards.push_str("\n// end\n// of cases\n// of work\n");
+    env.policy.insert(FACTS.to_owned(), WATCH.to_owned());
+    env.policy
+        .insert("rules/90-facts.cedar".to_owned(), WATCHED.to_owned());
+    env.policy.remove("tests.toml");
     let b = TestBroker::start_with(env, dipylon::journal::FaultInjection::default()).await;
     let mut in_force = b.env.policy.clone();
     let mut tasks = Vec::new();
@@ -208,8 +227,16 @@ async fn history(ops: Vec<Op>) {
         action: 0,
         minutes: 10,
     };
-    let first = [Op::Open(0), read.clone()];
-    let last = [Op::Open(0), read, Op::Change(0), Op::Change(9)];
+    let first = [
+        Op::Open(0),
+        read.clone(),
+        // A token under a value that a change takes back.
+        Op::Open(1),
+        Op::Fact(true),
+        read.clone(),
+        Op::Change(9),
+    ];
+    let last = [Op::Open(0), read, Op::Change(0), Op::Change(11)];
     for (n, op) in first.into_iter().chain(ops).chain(last).enumerate() {
         let key = format!("op-{n}");
         match op {
@@ -251,6 +278,16 @@ async fn history(ops: Vec<Op>) {
             Op::Advance(ms) => {
                 b.manual_clock.advance_millis(ms);
                 b.broker.maintenance_tick().await.expect("upkeep");
+            }
+            Op::Fact(value) => {
+                let order = FactOrder {
+                    fact: FactName::parse("watch").expect("fact"),
+                    value,
+                    seconds: value.then_some(1_200),
+                    reason: None,
+                };
+                let call = b.person_call("dipylon.v1.GovernanceService/SetFact", "olga");
+                b.broker.set_fact(&call, &order).await.expect("set");
             }
             Op::Change(of) => {
                 if let Some(files) = change(&b, changed(&in_force, of)).await {
