@@ -78,7 +78,7 @@ fn agent_facts(agent: &RegisteredAgent) -> AgentFacts {
     }
 }
 
-/// The words of the broker's own actions. Their risk is high whatever the bundle says: they change what rules allow.
+/// The words of the broker's own actions. Their risk is always high: they change what rules allow.
 fn proposal_facts(by: &PersonRequester) -> ActionFacts {
     let titles = |titles: &[(&str, &str)]| -> BTreeMap<String, String> {
         let titles = titles.iter();

@@ -222,7 +222,7 @@ pub fn reassess(
     let facts = facts_of(request, context, now).values;
     let opened_at = task.opened.opened_at;
     let changed = match assess_now(request, &agent, bundle, opened_at, None, (&facts, now)) {
-        // A denial by time alone may pass; a token is not issued meanwhile. What a fact denies ends: nobody is asked for it.
+        // A denial by time alone may pass; a token is not issued meanwhile. A request that a fact denies ends: the fact may stand for long.
         Assessment::Denied => {
             let then = AskedInput {
                 facts: &facts,

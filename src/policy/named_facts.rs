@@ -134,7 +134,7 @@ impl DeclaredFacts {
         self.iter().map(value).collect()
     }
 
-    /// What people are told of each fact.
+    /// The declaration of each fact, as texts for the sentences about a changed bundle.
     pub(super) fn things(&self) -> Things {
         let texts = |fact: &DeclaredFact| {
             let texts = BTreeMap::from([

@@ -348,7 +348,7 @@ impl Read {
     }
 
     /// The facts that end tokens, as a bundle declares them, and that an entry since the one at this index gave another value than a token
-    /// was issued under: each with that value. What an entry disallowed stays so, whatever the fact is later.
+    /// was issued under: each with that value. A later value brings back no token that an entry disallowed.
     pub fn changed_facts(
         &self,
         bundle: &PolicyBundle,

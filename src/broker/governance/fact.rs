@@ -64,7 +64,7 @@ impl Broker {
     /// Sets a named fact, or proposes to. A crash before the append leaves it as it was; after it, as ordered: tokens that it ends are
     /// refused from the entry on, and ended by entries soon, by this call, by maintenance or after the next start.
     ///
-    /// It waits for no sweep: what an entry disallowed stays so, whatever the fact is set to meanwhile.
+    /// It waits for no sweep: a later setting of the fact brings back no token that an entry disallowed.
     pub async fn set_fact(
         self: &Arc<Self>,
         call: &CallContext,

@@ -364,7 +364,7 @@ impl Broker {
         .unwrap_or_default()
     }
 
-    /// What everyone who signs in is told: facts that have another value than normally, and profiles that too few people can satisfy.
+    /// Notices for everyone who signs in: facts that have another value than normally, and profiles that too few people can satisfy.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = self.fact_notices(self.now());
         notices.extend(self.lapsed_quorums());

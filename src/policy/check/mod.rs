@@ -111,7 +111,7 @@ fn unconstrained(bundle: &PolicyBundle, report: &mut Report<'_>) {
     }
 }
 
-/// Facts that decide nothing, whatever people set.
+/// Facts that no rule reads, so that neither value decides anything.
 fn unread_facts(bundle: &PolicyBundle, files: &BundleFiles, report: &mut Report<'_>) {
     let text = files.text(FACTS).unwrap_or_default();
     let unread = bundle.facts().map(|fact| &fact.name);
