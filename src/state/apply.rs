@@ -8,9 +8,8 @@ use super::key_registry::KeyHolder;
 use super::people::{PersonChangeKind, RecoveryRecord, person_changes, person_gains};
 use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
-    AccessRequest, Deadline, Ended, FactSetting, FreezeMarker, FreezeOrder, Grant,
-    IdempotencyOutcome, Lease, Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys,
-    VoteRecord,
+    AccessRequest, Deadline, Ended, FreezeMarker, FreezeOrder, Grant, IdempotencyOutcome, Lease,
+    Selector, State, StoredStatus, TaskRecord, TokenUse, TrustedKeys, VoteRecord,
 };
 use crate::jose::AuthenticatorKey;
 use crate::journal::Committed;
@@ -138,27 +137,7 @@ impl State {
                     by.person == f.person && !self.living_keys(&f.person).contains(&by.key)
                 });
             }
-            Event::FactSet(f) => {
-                let reason = f.reason.and_then(|hash| committed.blob(&hash));
-                let setting = FactSetting {
-                    set: f.clone(),
-                    reason: reason.and_then(|text| UntrustedText::from_blob(text)),
-                    index: entry.index,
-                    at: entry.at,
-                };
-                let before = self.facts.get(&f.fact).and_then(|before| before.set.until);
-                self.note_fact(&f.fact, f.value, entry.index);
-                if f.until.is_some() && f.until < before {
-                    // What was issued until then meets the normal value earlier.
-                    self.note_fact(&f.fact, !f.value, entry.index);
-                }
-                self.facts.insert(f.fact.clone(), setting);
-                if let Some(id) = f.proposal {
-                    self.apply_access_event(id, AccessEvent::Applied, entry);
-                }
-                // What others agreed to was for the fact as it was.
-                self.close_proposals(entry, |by| by.proposed.fact() == Some(&f.fact));
-            }
+            Event::FactSet(f) => self.apply_fact_set(f, committed),
             Event::TokenIssued(f) => self.apply_token_issued(f, committed),
             Event::TokenReissued(f) => self.grants.update(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
@@ -244,17 +223,7 @@ impl State {
         if let Some(id) = f.proposal {
             self.apply_access_event(id, AccessEvent::Applied, entry);
         }
-        // INVARIANT (what a bundle takes back is gone): no later bundle brings a value back.
-        for (name, setting) in self.facts.all() {
-            let declared = bundle.fact(&name);
-            if !declared.is_some_and(|declared| setting.is_of(declared)) {
-                self.facts.remove(&name);
-            }
-        }
-        for declared in bundle.facts() {
-            let (value, _) = self.fact_value(declared, entry.at);
-            self.note_fact(&declared.name, value, entry.index);
-        }
+        self.apply_declared_facts(bundle, entry);
         // A proposal is for the bundle that it would replace.
         self.close_proposals(entry, |_| true);
         if f.recovery.is_some() {
@@ -264,16 +233,12 @@ impl State {
         self.note_operators(bundle);
     }
 
-    /// Remembers that the entry at this index gives a fact this value.
-    fn note_fact(&self, name: &FactName, value: bool, index: u64) {
-        self.fact_histories
-            .update_or_default(name.clone(), |history| {
-                *history = history.with(value, index)
-            });
-    }
-
     /// Closes pending proposals: the policy bundle or the key that they rest on is not what it was.
-    fn close_proposals(&self, entry: &Entry, is_void: impl Fn(&PersonRequester) -> bool) {
+    pub(super) fn close_proposals(
+        &self,
+        entry: &Entry,
+        is_void: impl Fn(&PersonRequester) -> bool,
+    ) {
         let pending: Vec<AccessRequestId> = self
             .owner_pending
             .all()
@@ -623,7 +588,12 @@ impl State {
         }
     }
 
-    fn apply_access_event(&self, id: AccessRequestId, event: AccessEvent, entry: &Entry) {
+    pub(super) fn apply_access_event(
+        &self,
+        id: AccessRequestId,
+        event: AccessEvent,
+        entry: &Entry,
+    ) {
         self.requests.update(&id, |r| AccessRequest {
             // No entry that makes an illegal transition gets here.
             status: r.status.after(event).unwrap_or(r.status),

@@ -18,6 +18,7 @@ mod hand_over;
 mod inbox_changes;
 mod intern;
 mod key_registry;
+mod named_facts;
 mod parsed;
 mod people;
 mod read;
@@ -41,15 +42,14 @@ use crate::jose::PublicKey;
 use crate::journal::{Committed, Fold, IllegalEntry};
 use crate::model::*;
 use crate::policy::{
-    ActivePolicy, DeclaredFact, Person, PolicyBundle, RegisteredCaller, Role, StepUpProfile,
-    VoteMethod,
+    ActivePolicy, Person, PolicyBundle, RegisteredCaller, Role, StepUpProfile, VoteMethod,
 };
 
 pub use feed::{FeedEvent, Selector};
 pub use record_streams::DecisionInput;
 pub use records::{
-    AccessRequest, AccessRequestHistory, Ended, FactHistory, FactSetting, FreezeMarker,
-    FreezeOrder, FreezeStatus, Grant, Lease, StoredStatus, TaskRecord, TokenUse, VoteRecord,
+    AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeOrder, FreezeStatus, Grant,
+    Lease, StoredStatus, TaskRecord, TokenUse, VoteRecord,
 };
 
 pub use concurrent_map::ArcMap;
@@ -59,6 +59,7 @@ pub use entry_rules::OPEN_TASKS_MAX;
 pub use hand_over::HandOverFault;
 pub use inbox_changes::{InboxChange, InboxChangeKind};
 pub use key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyStanding, KeyUse};
+pub use named_facts::{FactHistory, FactSetting};
 use people::person_changes;
 pub use people::{
     PeopleRegistration, PersonChange, PersonChangeKind, PersonGain, RecoveryRecord,
@@ -250,15 +251,6 @@ impl State {
         };
         let people = bundle.people().filter(can_act);
         people.map(|person| person.id.clone()).collect()
-    }
-
-    /// The value of a fact at a moment, and when it is its normal one again.
-    fn fact_value(&self, fact: &DeclaredFact, now: Timestamp) -> (bool, Option<Timestamp>) {
-        let setting = self.facts.get(&fact.name);
-        let standing = setting.filter(|setting| setting.stands(fact, now));
-        standing.map_or((fact.normal, None), |setting| {
-            (setting.set.value, setting.set.until)
-        })
     }
 
     fn operators_ever(&self) -> MutexGuard<'_, BTreeSet<PersonId>> {

@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::policy::DeclaredFact;
 
 /// A task, as of the last entry applied.
 #[derive(Debug, Clone)]
@@ -55,68 +54,6 @@ pub struct FreezeMarker {
     pub by: PersonId,
     /// The operator's reason, unverified text; absent when none was given or retention dropped it.
     pub reason: Option<UntrustedText>,
-}
-
-/// The last setting of a named fact.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct FactSetting {
-    /// The entry's body.
-    pub set: FactSet,
-    /// The operator's reason, unverified text; absent when none was given or retention dropped it.
-    pub reason: Option<UntrustedText>,
-    /// Index of the entry.
-    pub index: u64,
-    /// The entry's time.
-    pub at: Timestamp,
-}
-
-impl FactSetting {
-    /// Whether the fact has the value that it was set to, and not its normal one: its time is not over.
-    pub fn stands(&self, declared: &DeclaredFact, now: Timestamp) -> bool {
-        let set = &self.set;
-        set.value != declared.normal
-            && set.until.is_some_and(|until| now < until)
-            && self.is_of(declared)
-    }
-
-    /// Whether a bundle that declares the fact so keeps the setting: the value is safe, or all is declared as it was.
-    pub fn is_of(&self, declared: &DeclaredFact) -> bool {
-        self.set.value == declared.safe || self.set.declared == declared.digest()
-    }
-}
-
-/// The values that a fact has had by entries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct FactHistory {
-    /// Index of the last entry by which it was false.
-    pub last_false: Option<u64>,
-    /// Index of the last entry by which it was true.
-    pub last_true: Option<u64>,
-}
-
-impl FactHistory {
-    /// The same with a value that the entry at this index gives it.
-    pub const fn with(self, value: bool, index: u64) -> Self {
-        match value {
-            true => Self {
-                last_true: Some(index),
-                ..self
-            },
-            false => Self {
-                last_false: Some(index),
-                ..self
-            },
-        }
-    }
-
-    /// Whether an entry after this index gave it this value.
-    pub fn had(self, value: bool, after: u64) -> bool {
-        let last = match value {
-            true => self.last_true,
-            false => self.last_false,
-        };
-        last.is_some_and(|index| index > after)
-    }
 }
 
 /// The end of a task or grant by an entry.
