@@ -40,7 +40,7 @@ async fn history() -> History {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     people.push_str("\n[changes]\nagree = \"one-security\"\n");
-    let facts = "[fact.lockdown]\ntitle = \"Cases stay unread\"\nsafe = true\nnormal = false\nmax = \"1h\"\n";
+    let facts = "[fact.lockdown]\ntitle = \"Cases stay unread\"\nsafe = true\nnormal = false\nmax = \"1h\"\nends = true\n";
     let rule = "@id(\"lockdown\") forbid (principal, action == Action::\"case.read\", resource) when { context.facts.lockdown };";
     env.policy.insert("facts.toml".to_owned(), facts.to_owned());
     env.policy
@@ -271,6 +271,16 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
             h.append(copy, Event::FactSet(set))
         },
         "does not declare the fact lockdown so",
+    ),
+    (
+        "a token that outlives the value of a fact",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.decision.input.facts.insert(lockdown(), true);
+            issued.exp = issued.iat + 700;
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "outlives the value of lockdown",
     ),
     (
         "a token that rests on a fact of before",
