@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle};
 use dipylon_sdk::model::{
-    Action, ActionName, AgentId, Audience, EvidenceAges, EvidenceKind, FactValues, Target,
-    Timestamp,
+    Action, ActionName, AgentId, Audience, CountValues, EvidenceAges, EvidenceKind, FactValues,
+    Target, Timestamp,
 };
 
 use super::Counts;
@@ -123,6 +123,7 @@ fn decisions(rules: usize, scopes: RuleScopes, counts: &Counts) -> Vec<u64> {
             now: Timestamp::from_secs(1_792_656_000),
             executor: None,
             facts: &FactValues::new(),
+            counts: &CountValues::new(),
         };
         let start = Instant::now();
         let decision = bundle.authorize(&request);

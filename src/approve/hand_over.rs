@@ -51,13 +51,18 @@ pub fn assess(
     let opened_at = recommended_in(request, context)?.opened.opened_at;
     let bundle = context.bundle;
     let facts = needs::facts_of(request, context, now).values;
+    let counts = needs::counts_of(request, &agent, context, now);
     Ok(needs::assess_now(
         request,
         &agent,
         bundle,
         opened_at,
         None,
-        (&facts, now),
+        needs::Moment {
+            facts: &facts,
+            counts: &counts,
+            now,
+        },
     ))
 }
 
@@ -78,7 +83,7 @@ fn recommended_in<'r>(
     task.ok_or(HandOverFault::TaskEnded)
 }
 
-/// What the rules allow the agent that recommends, at this moment and under these approvals: a hand-over rests on it as on what they allow
+/// What the rules allow the agent that recommends, at this moment and under these approvals, and the counts of it that they read: a hand-over rests on it as on what they allow
 /// the executor. Its evidence counts as on record.
 pub fn recommender_answer(
     request: &Recorded<'_, AccessRequest>,
@@ -86,7 +91,7 @@ pub fn recommender_answer(
     (ttl_ms, approvals): (i64, &BTreeSet<ProfileName>),
     context: VoterContext<'_>,
     now: Timestamp,
-) -> Result<AuthzDecision, HandOverFault> {
+) -> Result<(AuthzDecision, CountValues), HandOverFault> {
     let by = request
         .opened
         .by_agent()
@@ -97,12 +102,13 @@ pub fn recommender_answer(
     let recorded = request.decision.as_ref().map_or(&by.decision, |d| d);
     let input = &recorded.input;
     let facts = needs::facts_of(request, context, now).values;
+    let counts = needs::counts_of(request, &agent, context, now);
     let ages = input.evidence_ages();
     let operates = bundle.may_operate(&agent, input.evidence_kind, ages, &input.binding, now);
     if let OperateDecision::Denied { why, rules } = operates {
-        return Ok(AuthzDecision::Denied { why, rules });
+        return Ok((AuthzDecision::Denied { why, rules }, counts));
     }
-    Ok(bundle.authorize(&AuthzRequest {
+    let answer = bundle.authorize(&AuthzRequest {
         agent: &agent,
         action,
         ttl_ms,
@@ -115,7 +121,9 @@ pub fn recommender_answer(
         now,
         executor: None,
         facts: &facts,
-    }))
+        counts: &counts,
+    });
+    Ok((answer, counts))
 }
 
 /// The people who never approve a request for an action, also with the role approver: those who own the agent, or owned it, and those who

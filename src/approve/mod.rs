@@ -223,6 +223,15 @@ pub fn decide<'r>(
     if let Some(until) = named.until {
         not_after = not_after.min(until);
     }
+    // Of its own agent: an executor's are not asked for before it asks itself.
+    let counts = read.counts(
+        bundle,
+        verified.agent(),
+        (&terms.action.name, &terms.action.target),
+        own.map(|own| &**own),
+        now,
+    );
+    let mut recommender_counts = CountValues::new();
     let mut are_of_now = true;
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
@@ -230,7 +239,11 @@ pub fn decide<'r>(
         let assessment = match handed_over {
             None => {
                 let (agent, shown) = (verified.agent(), Some(verified.evidence_ages()));
-                let moment = (&named.values, now);
+                let moment = needs::Moment {
+                    facts: &named.values,
+                    counts: &counts,
+                    now,
+                };
                 needs::assess_now(request, agent, bundle, task.opened_at, shown, moment)
             }
             Some(request) => hand_over::assess(request, voter_context, now)?,
@@ -293,7 +306,10 @@ pub fn decide<'r>(
     let mut denied_to_recommender = None;
     if let Some(request) = handed_over {
         let asked = (ttl.0.granted.saturating_mul(1000), &tally.satisfied);
-        match hand_over::recommender_answer(request, &terms.action, asked, voter_context, now)? {
+        let (answer, counts) =
+            hand_over::recommender_answer(request, &terms.action, asked, voter_context, now)?;
+        recommender_counts = counts;
+        match answer {
             AuthzDecision::Denied { rules, .. } => denied_to_recommender = Some(rules),
             AuthzDecision::Allowed { ttl_ms, .. } | AuthzDecision::Needs { ttl_ms, .. } => {
                 ttl.limit("recommendation", ttl_ms.div_euclid(1000));
@@ -313,6 +329,7 @@ pub fn decide<'r>(
         now,
         executor: terms.executor.as_ref(),
         facts: &named.values,
+        counts: &counts,
     };
     let mut never = BTreeSet::from([verified.agent().owner.clone(), task.owner.clone()]);
     match waiting {
@@ -388,6 +405,8 @@ pub fn decide<'r>(
             now,
             executor: terms.executor.clone(),
             facts: named.values.clone(),
+            counts: counts.clone(),
+            recommender_counts: CountValues::new(),
         },
     };
     if let Some(request) = waiting {
@@ -493,6 +512,7 @@ pub fn decide<'r>(
                 decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
                 decision.ttl = ttl.0.clone();
             }
+            decision.input.recommender_counts = recommender_counts;
             let approval = waiting
                 .filter(|_| !tally.satisfied.is_empty())
                 .map(|request| ApprovalClaim {

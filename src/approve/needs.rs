@@ -28,6 +28,8 @@ struct AskedInput<'a> {
     now: Timestamp,
     /// The named facts that rules in scope read.
     facts: &'a FactValues,
+    /// The counts that rules in scope read.
+    counts: &'a CountValues,
 }
 
 impl<'a> AskedInput<'a> {
@@ -40,8 +42,20 @@ impl<'a> AskedInput<'a> {
             task_age_ms: input.task_age_ms,
             now: input.now,
             facts: &input.facts,
+            counts: &input.counts,
         }
     }
+}
+
+/// What changes by itself and by others while an access request waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// The named facts that rules in scope read.
+    pub facts: &'a FactValues,
+    /// The counts that rules in scope read.
+    pub counts: &'a CountValues,
+    /// The time.
+    pub now: Timestamp,
 }
 
 /// A waiting access request against the rules in force.
@@ -78,6 +92,7 @@ fn assess(
         now: input.now,
         executor: recorded.input.executor.as_ref(),
         facts: input.facts,
+        counts: input.counts,
     });
     let (profiles, rules) = match answer {
         AuthzDecision::Needs {
@@ -117,6 +132,8 @@ fn assess(
             now: input.now,
             executor: recorded.input.executor.clone(),
             facts: input.facts.clone(),
+            counts: input.counts.clone(),
+            recommender_counts: CountValues::new(),
         },
     }))
 }
@@ -130,7 +147,7 @@ pub fn assess_now(
     bundle: &PolicyBundle,
     task_opened_at: Timestamp,
     shown: Option<EvidenceAges>,
-    (facts, now): (&FactValues, Timestamp),
+    Moment { facts, counts, now }: Moment<'_>,
 ) -> Assessment {
     let Some(recorded) = &request.decision else {
         return Assessment::Same;
@@ -142,6 +159,7 @@ pub fn assess_now(
         task_age_ms: now.since(task_opened_at).max(0),
         now,
         facts,
+        counts,
         ..recorded
     };
     assess(request, agent, bundle, &input)
@@ -163,6 +181,18 @@ pub(super) fn facts_of(
         (&opened.action.action, &opened.action.target),
         now,
     )
+}
+
+/// The counts that rules in scope of an agent's access request read.
+pub(super) fn counts_of(
+    request: &AccessRequest,
+    agent: &RegisteredAgent,
+    VoterContext { read, bundle, .. }: VoterContext<'_>,
+    now: Timestamp,
+) -> CountValues {
+    let action = &request.opened.action;
+    let of = (&action.action, &action.target);
+    read.counts(bundle, agent, of, Some(request), now)
 }
 
 /// The rules among these that ask for an approval.
@@ -221,11 +251,20 @@ pub fn reassess(
     }
     let facts = facts_of(request, context, now).values;
     let opened_at = task.opened.opened_at;
-    let changed = match assess_now(request, &agent, bundle, opened_at, None, (&facts, now)) {
+    let moment = Moment {
+        facts: &facts,
+        // As on record: no number of requests keeps a vote or a sweep from its entry, and the gate asks again with those of its moment.
+        counts: &recorded.input.counts,
+        now,
+    };
+    let changed = match assess_now(request, &agent, bundle, opened_at, None, moment) {
         // A denial by time alone may pass; a token is not issued meanwhile. A request that a fact denies ends: the fact may stand for long.
         Assessment::Denied => {
+            // And a count may be lower again: no count forbids more than none.
+            let none = CountValues::new();
             let then = AskedInput {
                 facts: &facts,
+                counts: &none,
                 ..AskedInput::of(&recorded.input)
             };
             return match assess(request, &agent, bundle, &then) {

@@ -209,6 +209,7 @@ fn is_allowed_to_recommender(
         task_age_ms: input.task_age_ms.saturating_add(now.since(input.now)),
         now,
         facts,
+        counts: &executed.recommender_counts,
         executor: None,
         ..AuthzRequest::recorded(input, recommender, action, approvals)
     });

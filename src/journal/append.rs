@@ -38,6 +38,14 @@ impl ReadSet {
         self
     }
 
+    /// Without the counts: they change with every request, and none is worth to be asked again for.
+    #[must_use]
+    pub fn without_counts(mut self) -> Self {
+        self.0
+            .retain(|(stream, _)| !matches!(stream, Stream::Count(_)));
+        self
+    }
+
     /// Number of streams.
     pub fn len(&self) -> usize {
         self.0.len()

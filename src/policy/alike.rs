@@ -59,8 +59,7 @@ impl PolicyBundle {
         // Cedar's `==` compares names alone.
         let (own, others) = (self.evaluator.store(), other.evaluator.store());
         own.entities().deep_eq(others.entities())
-            && self.evaluator.calendar() == other.evaluator.calendar()
-            && self.evaluator.facts() == other.evaluator.facts()
+            && self.evaluator.declared() == other.evaluator.declared()
             && self.people.profiles == other.people.profiles
             && self.people.audiences == other.people.audiences
     }

@@ -13,8 +13,8 @@ use super::policy_index::RequestScope;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, AgentId, Autonomy, DeniedReason, EvidenceAges, EvidenceKind, FactValues, PersonId,
-    PolicyInput, ProfileName, ProfileRef, RegisteredAgent, RuleRef, Timestamp,
+    Action, AgentId, Autonomy, CountValues, DeniedReason, EvidenceAges, EvidenceKind, FactValues,
+    PersonId, PolicyInput, ProfileName, ProfileRef, RegisteredAgent, RuleRef, Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
@@ -44,7 +44,11 @@ pub struct AuthzRequest<'a> {
     pub executor: Option<&'a AgentId>,
     /// Values of named facts; of any other rules see the normal value.
     pub facts: &'a FactValues,
+    /// Values of counts; any other is 0.
+    pub counts: &'a CountValues,
 }
+
+static NO_COUNTS: CountValues = CountValues::new();
 
 impl<'a> AuthzRequest<'a> {
     /// The request with the input of a decision on record, under these approvals.
@@ -67,6 +71,7 @@ impl<'a> AuthzRequest<'a> {
             now: input.now,
             executor: input.executor.as_ref(),
             facts: &input.facts,
+            counts: &input.counts,
         }
     }
 }
@@ -163,6 +168,8 @@ impl PolicyBundle {
         let executed = AuthzRequest {
             agent: &executor,
             executor: None,
+            // Its own are asked when it asks: they change until then, and a low count allows no less than a high one.
+            counts: &NO_COUNTS,
             ..*q
         };
         let (mut profiles, ttl_ms, mut rules) = match self.authorize(&executed).into_asked() {
@@ -541,6 +548,7 @@ pub(super) fn eval_request<'a>(
         task_age_ms: q.task_age_ms,
         task_depth: q.task_depth,
         facts: q.facts,
+        counts: q.counts,
     }
 }
 

@@ -12,21 +12,29 @@ use cedar_policy_core::ast::{Name, RestrictedExpr};
 use serde_json::Value;
 
 use super::calendar::{Calendar, LocalTime};
+use super::counts::DeclaredCounts;
 use super::entities::{EntityStore, inner_text};
 use super::named_facts::DeclaredFacts;
-use super::schema::{FACTS_MEMBER, OPERATE};
+use super::schema::{COUNTS_MEMBER, FACTS_MEMBER, OPERATE};
 use crate::model::{
-    ActionName, AgentId, Audience, EnvironmentName, EvidenceAges, EvidenceKind, FactName,
-    FactValues, Param, ProfileName, Target, Timestamp,
+    ActionName, AgentId, Audience, CountName, CountValues, EnvironmentName, EvidenceAges,
+    EvidenceKind, FactName, FactValues, Param, ProfileName, Target, Timestamp,
 };
 
 /// The Cedar authorizer with a bundle's schema and entities, without its policies.
 pub(super) struct Evaluator {
     schema: Schema,
     store: EntityStore,
-    calendar: Calendar,
-    facts: DeclaredFacts,
+    declared: DeclaredContext,
     authorizer: Authorizer,
+}
+
+/// What a bundle declares that rules read in the context beside what every bundle has.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct DeclaredContext {
+    pub(super) calendar: Calendar,
+    pub(super) facts: DeclaredFacts,
+    pub(super) counts: DeclaredCounts,
 }
 
 /// An action request as policies see it.
@@ -42,6 +50,7 @@ pub(super) struct EvalRequest<'a> {
     pub(super) task_age_ms: i64,
     pub(super) task_depth: i64,
     pub(super) facts: &'a FactValues,
+    pub(super) counts: &'a CountValues,
 }
 
 /// The agent's evidence and the time, as policies see them.
@@ -94,17 +103,11 @@ impl EvalError {
 }
 
 impl Evaluator {
-    pub(super) fn new(
-        schema: Schema,
-        store: EntityStore,
-        calendar: Calendar,
-        facts: DeclaredFacts,
-    ) -> Self {
+    pub(super) fn new(schema: Schema, store: EntityStore, declared: DeclaredContext) -> Self {
         Self {
             schema,
             store,
-            calendar,
-            facts,
+            declared,
             authorizer: Authorizer::new(),
         }
     }
@@ -113,12 +116,8 @@ impl Evaluator {
         &self.store
     }
 
-    pub(super) fn calendar(&self) -> &Calendar {
-        &self.calendar
-    }
-
-    pub(super) const fn facts(&self) -> &DeclaredFacts {
-        &self.facts
+    pub(super) const fn declared(&self) -> &DeclaredContext {
+        &self.declared
     }
 
     #[cfg(test)]
@@ -197,6 +196,7 @@ impl Evaluator {
         let mut context = context.into_iter().collect::<Option<Vec<_>>>()?;
         context.extend(self.local_member(request.evidence)?);
         context.extend(self.facts_member(request.facts)?);
+        context.extend(self.counts_member(request.counts)?);
         self.request_by(request.agent, request.action.as_str(), resource, context)
     }
 
@@ -205,7 +205,7 @@ impl Evaluator {
         &self,
         of_request: &FactValues,
     ) -> Option<Option<(String, RestrictedExpression)>> {
-        let values = self.facts.values(of_request);
+        let values = self.declared.facts.values(of_request);
         if values.is_empty() {
             return Some(None);
         }
@@ -216,12 +216,29 @@ impl Evaluator {
         Some(member(FACTS_MEMBER, values))
     }
 
+    /// The value of each declared count; `Some(None)` without counts.
+    fn counts_member(
+        &self,
+        of_request: &CountValues,
+    ) -> Option<Option<(String, RestrictedExpression)>> {
+        let values = self.declared.counts.values(of_request);
+        if values.is_empty() {
+            return Some(None);
+        }
+        let value = |(name, value): (CountName, u32)| {
+            let value = RestrictedExpression::new_long(i64::from(value));
+            (name.to_string(), value)
+        };
+        let values = RestrictedExpression::new_record(values.into_iter().map(value)).ok()?;
+        Some(member(COUNTS_MEMBER, values))
+    }
+
     /// The time in each zone of the calendar; `Some(None)` without zones.
     fn local_member(
         &self,
         evidence: EvidenceContext<'_>,
     ) -> Option<Option<(String, RestrictedExpression)>> {
-        let zones = self.calendar.at(evidence.now)?;
+        let zones = self.declared.calendar.at(evidence.now)?;
         if zones.is_empty() {
             return Some(None);
         }

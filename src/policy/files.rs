@@ -41,7 +41,7 @@ impl BundleFiles {
         for path in files.keys() {
             if !is_known(path) {
                 let message = format!(
-                    "is not a file of a policy bundle; expected {}, rules/*.cedar, {CALENDAR}, {FACTS}, {CHECKS}, {TESTS}, tests/*.toml, README.md",
+                    "is not a file of a policy bundle; expected {}, rules/*.cedar, {CALENDAR}, {FACTS}, {COUNTS}, {CHECKS}, {TESTS}, tests/*.toml, README.md",
                     REQUIRED.join(", ")
                 );
                 problems.add(
@@ -154,7 +154,7 @@ impl BundleFiles {
 
 fn is_known(path: &str) -> bool {
     REQUIRED.contains(&path)
-        || [CALENDAR, FACTS, CHECKS, "README.md"].contains(&path)
+        || [CALENDAR, FACTS, COUNTS, CHECKS, "README.md"].contains(&path)
         || is_rules(path)
         || is_tests(path)
 }
@@ -194,6 +194,8 @@ pub(super) const PEOPLE: &str = "people.toml";
 pub(super) const CALENDAR: &str = "calendar.toml";
 /// Named facts that people set, for rules; optional.
 pub(super) const FACTS: &str = "facts.toml";
+/// Counts of what happened a short while ago, for rules; optional.
+pub(super) const COUNTS: &str = "counts.toml";
 /// The findings of the check that are intended; optional.
 pub(super) const CHECKS: &str = "checks.toml";
 /// The tests of the bundle, beside those of `tests/`; optional.

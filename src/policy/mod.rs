@@ -18,6 +18,7 @@ mod cases;
 mod catalogue;
 mod changes;
 mod check;
+mod counts;
 pub mod diff;
 mod entities;
 mod evaluator;
@@ -31,6 +32,7 @@ mod policy_index;
 mod problem;
 pub mod replay;
 mod rule;
+mod rule_reads;
 mod schema;
 mod schema_types;
 mod seats;
@@ -41,10 +43,10 @@ mod spellings;
 mod tests;
 mod toml_reader;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-use cedar_policy::{EntityUid, PolicyId};
+use cedar_policy::EntityUid;
 
 pub use crate::model::{Risk, VoteMethod};
 pub use active_policy::{ActivePolicy, RegisteredCaller};
@@ -64,12 +66,15 @@ pub use seats::can_be_filled;
 
 use crate::model::text::nearest_word;
 use crate::model::{
-    Action, ActionName, AgentId, Audience, Digest, FactName, POLICY_NAMESPACE, PersonId,
+    Action, ActionName, AgentId, Audience, CountName, Digest, FactName, POLICY_NAMESPACE, PersonId,
     ProfileName, RegisteredAgent, ServiceId, SpiffeId, Target, Timestamp,
 };
 use calendar::Calendar;
 use catalogue::Catalogue;
+use counts::DeclaredCounts;
+pub use counts::{CountPer, DeclaredCount};
 use entities::EntityStore;
+use evaluator::DeclaredContext;
 use evaluator::Evaluator;
 pub use named_facts::DeclaredFact;
 use named_facts::DeclaredFacts;
@@ -77,6 +82,7 @@ use people::People;
 use policy_index::PolicyIndex;
 use problem::Problems;
 use rule::RuleSet;
+use rule_reads::RuleReads;
 use schema::MergedSchema;
 
 /// People and profiles, each by name.
@@ -95,7 +101,9 @@ pub struct PolicyBundle {
     rules: RuleSet,
     policy_index: PolicyIndex,
     /// The named facts that each rule reads.
-    rule_facts: HashMap<PolicyId, BTreeSet<FactName>>,
+    rule_facts: RuleReads<FactName>,
+    /// The counts that each rule reads.
+    rule_counts: RuleReads<CountName>,
     evaluator: Evaluator,
     warnings: Vec<BundleProblem>,
     another_operator: Option<StepUpProfile>,
@@ -225,19 +233,24 @@ impl PolicyBundle {
             return None;
         }
         let schema_text = text(files::SCHEMA);
-        let calendar = Calendar::read(files.text(files::CALENDAR), problems);
-        let facts = DeclaredFacts::read(files.text(files::FACTS), problems);
+        let mut declared = DeclaredContext {
+            calendar: Calendar::read(files.text(files::CALENDAR), problems),
+            facts: DeclaredFacts::read(files.text(files::FACTS), problems),
+            counts: DeclaredCounts::read(files.text(files::COUNTS), problems),
+        };
         let merged = MergedSchema::read(
             schema_text,
             &people.declared_profiles,
-            &calendar,
-            &facts,
+            &declared,
             problems,
             warnings,
         );
         let catalogue = merged
             .as_ref()
             .map(|merged| Catalogue::read(merged, schema_text, problems));
+        if let Some(catalogue) = &catalogue {
+            declared.counts.resolve(catalogue, problems);
+        }
         let agents = agents::read(text(files::AGENTS), &people, catalogue.as_ref(), problems);
         let schema = merged.as_ref().map(|merged| &merged.schema);
         let built_in = agents.as_ref().map_or_else(Vec::new, |agents| {
@@ -269,8 +282,13 @@ impl PolicyBundle {
         rules.check_spellings(&mut spellings, problems);
         key_votes::check(&rules, &people, &catalogue, &store, problems);
         let policy_index = PolicyIndex::build(&rules.set);
-        let rule_facts = named_facts::read_by_rules(&rules.set, &facts);
-        let evaluator = Evaluator::new(merged.schema, store, calendar, facts);
+        let facts = declared.facts.iter();
+        let facts = facts.map(|fact| (fact.name.as_str(), fact.name.clone()));
+        let rule_facts = RuleReads::of(&rules.set, schema::FACTS_MEMBER, facts);
+        let counts = declared.counts.iter();
+        let counts = counts.map(|count| (count.name.as_str(), count.name.clone()));
+        let rule_counts = RuleReads::of(&rules.set, schema::COUNTS_MEMBER, counts);
+        let evaluator = Evaluator::new(merged.schema, store, declared);
         if problems.is_empty()
             && let Err(failures) = selftest::verify(&evaluator, &catalogue)
         {
@@ -296,6 +314,7 @@ impl PolicyBundle {
             rules,
             policy_index,
             rule_facts,
+            rule_counts,
             evaluator,
             warnings: Vec::new(),
             another_operator,
@@ -390,7 +409,12 @@ impl PolicyBundle {
 
     /// The time in each zone of the calendar, as rules see it, in words.
     pub fn local_times(&self, moment: Timestamp) -> Vec<String> {
-        let zones = self.evaluator.calendar().at(moment).unwrap_or_default();
+        let zones = self
+            .evaluator
+            .declared()
+            .calendar
+            .at(moment)
+            .unwrap_or_default();
         zones.iter().map(ToString::to_string).collect()
     }
 

@@ -3,16 +3,11 @@
 //! In: `facts.toml`. Out: what the bundle declares of each fact, and which facts the rules in scope of a request read. The value that
 //! a fact has now is the journal's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-use cedar_policy::{PolicyId, PolicySet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::PolicyBundle;
 use super::files::FACTS;
-use super::nearest::context_members;
-use super::policy_index::RequestScope;
 use super::problem::Problems;
-use super::schema::FACTS_MEMBER;
 use super::sentences::Things;
 use super::toml_reader::{TableReader, TomlSource};
 use crate::model::text::quote;
@@ -173,48 +168,20 @@ fn longest(text: &str) -> Result<u32, ParseError> {
     }
 }
 
-/// The facts that each rule reads, by the rule's id: every declared one of a rule that reads them as a whole.
-pub(super) fn read_by_rules(
-    rules: &PolicySet,
-    facts: &DeclaredFacts,
-) -> HashMap<PolicyId, BTreeSet<FactName>> {
-    if facts.0.is_empty() {
-        return HashMap::new();
-    }
-    let of_rule = |rule: &cedar_policy::Policy| {
-        let all = || facts.0.keys().cloned().collect();
-        let read: BTreeSet<FactName> = match context_members(rule, FACTS_MEMBER) {
-            Some(members) => {
-                let names = members.iter().map(|name| FactName::parse(name));
-                names
-                    .filter_map(Result::ok)
-                    .filter(|name| facts.0.contains_key(name))
-                    .collect()
-            }
-            None => all(),
-        };
-        (!read.is_empty()).then(|| (rule.id().clone(), read))
-    };
-    rules.policies().filter_map(of_rule).collect()
-}
-
 impl PolicyBundle {
     /// The declared facts, by name.
     pub fn facts(&self) -> impl Iterator<Item = &DeclaredFact> {
-        self.evaluator.facts().iter()
+        self.evaluator.declared().facts.iter()
     }
 
     /// What the bundle declares of a fact.
     pub fn fact(&self, name: &FactName) -> Option<&DeclaredFact> {
-        self.evaluator.facts().0.get(name)
+        self.evaluator.declared().facts.0.get(name)
     }
 
     /// The rules that read a fact, by id.
     pub fn rules_reading(&self, name: &FactName) -> Vec<String> {
-        let reading = self.rule_facts.iter();
-        let reading = reading.filter(|(_, facts)| facts.contains(name));
-        let ids: BTreeSet<String> = reading.map(|(id, _)| id.to_string()).collect();
-        ids.into_iter().collect()
+        self.rule_facts.rules_reading(name)
     }
 
     /// The facts that rules in scope of a request read: those whose scope can match the action on the target by one of these agents.
@@ -224,19 +191,6 @@ impl PolicyBundle {
         action: &ActionName,
         target: &Target,
     ) -> BTreeSet<&FactName> {
-        if self.rule_facts.is_empty() {
-            return BTreeSet::new();
-        }
-        let store = self.evaluator.store();
-        let target = (target.kind.as_str(), target.id.as_str());
-        let mut facts = BTreeSet::new();
-        for agent in agents {
-            // An invalid request is denied, and reads nothing.
-            let scope = RequestScope::new(store, agent, action.as_str(), target);
-            let ids = scope.map(|scope| self.policy_index.ids_for(&scope, store));
-            let ids = ids.iter().flatten();
-            facts.extend(ids.filter_map(|id| self.rule_facts.get(*id)).flatten());
-        }
-        facts
+        self.rule_facts.in_scope(self, agents, action, target)
     }
 }

@@ -364,12 +364,20 @@ fn without_policy(diagnostic: &DetailedError, id: &str) -> DetailedError {
     if diagnostic.message.contains(EVIDENCE_AGE) {
         diagnostic.help = Some(EVIDENCE_AGES.to_owned());
     }
+    let names = |text: &str| diagnostic.message.contains(text);
+    let is_declared =
+        names("`facts`") || names("`facts.") || names("`counts`") || names("`counts.");
+    if names("Action::\"operate\"") && is_declared {
+        diagnostic.help = Some(OPERATE_READS.to_owned());
+    }
     if diagnostic.message.contains(LOCAL_TIME) {
         diagnostic.help = Some(ZONES.to_owned());
     }
     diagnostic
 }
 
+const OPERATE_READS: &str =
+    "`operate` has no facts and no counts: name actions in the rule's scope, or a type of targets";
 const LOCAL_TIME: &str = "attribute `local";
 const ZONES: &str = "declare the zone in calendar.toml, as [zone.NAME] with tz = \"Europe/Berlin\": rules read `context.local.NAME`";
 const EVIDENCE_AGE: &str = "`evidence.age`";

@@ -7,9 +7,8 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Schema, SchemaFragment};
 use serde_json::{Map, Value, json};
 
-use super::calendar::Calendar;
+use super::evaluator::DeclaredContext;
 use super::files::SCHEMA;
-use super::named_facts::DeclaredFacts;
 use super::nesting;
 use super::problem::{Problems, nearest};
 use super::schema_types::{
@@ -30,8 +29,7 @@ impl MergedSchema {
     pub(super) fn read(
         text: &str,
         profiles: &BTreeSet<ProfileName>,
-        calendar: &Calendar,
-        facts: &DeclaredFacts,
+        declared: &DeclaredContext,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Option<Self> {
@@ -48,7 +46,7 @@ impl MergedSchema {
                 return None;
             }
         };
-        let zones: Vec<&str> = calendar.zones().collect();
+        let zones: Vec<&str> = declared.calendar.zones().collect();
         let fixed = match zones.is_empty() {
             true => LazyLock::force(&BUILT_IN_FRAGMENT).clone(),
             false => built_in_fragment(&zones),
@@ -74,7 +72,7 @@ impl MergedSchema {
             problems.add_cedar(SCHEMA, Some((text, 1)), "", &DetailedError::from(&e));
             return None;
         }
-        let completed = json!({ "": complete_actions(&team_json, &zones, facts) });
+        let completed = json!({ "": complete_actions(&team_json, declared) });
         let schema = match SchemaFragment::from_json_value(completed) {
             Ok(team) => Schema::from_schema_fragments(built_in.into_iter().chain([team])),
             Err(e) => Err(e),
@@ -275,11 +273,7 @@ pub(super) fn parameters(context: SchemaType) -> Result<BTreeMap<String, RecordM
 }
 
 /// Gives each action of a fragment the common context and the built-in group of its `@reversible`.
-fn complete_actions(
-    team: &Map<String, Value>,
-    zones: &[&str],
-    facts: &DeclaredFacts,
-) -> Map<String, Value> {
+fn complete_actions(team: &Map<String, Value>, declared: &DeclaredContext) -> Map<String, Value> {
     let mut team = team.clone();
     let actions = team.get_mut("actions").and_then(Value::as_object_mut);
     for action in actions.into_iter().flatten().map(|(_, action)| action) {
@@ -301,7 +295,7 @@ fn complete_actions(
         let parameters = applies_to
             .get("context")
             .and_then(|context| context.pointer("/attributes/parameters").cloned());
-        let mut context = common_context(zones, facts);
+        let mut context = common_context(declared);
         let attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
         if let Some(attributes) = attributes {
             attributes.insert(PARAMETERS.to_owned(), parameters.unwrap_or(none));
@@ -319,7 +313,7 @@ fn complete_actions(
 }
 
 /// The context of every action, in JSON form, without `parameters`.
-fn common_context(zones: &[&str], facts: &DeclaredFacts) -> Value {
+fn common_context(declared: &DeclaredContext) -> Value {
     let named = |name: &str| json!({ "type": "EntityOrCommon", "name": name });
     let mut context = json!({
         "type": "Record",
@@ -334,14 +328,17 @@ fn common_context(zones: &[&str], facts: &DeclaredFacts) -> Value {
             "audience": named("String"),
         },
     });
-    let zones = zones
-        .iter()
-        .map(|zone| ((*zone).to_owned(), named("LocalTime")));
-    let facts = facts
-        .iter()
-        .map(|fact| (fact.name.to_string(), named("Bool")));
-    let records: [(&str, Map<String, Value>); 2] =
-        [(LOCAL, zones.collect()), (FACTS_MEMBER, facts.collect())];
+    let zones = declared.calendar.zones();
+    let zones = zones.map(|zone| (zone.to_owned(), named("LocalTime")));
+    let facts = declared.facts.iter();
+    let facts = facts.map(|fact| (fact.name.to_string(), named("Bool")));
+    let counts = declared.counts.iter();
+    let counts = counts.map(|count| (count.name.to_string(), named("Long")));
+    let records: [(&str, Map<String, Value>); 3] = [
+        (LOCAL, zones.collect()),
+        (FACTS_MEMBER, facts.collect()),
+        (COUNTS_MEMBER, counts.collect()),
+    ];
     let mut attributes = context.get_mut("attributes").and_then(Value::as_object_mut);
     for (name, members) in records {
         if let (Some(attributes), false) = (&mut attributes, members.is_empty()) {
@@ -414,11 +411,14 @@ const PARAMETERS: &str = "parameters";
 const LOCAL: &str = "local";
 /// The named facts.
 pub(super) const FACTS_MEMBER: &str = "facts";
+/// The counts.
+pub(super) const COUNTS_MEMBER: &str = "counts";
 const CONTEXT: &str = "context: { parameters: { … } }";
 /// Members of the context that the broker declares for every action.
-pub(super) const COMMON_MEMBERS: [&str; 10] = [
+pub(super) const COMMON_MEMBERS: [&str; 11] = [
     LOCAL,
     FACTS_MEMBER,
+    COUNTS_MEMBER,
     "ttl",
     "approvals",
     "evidence",

@@ -7,7 +7,9 @@ use cedar_policy::PolicySet;
 use super::catalogue::{Catalogue, CatalogueAction};
 use super::evaluator::{EvalOutcome, EvalRequest, Evaluator, EvidenceContext};
 use super::policy_index::{PolicyIndex, RequestScope};
-use crate::model::{AgentId, Audience, EvidenceAges, EvidenceKind, FactValues, Target, Timestamp};
+use crate::model::{
+    AgentId, Audience, CountValues, EvidenceAges, EvidenceKind, FactValues, Target, Timestamp,
+};
 
 /// Verifies, with the entities and requests of real decisions, that a permitted action is allowed and that a forbid over a
 /// group reaches every action in it. Returns every check that failed.
@@ -77,6 +79,7 @@ fn evaluate(
         task_age_ms: 0,
         task_depth: 0,
         facts: &FactValues::new(),
+        counts: &CountValues::new(),
     };
     // Indexed as the bundle's own rules are: an index that lost the forbid fails here.
     let target = (kind.as_str(), "self-test");

@@ -109,8 +109,15 @@ fn changes(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
     };
     compare("the limits of", limits);
     compare("the profile", profiles);
-    compare("the zone", |bundle| bundle.evaluator.calendar().things());
-    compare("the fact", |bundle| bundle.evaluator.facts().things());
+    compare("the zone", |bundle| {
+        bundle.evaluator.declared().calendar.things()
+    });
+    compare("the fact", |bundle| {
+        bundle.evaluator.declared().facts.things()
+    });
+    compare("the count", |bundle| {
+        bundle.evaluator.declared().counts.things()
+    });
     compare("the service", services);
     compare("the agent", agents);
     compare("the rule", rules);

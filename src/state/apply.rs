@@ -27,6 +27,7 @@ impl State {
         // First: statistics compare the entry with the state before it.
         self.stats.record(entry, self);
         self.index_entry(entry);
+        let counted = self.counted_event(&entry.event);
         self.versions.begin(&entry.write_set);
         self.apply_event(committed);
         let before = self.rules();
@@ -34,6 +35,7 @@ impl State {
         if let Event::PolicyApplied(f) = &entry.event {
             self.apply_people(before.as_deref(), f, entry);
         }
+        self.apply_counted(counted.as_ref(), entry);
         self.versions.publish(&entry.write_set, version);
         // Before the position: a reader of the position finds every inbox change up to it.
         self.inbox_changes.apply(entry);
@@ -224,6 +226,7 @@ impl State {
             self.apply_access_event(id, AccessEvent::Applied, entry);
         }
         self.apply_declared_facts(bundle, entry);
+        self.apply_declared_counts(before, bundle, entry.at);
         // A proposal is for the bundle that it would replace.
         self.close_proposals(entry, |_| true);
         if f.recovery.is_some() {

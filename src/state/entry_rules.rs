@@ -33,7 +33,7 @@ pub(super) enum Needed {
 /// Tasks of one agent that may be open at once.
 pub const OPEN_TASKS_MAX: u64 = 1_000;
 /// Most streams that an entry rests on, beside those it advances.
-pub(super) const READ_SET_MAX: usize = 64;
+pub(super) const READ_SET_MAX: usize = 80;
 
 /// The rule of an event in a state.
 pub(super) fn rule(event: &Event, state: &State) -> Result<EntryRule, IllegalEntry> {
@@ -268,6 +268,13 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.task(state, &f.task)?;
             rule.evidence(&f.evidence);
             rule.facts(f.decision.as_ref());
+            let task = state.tasks.get(&f.task).ok_or("no such task")?;
+            let of = (&task.opened.agent, &f.action.action);
+            rule.counts(state, event, of, f.decision.as_ref());
+            if let Some(id) = &f.waiting {
+                rule.access_request(state, id)?;
+                rule.read(Stream::AccessRequest(*id));
+            }
         }
         Event::AccessRequestOpened(f) => {
             rule.advance(Stream::AccessRequest(f.access_request));
@@ -286,6 +293,8 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
                     rule.task(state, &by.task)?;
                     rule.evidence(&by.evidence);
                     rule.facts(Some(&by.decision));
+                    let of = (&by.agent, &f.action.action);
+                    rule.counts(state, event, of, Some(&by.decision));
                     rule.action(&f.action.action);
                     if let Some(executor) = &by.executor {
                         for stream in executor_grounds(state, executor) {
@@ -381,6 +390,9 @@ fn fill(rule: &mut EntryRule, event: &Event, state: &State) -> Result<(), String
             rule.task(state, &f.task)?;
             rule.evidence(&f.evidence);
             rule.facts(Some(&f.decision));
+            let of = (&f.agent, &f.action.action);
+            rule.counts(state, event, of, Some(&f.decision));
+            rule.recommender_counts(state, event, f);
             rule.action(&f.action.action);
             rule.read(Stream::Key(f.kid.clone()));
             // The key of a task is no person's, also after its opening.
@@ -454,6 +466,47 @@ impl EntryRule {
             .flat_map(|decision| decision.input.facts.keys());
         for name in facts {
             self.read(Stream::Fact(name.clone()));
+        }
+    }
+
+    /// A decision rests on the counts that its rules read, and moves those that its entry raises.
+    fn counts(
+        &mut self,
+        state: &State,
+        event: &Event,
+        (agent, action): (&AgentId, &ActionName),
+        decision: Option<&DecisionRecord>,
+    ) {
+        let names = decision
+            .iter()
+            .flat_map(|decision| decision.input.counts.keys());
+        // One that is not declared is refused with the transition.
+        for (declared, key) in names.filter_map(|name| state.count_key(name, agent, action)) {
+            let is_raised = state.raises(event, &declared, &key);
+            let stream = Stream::Count(Box::new(key));
+            match is_raised {
+                true => self.advance(stream),
+                false => self.read(stream),
+            }
+        }
+    }
+
+    /// The same of the agent that recommended what a token is issued for: the token may raise a count of both.
+    fn recommender_counts(&mut self, state: &State, event: &Event, f: &TokenIssued) {
+        let request = f.consumed.and_then(|id| state.requests.get(&id));
+        let recommender = request.as_ref().and_then(|request| request.opened.agent());
+        for name in f.decision.input.recommender_counts.keys() {
+            let of = recommender.and_then(|agent| state.count_key(name, agent, &f.action.action));
+            let Some((declared, key)) = of else {
+                continue;
+            };
+            let is_raised = state.raises(event, &declared, &key);
+            let stream = Stream::Count(Box::new(key));
+            if is_raised && !self.advances.contains(&stream) {
+                self.advance(stream);
+            } else {
+                self.read(stream);
+            }
         }
     }
 

@@ -215,6 +215,8 @@ mod tests {
                 input: PolicyInput {
                     executor: None,
                     facts: FactValues::new(),
+                    counts: CountValues::new(),
+                    recommender_counts: CountValues::new(),
                     ttl_ms: 300_000,
                     approvals: Vec::new(),
                     evidence_kind: EvidenceKind::JwtSvid,

@@ -13,6 +13,7 @@ mod confirmation;
 mod counters;
 mod credentials;
 mod entry_rules;
+mod event_counts;
 mod feed;
 mod hand_over;
 mod inbox_changes;
@@ -56,6 +57,7 @@ pub use concurrent_map::ArcMap;
 pub use confirmation::{ConfirmationRefusal, Falls, PersonKey};
 pub use credentials::{Additions, Invitation, Passkey, PasskeyConfirmation, PersonCredentials};
 pub use entry_rules::OPEN_TASKS_MAX;
+use event_counts::EventCounts;
 pub use hand_over::HandOverFault;
 pub use inbox_changes::{InboxChange, InboxChangeKind};
 pub use key_registry::{KeyHolder, KeyNames, KeyRecord, KeyRefusal, KeyStanding, KeyUse};
@@ -103,6 +105,7 @@ pub struct State {
     freezes: ArcMap<FreezeScope, FreezeStatus>,
     facts: ArcMap<FactName, FactSetting>,
     fact_histories: ArcMap<FactName, FactHistory>,
+    event_counts: EventCounts,
     trust: ArcMap<TrustDomain, TrustedKeys>,
     keys: ArcMap<KeyId, Value>,
     requests: ArcMap<AccessRequestId, AccessRequest>,
@@ -592,7 +595,7 @@ impl State {
             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
         json!({ "position": self.position(), "versions": self.versions.canonical_snapshot(), "tasks": tasks, "requests": requests, "grants": grants, "idempotency_keys": idempotency_keys, "opened": opened,
-            "agents": agents, "freezes": freezes, "facts": facts, "fact_histories": fact_histories, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "operators_ever": *self.operators_ever(), "feed": feed, "deadlines": deadlines,
+            "agents": agents, "freezes": freezes, "facts": facts, "fact_histories": fact_histories, "event_counts": self.event_counts.canonical_snapshot(), "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "key_registry": self.key_registry.canonical_snapshot(), "recovery": self.recovery.load().as_deref(), "operators_ever": *self.operators_ever(), "feed": feed, "deadlines": deadlines,
             "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }
 }

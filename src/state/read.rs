@@ -4,6 +4,7 @@
 //! decided, which rests on all of them. A value never leaves its round: [`Recorded`] borrows it. Nobody names a stream by hand, so none
 //! can be forgotten. Refuses nothing: a round that met a stream in motion is torn, and its caller decides anew.
 
+mod counts;
 mod named_facts;
 
 use std::cell::{Cell, RefCell};

@@ -111,6 +111,12 @@ impl State {
             let streams = vec![Stream::Fact(name.clone()), Stream::Policy];
             add(format!("fact {name}"), json!(*setting), streams);
         }
+        // Of a count what decisions that read it add: what else is counted, they may read or not.
+        for (key, moves) in self.event_counts.moves() {
+            let name = format!("count {key}");
+            let streams = vec![Stream::Count(Box::new(key)), Stream::Policy];
+            add(name, json!(moves), streams);
+        }
         for (name, history) in sorted(self.fact_histories.all()) {
             let streams = vec![Stream::Fact(name.clone()), Stream::Policy];
             add(format!("values of {name}"), json!(*history), streams);

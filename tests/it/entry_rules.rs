@@ -171,6 +171,14 @@ async fn every_kind() -> TestBroker {
     let facts = "[fact.drill]\ntitle = \"A drill\"\nsafe = true\nnormal = false\nmax = \"1h\"\n";
     limited.insert("facts.toml".to_owned(), facts.to_owned());
     limited.insert("rules/91-drill.cedar".to_owned(), DRILL.to_owned());
+    // And counts of each kind.
+    let counts = ["requests", "denials", "tokens", "uses"].map(|of| {
+        format!(
+            "[count.{of}]\ntitle = \"{of}\"\nof = \"{of}\"\nper = [\"agent\"]\nwithin = \"1h\"\n"
+        )
+    });
+    limited.insert("counts.toml".to_owned(), counts.concat());
+    limited.insert("rules/92-counts.cedar".to_owned(), COUNTED.to_owned());
     b.apply_policy(limited.clone()).await.expect("applied");
     let task = life(&b, &triage, Some(60)).await;
     let forbidden = "@id(\"no-reads\")\n@why(\"Nothing is read.\")\n\
@@ -222,6 +230,8 @@ async fn every_kind() -> TestBroker {
     b
 }
 
+const COUNTED: &str = "@id(\"counted\") forbid (principal, action in [Action::\"read\", Action::\"destructive\"], resource) \
+    when { context.counts.requests + context.counts.denials + context.counts.tokens + context.counts.uses > 1000 };";
 const DRILL: &str = "@id(\"drill\") forbid (principal, action in [Action::\"read\", Action::\"destructive\"], resource) when { context.facts.drill };";
 
 async fn set_fact(b: &TestBroker, value: bool, seconds: Option<u32>) -> FactOutcome {

@@ -43,6 +43,12 @@ async fn history() -> History {
     let facts = "[fact.lockdown]\ntitle = \"Cases stay unread\"\nsafe = true\nnormal = false\nmax = \"1h\"\nends = true\n";
     let rule = "@id(\"lockdown\") forbid (principal, action == Action::\"case.read\", resource) when { context.facts.lockdown };";
     env.policy.insert("facts.toml".to_owned(), facts.to_owned());
+    let counts = "[count.reads]\ntitle = \"Cases read\"\nof = \"tokens\"\nper = [\"agent\"]\nactions = [\"case.read\"]\nwithin = \"1h\"\n";
+    let few = "@id(\"few-reads\") forbid (principal, action == Action::\"case.read\", resource) unless { context.counts.reads < 5 };";
+    env.policy
+        .insert("counts.toml".to_owned(), counts.to_owned());
+    env.policy
+        .insert("rules/91-counts.cedar".to_owned(), few.to_owned());
     env.policy
         .insert("rules/90-facts.cedar".to_owned(), rule.to_owned());
     let b = TestBroker::start_with(env, FaultInjection::default()).await;
@@ -281,6 +287,48 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
             h.append(copy, Event::TokenIssued(issued))
         },
         "outlives the value of lockdown",
+    ),
+    (
+        "a token that rests on a count of before",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.decision.input.facts.insert(lockdown(), true);
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "says that reads/agent:triage was 0; it was 1",
+    ),
+    (
+        "a token that rests on a count of the future",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.decision.input.facts.insert(lockdown(), true);
+            issued.decision.input.now = issued.decision.input.now.plus_secs(7_200);
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "was decided after its entry",
+    ),
+    (
+        "a token that rests on a count that there is not",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.decision.input.facts.insert(lockdown(), true);
+            let name = CountName::parse("others").expect("count");
+            issued.decision.input.counts.insert(name, 0);
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "no count others is declared",
+    ),
+    (
+        "a token that raises no count",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.decision.input.facts.insert(lockdown(), true);
+            let at = h.append(copy, Event::TokenIssued(issued));
+            let is_count = |(stream, _): &(Stream, Version)| matches!(stream, Stream::Count(_));
+            copy.entries[at].write_set.retain(|moved| !is_count(moved));
+            at
+        },
+        "it must advance count:reads/agent:triage",
     ),
     (
         "a token that rests on a fact of before",

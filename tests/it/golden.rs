@@ -126,6 +126,8 @@ fn decision() -> DecisionRecord {
         },
         input: PolicyInput {
             facts: FactValues::new(),
+            counts: CountValues::new(),
+            recommender_counts: CountValues::new(),
             ttl_ms: 600_000,
             approvals: vec![profile().name],
             evidence_kind: EvidenceKind::JwtSvid,
@@ -271,6 +273,7 @@ fn facts() -> Vec<Event> {
             action: on_record().0,
             secret: Some(digest(7)),
             decision: Some(decision()),
+            waiting: Some(id(9, AccessRequestId::from_random)),
             evidence: evidence(),
         }),
         Event::AccessRequestOpened(AccessRequestOpened {
@@ -589,6 +592,10 @@ fn streams() -> Vec<Stream> {
         Stream::Freeze(FreezeScope::Owner(voter)),
         Stream::Freeze(FreezeScope::Action(action.action)),
         Stream::Fact(word("incident", FactName::parse)),
+        Stream::Count(Box::new(
+            CountKey::parse("deletions/agent:triage/action:account.delete").expect("key"),
+        )),
+        Stream::Count(Box::new(CountKey::parse("deletions").expect("key"))),
     ];
     for stream in &all {
         match stream {
@@ -612,7 +619,8 @@ fn streams() -> Vec<Stream> {
             | Stream::Trust(_)
             | Stream::Key(_)
             | Stream::Freeze(_)
-            | Stream::Fact(_) => {}
+            | Stream::Fact(_)
+            | Stream::Count(_) => {}
         }
     }
     all

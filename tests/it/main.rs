@@ -34,6 +34,7 @@ mod config_values;
 mod confirmations;
 mod connection_exhaustion;
 mod console;
+mod counts;
 mod crash_recovery;
 mod decision_stats;
 mod demo;

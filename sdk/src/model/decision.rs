@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AgentId, DecisionId, Digest, EvidenceAges, EvidenceKind, FactName, ProfileName, Timestamp,
+    AgentId, CountValues, DecisionId, Digest, EvidenceAges, EvidenceKind, FactName, ProfileName,
+    Timestamp,
 };
 
 /// Values of named facts.
@@ -75,6 +76,12 @@ pub struct PolicyInput {
     /// The named facts that rules in scope read, with their values at that time.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub facts: FactValues,
+    /// The counts that rules in scope read, as they were before this decision.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: CountValues,
+    /// The same of the agent that recommended the action, at the hand-over.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub recommender_counts: CountValues,
 }
 
 impl PolicyInput {

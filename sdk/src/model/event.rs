@@ -343,6 +343,9 @@ pub struct RequestDenied {
     /// The decision, if the policy was evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<DecisionRecord>,
+    /// The access request of the task that waits for this action meanwhile, and goes on waiting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<AccessRequestId>,
     /// The evidence that gate 1 verified.
     pub evidence: EvidenceFacts,
 }

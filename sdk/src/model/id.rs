@@ -154,6 +154,8 @@ names! {
     RecoveryReason("reason", line);
     /// A named fact of the policy bundle, as rules read it: `context.facts.NAME`.
     FactName("fact", member_name);
+    /// A count of the policy bundle, as rules read it: `context.counts.NAME`.
+    CountName("count", member_name);
     /// A user of the system that a broker runs on, as a process of that user names itself.
     HostUser("host user", line);
 }

@@ -8,6 +8,7 @@ mod agent;
 mod cause;
 mod claim;
 mod confirmation_code;
+mod count;
 mod decision;
 mod digest;
 mod entry;
@@ -38,6 +39,9 @@ pub use agent::{AgentStatus, Autonomy, RegisteredAgent};
 pub use cause::*;
 pub use claim::{Claim, Counter, OPENINGS_WINDOW_S};
 pub use confirmation_code::ConfirmationCode;
+pub use count::{
+    COUNT_STEP_MS, COUNT_WINDOW_MAX_S, CountKey, CountKind, CountSubject, CountValues, first_minute,
+};
 pub use decision::{
     DecisionRecord, FactValues, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit,
 };

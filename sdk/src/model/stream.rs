@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, ActionName, AgentId, Digest, FactName, FreezeScope, IdempotencyKey, KeyId,
-    KeyIdentity, ParseError, PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
+    AccessRequestId, ActionName, AgentId, CountKey, Digest, FactName, FreezeScope, IdempotencyKey,
+    KeyId, KeyIdentity, ParseError, PersonId, Target, TaskId, Thumbprint, TokenId, TrustDomain,
 };
 
 /// Version of a stream: 1 + the index of the last entry that advanced it; 0 before the first.
@@ -60,6 +60,8 @@ pub enum Stream {
     Freeze(FreezeScope),
     /// A named fact of the policy bundle: set.
     Fact(FactName),
+    /// A count of the policy bundle: every entry that it counts moves it. Boxed, to keep [`Stream`] small.
+    Count(Box<CountKey>),
 }
 
 impl fmt::Display for Stream {
@@ -95,6 +97,7 @@ impl fmt::Display for Stream {
             Self::Key(kid) => write!(f, "key:{kid}"),
             Self::Freeze(scope) => write!(f, "freeze:{scope}"),
             Self::Fact(name) => write!(f, "fact:{name}"),
+            Self::Count(key) => write!(f, "count:{key}"),
         }
     }
 }
@@ -154,6 +157,7 @@ impl Stream {
             Self::Key(_) => "key",
             Self::Freeze(_) => "freeze",
             Self::Fact(_) => "fact",
+            Self::Count(_) => "count",
         }
     }
 
@@ -210,6 +214,7 @@ impl Stream {
             "key" => Self::Key(KeyId::parse(rest)?),
             "freeze" => Self::Freeze(FreezeScope::parse(rest)?),
             "fact" => Self::Fact(FactName::parse(rest)?),
+            "count" => Self::Count(Box::new(CountKey::parse(rest)?)),
             _ => return Err(unknown()),
         })
     }

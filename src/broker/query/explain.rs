@@ -213,6 +213,9 @@ impl Broker {
                         f.action.target.in_sentence()
                     );
                     out.line("task", f.task.to_string());
+                    if let Some(id) = &f.waiting {
+                        out.line("waits", format!("{id}, and is not counted again"));
+                    }
                     self.explain_evidence(&mut out, &f.evidence);
                     if let Some(decision) = &f.decision {
                         self.explain_decision(&mut out, decision, &f.reason, facts);

@@ -2,6 +2,7 @@
 
 use super::decision_facts::{DecisionFacts, RuleInput};
 use super::explain::Explanation;
+use crate::model::text::quote;
 use crate::model::{ProfileName, format_seconds};
 use crate::policy::EntityFacts;
 
@@ -75,6 +76,20 @@ pub(super) fn input(out: &mut Explanation, facts: &DecisionFacts) {
     );
     for (name, value) in &input.context.facts {
         out.line("fact", format!("{name}: {value}"));
+    }
+    let context = &input.context;
+    let of_recommender = context.recommender_counts.iter();
+    let counts = context.counts.iter().map(|count| ("", count));
+    for (of, (name, value)) in
+        counts.chain(of_recommender.map(|count| (" of the recommender", count)))
+    {
+        let declared = facts.bundle.as_ref().and_then(|bundle| bundle.count(name));
+        let said = declared.map(|declared| {
+            let within = format_seconds(declared.within_s.into());
+            format!(" ({}, within {within})", quote(&declared.title))
+        });
+        let said = said.unwrap_or_default();
+        out.line("count", format!("{name}{of}: {value}{said}"));
     }
     for there in &input.local {
         out.line("local", there.as_str());

@@ -57,6 +57,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_, '_>,
         denied: DeniedDecision,
+        waiting: Option<(AccessRequestId, Timestamp)>,
         is_counted: &mut bool,
     ) -> Result<Step<Evaluation>, Refusal> {
         let sensitive = attempt
@@ -78,7 +79,8 @@ impl Broker {
         let why = denied.why.as_str();
         self.record_denial(
             attempt,
-            (why, Some(denied.decision), &sensitive),
+            (why, Some(denied.decision), waiting),
+            &sensitive,
             evaluation,
             is_counted,
         )
@@ -103,7 +105,8 @@ impl Broker {
         let evaluation = Evaluation::Refused(reason, problem.to_string());
         self.record_denial(
             attempt,
-            (reason.as_str(), None, &all),
+            (reason.as_str(), None, None),
+            &all,
             evaluation,
             is_counted,
         )
@@ -112,7 +115,12 @@ impl Broker {
     fn record_denial(
         &self,
         attempt: &TokenAttempt<'_, '_>,
-        (reason, decision, sensitive): (&str, Option<DecisionRecord>, &BTreeSet<String>),
+        (reason, decision, waiting): (
+            &str,
+            Option<DecisionRecord>,
+            Option<(AccessRequestId, Timestamp)>,
+        ),
+        sensitive: &BTreeSet<String>,
         evaluation: Evaluation,
         is_counted: &mut bool,
     ) -> Result<Step<Evaluation>, Refusal> {
@@ -125,14 +133,18 @@ impl Broker {
             ..
         } = *attempt;
         let policy = rules.bundle.version();
-        let facts = decision.as_ref().map(|decision| &decision.input.facts);
-        let facts = format!("{facts:?}");
+        // Not the counts: each answer may raise one.
+        let decided = decision
+            .as_ref()
+            .map(|decision| (&decision.input.facts, &decision.rules));
+        let decided = format!("{decided:?}");
         let answer = Digest::sha256_parts(&[
             reason.as_bytes(),
             &[0],
             policy.as_bytes(),
             input.action.digest().as_bytes(),
-            facts.as_bytes(),
+            decided.as_bytes(),
+            &[u8::from(waiting.is_some())],
         ]);
         let key = (input.task, input.idempotency_key.clone());
         let stream = Stream::TokenRequest(key.0, key.1.clone());
@@ -165,13 +177,17 @@ impl Broker {
             action,
             secret: secret.as_ref().map(Blob::hash),
             decision,
+            waiting: waiting.map(|(id, _)| id),
             evidence: authenticated.facts().clone(),
         };
         let draft = Draft::one(Event::RequestDenied(event)).with_blobs(secret);
         // Before the append, whose answer may be lost.
         self.last_denials.insert(key, (answer, version));
         let draft = match decided_at {
-            Some(at) => draft.not_after(at.plus_millis(approve::DECISION_LIFE_MS)),
+            Some(at) => {
+                let life = at.plus_millis(approve::DECISION_LIFE_MS);
+                draft.not_after(waiting.map_or(life, |(_, expires_at)| life.min(expires_at)))
+            }
             None => draft,
         };
         Ok(Step::Append(draft, evaluation))

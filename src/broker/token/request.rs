@@ -1,5 +1,6 @@
 //! Requesting a token: both gates, the outcome of the idempotency key, and the wait for approvers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -272,6 +273,12 @@ impl Broker {
         let key = Stream::TokenRequest(input.task, input.idempotency_key.clone());
         let deadline = self.journal.append_deadline();
         let _turn = self.take_turn(key, call.method, deadline).await?;
+        // Decisions that rest on a count and raise it take turns: each finds what the one before it made, instead of racing it.
+        let mut turns = Vec::new();
+        for key in self.counts_at_stake(input) {
+            let stream = Stream::Count(Box::new(key));
+            turns.push(self.take_turn(stream, call.method, deadline).await?);
+        }
         // An agent that retries is counted once, however often its round is asked again.
         let mut is_counted = false;
         let mut done;
@@ -315,6 +322,7 @@ impl Broker {
                     Some(entry) => reads.advanced_by(entry),
                     None => reads,
                 };
+                let reads = reads.without_counts();
                 self.pending_reply(call, authenticated, &id, reads)
             }
             Evaluation::Recommended(id) => self.recommended_reply(call, authenticated, &id),
@@ -325,6 +333,32 @@ impl Broker {
                 "what the access request requires changes again and again",
             )),
         }
+    }
+
+    /// The counts that the rules read for a call, of the agent that recommended its action, too, and that its answer may raise: in one
+    /// order for all calls.
+    fn counts_at_stake(&self, input: &RequestTokenInput) -> BTreeSet<CountKey> {
+        self.preview(|read| {
+            let Some(rules) = read.rules() else {
+                return BTreeSet::new();
+            };
+            let bundle = &rules.bundle;
+            let Action { name, target, .. } = &input.action;
+            let own = read.task(&input.task).map(|task| task.opened.agent.clone());
+            let recommended = input.recommendation.and_then(|id| read.access_request(&id));
+            let recommender = recommended.and_then(|request| request.opened.agent().cloned());
+            let agents = own.into_iter().chain(recommender);
+            let agents = agents.filter_map(|agent| bundle.agent(&agent));
+            let of_agent = |agent: Arc<RegisteredAgent>| {
+                let names = bundle.counts_in_scope(&agent.id, name, target).into_iter();
+                let counts = names.filter_map(|count| bundle.count(count));
+                counts
+                    .filter(|count| count.of != CountKind::Uses && count.actions.contains(name))
+                    .map(|count| count.key(&agent.id, &agent.owner, name))
+                    .collect::<Vec<_>>()
+            };
+            agents.flat_map(of_agent).collect()
+        })
     }
 
     /// One round: gate 1, the outcome the idempotency key already has, gate 2.
@@ -432,7 +466,11 @@ impl Broker {
                 };
                 Ok(Step::Append(draft, Evaluation::Reassessed))
             }
-            Ok(GateDecision::Denied(denied)) => self.deny(&attempt, *denied, is_counted),
+            Ok(GateDecision::Denied(denied)) => {
+                let own = waiting.filter(|request| request.opened.task() == Some(input.task));
+                let own = own.map(|own| (own.opened.access_request, own.opened.expires_at));
+                self.deny(&attempt, *denied, own, is_counted)
+            }
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
             Err(ApproveError::StaleEvidence { ages, rules }) => {
                 let issued_at = authenticated.facts().issued_at;

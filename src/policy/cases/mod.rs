@@ -15,7 +15,8 @@ use std::sync::Arc;
 use super::problem::BundleProblem;
 use super::{AuthzDecision, PolicyBundle};
 use crate::model::{
-    Action, AgentId, EvidenceAges, FactValues, ProfileName, RegisteredAgent, Target, Timestamp,
+    Action, AgentId, CountValues, EvidenceAges, FactValues, ProfileName, RegisteredAgent, Target,
+    Timestamp,
 };
 
 pub(super) use reading::read;
@@ -94,6 +95,8 @@ struct Facts {
     at: Timestamp,
     /// Named facts that the test says; others are normal.
     named: FactValues,
+    /// Counts that the test says; others are 0.
+    counts: CountValues,
 }
 
 /// The decision that a test expects.

@@ -8,8 +8,8 @@ use toml::de::DeValue;
 
 use super::Facts;
 use crate::model::{
-    Audience, EvidenceAges, FactName, FactValues, Param, ParseError, ProfileName, Timestamp,
-    parse_duration,
+    Audience, CountName, CountValues, EvidenceAges, FactName, FactValues, Param, ParseError,
+    ProfileName, Timestamp, parse_duration,
 };
 use crate::policy::PolicyBundle;
 use crate::policy::problem::nearest;
@@ -27,6 +27,7 @@ pub(super) struct RequestParts {
     task_age_s: Option<u32>,
     at: Option<Timestamp>,
     named_facts: Option<FactValues>,
+    counts: Option<CountValues>,
 }
 
 impl RequestParts {
@@ -57,6 +58,7 @@ impl RequestParts {
             task_age_s: fields.optional("task_age", age),
             at: moment(fields),
             named_facts: named_facts(bundle, fields),
+            counts: counts(bundle, fields),
         }
     }
 
@@ -72,6 +74,7 @@ impl RequestParts {
             task_age_s: self.task_age_s.or(other.task_age_s),
             at: self.at.or(other.at),
             named_facts: self.named_facts.or_else(|| other.named_facts.clone()),
+            counts: self.counts.or_else(|| other.counts.clone()),
         }
     }
 
@@ -89,6 +92,7 @@ impl RequestParts {
             task_age_ms: ms(self.task_age_s, 0),
             at: self.at.unwrap_or(Timestamp::from_secs(AT_S)),
             named: self.named_facts.clone().unwrap_or_default(),
+            counts: self.counts.clone().unwrap_or_default(),
         }
     }
 }
@@ -135,6 +139,34 @@ fn named_facts(bundle: &PolicyBundle, fields: &mut TableReader<'_, '_>) -> Optio
                 let text = text.escape_debug();
                 let message = format!("\"{text}\" is not a fact of facts.toml{near}");
                 fields.problem_at("facts", message);
+            }
+        }
+    }
+    Some(values)
+}
+
+/// Values of counts; those that a test does not say are 0.
+fn counts(bundle: &PolicyBundle, fields: &mut TableReader<'_, '_>) -> Option<CountValues> {
+    let (_, table) = fields.table("counts")?;
+    let mut values = CountValues::new();
+    for (name, value) in table.iter() {
+        let text: &str = name.get_ref().as_ref();
+        let known = CountName::parse(text).ok();
+        let known = known.filter(|name| bundle.count(name).is_some());
+        let number = value.get_ref().as_integer();
+        let number = number.and_then(|n| u32::from_str_radix(n.as_str(), n.radix()).ok());
+        match (known, number) {
+            (Some(name), Some(number)) => drop(values.insert(name, number)),
+            (Some(_), None) => fields.invalid(
+                "counts",
+                value,
+                "must be a whole number from 0 to 4294967295",
+            ),
+            (None, _) => {
+                let near = nearest(text, bundle.counts().map(|count| count.name.as_str()));
+                let text = text.escape_debug();
+                let message = format!("\"{text}\" is not a count of counts.toml{near}");
+                fields.problem_at("counts", message);
             }
         }
     }

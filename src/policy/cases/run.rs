@@ -160,6 +160,7 @@ fn decide(bundle: &PolicyBundle, test: &TestRequest) -> Result<AuthzDecision, St
         now: facts.at,
         executor: test.executor.as_ref(),
         facts: &facts.named,
+        counts: &facts.counts,
     });
     if let AuthzDecision::Allowed { rules, .. } = &mut decision {
         rules.extend(permits);

@@ -10,8 +10,8 @@ use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples};
 use super::values::{Assignment, BINDING, Sample};
 use crate::model::{
-    Action, AgentId, Audience, EvidenceAges, EvidenceKind, FactName, FactValues, Param, PersonId,
-    ProfileName, RegisteredAgent, Reversibility, Target,
+    Action, AgentId, Audience, CountName, CountValues, EvidenceAges, EvidenceKind, FactName,
+    FactValues, Param, PersonId, ProfileName, RegisteredAgent, Reversibility, Target,
 };
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
@@ -240,7 +240,7 @@ fn decides_once<'b>(
     mut decides: impl FnMut(&Action, &AuthzDecision) -> bool,
 ) -> bool {
     let bundle = samples.bundle;
-    let calendar = bundle.evaluator.calendar();
+    let calendar = &bundle.evaluator.declared().calendar;
     let (moments, _) = moments(calendar, in_scope.iter().copied(), DAY_HOURS);
     let few = moments.len().div_ceil(SampleCounts::FEW.moments).max(1);
     let step = moments.len().div_ceil(extent.moments).max(1);
@@ -285,6 +285,7 @@ fn decides_once<'b>(
                         now: *now,
                         executor,
                         facts: &asked.facts,
+                        counts: &asked.counts,
                     });
                     if decides(&action, &decision) {
                         return true;
@@ -411,6 +412,15 @@ pub(super) struct SampleRequest {
     pub(super) task_age_ms: i64,
     pub(super) parameters: BTreeMap<String, Param>,
     pub(super) facts: FactValues,
+    pub(super) counts: CountValues,
+}
+
+fn count_value(name: &str, value: &Sample) -> Option<(CountName, u32)> {
+    let name = CountName::parse(name).ok()?;
+    match value {
+        Sample::Long(value) => Some((name, u32::try_from(*value).ok()?)),
+        _ => None,
+    }
 }
 
 impl SampleRequest {
@@ -421,6 +431,7 @@ impl SampleRequest {
             task_age_ms: 0,
             parameters: action.sample_parameters(),
             facts: FactValues::new(),
+            counts: CountValues::new(),
         };
         for (path, value) in assignment {
             let names: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -446,6 +457,14 @@ impl SampleRequest {
                     if let Ok(name) = FactName::parse(name) {
                         request.facts.insert(name, value);
                     }
+                }
+                (["counts"], Some(Sample::Record(values))) => {
+                    let values = values.into_iter();
+                    let values = values.filter_map(|(name, value)| count_value(&name, &value));
+                    request.counts.extend(values);
+                }
+                (["counts", name], Some(value)) => {
+                    request.counts.extend(count_value(name, &value));
                 }
                 (["parameters", parents @ .., last], value) => {
                     set(&mut request.parameters, parents, last, value);

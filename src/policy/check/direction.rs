@@ -10,10 +10,11 @@ use super::location;
 use super::reading::{ValueSource, single, value_source};
 use super::report::{Check, Report};
 use super::samples::RuleCase;
-use crate::model::FactName;
-use crate::policy::DeclaredFact;
+use crate::model::{CountName, FactName};
+use crate::policy::evaluator::DeclaredContext;
 use crate::policy::rule::RuleEffect;
-use crate::policy::schema::FACTS_MEMBER;
+use crate::policy::schema::{COUNTS_MEMBER, FACTS_MEMBER};
+use crate::policy::{DeclaredCount, DeclaredFact};
 
 /// How the answer of an expression can change as approvals are added, or as the lifetime is shortened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -64,6 +65,8 @@ enum Variable<'a> {
     Lifetime,
     /// A fact, from false to true.
     Fact(&'a str),
+    /// A count, as it grows.
+    Count(&'a str),
 }
 
 impl Variable<'_> {
@@ -72,6 +75,7 @@ impl Variable<'_> {
             Self::Approvals => vec!["approvals"],
             Self::Lifetime => vec!["ttl"],
             Self::Fact(name) => vec![FACTS_MEMBER, name],
+            Self::Count(name) => vec![COUNTS_MEMBER, name],
         }
     }
 
@@ -80,16 +84,27 @@ impl Variable<'_> {
         matches!(value_source(expression), Some(ValueSource::Context(path)) if path == self.path())
     }
 
-    /// Whether an expression reads it as part of a whole: all facts, or the whole context.
+    /// The record of which it is a declared member.
+    const fn declared_in(self) -> Option<&'static str> {
+        match self {
+            Self::Approvals | Self::Lifetime => None,
+            Self::Fact(_) => Some(FACTS_MEMBER),
+            Self::Count(_) => Some(COUNTS_MEMBER),
+        }
+    }
+
+    /// Whether an expression reads it as part of a whole: all facts or counts, or the whole context.
     fn is_in_whole(self, expression: &Value) -> bool {
-        let is_of_facts = match value_source(expression) {
-            Some(ValueSource::Context(path)) => path == [FACTS_MEMBER],
+        let Some(record) = self.declared_in() else {
+            return false;
+        };
+        match value_source(expression) {
+            Some(ValueSource::Context(path)) => path == [record],
             Some(_) => false,
             None => single(expression).is_some_and(|(operator, operands)| {
                 operator == "Var" && operands.as_str() == Some("context")
             }),
-        };
-        matches!(self, Self::Fact(_)) && is_of_facts
+        }
     }
 
     /// Whether an expression reads it.
@@ -103,7 +118,7 @@ impl Variable<'_> {
             operator == "has" && (value_source(of).is_some() || self.is_in_whole(of))
         });
         let is_other = value_source(expression).is_some() || asks_presence;
-        !(is_other && matches!(self, Self::Fact(_)))
+        !(is_other && self.declared_in().is_some())
             && match expression {
                 Value::Array(items) => items.iter().any(|item| self.is_in(item)),
                 Value::Object(members) => members.values().any(|part| self.is_in(part)),
@@ -119,11 +134,13 @@ pub(super) struct Direction {
     lifetime: Change,
     /// As each fact that it reads gets its safe value.
     facts: Vec<(FactName, Change)>,
+    /// As each count that it reads grows.
+    counts: Vec<(CountName, Change)>,
 }
 
 impl Direction {
-    /// Of a condition in its JSON form.
-    pub(super) fn of<'f>(condition: &Value, facts: impl Iterator<Item = &'f DeclaredFact>) -> Self {
+    /// Of a condition in its JSON form, with the facts and counts of its bundle.
+    pub(super) fn of(condition: &Value, declared: &DeclaredContext) -> Self {
         let body = condition.get("body").unwrap_or(&Value::Null);
         let is_exception = condition.get("kind").and_then(Value::as_str) == Some("unless");
         let change = |variable: Variable<'_>| match is_exception {
@@ -138,10 +155,15 @@ impl Direction {
             };
             (fact.name.clone(), to_safe)
         };
+        let grows = |count: &DeclaredCount| {
+            let change = change(Variable::Count(count.name.as_str()));
+            (count.name.clone(), change)
+        };
         Self {
             approvals: change(Variable::Approvals),
             lifetime: change(Variable::Lifetime),
-            facts: facts.map(to_safe).collect(),
+            facts: declared.facts.iter().map(to_safe).collect(),
+            counts: declared.counts.iter().map(grows).collect(),
         }
     }
 }
@@ -168,12 +190,32 @@ pub(super) fn check(case: &RuleCase<'_>, report: &mut Report<'_>) {
             let message = format!("{what} can turn a yes into a no by this condition: {advice}");
             report.rule(check, rule, places.get(at).copied(), message);
         }
+        let allows_more = |change: &Change| match rule.effect {
+            RuleEffect::Forbid => change.falls,
+            RuleEffect::Permit => change.rises,
+        };
+        for (count, change) in &direction.counts {
+            if allows_more(change) {
+                let holds = format!("context.counts.{count} < 3");
+                let form = match rule.effect {
+                    RuleEffect::Forbid => format!(
+                        "write unless {{ {holds} }}, or when {{ context.counts.{count} >= 3 }}"
+                    ),
+                    RuleEffect::Permit => format!("write when {{ {holds} }}"),
+                };
+                let seen = match *change == Change::BOTH {
+                    true => "may turn a no into a yes by this condition, as far as its form shows",
+                    false => "turns a no into a yes by this condition",
+                };
+                let message = format!(
+                    "a higher count {count} {seen}, and agents raise counts by asking: {form}"
+                );
+                let at = places.get(at).copied();
+                report.rule(Check::CountAllows, rule, at, message);
+            }
+        }
         for (fact, change) in &direction.facts {
-            let allows_more = match rule.effect {
-                RuleEffect::Forbid => change.falls,
-                RuleEffect::Permit => change.rises,
-            };
-            if allows_more {
+            if allows_more(change) {
                 let message = format!(
                     "the safe value of the fact {fact}, which one operator alone sets, can turn a no into a yes by this condition: turn the \
                      condition round, or `safe` of fact.{fact} in facts.toml"
@@ -216,7 +258,7 @@ pub(in crate::policy) fn findings(rule: &str) -> Vec<&'static str> {
     let conditions = form["conditions"].as_array().expect("conditions");
     let directions = conditions
         .iter()
-        .map(|condition| Direction::of(condition, std::iter::empty()));
+        .map(|condition| Direction::of(condition, &DeclaredContext::default()));
     directions
         .flat_map(|direction| direction.wrong(effect))
         .map(Check::name)
@@ -250,7 +292,9 @@ fn of(variable: Variable<'_>, expression: &Value) -> Change {
         "if-then-else" => alternative(variable, operand("if"), operand("then"), operand("else")),
         _ => match variable {
             Variable::Approvals => of_set(operator, operands),
-            Variable::Lifetime => of_order(operator, left, right),
+            // As it is shortened.
+            Variable::Lifetime => of_order(variable, operator, left, right).opposite(),
+            Variable::Count(_) => of_order(variable, operator, left, right),
             Variable::Fact(_) => Change::BOTH,
         },
     }
@@ -293,49 +337,44 @@ fn of_set(operator: &str, operands: &Value) -> Change {
     }
 }
 
-/// How a comparison changes as the lifetime is shortened.
-fn of_order(operator: &str, left: &Value, right: &Value) -> Change {
-    let (Some(left), Some(right)) = (slope(left), slope(right)) else {
+/// How a comparison changes as a number grows.
+fn of_order(variable: Variable<'_>, operator: &str, left: &Value, right: &Value) -> Change {
+    let (Some(left), Some(right)) = (slope(variable, left), slope(variable, right)) else {
         return Change::BOTH;
     };
     let Some(difference) = sum(left, -right) else {
         return Change::BOTH;
     };
-    let shrinks = match difference {
+    let grows = match difference {
         1.. => Change::RISES,
         0 => Change::NONE,
         _ => Change::FALLS,
     };
     match operator {
-        "<" | "<=" => shrinks,
-        ">" | ">=" => shrinks.opposite(),
+        ">" | ">=" => grows,
+        "<" | "<=" => grows.opposite(),
         _ => Change::BOTH,
     }
 }
 
-/// Whether a value grows with the lifetime (1), shrinks (-1) or neither (0); nothing where that is not known.
-fn slope(expression: &Value) -> Option<i8> {
-    if !Variable::Lifetime.is_in(expression) {
+/// Whether a value grows with a number (1), shrinks (-1) or neither (0); nothing where that is not known.
+fn slope(variable: Variable<'_>, expression: &Value) -> Option<i8> {
+    if !variable.is_in(expression) {
         return Some(0);
     }
-    if Variable::Lifetime.is(expression) {
+    if variable.is(expression) {
         return Some(1);
     }
     let (operator, operands) = single(expression)?;
     let argument = |at: usize| operands.as_array().and_then(|operands| operands.get(at));
+    let of = |expression| slope(variable, expression);
     match operator {
-        "toMilliseconds" | "toSeconds" | "toMinutes" | "toHours" | "toDays" => slope(argument(0)?),
-        "offset" => sum(slope(argument(0)?)?, slope(argument(1)?)?),
-        "durationSince" => sum(slope(argument(0)?)?, -slope(argument(1)?)?),
-        "neg" => slope(operands.get("arg")?).map(|slope| -slope),
-        "+" => sum(
-            slope(operands.get("left")?)?,
-            slope(operands.get("right")?)?,
-        ),
-        "-" => sum(
-            slope(operands.get("left")?)?,
-            -slope(operands.get("right")?)?,
-        ),
+        "toMilliseconds" | "toSeconds" | "toMinutes" | "toHours" | "toDays" => of(argument(0)?),
+        "offset" => sum(of(argument(0)?)?, of(argument(1)?)?),
+        "durationSince" => sum(of(argument(0)?)?, -of(argument(1)?)?),
+        "neg" => of(operands.get("arg")?).map(|slope| -slope),
+        "+" => sum(of(operands.get("left")?)?, of(operands.get("right")?)?),
+        "-" => sum(of(operands.get("left")?)?, -of(operands.get("right")?)?),
         _ => None,
     }
 }

@@ -128,7 +128,7 @@ fn operation_denials<'c, 'b: 'c>(
     agent: &RegisteredAgent,
 ) -> Option<Vec<String>> {
     let of_operate = in_scope.filter(|case| case.actions.iter().any(Option::is_none));
-    let calendar = samples.bundle.evaluator.calendar();
+    let calendar = &samples.bundle.evaluator.declared().calendar;
     let (moments, is_whole) = moments(calendar, of_operate, WEEK_HOURS);
     let mut denials = Vec::new();
     for now in moments {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cedar_policy::{ActionConstraint, PrincipalConstraint, ResourceConstraint};
 
 use super::PolicyBundle;
-use super::files::{BundleFiles, FACTS};
+use super::files::{BundleFiles, COUNTS, FACTS};
 use super::problem::Problems;
 use super::rule::RuleEffect;
 use crate::model::{AgentId, ProfileName};
@@ -64,6 +64,7 @@ pub(super) fn check(
     if is_sound {
         unconstrained(bundle, &mut report);
         unread_facts(bundle, files, &mut report);
+        unread_counts(bundle, files, &mut report);
         left_out += conditions::check(&samples, &cases, &mut report);
         if report.is_all_declared() {
             asking = Some(grants::check(&samples, &cases, files, &mut report));
@@ -121,6 +122,19 @@ fn unread_facts(bundle: &PolicyBundle, files: &BundleFiles, report: &mut Report<
             "fact.{name}: no rule reads it: write context.facts.{name} in a condition, or take it out"
         );
         report.thing(Check::UnreadFact, name.as_str(), (FACTS, line), message);
+    }
+}
+
+/// Counts that decide nothing, however high they are.
+fn unread_counts(bundle: &PolicyBundle, files: &BundleFiles, report: &mut Report<'_>) {
+    let text = files.text(COUNTS).unwrap_or_default();
+    let unread = bundle.counts().map(|count| &count.name);
+    for name in unread.filter(|name| bundle.rules_counting(name).is_empty()) {
+        let line = grants::table_line(text, &format!("count.{name}"));
+        let message = format!(
+            "count.{name}: no rule reads it: write context.counts.{name} in a condition, or take it out"
+        );
+        report.thing(Check::UnreadCount, name.as_str(), (COUNTS, line), message);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::policy::catalogue::{ParamSpec, ParamType};
 use crate::policy::files::{BundleFiles, ENTITIES, PEOPLE};
 use crate::policy::problem::nearest;
 use crate::policy::rule::RuleInfo;
+use crate::policy::schema::FACTS_MEMBER;
 
 /// Refuses every entity and audience that the bundle does not declare, and every text that none of its entities has.
 pub(super) fn check<'b>(
@@ -100,7 +101,7 @@ impl Names {
             ),
             (&["binding"], "context.binding", &BINDINGS),
         ];
-        let zones = samples.bundle.evaluator.calendar().zones();
+        let zones = samples.bundle.evaluator.declared().calendar.zones();
         for zone in zones {
             let what = format!("context.local.{zone}.weekday");
             let days = variable(&["local", zone, "weekday"]);
@@ -170,19 +171,26 @@ impl Names {
             return;
         }
         let mut known: BTreeSet<&str> = samples.bundle.catalogue.members();
-        known.extend(samples.bundle.evaluator.calendar().zones());
-        known.extend(samples.bundle.facts().map(|fact| fact.name.as_str()));
+        known.extend(samples.bundle.evaluator.declared().calendar.zones());
         for action in case.actions.iter().flatten() {
             parameter_names(&action.parameters, &mut known);
         }
-        for (name, condition) in &case.reading.presences {
+        let facts: BTreeSet<&str> = samples.bundle.facts().map(|f| f.name.as_str()).collect();
+        let counts: BTreeSet<&str> = samples.bundle.counts().map(|c| c.name.as_str()).collect();
+        for ((record, name), condition) in &case.reading.presences {
+            let (known, nowhere) = match *record {
+                Some(FACTS_MEMBER) => (&facts, "facts.toml has no such fact"),
+                Some(_) => (&counts, "counts.toml has no such count"),
+                None => (
+                    &known,
+                    "no entity, no parameter of its actions and no part of the context has this name",
+                ),
+            };
             if known.contains(name.as_str()) {
                 continue;
             }
             let near = nearest(name, known.iter().copied());
-            let message = format!(
-                "`has {name}` is never true: no entity, no parameter of its actions and no part of the context has this name{near}"
-            );
+            let message = format!("`has {name}` is never true: {nowhere}{near}");
             let places = location::conditions(&case.info.text);
             let from = places.get(*condition).copied();
             let at = from

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::constants::{Constant, constant};
 use super::values::OTHER_TEXT;
+use crate::policy::schema::{COUNTS_MEMBER, FACTS_MEMBER};
 
 /// The members that lead to a variable of the context, such as `evidence`, `verified_age`.
 pub(super) type Path = Vec<String>;
@@ -27,7 +28,8 @@ pub(super) struct Reading {
     /// Whether a part relates values in a way for which sample requests prove nothing.
     pub(super) is_undecided: bool,
     /// Names that `has` asks for, each with the first condition that does.
-    pub(super) presences: BTreeMap<String, usize>,
+    /// With the record of declared members that it is asked of.
+    pub(super) presences: BTreeMap<(Option<&'static str>, String), usize>,
     /// The condition that is being read, counted from 0.
     condition: usize,
 }
@@ -307,9 +309,18 @@ impl Reading {
                 .collect(),
             _ => Vec::new(),
         };
-        for member in &members {
-            let condition = self.condition;
-            self.presences.entry(member.clone()).or_insert(condition);
+        // Of facts and counts the members are declared: a name is known there, or nowhere. `context has counts.x` asks for a path.
+        let mut record = match value_source(of) {
+            Some(ValueSource::Context(path)) => declared_record(path.first()),
+            _ => None,
+        };
+        let is_context = single(of).is_some_and(|(op, var)| op == "Var" && var == "context");
+        for (at, member) in members.iter().enumerate() {
+            let (key, condition) = ((record, member.clone()), self.condition);
+            self.presences.entry(key).or_insert(condition);
+            if is_context && at == 0 {
+                record = declared_record(Some(member));
+            }
         }
         let base = match value_source(of) {
             // `context has x`: the context itself.
@@ -335,6 +346,13 @@ impl Reading {
             }
         }
     }
+}
+
+/// The record of the context whose members a bundle declares by name.
+fn declared_record(name: Option<&String>) -> Option<&'static str> {
+    [FACTS_MEMBER, COUNTS_MEMBER]
+        .into_iter()
+        .find(|record| name.is_some_and(|name| name == record))
 }
 
 impl Compared {

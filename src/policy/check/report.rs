@@ -49,10 +49,14 @@ pub(super) enum Check {
     UnreadFact,
     /// The safe value of a fact makes a rule allow more.
     SafeAllows,
+    /// No rule reads a count.
+    UnreadCount,
+    /// A higher count makes a rule allow more.
+    CountAllows,
 }
 
 impl Check {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 20] = [
         Self::UndeclaredName,
         Self::UndeclaredValue,
         Self::NeverMatches,
@@ -71,6 +75,8 @@ impl Check {
         Self::IrreversibleAlone,
         Self::UnreadFact,
         Self::SafeAllows,
+        Self::UnreadCount,
+        Self::CountAllows,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -93,6 +99,8 @@ impl Check {
             Self::IrreversibleAlone => "irreversible-alone",
             Self::UnreadFact => "unread-fact",
             Self::SafeAllows => "safe-allows",
+            Self::UnreadCount => "unread-count",
+            Self::CountAllows => "count-allows",
         }
     }
 

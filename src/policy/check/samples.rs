@@ -180,7 +180,7 @@ impl<'b> Cases<'b> {
             exceptions: conditions.iter().map(is_exception).collect(),
             directions: conditions
                 .iter()
-                .map(|c| Direction::of(c, self.bundle.facts()))
+                .map(|c| Direction::of(c, self.bundle.evaluator.declared()))
                 .collect(),
             fixed: conditions.iter().take_while(|c| !reads_context(c)).count(),
             population: self.population(distinctions),
@@ -485,8 +485,7 @@ impl<'b> Samples<'b> {
             audiences: &self.audiences,
             asked: self.asked_in(scene).unwrap_or(&self.no_profiles),
             attributes,
-            calendar: self.bundle.evaluator.calendar(),
-            facts: self.bundle.evaluator.facts(),
+            bundle: self.bundle,
         }
     }
 

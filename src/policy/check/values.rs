@@ -8,12 +8,14 @@ use cedar_policy::{Context, EntityId, EntityTypeName, EntityUid, RestrictedExpre
 
 use super::reading::{Compared, Path, Reading};
 use crate::jose::access_token::TTL_MAX_S;
-use crate::model::{Audience, EvidenceKind, Param, ProfileName, Timestamp};
-use crate::policy::calendar::{Calendar, WEEKDAYS};
+use crate::model::{
+    ActionName, Audience, Autonomy, CountKind, EvidenceKind, Param, ProfileName, Timestamp,
+};
+use crate::policy::calendar::WEEKDAYS;
 use crate::policy::catalogue::{CatalogueAction, ParamSpec, ParamType};
-use crate::policy::evaluator::{instant, milliseconds};
-use crate::policy::named_facts::DeclaredFacts;
-use crate::policy::schema::FACTS_MEMBER;
+use crate::policy::evaluator::{DeclaredContext, instant, milliseconds};
+use crate::policy::schema::{COUNTS_MEMBER, FACTS_MEMBER};
+use crate::policy::{DeclaredCount, PolicyBundle};
 
 /// A value of the context.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,11 +69,14 @@ pub(super) struct Situation<'a> {
     pub(super) asked: &'a BTreeSet<ProfileName>,
     /// Attributes of the agent and the target.
     pub(super) attributes: &'a BTreeSet<Sample>,
-    pub(super) calendar: &'a Calendar,
-    pub(super) facts: &'a DeclaredFacts,
+    pub(super) bundle: &'a PolicyBundle,
 }
 
 impl Situation<'_> {
+    fn declared(&self) -> &DeclaredContext {
+        self.bundle.evaluator.declared()
+    }
+
     /// The values that can change the answer of comparisons of this variable with these constants.
     pub(super) fn values(&self, path: &[String], compared: &Compared) -> Values {
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -99,11 +104,32 @@ impl Situation<'_> {
             ["now"] => self.instants(compared),
             // Each by itself: every time of day is on every day of the week, and holidays fall on any of them.
             ["facts"] => Values::whole(self.fact_records()),
-            ["facts", _] => Values::whole(vec![Sample::Bool(false), Sample::Bool(true)]),
+            ["facts", name] => {
+                let mut facts = self.declared().facts.iter();
+                match facts.any(|fact| fact.name.as_str() == *name) {
+                    true => Values::whole(vec![Sample::Bool(false), Sample::Bool(true)]),
+                    false => Values::none(),
+                }
+            }
+            ["counts"] => Values {
+                // Of all their combinations only some are samples.
+                is_whole: false,
+                ..Values::whole(self.count_records(compared))
+            },
+            ["counts", name] => {
+                let mut counts = self.declared().counts.iter();
+                let declared = counts.find(|count| count.name.as_str() == *name);
+                declared.map_or_else(Values::none, |declared| {
+                    Values::whole(match self.can_be_raised(declared) {
+                        true => self.counts(compared),
+                        false => vec![Sample::Long(0)],
+                    })
+                })
+            }
             ["local", _, "weekday"] => Values::whole(WEEKDAYS.map(text).to_vec()),
             ["local", _, "time"] => Values::whole(self.durations(compared, 0..=DAY_MS - 1, 0)),
             ["local", zone, "holiday"] => {
-                let is_any = self.calendar.has_holidays(zone);
+                let is_any = self.declared().calendar.has_holidays(zone);
                 let holidays = is_any.then_some(Sample::Bool(true));
                 Values::whole(holidays.into_iter().chain([Sample::Bool(false)]).collect())
             }
@@ -165,7 +191,7 @@ impl Situation<'_> {
     /// Every combination of values of the facts.
     fn fact_records(&self) -> Vec<Sample> {
         let mut records = vec![Members::new()];
-        for fact in self.facts.iter() {
+        for fact in self.declared().facts.iter() {
             let with = |record: &Members, value: bool| {
                 let mut record = record.clone();
                 record.insert(fact.name.to_string(), Sample::Bool(value));
@@ -177,6 +203,48 @@ impl Situation<'_> {
             records = both.collect();
         }
         records.into_iter().map(Sample::Record).collect()
+    }
+
+    /// Whether anything that a registered agent can do raises a count as a rule about this action sees it. Which agent asks is not looked
+    /// at: a sample stands for every agent that the rule does not tell apart.
+    fn can_be_raised(&self, declared: &DeclaredCount) -> bool {
+        let asked = self.action.map(|action| &action.name);
+        let is_about = |action: &&ActionName| !declared.per_action || Some(*action) == asked;
+        let mut actions = declared.actions.iter().filter(is_about);
+        actions.any(|name| {
+            let action = self.bundle.action(name);
+            let is_single_use = action.is_some_and(|action| action.single_use);
+            match declared.of {
+                // What rules deny can be asked for, too.
+                CountKind::Requests | CountKind::Denials => true,
+                CountKind::Uses if !is_single_use => false,
+                CountKind::Tokens | CountKind::Uses => self.bundle.agents().any(|agent| {
+                    agent.autonomy != Autonomy::Advisory && agent.ceiling.contains(name)
+                }),
+            }
+        })
+    }
+
+    /// Values of one count.
+    fn counts(&self, compared: &Compared) -> Vec<Sample> {
+        let same = self.beside(compared, |value| match value {
+            Sample::Long(n) => Some(*n),
+            _ => None,
+        });
+        let same = same.into_iter().map(|n| n.clamp(0, COUNT_MAX));
+        let values = around(compared, 0..=COUNT_MAX, 0).chain(same);
+        let values: BTreeSet<i64> = values.collect();
+        values.into_iter().map(Sample::Long).collect()
+    }
+
+    /// The counts as a whole: all with the same value, for each value.
+    fn count_records(&self, compared: &Compared) -> Vec<Sample> {
+        let names = || self.declared().counts.iter().map(|count| &count.name);
+        let record = |value: Sample| {
+            let members = names().map(|name| (name.to_string(), value.clone()));
+            Sample::Record(members.collect())
+        };
+        self.counts(compared).into_iter().map(record).collect()
     }
 
     fn instants(&self, compared: &Compared) -> Values {
@@ -292,7 +360,7 @@ impl Situation<'_> {
             ("binding", text(BINDING)),
             ("now", Sample::Instant(NOON_MS)),
         ]);
-        let zones = self.calendar.at(Timestamp::from_millis(NOON_MS));
+        let zones = self.declared().calendar.at(Timestamp::from_millis(NOON_MS));
         let zones: Members = zones
             .into_iter()
             .flatten()
@@ -309,12 +377,19 @@ impl Situation<'_> {
             base.insert("local".to_owned(), Sample::Record(zones));
         }
         if let Some(action) = self.action {
-            let facts = self.facts.iter();
+            let facts = self.declared().facts.iter();
             let facts: Members = facts
                 .map(|fact| (fact.name.to_string(), Sample::Bool(fact.normal)))
                 .collect();
             if !facts.is_empty() {
                 base.insert(FACTS_MEMBER.to_owned(), Sample::Record(facts));
+            }
+            let counts = self.declared().counts.iter();
+            let counts: Members = counts
+                .map(|count| (count.name.to_string(), Sample::Long(0)))
+                .collect();
+            if !counts.is_empty() {
+                base.insert(COUNTS_MEMBER.to_owned(), Sample::Record(counts));
             }
             let task = named(&[("age", Sample::Duration(0)), ("depth", Sample::Long(0))]);
             let audience = self.audiences.first().map_or("", Audience::as_str);
@@ -520,6 +595,8 @@ pub(super) const BINDINGS: [&str; 2] = [BINDING, "bearer"];
 pub(super) const TTL_MAX_MS: i64 = TTL_MAX_S * 1000;
 /// Integers of parameters are those that JSON keeps exactly.
 const LONG_MAX: i64 = (1 << 53) - 1;
+/// The greatest value of a count.
+const COUNT_MAX: i64 = u32::MAX as i64;
 /// A text that no rule compares with.
 pub(super) const OTHER_TEXT: &str = "\u{7f}";
 /// 12:00 on Thursday, 1 January 2026.

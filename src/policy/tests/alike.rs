@@ -64,6 +64,7 @@ fn compare(rules: Vec<String>, at: usize, other: String, ages: EvidenceAges) {
                     now,
                     executor: None,
                     facts: &crate::model::FactValues::new(),
+                    counts: &crate::model::CountValues::new(),
                 });
                 let operates = bundle.may_operate(agent, kind, ages, "jkt", now);
                 (decision, operates)

@@ -18,6 +18,7 @@ fn recommended(bundle: &PolicyBundle, action: &Action, approvals: &[&str]) -> St
         now: Timestamp::from_millis(1_792_656_000_123),
         executor: Some(&responder.id),
         facts: &crate::model::FactValues::new(),
+        counts: &crate::model::CountValues::new(),
     }))
 }
 

@@ -32,6 +32,7 @@ when {
         now: crate::model::Timestamp::from_secs(1_800_000_000),
         executor: None,
         facts: &crate::model::FactValues::new(),
+        counts: &crate::model::CountValues::new(),
     };
     assert_eq!(summary(&bundle.authorize(&question)), "NO_RULE_ALLOWS []");
     let nearest = bundle.nearest_permit(&question).expect("a permit");

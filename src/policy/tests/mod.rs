@@ -5,6 +5,7 @@ mod autonomy;
 mod bundle;
 mod check;
 mod check_grants;
+mod counts;
 mod decisions;
 mod key_votes;
 mod named_facts;
@@ -154,6 +155,7 @@ fn authorize_as(
         now: Timestamp::from_millis(1_792_656_000_123),
         executor: None,
         facts: &crate::model::FactValues::new(),
+        counts: &crate::model::CountValues::new(),
     })
 }
 

@@ -177,6 +177,7 @@ fn the_deepest_rules_decide() {
                 now: Timestamp::from_millis(0),
                 executor: None,
                 facts: &crate::model::FactValues::new(),
+                counts: &crate::model::CountValues::new(),
             };
             let decision = bundle.authorize(&request);
             let nearest = permits.nearest_permit(&request);

@@ -35,6 +35,7 @@ fn ask(bundle: &PolicyBundle, request: &Request) -> AuthzDecision {
         now: Timestamp::from_secs(1_792_656_000),
         executor: None,
         facts: &crate::model::FactValues::new(),
+        counts: &crate::model::CountValues::new(),
     })
 }
 

@@ -203,6 +203,7 @@ proptest! {
                         task_age_ms: 0,
                         task_depth: 0,
                         facts: &crate::model::FactValues::new(),
+                        counts: &crate::model::CountValues::new(),
                     };
                     let scope = RequestScope::new(store, &agent, catalogued.name.as_str(), (kind, target)).expect("a scope");
                     let whole = bundle.evaluator.evaluate(all, &request);

@@ -49,6 +49,17 @@ fn input(input: RuleInput) -> v1::RuleInput {
             .iter()
             .map(|(name, value)| format!("{name}: {value}"))
             .collect(),
+        counts: context
+            .counts
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .chain(
+                context
+                    .recommender_counts
+                    .iter()
+                    .map(|(name, value)| format!("{name} of the recommender: {value}")),
+            )
+            .collect(),
         executor: context
             .executor
             .as_ref()

@@ -267,9 +267,20 @@ pub fn environment() -> TestEnvironment {
     let rules = "@id(\"lockdown\") forbid (principal, action == Action::\"account.disable\", resource) when { context.facts.lockdown };\n\
          @id(\"isolating-is-short\") @max_ttl(\"1m\") forbid (principal, action == Action::\"host.isolate\", resource) \
          unless { context.facts.incident || context.ttl <= duration(\"1m\") };\n";
+    let counts = "[count.notes]\ntitle = \"Notes of one agent\"\nof = \"tokens\"\nper = [\"agent\"]\nactions = [\"case.note\"]\nwithin = \"1m\"\n\
+         [count.denials]\ntitle = \"Denials of one owner's agents\"\nof = \"denials\"\nper = [\"owner\"]\nwithin = \"5m\"\n\
+         [count.uses]\ntitle = \"Uses of everybody\"\nof = \"uses\"\nper = [\"action\"]\nwithin = \"10m\"\n\
+         [count.requests]\ntitle = \"Requests of one agent\"\nof = \"requests\"\nper = [\"agent\"]\nwithin = \"1h\"\n";
+    let few = "@id(\"few-notes\") forbid (principal, action == Action::\"case.note\", resource) unless { context.counts.notes < 2 };\n\
+         @id(\"trouble\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource) \
+         unless { context.counts.denials < 2 || context.approvals.containsAny([StepUp::\"one-security\", StepUp::\"two-security\"]) };\n\
+         @id(\"few-uses\") @max_ttl(\"1m\") forbid (principal, action == Action::\"account.disable\", resource) \
+         unless { (context.counts.uses < 1 && context.counts.requests < 6) || context.ttl <= duration(\"1m\") };\n";
     let files = &mut env.policy;
     files.insert("facts.toml".to_owned(), facts.to_owned());
     files.insert("rules/90-facts.cedar".to_owned(), rules.to_owned());
+    files.insert("counts.toml".to_owned(), counts.to_owned());
+    files.insert("rules/91-counts.cedar".to_owned(), few.to_owned());
     files.remove("tests.toml");
     env
 }

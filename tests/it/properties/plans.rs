@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dipylon::broker::{FactOrder, PlanState};
 use dipylon_sdk::model::*;
@@ -157,14 +158,15 @@ async fn plan(b: &TestBroker, files: &Files) -> Option<PolicyPlan> {
     let id = planned.await.ok()?;
     loop {
         let call = b.person_call("dipylon.v1.GovernanceService/GetPolicyPlan", "olga");
-        match b.broker.policy_plan(&call, &id).expect("a plan").state {
-            PlanState::Running { .. } => {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            PlanState::Ready(text) => {
+        let pause = match b.broker.policy_plan(&call, &id).map(|plan| plan.state) {
+            Ok(PlanState::Ready(text)) => {
                 return Some(serde_json::from_str(&text).expect("a plan"));
             }
-        }
+            Ok(PlanState::Running { .. }) => Duration::from_millis(5),
+            // A slow plan is asked for more often than a person may ask.
+            Err(refusal) => refusal.retry_after.expect("asked too often"),
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -10,7 +10,8 @@ use dipylon::approve::audit::ApprovalVerifier;
 use dipylon::audit::{Checkpoint, JournalVerifier};
 use dipylon::journal::{self, JournalReader};
 use dipylon::policy::{
-    AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, Risk, Role, StepUpProfile, VoteMethod,
+    AuthzDecision, AuthzRequest, BundleFiles, CountPer, PolicyBundle, Risk, Role, StepUpProfile,
+    VoteMethod,
 };
 use dipylon::state::{BundleCache, State, StateFold};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
@@ -27,6 +28,9 @@ struct InvariantChecker {
     suspended: BTreeSet<AgentId>,
     frozen: BTreeSet<FreezeScope>,
     facts: BTreeMap<FactName, FactSet>,
+    opened_at: BTreeMap<AccessRequestId, Timestamp>,
+    /// Every event that a count may count.
+    counted: Vec<Counted>,
     requests: BTreeMap<AccessRequestId, AccessRequestOpened>,
     votes: BTreeMap<AccessRequestId, Vec<VoteCast>>,
     consumed: BTreeSet<AccessRequestId>,
@@ -43,6 +47,17 @@ struct InvariantChecker {
     keys: KeyChecker,
     /// The operators who held a living key since the first bundle or the last recovery.
     operators_ever: BTreeSet<PersonId>,
+}
+
+/// An event that a count may count.
+struct Counted {
+    at: Timestamp,
+    of: CountKind,
+    agent: AgentId,
+    owner: PersonId,
+    action: ActionName,
+    /// The counts that the decision's rules read.
+    read: BTreeSet<CountName>,
 }
 
 type RequestKey = (Option<TaskId>, Option<PersonId>, Digest);
@@ -122,6 +137,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
 impl InvariantChecker {
     fn entry(&mut self, entry: &Entry, journal: &JournalReader) {
         self.keys.entry(entry);
+        self.assert_counts(entry);
         match &entry.event {
             Event::PolicyApplied(f) => {
                 let text = journal
@@ -321,6 +337,7 @@ impl InvariantChecker {
                     "two open access requests for one action"
                 );
                 self.requests.insert(f.access_request, f.clone());
+                self.opened_at.insert(f.access_request, entry.at);
             }
             Event::VoteCast(f) => self.vote(f, entry, journal),
             Event::AccessRequestClosed(f) => {
@@ -468,6 +485,176 @@ impl InvariantChecker {
             hands.len().min(keys.len()) >= quorum,
             "a change by fewer hands than the bundle before it asks for"
         );
+    }
+
+    /// INV-29: a decision recorded each count that a rule in its scope reads, as it was before it: no lower than what decisions whose
+    /// rules read it made of it, and no higher than all that happened.
+    fn assert_counts(&mut self, entry: &Entry) {
+        let requested = [CountKind::Requests];
+        let (agent, action, decision, own, kinds) = match &entry.event {
+            Event::RequestDenied(f) => {
+                let kinds = match (f.waiting, f.reason.as_str()) {
+                    (Some(_), _) | (_, "FROZEN") => &[][..],
+                    (None, "NO_ELIGIBLE_APPROVER") => &requested[..],
+                    (None, _) => &[CountKind::Requests, CountKind::Denials][..],
+                };
+                let agent = &self.tasks[&f.task].agent;
+                (
+                    agent.clone(),
+                    &f.action,
+                    f.decision.as_ref(),
+                    f.waiting,
+                    kinds,
+                )
+            }
+            Event::AccessRequestOpened(f) => match f.by_agent() {
+                Some(by) => {
+                    let decision = Some(&by.decision);
+                    (by.agent.clone(), &f.action, decision, None, &requested[..])
+                }
+                None => return,
+            },
+            Event::TokenIssued(f) => {
+                let is_own = |id: &AccessRequestId| self.requests[id].task() == Some(f.task);
+                let own = f.consumed.filter(is_own);
+                let kinds = match own {
+                    Some(_) => &[CountKind::Tokens][..],
+                    None => &[CountKind::Requests, CountKind::Tokens][..],
+                };
+                if let Some(id) = f.consumed.filter(|_| own.is_none()) {
+                    let recommender = self.requests[&id].agent().expect("an agent's").clone();
+                    let counts = &f.decision.input.recommender_counts;
+                    self.assert_recorded(&recommender, &f.action, &f.decision, counts, Some(id));
+                }
+                (f.agent.clone(), &*f.action, Some(&f.decision), own, kinds)
+            }
+            Event::VoteCast(f) if f.verdict == Verdict::Deny => {
+                let request = &self.requests[&f.access_request];
+                if let Some(agent) = request.agent().cloned() {
+                    let action = request.action.action.clone();
+                    self.count(
+                        &[CountKind::Denials],
+                        &agent,
+                        &action,
+                        entry.at,
+                        &BTreeSet::new(),
+                    );
+                }
+                return;
+            }
+            Event::TokenConsumed(f) => {
+                let grant = &self.grants[&f.jti];
+                let (agent, action) = (grant.agent.clone(), grant.action.action.clone());
+                self.count(
+                    &[CountKind::Uses],
+                    &agent,
+                    &action,
+                    entry.at,
+                    &BTreeSet::new(),
+                );
+                return;
+            }
+            _ => return,
+        };
+        let Some(decision) = decision else {
+            return;
+        };
+        let counts = &decision.input.counts;
+        self.assert_recorded(&agent, action, decision, counts, own);
+        let bundle = self.bundle();
+        // A count that both agents share.
+        let recommender = match &entry.event {
+            Event::TokenIssued(f) if own.is_none() => f.consumed,
+            _ => None,
+        };
+        let recommender = recommender.and_then(|id| self.requests[&id].agent());
+        let is_shared = |name: &&CountName| {
+            let key = |agent: &AgentId| {
+                let owner = &bundle.agent(agent).expect("registered").owner;
+                let declared = bundle.count(name).expect("declared");
+                declared.key(agent, owner, &action.action)
+            };
+            recommender.is_some_and(|other| key(other) == key(&agent))
+        };
+        let shared = decision.input.recommender_counts.keys().filter(is_shared);
+        let read = counts.keys().chain(shared).cloned().collect();
+        self.count(kinds, &agent, &action.action, entry.at, &read);
+    }
+
+    fn assert_recorded(
+        &self,
+        agent: &AgentId,
+        action: &ActionOnRecord,
+        decision: &DecisionRecord,
+        counts: &CountValues,
+        own: Option<AccessRequestId>,
+    ) {
+        let (name, target) = (&action.action, &action.target);
+        let bundle = self.bundle();
+        let recorded: BTreeSet<&CountName> = counts.keys().collect();
+        let in_scope = bundle.counts_in_scope(agent, name, target);
+        assert_eq!(recorded, in_scope, "INV-29: other counts than those read");
+        let owner = &bundle.agent(agent).expect("registered").owner;
+        for (count, value) in counts {
+            let declared = bundle.count(count).expect("declared");
+            // Of the minute of an event all counts.
+            let from = decision.input.now.plus_secs(-i64::from(declared.within_s));
+            let from = from.millis() - from.millis().rem_euclid(60_000);
+            let is_of = |event: &Counted| {
+                event.of == declared.of
+                    && event.at.millis() >= from
+                    && match declared.per {
+                        CountPer::Everyone => true,
+                        CountPer::Agent => event.agent == *agent,
+                        CountPer::Owner => event.owner == *owner,
+                    }
+                    && (!declared.per_action || event.action == *name)
+                    && declared.actions.contains(&event.action)
+            };
+            let own = own.map(|id| &self.requests[&id]).is_some_and(|own| {
+                let by = own.by_agent().expect("an agent's");
+                is_of(&Counted {
+                    at: self.opened_at[&own.access_request],
+                    of: CountKind::Requests,
+                    agent: by.agent.clone(),
+                    owner: by.owner.clone(),
+                    action: own.action.action.clone(),
+                    read: BTreeSet::new(),
+                })
+            });
+            let of = || self.counted.iter().filter(|event| is_of(event));
+            let most = of().count() - usize::from(own);
+            // Another bundle may have declared another count of this name.
+            let least = of().filter(|event| event.read.contains(count)).count();
+            let least = least.saturating_sub(usize::from(own));
+            let value = usize::try_from(*value).expect("small");
+            assert!(value <= most, "INV-29: {count} was {most}, and not {value}");
+            assert!(
+                least <= value,
+                "INV-29: {count} was {least} at least, and not {value}"
+            );
+        }
+    }
+
+    fn count(
+        &mut self,
+        kinds: &[CountKind],
+        agent: &AgentId,
+        action: &ActionName,
+        at: Timestamp,
+        read: &BTreeSet<CountName>,
+    ) {
+        let Some(registered) = self.bundle().agent(agent) else {
+            return;
+        };
+        self.counted.extend(kinds.iter().map(|of| Counted {
+            at,
+            of: *of,
+            agent: agent.clone(),
+            owner: registered.owner.clone(),
+            action: action.clone(),
+            read: read.clone(),
+        }));
     }
 
     /// A fact is set within what the bundle declares; to another value than its safe one as the bundle is changed.

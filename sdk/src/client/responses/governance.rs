@@ -318,6 +318,8 @@ responses! {
         executor: String = executor,
         /// The named facts that rules in scope read, such as `change_freeze: true`.
         facts: Vec<String> = facts,
+        /// The counts that rules in scope read, as they were before this decision, such as `deletions: 2`.
+        counts: Vec<String> = counts,
     }
 
     /// An agent or a target as rules see it, in Cedar's notation.
