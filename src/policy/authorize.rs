@@ -599,13 +599,15 @@ impl RemedySearch {
         let before = self.assumed.len();
         for (id, remedy) in remedies {
             match remedy {
-                Remedy::StepUp(name) if !self.held.contains(name) => {
-                    self.assumed
-                        .entry(name.clone())
-                        .or_default()
-                        .insert((*id).to_owned());
+                Remedy::StepUp(names) => {
+                    for name in names.difference(&self.held) {
+                        self.assumed
+                            .entry(name.clone())
+                            .or_default()
+                            .insert((*id).to_owned());
+                    }
                 }
-                Remedy::StepUp(_) | Remedy::MaxTtl(_) => {}
+                Remedy::MaxTtl(_) => {}
             }
         }
         self.assumed.len() > before

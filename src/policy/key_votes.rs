@@ -30,22 +30,18 @@ pub(super) fn check(
         let Some(rule) = rules.infos.get(id) else {
             continue;
         };
-        let Some(Remedy::StepUp(name)) = &rule.remedy else {
+        let asked = rule.remedy.iter().flat_map(Remedy::profiles);
+        let profiles = asked.filter_map(|name| people.profiles.get(name));
+        let mut of_keys = profiles.filter(|profile| profile.method == VoteMethod::Key);
+        let Some(profile) = of_keys.next() else {
             continue;
         };
-        let takes_keys = people
-            .profiles
-            .get(name)
-            .is_some_and(|profile| profile.method == VoteMethod::Key);
-        if !takes_keys {
-            continue;
-        }
         let risky: Vec<&CatalogueAction> = catalogue
             .actions()
             .filter(|action| action.risk_or_high() >= below && may_ask_for(policy, action, store))
             .collect();
         if !risky.is_empty() {
-            let message = message(rule, name.as_str(), &risky, below);
+            let message = message(rule, profile.name.as_str(), &risky, below);
             problems.add(&rule.file, Some(rule.line), message);
         }
     }

@@ -71,10 +71,51 @@ pub enum RuleEffect {
 /// The remedy a forbid names. Only a hint: Cedar evaluates again with it applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
-    /// An approval under this profile.
-    StepUp(ProfileName),
+    /// An approval under each of these profiles, by different people; never empty.
+    StepUp(BTreeSet<ProfileName>),
     /// A life of at most this many seconds.
     MaxTtl(u32),
+}
+
+impl Remedy {
+    /// The profiles that it asks for; none for another remedy.
+    pub fn profiles(&self) -> impl Iterator<Item = &ProfileName> {
+        let profiles = match self {
+            Self::StepUp(profiles) => Some(profiles),
+            Self::MaxTtl(_) => None,
+        };
+        profiles.into_iter().flatten()
+    }
+}
+
+/// The profiles of `@step_up("PROFILE")` or `@step_up("PROFILE + PROFILE")`.
+fn step_up(text: &str, declared: &BTreeSet<ProfileName>) -> Result<BTreeSet<ProfileName>, String> {
+    let mut named = BTreeSet::new();
+    for name in text.split(" + ") {
+        let known = ProfileName::parse(name).ok();
+        let Some(profile) = known.filter(|name| declared.contains(name)) else {
+            let near = nearest(name, declared.iter().map(ProfileName::as_str));
+            let name = name.escape_debug();
+            return Err(match text.contains('+') {
+                false => format!("@step_up(\"{name}\") is not a profile of people.toml{near}"),
+                true => format!(
+                    "@step_up: \"{name}\" is not a profile of people.toml{near}; expected profiles with \" + \" between them"
+                ),
+            });
+        };
+        if let Some(twice) = named.replace(profile) {
+            return Err(format!(
+                "@step_up names {twice} twice: one profile asks for more people by its quorum"
+            ));
+        }
+    }
+    Ok(named)
+}
+
+/// Names of profiles for people: `one-security and two-release`.
+pub(super) fn profile_list(profiles: &BTreeSet<ProfileName>) -> String {
+    let names: Vec<&str> = profiles.iter().map(ProfileName::as_str).collect();
+    names.join(" and ")
 }
 
 /// The rules of a policy bundle: Cedar's policy set, whose policy ids are the rules' `@id`s, and the information on each.
@@ -208,20 +249,10 @@ impl RuleSet {
                 );
                 None
             }
-            (Some(name), None) => match ProfileName::parse(name)
-                .ok()
-                .filter(|name| profiles.contains(name))
-            {
-                Some(name) => Some(Remedy::StepUp(name)),
-                None => {
-                    let near = nearest(name, profiles.iter().map(ProfileName::as_str));
-                    problem_at(
-                        Some("step_up"),
-                        format!(
-                            "@step_up(\"{}\") is not a profile of people.toml{near}",
-                            name.escape_debug()
-                        ),
-                    );
+            (Some(text), None) => match step_up(text, profiles) {
+                Ok(named) => Some(Remedy::StepUp(named)),
+                Err(message) => {
+                    problem_at(Some("step_up"), message);
                     None
                 }
             },

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::rule::profile_list;
 use super::{
     ApprovalLimits, CatalogueAction, ParamSpec, ParamType, PolicyBundle, RegisteredService, Remedy,
     RuleEffect, RuleInfo, ServiceKind, StepUpProfile,
@@ -312,8 +313,8 @@ fn rules(bundle: &PolicyBundle) -> Things {
         let effect = match (rule.effect, &rule.remedy) {
             (RuleEffect::Permit, _) => "permit".to_owned(),
             (RuleEffect::Forbid, None) => "forbid".to_owned(),
-            (RuleEffect::Forbid, Some(Remedy::StepUp(profile))) => {
-                format!("forbid unless approved under {profile}")
+            (RuleEffect::Forbid, Some(Remedy::StepUp(profiles))) => {
+                format!("forbid unless approved under {}", profile_list(profiles))
             }
             (RuleEffect::Forbid, Some(Remedy::MaxTtl(seconds))) => {
                 format!(

@@ -110,6 +110,7 @@ mod tls;
 mod token_lifecycle;
 mod transport;
 mod trusted_files;
+mod two_groups;
 mod unforgeable_types;
 mod unknown_outcome;
 mod vectors;

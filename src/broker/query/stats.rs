@@ -139,7 +139,10 @@ impl Broker {
 
 fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
     let (remedy, is_step_up) = match &rule.remedy {
-        Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
+        Some(Remedy::StepUp(profiles)) => {
+            let names: Vec<&str> = profiles.iter().map(ProfileName::as_str).collect();
+            (format!("step_up {}", names.join(" + ")), true)
+        }
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
         None => (String::new(), false),
     };

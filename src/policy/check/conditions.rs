@@ -214,11 +214,12 @@ fn remedied(
 ) -> Option<Assignment> {
     let mut lifted = assignment.clone();
     match (&case.info.remedy, lifetime) {
-        (Some(Remedy::StepUp(profile)), _) => {
+        (Some(Remedy::StepUp(profiles)), _) => {
             let (_, value) = lifted
                 .iter_mut()
                 .find(|(path, _)| path.as_slice() == ["approvals"])?;
-            *value = value.take().map(|held| held.with_approval(profile));
+            let all = |held: Sample| profiles.iter().fold(held, Sample::with_approval);
+            *value = value.take().map(all);
         }
         (Some(Remedy::MaxTtl(_)), Some(most)) => {
             let (_, value) = lifted
@@ -322,8 +323,16 @@ fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut 
     if let (Some(scene), Some(remedy)) = (&findings.unlifted, &rule.remedy) {
         let annotation = annotation_of(remedy);
         let lifts = match remedy {
-            Remedy::StepUp(profile) => {
-                format!("unless {{ context.approvals.contains(StepUp::\"{profile}\") }}")
+            Remedy::StepUp(profiles) => {
+                let names: Vec<String> = profiles
+                    .iter()
+                    .map(|name| format!("StepUp::\"{name}\""))
+                    .collect();
+                let asked = match &names[..] {
+                    [one] => format!("contains({one})"),
+                    _ => format!("containsAll([{}])", names.join(", ")),
+                };
+                format!("unless {{ context.approvals.{asked} }}")
             }
             Remedy::MaxTtl(seconds) => {
                 format!("unless {{ context.ttl <= duration(\"{seconds}s\") }}")

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::grants::{DAY_HOURS, MOMENTS_MAX, first_of, moments, table_line};
 use super::reading::{Compared, Path};
 use super::report::{Check, Report};
-use super::samples::{Answer, RuleCase, Samples};
+use super::samples::{Answer, RuleCase, Samples, profiles_of};
 use super::values::{Assignment, BINDING, Sample};
 use crate::model::{
     Action, AgentId, Audience, CountName, CountValues, EvidenceAges, EvidenceKind, FactName,
@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
-use crate::policy::rule::{Remedy, RuleEffect};
+use crate::policy::rule::RuleEffect;
 use crate::policy::schema::declaration_line;
 use crate::policy::{AuthzDecision, AuthzRequest, PolicyBundle, StepUpProfile, can_be_filled};
 
@@ -314,10 +314,7 @@ pub(super) fn quorums_together<'b>(
     for action in bundle.catalogue.actions() {
         let of_action = |case: &&RuleCase<'b>| case.has_action(&action.name);
         let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
-        let profiles = in_scope.iter().filter_map(|case| match &case.info.remedy {
-            Some(Remedy::StepUp(profile)) => Some(profile),
-            Some(Remedy::MaxTtl(_)) | None => None,
-        });
+        let profiles = in_scope.iter().flat_map(|case| profiles_of(case));
         let profiles: BTreeSet<&ProfileName> = profiles.collect();
         let all: Vec<&StepUpProfile> = profiles
             .iter()

@@ -9,7 +9,7 @@ use cedar_policy::EntityUid;
 use super::decisions;
 use super::reading::{Compared, Path};
 use super::report::{Check, Report};
-use super::samples::{Answer, RuleCase, Samples};
+use super::samples::{Answer, RuleCase, Samples, profiles_of};
 use super::values::{self, Assignment, BINDING};
 use crate::model::{
     ActionName, AgentId, EvidenceAges, EvidenceKind, ProfileName, RegisteredAgent, Timestamp,
@@ -19,7 +19,7 @@ use crate::policy::calendar::Calendar;
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{AGENTS, BundleFiles, PEOPLE};
 use crate::policy::policy_index::{ScopeKey, met_by};
-use crate::policy::rule::{Remedy, RuleEffect};
+use crate::policy::rule::RuleEffect;
 use crate::policy::{OperateDecision, PolicyBundle};
 
 /// Checks what the rules give to agents. For each profile of a remedy the agents whose requests may ask for it.
@@ -263,16 +263,13 @@ pub(super) fn askers<'b>(
         let met: BTreeSet<ScopeKey> = met_by(&uid, store).into_iter().collect();
         let mut profiles: BTreeSet<&ProfileName> = BTreeSet::new();
         for case in cases.iter().filter(|case| met.contains(&case.agents)) {
-            let Some(Remedy::StepUp(profile)) = &case.info.remedy else {
-                continue;
-            };
-            if profiles.contains(profile) {
+            if profiles_of(case).all(|profile| profiles.contains(profile)) {
                 continue;
             }
             let in_ceiling = |action: &&'b CatalogueAction| agent.ceiling.contains(&action.name);
             let mut actions = case.actions.iter().copied().flatten().filter(in_ceiling);
             if actions.any(|action| may_match(samples, case, &uid, Some(action))) {
-                profiles.insert(profile);
+                profiles.extend(profiles_of(case));
             }
         }
         for profile in profiles {

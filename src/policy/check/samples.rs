@@ -229,6 +229,11 @@ fn action_name(action: Option<&CatalogueAction>) -> &str {
     action.map_or(OPERATE, |action| action.name.as_str())
 }
 
+/// The profiles that the remedy of a rule asks for.
+pub(super) fn profiles_of<'c>(case: &'c RuleCase<'_>) -> impl Iterator<Item = &'c ProfileName> {
+    case.info.remedy.iter().flat_map(Remedy::profiles)
+}
+
 impl<'b> Samples<'b> {
     /// At most so many samples of a bundle, and each of its rules, in the order of their ids. Nothing if the samples are no entities to
     /// Cedar.
@@ -238,14 +243,12 @@ impl<'b> Samples<'b> {
         let cases: Vec<RuleCase<'b>> = rules.filter_map(|info| making.case(info)).collect();
         let mut asked: BTreeMap<(ActionName, Autonomy), BTreeSet<ProfileName>> = BTreeMap::new();
         for case in &cases {
-            let Some(Remedy::StepUp(profile)) = &case.info.remedy else {
-                continue;
-            };
+            let named: BTreeSet<&ProfileName> = profiles_of(case).collect();
             for action in case.actions.iter().flatten() {
                 for autonomy in Autonomy::ALL {
                     if case.info.built_in_for().is_none_or(|of| of == autonomy) {
                         let profiles = asked.entry((action.name.clone(), autonomy)).or_default();
-                        profiles.insert(profile.clone());
+                        profiles.extend(named.iter().copied().cloned());
                     }
                 }
             }

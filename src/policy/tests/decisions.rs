@@ -301,6 +301,38 @@ fn remedies_are_verified_by_cedar() {
     );
 }
 
+/// A remedy of several profiles asks for each that is not held, and the rule says whether all are needed.
+#[test]
+fn a_remedy_asks_for_several_profiles() {
+    let both = |lifted: &str| {
+        let rule = format!(
+            "@id(\"both\") @step_up(\"one-passkey + one-security\") forbid (principal, action == Action::\"case.read\", resource)
+             unless {{ context.approvals.{lifted} }};"
+        );
+        soc_and(&rule).expect("bundle")
+    };
+    let all = both("containsAll([StepUp::\"one-passkey\", StepUp::\"one-security\"])");
+    let ask = |bundle, held: &[&str]| summary(&authorize(bundle, &read(), 60, held));
+    assert_eq!(
+        ask(&all, &[]),
+        "needs one-passkey+one-security 60 [both soc-acts-at-home]"
+    );
+    assert_eq!(
+        ask(&all, &["one-passkey"]),
+        "needs one-security 60 [both soc-acts-at-home]"
+    );
+    assert_eq!(
+        ask(&all, &["one-passkey", "one-security"]),
+        "allowed 60 [soc-acts-at-home]"
+    );
+    // Where one is enough one is asked for.
+    let any = both("containsAny([StepUp::\"one-passkey\", StepUp::\"one-security\"])");
+    assert_eq!(
+        ask(&any, &[]),
+        "needs one-security 60 [both soc-acts-at-home]"
+    );
+}
+
 #[test]
 fn max_ttl_is_tried_before_step_up() {
     let bundle = soc_and(

@@ -40,6 +40,26 @@ fn rule_validation_errors() {
         soc_and(&format!("@id(\"a\") @step_up(\"one-securty\") {forbid}")),
         "(did you mean \"one-security\"?)",
     );
+    for (profiles, said) in [
+        (
+            "one-security + two-securty",
+            "@step_up: \"two-securty\" is not a profile of people.toml (did you mean \"two-security\"?); expected profiles with \" + \" between them",
+        ),
+        (
+            "one-security+two-security",
+            "expected profiles with \" + \" between them",
+        ),
+        ("one-security + ", "expected profiles with"),
+        (
+            "one-security + one-security",
+            "@step_up names one-security twice",
+        ),
+    ] {
+        refused(
+            soc_and(&format!("@id(\"a\") @step_up(\"{profiles}\") {forbid}")),
+            said,
+        );
+    }
     refused(
         soc_and("@id(\"a\") permit (principal == ?principal, action, resource);"),
         "template",
