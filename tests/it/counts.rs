@@ -262,6 +262,80 @@ async fn ending_a_task_takes_no_request_back() {
     assert_eq!(denied.waiting, Some(id));
     let read = counts(&denied.decision.expect("decided"));
     assert!(read.contains(&"asked 2".to_owned()), "{read:?}");
+    // The same answer is another one once nothing waits: it counts.
+    let method = "dipylon.v1.TaskService/CancelAccessRequest";
+    let call = b.call(method, &triage.key, None, None);
+    b.broker
+        .cancel_access_request(&call, task, id)
+        .await
+        .expect("cancelled");
+    let denials = || {
+        let copy = JournalCopy::read(&b);
+        let denials = copy.entries.iter().filter(|e| match &e.event {
+            Event::RequestDenied(f) => f.idempotency_key.as_str() == "2" && f.waiting.is_none(),
+            _ => false,
+        });
+        denials.count()
+    };
+    assert_eq!(denials(), 0);
+    assert_eq!(denied_by(ask("ann", "2").await), "few-asked");
+    assert_eq!(denials(), 1);
+    b.check_invariants();
+}
+
+/// A bundle that gives a name to another count begins it anew, with what has happened of that.
+#[tokio::test]
+async fn a_name_may_be_of_another_count() {
+    let b = start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    b.request_token(&triage, task, &read_case(), 300, "1")
+        .await
+        .token();
+    let mut files = b.env.policy.clone();
+    let counts_toml = files.get_mut("counts.toml").expect("counts");
+    let of_tokens = "of = \"tokens\"\nper = [\"agent\"]\nactions = [\"case.read\"]";
+    assert!(counts_toml.contains(of_tokens));
+    *counts_toml = counts_toml.replace(of_tokens, &of_tokens.replace("tokens", "denials"));
+    b.apply_policy(files).await.expect("in force");
+    let second = b.request_token(&triage, task, &read_case(), 300, "2").await;
+    assert_eq!(counts(&second.token().issued.decision), ["reads 0"]);
+    b.check_invariants();
+}
+
+/// Another rule that denies is another answer, and on record.
+#[tokio::test]
+async fn a_denial_by_another_rule_is_on_record() {
+    let rule = "\n@id(\"quiet\") forbid (principal, action == Action::\"logs.search\", resource) unless { context.counts.trouble < 3 };";
+    let b = TestBroker::start_with(with("", rule), FaultInjection::default()).await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let search = search();
+    for key in ["1", "2"] {
+        b.request_token(&triage, task, &search, 300, key)
+            .await
+            .token();
+    }
+    let again = async || b.request_token(&triage, task, &search, 300, "k").await;
+    assert_eq!(denied_by(again().await), "few-searches");
+    for key in ["d-1", "d-2"] {
+        b.request_token(&triage, task, &collect_elsewhere(), 300, key)
+            .await
+            .denied();
+    }
+    minutes(&b, 2);
+    assert_eq!(denied_by(again().await), "quiet");
+    // And the same one is the same answer.
+    assert_eq!(denied_by(again().await), "quiet");
+    let copy = JournalCopy::read(&b);
+    let by = copy.entries.iter().filter_map(|entry| match &entry.event {
+        Event::RequestDenied(f) if f.idempotency_key.as_str() == "k" => f.decision.as_ref(),
+        _ => None,
+    });
+    let by: Vec<String> = by
+        .map(|decision| decision.rules[0].id.to_string())
+        .collect();
+    assert_eq!(by, ["few-searches", "quiet"]);
     b.check_invariants();
 }
 
@@ -380,6 +454,17 @@ async fn a_recommenders_counts_stand_with_the_token() {
     let third = b.request_token(&assistant, advises, &again, 300, "more");
     assert_eq!(denied_by(third.await), "little-advice");
     b.broker.maintenance_tick().await.expect("tick");
+    let live = b.broker.show().grants_of_task(&executes);
+    assert!(live.iter().all(|grant| grant.ended.is_none()));
+    // A bundle that asks for less than they were issued under ends them, also the one that was recommended first of all.
+    let mut files = b.env.policy.clone();
+    let rules = files.get_mut("rules/90-counts.cedar").expect("rules");
+    *rules = rules.replace("context.counts.advice < 2", "context.counts.advice < 1");
+    b.apply_policy(files).await.expect("in force");
+    b.broker.maintenance_tick().await.expect("tick");
+    let ended = b.broker.show().grants_of_task(&executes);
+    assert_eq!(ended.len(), 2);
+    assert!(ended.iter().all(|grant| grant.ended.is_some()));
     b.check_invariants();
 }
 

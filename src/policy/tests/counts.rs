@@ -261,6 +261,43 @@ fn counts_that_stay_at_zero_are_known() {
     assert!(said.contains("name actions in the rule's scope"), "{said}");
 }
 
+/// Of a recommendation the recommending agent's counts are asked for; the executor's are asked for when it asks.
+#[test]
+fn a_recommendation_reads_no_count_of_its_executor() {
+    let rule = |agent: &str| {
+        format!(
+            "@id(\"more\") forbid (principal == Agent::\"{agent}\", action == Action::\"session.end\", resource) unless {{ context.counts.ended < 3 }};"
+        )
+    };
+    let answer = |of: &str| {
+        let bundle = checked(with(COUNTS, &rule(of))).unwrap_or_else(|e| panic!("{e}"));
+        let action = Action::new(
+            ActionName::parse("session.end").expect("name"),
+            Audience::parse("https://idp.soc.example").expect("audience"),
+            Target::parse("Account", "ann").expect("target"),
+            BTreeMap::new(),
+        );
+        let decision = bundle.authorize(&AuthzRequest {
+            agent: &agent(&bundle, "assistant"),
+            action: &action.expect("action"),
+            ttl_ms: 60_000,
+            approvals: &profiles(&[]),
+            evidence_kind: EvidenceKind::JwtSvid,
+            evidence_ages: EvidenceAges::ZERO,
+            binding: "jkt",
+            task_age_ms: 0,
+            task_depth: 0,
+            now: Timestamp::from_secs(1_792_656_000),
+            executor: Some(&AgentId::parse("responder").expect("id")),
+            facts: &crate::model::FactValues::new(),
+            counts: &crate::model::CountValues::from([(count("ended"), 5)]),
+        });
+        matches!(decision, AuthzDecision::Needs { .. })
+    };
+    assert!(answer("responder"));
+    assert!(!answer("assistant"));
+}
+
 #[test]
 fn tests_say_counts() {
     let tests = |counts: &str| {
