@@ -83,8 +83,8 @@ fn recommended_in<'r>(
     task.ok_or(HandOverFault::TaskEnded)
 }
 
-/// What the rules allow the agent that recommends, at this moment and under these approvals, and the counts of it that they read: a hand-over rests on it as on what they allow
-/// the executor. Its evidence counts as on record.
+/// What the rules allow the agent that recommends, at this moment and under these approvals, and the counts of it that they read: a
+/// hand-over rests on it as on what they allow the executor. Its evidence counts as on record.
 pub fn recommender_answer(
     request: &Recorded<'_, AccessRequest>,
     action: &Action,

@@ -10,11 +10,11 @@ use super::catalogue::{Catalogue, CatalogueAction};
 use super::files::COUNTS;
 use super::problem::{Problems, nearest};
 use super::sentences::Things;
-use super::toml_reader::{TableReader, TomlSource};
+use super::toml_reader::{TableReader, TomlSource, title};
 use crate::model::text::quote;
 use crate::model::{
     ActionName, AgentId, COUNT_WINDOW_MAX_S, CountKey, CountKind, CountName, CountSubject,
-    CountValues, ParseError, PersonId, Target, check_visible, format_seconds, parse_duration,
+    CountValues, ParseError, PersonId, Target, format_seconds, parse_duration,
 };
 
 /// What a bundle declares of a count.
@@ -89,8 +89,6 @@ pub(super) struct DeclaredCounts {
 
 /// Most counts of a bundle: a decision rests on each that the rules in scope read.
 const COUNTS_MAX: usize = 8;
-/// Longest title, in bytes.
-const TITLE_BYTES_MAX: usize = 100;
 /// The shortest window, in seconds.
 const WITHIN_MIN_S: u32 = 60;
 const AGENT: &str = "agent";
@@ -235,14 +233,8 @@ impl DeclaredCounts {
     }
 }
 
-fn title(text: &str) -> Result<String, ParseError> {
-    check_visible("title", text, TITLE_BYTES_MAX)?;
-    Ok(text.to_owned())
-}
-
 fn kind(text: &str) -> Result<CountKind, ParseError> {
-    let known = CountKind::ALL.into_iter();
-    known
+    CountKind::ALL
         .into_iter()
         .find(|kind| kind.as_str() == text)
         .ok_or_else(|| {
@@ -298,7 +290,7 @@ impl PolicyBundle {
     }
 
     /// The rules that read a count, by id.
-    pub fn rules_counting(&self, name: &CountName) -> Vec<String> {
+    pub fn rules_reading_count(&self, name: &CountName) -> Vec<String> {
         self.rule_counts.rules_reading(name)
     }
 

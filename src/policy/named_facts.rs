@@ -9,11 +9,11 @@ use super::PolicyBundle;
 use super::files::FACTS;
 use super::problem::Problems;
 use super::sentences::Things;
-use super::toml_reader::{TableReader, TomlSource};
+use super::toml_reader::{TableReader, TomlSource, title};
 use crate::model::text::quote;
 use crate::model::{
-    ActionName, AgentId, Digest, FactName, FactValues, ParseError, Target, check_visible,
-    format_seconds, parse_duration,
+    ActionName, AgentId, Digest, FactName, FactValues, ParseError, Target, format_seconds,
+    parse_duration,
 };
 
 /// What a bundle declares of a named fact.
@@ -56,8 +56,6 @@ pub(super) struct DeclaredFacts(BTreeMap<FactName, DeclaredFact>);
 
 /// Most facts of a bundle: a decision rests on each that the rules in scope read.
 const FACTS_MAX: usize = 8;
-/// Longest title, in bytes.
-const TITLE_BYTES_MAX: usize = 100;
 /// Longest time that a value may stand, in seconds.
 const MAX_S: u32 = 31 * 86_400;
 /// Shortest such time, in seconds.
@@ -153,11 +151,6 @@ fn flag(fields: &mut TableReader<'_, '_>, key: &'static str) -> Option<bool> {
         fields.invalid(key, at, "must be true or false");
     }
     value
-}
-
-fn title(text: &str) -> Result<String, ParseError> {
-    check_visible("title", text, TITLE_BYTES_MAX)?;
-    Ok(text.to_owned())
 }
 
 fn longest(text: &str) -> Result<u32, ParseError> {

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::rule::profile_list;
 use super::{
-    ApprovalLimits, CatalogueAction, ParamSpec, ParamType, PolicyBundle, RegisteredService, Remedy,
-    RuleEffect, RuleInfo, ServiceKind, StepUpProfile,
+    ApprovalLimits, CatalogueAction, DeclaredCount, ParamSpec, ParamType, PolicyBundle,
+    RegisteredService, Remedy, RuleEffect, RuleInfo, ServiceKind, StepUpProfile,
 };
 use crate::jose::PublicKey;
 use crate::model::text::quote;
@@ -76,6 +76,34 @@ pub fn of_fact(bundle: &PolicyBundle, proposed: &Proposed) -> Option<PolicyChang
         summary,
         files: Vec::new(),
     })
+}
+
+/// What a plan cannot know of counts: decisions on record lack the numbers of a count that is new to them, and of one that is declared
+/// otherwise they have others.
+pub fn counts(before: &PolicyBundle, after: &PolicyBundle) -> Vec<String> {
+    let sentence = |declared: &DeclaredCount| {
+        let name = &declared.name;
+        let Some(was) = before.count(name) else {
+            return Some(format!(
+                "the count {name} is new: this plan decides again as if it were 0"
+            ));
+        };
+        if was != declared {
+            return Some(format!(
+                "the count {name} is declared otherwise: this plan decides again with the numbers of before"
+            ));
+        }
+        let reading = before.rules_reading_count(name);
+        let anew = after.rules_reading_count(name).into_iter();
+        let anew: Vec<String> = anew.filter(|id| !reading.contains(id)).collect();
+        (!anew.is_empty()).then(|| {
+            format!(
+                "{} read the count {name} anew: where a decision did not read it this plan decides again as if it were 0",
+                anew.join(", ")
+            )
+        })
+    };
+    after.counts().filter_map(sentence).collect()
 }
 
 /// What the check warns of, without lines, which move.

@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Problems, line_of, nearest};
-use crate::model::ParseError;
+use crate::model::{ParseError, check_visible};
 
 /// One TOML file.
 #[derive(Clone, Copy)]
@@ -310,3 +310,12 @@ impl<'a, 'p> TableReader<'a, 'p> {
         }
     }
 }
+
+/// A title of what a bundle declares, for people: text without invisible characters.
+pub(super) fn title(text: &str) -> Result<String, ParseError> {
+    check_visible("title", text, TITLE_BYTES_MAX)?;
+    Ok(text.to_owned())
+}
+
+/// Longest such title, in bytes.
+const TITLE_BYTES_MAX: usize = 100;

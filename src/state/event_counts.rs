@@ -1,7 +1,7 @@
 //! Events of agents counted by the minute, for the counts that rules read.
 //!
 //! In: entries. Out: how many events of a kind there were in a window, for an agent, an owner or everyone, by action. Every event is
-//! counted, whatever a bundle declares, so that a count that a new bundle declares begins with what has happened already.
+//! counted, also of kinds that no bundle declares a count for, so that the count of a new bundle begins with the events before it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

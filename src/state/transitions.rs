@@ -12,6 +12,7 @@ use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::Role;
 
+mod counts;
 mod governance;
 
 type Legal = Result<(), String>;
@@ -92,9 +93,9 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
                 )?;
             }
             if let Some(decision) = &f.decision {
-                is_no_hand_over(decision)?;
+                counts::is_no_hand_over(decision)?;
                 let of = (&task.opened.agent, &f.action.action);
-                counts_of_then(state, of, waiting.as_deref(), (decision, at))?;
+                counts::counts_of_then(state, of, waiting.as_deref(), (decision, at))?;
             }
             undecided(state, &f.task, &f.idempotency_key)
         }
@@ -177,7 +178,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
         Event::TokenIssued(f) => {
             token_issued(state, f, at)?;
             facts_of_now(state, f, at)?;
-            counts_of_token(state, f, at)
+            counts::counts_of_token(state, f, at)
         }
         Event::TokenReissued(f) => {
             let grant = grant(state, &f.jti)?;
@@ -313,9 +314,9 @@ fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) 
     in_force(state, &by.decision.policy)?;
     trusted(state, &by.evidence)?;
     action_not_frozen(state, &f.action.action)?;
-    is_no_hand_over(&by.decision)?;
+    counts::is_no_hand_over(&by.decision)?;
     let of = (&by.agent, &f.action.action);
-    counts_of_then(state, of, None, (&by.decision, at))?;
+    counts::counts_of_then(state, of, None, (&by.decision, at))?;
     require(f.expires_at <= task.opened.deadline, || {
         format!("{} outlives its task", f.access_request)
     })?;
@@ -386,71 +387,6 @@ fn facts_of_now(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
         f.approval.is_none() || asked.is_none_or(|asked| asked.input.facts == *facts),
         || format!("{} was approved under other facts", f.jti),
     )
-}
-
-/// The counts of a decision are those of the journal before it, at the moment when it was decided: without the request itself, where it
-/// waits, and without what was counted since by decisions whose rules do not read them. Which counts the rules read is not asked again: it
-/// is the gate that finds them.
-fn counts_of_then(
-    state: &State,
-    of: (&AgentId, &ActionName),
-    own: Option<&AccessRequest>,
-    (decision, at): (&DecisionRecord, Timestamp),
-) -> Legal {
-    are_counts(state, of, own, (&decision.input.counts, decision), at)
-}
-
-/// The same of a token, and of the agent that recommended it at the hand-over.
-fn counts_of_token(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
-    let consumed = f.consumed.and_then(|id| state.requests.get(&id));
-    let is_own = |request: &Arc<AccessRequest>| request.opened.task() == Some(f.task);
-    let own = consumed.as_ref().filter(|request| is_own(request));
-    let (action, decision) = (&f.action.action, &f.decision);
-    let own = own.map(|own| &**own);
-    counts_of_then(state, (&f.agent, action), own, (decision, at))?;
-    let of_recommender = &decision.input.recommender_counts;
-    if of_recommender.is_empty() {
-        return Ok(());
-    }
-    let recommended = consumed.filter(|request| !is_own(request));
-    let recommended = recommended.ok_or_else(|| format!("nobody recommended {}", f.jti))?;
-    let agent = recommended.opened.agent();
-    let agent = agent.ok_or_else(|| format!("no agent recommended {}", f.jti))?;
-    let read = (of_recommender, decision);
-    are_counts(state, (agent, action), Some(&recommended), read, at)
-}
-
-/// Of what is no token the counts of another agent are on no record.
-fn is_no_hand_over(decision: &DecisionRecord) -> Legal {
-    require(decision.input.recommender_counts.is_empty(), || {
-        format!("{} hands nothing over", decision.id)
-    })
-}
-
-fn are_counts(
-    state: &State,
-    (agent, action): (&AgentId, &ActionName),
-    own: Option<&AccessRequest>,
-    (counts, decision): (&CountValues, &DecisionRecord),
-    at: Timestamp,
-) -> Legal {
-    let now = decision.input.now;
-    require(counts.is_empty() || now <= at, || {
-        format!("{} was decided after its entry", decision.id)
-    })?;
-    for (name, value) in counts {
-        let declared = state.count_key(name, agent, action);
-        let (declared, key) = declared.ok_or_else(|| format!("no count {name} is declared"))?;
-        let bounds = state.count_bounds(&declared, &key, own, now);
-        require(bounds.contains(value), || {
-            let (least, most) = (bounds.start(), bounds.end());
-            format!(
-                "{} says that {key} was {value}; it was {least} to {most}",
-                decision.id
-            )
-        })?;
-    }
-    Ok(())
 }
 
 /// An access request of an agent is open while its task is; a proposal has none.

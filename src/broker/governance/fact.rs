@@ -15,7 +15,7 @@ use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::Blob;
 use crate::model::text::nearest_word;
 use crate::model::*;
-use crate::policy::{ActivePolicy, DeclaredCount, DeclaredFact, PolicyBundle, sentences};
+use crate::policy::{ActivePolicy, DeclaredFact, PolicyBundle, sentences};
 use crate::state::{AccessRequest, Draft, FactSetting, Read, Recorded};
 
 /// What an operator orders of a fact.
@@ -392,36 +392,6 @@ impl Broker {
             Some(format!("the fact {name} is {value} by {by}: {becomes}"))
         };
         rules.bundle.facts().filter_map(sentence).collect()
-    }
-
-    /// Sentences for a plan about the counts that a bundle declares for the first time, or otherwise: what is on record is decided again
-    /// without them, or with the numbers of before.
-    pub(super) fn counts_under(&self, candidate: &PolicyBundle) -> Vec<String> {
-        let Some(rules) = self.show().rules() else {
-            return Vec::new();
-        };
-        let sentence = |declared: &DeclaredCount| {
-            let name = &declared.name;
-            let Some(was) = rules.bundle.count(name) else {
-                return Some(format!(
-                    "the count {name} is new: this plan decides again as if it were 0"
-                ));
-            };
-            let reading = rules.bundle.rules_counting(name);
-            let anew = candidate.rules_counting(name).into_iter();
-            let anew: Vec<String> = anew.filter(|id| !reading.contains(id)).collect();
-            match (was == declared, anew.is_empty()) {
-                (true, true) => None,
-                (true, false) => Some(format!(
-                    "{} read the count {name} anew: where a decision did not read it this plan decides again as if it were 0",
-                    anew.join(", ")
-                )),
-                (false, _) => Some(format!(
-                    "the count {name} is declared otherwise: this plan decides again with the numbers of before"
-                )),
-            }
-        };
-        candidate.counts().filter_map(sentence).collect()
     }
 
     /// A sentence for each fact that has another value than its normal one, for inboxes and pages.

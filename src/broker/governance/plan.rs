@@ -441,7 +441,7 @@ impl Broker {
         let people = input.people.changes.iter().cloned();
         let mut changes = sentences::summary(&input.base, &input.candidate, people, &known);
         changes.extend(self.facts_under(&input.candidate, planned_at));
-        changes.extend(self.counts_under(&input.candidate));
+        changes.extend(sentences::counts(&input.base, &input.candidate));
         let mut warnings = input.people.warnings.clone();
         let active = ActivePolicy::new(Arc::clone(&input.candidate));
         warnings.extend(

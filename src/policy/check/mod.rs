@@ -129,7 +129,7 @@ fn unread_facts(bundle: &PolicyBundle, files: &BundleFiles, report: &mut Report<
 fn unread_counts(bundle: &PolicyBundle, files: &BundleFiles, report: &mut Report<'_>) {
     let text = files.text(COUNTS).unwrap_or_default();
     let unread = bundle.counts().map(|count| &count.name);
-    for name in unread.filter(|name| bundle.rules_counting(name).is_empty()) {
+    for name in unread.filter(|name| bundle.rules_reading_count(name).is_empty()) {
         let line = grants::table_line(text, &format!("count.{name}"));
         let message = format!(
             "count.{name}: no rule reads it: write context.counts.{name} in a condition, or take it out"

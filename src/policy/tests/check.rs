@@ -25,6 +25,15 @@ pub(super) fn found(files: BTreeMap<String, String>) -> Vec<&'static str> {
     }
 }
 
+/// Those of these checks that find something, each once, by name.
+pub(super) fn found_among(files: BTreeMap<String, String>, names: &[&str]) -> Vec<&'static str> {
+    let mut findings = found(files);
+    findings.retain(|name| names.contains(name));
+    findings.sort_unstable();
+    findings.dedup();
+    findings
+}
+
 #[test]
 fn the_example_has_no_finding() {
     let bundle = checked(soc_files()).unwrap_or_else(|e| panic!("{e}"));

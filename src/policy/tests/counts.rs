@@ -1,6 +1,6 @@
 //! Counts: how they are read, which rules read them, and what the check finds about them.
 
-use super::check::{checked, found, said};
+use super::check::{checked, found, found_among, said};
 use super::*;
 use crate::model::{CountKind, CountName, PersonId};
 
@@ -183,19 +183,13 @@ fn the_check_tries_the_bounds_and_knows_which_way_a_count_goes() {
             vec!["never-matches"],
         ),
     ] {
-        let mut findings = found(when(condition));
-        findings.sort_unstable();
-        findings.dedup();
-        let has = |name: &&&str| {
-            [
-                "count-allows",
-                "never-matches",
-                "always-true",
-                "undeclared-name",
-            ]
-            .contains(name)
-        };
-        let findings: Vec<&str> = findings.iter().filter(has).copied().collect();
+        let names = [
+            "count-allows",
+            "never-matches",
+            "always-true",
+            "undeclared-name",
+        ];
+        let findings = found_among(when(condition), &names);
         assert_eq!(findings, expected, "{condition}");
     }
     let permit = "@id(\"more\") permit (principal == Agent::\"reporter\", action == Action::\"case.read\", resource) when { context.counts.ended > 3 };";
@@ -233,7 +227,7 @@ fn counts_that_stay_at_zero_are_known() {
             "per = [\"action\"]\nactions = [\"account.disable\"]",
             vec!["never-matches"],
         ),
-        // Requests and denials count for whoever asks.
+        // Requests and denials of every agent count.
         ("\"tokens\"", "\"requests\"", vec![]),
     ] {
         let text = COUNTS.replacen(from, to, 1);
@@ -296,6 +290,34 @@ fn a_recommendation_reads_no_count_of_its_executor() {
     };
     assert!(answer("responder"));
     assert!(!answer("assistant"));
+}
+
+/// A plan says of which counts it has no numbers, or others.
+#[test]
+fn a_plan_names_the_counts_that_it_does_not_know() {
+    let rule = |id: &str| {
+        format!(
+            "@id(\"{id}\") forbid (principal, action == Action::\"session.end\", resource) unless {{ context.counts.ended < 3 }};"
+        )
+    };
+    let bundle = |counts: &str, rules: &str| {
+        let files = BundleFiles::new(with(counts, rules)).expect("files");
+        PolicyBundle::load(&files).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let none = PolicyBundle::load(&BundleFiles::new(soc_files()).expect("files")).expect("bundle");
+    let base = bundle(COUNTS, &rule("more"));
+    let other = bundle(&COUNTS.replace("1h", "2h"), &rule("more"));
+    let anew = bundle(COUNTS, &format!("{}{}", rule("more"), rule("other")));
+    assert_eq!(sentences::counts(&base, &base), Vec::<String>::new());
+    for (before, after, said) in [
+        (&none, &base, "the count ended is new"),
+        (&base, &other, "the count ended is declared otherwise"),
+        (&base, &anew, "other read the count ended anew"),
+    ] {
+        let sentences = sentences::counts(before, after);
+        assert_eq!(sentences.len(), 1, "{sentences:?}");
+        assert!(sentences[0].starts_with(said), "{sentences:?}");
+    }
 }
 
 #[test]

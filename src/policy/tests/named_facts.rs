@@ -1,6 +1,6 @@
 //! Named facts: how they are read, which rules read them, and what the check finds about them.
 
-use super::check::{checked, found, said};
+use super::check::{checked, found, found_among, said};
 use super::*;
 
 const DRILL: &str =
@@ -157,19 +157,13 @@ fn the_check_tries_both_values_and_knows_the_safe_one() {
             vec!["always-true", "safe-allows"],
         ),
     ] {
-        let mut findings = found(when(condition));
-        findings.sort_unstable();
-        findings.dedup();
-        let has = |name: &&&str| {
-            [
-                "safe-allows",
-                "never-matches",
-                "always-true",
-                "undeclared-name",
-            ]
-            .contains(name)
-        };
-        let findings: Vec<&str> = findings.iter().filter(has).copied().collect();
+        let names = [
+            "safe-allows",
+            "never-matches",
+            "always-true",
+            "undeclared-name",
+        ];
+        let findings = found_among(when(condition), &names);
         assert_eq!(findings, expected, "{condition}");
     }
     let permit = "@id(\"more\") permit (principal == Agent::\"reporter\", action == Action::\"case.read\", resource) when { context.facts.drill };";
