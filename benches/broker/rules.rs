@@ -120,6 +120,7 @@ fn decisions(rules: usize, scopes: RuleScopes, counts: &Counts) -> Vec<u64> {
             binding: "jkt",
             task_age_ms: 1_000,
             task_depth: 0,
+            waited_ms: 0,
             now: Timestamp::from_secs(1_792_656_000),
             executor: None,
             facts: &FactValues::new(),

@@ -299,7 +299,8 @@ impl ApprovalVerifier {
         let says: Vec<ProfileName> = says.cloned().collect();
         let counted: Vec<ProfileName> = tally.satisfied.iter().cloned().collect();
         // Of a recommendation every profile that people were asked under.
-        let mut required = request.required_profiles().iter();
+        let waited_ms = issued.decision.input.waited_ms;
+        let mut required = request.required_after(waited_ms).iter();
         let is_short = request.opened.executor().is_some()
             && !required.all(|need| tally.satisfied.contains(&need.name));
         if says != counted || is_short {

@@ -83,12 +83,23 @@ fn recommended_in<'r>(
     task.ok_or(HandOverFault::TaskEnded)
 }
 
+/// What the executor's token would be, asked of the rules about the agent that recommends.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Milliseconds that it would live.
+    pub ttl_ms: i64,
+    /// The profiles that people approved it under.
+    pub approvals: &'a BTreeSet<ProfileName>,
+    /// Milliseconds for which the recommendation counts as having waited.
+    pub waited_ms: i64,
+}
+
 /// What the rules allow the agent that recommends, at this moment and under these approvals, and the counts of it that they read: a
 /// hand-over rests on it as on what they allow the executor. Its evidence counts as on record.
 pub fn recommender_answer(
     request: &Recorded<'_, AccessRequest>,
     action: &Action,
-    (ttl_ms, approvals): (i64, &BTreeSet<ProfileName>),
+    asked: Asked<'_>,
     context: VoterContext<'_>,
     now: Timestamp,
 ) -> Result<(AuthzDecision, CountValues), HandOverFault> {
@@ -111,13 +122,14 @@ pub fn recommender_answer(
     let answer = bundle.authorize(&AuthzRequest {
         agent: &agent,
         action,
-        ttl_ms,
-        approvals,
+        ttl_ms: asked.ttl_ms,
+        approvals: asked.approvals,
         evidence_kind: input.evidence_kind,
         evidence_ages: ages,
         binding: &input.binding,
         task_age_ms: now.since(task.opened.opened_at).max(0),
         task_depth: 0,
+        waited_ms: asked.waited_ms,
         now,
         executor: None,
         facts: &facts,

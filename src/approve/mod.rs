@@ -56,6 +56,8 @@ pub struct DecisionContext<'a> {
     pub limits: &'a DecisionLimits,
     /// Votes whose proof verified before.
     pub proofs: &'a VoteProofCache,
+    /// Whether this broker has served without a gap: else no access request counts as having waited.
+    pub counts_silence: bool,
 }
 
 impl<'a> DecisionContext<'a> {
@@ -302,10 +304,18 @@ pub fn decide<'r>(
             },
         ));
     }
+    // INVARIANT (silence is that of people who could see it): what waited while no broker served has not waited.
+    let waited_ms = waiting
+        .filter(|_| context.counts_silence)
+        .map_or(0, |request| request.waited_ms(now));
     // INVARIANT (a hand-over rests on both agents): an executor gets no token for what the rules deny the agent that recommends, at this moment.
     let mut denied_to_recommender = None;
     if let Some(request) = handed_over {
-        let asked = (ttl.0.granted.saturating_mul(1000), &tally.satisfied);
+        let asked = hand_over::Asked {
+            ttl_ms: ttl.0.granted.saturating_mul(1000),
+            approvals: &tally.satisfied,
+            waited_ms,
+        };
         let (answer, counts) =
             hand_over::recommender_answer(request, &terms.action, asked, voter_context, now)?;
         recommender_counts = counts;
@@ -326,6 +336,7 @@ pub fn decide<'r>(
         binding: verified.binding().as_str(),
         task_age_ms: now.since(task.opened_at).max(0),
         task_depth: 0,
+        waited_ms,
         now,
         executor: terms.executor.as_ref(),
         facts: &named.values,
@@ -345,7 +356,8 @@ pub fn decide<'r>(
     }
     let never: Vec<&PersonId> = never.iter().collect();
     // What people were asked for a recommendation, by the rules for both agents; the executor's votes are those, and no others.
-    let recommended: Option<&[ProfileRef]> = handed_over.map(|request| request.required_profiles());
+    let recommended: Option<&[ProfileRef]> =
+        handed_over.map(|request| request.required_after(waited_ms));
     let subject = waiting.map_or(VoteSubject::action(&terms.action.name), |request| {
         VoteSubject::of(request)
     });
@@ -393,6 +405,7 @@ pub fn decide<'r>(
         policy: bundle.version(),
         rules: Arc::default(),
         required_profiles: Vec::new(),
+        delay: None,
         ttl: ttl.0.clone(),
         input: PolicyInput {
             ttl_ms: question.ttl_ms,
@@ -406,6 +419,7 @@ pub fn decide<'r>(
             executor: terms.executor.clone(),
             facts: named.values.clone(),
             counts: counts.clone(),
+            waited_ms: question.waited_ms,
             recommender_counts: CountValues::new(),
         },
     };
@@ -422,13 +436,14 @@ pub fn decide<'r>(
         }
         AuthzDecision::Needs {
             profiles,
+            delay,
             ttl_ms,
             rules,
         } => {
             // People have agreed to what is on record, and the rules ask for more because this call's evidence is older than the one on
             // record: newer evidence answers it, and the record, which all calls share, stays as it is.
             let is_met = own.is_some_and(|request| {
-                let mut required = request.required_profiles().iter();
+                let mut required = request.required_after(waited_ms).iter();
                 let recorded = request.decision.as_ref();
                 required.all(|need| tally.satisfied.contains(&need.name))
                     && recorded.is_some_and(|recorded| {
@@ -443,6 +458,7 @@ pub fn decide<'r>(
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
             decision.required_profiles = profiles;
+            decision.delay = delay;
             let defined: Vec<&StepUpProfile> = decision
                 .required_profiles
                 .iter()
@@ -467,6 +483,9 @@ pub fn decide<'r>(
                 .map(|p| i64::from(p.wait_s))
                 .min()
                 .unwrap_or(0);
+            // The agent has as long to come back after the delay.
+            let delay = decision.delay.as_ref();
+            let wait = wait.saturating_add(delay.map_or(0, |delay| delay.seconds.into()));
             let max_ttl = ttl.0.granted;
             Ok(GateDecision::Pending(Box::new(PendingDecision {
                 decision,

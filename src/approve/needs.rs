@@ -89,16 +89,21 @@ fn assess(
         binding: input.binding,
         task_age_ms: input.task_age_ms,
         task_depth: 0,
+        // What is asked in full: time answers it, as votes do.
+        waited_ms: 0,
         now: input.now,
         executor: recorded.input.executor.as_ref(),
         facts: input.facts,
         counts: input.counts,
     });
-    let (profiles, rules) = match answer {
+    let (profiles, delay, rules) = match answer {
         AuthzDecision::Needs {
-            profiles, rules, ..
-        } => (profiles, rules),
-        AuthzDecision::Allowed { rules, .. } => (Vec::new(), rules),
+            profiles,
+            delay,
+            rules,
+            ..
+        } => (profiles, delay, rules),
+        AuthzDecision::Allowed { rules, .. } => (Vec::new(), None, rules),
         AuthzDecision::Denied { .. } => return Assessment::Denied,
     };
     let (asks, asked) = (asking(bundle, &rules), asking(bundle, &recorded.rules));
@@ -112,7 +117,10 @@ fn assess(
     };
     // A yes rests on the facts that the rules in scope read.
     let is_same = *input.facts == recorded.input.facts;
-    if profiles == recorded.required_profiles && is_covered && is_same {
+    // Silence answers what a card showed: under another bundle it may show something else, and the time begins anew.
+    let is_heard = recorded.delay.is_none() || recorded.policy == bundle.version();
+    let is_asked = profiles == recorded.required_profiles && delay == recorded.delay && is_heard;
+    if is_asked && is_covered && is_same {
         return Assessment::Same;
     }
     Assessment::Changed(Box::new(DecisionRecord {
@@ -120,6 +128,7 @@ fn assess(
         policy: bundle.version(),
         rules: rules.into(),
         required_profiles: profiles,
+        delay,
         ttl: recorded.ttl.clone(),
         input: PolicyInput {
             ttl_ms: recorded.input.ttl_ms,
@@ -133,6 +142,7 @@ fn assess(
             executor: recorded.input.executor.clone(),
             facts: input.facts.clone(),
             counts: input.counts.clone(),
+            waited_ms: 0,
             recommender_counts: CountValues::new(),
         },
     }))

@@ -207,6 +207,7 @@ fn is_allowed_to_recommender(
     let answer = bundle.authorize(&AuthzRequest {
         ttl_ms: executed.ttl_ms,
         task_age_ms: input.task_age_ms.saturating_add(now.since(input.now)),
+        waited_ms: executed.waited_ms,
         now,
         facts,
         counts: &executed.recommender_counts,

@@ -150,7 +150,12 @@ pub fn eligible<'a>(
     let mut why = None;
     let mut hands = BTreeSet::new();
     for key in keys {
-        match hand(person, key, &enrolled, defined, request, voter_context) {
+        let of_key = match verdict {
+            Verdict::Approve => hand(person, key, &enrolled, defined, request, voter_context),
+            // A no of somebody who came later is heard: nothing is gained by becoming an approver in order to say it.
+            Verdict::Deny => confirmed_hand(person, key, &enrolled, request, voter_context),
+        };
+        match of_key {
             Ok(hand) => {
                 hands.insert(hand);
             }
@@ -212,6 +217,17 @@ fn hand(
     if enrolled.key_since(key) > request.index {
         return Err(Ineligible::KeyAddedLater);
     }
+    confirmed_hand(person, key, enrolled, request, voter_context)
+}
+
+/// The same, whenever the person and the key were added.
+fn confirmed_hand(
+    person: &PersonId,
+    key: Thumbprint,
+    enrolled: &PersonCredentials,
+    request: &AccessRequest,
+    voter_context: VoterContext<'_>,
+) -> Result<PersonId, Ineligible> {
     let action = request.opened.action.action.as_str();
     let interested = |by: &PersonId| has_interest(by, request, voter_context);
     match enrolled.passkey(key) {

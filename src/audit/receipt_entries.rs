@@ -245,16 +245,23 @@ pub(super) struct RecordedRequest {
     pub opened: AccessRequestOpened,
     /// The profiles that it required last.
     pub required: Vec<ProfileRef>,
+    /// Those of them that were left after the time that the token's decision says it had waited.
+    pub required_after_delay: Vec<ProfileRef>,
 }
 
 impl Entries<'_> {
     /// The access request that the token consumed, and every vote on it, back from the issue.
     fn approval(&mut self, issue: &Entry, issued: &TokenIssued) -> Result<Approval, ReceiptError> {
         let claimed = issued.approval.as_ref().map(|claim| claim.access_request);
+        // The last decision about what it required, and when it was recorded.
         let mut required = None;
+        let waited_ms = issued.decision.input.waited_ms;
         let Some(id) = issued.consumed else {
             return match claimed {
                 Some(_) => refuse("the token has an approval and consumed no access request"),
+                None if waited_ms != 0 => {
+                    refuse("the token waited for a delay and consumed no access request")
+                }
                 None => Ok((None, Vec::new())),
             };
         };
@@ -278,15 +285,25 @@ impl Entries<'_> {
                 Event::VoteCast(f) if f.access_request == id => votes.push(index),
                 // The last one says what the approval had to be.
                 Event::AccessRequestReassessed(f) if f.access_request == id => {
-                    required.get_or_insert_with(|| f.decision.required_profiles.clone());
+                    required.get_or_insert_with(|| (f.decision.clone(), at.at));
                 }
                 Event::AccessRequestOpened(f) if f.access_request == id => {
                     votes.reverse();
                     check_request(f, issued)?;
-                    let required = required.unwrap_or_else(|| f.required_profiles().to_vec());
+                    let Some(by) = f.by_agent() else {
+                        return refuse("the token consumed the proposal of a person");
+                    };
+                    let (decision, since) =
+                        required.unwrap_or_else(|| (by.decision.clone(), at.at));
+                    if !decision.may_have_waited(waited_ms, issue.at.since(since)) {
+                        return refuse(format!(
+                            "the token says that its access request waited {waited_ms} ms, which it did not do under what it required last"
+                        ));
+                    }
                     let request = RecordedRequest {
                         opened: f.clone(),
-                        required,
+                        required_after_delay: decision.required_after(waited_ms).to_vec(),
+                        required: decision.required_profiles,
                     };
                     return Ok((Some(request), votes));
                 }

@@ -210,6 +210,12 @@ impl VerifiedReceipt {
                 self.checkpoint.size.saturating_sub(1)
             ),
         ];
+        if self.token.issued.decision.input.waited_ms > 0 {
+            limits.push(
+                "that people could say no all the time that it waited is the broker's word"
+                    .to_owned(),
+            );
+        }
         if self.uses_omitted {
             limits.push("its uses and reissues are left out: they are too many".to_owned());
         }

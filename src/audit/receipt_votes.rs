@@ -358,7 +358,8 @@ pub(super) fn check_token(
         profiles.push(profile);
     }
     let is_satisfied = |need: &ProfileRef| satisfied.contains(&need.name);
-    if request.opened.executor().is_some() && !request.required.iter().all(is_satisfied) {
+    if request.opened.executor().is_some() && !request.required_after_delay.iter().all(is_satisfied)
+    {
         return refuse(part, "its recommendation requires other approvals, too");
     }
     let mut why = "nobody voted for what it required last".to_owned();

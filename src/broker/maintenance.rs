@@ -99,11 +99,13 @@ impl Broker {
         let enforced = self.enforce_changed_policy().await;
         let counted = self.journal_refusal_count(now).await;
         let reassessed = self.reassess_waiting(now).await;
+        let restarted = self.restart_delays(now).await;
         expired
             .and(flushed)
             .and(enforced)
             .and(counted)
             .and(reassessed)
+            .and(restarted)
     }
 
     /// Puts on record what waiting access requests require now, where time has changed it, some of them at each interval.

@@ -170,6 +170,7 @@ impl Broker {
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
             reassessed: Mutex::default(),
+            heard_until: Mutex::new(super::silence::HeardUntil::start(started_at)),
             pending_heartbeats: Mutex::default(),
             pending_revocations: super::PendingRevocations::default(),
             order_queue: OrderQueue::default(),
@@ -229,6 +230,7 @@ impl Broker {
         }
         // After it: a task that got another heartbeat may be one that the rules no longer allow.
         broker.revoke_disallowed().await?;
+        broker.restart_delays(broker.now()).await?;
         broker.start_serving().map_err(BrokerOpenError::StopMark)?;
         broker.warn_about_operators();
         broker.learn_asking_agents();

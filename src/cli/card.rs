@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use serde_json::{Map, Value, json};
 
+use super::render;
 use crate::card::{
     self, COLUMNS_MIN, Card, CountedApproval, LongValues, ProfileProgress, Requester,
     RequestingAgent,
@@ -87,7 +88,7 @@ pub(super) fn to_json(card: &Card) -> Value {
             "verified_at": verified.verified_at.to_string(), "expires_at": verified.expires_at.to_string(),
         })),
         "facts": card.facts().digest().ok(),
-        "named_facts": card.named_facts,
+        "named_facts": card.named_facts, "delay": render::delay_json(card.delay.as_ref()),
         "changes": card.changes.as_ref().map(|c| json!(c)),
         "void_votes": card.void_votes.iter()
             .map(|v| json!({ "voter": v.voter.id, "changed": v.changed })).collect::<Value>(),

@@ -32,7 +32,7 @@ fn input_json(input: &client::RuleInputInfo) -> Value {
         "audience": input.audience, "parameters": values_json(&input.parameters), "ttl_ms": input.ttl_ms,
         "approvals": input.approvals, "evidence_kind": input.evidence_kind,
         "evidence_issued_age_ms": input.evidence_issued_age_ms, "evidence_verified_age_ms": input.evidence_verified_age_ms,
-        "binding": input.binding, "task_age_ms": input.task_age_ms, "now": render::timestamp_json(input.now.as_ref()),
+        "binding": input.binding, "task_age_ms": input.task_age_ms, "waited_ms": input.waited_ms, "now": render::timestamp_json(input.now.as_ref()),
         "left_out": input.left_out, "local": input.local, "facts": input.facts, "counts": input.counts, "executor": text_or_null(&input.executor),
     })
 }

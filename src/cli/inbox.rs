@@ -98,7 +98,13 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
     let need = |p: &client::RequiredProfile| {
         escape_untrusted(&format!("{} of {} {}", p.approvals, p.quorum, p.group))
     };
-    let needs: Vec<String> = request.needs.iter().map(need).collect();
+    let mut needs: Vec<String> = request.needs.iter().map(need).collect();
+    needs.extend(
+        request
+            .delay
+            .iter()
+            .map(|delay| format!("or {}", delay.text(now))),
+    );
     let phrase = AccessRequestId::parse(&request.access_request_id).map_or_else(
         |_| "?".to_owned(),
         |id| MatchPhrase::from_request(&id).to_string(),

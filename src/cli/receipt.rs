@@ -274,6 +274,14 @@ fn summary(verified: &VerifiedReceipt) -> String {
         let text = format!("{} saw risk {risk}, effect: {}", vote.voter, shown.effect);
         rows.untrusted_row("shown", &text);
     }
+    let waited_ms = issued.decision.input.waited_ms;
+    if waited_ms > 0 {
+        let waited = format_seconds(waited_ms / 1_000);
+        rows.row(
+            "waited",
+            format!("{waited} without a no, as its rules allow"),
+        );
+    }
     if verified.votes().is_empty() {
         rows.row("votes", "none was needed");
     }
@@ -347,6 +355,7 @@ fn to_json(verified: &VerifiedReceipt) -> Value {
         "checkpoint": verified.checkpoint().checkpoint().to_string(),
         "entries": entries,
         "votes": votes,
+        "waited_ms": token.issued.decision.input.waited_ms,
         "ended": token.end.map(|(index, at, kind)| json!({ "entry": index, "at": at.millis(), "kind": kind })),
         "not_proved": verified.limits(),
     })

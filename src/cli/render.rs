@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::card::{AccessRequestStatus, escape_untrusted};
+use crate::card::{AccessRequestStatus, CardDelay, escape_untrusted};
 use crate::client;
 use crate::model::text::escape_invisible;
 use crate::model::{Action, Target, Timestamp, VoteMethod, format_seconds};
@@ -85,6 +85,13 @@ pub(super) fn rule_lines<'a>(rules: impl IntoIterator<Item = &'a client::Matched
         )
     };
     rules.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn delay_json(delay: Option<&CardDelay>) -> Value {
+    delay.map_or(
+        Value::Null,
+        |delay| json!({ "at": delay.at.to_string(), "needs": delay.needs }),
+    )
 }
 
 pub(super) fn profiles_json(needs: &[client::RequiredProfile]) -> Value {
@@ -222,6 +229,7 @@ pub(super) fn access_request_json(request: &client::AccessRequestInfo) -> Value 
         "action": action_json(request.action.as_ref()),
         "needs": profiles_json(&request.needs),
         "void_votes": void_json(&request.void_votes),
+        "delay": delay_json(request.delay.as_ref()),
         "proposer": request.proposer,
         "executor": request.executor,
         "opened_at": timestamp_json(request.opened_at.as_ref()),

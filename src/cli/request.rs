@@ -19,7 +19,7 @@ use crate::card::AccessRequestStatus;
 use crate::client::{AccessRequestInfo, ApproverClient, InboxUpdate, InboxUpdateKind, TaskHandle};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
-use crate::model::{AccessRequestId, Verdict};
+use crate::model::{AccessRequestId, Timestamp, Verdict};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RequestCommand {
@@ -85,7 +85,7 @@ pub(super) async fn run(
         RequestCommand::Cancel(args) => {
             let task = args.task.attach(common, &args.evidence)?;
             let request = task.cancel(args.access_request).await?;
-            print_status(output, &request);
+            print_status(output, &request, Clock::system().now());
             Ok(ExitCode::SUCCESS)
         }
         RequestCommand::Recommended(args) => {
@@ -152,7 +152,7 @@ async fn watch_as_task(
 ) -> Result<ExitCode, CliError> {
     let mut watch = task.watch(id);
     while let Some(request) = watch.next().await? {
-        print_status(output, &request);
+        print_status(output, &request, Clock::system().now());
         if output.is_closed() {
             break;
         }
@@ -165,16 +165,18 @@ async fn watch_as_task(
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_status(output: &Output, request: &AccessRequestInfo) {
+fn print_status(output: &Output, request: &AccessRequestInfo, now: Timestamp) {
     output.print(
         || render::access_request_json(request),
         || {
             let status = render::status(request.status);
             let progress = match (status, request.needs.as_slice()) {
-                ("waiting", [_, ..]) => format!(
-                    ": {}",
-                    render::profile_lines(&request.needs).replace('\n', "; ")
-                ),
+                ("waiting", [_, ..]) => {
+                    let needs = render::profile_lines(&request.needs).replace('\n', "; ");
+                    let delay = request.delay.as_ref();
+                    let delay = delay.map(|delay| format!("; or {}", delay.text(now)));
+                    format!(": {needs}{}", delay.unwrap_or_default())
+                }
                 _ => String::new(),
             };
             let void = match request.void_votes.as_slice() {

@@ -207,9 +207,12 @@ async fn request(
         };
         let until = give_up.unwrap_or(pending.expires_at());
         let needs = render::profile_lines(pending.needs()).replace('\n', "; ");
+        let delay = pending.delay();
+        let delay = delay.map(|delay| format!("; or {}", delay.text(clock.now())));
         output.note(&format!(
-            "waiting until {until} for approval of {}: {needs}",
-            pending.access_request_id()
+            "waiting until {until} for approval of {}: {needs}{}",
+            pending.access_request_id(),
+            delay.unwrap_or_default()
         ));
         order.idempotency_key = Some(pending.idempotency_key().to_string());
         outcome = match give_up {
@@ -307,6 +310,7 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 "needs": render::profiles_json(pending.needs()), "rules": render::rules_json(pending.rules()),
                 "ttl": render::ttl_json(pending.ttl()), "evidence_required": pending.send_evidence(),
                 "void_votes": render::void_json(pending.void_votes()), "executor": pending.executor(),
+                "delay": render::delay_json(pending.delay()),
             })
         },
         || {
@@ -320,6 +324,9 @@ fn print_pending(output: &Output, pending: &PendingApproval, action: &Action, no
                 .row("phrase", format!("{} (also on the approver's card)", pending.match_phrase()))
                 .row("for", action_text(action))
                 .row("needs", render::profile_lines(pending.needs()));
+            if let Some(delay) = pending.delay() {
+                fields.row("or", delay.text(now));
+            }
             if !pending.void_votes().is_empty() {
                 fields.row("void", render::void_lines(pending.void_votes()));
             }

@@ -13,8 +13,9 @@ use super::policy_index::RequestScope;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, AgentId, Autonomy, CountValues, DeniedReason, EvidenceAges, EvidenceKind, FactValues,
-    PersonId, PolicyInput, ProfileName, ProfileRef, RegisteredAgent, RuleRef, Timestamp,
+    Action, AgentId, Autonomy, CountValues, Delay, DeniedReason, EvidenceAges, EvidenceKind,
+    FactValues, PersonId, PolicyInput, ProfileName, ProfileRef, RegisteredAgent, RuleRef,
+    Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
@@ -38,6 +39,8 @@ pub struct AuthzRequest<'a> {
     pub task_age_ms: i64,
     /// Ancestors of the task; 0 for one without a parent.
     pub task_depth: i64,
+    /// Milliseconds for which the access request has waited under what it requires; 0 without one that a delay lets through.
+    pub waited_ms: i64,
     /// The time of the request.
     pub now: Timestamp,
     /// The agent that would execute the action, when an advisory agent recommends it: rules are asked about both.
@@ -68,6 +71,7 @@ impl<'a> AuthzRequest<'a> {
             binding: &input.binding,
             task_age_ms: input.task_age_ms,
             task_depth: 0,
+            waited_ms: input.waited_ms,
             now: input.now,
             executor: input.executor.as_ref(),
             facts: &input.facts,
@@ -90,6 +94,8 @@ pub enum AuthzDecision {
     Needs {
         /// The missing profiles, by name; never empty.
         profiles: Vec<ProfileRef>,
+        /// What time alone changes in that, unless somebody says no.
+        delay: Option<Delay>,
         /// Milliseconds the token may live then.
         ttl_ms: i64,
         /// The permits that would allow it and the forbids whose remedies were applied, by id.
@@ -123,6 +129,7 @@ impl AuthzDecision {
                 profiles,
                 ttl_ms,
                 rules,
+                ..
             } => Ok((profiles, ttl_ms, rules)),
         }
     }
@@ -151,6 +158,50 @@ impl PolicyBundle {
     /// A forbid's remedy is a hint: each `@max_ttl` is applied before any profile is assumed, and Cedar evaluates again after
     /// each step. An action allowed without an assumed profile costs one evaluation, or one more for a shorter life.
     pub fn authorize(&self, q: &AuthzRequest<'_>) -> AuthzDecision {
+        match self.answer(q) {
+            AuthzDecision::Needs {
+                profiles,
+                ttl_ms,
+                rules,
+                ..
+            } => AuthzDecision::Needs {
+                delay: self.delay(q, (&profiles, ttl_ms), &rules),
+                profiles,
+                ttl_ms,
+                rules,
+            },
+            decision => decision,
+        }
+    }
+
+    /// What is asked of people once a request has waited as long as the rules that ask say: Cedar answers it, with that time assumed.
+    fn delay(
+        &self,
+        q: &AuthzRequest<'_>,
+        (profiles, ttl_ms): (&[ProfileRef], i64),
+        rules: &[RuleRef],
+    ) -> Option<Delay> {
+        let delays = rules.iter().filter_map(|rule| self.rule(&rule.id)?.delay_s);
+        let seconds = delays.max()?;
+        let waited_ms = i64::from(seconds).saturating_mul(1000);
+        let later = AuthzRequest { waited_ms, ..*q };
+        let needs = match self.answer(&later) {
+            AuthzDecision::Allowed { ttl_ms: then, .. } if then == ttl_ms => Vec::new(),
+            AuthzDecision::Needs {
+                profiles: left,
+                ttl_ms: then,
+                ..
+            } if then == ttl_ms => left,
+            AuthzDecision::Allowed { .. }
+            | AuthzDecision::Needs { .. }
+            | AuthzDecision::Denied { .. } => return None,
+        };
+        let is_less = needs.len() < profiles.len() && needs.iter().all(|p| profiles.contains(p));
+        (waited_ms > q.waited_ms && is_less).then_some(Delay { seconds, needs })
+    }
+
+    /// The answer without what time alone would change.
+    fn answer(&self, q: &AuthzRequest<'_>) -> AuthzDecision {
         let own = self.decide(q, &mut DecisionTrace::default());
         match (q.executor, own) {
             (None, own) | (Some(_), own @ AuthzDecision::Denied { .. }) => own,
@@ -172,7 +223,7 @@ impl PolicyBundle {
             counts: &NO_COUNTS,
             ..*q
         };
-        let (mut profiles, ttl_ms, mut rules) = match self.authorize(&executed).into_asked() {
+        let (mut profiles, ttl_ms, mut rules) = match self.answer(&executed).into_asked() {
             Ok(asked) => asked,
             Err(denied) => return denied,
         };
@@ -185,7 +236,7 @@ impl PolicyBundle {
             executor: None,
             ..*q
         };
-        let (asked, ttl_ms, own_rules) = match self.authorize(&own).into_asked() {
+        let (asked, ttl_ms, own_rules) = match self.answer(&own).into_asked() {
             Ok(asked) => asked,
             Err(denied) => return denied,
         };
@@ -208,7 +259,7 @@ impl PolicyBundle {
                     ttl_ms,
                     ..**question
                 };
-                matches!(self.authorize(&question), AuthzDecision::Allowed { ttl_ms: left, .. } if left == ttl_ms)
+                matches!(self.answer(&question), AuthzDecision::Allowed { ttl_ms: left, .. } if left == ttl_ms)
             })
         };
         let mut at = 0;
@@ -223,6 +274,7 @@ impl PolicyBundle {
             true => AuthzDecision::Allowed { ttl_ms, rules },
             false => AuthzDecision::Needs {
                 profiles,
+                delay: None,
                 ttl_ms,
                 rules,
             },
@@ -424,6 +476,7 @@ impl PolicyBundle {
             .collect();
         AuthzDecision::Needs {
             profiles,
+            delay: None,
             ttl_ms,
             rules,
         }
@@ -547,6 +600,7 @@ pub(super) fn eval_request<'a>(
         },
         task_age_ms: q.task_age_ms,
         task_depth: q.task_depth,
+        waited_ms: q.waited_ms,
         facts: q.facts,
         counts: q.counts,
     }

@@ -15,7 +15,7 @@ use super::calendar::{Calendar, LocalTime};
 use super::counts::DeclaredCounts;
 use super::entities::{EntityStore, inner_text};
 use super::named_facts::DeclaredFacts;
-use super::schema::{COUNTS_MEMBER, FACTS_MEMBER, OPERATE};
+use super::schema::{COUNTS_MEMBER, FACTS_MEMBER, OPERATE, WAITED};
 use crate::model::{
     ActionName, AgentId, Audience, CountName, CountValues, EnvironmentName, EvidenceAges,
     EvidenceKind, FactName, FactValues, Param, ProfileName, Target, Timestamp,
@@ -49,6 +49,7 @@ pub(super) struct EvalRequest<'a> {
     pub(super) evidence: EvidenceContext<'a>,
     pub(super) task_age_ms: i64,
     pub(super) task_depth: i64,
+    pub(super) waited_ms: i64,
     pub(super) facts: &'a FactValues,
     pub(super) counts: &'a CountValues,
 }
@@ -192,6 +193,7 @@ impl Evaluator {
                 RestrictedExpression::new_string(request.audience.as_str().to_owned()),
             ),
             member("parameters", parameters),
+            member(WAITED, milliseconds(request.waited_ms)?),
         ];
         let mut context = context.into_iter().collect::<Option<Vec<_>>>()?;
         context.extend(self.local_member(request.evidence)?);

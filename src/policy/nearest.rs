@@ -367,6 +367,32 @@ pub(super) fn context_members(policy: &Policy, member: &str) -> Option<BTreeSet<
     (!reads_all).then_some(members)
 }
 
+/// Whether a rule may read `context.MEMBER`.
+pub(super) fn reads_context_member(policy: &Policy, member: &str) -> bool {
+    let form = policy.to_json().unwrap_or_default();
+    let conditions = form.get("conditions");
+    conditions.is_none_or(|conditions| reads_member(conditions, member))
+}
+
+fn reads_member(expression: &Value, member: &str) -> bool {
+    if let Some(path) = path_of(expression) {
+        return match path.as_slice() {
+            [context] => context == "context",
+            [context, of, ..] => context == "context" && of == member,
+            [] => false,
+        };
+    }
+    if let Some(("has", operands)) = single(expression) {
+        let of = operands.get("left").unwrap_or(&Value::Null);
+        return path_of(of).is_none() && reads_member(of, member);
+    }
+    match expression {
+        Value::Array(items) => items.iter().any(|item| reads_member(item, member)),
+        Value::Object(parts) => parts.values().any(|part| reads_member(part, member)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 /// Adds the members that an expression reads. Whether it may read all of them. To ask whether there is one (`has`) reads no value.
 fn collect_members(expression: &Value, member: &str, members: &mut BTreeSet<String>) -> bool {
     if let Some(path) = path_of(expression) {

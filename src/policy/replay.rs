@@ -363,6 +363,8 @@ struct Answer {
     ttl_ms: i64,
     /// Profiles that people are asked under.
     profiles: Vec<ProfileName>,
+    /// What time alone changes in that.
+    delay: Option<Delay>,
     rules: Vec<RuleRef>,
     denied: Option<DeniedReason>,
 }
@@ -372,6 +374,7 @@ impl Answer {
         Self {
             ttl_ms: 0,
             profiles: Vec::new(),
+            delay: None,
             rules,
             denied: why,
         }
@@ -393,7 +396,7 @@ impl Answer {
             // Its reason may be another than a rule's.
             DecisionKind::Denied => false,
         };
-        same_rules && same_effect && self.profiles.iter().eq(profiles)
+        same_rules && same_effect && self.delay == record.delay && self.profiles.iter().eq(profiles)
     }
 
     /// The outcome, beside the answer of another bundle.
@@ -402,7 +405,15 @@ impl Answer {
             return ReplayOutcome::Denied;
         }
         if !self.profiles.is_empty() {
-            return ReplayOutcome::Pending(self.profiles.clone());
+            let profiles = self.profiles.clone();
+            return match &self.delay {
+                None => ReplayOutcome::Pending(profiles),
+                Some(Delay { seconds, needs }) => ReplayOutcome::Delayed {
+                    profiles,
+                    seconds: *seconds,
+                    needs: needs.iter().map(|need| need.name.clone()).collect(),
+                },
+            };
         }
         match self.ttl_ms.cmp(&other_ttl_ms) {
             std::cmp::Ordering::Less if other_ttl_ms > 0 => ReplayOutcome::AllowedShorter,
@@ -449,6 +460,7 @@ fn decide(
     };
     match decision {
         AuthzDecision::Allowed { ttl_ms, rules } => Answer {
+            delay: None,
             ttl_ms,
             profiles: Vec::new(),
             rules,
@@ -456,9 +468,11 @@ fn decide(
         },
         AuthzDecision::Needs {
             profiles,
+            delay,
             ttl_ms,
             rules,
         } => Answer {
+            delay,
             ttl_ms,
             profiles: profiles.into_iter().map(|profile| profile.name).collect(),
             rules,

@@ -11,8 +11,10 @@ use super::autonomy::{ADVISORY_RULE, BuiltInRule};
 use super::catalogue::TEXT_BYTES_MAX;
 use super::check::location;
 use super::files::AGENTS;
+use super::nearest::reads_context_member;
 use super::nesting;
 use super::problem::{BundleProblem, Problems, line_and_column, nearest};
+use super::schema::WAITED;
 use super::spellings::Spellings;
 use crate::model::{Autonomy, Digest, ProfileName, RuleRef, check_visible, parse_duration};
 
@@ -29,6 +31,8 @@ pub struct RuleInfo {
     pub effect: RuleEffect,
     /// The remedy that would lift it.
     pub remedy: Option<Remedy>,
+    /// Its `@delay`, in seconds: after that time without a no nobody has to approve any more what its remedy asks for.
+    pub delay_s: Option<u32>,
     /// Its `@why`, in words for people.
     pub why: Option<String>,
     /// Its source text, annotations included.
@@ -264,6 +268,37 @@ impl RuleSet {
                 }
             },
         };
+        let delay_s = annotations.get("delay").and_then(|text| {
+            let read = parse_duration("delay", text).map_err(|e| e.reason.to_string());
+            let read = read.and_then(|seconds| match DELAYS_S.contains(&seconds) {
+                true => Ok(seconds),
+                false => Err("must be 1m to 24h".to_owned()),
+            });
+            let asks = matches!(remedy, Some(Remedy::StepUp(_)));
+            match read {
+                Ok(seconds) if asks => Some(seconds),
+                Ok(_) => {
+                    problem_at(
+                        Some("delay"),
+                        "@delay stands beside @step_up, which says who may say no meanwhile"
+                            .to_owned(),
+                    );
+                    None
+                }
+                Err(reason) => {
+                    problem_at(Some("delay"), format!("@delay {reason}"));
+                    None
+                }
+            }
+        });
+        // INVARIANT (a delay lifts only its own forbid): no other rule knows how long a request has waited.
+        if !annotations.contains_key("delay") && reads_context_member(policy, WAITED) {
+            problem_at(
+                None,
+                "context.waited is read by forbids with @delay alone: add @step_up(\"PROFILE\") and @delay(\"30m\"), or take it out"
+                    .to_owned(),
+            );
+        }
         if remedy.is_some() && effect == RuleEffect::Permit {
             problem_at(
                 None,
@@ -290,6 +325,7 @@ impl RuleSet {
             line,
             effect,
             remedy,
+            delay_s,
             why,
             text: text.to_owned(),
         };
@@ -445,7 +481,9 @@ fn split_policies(text: &str) -> Vec<(usize, &str)> {
     pieces
 }
 
-const ANNOTATIONS: [&str; 4] = ["id", "step_up", "max_ttl", "why"];
+const ANNOTATIONS: [&str; 5] = ["id", "step_up", "max_ttl", "delay", "why"];
+/// The shortest and the longest delay, in seconds.
+const DELAYS_S: std::ops::RangeInclusive<u32> = 60..=86_400;
 
 #[cfg(test)]
 mod tests {

@@ -326,6 +326,7 @@ fn common_context(declared: &DeclaredContext) -> Value {
             "now": named("datetime"),
             "target_known": named("Bool"),
             "audience": named("String"),
+            "waited": named("duration"),
         },
     });
     let zones = declared.calendar.zones();
@@ -411,12 +412,15 @@ const PARAMETERS: &str = "parameters";
 const LOCAL: &str = "local";
 /// The named facts.
 pub(super) const FACTS_MEMBER: &str = "facts";
+/// How long the access request has waited.
+pub(super) const WAITED: &str = "waited";
 /// The counts.
 pub(super) const COUNTS_MEMBER: &str = "counts";
 const CONTEXT: &str = "context: { parameters: { … } }";
 /// Members of the context that the broker declares for every action.
-pub(super) const COMMON_MEMBERS: [&str; 11] = [
+pub(super) const COMMON_MEMBERS: [&str; 12] = [
     LOCAL,
+    WAITED,
     FACTS_MEMBER,
     COUNTS_MEMBER,
     "ttl",

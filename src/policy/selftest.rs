@@ -78,6 +78,7 @@ fn evaluate(
         },
         task_age_ms: 0,
         task_depth: 0,
+        waited_ms: 0,
         facts: &FactValues::new(),
         counts: &CountValues::new(),
     };

@@ -342,7 +342,15 @@ fn rules(bundle: &PolicyBundle) -> Things {
             (RuleEffect::Permit, _) => "permit".to_owned(),
             (RuleEffect::Forbid, None) => "forbid".to_owned(),
             (RuleEffect::Forbid, Some(Remedy::StepUp(profiles))) => {
-                format!("forbid unless approved under {}", profile_list(profiles))
+                let delay = rule.delay_s.map(|seconds| {
+                    let time = format_seconds(seconds.into());
+                    format!(", or nobody said no for {time}")
+                });
+                let delay = delay.unwrap_or_default();
+                format!(
+                    "forbid unless approved under {}{delay}",
+                    profile_list(profiles)
+                )
             }
             (RuleEffect::Forbid, Some(Remedy::MaxTtl(seconds))) => {
                 format!(

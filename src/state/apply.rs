@@ -95,6 +95,7 @@ impl State {
                 self.requests
                     .update(&f.access_request, |request| AccessRequest {
                         decision: Some(Arc::new(f.decision.clone())),
+                        required_since: entry.at,
                         version: entry.index + 1,
                         ..request.clone()
                     });
@@ -527,6 +528,7 @@ impl State {
             votes: Vec::new(),
             status: StoredStatus::Pending,
             opened_at: committed.entry().at,
+            required_since: committed.entry().at,
             index: committed.entry().index,
             version: committed.entry().index + 1,
         };

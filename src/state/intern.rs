@@ -204,6 +204,7 @@ mod tests {
                 }]
                 .into(),
                 required_profiles: Vec::new(),
+                delay: None,
                 ttl: TtlBreakdown {
                     requested: 300,
                     limits: vec![TtlLimit {
@@ -216,6 +217,7 @@ mod tests {
                     executor: None,
                     facts: FactValues::new(),
                     counts: CountValues::new(),
+                    waited_ms: 0,
                     recommender_counts: CountValues::new(),
                     ttl_ms: 300_000,
                     approvals: Vec::new(),

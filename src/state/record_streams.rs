@@ -51,7 +51,8 @@ impl State {
                 request.status,
                 request.votes.len(),
                 task,
-                request.required_profiles()
+                request.required_profiles(),
+                request.delayed_until()
             ]);
             add(format!("access request {id}"), value, streams);
         }

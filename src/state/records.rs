@@ -204,6 +204,8 @@ pub struct AccessRequest {
     pub status: StoredStatus,
     /// The opening entry's time.
     pub opened_at: Timestamp,
+    /// Since when it requires what it requires now: the time of the entry that said so.
+    pub required_since: Timestamp,
     /// The opening entry's index: people and keys that a later entry added do not count for it.
     pub index: u64,
     /// 1 + the index of the last entry about it: where a watch of it resumes.
@@ -217,6 +219,44 @@ impl AccessRequest {
             Some(decision) => &decision.required_profiles,
             None => self.opened.required_profiles(),
         }
+    }
+
+    /// The profiles that are still required once it has waited so many milliseconds without a no.
+    pub fn required_after(&self, waited_ms: i64) -> &[ProfileRef] {
+        match &self.decision {
+            Some(decision) => decision.required_after(waited_ms),
+            None => self.opened.required_profiles(),
+        }
+    }
+
+    /// Milliseconds for which it has waited under what it requires now; 0 until the delay that people were shown is over, whatever less a
+    /// rule may ask for.
+    pub fn waited_ms(&self, now: Timestamp) -> i64 {
+        let waited_ms = now.since(self.required_since);
+        match self.delay() {
+            Some(delay) if waited_ms >= delay.millis() => waited_ms,
+            Some(_) | None => 0,
+        }
+    }
+
+    /// Whether a decision before this moment may say that it waited so long.
+    pub fn may_have_waited(&self, waited_ms: i64, at: Timestamp) -> bool {
+        let decision = self.decision.as_ref();
+        let waited = |decision: &Arc<DecisionRecord>| {
+            decision.may_have_waited(waited_ms, at.since(self.required_since))
+        };
+        decision.map_or(waited_ms == 0, waited)
+    }
+
+    /// When time alone changes what it requires, unless somebody says no; absent where it expires before.
+    pub fn delayed_until(&self) -> Option<Timestamp> {
+        let at = self.required_since.plus_millis(self.delay()?.millis());
+        (at < self.opened.expires_at).then_some(at)
+    }
+
+    /// The delay of what it requires now.
+    pub fn delay(&self) -> Option<&Delay> {
+        self.decision.as_ref()?.delay.as_ref()
     }
 
     /// The rules that determined what it requires now; none for a proposal by a person.

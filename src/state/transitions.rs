@@ -140,10 +140,12 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
             })?;
             let same = request.decision.as_ref().is_some_and(|was| {
                 was.required_profiles == f.decision.required_profiles
+                    && was.delay == f.decision.delay
                     && was.rules == f.decision.rules
                     && was.input.facts == f.decision.input.facts
             });
-            require(!same, || {
+            // With a delay the time begins anew.
+            require(!same || f.decision.delay.is_some(), || {
                 format!("{} requires what it required", f.access_request)
             })?;
             not_expired(&request, at)
@@ -434,12 +436,17 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
     require(f.exp <= bound, || {
         format!("{} outlives its task or its evidence", f.jti)
     })?;
+    let waited_ms = f.decision.input.waited_ms;
     let Some(id) = &f.consumed else {
-        return require(f.approval.is_none(), || {
-            "an approval without an access request".to_owned()
+        return require(f.approval.is_none() && waited_ms == 0, || {
+            "an approval or a delay without an access request".to_owned()
         });
     };
     let request = access_request(state, id)?;
+    // INVARIANT (a delay is waited for): nobody says that a request waited longer than it did, under what it required.
+    require(request.may_have_waited(waited_ms, at), || {
+        format!("{id} did not wait for {waited_ms} ms")
+    })?;
     after(&request, AccessEvent::Consumed(f.jti))?;
     let opened = &request.opened;
     require(is_same_action(&opened.action, &f.action), || {
@@ -452,7 +459,7 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
             }
             let claim = f.approval.iter().flat_map(|claim| &claim.profiles);
             let claimed: Vec<&ProfileName> = claim.collect();
-            let mut required = request.required_profiles().iter();
+            let mut required = request.required_after(waited_ms).iter();
             require(required.all(|need| claimed.contains(&&need.name)), || {
                 format!("{} lacks approvals that {id} requires", f.jti)
             })?;

@@ -289,6 +289,27 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
         "outlives the value of lockdown",
     ),
     (
+        "a token that says it waited",
+        |h, copy| {
+            let mut issued = another(h.issued(h.read));
+            issued.decision.input.facts.insert(lockdown(), true);
+            issued.decision.input.waited_ms = 600_000;
+            h.append(copy, Event::TokenIssued(issued))
+        },
+        "a delay without an access request",
+    ),
+    (
+        "a token that waited for a request without a delay",
+        |h, copy| {
+            let Event::TokenIssued(issued) = &mut copy.entries[h.approved].event else {
+                panic!("no mint")
+            };
+            issued.decision.input.waited_ms = 1;
+            h.approved
+        },
+        "did not wait for 1 ms",
+    ),
+    (
         "a token that rests on a count of before",
         |h, copy| {
             let mut issued = another(h.issued(h.read));

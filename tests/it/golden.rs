@@ -116,6 +116,7 @@ fn decision() -> DecisionRecord {
         }]
         .into(),
         required_profiles: vec![profile()],
+        delay: None,
         ttl: TtlBreakdown {
             requested: 900,
             limits: vec![TtlLimit {
@@ -127,6 +128,7 @@ fn decision() -> DecisionRecord {
         input: PolicyInput {
             facts: FactValues::new(),
             counts: CountValues::new(),
+            waited_ms: 0,
             recommender_counts: CountValues::new(),
             ttl_ms: 600_000,
             approvals: vec![profile().name],

@@ -37,6 +37,7 @@ mod console;
 mod counts;
 mod crash_recovery;
 mod decision_stats;
+mod delays;
 mod demo;
 mod docs;
 mod doctor;

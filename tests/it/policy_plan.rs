@@ -111,6 +111,22 @@ async fn a_plan_says_what_would_end_and_what_would_have_come_out() {
         by.iter().any(|rule| rule["id"] == "reading-asks"),
         "{example}"
     );
+    // What time alone would let through is said as that.
+    let mut slow = turned.clone();
+    let rule = READING_ASKS
+        .replace(
+            "@step_up(\"one-security\")",
+            "@step_up(\"one-security\") @delay(\"15m\")",
+        )
+        .replace(" };", " || context.waited >= duration(\"15m\") };");
+    let guards = slow.get_mut(GUARDS).expect("rules");
+    *guards = guards.replace(READING_ASKS, &rule);
+    write(&setup, "slow", &slow);
+    let of_slow = as_olga(&setup, &["plan", "slow"], 0).await;
+    let would_be =
+        json!({ "delayed": { "profiles": ["one-security"], "seconds": 900, "needs": [] } });
+    assert_eq!(class(&of_slow, "case.read")["would_be"], would_be);
+
     let disable = class(&plan, "account.disable");
     let is = (&disable["was"], &disable["would_be"], &disable["count"]);
     assert_eq!(

@@ -284,6 +284,7 @@ pub fn render_chat(card: &Card, now: Timestamp) -> String {
             None => format!("no token · {}", view.phrase),
         },
     ];
+    lines.extend(card.delay_text(now));
     lines.extend(head.flags.iter().map(|flag| format!("! {flag}")));
     lines.push(match view.status {
         AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {

@@ -74,6 +74,8 @@ pub struct Card {
     pub rules: Vec<RuleSummary>,
     /// The profiles they require, and the votes each has.
     pub needs: Vec<ProfileProgress>,
+    /// What time alone changes in that, unless somebody says no.
+    pub delay: Option<CardDelay>,
     /// Approvals that no longer count, since what they were given for has changed.
     pub void_votes: Vec<VoidVote>,
     /// Longest life of the token, in seconds, before narrowing; absent when no token is asked for.
@@ -98,6 +100,32 @@ pub struct Card {
     pub purpose: Option<UntrustedText>,
     /// The reason of the request, in the agent's words.
     pub reason: Option<UntrustedText>,
+}
+
+/// A delay of rules: what an access request still needs after a time without a no.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CardDelay {
+    /// That time.
+    pub at: Timestamp,
+    /// The profiles that it still needs then; empty: nobody.
+    pub needs: Vec<ProfileName>,
+}
+
+impl CardDelay {
+    /// It in words, while the access request waits.
+    pub fn text(&self, now: Timestamp) -> String {
+        let Self { at, needs } = self;
+        let names: Vec<&str> = needs.iter().map(ProfileName::as_str).collect();
+        let names = names.join(" and ");
+        match (*at <= now, names.is_empty()) {
+            (false, true) => format!("allowed at {at} unless somebody says no"),
+            (false, false) => format!("only {names} from {at} on, unless somebody says no"),
+            (true, true) => format!("allowed since {at}: nobody has said no; a no still ends it"),
+            (true, false) => {
+                format!("only {names} since {at}: nobody has said no; a no still ends it")
+            }
+        }
+    }
 }
 
 impl Card {

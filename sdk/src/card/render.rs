@@ -25,7 +25,7 @@ impl Card {
             (SectionKind::Who, self.requester(now)),
             (SectionKind::Why, self.rules()),
             (SectionKind::Token, self.token()),
-            (SectionKind::Needs, self.needs()),
+            (SectionKind::Needs, self.needs(now)),
             (SectionKind::Signed, self.other_signed()),
             (SectionKind::Words, self.agent_texts()),
         ];
@@ -338,7 +338,7 @@ impl Card {
         rows
     }
 
-    fn needs(&self) -> Vec<CardRow> {
+    fn needs(&self, now: Timestamp) -> Vec<CardRow> {
         if self.needs.is_empty() {
             let nobody = "nobody any more: the rules in force ask for no approval";
             return vec![CardRow::own("needs", nobody)];
@@ -351,11 +351,21 @@ impl Card {
             );
             CardRow::alarm("void", &escape_untrusted(&text))
         });
+        let delay = self.delay_text(now);
+        let delay = delay.iter().map(|text| CardRow::own("or", text));
         self.needs
             .iter()
             .map(ProfileProgress::row)
+            .chain(delay)
             .chain(void)
             .collect()
+    }
+
+    /// What time alone changes while it waits, in words.
+    pub(super) fn delay_text(&self, now: Timestamp) -> Option<String> {
+        let waits = self.status == super::AccessRequestStatus::Waiting;
+        let delay = self.delay.as_ref().filter(|_| waits)?;
+        Some(delay.text(now))
     }
 
     fn other_signed(&self) -> Vec<CardRow> {

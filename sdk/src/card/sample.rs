@@ -98,6 +98,7 @@ pub fn card() -> Card {
             effect: "step_up".to_owned(),
         }],
         needs: vec![need(PROFILE)],
+        delay: None,
         void_votes: Vec::new(),
         max_ttl: Some(300),
         uses: Some(1),

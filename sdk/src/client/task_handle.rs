@@ -19,6 +19,7 @@ use crate::model::{
     AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, IdempotencyKey, ParseError,
     Reason, Secret, TaskId, TaskOutcome, Timestamp, TokenId, UntrustedText,
 };
+use crate::proto::card;
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
 
@@ -410,6 +411,7 @@ impl TaskHandle {
                         "" => None,
                         id => Some(AgentId::parse(id)?),
                     },
+                    delay: info.delay.as_ref().map(card::delay_from_wire).transpose()?,
                 }))
             }
             request_token_response::Outcome::Recommended(info) => {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use super::responses::{GrantedTtl, MatchedRule, RequiredProfile, VoidApproval};
 use super::token_watch::TokenWatcher;
 use super::{Endpoint, Error, Identity, random_name};
+use crate::card::CardDelay;
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
@@ -214,9 +215,15 @@ pub struct PendingApproval {
     pub(super) ttl: Option<GrantedTtl>,
     pub(super) void_votes: Vec<VoidApproval>,
     pub(super) executor: Option<AgentId>,
+    pub(super) delay: Option<CardDelay>,
 }
 
 impl PendingApproval {
+    /// What time alone changes, unless somebody says no: the same request is then to be made again.
+    pub fn delay(&self) -> Option<&CardDelay> {
+        self.delay.as_ref()
+    }
+
     /// Of a recommendation: the agent that would execute the action, which alone gets the token.
     pub fn executor(&self) -> Option<&AgentId> {
         self.executor.as_ref()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AgentId, CountValues, DecisionId, Digest, EvidenceAges, EvidenceKind, FactName, ProfileName,
-    Timestamp,
+    Timestamp, format_seconds,
 };
 
 /// Values of named facts.
@@ -29,6 +29,15 @@ pub struct ProfileRef {
     pub name: ProfileName,
     /// Digest of its definition.
     pub digest: Digest,
+}
+
+/// What time alone changes in what is asked of people: after so many seconds without a no only these profiles are left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delay {
+    /// Seconds from when it was put to people.
+    pub seconds: u32,
+    /// The profiles that are still required then, by name; empty: nobody.
+    pub needs: Vec<ProfileRef>,
 }
 
 /// One limit on a token's lifetime.
@@ -79,9 +88,17 @@ pub struct PolicyInput {
     /// The counts that rules in scope read, as they were before this decision.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub counts: CountValues,
-    /// The same of the agent that recommended the action, at the hand-over.
+    /// Milliseconds for which the access request had waited under what it requires; 0 where no delay lets it through.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub waited_ms: i64,
+    /// The counts of the agent that recommended the action, at the hand-over.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recommender_counts: CountValues,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 impl PolicyInput {
@@ -105,8 +122,47 @@ pub struct DecisionRecord {
     pub rules: Arc<[RuleRef]>,
     /// Step-up profiles still required; empty when approved.
     pub required_profiles: Vec<ProfileRef>,
+    /// What time alone changes in that, unless somebody says no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Delay>,
     /// The lifetime of the token.
     pub ttl: TtlBreakdown,
     /// The input of the policy.
     pub input: PolicyInput,
+}
+
+impl DecisionRecord {
+    /// Whether an access request may be said to have waited so many milliseconds, which has required this for so many: not before the delay
+    /// is over.
+    pub fn may_have_waited(&self, waited_ms: i64, required_ms: i64) -> bool {
+        let delay_ms = self.delay.as_ref().map(Delay::millis);
+        waited_ms == 0
+            || delay_ms.is_some_and(|delay_ms| (delay_ms..=required_ms).contains(&waited_ms))
+    }
+
+    /// The profiles that are still required once the access request has waited so many milliseconds without a no.
+    pub fn required_after(&self, waited_ms: i64) -> &[ProfileRef] {
+        match &self.delay {
+            Some(delay) if waited_ms >= delay.millis() => &delay.needs,
+            Some(_) | None => &self.required_profiles,
+        }
+    }
+}
+
+impl Delay {
+    /// It in words: what then, and after how long.
+    pub fn text(&self) -> String {
+        let names: Vec<&str> = self.needs.iter().map(|need| need.name.as_str()).collect();
+        let then = match names.is_empty() {
+            true => "allowed".to_owned(),
+            false => format!("only {}", names.join(" and ")),
+        };
+        let time = format_seconds(i64::from(self.seconds));
+        format!("{then} after {time} without a no")
+    }
+
+    /// The time in milliseconds.
+    pub fn millis(&self) -> i64 {
+        i64::from(self.seconds) * 1_000
+    }
 }

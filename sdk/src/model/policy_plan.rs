@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::text::counted;
-use super::{ActionName, DeniedReason, Digest, PersonId, ProfileName, RuleRef};
+use super::{ActionName, DeniedReason, Digest, PersonId, ProfileName, RuleRef, format_seconds};
 
 /// What a policy bundle would change. It decides nothing: an apply looks at everything again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +170,11 @@ impl ReplaySummary {
             ),
             (
                 2,
+                ["that needed people", "that needed people"],
+                "would be allowed after a time without a no",
+            ),
+            (
+                3,
                 ["that was refused", "that were refused"],
                 "would go to people",
             ),
@@ -201,15 +206,37 @@ impl ReplayClass {
             ReplayOutcome::Allowed
             | ReplayOutcome::AllowedShorter
             | ReplayOutcome::AllowedLonger => true,
-            ReplayOutcome::Pending(_) | ReplayOutcome::Denied => false,
+            ReplayOutcome::Pending(_) | ReplayOutcome::Delayed { .. } | ReplayOutcome::Denied => {
+                false
+            }
         };
+        let is_pending = |outcome: &ReplayOutcome| {
+            matches!(
+                outcome,
+                ReplayOutcome::Pending(_) | ReplayOutcome::Delayed { .. }
+            )
+        };
+        // After how long time alone would do.
+        let alone_after = |outcome: &ReplayOutcome| match outcome {
+            ReplayOutcome::Delayed { seconds, needs, .. } if needs.is_empty() => Some(*seconds),
+            ReplayOutcome::Delayed { .. } | ReplayOutcome::Pending(_) | ReplayOutcome::Denied => {
+                None
+            }
+            ReplayOutcome::Allowed
+            | ReplayOutcome::AllowedShorter
+            | ReplayOutcome::AllowedLonger => Some(0),
+        };
+        let never = u32::MAX;
+        let (was, now) = (alone_after(&self.was), alone_after(&self.would_be));
+        let is_sooner = now.unwrap_or(never) < was.unwrap_or(never) && !self.approved;
         match (&self.was, &self.would_be) {
             (ReplayOutcome::Denied, now) if is_allowed(now) => 0,
-            (ReplayOutcome::Pending(_), now) if is_allowed(now) && !self.approved => 1,
-            (ReplayOutcome::Denied, ReplayOutcome::Pending(_)) => 2,
-            (ReplayOutcome::Pending(_), ReplayOutcome::Pending(_)) => 3,
-            (_, ReplayOutcome::AllowedLonger) => 3,
-            (_, _) => 4,
+            (was, now) if is_pending(was) && is_allowed(now) && !self.approved => 1,
+            (_, ReplayOutcome::Delayed { .. }) if is_sooner => 2,
+            (ReplayOutcome::Denied, now) if is_pending(now) => 3,
+            (was, now) if is_pending(was) && is_pending(now) => 4,
+            (_, ReplayOutcome::AllowedLonger) => 4,
+            (_, _) => 5,
         }
     }
 }
@@ -324,6 +351,15 @@ pub enum ReplayOutcome {
     AllowedLonger,
     /// People are asked, under these profiles.
     Pending(Vec<ProfileName>),
+    /// People are asked under these profiles, and time changes it, unless somebody says no.
+    Delayed {
+        /// The profiles.
+        profiles: Vec<ProfileName>,
+        /// Seconds without a no.
+        seconds: u32,
+        /// The profiles that are left then; empty: nobody.
+        needs: Vec<ProfileName>,
+    },
     /// No token.
     Denied,
 }
@@ -335,12 +371,30 @@ impl fmt::Display for ReplayOutcome {
             Self::AllowedShorter => f.write_str("allowed for a shorter time"),
             Self::AllowedLonger => f.write_str("allowed for a longer time"),
             Self::Denied => f.write_str("denied"),
-            Self::Pending(profiles) => {
-                let names: Vec<&str> = profiles.iter().map(ProfileName::as_str).collect();
-                write!(f, "pending on {}", names.join(" and "))
+            Self::Pending(profiles) => write!(f, "pending on {}", joined(profiles)),
+            Self::Delayed {
+                profiles,
+                seconds,
+                needs,
+            } => {
+                let time = format_seconds(i64::from(*seconds));
+                let then = match needs.is_empty() {
+                    true => "allowed".to_owned(),
+                    false => format!("only {}", joined(needs)),
+                };
+                let profiles = joined(profiles);
+                write!(
+                    f,
+                    "pending on {profiles}, or {then} after {time} without a no"
+                )
             }
         }
     }
+}
+
+fn joined(profiles: &[ProfileName]) -> String {
+    let names: Vec<&str> = profiles.iter().map(ProfileName::as_str).collect();
+    names.join(" and ")
 }
 
 /// One decision of a class.

@@ -8,9 +8,9 @@ use super::convert::{
 };
 use super::v1;
 use crate::card::{
-    AccessRequestStatus, AgentRegistration, Attestation, Card, CountedApproval, ExecutingAgent,
-    History, NamedFact, PersonRef, ProfileProgress, Requester, RequestingAgent, RuleSummary,
-    VoidVote,
+    AccessRequestStatus, AgentRegistration, Attestation, Card, CardDelay, CountedApproval,
+    ExecutingAgent, History, NamedFact, PersonRef, ProfileProgress, Requester, RequestingAgent,
+    RuleSummary, VoidVote,
 };
 use crate::model::*;
 
@@ -60,6 +60,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
             })
             .collect(),
         needs: card.needs.iter().map(need_to_wire).collect(),
+        delay: card.delay.as_ref().map(delay_to_wire),
         task_id: agent
             .map(|agent| agent.task.to_string())
             .unwrap_or_default(),
@@ -284,6 +285,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
                 })
             })
             .collect::<Result<_, ParseError>>()?,
+        delay: wire.delay.as_ref().map(delay_from_wire).transpose()?,
         void_votes: wire
             .void_votes
             .iter()
@@ -504,6 +506,23 @@ fn risk(word: &str) -> Result<Option<Risk>, ParseError> {
         return Ok(None);
     }
     Risk::parse(word).map(Some)
+}
+
+/// The wire form of a delay of rules.
+pub fn delay_to_wire(delay: &CardDelay) -> v1::Delay {
+    v1::Delay {
+        at: Some(timestamp_to_wire(delay.at)),
+        needs: delay.needs.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// Reads a delay of rules.
+pub(crate) fn delay_from_wire(delay: &v1::Delay) -> Result<CardDelay, ParseError> {
+    let needs = delay.needs.iter().map(|name| ProfileName::parse(name));
+    Ok(CardDelay {
+        at: moment("delay.at", delay.at.as_ref())?,
+        needs: needs.collect::<Result<_, _>>()?,
+    })
 }
 
 fn moment(

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::approve::facts;
 use crate::approve::votes::{self, VoidApproval};
-use crate::broker::approval::progress::{ProfileState, quorum_reached};
+use crate::broker::approval::progress::{ProfileState, delay_of, quorum_reached};
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::card::AccessRequestStatus;
+use crate::card::{AccessRequestStatus, CardDelay};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, Read, Recorded, StoredStatus};
@@ -24,6 +24,8 @@ pub struct AccessView {
     pub title: String,
     /// The catalogue's risk.
     pub risk: Option<Risk>,
+    /// What time alone changes in what it needs.
+    pub delay: Option<CardDelay>,
     /// Approvals that do not count, because what they were given for has changed.
     pub void: Vec<VoidApproval>,
 }
@@ -87,6 +89,7 @@ impl Broker {
             needs,
             title: facts::title(request, &rules.bundle),
             risk: facts::risk(request, &rules.bundle),
+            delay: delay_of(request).filter(|_| status == AccessRequestStatus::Waiting),
             void: votes::void_approvals(request, &rules.bundle),
             request: Arc::clone(request.to_answer()),
         }
@@ -110,6 +113,7 @@ impl Broker {
             .iter()
             .map(|vote| vote.cast.not_after)
             .chain(ends)
+            .chain(request.delayed_until())
             .filter(|at| *at > now)
             .fold(opened.expires_at, Timestamp::min)
     }

@@ -53,6 +53,7 @@ impl Broker {
             title,
             risk,
             void,
+            delay,
         } = self.view(read, &request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
@@ -133,6 +134,7 @@ impl Broker {
             requester,
             rules: facts::asking_rules(request.rules(), bundle),
             needs: needs.into_iter().map(need).collect(),
+            delay,
             void_votes: void
                 .into_iter()
                 .map(|vote| VoidVote {

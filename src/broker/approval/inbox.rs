@@ -294,7 +294,8 @@ impl Broker {
         {
             return None;
         }
-        // Most waiting requests have no vote, and need no tally. One that needs nobody any more waits for its agent alone.
+        // Most waiting requests have no vote, and need no tally. One that needs nobody any more waits for its agent alone; what time has let
+        // through stays, for a no.
         if (!request.votes.is_empty() || request.required_profiles().is_empty())
             && quorum_reached(&self.approval_progress(read, &request, &rules, now))
         {
@@ -303,16 +304,16 @@ impl Broker {
         let risk = facts::risk(&request, &rules.bundle);
         Some(QueueEntry {
             cursor: InboxCursor::from_request(&request, risk),
-            vote: self.may_vote(read, person, &request, &rules, now),
+            vote: self.may_vote(read, (person, Verdict::Approve), &request, &rules, now),
             request: Arc::clone(request.to_answer()),
         })
     }
 
-    /// Profiles under which an approval by this person would count now.
+    /// Profiles under which a vote by this person would count now.
     pub(in crate::broker) fn may_vote(
         &self,
         read: &Read,
-        person: &PersonId,
+        (person, verdict): (&PersonId, Verdict),
         request: &Recorded<'_, AccessRequest>,
         rules: &ActivePolicy,
         now: Timestamp,
@@ -325,7 +326,7 @@ impl Broker {
                 person,
                 SigningWith::AnyKey,
                 &need.name,
-                Verdict::Approve,
+                verdict,
                 request,
                 voter_context,
                 now,
@@ -350,9 +351,11 @@ impl Broker {
         now: Timestamp,
     ) -> usize {
         // Agents have a budget; a proposal by a person is shown at once.
+        // INVARIANT (silence is that of people who could see it): so is what time lets through.
+        let has_delay = |entry: &QueueEntry| entry.request.delayed_until().is_some();
         let waiting: Vec<(AccessRequestId, AgentId)> = entries
             .iter()
-            .filter(|entry| entry.vote.is_ok())
+            .filter(|entry| entry.vote.is_ok() && !has_delay(entry))
             .filter_map(|entry| Some((entry.cursor.id, entry.request.opened.agent()?.clone())))
             .collect();
         let mut budget = self.lock(&self.inbox_budgets);
@@ -366,6 +369,7 @@ impl Broker {
         let before = entries.len();
         entries.retain(|entry| {
             entry.vote.is_err()
+                || has_delay(entry)
                 || entry.request.opened.agent().is_none()
                 || budget.admitted.contains(&entry.cursor.id)
         });

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::approve::votes;
 use crate::broker::Broker;
+use crate::card::CardDelay;
 use crate::model::*;
 use crate::policy::ActivePolicy;
 use crate::state::{AccessRequest, Read, Recorded};
@@ -21,6 +22,15 @@ pub struct ProfileState {
     pub approvers: BTreeMap<PersonId, VoteMethod>,
     /// How votes on this request are signed; absent when the profile is no longer defined.
     pub method: Option<VoteMethod>,
+}
+
+/// What time alone changes in what an access request needs.
+pub(in crate::broker) fn delay_of(request: &AccessRequest) -> Option<CardDelay> {
+    let needs = &request.delay()?.needs;
+    Some(CardDelay {
+        at: request.delayed_until()?,
+        needs: needs.iter().map(|need| need.name.clone()).collect(),
+    })
 }
 
 /// Whether every profile has its quorum.

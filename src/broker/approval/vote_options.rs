@@ -12,6 +12,8 @@ use crate::model::*;
 pub struct VoteOptions {
     /// Profiles under which an approval would count now, or why none would.
     pub vote: Result<Vec<ProfileName>, Ineligible>,
+    /// Profiles under which a denial would count now: also by somebody who has approved, or who came later.
+    pub denial: Vec<ProfileName>,
     /// Remaining dwell time: how much longer the card must be shown before an approval is accepted.
     pub dwell_remaining: Duration,
 }
@@ -33,8 +35,11 @@ impl Broker {
             let viewed = self.card_viewed_at(&person.id, id, &facts);
             let dwell_remaining =
                 viewed.map_or(dwell, |viewed| dwell.saturating_sub(now.after(viewed)));
+            let may_vote =
+                |verdict| self.may_vote(read, (&person.id, verdict), &request, &rules, now);
             Ok(VoteOptions {
-                vote: self.may_vote(read, &person.id, &request, &rules, now),
+                vote: may_vote(Verdict::Approve),
+                denial: may_vote(Verdict::Deny).unwrap_or_default(),
                 dwell_remaining,
             })
         })

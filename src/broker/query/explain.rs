@@ -271,7 +271,10 @@ impl Broker {
                     self.explain_decision(&mut out, &f.decision, "", facts);
                 }
                 Event::AccessRequestReassessed(f) => {
-                    out.headline = format!("{} requires other approvals", f.access_request);
+                    out.headline = match &f.decision.delay {
+                        None => format!("{} requires other approvals", f.access_request),
+                        Some(_) => format!("{} waits anew", f.access_request),
+                    };
                     out.line("access request", f.access_request.to_string());
                     self.superseded(&mut out, &f.access_request, &f.decision.id);
                     self.explain_decision(&mut out, &f.decision, "", facts);
@@ -392,6 +395,13 @@ impl Broker {
         facts_lines::misses(out, facts);
         for need in &decision.required_profiles {
             out.line("needs", format!("an approval under {}", need.name));
+        }
+        if let Some(delay) = &decision.delay {
+            out.line("or", delay.text());
+        }
+        if decision.input.waited_ms > 0 {
+            let waited = format_seconds(decision.input.waited_ms / 1_000);
+            out.line("waited", format!("{waited} without a no"));
         }
         let bounds: Vec<String> = decision
             .ttl

@@ -66,10 +66,11 @@ pub(super) fn input(out: &mut Explanation, facts: &DecisionFacts) {
     out.line(
         "context",
         format!(
-            "ttl {}, bound {}, task aged {}, approvals [{}], at {}",
+            "ttl {}, bound {}, task aged {}, waited {}, approvals [{}], at {}",
             age(context.ttl_ms),
             context.binding,
             age(context.task_age_ms),
+            age(context.waited_ms),
             approvals.join(", "),
             context.now
         ),

@@ -396,7 +396,14 @@ impl Broker {
                     title,
                     f.agent()
                         .map_or_else(|| f.owner().to_string(), ToString::to_string),
-                    format!("{}{to}, under {}", doing(&f.action), needs.join(", ")),
+                    format!(
+                        "{}{to}, under {}{}",
+                        doing(&f.action),
+                        needs.join(", "),
+                        f.by_agent()
+                            .map(|by| or_delay(&by.decision))
+                            .unwrap_or_default()
+                    ),
                     std::iter::once(f.access_request.to_string())
                         .chain(task)
                         .collect(),
@@ -407,11 +414,16 @@ impl Broker {
                 let needs: Vec<_> = needs.map(|n| n.name.as_str()).collect();
                 (
                     "AccessRequestReassessed",
-                    "approval requirements changed",
+                    match &f.decision.delay {
+                        None => "approval requirements changed",
+                        Some(_) => "the wait begins anew",
+                    },
                     BROKER.to_owned(),
                     match needs.is_empty() {
                         true => "no approval is required".to_owned(),
-                        false => format!("under {}", needs.join(", ")),
+                        false => {
+                            format!("under {}{}", needs.join(", "), or_delay(&f.decision))
+                        }
                     },
                     vec![f.access_request.to_string()],
                 )
@@ -468,13 +480,17 @@ impl Broker {
                     Some(names) => format!(", approved under {names}"),
                     None => String::new(),
                 };
+                let waited = match f.decision.input.waited_ms {
+                    0 => String::new(),
+                    ms => format!(", after {} without a no", format_seconds(ms / 1_000)),
+                };
                 let life = format_seconds(f.exp.saturating_sub(f.iat));
                 let consumed = f.consumed.iter().map(ToString::to_string);
                 (
                     "TokenIssued",
                     "token issued",
                     f.agent.to_string(),
-                    format!("{} for {life}{under}", doing(&f.action)),
+                    format!("{} for {life}{under}{waited}", doing(&f.action)),
                     [f.jti.to_string(), f.decision.id.to_string()]
                         .into_iter()
                         .chain(consumed)
@@ -656,6 +672,12 @@ fn names(value: &Value, query: &str) -> bool {
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
+}
+
+/// What time alone changes in what a decision asks of people, in words after them.
+fn or_delay(decision: &DecisionRecord) -> String {
+    let delay = decision.delay.as_ref();
+    delay.map_or_else(String::new, |delay| format!("; or {}", delay.text()))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
 use crate::broker::approval::progress::ProfileState;
 use crate::broker::transaction::{Done, Step};
 use crate::broker::{ATTACHED_MAX, Broker, CallContext, Refusal};
+use crate::card::CardDelay;
 use crate::journal::ReadSet;
 use crate::model::*;
 use crate::policy::ActivePolicy;
@@ -75,6 +76,8 @@ pub struct PendingReply {
     pub access_request: AccessRequestId,
     /// The decision that opened it.
     pub decision: DecisionId,
+    /// What time alone changes, unless somebody says no.
+    pub delay: Option<CardDelay>,
     /// The profiles it needs, and the votes each has.
     pub needs: Vec<ProfileState>,
     /// Of a recommendation: the agent that would execute it.

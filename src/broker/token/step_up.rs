@@ -2,6 +2,7 @@
 
 use crate::approve::PendingDecision;
 use crate::approve::votes;
+use crate::broker::approval::progress::delay_of;
 use crate::broker::token::request::{Evaluation, PendingReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
@@ -136,6 +137,7 @@ impl Broker {
                 access_request: opened.access_request,
                 decision: decision.id,
                 needs: self.approval_progress(read, &request, &rules, now),
+                delay: delay_of(&request),
                 executor: opened.executor().map(|executor| executor.agent.clone()),
                 expires_at: opened.expires_at,
                 rules: self.rules_shown(&decision.rules),

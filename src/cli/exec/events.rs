@@ -8,6 +8,7 @@ use super::program::SpawnError;
 use crate::cli::error::CliError;
 use crate::cli::render;
 use crate::client::{self, AccessToken, Denial, PendingApproval};
+use crate::clock::Clock;
 use crate::model::text::{escape_invisible, quote};
 use crate::model::{AgentId, TaskId, format_seconds};
 
@@ -47,11 +48,14 @@ impl EventPrinter {
         };
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
         let (asking, allowing) = render::rules_apart(pending.rules());
+        let delay = pending.delay();
+        let delay = delay.map(|delay| format!(", or is {},", delay.text(Clock::system().now())));
         self.event(
             "step-up",
             &format!(
-                "needs {} because of {}{}  {}  {id}",
+                "needs {}{} because of {}{}  {}  {id}",
                 needs.join(" and "),
+                delay.unwrap_or_default(),
                 rules(&asking),
                 if allowing.is_empty() {
                     String::new()
@@ -63,7 +67,7 @@ impl EventPrinter {
             json!({
                 "access_request": id, "match_phrase": pending.match_phrase().to_string(),
                 "rules": render::rules_json(pending.rules()), "needs": render::profiles_json(pending.needs()),
-                "expires_at": pending.expires_at().to_string(),
+                "expires_at": pending.expires_at().to_string(), "delay": render::delay_json(pending.delay()),
             }),
         );
     }

@@ -249,6 +249,7 @@ impl<'a> FileReading<'a, '_> {
                 ));
             }
             Outcome::Pending => Expected::Pending {
+                delay_s: None,
                 profiles,
                 lifetime_s: None,
             },

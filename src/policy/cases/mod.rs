@@ -95,6 +95,7 @@ struct Facts {
     at: Timestamp,
     /// Named facts that the test says; others are normal.
     named: FactValues,
+    waited_ms: i64,
     /// Counts that the test says; others are 0.
     counts: CountValues,
 }
@@ -107,6 +108,7 @@ enum Expected {
     },
     Pending {
         profiles: BTreeSet<ProfileName>,
+        delay_s: Option<u32>,
         lifetime_s: Option<u32>,
     },
     /// By exactly these rules, if the test says which; by none: no rule allows it.

@@ -277,6 +277,10 @@ impl<'a> FileReading<'a, '_> {
         };
         let lifetime_s = fields.optional("lifetime", |text| parse_duration("lifetime", text));
         let profiles = fields.text_set("profiles", |text| profile(self.bundle, text));
+        let delay_s = fields.optional("delay", |text| parse_duration("delay", text));
+        if delay_s.is_some() && outcome != Outcome::Pending {
+            fields.problem_at("delay", "only a pending request has a delay; write expect = \"pending\", or waited for the time that it has waited");
+        }
         let has_rules = fields.get("rules").is_some();
         let rules = fields.text_set("rules", |text| Ok(text.to_owned()));
         for id in rules.iter().filter(|id| self.bundle.rule(id).is_none()) {
@@ -304,6 +308,7 @@ impl<'a> FileReading<'a, '_> {
                 }
                 Expected::Pending {
                     profiles,
+                    delay_s,
                     lifetime_s,
                 }
             }

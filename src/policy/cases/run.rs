@@ -157,6 +157,7 @@ fn decide(bundle: &PolicyBundle, test: &TestRequest) -> Result<AuthzDecision, St
         binding,
         task_age_ms: facts.task_age_ms,
         task_depth: 0,
+        waited_ms: facts.waited_ms,
         now: facts.at,
         executor: test.executor.as_ref(),
         facts: &facts.named,
@@ -186,14 +187,21 @@ impl Expected {
             (
                 Self::Pending {
                     profiles,
+                    delay_s,
                     lifetime_s,
                 },
                 AuthzDecision::Needs {
                     profiles: needed,
+                    delay,
                     ttl_ms,
                     ..
                 },
-            ) => lives(ttl_ms, lifetime_s) && needed.iter().map(|p| &p.name).eq(profiles.iter()),
+            ) => {
+                let seconds = delay.as_ref().map(|delay| delay.seconds);
+                lives(ttl_ms, lifetime_s)
+                    && (delay_s.is_none() || *delay_s == seconds)
+                    && needed.iter().map(|p| &p.name).eq(profiles.iter())
+            }
             // Rules that fail are never what a test means.
             (
                 Self::Denied { .. },
@@ -229,10 +237,13 @@ impl Expected {
             Self::Allowed { lifetime_s } => format!("allowed{}", lives(lifetime_s)),
             Self::Pending {
                 profiles,
+                delay_s,
                 lifetime_s,
             } => {
                 let names: Vec<&str> = profiles.iter().map(|name| name.as_str()).collect();
-                format!("pending on {}{}", names.join(" and "), lives(lifetime_s))
+                let delay = delay_s.map(after).unwrap_or_default();
+                let lives = lives(lifetime_s);
+                format!("pending on {}{delay}{lives}", names.join(" and "))
             }
             Self::Denied { rules: None } => "denied".to_owned(),
             Self::Denied { rules: Some(rules) } if rules.is_empty() => {
@@ -244,6 +255,10 @@ impl Expected {
             }
         }
     }
+}
+
+fn after(seconds: u32) -> String {
+    format!(" or a delay of {}", format_seconds(seconds.into()))
 }
 
 fn rules_of(decision: &AuthzDecision) -> &[RuleRef] {
@@ -275,13 +290,16 @@ fn in_words(decision: &AuthzDecision, bundle: &PolicyBundle) -> String {
         }
         AuthzDecision::Needs {
             profiles,
+            delay,
             ttl_ms,
             rules,
         } => {
             let names: Vec<&str> = profiles.iter().map(|p| p.name.as_str()).collect();
+            let delay = delay.as_ref().map(|delay| after(delay.seconds));
             format!(
-                "pending on {} for {} by {}",
+                "pending on {}{} for {} by {}",
                 names.join(" and "),
+                delay.unwrap_or_default(),
                 lifetime(ttl_ms),
                 by(rules)
             )

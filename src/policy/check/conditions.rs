@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples, Scene};
 use super::values::{Assignment, Sample};
-use super::{direction, location};
+use super::{direction, location, values};
 use crate::policy::rule::{Remedy, RuleEffect};
+use crate::policy::schema::WAITED;
 
 /// What the samples say about one rule.
 #[derive(Default)]
@@ -19,6 +20,8 @@ struct SampleFindings {
     is_whole: bool,
     /// A scene in which the remedy lifts nothing.
     unlifted: Option<String>,
+    /// A scene in which the delay lifts nothing, or not for good.
+    undelayed: Option<String>,
     /// Whether the remedy lifted nothing in some scene, or was not tried there, and the samples prove nothing.
     lift_is_undecided: bool,
     /// Actions of which the rule matches every request.
@@ -118,6 +121,8 @@ fn ask<'b>(
     covers: &mut bool,
 ) -> bool {
     let (mut matches, mut is_lifted) = (false, false);
+    // A delay lifts by time what its remedy lifts by people.
+    let mut is_lifted_later = case.info.delay_s.is_none();
     let lifetime = match &case.info.remedy {
         Some(Remedy::MaxTtl(seconds)) => Some(i64::from(*seconds).saturating_mul(1000)),
         Some(Remedy::StepUp(_)) | None => None,
@@ -167,6 +172,11 @@ fn ask<'b>(
             if !is_lifted && let Some(lifted) = remedied(case, assignment, lifetime) {
                 is_lifted = samples.ask_once(case, scene, &lifted) != Answer::Matches;
             }
+            if !is_lifted_later {
+                let mut later = delayed(case, assignment).peekable();
+                let lifts = |later| samples.ask_once(case, scene, &later) != Answer::Matches;
+                is_lifted_later = later.peek().is_some() && later.all(lifts);
+            }
         } else {
             *covers = false;
         }
@@ -180,6 +190,15 @@ fn ask<'b>(
         match whole {
             true if findings.unlifted.is_none() => {
                 findings.unlifted = Some(samples.describe(scene))
+            }
+            true => {}
+            false => findings.lift_is_undecided = true,
+        }
+    }
+    if matches && !is_lifted_later {
+        match whole {
+            true if findings.undelayed.is_none() => {
+                findings.undelayed = Some(samples.describe(scene))
             }
             true => {}
             false => findings.lift_is_undecided = true,
@@ -233,6 +252,25 @@ fn remedied(
         (Some(Remedy::MaxTtl(_)), None) | (None, _) => return None,
     }
     Some(lifted)
+}
+
+/// The sample after the delay, at every moment from then on that the rule can tell from others.
+fn delayed<'a>(
+    case: &'a RuleCase<'_>,
+    assignment: &'a Assignment,
+) -> impl Iterator<Item = Assignment> + 'a {
+    let waited = vec![WAITED.to_owned()];
+    let compared = case.reading.variables.get(&waited);
+    let delay_ms = case.info.delay_s.map(|seconds| i64::from(seconds) * 1000);
+    let moments = delay_ms
+        .zip(compared)
+        .map(|(ms, compared)| values::waited_from(compared, ms));
+    moments.into_iter().flatten().filter_map(move |ms| {
+        let mut later = assignment.clone();
+        let (_, value) = later.iter_mut().find(|(path, _)| *path == waited)?;
+        *value = Some(Sample::Duration(ms));
+        Some(later)
+    })
 }
 
 /// A forbid without a remedy.
@@ -342,6 +380,14 @@ fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut 
             "@{annotation} does not lift it: the rule still forbids {scene}; write {lifts}, or remove @{annotation}, which makes the rule final"
         );
         let at = location::annotation(&rule.text, annotation);
+        report.rule(Check::RemedyNeverLifts, rule, at, message);
+    }
+    if let (Some(scene), Some(seconds)) = (&findings.undelayed, rule.delay_s) {
+        let message = format!(
+            "@delay does not lift it for good: from that time on the rule still forbids {scene} at some moment; write || context.waited >= duration(\"{seconds}s\") into its \
+             unless, or remove @delay"
+        );
+        let at = location::annotation(&rule.text, "delay");
         report.rule(Check::RemedyNeverLifts, rule, at, message);
     }
     if findings.lift_is_undecided

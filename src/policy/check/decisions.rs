@@ -16,6 +16,7 @@ use crate::model::{
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
 use crate::policy::rule::RuleEffect;
+use crate::policy::schema::WAITED;
 use crate::policy::schema::declaration_line;
 use crate::policy::{AuthzDecision, AuthzRequest, PolicyBundle, StepUpProfile, can_be_filled};
 
@@ -174,8 +175,13 @@ pub(super) fn irreversible<'b>(
         let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
         let alone: Vec<String> = with
             .filter(|agent| {
-                let is_alone = |_: &Action, decision: &AuthzDecision| {
-                    matches!(decision, AuthzDecision::Allowed { .. })
+                // What time alone lets through has nobody's yes.
+                let is_alone = |_: &Action, decision: &AuthzDecision| match decision {
+                    AuthzDecision::Allowed { .. } => true,
+                    AuthzDecision::Needs { delay, .. } => {
+                        delay.as_ref().is_some_and(|delay| delay.needs.is_empty())
+                    }
+                    AuthzDecision::Denied { .. } => false,
                 };
                 decides_once(
                     samples,
@@ -192,7 +198,7 @@ pub(super) fn irreversible<'b>(
         if !alone.is_empty() {
             let line = declaration_line(text, action.name.as_str());
             let message = format!(
-                "action \"{}\" is irreversible, and no person is asked before {} may have it: write a forbid with @step_up for it",
+                "action \"{}\" is irreversible, and nobody has to approve it before {} may have it: write a forbid with @step_up and without @delay for it",
                 action.name,
                 first_of(&alone)
             );
@@ -282,6 +288,7 @@ fn decides_once<'b>(
                         binding: BINDING,
                         task_age_ms: asked.task_age_ms,
                         task_depth: 0,
+                        waited_ms: asked.waited_ms,
                         now: *now,
                         executor,
                         facts: &asked.facts,
@@ -410,6 +417,7 @@ pub(super) struct SampleRequest {
     pub(super) parameters: BTreeMap<String, Param>,
     pub(super) facts: FactValues,
     pub(super) counts: CountValues,
+    pub(super) waited_ms: i64,
 }
 
 fn count_value(name: &str, value: &Sample) -> Option<(CountName, u32)> {
@@ -429,6 +437,7 @@ impl SampleRequest {
             parameters: action.sample_parameters(),
             facts: FactValues::new(),
             counts: CountValues::new(),
+            waited_ms: 0,
         };
         for (path, value) in assignment {
             let names: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -441,6 +450,7 @@ impl SampleRequest {
                     request.ages.verified_ms = ms;
                 }
                 (["task", "age"], Some(Sample::Duration(ms))) => request.task_age_ms = ms,
+                ([WAITED], Some(Sample::Duration(ms))) => request.waited_ms = ms,
                 (["facts"], Some(Sample::Record(values))) => {
                     request
                         .facts

@@ -43,7 +43,7 @@ pub(super) enum Check {
     AnyAudience,
     /// No validator is registered that a token could be for.
     NoAudience,
-    /// An agent can have an irreversible action without people.
+    /// An agent can have an irreversible action without anybody's approval.
     IrreversibleAlone,
     /// No rule reads a fact.
     UnreadFact,

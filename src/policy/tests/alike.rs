@@ -61,6 +61,7 @@ fn compare(rules: Vec<String>, at: usize, other: String, ages: EvidenceAges) {
                     binding: "jkt",
                     task_age_ms: 0,
                     task_depth: 0,
+                    waited_ms: 0,
                     now,
                     executor: None,
                     facts: &crate::model::FactValues::new(),

@@ -15,6 +15,7 @@ fn recommended(bundle: &PolicyBundle, action: &Action, approvals: &[&str]) -> St
         binding: "jkt",
         task_age_ms: 60_000,
         task_depth: 0,
+        waited_ms: 0,
         now: Timestamp::from_millis(1_792_656_000_123),
         executor: Some(&responder.id),
         facts: &crate::model::FactValues::new(),

@@ -564,3 +564,49 @@ fn texts_of_authors_stay_inside_their_quotes() {
     ));
     assert!(place.starts_with("rules/30-more.cedar:3:27: "), "{place}");
 }
+
+/// A delay lifts its rule by time, and what it does not lift is refused.
+#[test]
+fn a_delay_lifts_what_it_says() {
+    let rule = |unless: &str| {
+        found(with_rules(&format!(
+            "@id(\"more\") @step_up(\"one-security\") @delay(\"30m\") forbid (principal, action == Action::\"session.end\", resource) \
+             unless {{ {unless} }};"
+        )))
+    };
+    let yes = "context.approvals.contains(StepUp::\"one-security\")";
+    let none: [&str; 0] = [];
+    assert_eq!(
+        rule(&format!("{yes} || context.waited >= duration(\"30m\")")),
+        none
+    );
+    for unless in [
+        yes.to_owned(),
+        format!("{yes} || context.waited > duration(\"30m\")"),
+        format!("{yes} || context.waited >= duration(\"1h\")"),
+        format!(
+            "{yes} || (context.waited >= duration(\"30m\") && context.waited < duration(\"1h\"))"
+        ),
+        "context.waited >= duration(\"30m\")".to_owned(),
+    ] {
+        assert_eq!(rule(&unless), ["remedy-never-lifts"], "{unless}");
+    }
+}
+
+/// What an agent gets by waiting it gets without people.
+#[test]
+fn a_delay_is_no_person() {
+    let mut files = soc_files();
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    let account = "@undo(\"Sign in again.\")";
+    assert!(schema.contains(account));
+    *schema = schema.replacen(
+        "@reversible(\"reversible\")\n@undo(\"Sign in again.\")",
+        "@reversible(\"irreversible\")",
+        1,
+    );
+    let asked = "@id(\"more\") @step_up(\"one-security\") @delay(\"30m\") forbid (principal, action == Action::\"session.end\", resource) \
+        unless { context.approvals.contains(StepUp::\"one-security\") || context.waited >= duration(\"30m\") };";
+    files.insert("rules/30-more.cedar".to_owned(), asked.to_owned());
+    assert!(found(files).contains(&"irreversible-alone"));
+}

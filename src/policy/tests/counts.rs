@@ -272,6 +272,7 @@ fn a_recommendation_reads_no_count_of_its_executor() {
             BTreeMap::new(),
         );
         let decision = bundle.authorize(&AuthzRequest {
+            waited_ms: 0,
             agent: &agent(&bundle, "assistant"),
             action: &action.expect("action"),
             ttl_ms: 60_000,

@@ -29,6 +29,7 @@ when {
         binding: "jkt",
         task_age_ms: 0,
         task_depth: 0,
+        waited_ms: 0,
         now: crate::model::Timestamp::from_secs(1_800_000_000),
         executor: None,
         facts: &crate::model::FactValues::new(),
@@ -331,6 +332,39 @@ fn a_remedy_asks_for_several_profiles() {
         ask(&any, &[]),
         "needs one-security 60 [both soc-acts-at-home]"
     );
+}
+
+/// What time alone changes is what Cedar says once it is assumed.
+#[test]
+fn a_delay_lifts_its_own_forbid() {
+    let rules = |more: &str| {
+        let text = format!(
+            "@id(\"slow\") @step_up(\"one-security\") @delay(\"30m\") forbid (principal, action == Action::\"case.read\", resource)
+             unless {{ context.approvals.contains(StepUp::\"one-security\") || context.waited >= duration(\"30m\") }};
+             {more}"
+        );
+        soc_and(&text).expect("bundle")
+    };
+    let delay = |bundle: &PolicyBundle| match authorize(bundle, &read(), 60, &[]) {
+        AuthzDecision::Needs { delay, .. } => delay.map(|delay| {
+            let needs: Vec<String> = delay.needs.iter().map(|p| p.name.to_string()).collect();
+            (delay.seconds, needs.join(" "))
+        }),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(delay(&rules("")), Some((1_800, String::new())));
+    // Another rule that asks for the same people waits for nobody.
+    let same = "@id(\"same\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource)
+        unless { context.approvals.contains(StepUp::\"one-security\") };";
+    assert_eq!(delay(&rules(same)), None);
+    let other = same.replace("one-security", "one-passkey");
+    assert_eq!(
+        delay(&rules(&other)),
+        Some((1_800, "one-passkey".to_owned()))
+    );
+    let longer = "@id(\"slower\") @step_up(\"one-passkey\") @delay(\"1h\") forbid (principal, action == Action::\"case.read\", resource)
+        unless { context.approvals.contains(StepUp::\"one-passkey\") || context.waited >= duration(\"1h\") };";
+    assert_eq!(delay(&rules(longer)), Some((3_600, String::new())));
 }
 
 #[test]

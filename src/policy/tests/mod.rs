@@ -152,6 +152,7 @@ fn authorize_as(
         binding: "jkt",
         task_age_ms: 60_000,
         task_depth: 0,
+        waited_ms: 0,
         now: Timestamp::from_millis(1_792_656_000_123),
         executor: None,
         facts: &crate::model::FactValues::new(),
@@ -191,6 +192,7 @@ fn summary(decision: &AuthzDecision) -> String {
             profiles,
             ttl_ms,
             rules,
+            ..
         } => {
             let names: Vec<_> = profiles.iter().map(|p| p.name.as_str()).collect();
             format!(

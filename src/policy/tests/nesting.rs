@@ -174,6 +174,7 @@ fn the_deepest_rules_decide() {
                 binding: "jkt",
                 task_age_ms: 0,
                 task_depth: 0,
+                waited_ms: 0,
                 now: Timestamp::from_millis(0),
                 executor: None,
                 facts: &crate::model::FactValues::new(),

@@ -32,6 +32,7 @@ fn ask(bundle: &PolicyBundle, request: &Request) -> AuthzDecision {
         binding: "jkt",
         task_age_ms: 0,
         task_depth: request.depth,
+        waited_ms: 0,
         now: Timestamp::from_secs(1_792_656_000),
         executor: None,
         facts: &crate::model::FactValues::new(),
@@ -51,6 +52,7 @@ fn answer(decision: &AuthzDecision) -> ModelAnswer {
             profiles,
             ttl_ms,
             rules,
+            ..
         } => ModelAnswer::Needs {
             profiles: profiles.iter().map(|p| p.name.to_string()).collect(),
             ttl_ms: *ttl_ms,

@@ -202,6 +202,7 @@ proptest! {
                         evidence,
                         task_age_ms: 0,
                         task_depth: 0,
+                        waited_ms: 0,
                         facts: &crate::model::FactValues::new(),
                         counts: &crate::model::CountValues::new(),
                     };

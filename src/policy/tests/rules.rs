@@ -60,6 +60,36 @@ fn rule_validation_errors() {
             said,
         );
     }
+    for (annotations, said) in [
+        ("@delay(\"30m\")", "@delay stands beside @step_up"),
+        (
+            "@max_ttl(\"5m\") @delay(\"30m\")",
+            "@delay stands beside @step_up",
+        ),
+        (
+            "@step_up(\"one-security\") @delay(\"59s\")",
+            "@delay must be 1m to 24h",
+        ),
+        (
+            "@step_up(\"one-security\") @delay(\"25h\")",
+            "@delay must be 1m to 24h",
+        ),
+        (
+            "@step_up(\"one-security\") @delay(\"soon\")",
+            "@delay must be",
+        ),
+    ] {
+        refused(soc_and(&format!("@id(\"a\") {annotations} {forbid}")), said);
+    }
+    for reading in [
+        "@id(\"a\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource) unless { context.waited > duration(\"1m\") };",
+        "@id(\"a\") permit (principal, action == Action::\"case.read\", resource) when { {c: context}.c.waited > duration(\"1m\") };",
+    ] {
+        refused(
+            soc_and(reading),
+            "context.waited is read by forbids with @delay alone",
+        );
+    }
     refused(
         soc_and("@id(\"a\") permit (principal == ?principal, action, resource);"),
         "template",

@@ -14,7 +14,7 @@ use super::session_cookie::ConsoleRequest;
 use super::state::Console;
 use crate::broker::{AccessRequestStatus, Ineligible, VoteOptions};
 use crate::card::{Card, CardRow, CardSection, CardView, FoldLimits, SectionKind, Tone};
-use crate::model::{AccessRequestId, ParseField as _, format_seconds};
+use crate::model::{AccessRequestId, ParseField as _, ProfileName, format_seconds};
 use crate::serve::request_log::record;
 
 #[derive(Template)]
@@ -41,6 +41,8 @@ struct CardPage {
 
 /// The vote form.
 struct VoteForm {
+    /// Whether an approval would count; else the form is for a denial alone.
+    approves: bool,
     profiles: Vec<ProfileOption>,
     /// Longest life of the token, in seconds; absent when no token is asked for.
     max_ttl: Option<i64>,
@@ -85,18 +87,20 @@ pub(super) async fn page(
         }
     }
     let open = card.status == AccessRequestStatus::Waiting;
+    let form = |profiles: &[ProfileName]| {
+        let profiles = profiles
+            .iter()
+            .map(|name| profile_option(&card, name.as_str()));
+        vote_form(&card, profiles.collect(), &vote_options)
+    };
     let (vote, not_eligible) = match &vote_options.vote {
         _ if !open => (None, None),
-        Ok(profiles) => {
-            let profiles = profiles
-                .iter()
-                .map(|name| profile_option(&card, name.as_str()));
-            (
-                Some(vote_form(&card, profiles.collect(), &vote_options)),
-                None,
-            )
+        Ok(profiles) => (Some(form(profiles)), None),
+        Err(why) => {
+            let denial = &vote_options.denial;
+            let deny = (!denial.is_empty()).then(|| form(denial));
+            (deny, Some(not_eligible(why)))
         }
-        Err(why) => (None, Some(not_eligible(why))),
     };
     let title = format!(
         "{}: {}::{}",
@@ -200,6 +204,7 @@ fn target_name(view: &CardView) -> Option<String> {
 fn vote_form(card: &Card, profiles: Vec<ProfileOption>, vote_options: &VoteOptions) -> VoteForm {
     let life = card.max_ttl.map(format_seconds);
     VoteForm {
+        approves: vote_options.vote.is_ok(),
         profiles,
         max_ttl: card.max_ttl,
         max_uses: card.uses.map_or_else(String::new, |uses| uses.to_string()),
@@ -308,7 +313,7 @@ const fn status_message(status: AccessRequestStatus) -> &'static str {
         AccessRequestStatus::Waiting => "This request is waiting for approval.",
         AccessRequestStatus::Approved => "Approved. Its token can be requested now.",
         AccessRequestStatus::Denied => "Denied by an approver. The request is closed.",
-        AccessRequestStatus::Consumed => "Approved, and its token was issued.",
+        AccessRequestStatus::Consumed => "Its token was issued.",
         AccessRequestStatus::Cancelled => "Cancelled by the agent.",
         AccessRequestStatus::Expired => {
             "Expired without a decision, which counts as denied. A vote has no effect now."

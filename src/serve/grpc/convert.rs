@@ -131,6 +131,7 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                     .executor
                     .map(|executor| executor.to_string())
                     .unwrap_or_default(),
+                delay: pending.delay.as_ref().map(card::delay_to_wire),
             };
             (
                 Outcome::Pending(message),
@@ -302,6 +303,7 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
             .map(|by| by.person.to_string())
             .unwrap_or_default(),
         void_votes: void_votes(&view.void, names),
+        delay: view.delay.as_ref().map(card::delay_to_wire),
         executor: opened
             .executor()
             .map(|executor| executor.agent.to_string())

@@ -41,6 +41,7 @@ fn input(input: RuleInput) -> v1::RuleInput {
         evidence_verified_age_ms: context.evidence_verified_age_ms,
         binding: context.binding.to_string(),
         task_age_ms: context.task_age_ms,
+        waited_ms: context.waited_ms,
         now: Some(timestamp_to_wire(context.now)),
         left_out: count(input.left_out),
         local: input.local.clone(),

@@ -131,6 +131,7 @@ fn ordinary() -> Card {
             effect: "step_up".to_owned(),
         }],
         needs: vec![profile_progress("one-security", 1, Vec::new(), false)],
+        delay: None,
         void_votes: Vec::new(),
         max_ttl: Some(300),
         uses: Some(1),

@@ -32,6 +32,8 @@ struct InvariantChecker {
     /// Every event that a count may count.
     counted: Vec<Counted>,
     requests: BTreeMap<AccessRequestId, AccessRequestOpened>,
+    /// Since when each waits for what it requires, and its delay.
+    delays: BTreeMap<AccessRequestId, (Timestamp, Option<Delay>)>,
     votes: BTreeMap<AccessRequestId, Vec<VoteCast>>,
     consumed: BTreeSet<AccessRequestId>,
     closed: BTreeSet<AccessRequestId>,
@@ -138,6 +140,7 @@ impl InvariantChecker {
     fn entry(&mut self, entry: &Entry, journal: &JournalReader) {
         self.keys.entry(entry);
         self.assert_counts(entry);
+        self.assert_delays(entry);
         match &entry.event {
             Event::PolicyApplied(f) => {
                 let text = journal
@@ -485,6 +488,35 @@ impl InvariantChecker {
             hands.len().min(keys.len()) >= quorum,
             "a change by fewer hands than the bundle before it asks for"
         );
+    }
+
+    /// INV-30: what waited did so as long as it says and as its delay says, under what it required all that time, without a no.
+    fn assert_delays(&mut self, entry: &Entry) {
+        match &entry.event {
+            Event::AccessRequestOpened(f) => {
+                let delay = f.by_agent().and_then(|by| by.decision.delay.clone());
+                self.delays.insert(f.access_request, (entry.at, delay));
+            }
+            Event::AccessRequestReassessed(f) => {
+                let delay = f.decision.delay.clone();
+                self.delays.insert(f.access_request, (entry.at, delay));
+            }
+            Event::TokenIssued(f) if f.decision.input.waited_ms != 0 => {
+                let waited_ms = f.decision.input.waited_ms;
+                let id = f.consumed.expect("INV-30: nothing waited");
+                let (since, delay) = &self.delays[&id];
+                let delay = delay.as_ref().expect("INV-30: no delay");
+                assert!(
+                    i64::from(delay.seconds) * 1_000 <= waited_ms
+                        && waited_ms <= entry.at.since(*since),
+                    "INV-30: {id} did not wait {waited_ms} ms"
+                );
+                let votes = self.votes.get(&id).into_iter().flatten();
+                let said_no = votes.filter(|vote| vote.verdict == Verdict::Deny).count();
+                assert_eq!(said_no, 0, "INV-30: somebody said no to {id}");
+            }
+            _ => {}
+        }
     }
 
     /// INV-29: a decision recorded each count that a rule in its scope reads, as it was before it: no lower than what decisions whose

@@ -461,14 +461,16 @@ impl KeyChecker {
             Added::Group(group.clone()),
             Added::Key(vote.key),
         ];
-        for what in gains {
+        // A no is heard whenever its voter and key came.
+        let is_no = vote.verdict == Verdict::Deny;
+        for what in gains.into_iter().filter(|_| !is_no) {
             let added = self.added.get(&(vote.voter.clone(), what));
             if added.is_some_and(|added| *added > opened) {
                 return None;
             }
         }
         match self.passkeys.get(&vote.key) {
-            Some(passkey) if passkey.index > opened => None,
+            Some(passkey) if passkey.index > opened && !is_no => None,
             Some(passkey) if passkey.confirmed.is_none() => {
                 (!needs_confirmation).then(|| passkey.inviter.clone())
             }

@@ -308,6 +308,8 @@ responses! {
         binding: String = binding,
         /// Milliseconds since the task was opened.
         task_age_ms: i64 = task_age_ms,
+        /// Milliseconds for which the access request had waited without a no; 0 before its delay was over.
+        waited_ms: i64 = waited_ms,
         /// The time of the decision.
         now: Option<Timestamp> = now,
         /// Attributes, groups and parameters that are left out.

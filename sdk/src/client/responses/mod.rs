@@ -15,7 +15,7 @@ pub use governance::*;
 pub use task::*;
 pub use token::*;
 
-use crate::card::AccessRequestStatus;
+use crate::card::{AccessRequestStatus, CardDelay};
 use crate::model::{Action, JournalPosition, Target, Timestamp, UseOutcome};
 use crate::proto::{card, convert, v1};
 
@@ -39,6 +39,12 @@ impl ReadWire<Option<Timestamp>> for Option<prost_types::Timestamp> {
 impl ReadWire<Option<i64>> for Option<prost_types::Duration> {
     fn read(self) -> Option<i64> {
         Some(self?.seconds)
+    }
+}
+
+impl ReadWire<Option<CardDelay>> for Option<v1::Delay> {
+    fn read(self) -> Option<CardDelay> {
+        card::delay_from_wire(&self?).ok()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Responses to agents: access requests, decisions, and the end of a task.
 
 use super::{ReadWire, responses};
-use crate::card::AccessRequestStatus;
+use crate::card::{AccessRequestStatus, CardDelay};
 use crate::model::{Action, Timestamp};
 use crate::proto::v1;
 
@@ -99,6 +99,8 @@ responses! {
         needs: Vec<RequiredProfile> = needs,
         /// Approvals that no longer count, because what they were given for has changed.
         void_votes: Vec<VoidApproval> = void_votes,
+        /// What time alone changes in what it needs, unless somebody says no.
+        delay: Option<CardDelay> = delay,
         /// When it was opened.
         opened_at: Option<Timestamp> = opened_at,
         /// When it expires: then it is denied.

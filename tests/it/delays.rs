@@ -1,0 +1,373 @@
+//! Delays: a rule asks people, and lets through what none of them denied for a while.
+
+use dipylon::broker::*;
+use dipylon::journal::FaultInjection;
+use dipylon_sdk::card::{AccessRequestStatus, CardDelay, render_chat};
+use dipylon_sdk::model::*;
+
+use crate::support::own_key::OwnKey;
+use crate::support::*;
+
+const CARD: &str = "dipylon.v1.ApprovalService/GetCard";
+const RULE: &str = r#"
+@id("sessions-after-a-while")
+@why("Security looks at it first, or lets it happen.")
+@step_up("one-security")
+@delay("10m")
+forbid (principal, action == Action::"session.end", resource)
+unless { context.approvals.contains(StepUp::"one-security") || context.waited >= duration("10m") };
+"#;
+
+const AND_ANOTHER: &str = r#"
+@id("and-another")
+@step_up("one-passkey")
+forbid (principal, action == Action::"session.end", resource)
+unless { context.approvals.contains(StepUp::"one-passkey") };
+"#;
+
+struct Delays {
+    b: TestBroker,
+    triage: TestAgent,
+    task: TaskId,
+}
+
+fn environment(rules: &str) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    env.policy
+        .insert("rules/90-delay.cedar".to_owned(), rules.to_owned());
+    env.policy.remove("tests.toml");
+    env
+}
+
+impl Delays {
+    async fn with(env: TestEnvironment) -> Self {
+        let b = TestBroker::start_with(env, FaultInjection::default()).await;
+        let triage = b.agent("triage");
+        let task = b.open_task(&triage).await;
+        Self { b, triage, task }
+    }
+
+    async fn start() -> Self {
+        Self::with(environment(RULE)).await
+    }
+
+    async fn ask(&self, key: &str) -> Result<TokenReply, Refusal> {
+        let Self { b, triage, task } = self;
+        let evidence = Some(b.svid(triage));
+        let action = action("session.end", "Account", "ann", IDP, &[]);
+        b.request_token_with_evidence(triage, *task, &action, 300, key, evidence)
+            .await
+    }
+
+    /// Time passes while the broker serves.
+    async fn pass(&self, seconds: u32) {
+        pass(&self.b, seconds).await;
+    }
+
+    fn at(&self, seconds: i64) -> Option<CardDelay> {
+        let at = self.b.now().plus_secs(seconds);
+        Some(CardDelay { at, needs: vec![] })
+    }
+
+    fn card(&self, id: AccessRequestId) -> String {
+        let call = self.b.person_call(CARD, "lee");
+        let card = self.b.broker.card(&call, &id).expect("a card");
+        render_chat(&card, self.b.now())
+    }
+
+    async fn deny(&self, id: AccessRequestId) {
+        self.b
+            .vote("lee", id, "one-security", Verdict::Deny)
+            .await
+            .expect("denied");
+    }
+
+    async fn restart(self) -> Self {
+        Self {
+            b: self.b.restart(FaultInjection::default()).await,
+            ..self
+        }
+    }
+}
+
+fn ballot(verdict: Verdict) -> VoteInput {
+    VoteInput {
+        profile: ProfileName::parse("one-security").expect("profile"),
+        verdict,
+        narrowing: Narrowing::default(),
+        comment: None,
+        policy: None,
+        facts: None,
+    }
+}
+
+async fn pass(b: &TestBroker, seconds: u32) {
+    for _ in 0..seconds / 20 {
+        b.manual_clock.advance_millis(20_000);
+        b.broker.maintenance_tick().await.expect("tick");
+    }
+    b.manual_clock.advance_millis(seconds % 20 * 1_000);
+}
+
+fn names(needs: &[ProfileState]) -> Vec<&str> {
+    needs.iter().map(|n| n.profile.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn nobody_says_no_and_the_agent_asks_again() {
+    let d = Delays::start().await;
+    let asked = d.ask("s").await.pending();
+    let id = asked.access_request;
+    assert_eq!(asked.delay, d.at(600));
+    let at = d.b.now().plus_secs(600);
+    let shown = d.card(id);
+    let unless = format!("allowed at {at} unless somebody says no");
+    assert!(shown.contains(&unless), "{shown}");
+
+    // A moment before it nothing is allowed, and no time issues a token by itself.
+    d.pass(599).await;
+    d.ask("s").await.pending();
+    d.pass(1).await;
+    d.b.broker.maintenance_tick().await.expect("tick");
+    let request = d.b.broker.show().access_request(&id).expect("on record");
+    assert!(request.is_pending(d.b.now()));
+    // It stays with people, who may still say no.
+    let shown = d.card(id);
+    let since = format!("allowed since {at}: nobody has said no; a no still ends it");
+    assert!(
+        shown.contains(&since) && shown.contains("0 of 1 security"),
+        "{shown}"
+    );
+    let call =
+        d.b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "lee");
+    let inbox = d.b.broker.inbox(&call, &first_inbox_page()).expect("inbox");
+    assert_eq!(inbox.rows.len(), 1);
+    assert_eq!(inbox.rows[0].access.status, AccessRequestStatus::Waiting);
+
+    let issued = d.ask("s").await.token();
+    let waited_ms = issued.issued.decision.input.waited_ms;
+    assert_eq!(waited_ms, 600_000);
+    assert!(issued.issued.approval.is_none() && issued.issued.consumed == Some(id));
+    // What is asked for next waits for itself.
+    d.ask("t").await.pending();
+    // The token goes on, through a sweep, and is repeated.
+    d.b.broker.maintenance_tick().await.expect("tick");
+    assert!(d.b.introspect("idp", &issued.token).await);
+    assert!(d.ask("s").await.token().reissued);
+    d.b.check_invariants();
+}
+
+/// A no ends it, also after the time and before the agent asks again.
+#[tokio::test]
+async fn a_no_ends_it() {
+    for late in [false, true] {
+        let d = Delays::start().await;
+        let id = d.ask("s").await.pending().access_request;
+        if late {
+            d.pass(601).await;
+        }
+        d.deny(id).await;
+        d.pass(601).await;
+        let denied = d.ask("s").await.denied();
+        assert_eq!(denied.why, DeniedReason::DeniedByApprover);
+        d.b.check_invariants();
+    }
+}
+
+/// A yes ends the wait, and a delay that nobody collects ends, too.
+#[tokio::test]
+async fn a_yes_needs_no_delay_and_a_delay_expires() {
+    let d = Delays::start().await;
+    let id = d.ask("s").await.pending().access_request;
+    d.b.approve("lee", id, "one-security").await;
+    let issued = d.ask("s").await.token();
+    assert!(issued.issued.approval.is_some());
+
+    let asked = d.ask("t").await.pending();
+    // As long as the profile waits, after the delay.
+    assert_eq!(asked.expires_at, d.b.now().plus_secs(600 + 900));
+    d.pass(1_500).await;
+    let denied = d.ask("t").await.denied();
+    assert_eq!(denied.why, DeniedReason::Expired);
+    d.b.check_invariants();
+}
+
+/// Silence counts only while people could be heard: not before a start, nor through a gap, nor a clock that jumped.
+#[tokio::test]
+async fn time_without_a_broker_is_no_silence() {
+    let d = Delays::start().await;
+    let id = d.ask("s").await.pending().access_request;
+    d.pass(280).await;
+    let d = d.restart().await;
+    let asked = d.ask("s").await.pending();
+    assert_eq!((asked.access_request, asked.delay), (id, d.at(600)));
+    d.pass(570).await;
+    d.ask("s").await.pending();
+
+    // The process stood still: until the wait has begun anew, nothing has waited.
+    d.b.manual_clock.advance_millis(31_000);
+    let asked = d.ask("s").await.pending();
+    assert_eq!(asked.delay, d.at(600 - 601));
+    d.b.broker.maintenance_tick().await.expect("tick");
+    let asked = d.ask("s").await.pending();
+    assert_eq!((asked.access_request, asked.delay), (id, d.at(600)));
+    d.pass(570).await;
+    d.ask("s").await.pending();
+    d.b.check_invariants();
+}
+
+/// What waits in silence is what people were shown: under another bundle the time begins anew, whatever it changes.
+#[tokio::test]
+async fn another_bundle_begins_anew() {
+    let d = Delays::start().await;
+    let id = d.ask("s").await.pending().access_request;
+    d.pass(590).await;
+    let mut files = d.b.env.policy.clone();
+    let other = RULE.replace("looks at it first", "looks at it before");
+    files.insert("rules/90-delay.cedar".to_owned(), other);
+    d.b.apply_policy(files.clone()).await.expect("in force");
+    let asked = d.ask("s").await.pending();
+    assert_eq!((asked.access_request, asked.delay), (id, d.at(600)));
+    d.pass(590).await;
+    d.ask("s").await.pending();
+    d.pass(10).await;
+    d.ask("s").await.token();
+
+    // Under a bundle without the delay the token would not have been issued.
+    let strict = RULE
+        .replace("@delay(\"10m\")\n", "")
+        .replace(" || context.waited >= duration(\"10m\")", "");
+    files.insert("rules/90-delay.cedar".to_owned(), strict);
+    let live = d.b.broker.show().grants_of_task(&d.task);
+    d.b.apply_policy(files).await.expect("in force");
+    d.b.broker.maintenance_tick().await.expect("tick");
+    let jti = &live[0].issued.jti;
+    let grant = d.b.broker.show().grant(jti).expect("a grant");
+    assert_eq!(grant.ended.map(|ended| ended.cause), Some(EndCause::Policy));
+    d.b.check_invariants();
+}
+
+/// A delay that ends after the request does is none.
+#[tokio::test]
+async fn a_delay_that_the_request_does_not_live_to_see_is_not_shown() {
+    let d = Delays::start().await;
+    let asked = d.ask("s").await.pending();
+    d.pass(590).await;
+    let mut files = d.b.env.policy.clone();
+    let longer = RULE.replace("10m", "20m");
+    files.insert("rules/90-delay.cedar".to_owned(), longer);
+    d.b.apply_policy(files).await.expect("in force");
+    let again = d.ask("s").await.pending();
+    assert_eq!(again.access_request, asked.access_request);
+    assert_eq!((again.expires_at, again.delay), (asked.expires_at, None));
+    let shown = d.card(asked.access_request);
+    assert!(!shown.contains("unless somebody says no"), "{shown}");
+    d.b.check_invariants();
+}
+
+/// A delay lifts its own forbid and replaces nobody whom another rule asks for.
+#[tokio::test]
+async fn a_delay_replaces_no_other_rule() {
+    let d = Delays::with(environment(&format!("{RULE}{AND_ANOTHER}"))).await;
+    let asked = d.ask("s").await.pending();
+    assert_eq!(names(&asked.needs), ["one-passkey", "one-security"]);
+    let needs = vec![ProfileName::parse("one-passkey").expect("profile")];
+    let at = d.b.now().plus_secs(600);
+    assert_eq!(asked.delay, Some(CardDelay { at, needs }));
+    d.pass(600).await;
+    d.ask("s").await.pending();
+    let shown = d.card(asked.access_request);
+    let since = format!("only one-passkey since {at}: nobody has said no");
+    assert!(shown.contains(&since), "{shown}");
+    d.b.approve("lee", asked.access_request, "one-passkey")
+        .await;
+    let issued = d.ask("s").await.token().issued;
+    let claim = issued.approval.as_ref().expect("approved");
+    assert_eq!(claim.profiles[0].as_str(), "one-passkey");
+    d.b.check_invariants();
+}
+
+/// A rule that asks for less than its delay says gets no more: people were told the time of the delay.
+#[tokio::test]
+async fn nothing_is_allowed_before_the_time_that_people_were_shown() {
+    let hasty = RULE.replace("duration(\"10m\")", "duration(\"1m\")");
+    let d = Delays::with(environment(&hasty)).await;
+    d.ask("s").await.pending();
+    d.pass(599).await;
+    d.ask("s").await.pending();
+    d.pass(1).await;
+    d.ask("s").await.token();
+    d.b.check_invariants();
+}
+
+/// Whoever may approve such requests now may say no to one that waits, whenever they came.
+#[tokio::test]
+async fn a_no_with_a_key_from_after_the_opening_is_heard() {
+    let second = OwnKey::generate();
+    let d = Delays::start().await;
+    let id = d.ask("s").await.pending().access_request;
+    let files =
+        d.b.env
+            .policy_with("people.toml", |text| format!("{text}{}", second.row("lee")));
+    d.b.apply_policy(files).await.expect("in force");
+    let refusal =
+        d.b.vote_with(&second.key, id, ballot(Verdict::Approve))
+            .await;
+    assert_eq!(refusal.expect_err("too new").reason, Reason::NotEligible);
+    d.b.vote_with(&second.key, id, ballot(Verdict::Deny))
+        .await
+        .expect("heard");
+    let denied = d.ask("s").await.denied();
+    assert_eq!(denied.why, DeniedReason::DeniedByApprover);
+    d.b.check_invariants();
+}
+
+/// An advisory agent's recommendation waits like any request: the executor gets its token once nobody said no, with the approvals that
+/// every recommendation takes.
+#[tokio::test]
+async fn a_recommendation_is_handed_over_after_a_delay() {
+    let rule = RULE.replace("one-security", "one-release");
+    let always = AND_ANOTHER.replace("one-passkey", "one-security");
+    let mut env = environment(&format!("{rule}{always}"));
+    let people = env.policy_with("people.toml", |text| {
+        format!(
+            "{text}\n[profile.one-release]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
+        )
+    });
+    env.policy = people;
+    let d = Delays::with(env).await;
+    let b = &d.b;
+    let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
+    let recommends = b.open_task(&assistant).await;
+    let executes = b.open_task(&responder).await;
+    let ask = |agent: &TestAgent, task, key: &str, recommendation| RequestTokenInput {
+        task,
+        action: action("session.end", "Account", "ann", IDP, &[]),
+        ttl: 300,
+        reason: None,
+        idempotency_key: IdempotencyKey::parse(key).expect("key"),
+        wait_ms: 0,
+        evidence: Some(b.svid(agent)),
+        executor: None,
+        recommendation,
+    };
+    let recommend = || b.request_with(&assistant, ask(&assistant, recommends, "r", None));
+    let asked = recommend().await.pending();
+    let id = asked.access_request;
+    let execute = || b.request_with(&responder, ask(&responder, executes, "e", Some(id)));
+    assert_eq!(names(&asked.needs), ["one-release", "one-security"]);
+    let needs = vec![ProfileName::parse("one-security").expect("profile")];
+    let at = b.now().plus_secs(600);
+    assert_eq!(asked.delay, Some(CardDelay { at, needs }));
+    pass(b, 590).await;
+    b.approve("dana", id, "one-security").await;
+    execute().await.pending();
+    pass(b, 10).await;
+    let recommended = recommend().await.recommended();
+    assert_eq!(recommended.access_request, id);
+    let issued = execute().await.token().issued;
+    assert_eq!(issued.decision.input.waited_ms, 600_000);
+    let claim = issued.approval.as_ref().expect("approved");
+    assert_eq!(claim.profiles[0].as_str(), "one-security");
+    b.check_invariants();
+}
