@@ -204,13 +204,13 @@ impl ApprovalVerifier {
         let rules = read.rules().ok_or(VoteError::VoterUnknown)?;
         let bundle = &rules.bundle;
         let voter = bundle.person(&cast.voter).ok_or(VoteError::VoterUnknown)?;
+        let request = pending(read, &cast.access_request, at)?;
         let profile = bundle
-            .profile(&cast.profile.name)
+            .profile_about(&cast.profile.name, &request.opened.action.target)
             .filter(|p| p.digest() == cast.profile.digest)
             .ok_or(VoteError::ProfileMismatch)?;
         let statement = VoteStatement::parse(statement).map_err(|_| VoteError::Statement)?;
         self.matches_entry(cast, &statement)?;
-        let request = pending(read, &cast.access_request, at)?;
         let realm = self
             .realm
             .as_ref()
@@ -229,7 +229,7 @@ impl ApprovalVerifier {
         let signature = URL_SAFE_NO_PAD
             .decode(&cast.signature)
             .map_err(|_| VoteError::Signature)?;
-        let method = bundle.vote_method(profile, &request.opened.action.action);
+        let method = bundle.vote_method(&profile, &request.opened.action.action);
         let (proof, origin) = match evidence {
             None if method == VoteMethod::Passkey => {
                 return Err(match profile.method {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::needs::{self, Assessment};
+use super::silence;
 use super::votes::{self, VoterContext};
 use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, OperateDecision};
@@ -94,7 +95,8 @@ pub struct Asked<'a> {
     pub waited_ms: i64,
 }
 
-/// What the rules allow the agent that recommends, at this moment and under these approvals, and the counts of it that they read: a
+/// What the rules allow the agent that recommends, at this moment and under these approvals, the counts of it that they read, and the
+/// milliseconds of the wait that they may count: a
 /// hand-over rests on it as on what they allow the executor. Its evidence counts as on record.
 pub fn recommender_answer(
     request: &Recorded<'_, AccessRequest>,
@@ -102,7 +104,7 @@ pub fn recommender_answer(
     asked: Asked<'_>,
     context: VoterContext<'_>,
     now: Timestamp,
-) -> Result<(AuthzDecision, CountValues), HandOverFault> {
+) -> Result<(AuthzDecision, CountValues, i64), HandOverFault> {
     let by = request
         .opened
         .by_agent()
@@ -117,9 +119,9 @@ pub fn recommender_answer(
     let ages = input.evidence_ages();
     let operates = bundle.may_operate(&agent, input.evidence_kind, ages, &input.binding, now);
     if let OperateDecision::Denied { why, rules } = operates {
-        return Ok((AuthzDecision::Denied { why, rules }, counts));
+        return Ok((AuthzDecision::Denied { why, rules }, counts, 0));
     }
-    let answer = bundle.authorize(&AuthzRequest {
+    let mut question = AuthzRequest {
         agent: &agent,
         action,
         ttl_ms: asked.ttl_ms,
@@ -129,13 +131,15 @@ pub fn recommender_answer(
         binding: &input.binding,
         task_age_ms: now.since(task.opened.opened_at).max(0),
         task_depth: 0,
-        waited_ms: asked.waited_ms,
+        waited_ms: 0,
         now,
         executor: None,
         facts: &facts,
         counts: &counts,
-    });
-    Ok((answer, counts))
+    };
+    question.waited_ms = silence::counted_ms(bundle, &question, recorded, asked.waited_ms);
+    let (answer, waited_ms) = (bundle.authorize(&question), question.waited_ms);
+    Ok((answer, counts, waited_ms))
 }
 
 /// The people who never approve a request for an action, also with the role approver: those who own the agent, or owned it, and those who

@@ -10,9 +10,11 @@ pub mod hand_over;
 pub mod needs;
 pub mod quorum;
 mod reapproval;
+pub mod silence;
 pub mod vote_proof;
 pub mod votes;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -56,8 +58,8 @@ pub struct DecisionContext<'a> {
     pub limits: &'a DecisionLimits,
     /// Votes whose proof verified before.
     pub proofs: &'a VoteProofCache,
-    /// Whether this broker has served without a gap: else no access request counts as having waited.
-    pub counts_silence: bool,
+    /// Since when people could be heard without a gap; in a gap no access request counts as having waited.
+    pub heard_since: Option<Timestamp>,
 }
 
 impl<'a> DecisionContext<'a> {
@@ -234,7 +236,7 @@ pub fn decide<'r>(
         now,
     );
     let mut recommender_counts = CountValues::new();
-    let mut are_of_now = true;
+    let (mut are_of_now, mut is_same) = (true, true);
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
     if let Some(request) = waiting {
@@ -259,6 +261,7 @@ pub fn decide<'r>(
             // INVARIANT (a yes rests on the facts that it was given under): what the rules deny under other facts has no votes, also
             // where this call asks for less.
             Assessment::Denied => {
+                is_same = false;
                 let recorded = request.decision.as_ref();
                 are_of_now = recorded.is_none_or(|r| r.input.facts == named.values);
             }
@@ -269,6 +272,22 @@ pub fn decide<'r>(
         .filter(|_| are_of_now)
         .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
+    // INVARIANT (silence answers what was shown): a request that is not what is on record has not waited.
+    let waited_ms = waiting.filter(|_| is_same).map_or(0, |request| {
+        silence::waited_ms(
+            request,
+            &named.values,
+            context.heard_since,
+            voter_context,
+            now,
+        )
+    });
+    // Who agreed to less is heard, whether the others did or not.
+    let narrowed = waiting.filter(|_| waited_ms > 0);
+    let narrowed: Vec<&VoteCast> = narrowed
+        .iter()
+        .flat_map(|request| request.votes.iter().map(|vote| &vote.cast))
+        .collect();
     // The fewest of the catalogue's uses today, those shown to voters, and those they agreed to: no vote allows more than it
     // was given for.
     let uses = catalogue
@@ -277,6 +296,7 @@ pub fn decide<'r>(
         .into_iter()
         .chain(waiting.and_then(|request| request.opened.uses))
         .chain(tally.uses)
+        .chain(narrowed.iter().filter_map(|cast| cast.uses))
         .min();
 
     let mut ttl = Ttl::requested(terms.ttl);
@@ -289,7 +309,8 @@ pub fn decide<'r>(
     if let Some(max_ttl) = waiting.and_then(|request| request.opened.max_ttl) {
         ttl.limit("request", max_ttl);
     }
-    if let Some(max_ttl) = tally.max_ttl {
+    let narrowed = narrowed.iter().filter_map(|cast| cast.max_ttl);
+    if let Some(max_ttl) = narrowed.chain(tally.max_ttl).min() {
         ttl.limit("narrowing", max_ttl);
     }
     if let Some(not_after) = tally.not_after {
@@ -304,21 +325,19 @@ pub fn decide<'r>(
             },
         ));
     }
-    // INVARIANT (silence is that of people who could see it): what waited while no broker served has not waited.
-    let waited_ms = waiting
-        .filter(|_| context.counts_silence)
-        .map_or(0, |request| request.waited_ms(now));
     // INVARIANT (a hand-over rests on both agents): an executor gets no token for what the rules deny the agent that recommends, at this moment.
     let mut denied_to_recommender = None;
+    let mut recommender_waited_ms = 0;
     if let Some(request) = handed_over {
         let asked = hand_over::Asked {
             ttl_ms: ttl.0.granted.saturating_mul(1000),
             approvals: &tally.satisfied,
             waited_ms,
         };
-        let (answer, counts) =
+        let (answer, counts, counted_ms) =
             hand_over::recommender_answer(request, &terms.action, asked, voter_context, now)?;
         recommender_counts = counts;
+        recommender_waited_ms = counted_ms;
         match answer {
             AuthzDecision::Denied { rules, .. } => denied_to_recommender = Some(rules),
             AuthzDecision::Allowed { ttl_ms, .. } | AuthzDecision::Needs { ttl_ms, .. } => {
@@ -326,7 +345,7 @@ pub fn decide<'r>(
             }
         }
     }
-    let question = AuthzRequest {
+    let mut question = AuthzRequest {
         agent: verified.agent(),
         action: &terms.action,
         ttl_ms: ttl.0.granted.saturating_mul(1000),
@@ -342,6 +361,13 @@ pub fn decide<'r>(
         facts: &named.values,
         counts: &counts,
     };
+    question.waited_ms = waiting
+        .and_then(|request| request.decision.as_ref())
+        .map_or(0, |recorded| {
+            silence::counted_ms(bundle, &question, recorded, waited_ms)
+        });
+    // What either agent's rules count.
+    let waited_ms = question.waited_ms.max(recommender_waited_ms);
     let mut never = BTreeSet::from([verified.agent().owner.clone(), task.owner.clone()]);
     match waiting {
         Some(request) => never.extend(hand_over::interested(
@@ -368,8 +394,11 @@ pub fn decide<'r>(
             if recommended.is_some_and(|all| !profiles.iter().all(|need| all.contains(need))) {
                 return false;
             }
-            let defined = profiles.iter().filter_map(|n| bundle.profile(&n.name));
-            let defined: Vec<&StepUpProfile> = defined.collect();
+            let target = &terms.action.target;
+            let defined = profiles
+                .iter()
+                .filter_map(|need| bundle.profile_about(&need.name, target));
+            let defined: Vec<Cow<'_, StepUpProfile>> = defined.collect();
             defined.len() == profiles.len()
                 && quorum::can_be_met(&defined, subject, &tally, &never, voter_context)
         }
@@ -419,7 +448,7 @@ pub fn decide<'r>(
             executor: terms.executor.clone(),
             facts: named.values.clone(),
             counts: counts.clone(),
-            waited_ms: question.waited_ms,
+            waited_ms,
             recommender_counts: CountValues::new(),
         },
     };

@@ -206,7 +206,7 @@ pub(super) fn counts_of(
 }
 
 /// The rules among these that ask for an approval.
-fn asking<'r>(bundle: &PolicyBundle, rules: &'r [RuleRef]) -> BTreeSet<&'r str> {
+pub(super) fn asking<'r>(bundle: &PolicyBundle, rules: &'r [RuleRef]) -> BTreeSet<&'r str> {
     let asks = |rule: &&RuleRef| {
         let rule = bundle.rule(&rule.id);
         rule.is_some_and(|rule| matches!(rule.remedy, Some(Remedy::StepUp(_))))
@@ -279,6 +279,11 @@ pub fn reassess(
             };
             return match assess(request, &agent, bundle, &then) {
                 Assessment::Denied => Reassessment::Ends(CloseCause::Policy),
+                // What waits in silence is on record as the bundle and the facts of now have it, also at a time that denies it.
+                Assessment::Changed(mut decision) if recorded.delay.is_some() => {
+                    decision.input.counts = recorded.input.counts.clone();
+                    Reassessment::Changed(decision)
+                }
                 Assessment::Same | Assessment::Changed(_) => Reassessment::Same,
             };
         }
@@ -291,7 +296,7 @@ pub fn reassess(
     };
     let defined: Vec<_> = profiles
         .iter()
-        .filter_map(|need| bundle.profile(&need.name))
+        .filter_map(|need| bundle.profile_about(&need.name, &request.opened.action.target))
         .collect();
     let never = hand_over::interested(request, context.executing, context);
     let never: Vec<&PersonId> = never.iter().collect();
@@ -337,7 +342,10 @@ fn can_be_agreed(
     let defined: Vec<_> = request
         .required_profiles()
         .iter()
-        .filter_map(|need| context.bundle.profile(&need.name))
+        .filter_map(|need| {
+            let target = &request.opened.action.target;
+            context.bundle.profile_about(&need.name, target)
+        })
         .collect();
     let tally = votes::tally(request, context, now);
     quorum::can_be_met(

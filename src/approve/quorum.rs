@@ -1,5 +1,6 @@
 //! Quorums: whether enough people could still vote under the required profiles.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -62,7 +63,7 @@ impl<'a> VoteSubject<'a> {
 
 /// Whether these profiles can still be satisfied, each by different people: those who have not voted yet, and never one of `never`.
 pub fn can_be_met(
-    profiles: &[&StepUpProfile],
+    profiles: &[Cow<'_, StepUpProfile>],
     subject: VoteSubject<'_>,
     tally: &VoteTally,
     never: &[&PersonId],
@@ -79,7 +80,7 @@ pub fn can_be_met(
     let mut is_short = false;
     let open: Vec<(usize, Vec<PersonId>)> = profiles
         .iter()
-        .map(|profile| (missing(profile), *profile))
+        .map(|profile| (missing(profile), profile))
         .filter(|(missing, _)| *missing > 0)
         .map(|(missing, profile)| {
             let mut hands = potential_hands(profile, subject, never, voter_context);
@@ -385,7 +386,7 @@ pub fn unreachable(voter_context: VoterContext<'_>, now: Timestamp) -> Vec<Strin
         .into_iter()
         .filter(|operator| {
             !can_be_met(
-                &[&profile],
+                &[Cow::Borrowed(&profile)],
                 VoteSubject::change(),
                 &VoteTally::default(),
                 &[operator],

@@ -127,8 +127,8 @@ fn ask_again(
             .iter()
             .filter(|name| {
                 bundle
-                    .profile(name)
-                    .is_some_and(|profile| is_still_satisfied(profile, request, bundle))
+                    .profile_about(name, &request.opened.action.target)
+                    .is_some_and(|profile| is_still_satisfied(&profile, request, bundle))
             })
             .cloned()
             .collect(),

@@ -1,5 +1,6 @@
 //! Vote eligibility and tally. Evaluated when a vote is cast and again at every token: eligibility is never cached.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts;
@@ -115,7 +116,7 @@ pub fn eligible<'a>(
     request: &Recorded<'_, AccessRequest>,
     voter_context: VoterContext<'a>,
     now: Timestamp,
-) -> Result<&'a StepUpProfile, Ineligible> {
+) -> Result<Cow<'a, StepUpProfile>, Ineligible> {
     let bundle = voter_context.bundle;
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
     let needed = request
@@ -124,12 +125,12 @@ pub fn eligible<'a>(
         .find(|n| n.name == *profile)
         .ok_or(Ineligible::ProfileNotNeeded)?;
     let defined = bundle
-        .profile(profile)
+        .profile_about(profile, &request.opened.action.target)
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
-    may_vote(registered, defined, request, voter_context)?;
+    may_vote(registered, &defined, request, voter_context)?;
     let people = voter_context.read.people(BTreeSet::from([person.clone()]));
-    let method = bundle.vote_method(defined, &request.opened.action.action);
+    let method = bundle.vote_method(&defined, &request.opened.action.action);
     let enrolled = people.get(person);
     if method == VoteMethod::Passkey && enrolled.passkeys.is_empty() {
         return Err(match defined.method {
@@ -151,7 +152,7 @@ pub fn eligible<'a>(
     let mut hands = BTreeSet::new();
     for key in keys {
         let of_key = match verdict {
-            Verdict::Approve => hand(person, key, &enrolled, defined, request, voter_context),
+            Verdict::Approve => hand(person, key, &enrolled, &defined, request, voter_context),
             // A no of somebody who came later is heard: nothing is gained by becoming an approver in order to say it.
             Verdict::Deny => confirmed_hand(person, key, &enrolled, request, voter_context),
         };
@@ -294,9 +295,10 @@ fn is_needed_elsewhere(
     if required.len() < 2 {
         return false;
     }
-    let defined: Vec<&StepUpProfile> = required
+    let target = &request.opened.action.target;
+    let defined: Vec<Cow<'_, StepUpProfile>> = required
         .iter()
-        .filter_map(|need| voter_context.bundle.profile(&need.name))
+        .filter_map(|need| voter_context.bundle.profile_about(&need.name, target))
         .collect();
     let never = hand_over::interested(request, voter_context.executing, voter_context);
     let never: Vec<&PersonId> = never.iter().collect();
@@ -471,13 +473,14 @@ fn counted_hand(
     let cast = &vote.cast;
     let bundle = voter_context.bundle;
     let person = bundle.person(&cast.voter)?;
-    let profile = bundle.profile(&cast.profile.name)?;
+    let target = &request.opened.action.target;
+    let profile = bundle.profile_about(&cast.profile.name, target)?;
     let eligible = cast.verdict == Verdict::Approve
         && request.required_profiles().contains(&cast.profile)
         && now < cast.not_after
         && profile.digest() == cast.profile.digest
-        && may_vote(person, profile, request, voter_context).is_ok();
-    let method = bundle.vote_method(profile, &request.opened.action.action);
+        && may_vote(person, &profile, request, voter_context).is_ok();
+    let method = bundle.vote_method(&profile, &request.opened.action.action);
     let by_passkey = cast.assertion.is_some();
     let enrolled = people.get(&cast.voter);
     // A vote from before the person left, lost a role, group or key, came or returned is not theirs as they are now.
@@ -488,7 +491,7 @@ fn counted_hand(
         &cast.voter,
         cast.key,
         &enrolled,
-        profile,
+        &profile,
         request,
         voter_context,
     )

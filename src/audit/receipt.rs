@@ -111,7 +111,8 @@ pub struct VoteEvidence {
 pub struct ProfileDefinition {
     /// Its name in rules.
     pub name: ProfileName,
-    /// The group of its approvers.
+    /// The group of its approvers: a registered one, or that of the target, such as `owner of Service::"billing"`.
+    #[serde(deserialize_with = "group_on_record")]
     pub group: GroupId,
     /// How many different people must approve.
     pub quorum: u32,
@@ -121,6 +122,10 @@ pub struct ProfileDefinition {
     pub good_for: u32,
     /// `key` or `passkey`.
     pub method: String,
+}
+
+fn group_on_record<'de, D: serde::Deserializer<'de>>(d: D) -> Result<GroupId, D::Error> {
+    GroupId::on_record(&String::deserialize(d)?).map_err(serde::de::Error::custom)
 }
 
 impl From<&StepUpProfile> for ProfileDefinition {
@@ -143,6 +148,7 @@ impl ProfileDefinition {
         Some(StepUpProfile {
             name: self.name.clone(),
             group: self.group.clone(),
+            target_attribute: None,
             role: Role::Approver,
             quorum: self.quorum,
             wait_s: self.wait,

@@ -295,7 +295,12 @@ impl Entries<'_> {
                     };
                     let (decision, since) =
                         required.unwrap_or_else(|| (by.decision.clone(), at.at));
-                    if !decision.may_have_waited(waited_ms, issue.at.since(since)) {
+                    let is_shown = decision.policy == issued.decision.policy
+                        && decision.input.facts == issued.decision.input.facts
+                        && decision.has_sound_delay();
+                    let waited =
+                        is_shown && decision.may_have_waited(waited_ms, issue.at.since(since));
+                    if waited_ms != 0 && !waited {
                         return refuse(format!(
                             "the token says that its access request waited {waited_ms} ms, which it did not do under what it required last"
                         ));

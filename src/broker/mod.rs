@@ -197,8 +197,8 @@ pub struct Broker {
     statements: Mutex<HashMap<String, approval::vote::PendingStatement>>,
     /// How far the looks at what waiting access requests require have come.
     reassessed: Mutex<maintenance::ReassessProgress>,
-    /// Until when people who could say no could be heard.
-    heard_until: Mutex<silence::HeardUntil>,
+    /// Between which moments people who could say no could be heard.
+    heard: Mutex<silence::HeardTime>,
     /// Sessions of signed-in browsers.
     sessions: SessionStore,
     /// When a card was first shown to a person, and with which facts.
@@ -290,7 +290,7 @@ impl Broker {
         DecisionContext {
             limits: &self.limits,
             proofs: &self.vote_proofs,
-            counts_silence: self.counts_silence(self.now()),
+            heard_since: self.heard_since(self.now()),
         }
     }
 

@@ -3,96 +3,132 @@
 use super::Broker;
 use crate::journal::AppendError;
 use crate::model::*;
-use crate::state::{Draft, Read};
+use crate::state::Read;
 
 /// Longest time between two moments at which the broker was ready, in milliseconds, for it to have heard people in between.
 const GAP_MAX_MS: i64 = 30_000;
 
-/// Until when people could be heard.
+/// Between which moments people could be heard without a gap.
 #[derive(Debug)]
-pub(super) struct HeardUntil {
-    /// The last moment at which the broker was ready, without a gap before it.
-    at: Timestamp,
-    /// Whether requests with a delay have to begin their wait anew.
+pub(super) struct HeardTime {
+    since: Timestamp,
+    until: Timestamp,
+    /// Whether the broker was not ready since then.
     has_gap: bool,
 }
 
-impl HeardUntil {
+impl HeardTime {
     /// Of a broker that starts: nobody could be heard before.
     pub(super) const fn start(now: Timestamp) -> Self {
         Self {
-            at: now,
-            has_gap: true,
+            since: now,
+            until: now,
+            has_gap: false,
         }
     }
 
-    fn is_without_gap(&self, now: Timestamp) -> bool {
-        !self.has_gap && (0..=GAP_MAX_MS).contains(&now.since(self.at))
+    /// Since when people could be heard, up to this moment.
+    fn since(&self, now: Timestamp) -> Option<Timestamp> {
+        let is_without_gap = !self.has_gap && (0..=GAP_MAX_MS).contains(&now.since(self.until));
+        is_without_gap.then_some(self.since)
+    }
+
+    /// Notes whether the broker is ready at a moment. A gap ends with the first moment at which it is.
+    fn note(&mut self, now: Timestamp, is_ready: bool) {
+        let since = self.since(now);
+        self.has_gap = !is_ready;
+        if is_ready {
+            self.since = since.unwrap_or(now);
+            self.until = now;
+        }
     }
 }
 
 impl Broker {
-    /// Whether people could be heard up to this moment, since what waits was put to them.
-    pub(super) fn counts_silence(&self, now: Timestamp) -> bool {
-        self.lock(&self.heard_until).is_without_gap(now)
+    /// Since when people could be heard without a gap, up to this moment; nothing in a gap. An access request counts as having waited only
+    /// where it requires what it requires since then or later.
+    pub(super) fn heard_since(&self, now: Timestamp) -> Option<Timestamp> {
+        self.lock(&self.heard).since(now)
     }
 
     /// Lets access requests with a delay wait anew after a gap: a start, a stop of this process, a clock that jumped, or a journal that
-    /// took no entries. Until all of them do, none counts as having waited.
+    /// took no entries.
     ///
-    /// INVARIANT (silence is that of people who could be heard): the entry says since when they could, for the writer, the audit and
-    /// receipts. A crash before it leaves the wait as it was, and the next start has a gap.
+    /// INVARIANT (silence is that of people who could be heard): none counts as having waited before its entry is written, which says since
+    /// when people could be heard, for the writer, the audit and receipts. A crash before it leaves the wait as it was, and the next start
+    /// has a gap.
     pub(super) async fn restart_delays(&self, now: Timestamp) -> Result<(), AppendError> {
         let is_ready = self.readiness().is_ok();
-        {
-            let mut heard = self.lock(&self.heard_until);
-            if is_ready && heard.is_without_gap(now) {
-                heard.at = now;
-                return Ok(());
-            }
-            heard.has_gap = true;
-        }
-        if !is_ready {
-            return Ok(());
-        }
-        let mut ids = self.show().unclosed_requests();
-        ids.retain(|id| self.preview(|read| self.restart_of(read, id, now).is_some()));
-        let judge = |read: &Read, id: &AccessRequestId| self.restart_of(read, id, now);
-        let draft = |all: Vec<AccessRequestReassessed>| {
-            let events = all.into_iter().map(Event::AccessRequestReassessed);
-            Draft::all(events.collect())
+        let heard = {
+            let mut heard = self.lock(&self.heard);
+            heard.note(now, is_ready);
+            heard.since(now)
         };
-        let swept = self.sweep(&ids, judge, draft).await;
-        swept.outcome()?;
-        if swept.is_complete {
-            let mut heard = self.lock(&self.heard_until);
-            heard.at = now;
-            heard.has_gap = false;
-        }
-        Ok(())
+        let Some(since) = heard else {
+            return Ok(());
+        };
+        let show = self.show();
+        let mut ids = show.unclosed_requests();
+        ids.retain(|id| {
+            let request = show.access_request(id);
+            request.is_some_and(|request| {
+                request.delayed_until().is_some() && request.required_since < since
+            })
+        });
+        let judge = |read: &Read, id: &AccessRequestId| self.restart_of(read, id, since);
+        let swept = self.sweep(&ids, judge, Self::reassessments).await;
+        swept.outcome()
     }
 
-    /// What a waiting access request with a delay requires, said anew: what it did.
+    /// What a waiting access request with a delay requires, said anew: what it did, if the rules in force still say so.
     fn restart_of(
         &self,
         read: &Read,
         id: &AccessRequestId,
-        now: Timestamp,
-    ) -> Option<AccessRequestReassessed> {
+        since: Timestamp,
+    ) -> Option<(Event, Timestamp)> {
+        if let Some(changed) = self.reassessment_of(read, id) {
+            return Some(changed);
+        }
         let request = read.access_request(id)?;
         let decision = request.decision.as_ref()?;
-        let is_of_now = read
-            .rules()
-            .is_some_and(|rules| rules.bundle.version() == decision.policy);
-        let waits = decision.delay.is_some() && request.required_since < now;
-        // Under another bundle the time begins anew by itself.
-        let waits = waits && is_of_now && self.is_open_for_votes(read, &request, self.now());
-        waits.then(|| AccessRequestReassessed {
+        let waits = request.delayed_until().is_some() && request.required_since < since;
+        if !waits || !self.is_open_for_votes(read, &request, self.now()) {
+            return None;
+        }
+        let event = Event::AccessRequestReassessed(AccessRequestReassessed {
             access_request: *id,
             decision: DecisionRecord {
                 id: DecisionId::from_random(self.random_bytes()),
                 ..(**decision).clone()
             },
-        })
+        });
+        Some((event, request.opened.expires_at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_secs(1_000 + seconds)
+    }
+
+    #[test]
+    fn a_gap_begins_anew() {
+        let mut heard = HeardTime::start(at(0));
+        heard.note(at(30), true);
+        assert_eq!(heard.since(at(60)), Some(at(0)));
+        // Longer than a gap may be, and a clock that went back.
+        assert_eq!(heard.since(at(61)), None);
+        assert_eq!(heard.since(at(29)), None);
+        heard.note(at(61), true);
+        assert_eq!(heard.since(at(61)), Some(at(61)));
+        // A moment that was not ready is a gap until one that is.
+        heard.note(at(62), false);
+        assert_eq!(heard.since(at(62)), None);
+        heard.note(at(63), true);
+        assert_eq!(heard.since(at(64)), Some(at(63)));
     }
 }

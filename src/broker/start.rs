@@ -170,7 +170,7 @@ impl Broker {
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
             reassessed: Mutex::default(),
-            heard_until: Mutex::new(super::silence::HeardUntil::start(started_at)),
+            heard: Mutex::new(super::silence::HeardTime::start(started_at)),
             pending_heartbeats: Mutex::default(),
             pending_revocations: super::PendingRevocations::default(),
             order_queue: OrderQueue::default(),
@@ -230,7 +230,14 @@ impl Broker {
         }
         // After it: a task that got another heartbeat may be one that the rules no longer allow.
         broker.revoke_disallowed().await?;
-        broker.restart_delays(broker.now()).await?;
+        match broker.restart_delays(broker.now()).await {
+            Ok(()) => {}
+            Err(AppendError::OutcomeUnknown) => return Err(AppendError::OutcomeUnknown.into()),
+            // Nothing counts as having waited before its entry.
+            Err(error) => {
+                tracing::warn!(%error, "access requests with a delay wait until they can be put on record anew");
+            }
+        }
         broker.start_serving().map_err(BrokerOpenError::StopMark)?;
         broker.warn_about_operators();
         broker.learn_asking_agents();

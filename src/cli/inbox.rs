@@ -9,7 +9,7 @@ use super::connect::KeyArgs;
 use super::error::CliError;
 use super::output::table;
 use super::{Common, Output, card, render};
-use crate::card::{Headline, escape_untrusted};
+use crate::card::{Headline, decide_by, escape_untrusted};
 use crate::client;
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_rendered};
@@ -105,6 +105,8 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
             .iter()
             .map(|delay| format!("or {}", delay.text(now))),
     );
+    let expires_at = request.expires_at;
+    let decide_by = expires_at.map(|at| decide_by(request.delay.as_ref(), at, now));
     let phrase = AccessRequestId::parse(&request.access_request_id).map_or_else(
         |_| "?".to_owned(),
         |id| MatchPhrase::from_request(&id).to_string(),
@@ -124,7 +126,7 @@ fn row(row: &client::InboxEntry, now: Timestamp) -> Vec<String> {
             agent => escape_untrusted(&format!("{agent} ({}) for {}", row.owner, request.executor)),
         },
         needs.join(", "),
-        render::remaining(request.expires_at.as_ref(), now),
+        render::remaining(decide_by.as_ref(), now),
         phrase,
         escape_untrusted(&request.access_request_id),
     ]

@@ -124,6 +124,8 @@ pub(super) async fn run(
                 ("waiting", [need]) => format!(" ({} of {})", need.approvals, need.quorum),
                 _ => String::new(),
             };
+            let delay = after.delay.as_ref().map(|delay| format!(", or {}", delay.text(clock.now())));
+            let so_far = format!("{so_far}{}", delay.unwrap_or_default());
             let consequence = match suspended {
                 true => "\nthis denial reached the suspension limit: the agent is suspended and its tasks and tokens are revoked",
                 false => "",

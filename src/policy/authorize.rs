@@ -8,7 +8,6 @@ use cedar_policy::{PolicyId, PolicySet};
 use super::PolicyBundle;
 use super::evaluator::{EvalError, EvalOutcome, EvalRequest, EvidenceContext};
 use super::nearest::{RuleFailure, reads_sensitive};
-use super::people::StepUpProfile;
 use super::policy_index::RequestScope;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
@@ -165,7 +164,7 @@ impl PolicyBundle {
                 rules,
                 ..
             } => AuthzDecision::Needs {
-                delay: self.delay(q, (&profiles, ttl_ms), &rules),
+                delay: self.delay(q, (&profiles, ttl_ms)),
                 profiles,
                 ttl_ms,
                 rules,
@@ -174,30 +173,35 @@ impl PolicyBundle {
         }
     }
 
-    /// What is asked of people once a request has waited as long as the rules that ask say: Cedar answers it, with that time assumed.
+    /// What time alone changes in what is asked of people, for good: Cedar answers it, with each delay of the bundle assumed, and the
+    /// shortest one after which the answer stays the same counts. Nothing where other people would be asked then, or as many.
     fn delay(
         &self,
         q: &AuthzRequest<'_>,
         (profiles, ttl_ms): (&[ProfileRef], i64),
-        rules: &[RuleRef],
     ) -> Option<Delay> {
-        let delays = rules.iter().filter_map(|rule| self.rule(&rule.id)?.delay_s);
-        let seconds = delays.max()?;
-        let waited_ms = i64::from(seconds).saturating_mul(1000);
-        let later = AuthzRequest { waited_ms, ..*q };
-        let needs = match self.answer(&later) {
-            AuthzDecision::Allowed { ttl_ms: then, .. } if then == ttl_ms => Vec::new(),
-            AuthzDecision::Needs {
-                profiles: left,
-                ttl_ms: then,
-                ..
-            } if then == ttl_ms => left,
-            AuthzDecision::Allowed { .. }
-            | AuthzDecision::Needs { .. }
-            | AuthzDecision::Denied { .. } => return None,
+        let after = |seconds: u32| {
+            let waited_ms = i64::from(seconds).saturating_mul(1000);
+            match self.answer(&AuthzRequest { waited_ms, ..*q }) {
+                AuthzDecision::Allowed { ttl_ms: then, .. } if then == ttl_ms => Some(Vec::new()),
+                AuthzDecision::Needs {
+                    profiles: left,
+                    ttl_ms: then,
+                    ..
+                } if then == ttl_ms => Some(left),
+                AuthzDecision::Allowed { .. }
+                | AuthzDecision::Needs { .. }
+                | AuthzDecision::Denied { .. } => None,
+            }
         };
+        let (longest, shorter) = self.rules.delays_s.split_last()?;
+        let needs = after(*longest)?;
         let is_less = needs.len() < profiles.len() && needs.iter().all(|p| profiles.contains(p));
-        (waited_ms > q.waited_ms && is_less).then_some(Delay { seconds, needs })
+        let is_last = |seconds: &&u32| after(**seconds).as_ref() == Some(&needs);
+        let same = shorter.iter().rev().take_while(is_last).last();
+        let seconds = *same.unwrap_or(longest);
+        let is_ahead = i64::from(seconds).saturating_mul(1000) > q.waited_ms;
+        (is_less && is_ahead).then_some(Delay { seconds, needs })
     }
 
     /// The answer without what time alone would change.
@@ -471,8 +475,8 @@ impl PolicyBundle {
         let profiles = search
             .assumed
             .keys()
-            .filter_map(|name| self.profile(name))
-            .map(StepUpProfile::reference)
+            .filter_map(|name| self.profile_about(name, &q.action.target))
+            .map(|profile| profile.reference())
             .collect();
         AuthzDecision::Needs {
             profiles,

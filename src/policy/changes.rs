@@ -71,6 +71,7 @@ impl ChangeRule {
         Some(StepUpProfile {
             name: ProfileName::parse(ANOTHER_OPERATOR).ok()?,
             group: GroupId::parse("operators").ok()?,
+            target_attribute: None,
             role: Role::Operator,
             quorum: 1,
             wait_s: self.wait_s,

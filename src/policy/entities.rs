@@ -107,6 +107,19 @@ impl EntityStore {
         targets
     }
 
+    /// The entities that are targets of these types.
+    pub(super) fn declared_targets(
+        &self,
+        types: &BTreeSet<String>,
+    ) -> impl Iterator<Item = (Target, &Entity)> {
+        self.entities.iter().filter_map(|entity| {
+            let uid = entity.uid();
+            let kind = uid.type_name().to_string();
+            let target = Target::parse(&kind, uid.id().unescaped()).ok()?;
+            types.contains(&kind).then_some((target, entity))
+        })
+    }
+
     pub(super) fn entities(&self) -> &Entities {
         &self.entities
     }

@@ -39,10 +39,12 @@ mod seats;
 mod selftest;
 pub mod sentences;
 mod spellings;
+mod target_people;
 #[cfg(test)]
 mod tests;
 mod toml_reader;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
@@ -227,7 +229,7 @@ impl PolicyBundle {
     fn read(files: &BundleFiles, problems: &mut Problems, warnings: &mut Problems) -> Option<Self> {
         let text = |path| files.text(path).unwrap_or_default();
 
-        let people = People::read(text(files::PEOPLE), problems, warnings);
+        let mut people = People::read(text(files::PEOPLE), problems, warnings);
         if !people.is_read {
             // What the other files name would all seem to be missing.
             return None;
@@ -277,6 +279,7 @@ impl PolicyBundle {
             &people,
             problems,
         )?;
+        target_people::assign(&mut people, &store, &catalogue, problems, warnings);
         let mut spellings = spellings::Spellings::default();
         entities::check_spellings(targets, &mut spellings, problems);
         rules.check_spellings(&mut spellings, problems);
@@ -450,6 +453,15 @@ impl PolicyBundle {
     /// Every validator and auditor, by id.
     pub fn services(&self) -> impl Iterator<Item = &RegisteredService> {
         self.people.services.values()
+    }
+
+    /// A profile as it is for a request about a target.
+    pub fn profile_about(
+        &self,
+        name: &ProfileName,
+        target: &Target,
+    ) -> Option<Cow<'_, StepUpProfile>> {
+        self.profile(name).map(|profile| profile.about(target))
     }
 
     /// The step-up profile with this name.

@@ -13,9 +13,9 @@ use super::authorize::eval_request;
 use super::check::reading::single;
 use super::evaluator::Evaluator;
 use super::rule::{RuleEffect, RuleInfo};
-use super::schema::OPERATE;
+use super::schema::{OPERATE, WAITED};
 use super::{AuthzRequest, PolicyBundle, on_large_stack};
-use crate::model::RuleRef;
+use crate::model::{RuleRef, parse_duration};
 
 /// The permit that came closest to allowing a request: the one whose scope excludes the least, of equals one for the action, then the
 /// one with the most terms of its conditions met.
@@ -367,29 +367,59 @@ pub(super) fn context_members(policy: &Policy, member: &str) -> Option<BTreeSet<
     (!reads_all).then_some(members)
 }
 
-/// Whether a rule may read `context.MEMBER`.
-pub(super) fn reads_context_member(policy: &Policy, member: &str) -> bool {
+/// Whether a rule reads how long a request has waited nowhere but in `context.waited >= duration("DELAY")`, with its own delay in seconds.
+pub(super) fn waits_alone(policy: &Policy, delay_s: Option<u32>) -> bool {
     let form = policy.to_json().unwrap_or_default();
     let conditions = form.get("conditions");
-    conditions.is_none_or(|conditions| reads_member(conditions, member))
+    conditions.is_some_and(|conditions| compares_alone(conditions, delay_s))
 }
 
-fn reads_member(expression: &Value, member: &str) -> bool {
+fn compares_alone(expression: &Value, delay_s: Option<u32>) -> bool {
     if let Some(path) = path_of(expression) {
         return match path.as_slice() {
-            [context] => context == "context",
-            [context, of, ..] => context == "context" && of == member,
-            [] => false,
+            [context] => context != "context",
+            [context, of, ..] => context != "context" || of != WAITED,
+            [] => true,
         };
     }
-    if let Some(("has", operands)) = single(expression) {
-        let of = operands.get("left").unwrap_or(&Value::Null);
-        return path_of(of).is_none() && reads_member(of, member);
+    // To ask whether there is one reads no value.
+    if let Some(of) = asked_of(expression) {
+        return path_of(of).is_some() || compares_alone(of, delay_s);
     }
+    match single(expression) {
+        Some((">=", operands)) if is_own_delay(operands, delay_s) => true,
+        _ => parts_of(expression).all(|part| compares_alone(part, delay_s)),
+    }
+}
+
+/// `context.waited >= duration("DELAY")`.
+fn is_own_delay(operands: &Value, delay_s: Option<u32>) -> bool {
+    let left = operands.get("left").and_then(path_of);
+    let is_waited = left.is_some_and(|path| path == ["context", WAITED]);
+    let right = operands
+        .get("right")
+        .and_then(|right| right.get("duration"));
+    let text = right.and_then(|arguments| arguments.get(0)?.get("Value")?.as_str());
+    let seconds = text.and_then(|text| parse_duration("delay", text).ok());
+    is_waited && seconds.is_some() && seconds == delay_s
+}
+
+/// Of what a `has` asks whether it has a member. A record with a member of that name is none.
+fn asked_of(expression: &Value) -> Option<&Value> {
+    let (operator, operands) = single(expression)?;
+    let attribute = operands.get("attr");
+    let is_operator = operator == "has" && attribute.is_some_and(|a| a.is_string() || a.is_array());
+    operands.get("left").filter(|_| is_operator)
+}
+
+/// The expressions that an expression consists of.
+fn parts_of(expression: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
     match expression {
-        Value::Array(items) => items.iter().any(|item| reads_member(item, member)),
-        Value::Object(parts) => parts.values().any(|part| reads_member(part, member)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        Value::Array(items) => Box::new(items.iter()),
+        Value::Object(parts) => Box::new(parts.values()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            Box::new(std::iter::empty())
+        }
     }
 }
 
@@ -408,19 +438,10 @@ fn collect_members(expression: &Value, member: &str, members: &mut BTreeSet<Stri
             [] => false,
         };
     }
-    if let Some(("has", operands)) = single(expression) {
-        let of = operands.get("left").unwrap_or(&Value::Null);
+    if let Some(of) = asked_of(expression) {
         return path_of(of).is_none() && collect_members(of, member, members);
     }
-    match expression {
-        Value::Array(items) => items
-            .iter()
-            .any(|item| collect_members(item, member, members)),
-        Value::Object(parts) => parts
-            .values()
-            .any(|part| collect_members(part, member, members)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
-    }
+    parts_of(expression).any(|part| collect_members(part, member, members))
 }
 
 /// Whether a rule is about `operate` alone, which is no action of gate 2.

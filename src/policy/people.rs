@@ -1,5 +1,6 @@
 //! People, services, keys and step-up profiles: `people.toml`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
@@ -15,7 +16,7 @@ use super::toml_reader::{TableReader, TomlSource};
 use crate::jose::PublicKey;
 use crate::model::{
     Audience, Digest, GroupId, ParseError, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
-    Thumbprint, VoteMethod, check_visible, json, parse_duration,
+    Target, Thumbprint, VoteMethod, attribute_name, check_visible, json, parse_duration,
 };
 
 /// A registered person.
@@ -27,6 +28,8 @@ pub struct Person {
     pub name: String,
     /// Groups that rules and profiles name.
     pub groups: BTreeSet<GroupId>,
+    /// The groups of the targets that name this person, for each attribute that a profile reads.
+    pub target_groups: BTreeSet<GroupId>,
     /// The person's roles.
     pub roles: BTreeSet<Role>,
     /// The person's keys.
@@ -37,6 +40,24 @@ impl Person {
     /// The key of `people.toml` with this thumbprint.
     pub fn key(&self, key: Thumbprint) -> Option<&PublicKey> {
         self.keys.iter().find(|own| own.thumbprint() == key)
+    }
+
+    /// Every group of the person: the registered ones, and those of the targets that name them.
+    pub fn all_groups(&self) -> impl Iterator<Item = &GroupId> {
+        self.groups.iter().chain(&self.target_groups)
+    }
+
+    /// Whether a person is in a group of either kind.
+    pub fn is_in(&self, group: &GroupId) -> bool {
+        self.groups.contains(group) || self.target_groups.contains(group)
+    }
+}
+
+/// The name of an attribute of targets.
+fn attribute(text: &str) -> Result<String, ParseError> {
+    match attribute_name(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(broken) => Err(ParseError::new("target_attribute", broken)),
     }
 }
 
@@ -99,8 +120,10 @@ pub enum ServiceKind {
 pub struct StepUpProfile {
     /// The name in rules.
     pub name: ProfileName,
-    /// The group of its approvers.
+    /// The group of its approvers. Of a profile with `target_attribute` those of all targets; [`Self::about`] has those of one.
     pub group: GroupId,
+    /// The attribute of the target that names its approvers, instead of a registered group.
+    pub target_attribute: Option<String>,
     /// The role of its voters: approvers of the group; operators, of any group, for a change of the policy bundle.
     pub role: Role,
     /// How many different people must approve, 1 to [`QUORUM_MAX`].
@@ -137,7 +160,18 @@ impl StepUpProfile {
     /// Whether a person may vote under it by role and group. It is not looked at here whose agent it is for, nor at keys.
     pub fn takes(&self, person: &Person) -> bool {
         person.roles.contains(&self.role)
-            && (self.role == Role::Operator || person.groups.contains(&self.group))
+            && (self.role == Role::Operator || person.is_in(&self.group))
+    }
+
+    /// The profile as it is for a request about a target: its approvers are those whom this target names.
+    pub fn about(&self, target: &Target) -> Cow<'_, Self> {
+        match &self.target_attribute {
+            None => Cow::Borrowed(self),
+            Some(attribute) => Cow::Owned(Self {
+                group: GroupId::of_target(attribute, target),
+                ..self.clone()
+            }),
+        }
     }
 
     /// The name with the digest.
@@ -255,6 +289,18 @@ impl People {
                 "changes: agree = \"nobody\": one operator alone changes every rule, this one too"
                     .to_owned(),
             ),
+            ChangeAgreement::Profile(name)
+                if self
+                    .profiles
+                    .get(name)
+                    .is_some_and(|profile| profile.target_attribute.is_some()) =>
+            {
+                problems.add(
+                    PEOPLE,
+                    None,
+                    format!("changes: agree: the profile {name} asks the people whom a target names, and a change has no target: choose another"),
+                );
+            }
             ChangeAgreement::Profile(name) if self.profiles.contains_key(name) => {}
             ChangeAgreement::Profile(name) => {
                 let near = nearest(name.as_str(), self.profiles.keys().map(ProfileName::as_str));
@@ -287,6 +333,7 @@ impl People {
                     id,
                     name,
                     groups,
+                    target_groups: BTreeSet::new(),
                     roles,
                     keys: Vec::new(),
                 },
@@ -398,8 +445,21 @@ impl People {
         if name.as_ref().is_some_and(reserved) {
             fields.problem("name is reserved for the rule of changes: choose another");
         }
-        let group = fields.required("group", GroupId::parse);
-        self.check_groups(&group, &mut fields);
+        let target_attribute = fields.optional("target_attribute", attribute);
+        let group = match (&target_attribute, fields.get("group")) {
+            (None, _) => fields.required("group", GroupId::parse),
+            (Some(attribute), None) => Some(GroupId::of_targets(attribute)),
+            (Some(_), Some(_)) => {
+                fields.problem_at(
+                    "group",
+                    "group and target_attribute are two answers to who approves: leave one out",
+                );
+                None
+            }
+        };
+        if target_attribute.is_none() {
+            self.check_groups(&group, &mut fields);
+        }
         let quorum = match fields.get("quorum") {
             Some(_) => fields.number("quorum", 1..=QUORUM_MAX),
             None => Some(1),
@@ -417,7 +477,7 @@ impl People {
         ) = (name, group, quorum, wait_s, good_for_s, method)
         {
             let eligible = self.approvers.get(&group).copied().unwrap_or_default();
-            if u32::try_from(eligible).is_ok_and(|n| n < quorum) {
+            if target_attribute.is_none() && u32::try_from(eligible).is_ok_and(|n| n < quorum) {
                 let message = format!(
                     "profile {name}: group \"{group}\" has {eligible} approvers, fewer than the quorum {quorum}"
                 );
@@ -428,6 +488,7 @@ impl People {
                 StepUpProfile {
                     name,
                     group,
+                    target_attribute,
                     role: Role::Approver,
                     quorum,
                     wait_s,

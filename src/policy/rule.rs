@@ -11,12 +11,13 @@ use super::autonomy::{ADVISORY_RULE, BuiltInRule};
 use super::catalogue::TEXT_BYTES_MAX;
 use super::check::location;
 use super::files::AGENTS;
-use super::nearest::reads_context_member;
+use super::nearest::waits_alone;
 use super::nesting;
 use super::problem::{BundleProblem, Problems, line_and_column, nearest};
-use super::schema::WAITED;
 use super::spellings::Spellings;
-use crate::model::{Autonomy, Digest, ProfileName, RuleRef, check_visible, parse_duration};
+use crate::model::{
+    Autonomy, DELAYS_S, Digest, ProfileName, RuleRef, check_visible, parse_duration,
+};
 
 /// One rule of a policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +128,8 @@ pub(super) fn profile_list(profiles: &BTreeSet<ProfileName>) -> String {
 pub(super) struct RuleSet {
     pub(super) set: PolicySet,
     pub(super) infos: BTreeMap<String, RuleInfo>,
+    /// The delays of its rules in seconds, each once, the longest last.
+    pub(super) delays_s: Vec<u32>,
 }
 
 impl RuleSet {
@@ -194,6 +197,12 @@ impl RuleSet {
         if let Some(schema) = schema {
             rules.validate(schema, &texts, problems, warnings);
         }
+        let delays: BTreeSet<u32> = rules
+            .infos
+            .values()
+            .filter_map(|rule| rule.delay_s)
+            .collect();
+        rules.delays_s = delays.into_iter().collect();
         rules
     }
 
@@ -291,13 +300,17 @@ impl RuleSet {
                 }
             }
         });
-        // INVARIANT (a delay lifts only its own forbid): no other rule knows how long a request has waited.
-        if !annotations.contains_key("delay") && reads_context_member(policy, WAITED) {
-            problem_at(
-                None,
-                "context.waited is read by forbids with @delay alone: add @step_up(\"PROFILE\") and @delay(\"30m\"), or take it out"
+        // INVARIANT (a delay lifts only its own forbid): a rule compares how long a request has waited with its own delay, and no other
+        // rule knows it.
+        if !waits_alone(policy, delay_s) {
+            let message = match annotations.get("delay") {
+                Some(delay) => format!(
+                    "context.waited is compared with the rule's own delay alone: write context.waited >= duration(\"{delay}\")"
+                ),
+                None => "context.waited is read by forbids with @delay alone: add @step_up(\"PROFILE\") and @delay(\"30m\"), or take it out"
                     .to_owned(),
-            );
+            };
+            problem_at(None, message);
         }
         if remedy.is_some() && effect == RuleEffect::Permit {
             problem_at(
@@ -482,8 +495,6 @@ fn split_policies(text: &str) -> Vec<(usize, &str)> {
 }
 
 const ANNOTATIONS: [&str; 5] = ["id", "step_up", "max_ttl", "delay", "why"];
-/// The shortest and the longest delay, in seconds.
-const DELAYS_S: std::ops::RangeInclusive<u32> = 60..=86_400;
 
 #[cfg(test)]
 mod tests {

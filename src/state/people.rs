@@ -102,7 +102,8 @@ pub(super) fn person_changes(
             Some(was) => {
                 let lost: Vec<Role> = was.roles.difference(&person.roles).copied().collect();
                 let gained = person.roles.difference(&was.roles).next().is_some();
-                let groups: Vec<GroupId> = was.groups.difference(&person.groups).cloned().collect();
+                let gone = was.all_groups().filter(|group| !person.is_in(group));
+                let groups: Vec<GroupId> = gone.cloned().collect();
                 let dropped = |key: &&PublicKey| person.key(key.thumbprint()).is_none();
                 let keys = was.keys.iter().filter(dropped).count();
                 if !lost.is_empty() {
@@ -179,7 +180,7 @@ pub(super) fn person_gains(before: Option<&PolicyBundle>, after: &PolicyBundle) 
     let gain = |person: &Person| {
         let was = before.person(&person.id);
         let had_role = |role: &Role| was.is_some_and(|was| was.roles.contains(role));
-        let had_group = |group: &GroupId| was.is_some_and(|was| was.groups.contains(group));
+        let had_group = |group: &GroupId| was.is_some_and(|was| was.is_in(group));
         let had_key = |key: &PublicKey| was.is_some_and(|was| was.key(key.thumbprint()).is_some());
         let roles: Vec<Role> = person
             .roles
@@ -188,8 +189,7 @@ pub(super) fn person_gains(before: Option<&PolicyBundle>, after: &PolicyBundle) 
             .filter(|r| !had_role(r))
             .collect();
         let groups: Vec<GroupId> = person
-            .groups
-            .iter()
+            .all_groups()
             .filter(|g| !had_group(g))
             .cloned()
             .collect();

@@ -144,6 +144,7 @@ pub(super) fn check(entry: &Entry, state: &State) -> Legal {
                     && was.rules == f.decision.rules
                     && was.input.facts == f.decision.input.facts
             });
+            sound_delay(&f.decision)?;
             // With a delay the time begins anew.
             require(!same || f.decision.delay.is_some(), || {
                 format!("{} requires what it required", f.access_request)
@@ -296,6 +297,13 @@ fn ordered_by(cause: EndCause, by: Option<&PersonId>) -> Legal {
     })
 }
 
+/// What people are asked has waited for nothing yet, and its delay is one that rules can have.
+fn sound_delay(decision: &DecisionRecord) -> Legal {
+    require(decision.has_sound_delay(), || {
+        format!("{} has a delay that no rule asks for", decision.id)
+    })
+}
+
 fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) -> Legal {
     require(state.requests.get(&f.access_request).is_none(), || {
         format!("the access request {} is known", f.access_request)
@@ -316,6 +324,7 @@ fn access_request_opened(state: &State, f: &AccessRequestOpened, at: Timestamp) 
     in_force(state, &by.decision.policy)?;
     trusted(state, &by.evidence)?;
     action_not_frozen(state, &f.action.action)?;
+    sound_delay(&by.decision)?;
     counts::is_no_hand_over(&by.decision)?;
     let of = (&by.agent, &f.action.action);
     counts::counts_of_then(state, of, None, (&by.decision, at))?;
@@ -444,9 +453,14 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
     };
     let request = access_request(state, id)?;
     // INVARIANT (a delay is waited for): nobody says that a request waited longer than it did, under what it required.
-    require(request.may_have_waited(waited_ms, at), || {
-        format!("{id} did not wait for {waited_ms} ms")
-    })?;
+    let asked = request.decision.as_ref();
+    let is_shown = asked.is_some_and(|asked| {
+        asked.policy == f.decision.policy && asked.input.facts == f.decision.input.facts
+    });
+    require(
+        waited_ms == 0 || (is_shown && request.may_have_waited(waited_ms, at)),
+        || format!("{id} did not wait for {waited_ms} ms"),
+    )?;
     after(&request, AccessEvent::Consumed(f.jti))?;
     let opened = &request.opened;
     require(is_same_action(&opened.action, &f.action), || {

@@ -390,7 +390,7 @@ const SENTENCES: &[SummaryRow] = &[
         "schema.cedarschema",
         "@reversible(\"reversible\")\n@undo(\"Delete",
         "@reversible(\"irreversible\")\n@undo(\"Delete",
-        "WARNING: schema.cedarschema: action \"case.note\" is irreversible, and no person is asked",
+        "WARNING: schema.cedarschema: action \"case.note\" is irreversible, and nobody has to approve it",
     ),
 ];
 

@@ -52,9 +52,13 @@ impl Delays {
     }
 
     async fn ask(&self, key: &str) -> Result<TokenReply, Refusal> {
+        self.ask_about("ann", key).await
+    }
+
+    async fn ask_about(&self, account: &str, key: &str) -> Result<TokenReply, Refusal> {
         let Self { b, triage, task } = self;
         let evidence = Some(b.svid(triage));
-        let action = action("session.end", "Account", "ann", IDP, &[]);
+        let action = action("session.end", "Account", account, IDP, &[]);
         b.request_token_with_evidence(triage, *task, &action, 300, key, evidence)
             .await
     }
@@ -148,6 +152,7 @@ async fn nobody_says_no_and_the_agent_asks_again() {
     let waited_ms = issued.issued.decision.input.waited_ms;
     assert_eq!(waited_ms, 600_000);
     assert!(issued.issued.approval.is_none() && issued.issued.consumed == Some(id));
+    d.b.receipt(issued.issued.jti).await;
     // What is asked for next waits for itself.
     d.ask("t").await.pending();
     // The token goes on, through a sweep, and is repeated.
@@ -287,16 +292,110 @@ async fn a_delay_replaces_no_other_rule() {
     d.b.check_invariants();
 }
 
-/// A rule that asks for less than its delay says gets no more: people were told the time of the delay.
+/// What silence would let through is what people were shown: with older evidence than theirs a rule asks that no card named.
 #[tokio::test]
-async fn nothing_is_allowed_before_the_time_that_people_were_shown() {
-    let hasty = RULE.replace("duration(\"10m\")", "duration(\"1m\")");
-    let d = Delays::with(environment(&hasty)).await;
-    d.ask("s").await.pending();
-    d.pass(599).await;
-    d.ask("s").await.pending();
-    d.pass(1).await;
+async fn silence_lifts_no_rule_that_the_card_did_not_name() {
+    let of_old = r#"
+@id("old-evidence-takes-a-passkey")
+@step_up("one-passkey")
+@delay("5m")
+forbid (principal, action == Action::"session.end", resource)
+when { context.evidence.issued_age > duration("2m") }
+unless { context.approvals.contains(StepUp::"one-passkey") || context.waited >= duration("5m") };
+"#;
+    let d = Delays::with(environment(&format!("{RULE}{of_old}"))).await;
+    let asked = d.ask("s").await.pending();
+    assert_eq!(names(&asked.needs), ["one-security"]);
+    d.pass(300).await;
+    let old = d.b.svid(&d.triage);
+    d.pass(300).await;
+    let end = action("session.end", "Account", "ann", IDP, &[]);
+    let (agent, task) = (&d.triage, d.task);
+    let request =
+        d.b.request_token_with_evidence(agent, task, &end, 300, "s", Some(old));
+    let refused = request.await;
+    assert!(!matches!(refused, Ok(TokenReply::Token(_))), "{refused:?}");
     d.ask("s").await.token();
+    d.b.check_invariants();
+}
+
+/// Facts that the rules read stand with what waits: a restart begins the wait anew under them, and another fact does too.
+#[tokio::test]
+async fn silence_is_under_the_facts_that_the_card_showed() {
+    let by_fact = r#"
+@id("in-an-incident-with-a-passkey")
+@step_up("one-passkey")
+@delay("5m")
+forbid (principal, action == Action::"session.end", resource)
+when { context.facts.incident }
+unless { context.approvals.contains(StepUp::"one-passkey") || context.waited >= duration("5m") };
+"#;
+    let mut env = environment(&format!("{RULE}{by_fact}"));
+    let facts = "[fact.incident]\ntitle = \"An incident is being handled\"\nsafe = true\nnormal = false\nmax = \"1h\"\n";
+    env.policy.insert("facts.toml".to_owned(), facts.to_owned());
+    let d = Delays::with(env).await.restart().await;
+    let id = d.ask("s").await.pending().access_request;
+    d.pass(300).await;
+    let d = d.restart().await;
+    let asked = d.ask("s").await.pending();
+    assert_eq!((asked.access_request, asked.delay), (id, d.at(600)));
+    d.pass(500).await;
+    let call =
+        d.b.person_call("dipylon.v1.GovernanceService/SetFact", "olga");
+    let set = FactOrder {
+        fact: FactName::parse("incident").expect("fact"),
+        value: true,
+        seconds: Some(3_600),
+        reason: None,
+    };
+    d.b.broker.set_fact(&call, &set).await.expect("set");
+    d.pass(100).await;
+    let asked = d.ask("s").await.pending();
+    assert_eq!(names(&asked.needs), ["one-passkey", "one-security"]);
+    d.b.check_invariants();
+}
+
+/// After a no to anything that the agent asks, silence says nothing about its other requests.
+#[tokio::test]
+async fn one_no_is_no_silence_elsewhere() {
+    let d = Delays::start().await;
+    let id = d.ask("s").await.pending().access_request;
+    let other = d.ask_about("cara", "t").await.pending();
+    assert!(other.delay.is_some());
+    d.deny(id).await;
+    assert_eq!(d.ask_about("cara", "t").await.pending().delay, None);
+    d.pass(600).await;
+    let asked = d.ask_about("cara", "t").await.pending();
+    assert_eq!(asked.access_request, other.access_request);
+    // A yes is needed, and enough.
+    d.b.approve("lee", other.access_request, "one-security")
+        .await;
+    d.ask_about("cara", "t").await.token();
+    d.b.check_invariants();
+}
+
+/// Somebody who agreed to less is heard, also where the others said nothing.
+#[tokio::test]
+async fn silence_gives_no_more_than_the_one_who_answered() {
+    let mut env = environment(&RULE.replace("one-security", "two-keys"));
+    env.policy = env.policy_with("people.toml", |text| format!(
+        "{text}\n[profile.two-keys]\ngroup = \"security\"\nquorum = 2\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
+    ));
+    let d = Delays::with(env).await;
+    let id = d.ask("s").await.pending().access_request;
+    let narrow = VoteInput {
+        profile: ProfileName::parse("two-keys").expect("profile"),
+        narrowing: Narrowing {
+            max_ttl: Some(60),
+            max_uses: None,
+        },
+        ..ballot(Verdict::Approve)
+    };
+    let lee = &d.b.env.keys["lee"];
+    d.b.vote_with(lee, id, narrow).await.expect("counts");
+    d.pass(600).await;
+    let issued = d.ask("s").await.token().issued;
+    assert_eq!(issued.exp - issued.iat, 60);
     d.b.check_invariants();
 }
 
@@ -369,5 +468,6 @@ async fn a_recommendation_is_handed_over_after_a_delay() {
     assert_eq!(issued.decision.input.waited_ms, 600_000);
     let claim = issued.approval.as_ref().expect("approved");
     assert_eq!(claim.profiles[0].as_str(), "one-security");
+    b.receipt(issued.jti).await;
     b.check_invariants();
 }

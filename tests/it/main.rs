@@ -106,6 +106,7 @@ mod shutdown_and_reload;
 mod step_up;
 mod support;
 mod sweeps;
+mod target_people;
 mod timeline_and_search;
 mod tls;
 mod token_lifecycle;

@@ -111,6 +111,12 @@ pub struct CardDelay {
     pub needs: Vec<ProfileName>,
 }
 
+/// By when people have to have decided: before the delay is over, while it is not, or else before the access request expires.
+pub fn decide_by(delay: Option<&CardDelay>, expires_at: Timestamp, now: Timestamp) -> Timestamp {
+    let delay = delay.map(|delay| delay.at).filter(|at| *at > now);
+    delay.map_or(expires_at, |at| at.min(expires_at))
+}
+
 impl CardDelay {
     /// It in words, while the access request waits.
     pub fn text(&self, now: Timestamp) -> String {

@@ -1,6 +1,7 @@
 //! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
 use super::confusables::{cap_flags, confusable_warnings, distinct};
+use super::decide_by;
 use super::escape::in_lines;
 use super::view::{CardRow, CardSection, CardView, Extent, Headline, SectionKind, Tone};
 use super::{
@@ -13,7 +14,8 @@ use crate::model::*;
 impl Card {
     /// Renders the card for a reader at this time.
     pub fn show(&self, now: Timestamp) -> CardView {
-        let left_s = self.expires_at.since(now).max(0) / 1_000;
+        let decide_by = decide_by(self.delay.as_ref(), self.expires_at, now);
+        let left_s = decide_by.since(now).max(0) / 1_000;
         let sections = [
             (SectionKind::Parameters, self.parameters()),
             (SectionKind::Changes, self.changes()),
@@ -47,7 +49,7 @@ impl Card {
             status: self.status,
             headline: self.headline(),
             phrase: self.phrase().to_string(),
-            deadline: self.expires_at.to_string(),
+            deadline: decide_by.to_string(),
             left_s,
             left: format_seconds(left_s),
             dwell_s: self.dwell_s,

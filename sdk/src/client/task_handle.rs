@@ -230,6 +230,7 @@ impl TaskHandle {
         let mut send = self.always_send_evidence;
         let mut watch: Option<AccessRequestWatcher> = None;
         let mut streams = true;
+        let mut is_last = false;
         loop {
             let began = clock.now();
             let left_s = until.since(began).max(0) / 1_000;
@@ -253,7 +254,7 @@ impl TaskHandle {
                             other => other.insert(self.watch(id)),
                         };
                         // Requested again at intervals even without a change: rules and time may have decided it.
-                        let by = until.min(now.plus_millis(REQUEST_INTERVAL_MS));
+                        let by = until.min(ask_again_at(pending, now));
                         // Without a stream, polling does.
                         streams = watch.decided(by).await.is_ok();
                         if streams { PAUSE_MS_MIN } else { 0 }
@@ -271,8 +272,13 @@ impl TaskHandle {
                 | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
-            if left_ms <= 0 {
+            if is_last {
                 return answer;
+            }
+            if left_ms <= 0 {
+                // What was decided since the last answer is not missed.
+                is_last = true;
+                continue;
             }
             let pause_ms = pause_ms.clamp(PAUSE_MS_MIN, PAUSE_MS_MAX).min(left_ms);
             tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
@@ -507,6 +513,20 @@ impl TaskHandle {
     }
 }
 
+/// When a pending request is made again without a change that a watch tells: after an interval, and when its delay is over by the clock of
+/// the broker, which may be somewhat behind this one.
+fn ask_again_at(pending: &PendingApproval, now: Timestamp) -> Timestamp {
+    let delay = pending.delay().map(|delay| delay.at);
+    let over_ms = delay.map(|at| now.since(at));
+    let due = match over_ms {
+        Some(..0) => delay,
+        Some(over_ms) if over_ms < REQUEST_INTERVAL_MS => Some(now.plus_millis(DELAY_RETRY_MS)),
+        Some(_) | None => None,
+    };
+    let interval = now.plus_millis(REQUEST_INTERVAL_MS);
+    due.map_or(interval, |due| due.min(interval))
+}
+
 pub(super) fn idempotency_key(given: Option<&str>) -> Result<IdempotencyKey, Error> {
     match given {
         Some(text) => Ok(IdempotencyKey::parse(text)?),
@@ -523,6 +543,9 @@ const PAUSE_MS_MAX: i64 = 5_000;
 
 /// Longest time between two requests while a watch is open, in milliseconds.
 const REQUEST_INTERVAL_MS: i64 = 60_000;
+
+/// Time between two requests once a delay is over, in milliseconds.
+const DELAY_RETRY_MS: i64 = 2_000;
 
 #[cfg(test)]
 mod tests {

@@ -80,12 +80,16 @@ impl AccessRequestWatcher {
         Ok(None)
     }
 
-    /// The access request once it no longer waits for people: approved counts. `None` when that did not happen by `until`.
+    /// The access request once it no longer waits for people: approved counts, and a delay that is over. `None` when that did not happen by
+    /// `until`; a delay is over by time, and nothing says so: its time is a good `until`.
     pub async fn decided(&mut self, until: Timestamp) -> Result<Option<AccessRequestInfo>, Error> {
         let left = until.after(self.endpoint.clock().now());
         let decided = async {
             while let Some(request) = self.next().await? {
-                if request.status != Some(AccessRequestStatus::Waiting) {
+                let now = self.endpoint.clock().now();
+                let delay = request.delay.as_ref();
+                let is_over = delay.is_some_and(|delay| delay.needs.is_empty() && delay.at <= now);
+                if is_over || request.status != Some(AccessRequestStatus::Waiting) {
                     return Ok(Some(request));
                 }
             }

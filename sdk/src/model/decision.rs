@@ -1,6 +1,7 @@
 //! Decisions of gate 2, as journalled.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub struct ProfileRef {
     /// Digest of its definition.
     pub digest: Digest,
 }
+
+/// The shortest and the longest delay of a rule, in seconds.
+pub const DELAYS_S: RangeInclusive<u32> = 60..=86_400;
 
 /// What time alone changes in what is asked of people: after so many seconds without a no only these profiles are left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +142,18 @@ impl DecisionRecord {
         let delay_ms = self.delay.as_ref().map(Delay::millis);
         waited_ms == 0
             || delay_ms.is_some_and(|delay_ms| (delay_ms..=required_ms).contains(&waited_ms))
+    }
+
+    /// Whether its delay is one that a broker records of what it asks people: a time within the bounds of rules, and fewer of the required
+    /// profiles after it; and nothing has waited yet.
+    pub fn has_sound_delay(&self) -> bool {
+        let is_sound = |delay: &Delay| {
+            let mut needs = delay.needs.iter();
+            DELAYS_S.contains(&delay.seconds)
+                && delay.needs.len() < self.required_profiles.len()
+                && needs.all(|need| self.required_profiles.contains(need))
+        };
+        self.input.waited_ms == 0 && self.delay.as_ref().is_none_or(is_sound)
     }
 
     /// The profiles that are still required once the access request has waited so many milliseconds without a no.

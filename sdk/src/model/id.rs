@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::digest::write_base64;
-use super::{Digest, ParseError, Thumbprint, json, text};
+use super::{Digest, ParseError, Target, Thumbprint, json, text};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident($what:literal) = $prefix:literal;)*) => {$(
@@ -160,6 +160,28 @@ names! {
     HostUser("host user", line);
 }
 
+impl GroupId {
+    /// The people whom an attribute of a target names. No file can register a person in such a group: its text is no name.
+    pub fn of_target(attribute: &str, target: &Target) -> Self {
+        Self(format!("{attribute} of {}::{:?}", target.kind, target.id).into())
+    }
+
+    /// The people whom an attribute of any target names.
+    pub fn of_targets(attribute: &str) -> Self {
+        Self(format!("{attribute} of the target").into())
+    }
+
+    /// A group on record: a registered one, or that of a target.
+    pub fn on_record(text: &str) -> Result<Self, ParseError> {
+        match text.split_once(" of ") {
+            Some((attribute, of)) if !of.is_empty() && attribute_name(attribute).is_ok() => {
+                Ok(Self(text.into()))
+            }
+            Some(_) | None => Self::parse(text),
+        }
+    }
+}
+
 impl UseId {
     /// A digest as base64url.
     pub fn from_digest(digest: Digest) -> Self {
@@ -223,6 +245,16 @@ pub fn member_name(text: &str) -> Result<(), &'static str> {
         false => Err(
             "must be 1 to 32 lowercase letters, digits or '_', beginning with a letter, and no word of Cedar's",
         ),
+    }
+}
+
+/// The name of an attribute in a Cedar schema, as an identifier.
+pub fn attribute_name(text: &str) -> Result<(), &'static str> {
+    let begins = text.starts_with(|c: char| c.is_ascii_alphabetic());
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    match begins && text.len() <= 64 && text.bytes().all(fits) {
+        true => Ok(()),
+        false => Err("must be 1 to 64 letters, digits or '_', beginning with a letter"),
     }
 }
 
@@ -405,5 +437,22 @@ mod tests {
         for odd in ["", "  ", "a\nb", &"x".repeat(501)] {
             assert!(RecoveryReason::parse(odd).is_err(), "{odd:?}");
         }
+    }
+
+    /// The group of a target is no name that a file can give, and no two targets have the same.
+    #[test]
+    fn groups_of_targets() {
+        let target = |kind: &str, id: &str| Target::parse(kind, id).expect("target");
+        let group = GroupId::of_target("owner", &target("Service", "billing"));
+        assert_eq!(group.as_str(), "owner of Service::\"billing\"");
+        assert!(GroupId::parse(group.as_str()).is_err());
+        assert_eq!(GroupId::on_record(group.as_str()), Ok(group));
+        assert!(GroupId::on_record("Owner of").is_err() && GroupId::on_record("a b").is_err());
+        let (one, other) = (target("A", "B::\"c"), target("A::B", "c"));
+        let (one, other) = (
+            GroupId::of_target("owner", &one),
+            GroupId::of_target("owner", &other),
+        );
+        assert_ne!(one, other);
     }
 }

@@ -43,7 +43,8 @@ pub use count::{
     COUNT_STEP_MS, COUNT_WINDOW_MAX_S, CountKey, CountKind, CountSubject, CountValues, first_minute,
 };
 pub use decision::{
-    DecisionRecord, Delay, FactValues, PolicyInput, ProfileRef, RuleRef, TtlBreakdown, TtlLimit,
+    DELAYS_S, DecisionRecord, Delay, FactValues, PolicyInput, ProfileRef, RuleRef, TtlBreakdown,
+    TtlLimit,
 };
 pub use digest::{Digest, DigestPrefix, KeyIdentity, Thumbprint};
 pub use entry::*;

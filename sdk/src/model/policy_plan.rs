@@ -170,11 +170,19 @@ impl ReplaySummary {
             ),
             (
                 2,
-                ["that needed people", "that needed people"],
+                [
+                    "that people were asked about",
+                    "that people were asked about",
+                ],
                 "would be allowed after a time without a no",
             ),
             (
                 3,
+                ["that was refused", "that were refused"],
+                "would be allowed after a time without a no",
+            ),
+            (
+                4,
                 ["that was refused", "that were refused"],
                 "would go to people",
             ),
@@ -232,11 +240,12 @@ impl ReplayClass {
         match (&self.was, &self.would_be) {
             (ReplayOutcome::Denied, now) if is_allowed(now) => 0,
             (was, now) if is_pending(was) && is_allowed(now) && !self.approved => 1,
+            (ReplayOutcome::Denied, ReplayOutcome::Delayed { .. }) if is_sooner => 3,
             (_, ReplayOutcome::Delayed { .. }) if is_sooner => 2,
-            (ReplayOutcome::Denied, now) if is_pending(now) => 3,
-            (was, now) if is_pending(was) && is_pending(now) => 4,
-            (_, ReplayOutcome::AllowedLonger) => 4,
-            (_, _) => 5,
+            (ReplayOutcome::Denied, now) if is_pending(now) => 4,
+            (was, now) if is_pending(was) && is_pending(now) => 5,
+            (_, ReplayOutcome::AllowedLonger) => 5,
+            (_, _) => 6,
         }
     }
 }

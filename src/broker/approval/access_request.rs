@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::approve::facts;
 use crate::approve::votes::{self, VoidApproval};
-use crate::broker::approval::progress::{ProfileState, delay_of, quorum_reached};
+use crate::broker::approval::progress::{ProfileState, quorum_reached};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::{AccessRequestStatus, CardDelay};
 use crate::model::*;
@@ -84,12 +84,16 @@ impl Broker {
             StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
             StoredStatus::Pending => AccessRequestStatus::Waiting,
         };
+        let delay = match status {
+            AccessRequestStatus::Waiting => self.delay_of(read, request, rules, &needs),
+            _ => None,
+        };
         AccessView {
             status,
             needs,
             title: facts::title(request, &rules.bundle),
             risk: facts::risk(request, &rules.bundle),
-            delay: delay_of(request).filter(|_| status == AccessRequestStatus::Waiting),
+            delay,
             void: votes::void_approvals(request, &rules.bundle),
             request: Arc::clone(request.to_answer()),
         }

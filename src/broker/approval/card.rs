@@ -177,8 +177,7 @@ impl Broker {
         });
         let may_offer = bundle.person(reader).is_some_and(|person| {
             person
-                .groups
-                .iter()
+                .all_groups()
                 .any(|group| group.as_str() == need.group)
         });
         let offers = may_offer && !need.approvers.contains_key(reader);

@@ -199,6 +199,15 @@ struct QueueEntry {
     cursor: InboxCursor,
     request: Arc<AccessRequest>,
     vote: Result<Vec<ProfileName>, Ineligible>,
+    /// Whether time alone would let it through, and a no of this person counts.
+    may_stop: bool,
+}
+
+impl QueueEntry {
+    /// Whether it is this person's to decide.
+    const fn is_decidable(&self) -> bool {
+        self.vote.is_ok() || self.may_stop
+    }
 }
 
 impl Broker {
@@ -218,9 +227,9 @@ impl Broker {
         entries.sort_unstable_by_key(|entry| entry.cursor);
         let per_minute = rules.bundle.approval_limits().asks_per_minute;
         let queued = self.visible_queue(&person.id, per_minute, &mut entries, now);
-        let decidable = entries.iter().filter(|entry| entry.vote.is_ok()).count();
+        let decidable = entries.iter().filter(|entry| entry.is_decidable()).count();
         if query.mine {
-            entries.retain(|entry| entry.vote.is_ok());
+            entries.retain(QueueEntry::is_decidable);
         }
         let total = entries.len();
         let mut sizes: BTreeMap<InboxGroupKey, (usize, ActionName)> = BTreeMap::new();
@@ -304,6 +313,10 @@ impl Broker {
         let risk = facts::risk(&request, &rules.bundle);
         Some(QueueEntry {
             cursor: InboxCursor::from_request(&request, risk),
+            may_stop: request.delayed_until().is_some()
+                && self
+                    .may_vote(read, (person, Verdict::Deny), &request, &rules, now)
+                    .is_ok(),
             vote: self.may_vote(read, (person, Verdict::Approve), &request, &rules, now),
             request: Arc::clone(request.to_answer()),
         })

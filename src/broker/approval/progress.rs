@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::approve::votes;
+use crate::approve::{silence, votes};
 use crate::broker::Broker;
 use crate::card::CardDelay;
 use crate::model::*;
@@ -24,15 +24,6 @@ pub struct ProfileState {
     pub method: Option<VoteMethod>,
 }
 
-/// What time alone changes in what an access request needs.
-pub(in crate::broker) fn delay_of(request: &AccessRequest) -> Option<CardDelay> {
-    let needs = &request.delay()?.needs;
-    Some(CardDelay {
-        at: request.delayed_until()?,
-        needs: needs.iter().map(|need| need.name.clone()).collect(),
-    })
-}
-
 /// Whether every profile has its quorum.
 pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
     needs.iter().all(|n| {
@@ -41,6 +32,26 @@ pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
 }
 
 impl Broker {
+    /// What time alone changes in what an access request still needs; nothing once somebody said no to another request of its agent.
+    pub(in crate::broker) fn delay_of(
+        &self,
+        read: &Read,
+        request: &AccessRequest,
+        rules: &ActivePolicy,
+        needs: &[ProfileState],
+    ) -> Option<CardDelay> {
+        let (at, delay) = (request.delayed_until()?, request.delay()?);
+        let is_missing = |need: &&ProfileRef| {
+            let mut states = needs.iter().filter(|state| state.profile == **need);
+            !states.any(|state| quorum_reached(std::slice::from_ref(state)))
+        };
+        let left = delay.needs.iter().filter(is_missing);
+        silence::is_unopposed(request, self.voter_context(read, rules)).then(|| CardDelay {
+            at,
+            needs: left.map(|need| need.name.clone()).collect(),
+        })
+    }
+
     /// The profiles an access request needs, and the votes each has, by today's registrations.
     pub(in crate::broker) fn approval_progress(
         &self,
@@ -52,12 +63,16 @@ impl Broker {
         let tally = votes::tally(request, self.voter_context(read, rules), now);
         let action = &request.opened.action.action;
         let state = |need: &ProfileRef| {
-            let defined = rules.bundle.profile(&need.name);
+            let target = &request.opened.action.target;
+            let defined = rules.bundle.profile_about(&need.name, target);
             ProfileState {
                 profile: need.clone(),
-                group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
-                quorum: defined.map_or(0, |p| p.quorum),
-                method: defined.map(|p| rules.bundle.vote_method(p, action)),
+                group: defined
+                    .as_ref()
+                    .map(|p| p.group.to_string())
+                    .unwrap_or_default(),
+                quorum: defined.as_ref().map_or(0, |p| p.quorum),
+                method: defined.map(|p| rules.bundle.vote_method(&p, action)),
                 approvers: tally.counted.get(&need.name).cloned().unwrap_or_default(),
             }
         };

@@ -38,7 +38,8 @@ impl Broker {
         match record {
             Readable::AccessRequest(request) => {
                 let is_asked = |need: &ProfileRef| {
-                    let profile = rules.bundle.profile(&need.name);
+                    let target = &request.opened.action.target;
+                    let profile = rules.bundle.profile_about(&need.name, target);
                     profile.is_some_and(|profile| profile.takes(registered))
                 };
                 is_theirs(request.opened.owner(), request.opened_at)

@@ -2,6 +2,7 @@
 
 mod statement;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -255,7 +256,7 @@ impl Broker {
             key,
             rules
                 .bundle
-                .vote_method(defined, &request.opened.action.action),
+                .vote_method(&defined, &request.opened.action.action),
             statement,
             proof,
             &self.limits.party,
@@ -263,7 +264,7 @@ impl Broker {
         let verified = match verified {
             Ok(verified) => verified,
             Err(VoteProofError::PasskeyRequired) => {
-                return refuse(votes::passkey_required(defined), is_counted);
+                return refuse(votes::passkey_required(&defined), is_counted);
             }
             Err(error) => return Err(self.refuse_proof(call, &error)),
         };
@@ -393,7 +394,7 @@ impl Broker {
         (voter, signed): (&PersonId, SigningWith),
         (profile, verdict): (&ProfileName, Verdict),
         now: Timestamp,
-    ) -> Result<&'a StepUpProfile, Ineligible> {
+    ) -> Result<Cow<'a, StepUpProfile>, Ineligible> {
         let voter_context = self.voter_context(read, rules);
         votes::eligible(voter, signed, profile, verdict, request, voter_context, now)
     }

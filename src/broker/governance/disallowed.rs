@@ -165,20 +165,25 @@ impl Broker {
             let (event, expires_at) = self.reassessment_of(read, id)?;
             Some((event, expires_at))
         };
-        // Refused where one of them expires first.
-        let draft = |all: Vec<(Event, Timestamp)>| {
-            let first = all.iter().map(|(_, expires_at)| *expires_at).min();
-            let draft = Draft::all(all.into_iter().map(|(event, _)| event).collect());
-            match first {
-                Some(first) => draft.not_after(first),
-                None => draft,
-            }
-        };
-        self.sweep(&ids, judge, draft).await
+        self.sweep(&ids, judge, Self::reassessments).await
+    }
+
+    /// The entries about access requests, each with the moment at which the request expires: refused where one of them expires first.
+    pub(in crate::broker) fn reassessments(all: Vec<(Event, Timestamp)>) -> Draft {
+        let first = all.iter().map(|(_, expires_at)| *expires_at).min();
+        let draft = Draft::all(all.into_iter().map(|(event, _)| event).collect());
+        match first {
+            Some(first) => draft.not_after(first),
+            None => draft,
+        }
     }
 
     /// The entry about a pending access request that is not what is on record any more.
-    fn reassessment_of(&self, read: &Read, id: &AccessRequestId) -> Option<(Event, Timestamp)> {
+    pub(in crate::broker) fn reassessment_of(
+        &self,
+        read: &Read,
+        id: &AccessRequestId,
+    ) -> Option<(Event, Timestamp)> {
         let now = self.now();
         let request = read.access_request(id).filter(|r| r.is_pending(now))?;
         let rules = read.rules()?;

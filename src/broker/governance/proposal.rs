@@ -3,6 +3,7 @@
 //! The bundle in force says who agrees. A proposal is for the bundle that it would replace; when another one comes in force, or the
 //! proposer's key dies, its entry closes it. What people agreed to comes in force at once, in the proposer's name.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -145,7 +146,7 @@ impl Broker {
         let context = self.voter_context(read, rules);
         let tally = votes::VoteTally::default();
         if !quorum::can_be_met(
-            &[profile],
+            &[Cow::Borrowed(profile)],
             VoteSubject::change(),
             &tally,
             &[&operator.id],

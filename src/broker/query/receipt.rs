@@ -379,7 +379,8 @@ impl TokenRecord {
             let profile = profile.ok_or_else(|| {
                 ReceiptFailure::Unavailable(format!("profile {name} is not defined"))
             })?;
-            profiles.push(ProfileDefinition::from(profile));
+            let profile = profile.about(&issued.action.target);
+            profiles.push(ProfileDefinition::from(&*profile));
         }
         Ok((proofs, profiles))
     }

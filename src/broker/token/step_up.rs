@@ -2,7 +2,6 @@
 
 use crate::approve::PendingDecision;
 use crate::approve::votes;
-use crate::broker::approval::progress::delay_of;
 use crate::broker::token::request::{Evaluation, PendingReply, TokenAttempt, TokenReply};
 use crate::broker::transaction::Step;
 use crate::broker::{Broker, CallContext, Refusal};
@@ -133,11 +132,12 @@ impl Broker {
             let request = read.access_request(id)?;
             let opened = &request.opened;
             let decision = request.decision.as_ref()?;
+            let needs = self.approval_progress(read, &request, &rules, now);
             let reply = PendingReply {
                 access_request: opened.access_request,
                 decision: decision.id,
-                needs: self.approval_progress(read, &request, &rules, now),
-                delay: delay_of(&request),
+                delay: self.delay_of(read, &request, &rules, &needs),
+                needs,
                 executor: opened.executor().map(|executor| executor.agent.clone()),
                 expires_at: opened.expires_at,
                 rules: self.rules_shown(&decision.rules),

@@ -49,7 +49,7 @@ impl EventPrinter {
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
         let (asking, allowing) = render::rules_apart(pending.rules());
         let delay = pending.delay();
-        let delay = delay.map(|delay| format!(", or is {},", delay.text(Clock::system().now())));
+        let delay = delay.map(|delay| format!(", or {},", delay.text(Clock::system().now())));
         self.event(
             "step-up",
             &format!(

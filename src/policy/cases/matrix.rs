@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::reading::{FileReading, Outcome, titled};
 use super::request_parts::{RequestParts, profile};
 use super::{Expected, REQUESTS_MAX, TestRequest};
-use crate::model::{ActionName, AgentId, ParseError, Target};
+use crate::model::{ActionName, AgentId, ParseError, Target, parse_duration};
 use crate::policy::problem::{Problems, nearest};
 use crate::policy::toml_reader::TableReader;
 
@@ -238,6 +238,12 @@ impl<'a> FileReading<'a, '_> {
         let target = wildcard(target)
             .map(|t| Target::parse_pair(&t))
             .transpose()?;
+        let (profiles, delay_s) = match profiles {
+            [profiles @ .., or, delay] if or == "or" => {
+                (profiles, Some(parse_duration("delay", delay)?))
+            }
+            profiles => (profiles, None),
+        };
         let profiles = profiles.iter().map(|name| profile(self.bundle, name));
         let profiles = profiles.collect::<Result<BTreeSet<_>, _>>()?;
         let (outcome, is_plain) = (Outcome::parse(outcome)?, profiles.is_empty());
@@ -249,7 +255,7 @@ impl<'a> FileReading<'a, '_> {
                 ));
             }
             Outcome::Pending => Expected::Pending {
-                delay_s: None,
+                delay_s,
                 profiles,
                 lifetime_s: None,
             },

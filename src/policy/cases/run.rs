@@ -199,7 +199,7 @@ impl Expected {
             ) => {
                 let seconds = delay.as_ref().map(|delay| delay.seconds);
                 lives(ttl_ms, lifetime_s)
-                    && (delay_s.is_none() || *delay_s == seconds)
+                    && *delay_s == seconds
                     && needed.iter().map(|p| &p.name).eq(profiles.iter())
             }
             // Rules that fail are never what a test means.

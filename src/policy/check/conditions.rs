@@ -1,11 +1,13 @@
 //! Rules that cannot do what they say: never met, met whatever they ask, or with a remedy that does not lift them.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples, Scene};
 use super::values::{Assignment, Sample};
-use super::{direction, location, values};
+use super::{direction, location};
+use crate::model::format_seconds;
 use crate::policy::rule::{Remedy, RuleEffect};
 use crate::policy::schema::WAITED;
 
@@ -172,16 +174,14 @@ fn ask<'b>(
             if !is_lifted && let Some(lifted) = remedied(case, assignment, lifetime) {
                 is_lifted = samples.ask_once(case, scene, &lifted) != Answer::Matches;
             }
-            if !is_lifted_later {
-                let mut later = delayed(case, assignment).peekable();
-                let lifts = |later| samples.ask_once(case, scene, &later) != Answer::Matches;
-                is_lifted_later = later.peek().is_some() && later.all(lifts);
+            if !is_lifted_later && let Some(later) = delayed(case, assignment) {
+                is_lifted_later = samples.ask_once(case, scene, &later) != Answer::Matches;
             }
         } else {
             *covers = false;
         }
         let is_done = findings.is_settled() && !*covers && !findings.seeks_approval(case);
-        match is_done && (case.info.remedy.is_none() || is_lifted) {
+        match is_done && (case.info.remedy.is_none() || (is_lifted && is_lifted_later)) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
@@ -232,6 +232,8 @@ fn remedied(
     lifetime: Option<i64>,
 ) -> Option<Assignment> {
     let mut lifted = assignment.clone();
+    // What people lift waits for nothing.
+    let _reads_it = set_waited(&mut lifted, 0);
     match (&case.info.remedy, lifetime) {
         (Some(Remedy::StepUp(profiles)), _) => {
             let (_, value) = lifted
@@ -254,23 +256,31 @@ fn remedied(
     Some(lifted)
 }
 
-/// The sample after the delay, at every moment from then on that the rule can tell from others.
-fn delayed<'a>(
-    case: &'a RuleCase<'_>,
-    assignment: &'a Assignment,
-) -> impl Iterator<Item = Assignment> + 'a {
-    let waited = vec![WAITED.to_owned()];
-    let compared = case.reading.variables.get(&waited);
-    let delay_ms = case.info.delay_s.map(|seconds| i64::from(seconds) * 1000);
-    let moments = delay_ms
-        .zip(compared)
-        .map(|(ms, compared)| values::waited_from(compared, ms));
-    moments.into_iter().flatten().filter_map(move |ms| {
-        let mut later = assignment.clone();
-        let (_, value) = later.iter_mut().find(|(path, _)| *path == waited)?;
-        *value = Some(Sample::Duration(ms));
-        Some(later)
-    })
+/// The sample after the delay; nothing where it changes nothing. A rule compares the time with its own delay alone.
+fn delayed(case: &RuleCase<'_>, assignment: &Assignment) -> Option<Assignment> {
+    let ms = i64::from(case.info.delay_s?).saturating_mul(1000);
+    let mut later = assignment.clone();
+    // And what waits has nobody's yes.
+    for (path, value) in &mut later {
+        if path.as_slice() == ["approvals"] {
+            *value = Some(Sample::StepUps(BTreeSet::new()));
+        }
+    }
+    set_waited(&mut later, ms).then_some(later)
+}
+
+/// Whether the rule reads how long a request has waited: it has then, for so many milliseconds.
+fn set_waited(assignment: &mut Assignment, ms: i64) -> bool {
+    let mut waited = assignment
+        .iter_mut()
+        .filter(|(path, _)| path.as_slice() == [WAITED]);
+    match waited.next() {
+        Some((_, value)) => {
+            *value = Some(Sample::Duration(ms));
+            true
+        }
+        None => false,
+    }
 }
 
 /// A forbid without a remedy.
@@ -384,8 +394,10 @@ fn report_findings(case: &RuleCase<'_>, findings: &SampleFindings, report: &mut 
     }
     if let (Some(scene), Some(seconds)) = (&findings.undelayed, rule.delay_s) {
         let message = format!(
-            "@delay does not lift it for good: from that time on the rule still forbids {scene} at some moment; write || context.waited >= duration(\"{seconds}s\") into its \
-             unless, or remove @delay"
+            "@delay does not lift it: after {} the rule still forbids {scene}; write || context.waited >= duration(\"{}\") into its unless, \
+             beside its approvals, or remove @delay",
+            format_seconds(seconds.into()),
+            format_seconds(seconds.into()).replace(' ', "")
         );
         let at = location::annotation(&rule.text, "delay");
         report.rule(Check::RemedyNeverLifts, rule, at, message);

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::grants::{DAY_HOURS, MOMENTS_MAX, first_of, moments, table_line};
+use super::location;
 use super::reading::{Compared, Path};
 use super::report::{Check, Report};
 use super::samples::{Answer, RuleCase, Samples, profiles_of};
 use super::values::{Assignment, BINDING, Sample};
 use crate::model::{
     Action, AgentId, Audience, CountName, CountValues, EvidenceAges, EvidenceKind, FactName,
-    FactValues, Param, PersonId, ProfileName, RegisteredAgent, Reversibility, Target,
+    FactValues, Param, PersonId, ProfileName, ProfileRef, RegisteredAgent, Reversibility, Target,
 };
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
@@ -137,8 +138,8 @@ fn several_audiences<'b>(
             |asked, decision| {
                 let is_left = !matches!(decision, AuthzDecision::Denied { .. });
                 if is_left {
-                    let left = audiences.entry(asked.target.clone()).or_default();
-                    left.insert(asked.audience.clone());
+                    let left = audiences.entry(asked.action.target.clone()).or_default();
+                    left.insert(asked.action.audience.clone());
                 }
                 false
             },
@@ -176,7 +177,7 @@ pub(super) fn irreversible<'b>(
         let alone: Vec<String> = with
             .filter(|agent| {
                 // What time alone lets through has nobody's yes.
-                let is_alone = |_: &Action, decision: &AuthzDecision| match decision {
+                let is_alone = |_: &AuthzRequest<'_>, decision: &AuthzDecision| match decision {
                     AuthzDecision::Allowed { .. } => true,
                     AuthzDecision::Needs { delay, .. } => {
                         delay.as_ref().is_some_and(|delay| delay.needs.is_empty())
@@ -215,6 +216,84 @@ pub(super) fn irreversible<'b>(
     }
 }
 
+/// Delays after which other people would be asked than before, so that people are never told of them.
+pub(super) fn delays<'b>(samples: &Samples<'b>, cases: &[RuleCase<'b>], report: &mut Report<'_>) {
+    let bundle = samples.bundle;
+    let Some(longest) = bundle.rules.delays_s.last() else {
+        return;
+    };
+    let waited_ms = i64::from(*longest).saturating_mul(1_000);
+    let mut told = BTreeSet::new();
+    let mut left = DECISIONS_MAX;
+    for action in bundle.catalogue.actions() {
+        let of_action = |case: &&RuleCase<'b>| case.has_action(&action.name);
+        let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
+        if in_scope.iter().all(|case| case.info.delay_s.is_none()) {
+            continue;
+        }
+        let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
+        for agent in bundle.agents().filter(has_it) {
+            let executors = agent.executors.iter().map(Some);
+            let alone = agent.executors.is_empty().then_some(None);
+            for executor in executors.chain(alone) {
+                let other_people = |asked: &AuthzRequest<'_>, decision: &AuthzDecision| {
+                    let AuthzDecision::Needs {
+                        profiles,
+                        delay: None,
+                        rules,
+                        ..
+                    } = decision
+                    else {
+                        return false;
+                    };
+                    let later = bundle.authorize(&AuthzRequest {
+                        waited_ms,
+                        ..*asked
+                    });
+                    let AuthzDecision::Needs { profiles: then, .. } = later else {
+                        return false;
+                    };
+                    let mut delayed = rules.iter().filter_map(|rule| bundle.rule(&rule.id));
+                    let delayed = delayed.find(|rule| rule.delay_s.is_some());
+                    let is_other = then.iter().any(|need| !profiles.contains(need));
+                    if let Some(rule) = delayed.filter(|_| is_other)
+                        && told.insert(rule.id.clone())
+                    {
+                        let names = |needs: &[ProfileRef]| {
+                            let names = needs.iter().map(|need| need.name.as_str());
+                            names.collect::<Vec<_>>().join(" and ")
+                        };
+                        let message = format!(
+                            "@delay changes nothing for {} of {}: after it {} would be asked instead of {}, and a request is put to the same people all \
+                             the time; ask both in the rule (@step_up(\"one + another\")), or remove @delay",
+                            action.name,
+                            agent.id,
+                            names(&then),
+                            names(profiles)
+                        );
+                        let at = location::annotation(&rule.text, "delay");
+                        report.rule(Check::DelayChangesNothing, rule, at, message);
+                    }
+                    false
+                };
+                let extent = (executor, SampleCounts::FEW);
+                decides_once(
+                    samples,
+                    &in_scope,
+                    agent,
+                    action,
+                    extent,
+                    &mut left,
+                    other_people,
+                );
+            }
+        }
+    }
+    if left == 0 {
+        report.not_asked(Check::DelayChangesNothing, DECISIONS_MAX);
+    }
+}
+
 /// How many requests and moments are tried for one agent, action and target.
 #[derive(Clone, Copy)]
 struct SampleCounts {
@@ -243,7 +322,7 @@ fn decides_once<'b>(
     action: &'b CatalogueAction,
     (executor, extent): (Option<&AgentId>, SampleCounts),
     left: &mut usize,
-    mut decides: impl FnMut(&Action, &AuthzDecision) -> bool,
+    mut decides: impl FnMut(&AuthzRequest<'_>, &AuthzDecision) -> bool,
 ) -> bool {
     let bundle = samples.bundle;
     let calendar = &bundle.evaluator.declared().calendar;
@@ -278,7 +357,7 @@ fn decides_once<'b>(
                     if *left == 0 {
                         return false;
                     }
-                    let decision = bundle.authorize(&AuthzRequest {
+                    let question = AuthzRequest {
                         agent,
                         action: &action,
                         ttl_ms: asked.ttl_ms,
@@ -293,8 +372,9 @@ fn decides_once<'b>(
                         executor,
                         facts: &asked.facts,
                         counts: &asked.counts,
-                    });
-                    if decides(&action, &decision) {
+                    };
+                    let decision = bundle.authorize(&question);
+                    if decides(&question, &decision) {
                         return true;
                     }
                 }

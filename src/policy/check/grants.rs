@@ -117,6 +117,7 @@ pub(super) fn check<'b>(
         decisions::quorums_together(samples, cases, &asked, files, report);
     }
     decisions::irreversible(samples, cases, files, report);
+    decisions::delays(samples, cases, report);
     asked
 }
 

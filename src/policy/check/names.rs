@@ -268,7 +268,8 @@ impl Names {
             .map(String::as_str)
             .collect();
         for profile in samples.bundle.people.profiles.values() {
-            if known.contains(&profile.group.as_str()) {
+            // A target's attribute is looked at with the targets.
+            if profile.target_attribute.is_some() || known.contains(&profile.group.as_str()) {
                 continue;
             }
             let near = nearest(profile.group.as_str(), known.iter().copied());

@@ -45,6 +45,8 @@ pub(super) enum Check {
     NoAudience,
     /// An agent can have an irreversible action without anybody's approval.
     IrreversibleAlone,
+    /// After the delay of a rule other people would be asked than before.
+    DelayChangesNothing,
     /// No rule reads a fact.
     UnreadFact,
     /// The safe value of a fact makes a rule allow more.
@@ -56,7 +58,7 @@ pub(super) enum Check {
 }
 
 impl Check {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::UndeclaredName,
         Self::UndeclaredValue,
         Self::NeverMatches,
@@ -73,6 +75,7 @@ impl Check {
         Self::AnyAudience,
         Self::NoAudience,
         Self::IrreversibleAlone,
+        Self::DelayChangesNothing,
         Self::UnreadFact,
         Self::SafeAllows,
         Self::UnreadCount,
@@ -97,6 +100,7 @@ impl Check {
             Self::AnyAudience => "any-audience",
             Self::NoAudience => "no-audience",
             Self::IrreversibleAlone => "irreversible-alone",
+            Self::DelayChangesNothing => "delay-changes-nothing",
             Self::UnreadFact => "unread-fact",
             Self::SafeAllows => "safe-allows",
             Self::UnreadCount => "unread-count",
@@ -270,7 +274,7 @@ impl<'r> Report<'r> {
             self.undeclared.insert(of.to_owned());
         }
         match check {
-            Check::IrreversibleAlone => self.warnings.push(problem),
+            Check::IrreversibleAlone | Check::DelayChangesNothing => self.warnings.push(problem),
             _ => self.problems.push(problem),
         }
     }

@@ -17,9 +17,6 @@ use crate::policy::evaluator::{DeclaredContext, instant, milliseconds};
 use crate::policy::schema::{COUNTS_MEMBER, FACTS_MEMBER, WAITED};
 use crate::policy::{DeclaredCount, PolicyBundle};
 
-/// Longest time for which a request may have waited, and more: a delay of a day, and the ten years that a profile may wait at most.
-const WAITED_MAX_MS: i64 = 4_000 * DAY_MS;
-
 /// A value of the context.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sample {
@@ -93,7 +90,7 @@ impl Situation<'_> {
         }
         match names.as_slice() {
             ["ttl"] => Values::whole(self.durations(compared, 1..=TTL_MAX_MS, MINUTE_MS)),
-            [WAITED] => Values::whole(self.durations(compared, 0..=WAITED_MAX_MS, 0)),
+            [WAITED] => Values::whole(self.durations(compared, 0..=DAY_MS, 0)),
             ["evidence", "issued_age" | "verified_age"] | ["task", "age"] => {
                 Values::whole(self.durations(compared, 0..=i64::MAX, 0))
             }
@@ -457,13 +454,6 @@ fn around(
     let within = |value: i64| value.clamp(*within.start(), *within.end());
     let values: BTreeSet<i64> = near.chain([base]).map(within).collect();
     values.into_iter()
-}
-
-/// The times for which a request may have waited, from one on, that comparisons with these constants tell apart.
-pub(super) fn waited_from(compared: &Compared, ms: i64) -> Vec<i64> {
-    let later = around(compared, ms..=WAITED_MAX_MS, ms);
-    let more = [ms.saturating_add(1), WAITED_MAX_MS];
-    later.chain(more).collect()
 }
 
 fn instants(compared: &Compared) -> Values {

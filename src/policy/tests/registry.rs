@@ -184,3 +184,47 @@ fn profile_digest_covers_its_definition() {
     let same = soc_with("people.toml", "wait = \"15m\"", "wait = \"900s\"").expect("bundle");
     assert_eq!(one, digest(&same, "one-security"));
 }
+
+/// A profile asks the people whom targets name: somebody must be named, and by an attribute that targets have.
+#[test]
+fn people_of_targets() {
+    let profile = |keys: &str| {
+        let mut files = soc_files();
+        let people = files.get_mut("people.toml").expect("people");
+        people.push_str(&format!(
+            "\n[profile.named]\n{keys}\nwait = \"15m\"\ngood_for = \"10m\"\nmethod = \"key\"\n"
+        ));
+        files
+    };
+    refused(
+        load(profile("group = \"security\"\ntarget_attribute = \"name\"")),
+        "group and target_attribute are two answers to who approves",
+    );
+    refused(
+        load(profile("target_attribute = \"lead\"")),
+        "profile named: no target of entities.json has the attribute \"lead\"",
+    );
+    // Neither a Boolean nor an entity names a person.
+    for attribute in ["protected", "environment"] {
+        let of = format!("target_attribute = \"{attribute}\"");
+        refused(load(profile(&of)), "as a text or a set of texts");
+    }
+    refused(
+        load(profile("target_attribute = \"of target\"")),
+        "must be 1 to 64 letters",
+    );
+    let mut changes = profile("target_attribute = \"name\"");
+    let people = changes.get_mut("people.toml").expect("people");
+    people.push_str("\n[changes]\nagree = \"named\"\n");
+    refused(load(changes), "a change has no target");
+
+    // Names of things are no people.
+    let bundle = load(profile("target_attribute = \"name\"")).expect("loads");
+    let warned: Vec<String> = bundle.warnings().iter().map(ToString::to_string).collect();
+    assert!(
+        warned.iter().any(|text| text.contains(
+            "names fewer approvers of people.toml than its quorum 1: what needs the profile is denied there"
+        )),
+        "{warned:?}"
+    );
+}

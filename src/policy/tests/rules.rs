@@ -81,15 +81,40 @@ fn rule_validation_errors() {
     ] {
         refused(soc_and(&format!("@id(\"a\") {annotations} {forbid}")), said);
     }
+    let step_up = "@id(\"a\") @step_up(\"one-security\")";
+    let of = "forbid (principal, action == Action::\"case.read\", resource) unless";
     for reading in [
-        "@id(\"a\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource) unless { context.waited > duration(\"1m\") };",
-        "@id(\"a\") permit (principal, action == Action::\"case.read\", resource) when { {c: context}.c.waited > duration(\"1m\") };",
+        format!("{step_up} {of} {{ context.waited > duration(\"1m\") }};"),
+        format!("{step_up} {of} {{ {{\"has\": context.waited}}[\"has\"] >= duration(\"1m\") }};"),
+        format!("{step_up} {of} {{ {{\">=\": context.waited}}[\">=\"] >= duration(\"1m\") }};"),
+        format!("{step_up} {of} {{ [context].contains(context) }};"),
+        "@id(\"a\") permit (principal, action == Action::\"case.read\", resource) when { {c: context}.c.waited > duration(\"1m\") };"
+            .to_owned(),
     ] {
         refused(
-            soc_and(reading),
+            soc_and(&reading),
             "context.waited is read by forbids with @delay alone",
         );
     }
+    for comparison in [
+        "context.waited >= duration(\"1m\")",
+        "context.waited >= duration(\"1h\")",
+        "context.waited > duration(\"30m\")",
+        "duration(\"30m\") <= context.waited",
+        "context.waited.toMinutes() >= 30",
+        "context.waited >= duration(\"30m\") && context.waited < duration(\"1h\")",
+    ] {
+        refused(
+            soc_and(&format!(
+                "{step_up} @delay(\"30m\") {of} {{ {comparison} }};"
+            )),
+            "write context.waited >= duration(\"30m\")",
+        );
+    }
+    soc_and(&format!(
+        "{step_up} @delay(\"30m\") {of} {{ context.waited >= duration(\"30m\") }};"
+    ))
+    .expect("its own delay");
     refused(
         soc_and("@id(\"a\") permit (principal == ?principal, action, resource);"),
         "template",

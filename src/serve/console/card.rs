@@ -13,7 +13,7 @@ use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
 use crate::broker::{AccessRequestStatus, Ineligible, VoteOptions};
-use crate::card::{Card, CardRow, CardSection, CardView, FoldLimits, SectionKind, Tone};
+use crate::card::{Card, CardRow, CardSection, CardView, FoldLimits, SectionKind, Tone, decide_by};
 use crate::model::{AccessRequestId, ParseField as _, ProfileName, format_seconds};
 use crate::serve::request_log::record;
 
@@ -114,7 +114,7 @@ pub(super) async fn page(
             None => proposal_message(card.status),
         },
         risk: format::risk(card.risk),
-        until: DisplayTime::new(card.expires_at, now),
+        until: DisplayTime::new(decide_by(card.delay.as_ref(), card.expires_at, now), now),
         task: card
             .requester
             .agent()
@@ -270,7 +270,7 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
         Ineligible::ProfileChanged => {
             "The policy on who approves changed after this request was opened. The agent must request again."
         }
-        Ineligible::HasVoted => "You have voted on this request. It still needs other approvers.",
+        Ineligible::HasVoted => "You have voted on this request. It still waits.",
         Ineligible::PasskeyRequired | Ineligible::RiskRequiresPasskey | Ineligible::NoPasskey => {
             "This request needs a vote by passkey, and you have none enrolled. Ask an operator for an invitation."
         }

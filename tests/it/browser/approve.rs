@@ -430,7 +430,9 @@ async fn two_person_quorum() {
         "{begun}"
     );
     assert_eq!(site.status(id), "waiting");
-    assert!(maria.find("#approve").await.is_none());
+    // She may still deny it, and nothing else.
+    maria.seen("#deny").await;
+    assert!(maria.is_hidden("#approve").await);
     maria.seen("#not-eligible").await;
 
     site.open_card(&lee, id).await;

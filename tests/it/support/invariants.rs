@@ -466,7 +466,7 @@ impl InvariantChecker {
             let person = before.person(&vote.voter);
             let is_taken = person.is_some_and(|person| {
                 person.roles.contains(&profile.role)
-                    && (profile.role == Role::Operator || person.groups.contains(&profile.group))
+                    && (profile.role == Role::Operator || person.is_in(&profile.group))
             });
             let by_method = vote.assertion.is_some() || profile.method == VoteMethod::Key;
             let voters = (profile.role, &profile.group);
@@ -765,7 +765,8 @@ impl InvariantChecker {
         let action = bundle.action(&request.action.action);
         let risk = action.and_then(|action| action.risk).unwrap_or(Risk::High);
         let needs_confirmation = risk >= bundle.approval_limits().confirm_at_or_above;
-        let profile = bundle.profile(&vote.profile.name)?;
+        let target = &request.action.target;
+        let profile = bundle.profile_about(&vote.profile.name, target)?;
         let voters = (profile.role, &profile.group);
         let hand = self.keys.hand(vote, voters, needs_confirmation)?;
         let mut owners = vec![request.owner().clone()];
@@ -837,7 +838,10 @@ impl InvariantChecker {
         assert!(entry.at < request.expires_at, "a late vote");
         let bundle = self.bundle();
         let person = bundle.person(&f.voter).expect("registered");
-        let profile = bundle.profile(&f.profile.name).expect("profile");
+        let target = &self.requests[&f.access_request].action.target;
+        let profile = bundle
+            .profile_about(&f.profile.name, target)
+            .expect("profile");
         assert!(profile.takes(person), "not in the group");
         assert_ne!(f.voter, *request.owner(), "the owner voted");
         if let Some(agent) = request.agent() {
@@ -883,7 +887,7 @@ impl InvariantChecker {
         };
         assert!(signed, "the signature does not verify");
         assert!(
-            f.assertion.is_some() || takes_keys(&bundle, profile, &request.action.action),
+            f.assertion.is_some() || takes_keys(&bundle, &profile, &request.action.action),
             "INV-4: a vote by key where profile or risk take passkeys alone"
         );
         assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
@@ -1006,11 +1010,12 @@ impl InvariantChecker {
             let mut by_profile: BTreeMap<ProfileName, Voters> = BTreeMap::new();
             let mut counted = Vec::new();
             for vote in &votes {
-                let profile = bundle.profile(&vote.profile.name);
+                let target = &self.requests[&id].action.target;
+                let profile = bundle.profile_about(&vote.profile.name, target);
                 let person = bundle.person(&vote.voter);
                 let key = self.keys.counted(vote);
                 let counts = entry.at < vote.not_after
-                    && profile.is_some_and(|p| {
+                    && profile.as_ref().is_some_and(|p| {
                         p.digest() == vote.profile.digest
                             && (vote.assertion.is_some()
                                 || takes_keys(&bundle, p, &f.action.action))
@@ -1019,7 +1024,7 @@ impl InvariantChecker {
                     && vote.voter != task.owner
                     && person.is_some_and(|p| {
                         p.roles.contains(&Role::Approver)
-                            && profile.is_some_and(|q| p.groups.contains(&q.group))
+                            && profile.as_ref().is_some_and(|q| p.is_in(&q.group))
                     });
                 let hand = profile.and_then(|_| self.hand(vote));
                 if let (true, Some(key), Some(hand)) = (counts, key, hand) {

@@ -217,7 +217,7 @@ impl KeyChecker {
             .map(|person| {
                 let keys = person.keys.iter().map(PublicKey::thumbprint).collect();
                 let registered = Registered {
-                    groups: person.groups.iter().cloned().collect(),
+                    groups: person.all_groups().cloned().collect(),
                     roles: person.roles.iter().copied().collect(),
                     keys,
                 };

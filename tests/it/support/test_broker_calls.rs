@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dipylon::audit::TokenReceipt;
 use dipylon::broker::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::authorization;
@@ -310,6 +311,13 @@ impl TestBroker {
         self.broker
             .consume_token(&call, token, &UseId::parse(use_id).expect("id"))
             .await
+    }
+
+    /// The receipt of a token, which verified with the keys that the broker publishes before it left, and can be read.
+    pub async fn receipt(&self, jti: TokenId) -> TokenReceipt {
+        let call = self.person_call("dipylon.v1.GovernanceService/GetTokenReceipt", "olga");
+        let reply = self.broker.token_receipt(&call, jti).await;
+        TokenReceipt::parse(&reply.expect("a receipt").text).expect("readable")
     }
 
     pub async fn introspect(&self, validator: &str, token: &Secret) -> bool {

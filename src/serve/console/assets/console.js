@@ -289,6 +289,8 @@
       const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html').querySelector('#card');
       const rows = '.part.needs .facts';
       if (fresh && $(rows, card) && $(rows, fresh)) $(rows, card).replaceChildren(...$(rows, fresh).childNodes);
+      const time = 'header time[data-until]';
+      if (fresh && $(time, card) && $(time, fresh)) $(time, card).replaceWith($(time, fresh));
       // Another card under the same address: it is read from its beginning.
       const shown = (page) => page.querySelector('#ballot')?.dataset.facts;
       if (fresh && shown(card) && shown(fresh) && shown(fresh) !== shown(card)) {
