@@ -236,7 +236,7 @@ pub fn decide<'r>(
         now,
     );
     let mut recommender_counts = CountValues::new();
-    let (mut are_of_now, mut is_same) = (true, true);
+    let mut are_of_now = true;
     // INVARIANT (a yes is for what is asked now): votes are counted for what the rules ask of people at this moment, which is what is
     // on record.
     if let Some(request) = waiting {
@@ -261,7 +261,6 @@ pub fn decide<'r>(
             // INVARIANT (a yes rests on the facts that it was given under): what the rules deny under other facts has no votes, also
             // where this call asks for less.
             Assessment::Denied => {
-                is_same = false;
                 let recorded = request.decision.as_ref();
                 are_of_now = recorded.is_none_or(|r| r.input.facts == named.values);
             }
@@ -272,8 +271,7 @@ pub fn decide<'r>(
         .filter(|_| are_of_now)
         .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
-    // INVARIANT (silence answers what was shown): a request that is not what is on record has not waited.
-    let waited_ms = waiting.filter(|_| is_same).map_or(0, |request| {
+    let waited_ms = waiting.map_or(0, |request| {
         silence::waited_ms(
             request,
             &named.values,

@@ -206,7 +206,7 @@ pub(super) fn counts_of(
 }
 
 /// The rules among these that ask for an approval.
-pub(super) fn asking<'r>(bundle: &PolicyBundle, rules: &'r [RuleRef]) -> BTreeSet<&'r str> {
+fn asking<'r>(bundle: &PolicyBundle, rules: &'r [RuleRef]) -> BTreeSet<&'r str> {
     let asks = |rule: &&RuleRef| {
         let rule = bundle.rule(&rule.id);
         rule.is_some_and(|rule| matches!(rule.remedy, Some(Remedy::StepUp(_))))
@@ -270,20 +270,26 @@ pub fn reassess(
     let changed = match assess_now(request, &agent, bundle, opened_at, None, moment) {
         // A denial by time alone may pass; a token is not issued meanwhile. A request that a fact denies ends: the fact may stand for long.
         Assessment::Denied => {
+            let then = AskedInput {
+                facts: &facts,
+                ..AskedInput::of(&recorded.input)
+            };
+            // What waits in silence is on record as the bundle and the facts of now have it, also at a time that denies it.
+            let is_other = recorded.policy != bundle.version() || recorded.input.facts != facts;
+            if recorded.delay.is_some()
+                && is_other
+                && let Assessment::Changed(decision) = assess(request, &agent, bundle, &then)
+            {
+                return Reassessment::Changed(decision);
+            }
             // And a count may be lower again: no count forbids more than none.
             let none = CountValues::new();
             let then = AskedInput {
-                facts: &facts,
                 counts: &none,
-                ..AskedInput::of(&recorded.input)
+                ..then
             };
             return match assess(request, &agent, bundle, &then) {
                 Assessment::Denied => Reassessment::Ends(CloseCause::Policy),
-                // What waits in silence is on record as the bundle and the facts of now have it, also at a time that denies it.
-                Assessment::Changed(mut decision) if recorded.delay.is_some() => {
-                    decision.input.counts = recorded.input.counts.clone();
-                    Reassessment::Changed(decision)
-                }
                 Assessment::Same | Assessment::Changed(_) => Reassessment::Same,
             };
         }

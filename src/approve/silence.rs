@@ -2,18 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use super::needs::asking;
 use super::votes::VoterContext;
 use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, PolicyBundle};
 use crate::state::{AccessRequest, Recorded};
 
-/// Whether nobody said no to anything that the agent requested since an access request requires what it requires. After a no silence says
-/// nothing about the agent's other requests: people have to approve them.
+/// Whether nobody said no to anything that the agent requested since an access request was opened. After a no silence says nothing about the
+/// agent's other requests: people have to approve them.
 pub fn is_unopposed(request: &AccessRequest, VoterContext { read, .. }: VoterContext<'_>) -> bool {
     let denials = request.opened.agent().map(|agent| read.denials(agent));
     let mut denials = denials.into_iter().flatten();
-    !denials.any(|at| at >= request.required_since)
+    !denials.any(|at| at >= request.opened_at)
 }
 
 /// Milliseconds for which an access request waited since people could be heard, under the bundle and the facts that its card showed; 0
@@ -39,8 +38,8 @@ pub fn waited_ms(
 
 /// The part of a wait that the rules of a question may count.
 ///
-/// INVARIANT (silence answers what was shown): nothing, where the rules would ask for more people, by other rules, or after a longer time
-/// than people were shown: older evidence than the one on record, and the counts of an executor, make rules ask that no card named.
+/// INVARIANT (silence is that of the people who were asked): all of it where their yes would do, and nothing else. Older evidence than the
+/// one on record, and the counts of an executor, make rules ask other people, whom no card named.
 pub fn counted_ms(
     bundle: &PolicyBundle,
     question: &AuthzRequest<'_>,
@@ -50,27 +49,16 @@ pub fn counted_ms(
     if waited_ms == 0 {
         return 0;
     }
-    let at_once = AuthzRequest {
+    let asked = recorded.required_profiles.iter().map(|need| &need.name);
+    let approvals: BTreeSet<ProfileName> =
+        question.approvals.iter().chain(asked).cloned().collect();
+    let answered = bundle.authorize(&AuthzRequest {
+        approvals: &approvals,
         waited_ms: 0,
         ..*question
-    };
-    let AuthzDecision::Needs {
-        profiles,
-        delay: Some(delay),
-        rules,
-        ..
-    } = bundle.authorize(&at_once)
-    else {
-        return 0;
-    };
-    let shown: BTreeSet<&str> = asking(bundle, &recorded.rules);
-    let is_shown = profiles
-        .iter()
-        .all(|need| recorded.required_profiles.contains(need))
-        && asking(bundle, &rules).is_subset(&shown)
-        && delay.millis() <= waited_ms;
-    match is_shown {
-        true => waited_ms,
-        false => 0,
+    });
+    match answered {
+        AuthzDecision::Allowed { .. } => waited_ms,
+        AuthzDecision::Needs { .. } | AuthzDecision::Denied { .. } => 0,
     }
 }

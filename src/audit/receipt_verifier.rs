@@ -212,7 +212,7 @@ impl VerifiedReceipt {
         ];
         if self.token.issued.decision.input.waited_ms > 0 {
             limits.push(
-                "that people could say no all the time that it waited is the broker's word"
+                "that people could say no all the time that it waited, and said it to nothing else that the agent requested, is the broker's word"
                     .to_owned(),
             );
         }

@@ -406,10 +406,10 @@ fn is_own_delay(operands: &Value, delay_s: Option<u32>) -> bool {
 
 /// Of what a `has` asks whether it has a member. A record with a member of that name is none.
 fn asked_of(expression: &Value) -> Option<&Value> {
-    let (operator, operands) = single(expression)?;
-    let attribute = operands.get("attr");
-    let is_operator = operator == "has" && attribute.is_some_and(|a| a.is_string() || a.is_array());
-    operands.get("left").filter(|_| is_operator)
+    match single(expression)? {
+        ("has", operands) => operands.get("left"),
+        _ => None,
+    }
 }
 
 /// The expressions that an expression consists of.

@@ -102,8 +102,8 @@ pub(super) fn person_changes(
             Some(was) => {
                 let lost: Vec<Role> = was.roles.difference(&person.roles).copied().collect();
                 let gained = person.roles.difference(&was.roles).next().is_some();
-                let gone = was.all_groups().filter(|group| !person.is_in(group));
-                let groups: Vec<GroupId> = gone.cloned().collect();
+                // Votes for a target that names them no more do not count by themselves; those for others do.
+                let groups: Vec<GroupId> = was.groups.difference(&person.groups).cloned().collect();
                 let dropped = |key: &&PublicKey| person.key(key.thumbprint()).is_none();
                 let keys = was.keys.iter().filter(dropped).count();
                 if !lost.is_empty() {
@@ -141,6 +141,9 @@ fn not_returning<'a>(
     returning.iter().find(|person| !returns(person))
 }
 
+/// Most groups that a sentence names: a person may be in that of each target.
+const NAMED_MAX: usize = 8;
+
 /// What a policy bundle gives a person who was registered before, or comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PersonGain {
@@ -161,13 +164,18 @@ impl PersonGain {
             .roles
             .iter()
             .map(|role| format!("the role {}", role.as_str()));
-        let groups = self.groups.iter().map(|group| format!("the group {group}"));
+        let groups = self.groups.iter().take(NAMED_MAX);
+        let groups = groups.map(|group| format!("the group {group}"));
+        let more = match self.groups.len().saturating_sub(NAMED_MAX) {
+            0 => None,
+            more => Some(format!("{more} more groups")),
+        };
         let keys = match self.keys.len() {
             0 => None,
             1 => Some("1 registered key".to_owned()),
             n => Some(format!("{n} registered keys")),
         };
-        let all: Vec<String> = roles.chain(groups).chain(keys).collect();
+        let all: Vec<String> = roles.chain(groups).chain(more).chain(keys).collect();
         format!("{} gets {}", self.person, all.join(", "))
     }
 }

@@ -457,8 +457,14 @@ fn token_issued(state: &State, f: &TokenIssued, at: Timestamp) -> Legal {
     let is_shown = asked.is_some_and(|asked| {
         asked.policy == f.decision.policy && asked.input.facts == f.decision.input.facts
     });
+    let agent = request.opened.agent();
+    let denials = agent.and_then(|agent| state.histories.get(agent));
+    let is_opposed = denials.is_some_and(|history| {
+        let mut denials = history.denials.iter();
+        denials.any(|at| *at >= request.opened_at)
+    });
     require(
-        waited_ms == 0 || (is_shown && request.may_have_waited(waited_ms, at)),
+        waited_ms == 0 || (is_shown && !is_opposed && request.may_have_waited(waited_ms, at)),
         || format!("{id} did not wait for {waited_ms} ms"),
     )?;
     after(&request, AccessEvent::Consumed(f.jti))?;

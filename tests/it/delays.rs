@@ -319,6 +319,102 @@ unless { context.approvals.contains(StepUp::"one-passkey") || context.waited >= 
     d.b.check_invariants();
 }
 
+/// A time that denies it changes nothing in what people were asked, whatever counts ask for it; a bundle that comes meanwhile begins the
+/// wait anew.
+#[tokio::test]
+async fn a_time_that_denies_it_leaves_it_with_people() {
+    let rules = r#"
+@id("again-after-a-while")
+@step_up("one-security")
+@delay("10m")
+forbid (principal, action == Action::"session.end", resource)
+unless {
+  context.counts.ends < 1 ||
+  context.approvals.contains(StepUp::"one-security") ||
+  context.waited >= duration("10m")
+};
+@id("short-tokens-for-a-minute")
+forbid (principal, action == Action::"session.end", resource)
+when { context.ttl > duration("4m") && context.now >= datetime("FROM") && context.now < datetime("TO") };
+"#;
+    let mut env = environment("");
+    env.policy.insert(
+        "counts.toml".to_owned(),
+        "[count.ends]\ntitle = \"Sessions ended\"\nof = \"tokens\"\nper = [\"agent\"]\nwithin = \"1h\"\n".to_owned(),
+    );
+    let from = Timestamp::from_secs(1_800_000_100);
+    let rules = rules
+        .replace("FROM", &from.to_string())
+        .replace("TO", &from.plus_secs(60).to_string());
+    env.policy.insert("rules/90-delay.cedar".to_owned(), rules);
+    let d = Delays::with(env).await;
+    d.ask("first").await.token();
+    let id = d.ask_about("cara", "s").await.pending().access_request;
+    let opened_at = d.b.now();
+    d.pass(110).await;
+    let request = d.b.broker.show().access_request(&id).expect("on record");
+    assert!(request.is_pending(d.b.now()));
+    assert_eq!(request.required_profiles().len(), 1);
+    assert_eq!(request.required_since, opened_at);
+    assert!(d.card(id).contains("unless somebody says no"));
+
+    // Another bundle in that minute.
+    let rules = &d.b.env.policy["rules/90-delay.cedar"];
+    let mut files = d.b.env.policy.clone();
+    let other = format!("{rules}\n// Other words.\n");
+    files.insert("rules/90-delay.cedar".to_owned(), other);
+    let before = d.b.now();
+    d.b.apply_policy(files).await.expect("in force");
+    d.b.broker.maintenance_tick().await.expect("tick");
+    let request = d.b.broker.show().access_request(&id).expect("on record");
+    assert!(request.is_pending(d.b.now()) && request.required_since >= before);
+    d.pass(490).await;
+    d.ask_about("cara", "s").await.pending();
+    d.pass(120).await;
+    d.ask_about("cara", "s").await.token();
+    d.b.check_invariants();
+}
+
+/// What is left after a delay depends on who has approved: the profile that a delay would lift may be another one's by then.
+#[tokio::test]
+async fn a_yes_for_one_of_several_profiles_keeps_the_delay() {
+    let profile = |name: &str| {
+        format!(
+            "\n[profile.{name}]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
+        )
+    };
+    let forbid = |id: &str, remedy: &str, by: &str| {
+        format!(
+            "@id(\"{id}\") {remedy} forbid (principal, action == Action::\"session.end\", resource) unless {{ {by} }};\n"
+        )
+    };
+    let any = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|n| format!("StepUp::\"{n}\"")).collect();
+        format!("context.approvals.containsAny([{}])", names.join(", "))
+    };
+    let delayed = format!(
+        "{} || context.waited >= duration(\"10m\")",
+        any(&["a", "c"])
+    );
+    let rules = [
+        forbid("r1", "@step_up(\"a\") @delay(\"10m\")", &delayed),
+        forbid("r2", "@step_up(\"c\")", &any(&["c", "b"])),
+        forbid("r3", "@step_up(\"b\")", &any(&["b"])),
+    ];
+    let mut env = environment(&rules.concat());
+    env.policy = env.policy_with("people.toml", |text| {
+        [text, &profile("a"), &profile("b"), &profile("c")].concat()
+    });
+    let d = Delays::with(env).await;
+    let asked = d.ask("s").await.pending();
+    assert!(asked.delay.is_some(), "{:?}", names(&asked.needs));
+    d.b.approve("lee", asked.access_request, "b").await;
+    assert_eq!(d.ask("s").await.pending().delay, d.at(600));
+    d.pass(600).await;
+    d.ask("s").await.token();
+    d.b.check_invariants();
+}
+
 /// Facts that the rules read stand with what waits: a restart begins the wait anew under them, and another fact does too.
 #[tokio::test]
 async fn silence_is_under_the_facts_that_the_card_showed() {
@@ -468,6 +564,63 @@ async fn a_recommendation_is_handed_over_after_a_delay() {
     assert_eq!(issued.decision.input.waited_ms, 600_000);
     let claim = issued.approval.as_ref().expect("approved");
     assert_eq!(claim.profiles[0].as_str(), "one-security");
+    b.receipt(issued.jti).await;
+    b.check_invariants();
+}
+
+/// What the executor's rules ask alone is less than what was asked for both: silence answers it all the same.
+#[tokio::test]
+async fn a_delay_of_both_agents_is_handed_over() {
+    let forbid = |id: &str, of: &str, profile: &str, by: &str| {
+        format!(
+            "@id(\"{id}\") @step_up(\"{profile}\") @delay(\"10m\") forbid ({of}, action == Action::\"session.end\", resource) \
+             unless {{ context.approvals.containsAny([{by}]) || context.waited >= duration(\"10m\") }};\n"
+        )
+    };
+    let two = "StepUp::\"two\"";
+    let rules = [
+        forbid("r1", "principal", "one", &format!("StepUp::\"one\", {two}")),
+        forbid("r2", "principal == Agent::\"assistant\"", "two", two),
+        "@id(\"r3\") @step_up(\"one-security\") forbid (principal, action == Action::\"session.end\", resource) \
+         unless { context.approvals.contains(StepUp::\"one-security\") };\n"
+            .to_owned(),
+    ];
+    let mut env = environment(&rules.concat());
+    env.policy = env.policy_with("people.toml", |text| {
+        let profile = |name: &str| {
+            format!(
+                "\n[profile.{name}]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
+            )
+        };
+        [text, &profile("one"), &profile("two")].concat()
+    });
+    let d = Delays::with(env).await;
+    let b = &d.b;
+    let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
+    let recommends = b.open_task(&assistant).await;
+    let executes = b.open_task(&responder).await;
+    let ask = |agent: &TestAgent, task, key: &str, recommendation| RequestTokenInput {
+        task,
+        action: action("session.end", "Account", "ann", IDP, &[]),
+        ttl: 300,
+        reason: None,
+        idempotency_key: IdempotencyKey::parse(key).expect("key"),
+        wait_ms: 0,
+        evidence: Some(b.svid(agent)),
+        executor: None,
+        recommendation,
+    };
+    let asked = b
+        .request_with(&assistant, ask(&assistant, recommends, "r", None))
+        .await
+        .pending();
+    assert_eq!(names(&asked.needs), ["one-security", "two"]);
+    let id = asked.access_request;
+    pass(b, 600).await;
+    b.approve("dana", id, "one-security").await;
+    let execute = b.request_with(&responder, ask(&responder, executes, "e", Some(id)));
+    let issued = execute.await.token().issued;
+    assert_eq!(issued.decision.input.waited_ms, 600_000);
     b.receipt(issued.jti).await;
     b.check_invariants();
 }

@@ -289,6 +289,38 @@ const FORGERIES: &[(&str, Forge, &str)] = &[
         "outlives the value of lockdown",
     ),
     (
+        "a request with a delay that no rule can have",
+        |h, copy| {
+            let Event::AccessRequestOpened(opened) = &mut copy.entries[h.asked].event else {
+                panic!("no request")
+            };
+            let AccessRequester::Agent(by) = &mut opened.requester else {
+                panic!("not an agent's")
+            };
+            by.decision.delay = Some(Delay {
+                seconds: 59,
+                needs: Vec::new(),
+            });
+            h.asked
+        },
+        "has a delay that no rule asks for",
+    ),
+    (
+        "a delay after which somebody else is asked",
+        |h, copy| {
+            let Event::AccessRequestOpened(opened) = &mut copy.entries[h.asked].event else {
+                panic!("no request")
+            };
+            let AccessRequester::Agent(by) = &mut opened.requester else {
+                panic!("not an agent's")
+            };
+            let needs = by.decision.required_profiles.clone();
+            by.decision.delay = Some(Delay { seconds: 60, needs });
+            h.asked
+        },
+        "has a delay that no rule asks for",
+    ),
+    (
         "a token that says it waited",
         |h, copy| {
             let mut issued = another(h.issued(h.read));

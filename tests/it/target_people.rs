@@ -106,6 +106,20 @@ async fn the_person_whom_the_target_names_approves() {
     c.b.check_invariants();
 }
 
+/// Who leads one case less still decides about the others.
+#[tokio::test]
+async fn a_case_that_goes_takes_no_vote_elsewhere() {
+    let c = Cases::start().await;
+    let both = files(&c.plain, ["lee", "lee"]);
+    c.b.apply_policy(both).await.expect("in force");
+    let id = c.read("INC-8841", "r").await.pending().access_request;
+    c.vote("lee", id).await.expect("counts");
+    let one = files(&c.plain, ["lee", "dana"]);
+    c.b.apply_policy(one).await.expect("in force");
+    c.read("INC-8841", "r").await.token();
+    c.b.check_invariants();
+}
+
 /// Who leads a case from a later bundle on decides about later requests.
 #[tokio::test]
 async fn a_later_lead_decides_about_later_requests() {

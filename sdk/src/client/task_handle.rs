@@ -230,7 +230,7 @@ impl TaskHandle {
         let mut send = self.always_send_evidence;
         let mut watch: Option<AccessRequestWatcher> = None;
         let mut streams = true;
-        let mut is_last = false;
+        let (mut is_last, mut waits) = (false, None);
         loop {
             let began = clock.now();
             let left_s = until.since(began).max(0) / 1_000;
@@ -272,11 +272,16 @@ impl TaskHandle {
                 | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
-            if is_last {
-                return answer;
+            // One more request where the wait outlasted the answer: what was decided since is not missed.
+            let is_fresh = clock.now().since(now) < FRESH_ANSWER_MS;
+            match answer {
+                // The answer before it stands, if the last request met a fault that passes.
+                Err(error) if is_last => return waits.ok_or(error),
+                answer if is_last || (left_ms <= 0 && is_fresh) => return answer,
+                Ok(pending) => waits = Some(pending),
+                Err(_) => {}
             }
             if left_ms <= 0 {
-                // What was decided since the last answer is not missed.
                 is_last = true;
                 continue;
             }
@@ -543,6 +548,9 @@ const PAUSE_MS_MAX: i64 = 5_000;
 
 /// Longest time between two requests while a watch is open, in milliseconds.
 const REQUEST_INTERVAL_MS: i64 = 60_000;
+
+/// An answer is not asked again at the end of a wait before it is so old, in milliseconds.
+const FRESH_ANSWER_MS: i64 = 1_000;
 
 /// Time between two requests once a delay is over, in milliseconds.
 const DELAY_RETRY_MS: i64 = 2_000;

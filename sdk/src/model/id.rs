@@ -163,7 +163,8 @@ names! {
 impl GroupId {
     /// The people whom an attribute of a target names. No file can register a person in such a group: its text is no name.
     pub fn of_target(attribute: &str, target: &Target) -> Self {
-        Self(format!("{attribute} of {}::{:?}", target.kind, target.id).into())
+        let id = serde_json::Value::from(target.id.as_str());
+        Self(format!("{attribute} of {}::{id}", target.kind).into())
     }
 
     /// The people whom an attribute of any target names.

@@ -365,6 +365,9 @@ fn a_delay_lifts_its_own_forbid() {
     let longer = "@id(\"slower\") @step_up(\"one-passkey\") @delay(\"1h\") forbid (principal, action == Action::\"case.read\", resource)
         unless { context.approvals.contains(StepUp::\"one-passkey\") || context.waited >= duration(\"1h\") };";
     assert_eq!(delay(&rules(longer)), Some((3_600, String::new())));
+    // Of the delays of a bundle the shortest after which the answer stays.
+    let elsewhere = longer.replace("case.read", "case.note");
+    assert_eq!(delay(&rules(&elsewhere)), Some((1_800, String::new())));
 }
 
 #[test]

@@ -31,6 +31,7 @@ struct Key {
 #[derive(Debug, Clone, Default)]
 struct Registered {
     groups: BTreeSet<GroupId>,
+    target_groups: BTreeSet<GroupId>,
     roles: BTreeSet<Role>,
     keys: BTreeSet<Thumbprint>,
 }
@@ -217,7 +218,8 @@ impl KeyChecker {
             .map(|person| {
                 let keys = person.keys.iter().map(PublicKey::thumbprint).collect();
                 let registered = Registered {
-                    groups: person.all_groups().cloned().collect(),
+                    groups: person.groups.iter().cloned().collect(),
+                    target_groups: person.target_groups.iter().cloned().collect(),
                     roles: person.roles.iter().copied().collect(),
                     keys,
                 };
@@ -361,7 +363,9 @@ impl KeyChecker {
                     .roles
                     .difference(&was.roles)
                     .map(|role| Added::Role(*role));
-                let groups = is.groups.difference(&was.groups).cloned().map(Added::Group);
+                let groups = is.groups.difference(&was.groups);
+                let of_targets = is.target_groups.difference(&was.target_groups);
+                let groups = groups.chain(of_targets).cloned().map(Added::Group);
                 let keys = is.keys.difference(&was.keys).map(|key| Added::Key(*key));
                 let person = returns.then_some(Added::Person);
                 for what in roles.chain(groups).chain(keys).chain(person) {
