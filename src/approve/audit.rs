@@ -6,6 +6,7 @@
 //! signed it, and the relying party is its host, as at the broker. The report lists the origins; the auditor checks that they are the
 //! broker's own.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -204,13 +205,19 @@ impl ApprovalVerifier {
         let rules = read.rules().ok_or(VoteError::VoterUnknown)?;
         let bundle = &rules.bundle;
         let voter = bundle.person(&cast.voter).ok_or(VoteError::VoterUnknown)?;
-        let request = pending(read, &cast.access_request, at)?;
-        let profile = bundle
-            .profile_about(&cast.profile.name, &request.opened.action.target)
+        let on_record = read.access_request(&cast.access_request);
+        let target = on_record.as_ref().map(|r| &r.opened.action.target);
+        let name = &cast.profile.name;
+        let profile = match target {
+            Some(target) => bundle.profile_about(name, target),
+            None => bundle.profile(name).map(Cow::Borrowed),
+        };
+        let profile = profile
             .filter(|p| p.digest() == cast.profile.digest)
             .ok_or(VoteError::ProfileMismatch)?;
         let statement = VoteStatement::parse(statement).map_err(|_| VoteError::Statement)?;
         self.matches_entry(cast, &statement)?;
+        let request = pending(read, &cast.access_request, at)?;
         let realm = self
             .realm
             .as_ref()
