@@ -305,10 +305,10 @@ impl ApprovalVerifier {
         let says = issued.approval.iter().flat_map(|claim| &claim.profiles);
         let says: Vec<ProfileName> = says.cloned().collect();
         let counted: Vec<ProfileName> = tally.satisfied.iter().cloned().collect();
-        // Of a recommendation every profile that people were asked under.
+        // Of a recommendation, and of what waited, every profile that people are asked under to the end.
         let waited_ms = issued.decision.input.waited_ms;
         let mut required = request.required_after(waited_ms).iter();
-        let is_short = request.opened.executor().is_some()
+        let is_short = (request.opened.executor().is_some() || waited_ms != 0)
             && !required.all(|need| tally.satisfied.contains(&need.name));
         if says != counted || is_short {
             return Err(GrantError::Quorum { says, counted });

@@ -274,6 +274,7 @@ pub fn decide<'r>(
     let waited_ms = waiting.map_or(0, |request| {
         silence::waited_ms(
             request,
+            &tally,
             &named.values,
             context.heard_since,
             voter_context,
@@ -364,7 +365,8 @@ pub fn decide<'r>(
         .map_or(0, |recorded| {
             silence::counted_ms(bundle, &question, recorded, waited_ms)
         });
-    // What either agent's rules count.
+    // What either agent's rules count, of what people could be heard for.
+    let shown_ms = waited_ms;
     let waited_ms = question.waited_ms.max(recommender_waited_ms);
     let mut never = BTreeSet::from([verified.agent().owner.clone(), task.owner.clone()]);
     match waiting {
@@ -380,16 +382,22 @@ pub fn decide<'r>(
     }
     let never: Vec<&PersonId> = never.iter().collect();
     // What people were asked for a recommendation, by the rules for both agents; the executor's votes are those, and no others.
-    let recommended: Option<&[ProfileRef]> =
-        handed_over.map(|request| request.required_after(waited_ms));
+    let recommended: Option<&[ProfileRef]> = handed_over.map(|request| request.required_profiles());
     let subject = waiting.map_or(VoteSubject::action(&terms.action.name), |request| {
         VoteSubject::of(request)
     });
+    // Whether the rules for the executor ask other people than those who were asked for both agents.
+    let asks_more = |question: &AuthzRequest<'_>, profiles: &[ProfileRef]| {
+        recommended.is_some_and(|all| {
+            !profiles.iter().all(|need| all.contains(need))
+                && !silence::is_enough(bundle, question, all)
+        })
+    };
     // Whether the action is to be had at all: at once, or once people approve it who can.
-    let is_obtainable = |answer: &AuthzDecision| match answer {
+    let is_obtainable = |question: &AuthzRequest<'_>, answer: &AuthzDecision| match answer {
         AuthzDecision::Allowed { .. } => true,
         AuthzDecision::Needs { profiles, .. } => {
-            if recommended.is_some_and(|all| !profiles.iter().all(|need| all.contains(need))) {
+            if asks_more(question, profiles) {
                 return false;
             }
             let target = &terms.action.target;
@@ -414,12 +422,12 @@ pub fn decide<'r>(
         (frozen, false)
     } else {
         let answer = bundle.authorize(&question);
-        let obtainable = is_obtainable(&answer);
+        let obtainable = is_obtainable(&question, &answer);
         let newest = AuthzRequest {
             evidence_ages: EvidenceAges::ZERO,
             ..question
         };
-        if !obtainable && is_obtainable(&bundle.authorize(&newest)) {
+        if !obtainable && is_obtainable(&newest, &bundle.authorize(&newest)) {
             return Err(ApproveError::StaleEvidence {
                 ages: question.evidence_ages,
                 rules: answer.into_rules(),
@@ -470,7 +478,7 @@ pub fn decide<'r>(
             // People have agreed to what is on record, and the rules ask for more because this call's evidence is older than the one on
             // record: newer evidence answers it, and the record, which all calls share, stays as it is.
             let is_met = own.is_some_and(|request| {
-                let mut required = request.required_after(waited_ms).iter();
+                let mut required = request.required_after(shown_ms).iter();
                 let recorded = request.decision.as_ref();
                 required.all(|need| tally.satisfied.contains(&need.name))
                     && recorded.is_some_and(|recorded| {
@@ -492,11 +500,7 @@ pub fn decide<'r>(
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
             if !obtainable {
-                let asks_more = recommended.is_some_and(|all| {
-                    let mut profiles = decision.required_profiles.iter();
-                    !profiles.all(|need| all.contains(need))
-                });
-                let why = match asks_more {
+                let why = match asks_more(&question, &decision.required_profiles) {
                     true => DeniedReason::ExecutorNotAllowed,
                     false => DeniedReason::NoEligibleApprover,
                 };
@@ -531,9 +535,9 @@ pub fn decide<'r>(
                 let request = waiting.ok_or(ApproveError::NotAllowed)?;
                 return Ok(GateDecision::Recommended(request.opened.access_request));
             }
-            let missing: Vec<ProfileRef> = recommended
+            let missing: Vec<ProfileRef> = handed_over
                 .into_iter()
-                .flatten()
+                .flat_map(|request| request.required_after(waited_ms))
                 .filter(|need| !tally.satisfied.contains(&need.name))
                 .cloned()
                 .collect();

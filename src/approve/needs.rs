@@ -274,50 +274,55 @@ pub fn reassess(
                 facts: &facts,
                 ..AskedInput::of(&recorded.input)
             };
-            // What waits in silence is on record as the bundle and the facts of now have it, also at a time that denies it.
-            let is_other = recorded.policy != bundle.version() || recorded.input.facts != facts;
-            if recorded.delay.is_some()
-                && is_other
-                && let Assessment::Changed(decision) = assess(request, &agent, bundle, &then)
-            {
-                return Reassessment::Changed(decision);
-            }
             // And a count may be lower again: no count forbids more than none.
             let none = CountValues::new();
-            let then = AskedInput {
+            let at_best = AskedInput {
                 counts: &none,
                 ..then
             };
-            return match assess(request, &agent, bundle, &then) {
-                Assessment::Denied => Reassessment::Ends(CloseCause::Policy),
-                Assessment::Same | Assessment::Changed(_) => Reassessment::Same,
-            };
+            if assess(request, &agent, bundle, &at_best) == Assessment::Denied {
+                return Reassessment::Ends(CloseCause::Policy);
+            }
+            // What waits in silence is on record as the bundle and the facts of now have it, also at a time that denies it.
+            match assess(request, &agent, bundle, &then) {
+                Assessment::Changed(decision) if recorded.delay.is_some() => Some(decision),
+                Assessment::Changed(_) | Assessment::Same | Assessment::Denied => None,
+            }
         }
         Assessment::Changed(decision) => Some(decision),
         Assessment::Same => None,
     };
-    let profiles = match &changed {
-        Some(decision) => &decision.required_profiles[..],
-        None => request.required_profiles(),
-    };
-    let defined: Vec<_> = profiles
-        .iter()
-        .filter_map(|need| bundle.profile_about(&need.name, &request.opened.action.target))
-        .collect();
-    let never = hand_over::interested(request, context.executing, context);
-    let never: Vec<&PersonId> = never.iter().collect();
     // Of what is asked anew no approval is there yet.
-    let tally = match &changed {
-        Some(_) => VoteTally::default(),
-        None => votes::tally(request, context, now),
+    let (profiles, tally) = match &changed {
+        Some(decision) => (&decision.required_profiles[..], VoteTally::default()),
+        None => (
+            request.required_profiles(),
+            votes::tally(request, context, now),
+        ),
     };
-    let can_be_met =
-        quorum::can_be_met(&defined, VoteSubject::of(request), &tally, &never, context);
-    match (can_be_met, changed) {
+    match (can_be_met(request, profiles, &tally, context), changed) {
         (false, _) => Reassessment::Ends(CloseCause::NoEligibleApprover),
         (true, Some(decision)) => Reassessment::Changed(decision),
         (true, None) => Reassessment::Same,
     }
+}
+
+/// Whether enough people are left who could approve an agent's access request under these profiles, beside those who have.
+pub(super) fn can_be_met(
+    request: &AccessRequest,
+    profiles: &[ProfileRef],
+    tally: &VoteTally,
+    context: VoterContext<'_>,
+) -> bool {
+    let target = &request.opened.action.target;
+    let defined: Vec<_> = profiles
+        .iter()
+        .filter_map(|need| context.bundle.profile_about(&need.name, target))
+        .collect();
+    let never = hand_over::interested(request, context.executing, context);
+    let never: Vec<&PersonId> = never.iter().collect();
+    let subject = VoteSubject::of(request);
+    quorum::can_be_met(&defined, subject, tally, &never, context)
 }
 
 /// Whether what a proposal is for can still be done: a fact is not set back to the normal value that it has again.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::votes::VoterContext;
+use super::needs;
+use super::votes::{VoteTally, VoterContext};
 use crate::model::*;
 use crate::policy::{AuthzDecision, AuthzRequest, PolicyBundle};
 use crate::state::{AccessRequest, Recorded};
@@ -16,9 +17,10 @@ pub fn is_unopposed(request: &AccessRequest, VoterContext { read, .. }: VoterCon
 }
 
 /// Milliseconds for which an access request waited since people could be heard, under the bundle and the facts that its card showed; 0
-/// before its delay is over.
+/// before its delay is over, and where too few people are left who could approve it, and so could deny it.
 pub fn waited_ms(
     request: &Recorded<'_, AccessRequest>,
+    tally: &VoteTally,
     facts: &FactValues,
     heard_since: Option<Timestamp>,
     context: VoterContext<'_>,
@@ -30,7 +32,8 @@ pub fn waited_ms(
     };
     let is_heard = heard_since.is_some_and(|since| since <= request.required_since);
     let is_shown = decision.policy == context.bundle.version() && decision.input.facts == *facts;
-    match is_heard && is_shown && is_unopposed(request, context) {
+    let has_people = || needs::can_be_met(request, &decision.required_profiles, tally, context);
+    match is_heard && is_shown && is_unopposed(request, context) && has_people() {
         true => waited_ms,
         false => 0,
     }
@@ -38,27 +41,39 @@ pub fn waited_ms(
 
 /// The part of a wait that the rules of a question may count.
 ///
-/// INVARIANT (silence is that of the people who were asked): all of it where their yes would do, and nothing else. Older evidence than the
-/// one on record, and the counts of an executor, make rules ask other people, whom no card named.
+/// INVARIANT (silence is that of the people who were asked): all of it where those whom the card asks after the delay have approved, and
+/// where the approvals of all who were asked would be enough; otherwise nothing. Older evidence than the one on record, and the counts of
+/// an executor, make rules ask other people, whom no card named; a shorter lifetime makes them ask fewer than the card promised to ask.
 pub fn counted_ms(
     bundle: &PolicyBundle,
     question: &AuthzRequest<'_>,
     recorded: &DecisionRecord,
     waited_ms: i64,
 ) -> i64 {
-    if waited_ms == 0 {
+    let mut after_delay = recorded.required_after(waited_ms).iter();
+    let is_approved = after_delay.all(|need| question.approvals.contains(&need.name));
+    if waited_ms == 0 || !is_approved {
         return 0;
     }
-    let asked = recorded.required_profiles.iter().map(|need| &need.name);
+    match is_enough(bundle, question, &recorded.required_profiles) {
+        true => waited_ms,
+        false => 0,
+    }
+}
+
+/// Whether the rules allow what is asked at once, if people approve it under these profiles, too.
+pub fn is_enough(
+    bundle: &PolicyBundle,
+    question: &AuthzRequest<'_>,
+    profiles: &[ProfileRef],
+) -> bool {
+    let names = profiles.iter().map(|need| &need.name);
     let approvals: BTreeSet<ProfileName> =
-        question.approvals.iter().chain(asked).cloned().collect();
+        question.approvals.iter().chain(names).cloned().collect();
     let answered = bundle.authorize(&AuthzRequest {
         approvals: &approvals,
         waited_ms: 0,
         ..*question
     });
-    match answered {
-        AuthzDecision::Allowed { .. } => waited_ms,
-        AuthzDecision::Needs { .. } | AuthzDecision::Denied { .. } => 0,
-    }
+    matches!(answered, AuthzDecision::Allowed { .. })
 }

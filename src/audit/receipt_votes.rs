@@ -358,9 +358,10 @@ pub(super) fn check_token(
         profiles.push(profile);
     }
     let is_satisfied = |need: &ProfileRef| satisfied.contains(&need.name);
-    if request.opened.executor().is_some() && !request.required_after_delay.iter().all(is_satisfied)
-    {
-        return refuse(part, "its recommendation requires other approvals, too");
+    // A recommendation, and what waited, takes everybody whom the card asks to the end.
+    let takes_all = request.opened.executor().is_some() || input.waited_ms != 0;
+    if takes_all && !request.required_after_delay.iter().all(is_satisfied) {
+        return refuse(part, "its access request requires other approvals, too");
     }
     let mut why = "nobody voted for what it required last".to_owned();
     if profiles.is_empty() {

@@ -447,7 +447,11 @@ impl People {
         }
         let target_attribute = fields.optional("target_attribute", attribute);
         let group = match (&target_attribute, fields.get("group")) {
-            (None, _) => fields.required("group", GroupId::parse),
+            (None, None) => {
+                fields.problem("group or target_attribute is missing");
+                None
+            }
+            (None, Some(_)) => fields.required("group", GroupId::parse),
             (Some(attribute), None) => Some(GroupId::of_targets(attribute)),
             (Some(_), Some(_)) => {
                 fields.problem_at(

@@ -302,7 +302,9 @@ impl RuleSet {
         });
         // INVARIANT (a delay lifts only its own forbid): a rule compares how long a request has waited with its own delay, and no other
         // rule knows it.
-        if !waits_alone(policy, delay_s) {
+        // Of a delay that cannot be read the problem above is enough.
+        let is_read = delay_s.is_some() || !annotations.contains_key("delay");
+        if is_read && !waits_alone(policy, delay_s) {
             let message = match annotations.get("delay") {
                 Some(delay) => format!(
                     "context.waited is compared with the rule's own delay alone: write context.waited >= duration(\"{delay}\")"

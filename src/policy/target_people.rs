@@ -36,18 +36,20 @@ pub(super) fn assign(
         })
         .collect();
     for (name, (attribute, quorum)) in asked {
-        let (mut is_known, mut short) = (false, Vec::new());
-        for (target, entity) in store.declared_targets(&types) {
-            let Some(named) = named_people(entity, &attribute) else {
-                continue;
-            };
-            is_known = true;
+        let declared: Vec<_> = store
+            .declared_targets(&types)
+            .map(|(target, entity)| (target, named_people(entity, &attribute)))
+            .collect();
+        let with = declared.iter().filter(|(_, named)| named.is_some());
+        let with: BTreeSet<String> = with.map(|(target, _)| target.kind.clone()).collect();
+        let mut short = Vec::new();
+        for (target, named) in declared {
             let groups = [
                 GroupId::of_target(&attribute, &target),
                 GroupId::of_targets(&attribute),
             ];
             let mut approvers = 0;
-            for person in named {
+            for person in named.into_iter().flatten() {
                 let registered = PersonId::parse(&person).ok();
                 let registered = registered.and_then(|id| people.persons.get_mut(&id));
                 if let Some(person) = registered {
@@ -55,11 +57,11 @@ pub(super) fn assign(
                     approvers += u32::from(person.roles.contains(&super::Role::Approver));
                 }
             }
-            if approvers < quorum {
+            if approvers < quorum && with.contains(&target.kind) {
                 short.push(target);
             }
         }
-        if !is_known {
+        if with.is_empty() {
             let message = format!(
                 "profile {name}: no target of entities.json has the attribute \"{attribute}\" as a text or a set of texts; its values are ids of people"
             );

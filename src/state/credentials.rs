@@ -333,7 +333,7 @@ impl CredentialStore {
             .update_or_default(gain.person.clone(), |person| {
                 let added = &mut person.additions;
                 added.roles.extend(gain.roles.iter().map(|r| (*r, index)));
-                let groups = gain.groups.iter().cloned();
+                let groups = gain.groups.iter().chain(&gain.target_groups).cloned();
                 added.groups.extend(groups.map(|group| (group, index)));
                 added.keys.extend(gain.keys.iter().map(|k| (*k, index)));
             });

@@ -78,7 +78,7 @@ pub fn people_sentences(before: &PolicyBundle, after: &PolicyBundle) -> Vec<Stri
     changes
         .iter()
         .map(PersonChange::sentence)
-        .chain(gains.iter().map(PersonGain::sentence))
+        .chain(gains.iter().filter_map(PersonGain::sentence))
         .collect()
 }
 
@@ -141,9 +141,6 @@ fn not_returning<'a>(
     returning.iter().find(|person| !returns(person))
 }
 
-/// Most groups that a sentence names: a person may be in that of each target.
-const NAMED_MAX: usize = 8;
-
 /// What a policy bundle gives a person who was registered before, or comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PersonGain {
@@ -153,30 +150,27 @@ pub struct PersonGain {
     pub roles: Vec<Role>,
     /// Groups.
     pub groups: Vec<GroupId>,
+    /// The groups of targets that name the person. The bundle's targets say it too, and the sentence does not repeat it.
+    pub target_groups: Vec<GroupId>,
     /// Keys, by their thumbprints.
     pub keys: Vec<Thumbprint>,
 }
 
 impl PersonGain {
-    /// What the person gets, in one sentence.
-    pub fn sentence(&self) -> String {
+    /// What `people.toml` gives the person, in one sentence; nothing where targets alone name them.
+    pub fn sentence(&self) -> Option<String> {
         let roles = self
             .roles
             .iter()
             .map(|role| format!("the role {}", role.as_str()));
-        let groups = self.groups.iter().take(NAMED_MAX);
-        let groups = groups.map(|group| format!("the group {group}"));
-        let more = match self.groups.len().saturating_sub(NAMED_MAX) {
-            0 => None,
-            more => Some(format!("{more} more groups")),
-        };
+        let groups = self.groups.iter().map(|group| format!("the group {group}"));
         let keys = match self.keys.len() {
             0 => None,
             1 => Some("1 registered key".to_owned()),
             n => Some(format!("{n} registered keys")),
         };
-        let all: Vec<String> = roles.chain(groups).chain(more).chain(keys).collect();
-        format!("{} gets {}", self.person, all.join(", "))
+        let all: Vec<String> = roles.chain(groups).chain(keys).collect();
+        (!all.is_empty()).then(|| format!("{} gets {}", self.person, all.join(", ")))
     }
 }
 
@@ -196,18 +190,20 @@ pub(super) fn person_gains(before: Option<&PolicyBundle>, after: &PolicyBundle) 
             .copied()
             .filter(|r| !had_role(r))
             .collect();
-        let groups: Vec<GroupId> = person
-            .all_groups()
-            .filter(|g| !had_group(g))
-            .cloned()
-            .collect();
+        let new = |groups: &BTreeSet<GroupId>| -> Vec<GroupId> {
+            let new = groups.iter().filter(|group| !had_group(group));
+            new.cloned().collect()
+        };
+        let (groups, target_groups) = (new(&person.groups), new(&person.target_groups));
         let new_keys = person.keys.iter().filter(|key| !had_key(key));
         let keys: Vec<Thumbprint> = new_keys.map(PublicKey::thumbprint).collect();
-        let is_news = !roles.is_empty() || !groups.is_empty() || !keys.is_empty();
+        let has_groups = !groups.is_empty() || !target_groups.is_empty();
+        let is_news = !roles.is_empty() || has_groups || !keys.is_empty();
         is_news.then(|| PersonGain {
             person: person.id.clone(),
             roles,
             groups,
+            target_groups,
             keys,
         })
     };

@@ -153,6 +153,13 @@ impl Draft {
         self
     }
 
+    /// With events before the others, in the same append.
+    #[must_use]
+    pub fn after(mut self, first: Vec<Event>) -> Self {
+        self.events.splice(0..0, first);
+        self
+    }
+
     /// With blobs that the events name by their hash.
     #[must_use]
     pub fn with_blobs(mut self, blobs: impl IntoIterator<Item = Blob>) -> Self {

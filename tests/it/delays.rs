@@ -6,6 +6,7 @@ use dipylon_sdk::card::{AccessRequestStatus, CardDelay, render_chat};
 use dipylon_sdk::model::*;
 
 use crate::support::own_key::OwnKey;
+use crate::support::passkey_votes::{approve, deny};
 use crate::support::*;
 
 const CARD: &str = "dipylon.v1.ApprovalService/GetCard";
@@ -94,23 +95,71 @@ impl Delays {
     }
 }
 
-fn ballot(verdict: Verdict) -> VoteInput {
-    VoteInput {
-        profile: ProfileName::parse("one-security").expect("profile"),
-        verdict,
-        narrowing: Narrowing::default(),
-        comment: None,
-        policy: None,
-        facts: None,
-    }
-}
-
 async fn pass(b: &TestBroker, seconds: u32) {
     for _ in 0..seconds / 20 {
         b.manual_clock.advance_millis(20_000);
         b.broker.maintenance_tick().await.expect("tick");
     }
     b.manual_clock.advance_millis(seconds % 20 * 1_000);
+}
+
+/// The assistant recommends ending a session, and the responder executes it; both bring evidence of the moment.
+struct Recommended<'b> {
+    b: &'b TestBroker,
+    assistant: TestAgent,
+    responder: TestAgent,
+    recommends: TaskId,
+    executes: TaskId,
+}
+
+impl<'b> Recommended<'b> {
+    async fn by(b: &'b TestBroker) -> Self {
+        let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
+        Self {
+            recommends: b.open_task(&assistant).await,
+            executes: b.open_task(&responder).await,
+            b,
+            assistant,
+            responder,
+        }
+    }
+
+    async fn ask(
+        &self,
+        (agent, task): (&TestAgent, TaskId),
+        key: &str,
+        recommendation: Option<AccessRequestId>,
+    ) -> Result<TokenReply, Refusal> {
+        let input = RequestTokenInput {
+            task,
+            action: action("session.end", "Account", "ann", IDP, &[]),
+            ttl: 300,
+            reason: None,
+            idempotency_key: IdempotencyKey::parse(key).expect("key"),
+            wait_ms: 0,
+            evidence: Some(self.b.svid(agent)),
+            executor: None,
+            recommendation,
+        };
+        self.b.request_with(agent, input).await
+    }
+
+    async fn recommend(&self) -> Result<TokenReply, Refusal> {
+        self.ask((&self.assistant, self.recommends), "r", None)
+            .await
+    }
+
+    async fn execute(&self, id: AccessRequestId) -> Result<TokenReply, Refusal> {
+        self.ask((&self.responder, self.executes), "e", Some(id))
+            .await
+    }
+}
+
+/// A profile of one of the security group, by key.
+fn one_of_security(name: &str) -> String {
+    format!(
+        "\n[profile.{name}]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
+    )
 }
 
 fn names(needs: &[ProfileState]) -> Vec<&str> {
@@ -270,26 +319,46 @@ async fn a_delay_that_the_request_does_not_live_to_see_is_not_shown() {
     d.b.check_invariants();
 }
 
-/// A delay lifts its own forbid and replaces nobody whom another rule asks for.
-#[tokio::test]
-async fn a_delay_replaces_no_other_rule() {
+/// What waited, and was collected with the approval that another rule asks for.
+pub async fn collected() -> TestBroker {
     let d = Delays::with(environment(&format!("{RULE}{AND_ANOTHER}"))).await;
     let asked = d.ask("s").await.pending();
     assert_eq!(names(&asked.needs), ["one-passkey", "one-security"]);
     let needs = vec![ProfileName::parse("one-passkey").expect("profile")];
     let at = d.b.now().plus_secs(600);
     assert_eq!(asked.delay, Some(CardDelay { at, needs }));
-    d.pass(600).await;
-    d.ask("s").await.pending();
-    let shown = d.card(asked.access_request);
-    let since = format!("only one-passkey since {at}: nobody has said no");
+    d.pass(500).await;
+    let id = asked.access_request;
+    d.b.approve("lee", id, "one-passkey").await;
+    // Whoever has approved can do nothing but deny it, and so it stays in the inbox.
+    let call =
+        d.b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "lee");
+    let mine = InboxQuery {
+        mine: true,
+        ..first_inbox_page()
+    };
+    let inbox = d.b.broker.inbox(&call, &mine).expect("inbox");
+    assert_eq!((inbox.rows.len(), inbox.rows[0].vote.is_ok()), (1, false));
+    d.pass(100).await;
+    let shown = d.card(id);
+    let since = format!("allowed since {at}: nobody has said no");
     assert!(shown.contains(&since), "{shown}");
-    d.b.approve("lee", asked.access_request, "one-passkey")
-        .await;
     let issued = d.ask("s").await.token().issued;
     let claim = issued.approval.as_ref().expect("approved");
     assert_eq!(claim.profiles[0].as_str(), "one-passkey");
-    d.b.check_invariants();
+    d.b
+}
+
+/// A delay lifts its own forbid and replaces nobody whom another rule asks for.
+#[tokio::test]
+async fn a_delay_replaces_no_other_rule() {
+    collected().await.check_invariants();
+    let d = Delays::with(environment(&format!("{RULE}{AND_ANOTHER}"))).await;
+    let asked = d.ask("s").await.pending();
+    d.pass(600).await;
+    d.ask("s").await.pending();
+    let shown = d.card(asked.access_request);
+    assert!(shown.contains("only one-passkey since"), "{shown}");
 }
 
 /// What silence would let through is what people were shown: with older evidence than theirs a rule asks that no card named.
@@ -378,11 +447,6 @@ when { context.ttl > duration("4m") && context.now >= datetime("FROM") && contex
 /// What is left after a delay depends on who has approved: the profile that a delay would lift may be another one's by then.
 #[tokio::test]
 async fn a_yes_for_one_of_several_profiles_keeps_the_delay() {
-    let profile = |name: &str| {
-        format!(
-            "\n[profile.{name}]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
-        )
-    };
     let forbid = |id: &str, remedy: &str, by: &str| {
         format!(
             "@id(\"{id}\") {remedy} forbid (principal, action == Action::\"session.end\", resource) unless {{ {by} }};\n"
@@ -403,7 +467,8 @@ async fn a_yes_for_one_of_several_profiles_keeps_the_delay() {
     ];
     let mut env = environment(&rules.concat());
     env.policy = env.policy_with("people.toml", |text| {
-        [text, &profile("a"), &profile("b"), &profile("c")].concat()
+        let all = ["a", "b", "c"].map(one_of_security);
+        [text, &all.concat()].concat()
     });
     let d = Delays::with(env).await;
     let asked = d.ask("s").await.pending();
@@ -485,7 +550,7 @@ async fn silence_gives_no_more_than_the_one_who_answered() {
             max_ttl: Some(60),
             max_uses: None,
         },
-        ..ballot(Verdict::Approve)
+        ..approve()
     };
     let lee = &d.b.env.keys["lee"];
     d.b.vote_with(lee, id, narrow).await.expect("counts");
@@ -505,13 +570,9 @@ async fn a_no_with_a_key_from_after_the_opening_is_heard() {
         d.b.env
             .policy_with("people.toml", |text| format!("{text}{}", second.row("lee")));
     d.b.apply_policy(files).await.expect("in force");
-    let refusal =
-        d.b.vote_with(&second.key, id, ballot(Verdict::Approve))
-            .await;
+    let refusal = d.b.vote_with(&second.key, id, approve()).await;
     assert_eq!(refusal.expect_err("too new").reason, Reason::NotEligible);
-    d.b.vote_with(&second.key, id, ballot(Verdict::Deny))
-        .await
-        .expect("heard");
+    d.b.vote_with(&second.key, id, deny()).await.expect("heard");
     let denied = d.ask("s").await.denied();
     assert_eq!(denied.why, DeniedReason::DeniedByApprover);
     d.b.check_invariants();
@@ -524,43 +585,24 @@ async fn a_recommendation_is_handed_over_after_a_delay() {
     let rule = RULE.replace("one-security", "one-release");
     let always = AND_ANOTHER.replace("one-passkey", "one-security");
     let mut env = environment(&format!("{rule}{always}"));
-    let people = env.policy_with("people.toml", |text| {
-        format!(
-            "{text}\n[profile.one-release]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
-        )
+    env.policy = env.policy_with("people.toml", |text| {
+        [text, &one_of_security("one-release")].concat()
     });
-    env.policy = people;
     let d = Delays::with(env).await;
-    let b = &d.b;
-    let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
-    let recommends = b.open_task(&assistant).await;
-    let executes = b.open_task(&responder).await;
-    let ask = |agent: &TestAgent, task, key: &str, recommendation| RequestTokenInput {
-        task,
-        action: action("session.end", "Account", "ann", IDP, &[]),
-        ttl: 300,
-        reason: None,
-        idempotency_key: IdempotencyKey::parse(key).expect("key"),
-        wait_ms: 0,
-        evidence: Some(b.svid(agent)),
-        executor: None,
-        recommendation,
-    };
-    let recommend = || b.request_with(&assistant, ask(&assistant, recommends, "r", None));
-    let asked = recommend().await.pending();
+    let (b, both) = (&d.b, Recommended::by(&d.b).await);
+    let asked = both.recommend().await.pending();
     let id = asked.access_request;
-    let execute = || b.request_with(&responder, ask(&responder, executes, "e", Some(id)));
     assert_eq!(names(&asked.needs), ["one-release", "one-security"]);
     let needs = vec![ProfileName::parse("one-security").expect("profile")];
     let at = b.now().plus_secs(600);
     assert_eq!(asked.delay, Some(CardDelay { at, needs }));
     pass(b, 590).await;
     b.approve("dana", id, "one-security").await;
-    execute().await.pending();
+    both.execute(id).await.pending();
     pass(b, 10).await;
-    let recommended = recommend().await.recommended();
+    let recommended = both.recommend().await.recommended();
     assert_eq!(recommended.access_request, id);
-    let issued = execute().await.token().issued;
+    let issued = both.execute(id).await.token().issued;
     assert_eq!(issued.decision.input.waited_ms, 600_000);
     let claim = issued.approval.as_ref().expect("approved");
     assert_eq!(claim.profiles[0].as_str(), "one-security");
@@ -587,40 +629,122 @@ async fn a_delay_of_both_agents_is_handed_over() {
     ];
     let mut env = environment(&rules.concat());
     env.policy = env.policy_with("people.toml", |text| {
-        let profile = |name: &str| {
-            format!(
-                "\n[profile.{name}]\ngroup = \"security\"\nquorum = 1\nwait = \"15m\"\ngood_for = \"15m\"\nmethod = \"key\"\n"
-            )
-        };
-        [text, &profile("one"), &profile("two")].concat()
+        [text, &one_of_security("one"), &one_of_security("two")].concat()
     });
     let d = Delays::with(env).await;
-    let b = &d.b;
-    let (assistant, responder) = (b.agent("assistant"), b.agent("responder"));
-    let recommends = b.open_task(&assistant).await;
-    let executes = b.open_task(&responder).await;
-    let ask = |agent: &TestAgent, task, key: &str, recommendation| RequestTokenInput {
-        task,
-        action: action("session.end", "Account", "ann", IDP, &[]),
-        ttl: 300,
-        reason: None,
-        idempotency_key: IdempotencyKey::parse(key).expect("key"),
-        wait_ms: 0,
-        evidence: Some(b.svid(agent)),
-        executor: None,
-        recommendation,
-    };
-    let asked = b
-        .request_with(&assistant, ask(&assistant, recommends, "r", None))
-        .await
-        .pending();
+    let (b, both) = (&d.b, Recommended::by(&d.b).await);
+    let asked = both.recommend().await.pending();
     assert_eq!(names(&asked.needs), ["one-security", "two"]);
     let id = asked.access_request;
     pass(b, 600).await;
+    // Before everybody is asked whom the card asks to the end, the executor waits like the agent that recommends.
+    both.execute(id).await.pending();
     b.approve("dana", id, "one-security").await;
-    let execute = b.request_with(&responder, ask(&responder, executes, "e", Some(id)));
-    let issued = execute.await.token().issued;
+    let issued = both.execute(id).await.token().issued;
     assert_eq!(issued.decision.input.waited_ms, 600_000);
     b.receipt(issued.jti).await;
     b.check_invariants();
+}
+
+/// Whom the card asks after the delay has to approve, also where the agent asks for less then.
+#[tokio::test]
+async fn silence_replaces_nobody_whom_the_card_asks_to_the_end() {
+    let rules = r#"
+@id("p") @step_up("p") @delay("10m")
+forbid (principal, action == Action::"session.end", resource)
+unless { context.approvals.contains(StepUp::"p") || context.waited >= duration("10m") };
+@id("q-for-long") @step_up("q")
+forbid (principal, action == Action::"session.end", resource)
+unless { context.ttl <= duration("4m") || context.approvals.contains(StepUp::"q") };
+@id("q") @step_up("q") @delay("10m")
+forbid (principal, action == Action::"session.end", resource)
+unless { context.approvals.contains(StepUp::"q") || context.waited >= duration("10m") };
+"#;
+    let mut env = environment(rules);
+    env.policy = env.policy_with("people.toml", |text| {
+        [text, &one_of_security("p"), &one_of_security("q")].concat()
+    });
+    let d = Delays::with(env).await;
+    let asked = d.ask("s").await.pending();
+    let needs = vec![ProfileName::parse("q").expect("profile")];
+    assert_eq!(asked.delay.map(|delay| delay.needs), Some(needs));
+    d.pass(600).await;
+    let short = async || {
+        let evidence = Some(d.b.svid(&d.triage));
+        let end = action("session.end", "Account", "ann", IDP, &[]);
+        d.b.request_token_with_evidence(&d.triage, d.task, &end, 200, "s", evidence)
+            .await
+    };
+    short().await.pending();
+    d.b.approve("lee", asked.access_request, "q").await;
+    short().await.token();
+    d.b.check_invariants();
+}
+
+/// Keys that are gone when the time is over could have said no until then; the gate looks for them itself.
+#[tokio::test]
+async fn the_gate_asks_who_could_say_no() {
+    let d = Delays::start().await;
+    d.ask("s").await.pending();
+    d.pass(600).await;
+    for person in ["lee", "maria", "dana"] {
+        d.b.revoke_keys_of(person, None).await.expect("revoked");
+    }
+    let denied = d.ask("s").await.denied();
+    assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
+    d.b.check_invariants();
+}
+
+/// Where nobody is left who could say no, silence says nothing, and the request ends, also at a time that denies it.
+#[tokio::test]
+async fn silence_of_nobody_is_none() {
+    let mut env = environment("");
+    let from = Timestamp::from_secs(1_800_000_100);
+    let night = format!(
+        "@id(\"night\") forbid (principal, action == Action::\"session.end\", resource) \
+         when {{ context.ttl > duration(\"4m\") && context.now >= datetime(\"{from}\") }};"
+    );
+    env.policy
+        .insert("rules/90-delay.cedar".to_owned(), format!("{RULE}{night}"));
+    let d = Delays::with(env).await;
+    let id = d.ask("s").await.pending().access_request;
+    d.pass(120).await;
+    for person in ["lee", "maria", "dana"] {
+        d.b.revoke_keys_of(person, None).await.expect("revoked");
+    }
+    d.b.manual_clock.advance_millis(3_000);
+    d.b.broker.maintenance_tick().await.expect("tick");
+    let request = d.b.broker.show().access_request(&id).expect("on record");
+    assert!(!request.is_pending(d.b.now()), "{:?}", request.status);
+    d.b.check_invariants();
+}
+
+/// An agent that ends its task while a person is about to say no has had the answer: silence elsewhere is none.
+#[tokio::test]
+async fn a_task_that_ends_takes_no_denial_back() {
+    let d = Delays::start().await;
+    d.ask("s").await.pending();
+    let triage = d.b.agent("triage");
+    let other = Delays {
+        task: d.b.open_task(&triage).await,
+        triage,
+        b: d.b,
+    };
+    let id = other.ask_about("cara", "t").await.pending().access_request;
+    let b = &other.b;
+    b.begin_vote("lee", id, "one-security", Verdict::Deny)
+        .await
+        .expect("begun");
+    b.complete_task(&other.triage, other.task)
+        .await
+        .expect("ends");
+    let d = Delays {
+        triage: d.triage,
+        task: d.task,
+        b: other.b,
+    };
+    assert_eq!(d.ask("s").await.pending().delay, None);
+    d.pass(600).await;
+    d.ask("s").await.pending();
+    d.b.check_invariants();
 }

@@ -704,3 +704,20 @@ async fn forged_entry_is_refused_by_number() {
     history.copy.store(b, &dir);
     start(&dir).await.expect("starts");
 }
+
+/// A token that silence let through has the approvals that the card asked for to the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_by_silence_lacks_no_approval() {
+    let b = crate::delays::collected().await;
+    let mut copy = JournalCopy::read(&b);
+    let at = copy.find(|e| matches!(e, Event::TokenIssued(f) if f.decision.input.waited_ms > 0));
+    let Event::TokenIssued(issued) = &mut copy.entries[at].event else {
+        panic!("no mint")
+    };
+    issued.approval = None;
+    let temp = tempfile::tempdir().expect("dir");
+    let dir = temp.path().join("forged");
+    copy.store(&b, &dir);
+    let found = audit(&dir);
+    assert!(found.contains("lacks approvals that"), "{found}");
+}

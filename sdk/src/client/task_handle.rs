@@ -240,10 +240,13 @@ impl TaskHandle {
             };
             let answer = self.request(request, &key, wait_s, send).await;
             let now = clock.now();
+            // Evidence is fetched again when the broker requires it, not for every request.
+            let required_now = match &answer {
+                Ok(TokenOutcome::Pending(pending)) => pending.send_evidence() && !send,
+                Ok(_) | Err(_) => false,
+            };
             let pause_ms = match &answer {
                 Ok(TokenOutcome::Pending(pending)) => {
-                    // Evidence is fetched again when the broker requires it, not for every request.
-                    let required_now = pending.send_evidence() && !send;
                     send = pending.send_evidence();
                     let id = pending.access_request_id();
                     if required_now {
@@ -272,12 +275,13 @@ impl TaskHandle {
                 | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
-            // One more request where the wait outlasted the answer: what was decided since is not missed.
+            // One more request where the wait outlasted the answer, or the broker requires evidence: what was decided is not missed.
             let is_fresh = clock.now().since(now) < FRESH_ANSWER_MS;
+            let is_over = is_last || (left_ms <= 0 && is_fresh);
             match answer {
                 // The answer before it stands, if the last request met a fault that passes.
-                Err(error) if is_last => return waits.ok_or(error),
-                answer if is_last || (left_ms <= 0 && is_fresh) => return answer,
+                Err(error) if is_over => return waits.ok_or(error),
+                answer if is_over && !required_now => return answer,
                 Ok(pending) => waits = Some(pending),
                 Err(_) => {}
             }

@@ -212,7 +212,8 @@ impl Broker {
         };
         let statement = &pending.statement;
         let request = self.open_for_votes(read, call, &id, now)?;
-        if let Some(step) = self.reassess_first(read, &request, &rules, now) {
+        let denies = statement.verdict == Verdict::Deny;
+        if let Some(step) = self.reassess_first(read, &request, &rules, (now, denies)) {
             return Ok(step);
         }
         // INVARIANT (a yes is for what was shown): the facts are those of the card.

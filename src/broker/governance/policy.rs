@@ -483,7 +483,7 @@ impl PeopleSummary {
         let changes = registration.changes.iter().map(describe);
         Self {
             changes: changes
-                .chain(registration.gains.iter().map(PersonGain::sentence))
+                .chain(registration.gains.iter().filter_map(PersonGain::sentence))
                 .collect(),
             warnings: registration.dead.iter().map(dead).collect(),
         }

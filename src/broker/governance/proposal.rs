@@ -460,7 +460,7 @@ fn summary(
         all.push(NOBODY_COULD_CHANGE.to_owned());
     }
     let people = registration.changes.iter().map(PersonChange::sentence);
-    let people = people.chain(registration.gains.iter().map(PersonGain::sentence));
+    let people = people.chain(registration.gains.iter().filter_map(PersonGain::sentence));
     all.extend(sentences::summary(
         before,
         after,

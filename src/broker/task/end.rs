@@ -103,7 +103,24 @@ impl Broker {
         done.await.map(|_| ())
     }
 
-    /// Ends a task by one entry; a task that has ended answers with its first end.
+    /// The cancellations of the task's access requests that a person has begun to vote on: an agent that ends its task then is counted as
+    /// having had an answer, as one that cancels.
+    fn begun_denials(&self, read: &Read, task: &TaskRecord, now: Timestamp) -> Vec<Event> {
+        let requests = self.show().requests_of_task(&task.opened.task);
+        let ids = requests.iter().map(|request| request.opened.access_request);
+        ids.filter(|id| self.has_pending_statement(id, now))
+            .filter_map(|id| read.access_request(&id).filter(|r| r.is_pending(now)))
+            .map(|request| {
+                Event::AccessRequestClosed(AccessRequestClosed {
+                    access_request: request.opened.access_request,
+                    cause: CloseCause::Cancelled,
+                    voting_started: true,
+                })
+            })
+            .collect()
+    }
+
+    /// Ends a task by one append; a task that has ended answers with its first end.
     ///
     /// A crash before the append leaves the task running and the caller without an answer. The end is enforced here from before
     /// the append; one that fails is journalled as soon as the journal takes entries again.
@@ -143,7 +160,12 @@ impl Broker {
                 if task.ended.is_some() {
                     return Ok(Step::Answer(()));
                 }
-                let draft = revocation.end_of(&task, self.now());
+                let now = self.now();
+                let denied = match order {
+                    EndOrder::Agent(..) => self.begun_denials(read, &task, now),
+                    EndOrder::Operator(_) => Vec::new(),
+                };
+                let draft = revocation.end_of(&task, now).after(denied);
                 Ok(Step::Revoke(draft, revocation, ()))
             })
             .await?;

@@ -12,7 +12,7 @@ use super::samples::{Answer, RuleCase, Samples, profiles_of};
 use super::values::{Assignment, BINDING, Sample};
 use crate::model::{
     Action, AgentId, Audience, CountName, CountValues, EvidenceAges, EvidenceKind, FactName,
-    FactValues, Param, PersonId, ProfileName, ProfileRef, RegisteredAgent, Reversibility, Target,
+    FactValues, Param, PersonId, ProfileName, RegisteredAgent, Reversibility, Target,
 };
 use crate::policy::catalogue::CatalogueAction;
 use crate::policy::files::{self, BundleFiles, PEOPLE, SCHEMA};
@@ -216,82 +216,71 @@ pub(super) fn irreversible<'b>(
     }
 }
 
-/// Delays after which other people would be asked than before, so that people are never told of them.
+/// Delays that change nothing for any request: after them as many people are asked as before, or others.
 pub(super) fn delays<'b>(samples: &Samples<'b>, cases: &[RuleCase<'b>], report: &mut Report<'_>) {
     let bundle = samples.bundle;
-    let Some(longest) = bundle.rules.delays_s.last() else {
-        return;
-    };
-    let waited_ms = i64::from(*longest).saturating_mul(1_000);
-    let mut told = BTreeSet::new();
+    let delayed: Vec<&RuleCase<'b>> = cases
+        .iter()
+        .filter(|case| case.info.delay_s.is_some())
+        .collect();
+    // Of each rule whether its delay changed a decision, or else a request that asks for its people.
+    let mut found: BTreeMap<&str, Result<(), String>> = BTreeMap::new();
     let mut left = DECISIONS_MAX;
     for action in bundle.catalogue.actions() {
-        let of_action = |case: &&RuleCase<'b>| case.has_action(&action.name);
-        let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
-        if in_scope.iter().all(|case| case.info.delay_s.is_none()) {
+        if !delayed.iter().any(|case| case.has_action(&action.name)) {
             continue;
         }
+        let of_action = |case: &&RuleCase<'b>| case.has_action(&action.name);
+        let in_scope: Vec<_> = cases.iter().filter(of_action).collect();
         let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
         for agent in bundle.agents().filter(has_it) {
-            let executors = agent.executors.iter().map(Some);
-            let alone = agent.executors.is_empty().then_some(None);
-            for executor in executors.chain(alone) {
-                let other_people = |asked: &AuthzRequest<'_>, decision: &AuthzDecision| {
-                    let AuthzDecision::Needs {
-                        profiles,
-                        delay: None,
-                        rules,
-                        ..
-                    } = decision
-                    else {
+            for executor in executors_of(agent) {
+                let note = |asked: &AuthzRequest<'_>, decision: &AuthzDecision| {
+                    let AuthzDecision::Needs { delay, rules, .. } = decision else {
                         return false;
                     };
-                    let later = bundle.authorize(&AuthzRequest {
-                        waited_ms,
-                        ..*asked
-                    });
-                    let AuthzDecision::Needs { profiles: then, .. } = later else {
-                        return false;
-                    };
-                    let mut delayed = rules.iter().filter_map(|rule| bundle.rule(&rule.id));
-                    let delayed = delayed.find(|rule| rule.delay_s.is_some());
-                    let is_other = then.iter().any(|need| !profiles.contains(need));
-                    if let Some(rule) = delayed.filter(|_| is_other)
-                        && told.insert(rule.id.clone())
-                    {
-                        let names = |needs: &[ProfileRef]| {
-                            let names = needs.iter().map(|need| need.name.as_str());
-                            names.collect::<Vec<_>>().join(" and ")
+                    for case in &delayed {
+                        if !rules.iter().any(|rule| *rule.id == *case.info.id) {
+                            continue;
+                        }
+                        let scene = || {
+                            format!(
+                                "{} on {} of {}",
+                                asked.action.name, asked.action.target, agent.id
+                            )
                         };
-                        let message = format!(
-                            "@delay changes nothing for {} of {}: after it {} would be asked instead of {}, and a request is put to the same people all \
-                             the time; ask both in the rule (@step_up(\"one + another\")), or remove @delay",
-                            action.name,
-                            agent.id,
-                            names(&then),
-                            names(profiles)
-                        );
-                        let at = location::annotation(&rule.text, "delay");
-                        report.rule(Check::DelayChangesNothing, rule, at, message);
+                        let known = found.entry(&case.info.id).or_insert_with(|| Err(scene()));
+                        if delay.is_some() {
+                            *known = Ok(());
+                        }
                     }
                     false
                 };
-                let extent = (executor, SampleCounts::FEW);
-                decides_once(
-                    samples,
-                    &in_scope,
-                    agent,
-                    action,
-                    extent,
-                    &mut left,
-                    other_people,
-                );
+                let extent = (executor, SampleCounts::ALL);
+                decides_once(samples, &in_scope, agent, action, extent, &mut left, note);
             }
         }
     }
     if left == 0 {
         report.not_asked(Check::DelayChangesNothing, DECISIONS_MAX);
+        return;
     }
+    for case in delayed {
+        if let Some(Err(scene)) = found.get(&*case.info.id) {
+            let message = format!(
+                "@delay changes nothing, such as for {scene}: another rule asks the same people all the time, or others would be asked after it; give \
+                 that rule the same delay, ask for both profiles in one rule (@step_up(\"one + another\")), or remove @delay"
+            );
+            let at = location::annotation(&case.info.text, "delay");
+            report.rule(Check::DelayChangesNothing, case.info, at, message);
+        }
+    }
+}
+
+/// The agents that may execute what an agent recommends; of any other agent nobody, once.
+fn executors_of(agent: &RegisteredAgent) -> impl Iterator<Item = Option<&AgentId>> {
+    let alone = agent.executors.is_empty().then_some(None);
+    agent.executors.iter().map(Some).chain(alone)
 }
 
 /// How many requests and moments are tried for one agent, action and target.
@@ -409,9 +398,7 @@ pub(super) fn quorums_together<'b>(
             .collect();
         let has_it = |agent: &&Arc<RegisteredAgent>| agent.ceiling.contains(&action.name);
         for agent in bundle.agents().filter(has_it) {
-            let executors = agent.executors.iter().map(Some);
-            let alone = agent.executors.is_empty().then_some(None);
-            let with_owners = executors.chain(alone).zip(bundle.owners_of(agent));
+            let with_owners = executors_of(agent).zip(bundle.owners_of(agent));
             // Where every profile at once has enough people no request can need more.
             let is_short = |(_, owners): &(Option<&AgentId>, BTreeSet<PersonId>)| {
                 !has_enough_people(bundle, owners, &all)

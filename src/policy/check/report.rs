@@ -45,7 +45,7 @@ pub(super) enum Check {
     NoAudience,
     /// An agent can have an irreversible action without anybody's approval.
     IrreversibleAlone,
-    /// After the delay of a rule other people would be asked than before.
+    /// After the delay of a rule as many people are asked as before, or others.
     DelayChangesNothing,
     /// No rule reads a fact.
     UnreadFact,

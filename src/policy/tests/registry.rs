@@ -227,4 +227,19 @@ fn people_of_targets() {
         )),
         "{warned:?}"
     );
+
+    // A case without a lead is named, where others have one.
+    let mut files = profile("target_attribute = \"lead\"");
+    let schema = files.get_mut("schema.cedarschema").expect("schema");
+    *schema = schema.replace("entity Case = {", "entity Case = {\n  lead?: String,");
+    let entities = files.get_mut("entities.json").expect("entities");
+    *entities = entities.replacen("\"title\":", "\"lead\": \"lee\", \"title\":", 1);
+    let bundle = load(files).expect("loads");
+    let warned: Vec<String> = bundle.warnings().iter().map(ToString::to_string).collect();
+    assert!(
+        warned
+            .iter()
+            .any(|text| text.contains("of Case::INC-8850 names fewer approvers")),
+        "{warned:?}"
+    );
 }

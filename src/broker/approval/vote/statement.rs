@@ -85,7 +85,7 @@ impl Broker {
         let now = self.now();
         let rules = self.require_person(read, call, voter)?;
         let request = self.open_for_votes(read, call, &id, now)?;
-        if let Some(step) = self.reassess_first(read, &request, &rules, now) {
+        if let Some(step) = self.reassess_first(read, &request, &rules, (now, false)) {
             return Ok(step);
         }
         let vote = (&input.profile, input.verdict);
@@ -147,17 +147,21 @@ impl Broker {
         Ok(Step::Answer(Ok((statement, facts))))
     }
 
-    /// The entry about what an access request requires now, before a vote on what it required when its card was shown.
+    /// The entry about what an access request requires now, before a vote on what it required when its card was shown. `denies`: the vote
+    /// is a denial, which counts as one also where the request ends by this entry.
     pub(super) fn reassess_first<T>(
         &self,
         read: &Read,
         request: &Recorded<'_, AccessRequest>,
         rules: &ActivePolicy,
-        now: Timestamp,
+        (now, denies): (Timestamp, bool),
     ) -> Option<Step<Result<T, VoteRefusal>>> {
-        let event = self.reassessed(read, request, rules, now)?;
-        let why = match &event {
-            Event::AccessRequestClosed(_) => VoteRefusal::Ended,
+        let mut event = self.reassessed(read, request, rules, now)?;
+        let why = match &mut event {
+            Event::AccessRequestClosed(closed) => {
+                closed.voting_started = denies;
+                VoteRefusal::Ended
+            }
             _ => VoteRefusal::Reassessed,
         };
         let draft = Draft::one(event).not_after(request.opened.expires_at);
